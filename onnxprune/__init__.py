@@ -1,0 +1,39 @@
+"""Prune exported ONNX CNNs, and prove it with onnxruntime.
+
+>>> import onnxprune
+>>> result = onnxprune.prune("model.onnx", data="calibration.npz", reduce={"flops": 0.5})  # doctest: +SKIP
+>>> result.save("pruned.onnx")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune.comparison import Measure
+    from onnxprune.data import Preprocess
+    from onnxprune.errors import OnnxPruneError
+    from onnxprune.gate import check
+    from onnxprune.pipeline import Result, prune
+
+_HOMES = {
+    "Measure": "comparison",
+    "OnnxPruneError": "errors",
+    "Preprocess": "data",
+    "Result": "pipeline",
+    "check": "gate",
+    "prune": "pipeline",
+}
+__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "check", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used, so that `import onnxprune` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"onnxprune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,282 @@
+"""Walk a graph on channel ids and find out what belongs together."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxprune import runtime
+from onnxprune.channels.facts import FIXED, Facts, RawCount, RawSlice
+from onnxprune.channels.ops import RULES, nothing
+from onnxprune.errors import ModelError, OptionError
+from onnxprune.model import Model, is_float, tensors_of
+from onnxprune.types import IntArray, Role, Trace, Work
+
+BATCH = 13
+"""Size of a dynamic batch axis while tracing: a prime that channel counts rarely have as a factor."""
+OBSERVED_ELEMENTS = 4096
+"""Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
+MAX_REPORTED = 3
+
+
+def trace(
+    model: Model, *, ignore: Sequence[str] = (), input_shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Trace:
+    """Find the channels of a model, how they are coupled, and which must stay.
+
+    Args:
+        model: a loaded model.
+        ignore: glob patterns; layers whose name, weight or group matches keep all channels.
+        input_shapes: shapes that the data have, for dynamic axes other than the batch.
+
+    Raises:
+        ModelError: its shapes can neither be inferred nor observed by running it.
+        OptionError: a pattern in `ignore` matches nothing.
+    """
+    labels = node_labels(model.graph)
+    ops = tuple(node.op for node in model.graph.nodes)
+    batch, inputs, shapes, values = _shapes(model, labels, input_shapes)
+    facts = Facts()
+    walk = _Walk(model.graph, labels, facts, shapes, values)
+    walk.run()
+    _pin_ignored(facts, model.graph, labels, ignore)
+    resolved = facts.resolve(labels, ops)
+    works = tuple(Work(work.node, work.input, work.positions // batch) for work in facts.works)
+    params = {t.name: int(np.prod(t.shape, dtype=np.int64)) for _, _, t in tensors_of(model.graph) if is_float(t)}
+    return Trace(
+        labels,
+        ops,
+        resolved.n_channels,
+        resolved.groups,
+        resolved.pinned,
+        resolved.pins,
+        resolved.slices,
+        resolved.counts,
+        works,
+        resolved.extents,
+        shapes,
+        inputs,
+        batch,
+        params,
+        {(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
+    )
+
+
+def node_labels(graph: gs.Graph) -> tuple[str, ...]:
+    """Return a unique name per node: its own, else its operator and first output."""
+    seen: set[str] = set()
+    labels = []
+    for n, node in enumerate(graph.nodes):
+        label = node.name or f"{node.op}_{node.outputs[0].name if node.outputs else n}"
+        if label in seen:
+            label = f"{label}@{n}"
+        seen.add(label)
+        labels.append(label)
+    return tuple(labels)
+
+
+def _shapes(
+    model: Model, labels: Sequence[str], known: Mapping[str, tuple[int, ...]] | None
+) -> tuple[int, dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], dict[str, np.ndarray[Any, Any]]]:
+    """Return (batch, input shapes, shape of each tensor, value of each small integer tensor computed at run time)."""
+    light = _without_weights(model)
+    dynamic = runtime.has_dynamic_batch(model.header)
+    spatial = tuple(range(224, 1024, 32))  # dynamic axes get different sizes, all of them multiples of 32
+    error: ModelError | None = None
+    for batch in (BATCH, 2, 1) if dynamic else (1,):
+        inputs = runtime.concrete_shapes(light, batch, spatial, known)
+        # weights were handed over as inputs, whose shapes are final
+        inputs = {value.name: inputs[value.name] for value in model.header.graph.input}
+        shapes, types = runtime.infer_shapes(light, inputs)
+        shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
+        unknown = [t for node in model.graph.nodes for t in node.outputs if t.name and t.name not in shapes]
+        integers = [
+            t.name
+            for node in model.graph.nodes
+            for t in node.outputs
+            if types.get(t.name) in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+            and t.outputs
+            and np.prod(shapes.get(t.name, (1,))) <= OBSERVED_ELEMENTS
+        ]
+        if not unknown and not integers:
+            return batch, inputs, shapes, {}
+        try:
+            seen = runtime.observe(model.to_proto(), inputs, [*(t.name for t in unknown), *integers], str(model.path))
+        except ModelError as failure:
+            error = failure
+            continue
+        shapes |= {name: np.shape(value) for name, value in seen.items()}
+        values = {
+            name: value
+            for name, value in seen.items()
+            if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size <= OBSERVED_ELEMENTS
+        }
+        return batch, inputs, shapes, values
+    assert error is not None
+    raise error
+
+
+def _without_weights(model: Model) -> onnx.ModelProto:
+    """Export the model with its float weights turned into inputs: all that shape inference needs, and light."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model.header)
+    graph = model.graph.copy()
+    weights = {t.name: t for _, _, t in tensors_of(model.graph) if is_float(t)}
+    replacement = {name: gs.Variable(name, dtype=t.dtype, shape=tuple(t.shape)) for name, t in weights.items()}
+    for node in graph.nodes:
+        for i, tensor in enumerate(node.inputs):
+            if tensor.name in replacement:
+                node.inputs[i] = replacement[tensor.name]
+    proto = Model.to_proto(_like(model, graph))
+    from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+    proto.graph.input.extend(OnnxExporter.export_value_info_proto(v, False) for v in replacement.values())
+    return proto
+
+
+def _like(model: Model, graph: gs.Graph) -> Model:
+    from dataclasses import replace
+
+    return replace(model, graph=graph)
+
+
+class _Walk:
+    """One pass over the nodes, in graph order, that applies a rule to each."""
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        labels: Sequence[str],
+        facts: Facts,
+        shapes: dict[str, tuple[int, ...]],
+        values: Mapping[str, Any],
+    ) -> None:
+        self.graph, self.labels, self.facts, self.shapes, self.values = graph, labels, facts, shapes, values
+        self.ids: dict[str, IntArray] = {}
+
+    def run(self) -> None:
+        for tensor in self.graph.inputs:
+            self.ids[tensor.name] = nothing(len(self.shapes[tensor.name]))
+        for n, node in enumerate(self.graph.nodes):
+            site = _Site(self, n, node)
+            captured = [name for name in _captured(node) if name in self.ids]
+            for name in captured:
+                site.pin(self.ids[name], f"the body of this {node.op} uses it")
+            active = [ids for i in range(len(node.inputs)) if (ids := site.ids(i)) is not None and (ids >= 0).any()]
+            rule = RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+            if rule is None or not site.activations():
+                for ids in active:
+                    site.pin(ids, f"there is no rule for {_operator(node)}")
+                outputs: Sequence[IntArray] = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
+            else:
+                outputs = rule(site)
+            for tensor, ids in zip(node.outputs, outputs, strict=False):
+                if tensor.name:
+                    self.ids[tensor.name] = ids
+                    self.facts.see(ids, n)
+        producers = {tensor.name: n for n, node in enumerate(self.graph.nodes) for tensor in node.outputs}
+        for tensor in self.graph.outputs:
+            if tensor.name in producers:
+                self.facts.pin(self.ids[tensor.name], producers[tensor.name], f"it is the model's output {tensor.name}")
+
+
+def _operator(node: gs.Node) -> str:
+    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
+
+
+def _captured(node: gs.Node) -> Iterable[str]:
+    """Yield the names of tensors that the bodies of a node mention."""
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield from (tensor.name for tensor in inner.inputs)
+                yield from _captured(inner)
+            yield from (tensor.name for tensor in value.outputs)
+
+
+class _Site:
+    """What the rule of one node may know and say; see `onnxprune.channels.ops.Site`."""
+
+    def __init__(self, walk: _Walk, n: int, node: gs.Node) -> None:
+        self._walk, self._n, self._node = walk, n, node
+        self.op = node.op
+        self.n_inputs = len(node.inputs)
+        self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
+
+    def activations(self) -> bool:
+        """Tell whether any input is not a constant."""
+        return any(self.ids(i) is not None for i in range(self.n_inputs))
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self._node.attrs.get(name, default)
+
+    def has(self, i: int) -> bool:
+        return i < self.n_inputs and bool(self._node.inputs[i].name)
+
+    def ids(self, i: int) -> IntArray | None:
+        if not self.has(i) or isinstance(self._node.inputs[i], gs.Constant):
+            return None
+        return self._walk.ids.get(self._node.inputs[i].name)
+
+    def const(self, i: int) -> np.ndarray[Any, Any] | None:
+        if not self.has(i) or not isinstance(self._node.inputs[i], gs.Constant):
+            return None
+        value: np.ndarray[Any, Any] = self._node.inputs[i].values
+        return value
+
+    def value(self, i: int) -> np.ndarray[Any, Any] | None:
+        constant = self.const(i)
+        if constant is not None or not self.has(i):
+            return constant
+        return self._walk.values.get(self._node.inputs[i].name)
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        return self._walk.shapes[self._node.inputs[i].name]
+
+    def out_shape(self, i: int = 0) -> tuple[int, ...]:
+        return self._walk.shapes[self._node.outputs[i].name]
+
+    def mint(self, n: int) -> IntArray:
+        return self._walk.facts.mint(self._n, n)
+
+    def tie(self, a: IntArray, b: IntArray, reason: str) -> None:
+        self._walk.facts.tie(a, b, self._n, reason)
+
+    def pin(self, ids: IntArray, reason: str) -> None:
+        self._walk.facts.pin(ids, self._n, reason)
+
+    def slice(self, i: int, axis: int, ids: IntArray, role: Role) -> None:
+        if (ids >= 0).any():
+            self._walk.facts.slices.append(RawSlice(self._n, i, self._node.inputs[i].name, axis, ids, role))
+
+    def count(self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None) -> None:
+        if (ids >= 0).any():
+            self._walk.facts.counts.append(RawCount(self._n, field, input, index, ids))
+
+    def work(self, i: int, positions: int) -> None:
+        self._walk.facts.works.append(Work(self._n, i, positions))
+
+
+def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        matched = {
+            n
+            for n, node in enumerate(graph.nodes)
+            if fnmatch.fnmatchcase(labels[n], pattern)
+            or any(isinstance(t, gs.Constant) and fnmatch.fnmatchcase(t.name, pattern) for t in node.inputs)
+        }
+        if not matched:
+            some = ", ".join(labels[n] for n in facts.block_nodes[:MAX_REPORTED])
+            raise OptionError(
+                f"--ignore {pattern!r} matches no layer",
+                why="it is compared with node names and weight names",
+                hint=f"names look like {some}; `onnxprune inspect` lists them all",
+            )
+        for raw in list(facts.slices):
+            if raw.node in matched:
+                facts.pin(raw.ids[raw.ids != FIXED], raw.node, f"ignored by --ignore {pattern!r}")

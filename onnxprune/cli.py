@@ -1,0 +1,424 @@
+"""The command line. Results go to stdout, progress and errors to stderr; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.options import IMPORTANCES, SCHEDULES, SCOPES, Options, parse_targets
+
+if TYPE_CHECKING:
+    from onnxprune.comparison import Measure, Stage
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULTS = Options()
+FAILED = 3
+INTERRUPTED = 130
+
+
+class Cli(click.Group):
+    """Turn every expected error into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see the class."""
+        try:
+            return super().invoke(ctx)
+        except OnnxPruneError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+            ctx.exit(INTERRUPTED)
+        except MemoryError:
+            click.echo(
+                "error: out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory", err=True
+            )
+            ctx.exit(1)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("ONNXPRUNE_DEBUG"):
+                raise
+            click.echo(
+                f"error: onnxprune failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+                "  do:    this is a defect; run again with ONNXPRUNE_DEBUG=1 and report what it prints",
+                err=True,
+            )
+            ctx.exit(1)
+
+
+def _examples(*lines: str) -> str:
+    """Format examples so that click keeps the lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def wrap(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return wrap
+
+
+MODEL = click.argument("model", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+IGNORE = click.option(
+    "--ignore",
+    multiple=True,
+    metavar="GLOB",
+    help="Layers (node or weight names) that keep all channels; may be repeated.",
+)
+DATA = _together(
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="A .npz (arrays by input name, optional `labels`), a .npy, or a folder of images.",
+    ),
+    click.option(
+        "--preprocess", metavar="PRESET|TOML", help="How values are scaled: unit, imagenet, tf, or a TOML file."
+    ),
+)
+DIALS = _together(
+    click.option(
+        "--reduce",
+        multiple=True,
+        metavar="WHAT=SHARE",
+        help="Share to remove: flops=50% or params=30%; all given targets hold.",
+    ),
+    click.option("--limit", multiple=True, metavar="WHAT=AMOUNT", help="What may be left: flops=300M, params=1.2M."),
+    click.option(
+        "--importance",
+        type=click.Choice(IMPORTANCES),
+        default=DEFAULTS.importance,
+        show_default=True,
+        help="How channels are ranked.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(SCHEDULES),
+        default=DEFAULTS.schedule,
+        show_default=True,
+        help="One shot, or step by step.",
+    ),
+    click.option(
+        "--steps", type=int, default=DEFAULTS.steps, show_default=True, help="Steps of the progressive schedule."
+    ),
+    click.option(
+        "--scope",
+        type=click.Choice(SCOPES),
+        default=DEFAULTS.scope,
+        show_default=True,
+        help="Rank all together, or the same share of each group.",
+    ),
+    click.option(
+        "--round-to",
+        type=int,
+        default=DEFAULTS.round_to,
+        show_default=True,
+        help="Channels go in blocks, and end on a multiple, of this.",
+    ),
+    click.option(
+        "--min-channels", type=int, default=DEFAULTS.min_channels, show_default=True, help="Channels every group keeps."
+    ),
+    click.option(
+        "--max-ratio",
+        type=float,
+        default=DEFAULTS.max_ratio,
+        show_default=True,
+        help="Share of a group that may go at most.",
+    ),
+    click.option("--threshold", type=float, help="Remove channels whose importance / mean of the group is below."),
+    IGNORE,
+    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random."),
+)
+TIMING = _together(
+    click.option("--batch", type=int, default=1, show_default=True, help="Samples per timed run."),
+    click.option(
+        "--threads", type=int, default=1, show_default=True, help="Threads of onnxruntime; 0: its own choice."
+    ),
+    click.option("--runs", type=int, default=200, show_default=True, help="Timed runs of each model."),
+    click.option("--warmup", type=int, default=20, show_default=True, help="Runs before, not counted."),
+)
+QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+
+
+@click.group(
+    cls=Cli,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=_examples(
+        "onnxprune inspect model.onnx",
+        "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50%",
+        "onnxprune check small.onnx --baseline model.onnx --data data.npz --max-drop 0.5 --min-speedup 1.3",
+    ),
+)
+@click.version_option(package_name="onnxprune")
+def main() -> None:
+    """Delete the filters that an exported ONNX CNN can do without, and prove what was gained and what was lost.
+
+    Exit codes: 0 done, 1 error, 2 usage, 3 the verdict is FAILED.
+    """
+
+
+@main.command(epilog=_examples("onnxprune inspect model.onnx", "onnxprune inspect model.onnx --json | jq .pins"))
+@MODEL
+@IGNORE
+@JSON
+def inspect(model: Path, ignore: tuple[str, ...], as_json: bool) -> None:
+    """Show groups, what must stay and why, and what each layer costs."""
+    from onnxprune import pipeline
+    from onnxprune.model import load
+    from onnxprune.report import console
+
+    found = pipeline.inspect(pipeline.analyse(load(model), ignore))
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        console.show(console.inspect_parts(found))
+
+
+@main.command(
+    epilog=_examples(
+        "onnxprune plan model.onnx -o plan.json --reduce flops=50%",
+        "onnxprune plan model.onnx -o plan.json --threshold 0.2 --round-to 1",
+    )
+)
+@MODEL
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Where to write the plan.")
+@DIALS
+@JSON
+def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
+    """Choose what would go, and write only the plan; `prune --plan` replays it."""
+    from onnxprune import pipeline, plan_file
+    from onnxprune.model import load
+    from onnxprune.output import check_destination
+    from onnxprune.report import console
+
+    options = _options(dials)
+    check_destination(output, model)
+    analysis = pipeline.analyse(load(model), options.ignore)
+    chosen = pipeline.make_plan(analysis, options)
+    plan_file.write(output, chosen, analysis.trace, model.name)
+    if as_json:
+        _print_json(plan_file.to_dict(chosen, analysis.trace, model.name))
+    else:
+        console.show(console.plan_parts(pipeline.layers_of(analysis, chosen.keep), chosen, str(output)))
+
+
+@main.command(
+    epilog=_examples(
+        "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50%",
+        "onnxprune prune model.onnx -o small.onnx --data images/ --preprocess imagenet --limit flops=300M --ignore 'head*'",
+        "onnxprune prune model.onnx -o small.onnx --schedule progressive --steps 8 --reduce params=40%",
+    )
+)
+@MODEL
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Where to write the pruned model.")
+@DATA
+@click.option(
+    "--eval", "evaluation", type=click.Path(path_type=Path), help="Data to verify on; those of --data when not given."
+)
+@DIALS
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(path_type=Path),
+    help="Replay this plan.json; the dials above then have no say.",
+)
+@click.option(
+    "--plan-output", type=click.Path(path_type=Path), help="Where to write the plan; beside the output when not given."
+)
+@TIMING
+@click.option(
+    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
+)
+@click.option("--no-latency", is_flag=True, help="Don't time the models.")
+@JSON
+@QUIET
+def prune(
+    model: Path,
+    output: Path,
+    data: Path | None,
+    preprocess: str | None,
+    evaluation: Path | None,
+    plan_path: Path | None,
+    plan_output: Path | None,
+    batch: int,
+    threads: int,
+    runs: int,
+    warmup: int,
+    eval_batch: int,
+    no_latency: bool,
+    as_json: bool,
+    quiet: bool,
+    **dials: Any,
+) -> None:
+    """Prune a model, prove it equal to the masked one, measure it, and write it."""
+    from onnxprune import pipeline
+    from onnxprune.report import console
+
+    options = _options(dials)
+    measure = _measure(batch, threads, runs, warmup, eval_batch, not no_latency)
+    with _progress(quiet) as on_stage:
+        result = pipeline.prune(
+            model,
+            output=output,
+            data=data,
+            evaluation=evaluation,
+            preprocess=preprocess,
+            plan=plan_path,
+            plan_output=plan_output,
+            measure=measure,
+            on_stage=on_stage,
+            options=options,
+        )
+    if as_json:
+        _print_json(result.report.to_dict())
+    else:
+        console.show(console.report_parts(result.report))
+    if not result.report.verdict:
+        sys.exit(FAILED)
+
+
+@main.command(
+    epilog=_examples(
+        "onnxprune check small.onnx --baseline model.onnx --data eval.npz --max-drop 0.5 --min-speedup 1.3",
+        "onnxprune check quantised.onnx --baseline model.onnx --data images/ --preprocess imagenet --min-agreement 98",
+    )
+)
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), required=True, help="The model the candidate should replace."
+)
+@DATA
+@click.option(
+    "--max-drop", type=float, metavar="POINTS", help="Points of top-1 (without labels: of agreement) that may be lost."
+)
+@click.option("--min-agreement", type=float, metavar="PERCENT", help="Samples with the same top-1, at least.")
+@click.option(
+    "--min-speedup", type=float, metavar="RATIO", help="Latency of the baseline / latency of the candidate, at least."
+)
+@click.option("--max-size", type=float, metavar="MB", help="Size of the file in megabytes, at most.")
+@TIMING
+@click.option(
+    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
+)
+@JSON
+@QUIET
+def check(
+    candidate: Path,
+    baseline: Path,
+    data: Path | None,
+    preprocess: str | None,
+    max_drop: float | None,
+    min_agreement: float | None,
+    min_speedup: float | None,
+    max_size: float | None,
+    batch: int,
+    threads: int,
+    runs: int,
+    warmup: int,
+    eval_batch: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
+    from onnxprune import gate
+    from onnxprune.report import console
+
+    measure = _measure(batch, threads, runs, warmup, eval_batch, True)
+    limits = gate.Limits(max_drop, min_agreement, min_speedup, None if max_size is None else max_size * 1e6)
+    with _progress(quiet) as on_stage:
+        verdict = gate.check(
+            candidate, baseline, data=data, preprocess=preprocess, limits=limits, measure=measure, on_stage=on_stage
+        )
+    if as_json:
+        _print_json(gate.to_dict(verdict))
+    else:
+        for line in console.verdict_lines(verdict):
+            click.echo(line)
+    if not verdict:
+        sys.exit(FAILED)
+
+
+@main.command(
+    epilog=_examples("onnxprune bench model.onnx", "onnxprune bench model.onnx small.onnx --threads 2 --batch 8")
+)
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path), required=False)
+@TIMING
+@JSON
+@QUIET
+def bench(
+    a: Path, b: Path | None, batch: int, threads: int, runs: int, warmup: int, as_json: bool, quiet: bool
+) -> None:
+    """Measure the latency of a model, or of two in turn, on random inputs."""
+    from dataclasses import asdict
+
+    from onnxprune import comparison
+    from onnxprune.report import console
+
+    measure = _measure(batch, threads, runs, warmup, 1, True)
+    with _progress(quiet) as on_stage:
+        on_stage("time", None)
+        latency = comparison.bench([path for path in (a, b) if path is not None], measure)
+    if as_json:
+        _print_json({"schema": "onnxprune.bench/1", **asdict(latency)})
+    else:
+        console.show(console.latency_parts(latency, str(a), str(b)))
+
+
+def _options(dials: dict[str, Any]) -> Options:
+    reduce, limit = (parse_targets(name, dials.pop(name)) for name in ("reduce", "limit"))
+    return Options(reduce=reduce, limit=limit, **dials)
+
+
+def _measure(batch: int, threads: int, runs: int, warmup: int, eval_batch: int, latency: bool) -> Measure:
+    from onnxprune.comparison import Measure
+
+    return Measure(latency=latency, batch=batch, threads=threads, runs=runs, warmup=warmup, eval_batch=eval_batch)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    click.echo(json.dumps(content, indent=1, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy scalars into Python numbers."""
+    return value.item()
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Stage]:
+    """Show the stage of the run, and the share of it where that is known, on a terminal's stderr."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("start", total=None)
+        last = ""
+
+        def on_stage(stage: str, share: float | None) -> None:
+            nonlocal last
+            if stage != last:
+                progress.reset(task, description=stage, total=None if share is None else 1.0)
+                last = stage
+            if share is not None:
+                progress.update(task, completed=share, total=1.0)
+
+        yield on_stage

@@ -1,0 +1,139 @@
+"""Run two models on the same inputs: accuracy, fidelity and latency side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxprune import model as models
+from onnxprune import runtime, verify
+from onnxprune.data import Data
+from onnxprune.errors import OptionError
+
+Stage = Callable[[str, float | None], None]
+"""Called with the name of a stage and, where it is known, the share of it that is done."""
+
+RANDOM_SAMPLES = 64
+"""Seeded inputs that stand in for data when none are given."""
+
+
+def quiet(stage: str, share: float | None) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How to measure.
+
+    Attributes:
+        latency: whether to.
+        batch: samples per timed run.
+        threads: onnxruntime's threads within an operator; 0 leaves it to onnxruntime.
+        runs, warmup: counted and uncounted runs of each model.
+        seconds: after which no more runs are started.
+        eval_batch: samples per batch when accuracy is measured.
+    """
+
+    latency: bool = True
+    batch: int = 1
+    threads: int = 1
+    runs: int = 200
+    warmup: int = 20
+    seconds: float = 20.0
+    eval_batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range", hint=f"give {least} or more"
+                )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same inputs; accuracies are (top-1, top-5) in percent, None without labels."""
+
+    accuracy_a: tuple[float | None, float | None]
+    accuracy_b: tuple[float | None, float | None]
+    fidelity: dict[str, float]
+    latency: runtime.Latency | None
+    data: str
+    samples: int
+    finite: bool
+
+
+def compare(
+    original: ort.InferenceSession,
+    candidate: ort.InferenceSession,
+    proto: onnx.ModelProto,
+    data: Data | None,
+    measure: Measure,
+    on_stage: Stage = quiet,
+    seed: int = 0,
+) -> Comparison:
+    """Run two sessions on the same data (or, without any, on seeded random inputs) and time them in turn."""
+    found: list[verify.Outputs] = []
+    accuracy: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
+    if data is not None:
+        for opened, name in ((original, "the original"), (candidate, "the candidate")):
+
+            def progress(share: float, done: int = len(found)) -> None:
+                on_stage("evaluate", (done + share) / 2)
+
+            found.append(verify.predict(opened, data, measure.eval_batch, name, progress))
+        if data.labels is not None:
+            accuracy = [
+                (a["top1"], a.get("top5")) for a in (verify.accuracy(outputs, data.labels) for outputs in found)
+            ]
+        name, samples = data.name, len(found[0][0])
+        feeds = data.rows(0, min(measure.batch, len(data)))
+        if len(data) < measure.batch:
+            feeds = {key: np.resize(value, (measure.batch, *value.shape[1:])) for key, value in feeds.items()}
+    else:
+        dynamic = runtime.has_dynamic_batch(proto)
+        shapes = runtime.concrete_shapes(proto, RANDOM_SAMPLES if dynamic else 1)
+        inputs = runtime.random_feeds(proto, shapes, seed)
+        found = [[np.atleast_1d(o) for o in runtime.run(opened, inputs)] for opened in (original, candidate)]
+        name, samples = "random inputs", RANDOM_SAMPLES if dynamic else 1
+        feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, measure.batch), seed)
+    latency = None
+    if measure.latency:
+        on_stage("time", None)
+        latency = runtime.time_runs(
+            (original, candidate),
+            (feeds, feeds),
+            runs=measure.runs,
+            warmup=measure.warmup,
+            threads=measure.threads,
+            batch=next(iter(feeds.values())).shape[0],
+            seconds=measure.seconds,
+        )
+    finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
+    return Comparison(accuracy[0], accuracy[1], verify.fidelity(*found), latency, name, samples, finite)
+
+
+def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int = 0) -> runtime.Latency:
+    """Time one model, or two in turn, each on seeded random inputs of its own shapes.
+
+    Raises:
+        ModelError: one cannot be read or run.
+    """
+    protos = [models.read(path) for path in paths]
+    sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
+    feeds = [runtime.random_feeds(proto, runtime.concrete_shapes(proto, measure.batch), seed) for proto in protos]
+    batch = next(iter(feeds[0].values())).shape[0]
+    return runtime.time_runs(
+        sessions,
+        feeds,
+        runs=measure.runs,
+        warmup=measure.warmup,
+        threads=measure.threads,
+        batch=batch,
+        seconds=measure.seconds,
+    )

@@ -1,0 +1,391 @@
+"""Calibration and evaluation data: arrays or images, preprocessed batch by batch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from onnxprune.errors import DataError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the model wants at one input; None in `shape` is a dynamic axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How stored values become what the model was trained on; applied in the order of the fields.
+
+    Attributes:
+        resize: shorter side in pixels (images only).
+        crop: side of the central square that is kept (images only).
+        interpolation: nearest, bilinear or bicubic (images only).
+        color: RGB, BGR or L (images only).
+        layout: NCHW or NHWC: where the model wants the colours (images only; arrays are left as they are).
+        pad: zeros added on each side of the two spatial axes.
+        repeat: how often the channel axis is repeated.
+        scale: factor.
+        mean, std: per channel; (x - mean) / std.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    color: Literal["RGB", "BGR", "L"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    pad: int = 0
+    repeat: int = 1
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def apply(self, batch: Array) -> Array:
+        """Preprocess a batch of arrays, (n, channels, height, width) or channels last; returns float32."""
+        channel, spatial = (1, (2, 3)) if self.layout == "NCHW" else (3, (1, 2))
+        if batch.ndim == 4:
+            if self.pad:
+                batch = np.pad(batch, [(self.pad, self.pad) if axis in spatial else (0, 0) for axis in range(4)])
+            if self.repeat > 1:
+                batch = np.repeat(batch, self.repeat, axis=channel)
+        x = batch.astype(np.float32)
+        x *= np.float32(self.scale)
+        shape = [1] * x.ndim
+        if x.ndim > channel:
+            shape[channel] = -1
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        if x.ndim > channel and any(v.size not in (1, x.shape[channel]) for v in (mean, std)):
+            raise DataError(
+                "mean or std of the preprocessing do not fit",
+                why=f"{mean.size} and {std.size} values for {x.shape[channel]} channels",
+                hint="give one value, or one per channel",
+            )
+        x -= mean.reshape(shape)
+        x /= std.reshape(shape)
+        return x
+
+
+PRESETS: dict[str, Preprocess] = {
+    "unit": Preprocess(scale=1 / 255),
+    "imagenet": Preprocess(resize=256, crop=224, scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "tf": Preprocess(resize=256, crop=224, scale=1 / 127.5, mean=(1.0,), std=(1.0,)),
+}
+"""Preprocessing by the name that `--preprocess` takes: `unit` is x/255, `tf` is x/127.5 - 1."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples by input name, and labels where there are any.
+
+    Attributes:
+        arrays: per input, an array or a list of image files, one entry per sample.
+        labels: (n,) class numbers, or None.
+        preprocess: None: values are used as stored.
+        inputs: what the model wants.
+        name: how to call the data in a report.
+        classes: names of the classes, for a folder of images.
+    """
+
+    arrays: Mapping[str, Array | Sequence[Path]]
+    labels: Array | None
+    preprocess: Preprocess | None
+    inputs: tuple[InputSpec, ...]
+    name: str
+    classes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def batches(self, size: int) -> Iterator[Feeds]:
+        """Yield preprocessed batches; only one is in memory at a time."""
+        for start in range(0, len(self), size):
+            yield self.rows(start, min(start + size, len(self)))
+
+    def rows(self, start: int, stop: int) -> Feeds:
+        """Return samples start … stop - 1, as the model takes them.
+
+        Raises:
+            DataError: an image that can't be read, or a shape that does not fit.
+        """
+        feeds: Feeds = {}
+        for spec in self.inputs:
+            source = self.arrays[spec.name]
+            if isinstance(source, np.ndarray):
+                batch: Array = source[start:stop]
+            else:
+                batch = np.stack([_read_image(path, self.preprocess or Preprocess()) for path in source[start:stop]])
+            if self.preprocess is not None:
+                batch = self.preprocess.apply(batch)
+            feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
+        return feeds
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of one preprocessed sample batch of size 1, per input."""
+        return {name: value.shape for name, value in self.rows(0, 1).items()}
+
+
+def inputs_of(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """Return what a model wants at its inputs."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    specs = []
+    for value in proto.graph.input:
+        if value.name in weights:
+            continue
+        tensor = value.type.tensor_type
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        specs.append(
+            InputSpec(value.name, dtype, tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim))
+        )
+    return tuple(specs)
+
+
+def load_preprocess(name: str) -> Preprocess:
+    """Return a preset, or read a TOML file with the fields of `Preprocess` in an [array] or [image] table.
+
+    Raises:
+        DataError: neither a preset nor a readable file, or an unknown field.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(
+            f"no preprocessing {name!r}",
+            why="it is neither a preset nor a file",
+            hint=f"give one of {', '.join(PRESETS)}, or a TOML file",
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("the preprocessing file cannot be read", where=name, why=str(error)) from error
+    known = dict.fromkeys(Preprocess.__dataclass_fields__)
+    values: dict[str, Any] = {}
+    for section, table in content.items():
+        if section not in ("array", "image") or not isinstance(table, dict):
+            raise DataError(f"unknown table [{section}]", where=name, hint="use [array] and [image]")
+        for key, value in table.items():
+            if key not in known:
+                raise DataError(
+                    f"unknown preprocessing field {key!r}", where=name, hint=f"known are {', '.join(known)}"
+                )
+            default = getattr(Preprocess, key, None)
+            wanted: tuple[type, ...] = (str,) if isinstance(default, str) else (list, int, float)
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise DataError(f"preprocessing field {key!r} has a wrong value: {value!r}", where=name)
+            values[key] = (tuple(value) if isinstance(value, list) else (value,)) if key in ("mean", "std") else value
+    choices = {
+        "interpolation": ("nearest", "bilinear", "bicubic"),
+        "color": ("RGB", "BGR", "L"),
+        "layout": ("NCHW", "NHWC"),
+    }
+    for key, allowed in choices.items():
+        if key in values and values[key] not in allowed:
+            raise DataError(
+                f"preprocessing field {key!r} is {values[key]!r}", where=name, hint=f"give one of {', '.join(allowed)}"
+            )
+    return Preprocess(**values)
+
+
+def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
+    """Read data and hold them against the inputs of a model.
+
+    Args:
+        path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of images,
+            with a sub-folder per class where they are labelled; or arrays, from Python.
+        inputs: what the model wants.
+        preprocess: a `Preprocess`, the name of a preset, or a TOML file.
+
+    Raises:
+        DataError: anything that does not fit, with what would.
+    """
+    how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    if isinstance(path, Mapping | np.ndarray):
+        arrays = dict(path) if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
+        return _from_arrays(arrays, inputs, how, "arrays")
+    file = Path(path)
+    if file.is_dir():
+        return _from_folder(file, inputs, how)
+    if not file.exists():
+        raise DataError("no such data", where=str(file), hint="check the path given to --data")
+    if file.suffix not in (".npz", ".npy"):
+        raise DataError(
+            f"data of type {file.suffix or 'none'} are not known",
+            where=str(file),
+            hint="give a .npz, a .npy or a folder of images",
+        )
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        arrays = dict(loaded) if file.suffix == ".npz" else {_only(inputs, "a .npy file").name: loaded}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            "the data cannot be read",
+            where=str(file),
+            why=str(error).splitlines()[0],
+            hint="save them again with numpy",
+        ) from error
+    return _from_arrays(arrays, inputs, how, file.name, where=str(file))
+
+
+def _only(inputs: Sequence[InputSpec], what: str) -> InputSpec:
+    if len(inputs) != 1:
+        raise DataError(
+            f"{what} holds one input, the model has {len(inputs)}",
+            why=f"inputs are {', '.join(i.name for i in inputs)}",
+            hint="save a .npz with an array per input name",
+        )
+    return inputs[0]
+
+
+def _from_arrays(
+    arrays: dict[str, Array], inputs: Sequence[InputSpec], how: Preprocess | None, name: str, where: str = "data"
+) -> Data:
+    labels = arrays.pop("labels", None) if "labels" not in {spec.name for spec in inputs} else None
+    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    if missing:
+        raise DataError(
+            "the data don't have every input of the model",
+            where=where,
+            why=f"missing: {', '.join(missing)}; found: {', '.join(arrays) or 'nothing'}",
+            hint="name the arrays after the inputs of the model",
+        )
+    arrays = {spec.name: arrays[spec.name] for spec in inputs}
+    lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}
+    if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+        raise DataError("the inputs have no common number of samples", where=where, why=str(lengths))
+    n = next(iter(lengths.values()))
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            raise DataError(
+                "the labels don't fit",
+                where=where,
+                why=f"labels are {labels.dtype}{list(labels.shape)}, there are {n} samples",
+                hint="give one integer class number per sample",
+            )
+        if labels.min() < 0:
+            raise DataError("a label is negative", where=where, hint="class numbers start at 0")
+        labels = labels.astype(np.int64)
+    for spec in inputs:
+        _check_array(arrays[spec.name], spec, how, where)
+    data = Data(arrays, labels, how, tuple(inputs), name)
+    _check_shapes(data, where)
+    return data
+
+
+def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: str) -> None:
+    floating = array.dtype.kind == "f"
+    wants_float = spec.dtype.kind == "f" or str(spec.dtype) == "bfloat16"
+    if how is None and array.dtype != spec.dtype and not (floating and wants_float):
+        hint = (
+            "give --preprocess (a preset or a TOML file) to say how the values are scaled"
+            if wants_float
+            else "convert the array"
+        )
+        raise DataError(
+            f"input {spec.name} has another dtype",
+            where=where,
+            why=f"data are {array.dtype}, the model wants {spec.dtype}",
+            hint=hint,
+        )
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"input {spec.name} holds no numbers", where=where, why=f"its dtype is {array.dtype}")
+    if floating and not np.isfinite(array).all():
+        bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+        raise DataError(
+            f"input {spec.name} holds NaN or infinity", where=where, why=f"first in sample {bad}", hint="clean the data"
+        )
+
+
+def _check_shapes(data: Data, where: str) -> None:
+    for spec in data.inputs:
+        shape = data.rows(0, 1)[spec.name].shape
+        fits = len(shape) == len(spec.shape) and all(
+            want is None or have == want for have, want in zip(shape[1:], spec.shape[1:], strict=True)
+        )
+        if not fits:
+            wanted = ["any" if size is None else size for size in spec.shape]
+            raise DataError(
+                f"input {spec.name} has another shape",
+                where=where,
+                why=f"samples are {list(shape[1:])} after preprocessing, the model wants {wanted[1:]}",
+                hint="check layout, size and --preprocess",
+            )
+
+
+def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | None) -> Data:
+    spec = _only(inputs, "a folder of images")
+    if how is None:
+        raise DataError(
+            "images need a preprocessing",
+            where=str(folder),
+            hint=f"give --preprocess: {', '.join(PRESETS)}, or a TOML file",
+        )
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    files: list[Path] = []
+    labels: list[int] = []
+    for number, sub in enumerate(classes):
+        found = sorted(path for path in (folder / sub).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        files += found
+        labels += [number] * len(found)
+    if not files:
+        classes = []
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(
+            "the folder holds no images", where=str(folder), hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    data = Data({spec.name: files}, np.array(labels) if labels else None, how, (spec,), folder.name, tuple(classes))
+    _check_shapes(data, str(folder))
+    return data
+
+
+def _read_image(path: Path, how: Preprocess) -> Array:
+    """Read, resize and crop one image; returns uint8 in the layout that the model wants."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("L" if how.color == "L" else "RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(
+            "an image cannot be read", where=str(path), why=str(error), hint="remove or replace it"
+        ) from error
+    if how.resize:
+        factor = how.resize / min(image.size)
+        filters = {
+            "nearest": Image.Resampling.NEAREST,
+            "bilinear": Image.Resampling.BILINEAR,
+            "bicubic": Image.Resampling.BICUBIC,
+        }
+        size = tuple(max(how.resize, round(side * factor)) for side in image.size)
+        image = image.resize((size[0], size[1]), filters[how.interpolation])
+    if how.crop:
+        left, top = ((side - how.crop) // 2 for side in image.size)
+        image = image.crop((left, top, left + how.crop, top + how.crop))
+    pixels = np.asarray(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if how.color == "BGR":
+        pixels = pixels[..., ::-1]
+    return pixels if how.layout == "NHWC" else np.moveaxis(pixels, 2, 0)

@@ -1,0 +1,339 @@
+"""Load, check, normalise and save ONNX models.
+
+A `Model` wraps an onnx-graphsurgeon graph. What graphsurgeon does not carry (metadata, documentation, exact value infos of
+inputs and outputs) is kept beside it and put back when the model is exported, so that a pruned file differs from the
+original only where channels went.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import external_data_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from onnxprune.errors import ModelError, OutputError
+from onnxprune.normalise import BatchNorm, first_line, fold_batchnorms, fold_constants
+from onnxprune.output import written_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+G_LOGGER.severity = G_LOGGER.CRITICAL
+
+KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+"""Domains whose operators a stock onnxruntime executes on the CPU."""
+
+OLDEST_OPSET = 7
+PROTO_LIMIT = 2**31 - 2**24
+"""Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
+
+BODY = ("node", "initializer", "sparse_initializer", "value_info")
+"""Fields of a GraphProto that graphsurgeon exports; the rest comes from the header."""
+
+QUANTISED_LAYERS = frozenset(
+    {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "DynamicQuantizeMatMul"}
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded and normalised model.
+
+    Attributes:
+        graph: the onnx-graphsurgeon graph, in topological order; treated as immutable.
+        header: the ModelProto without nodes, initializers and value infos.
+        node_extras: per first output name of a node, the NodeProto fields that graphsurgeon drops.
+        digest: SHA-256 of the file.
+        path: the file.
+        size: bytes on disk, external data included.
+        params: elements of all float weights as the file has them, before anything is folded.
+        batchnorms: statistics of folded BatchNormalizations, by the name of the weight that took them in.
+        notes: what normalisation did, one line each.
+    """
+
+    graph: gs.Graph
+    header: onnx.ModelProto
+    node_extras: dict[str, onnx.NodeProto]
+    digest: str
+    path: Path
+    size: int
+    params: int
+    batchnorms: dict[str, BatchNorm] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Export to a ModelProto with the original's metadata, inputs and outputs."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.header)
+        graph = OnnxExporter.export_graph(self.graph, do_type_check=False)
+        for node in graph.node:
+            extras = self.node_extras.get(node.output[0]) if node.output else None
+            if extras is not None:
+                node.MergeFrom(extras)
+        for name in BODY:
+            getattr(proto.graph, name).extend(getattr(graph, name))
+        return proto
+
+    def copy(self) -> Model:
+        """Return a model whose graph can be changed; weights are shared until they are replaced."""
+        return replace(self, graph=self.graph.copy(), batchnorms=dict(self.batchnorms))
+
+
+def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:
+    """Yield (node index, input index, constant) of every constant that a node of the main graph takes."""
+    for n, node in enumerate(graph.nodes):
+        for i, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                yield n, i, tensor
+
+
+def is_float(tensor: gs.Constant) -> bool:
+    """Tell whether a constant holds floating point numbers (float16, bfloat16, float32, float64)."""
+    dtype = tensor.dtype
+    if isinstance(dtype, int):
+        return dtype == onnx.TensorProto.BFLOAT16
+    return np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"
+
+
+def count_params(graph: gs.Graph) -> int:
+    """Return the number of float weights of a graph, each stored tensor once."""
+    return sum({t.name: int(np.prod(t.shape, dtype=np.int64)) for _, _, t in tensors_of(graph) if is_float(t)}.values())
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read, check and normalise a model; the file is not touched.
+
+    Raises:
+        ModelError: not an ONNX file, truncated, empty, weights missing or not finite, or an opset or domain that
+            onnxruntime does not have.
+    """
+    file = Path(path)
+    proto, digest, size = _read(file)
+    if proto.functions:
+        from onnx import inliner
+
+        proto = inliner.inline_local_functions(proto)
+    names = {tensor.name for tensor in proto.graph.initializer}
+    real_inputs = [value for value in proto.graph.input if value.name not in names]
+    if len(real_inputs) < len(proto.graph.input):  # IR 3 lists every initializer as an input, too
+        del proto.graph.input[:]
+        proto.graph.input.extend(real_inputs)
+        proto.ir_version = max(proto.ir_version, 4)
+    if not real_inputs:
+        raise ModelError("the model has no inputs", where=str(file), why="every graph input is an initializer")
+    extras = _unsupported_by_graphsurgeon(proto.graph)
+    del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
+    try:
+        graph = gs.import_onnx(proto)
+        header = onnx.ModelProto()
+        header.CopyFrom(_without_body(proto))
+        graph.toposort()
+    except Exception as error:
+        raise ModelError("the graph cannot be read", where=str(file), why=first_line(error)) from error
+    graph = fold_constants(graph, str(file))
+    params = count_params(graph)
+    _refuse_nan(graph, file)
+    graph, batchnorms = fold_batchnorms(graph)
+    notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
+    return Model(graph, header, extras, digest, file, size, params, batchnorms, notes)
+
+
+def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read and check a model as it is, external data included.
+
+    Raises:
+        ModelError: as for `load`.
+    """
+    return _read(Path(path))[0]
+
+
+def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
+    """Write a model beside its destination, then move it there; return the bytes written.
+
+    Args:
+        model: what to write. Weights go to `<path>.data` when they don't fit in 2 GB.
+        path: the destination.
+        metadata: entries to set in the model's metadata.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    target = Path(path)
+    proto = model.to_proto()
+    for key, value in (metadata or {}).items():
+        entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
+        entry.value = value
+    try:
+        with written_beside(target) as temporary:
+            if proto.ByteSize() < PROTO_LIMIT:
+                temporary.write_bytes(proto.SerializeToString())
+                return temporary.stat().st_size
+            data = target.with_name(target.name + ".data")
+            with written_beside(data) as temporary_data:
+                onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
+                stub = onnx.load_model(str(temporary), load_external_data=False)
+                for tensor in stub.graph.initializer:
+                    for entry in tensor.external_data:
+                        if entry.key == "location":
+                            entry.value = data.name
+                temporary.write_bytes(stub.SerializeToString())
+                return temporary.stat().st_size + temporary_data.stat().st_size
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target.name}",
+            where=str(target.parent),
+            why=error.strerror or str(error),
+            hint="give another output path with -o",
+        ) from error
+
+
+def _read(file: Path) -> tuple[onnx.ModelProto, str, int]:
+    """Parse and check a file; return the proto, the SHA-256 of the file, and the bytes of it and its external data."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise ModelError("no such model file", where=str(file), hint="check the path") from None
+    except IsADirectoryError:
+        raise ModelError("the model path is a folder", where=str(file), hint="name the .onnx file in it") from None
+    except OSError as error:
+        raise ModelError("the model file cannot be read", where=str(file), why=error.strerror or str(error)) from error
+    if not content:
+        raise ModelError("the model file is empty", where=str(file), hint="export or copy the model again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except Exception:
+        raise ModelError(
+            "not an ONNX file, or a truncated one",
+            where=str(file),
+            why=f"its {len(content):,} bytes are not a complete ONNX protobuf message",
+            hint="compare its size or checksum with the source, and copy or export it again",
+        ) from None
+    _check_header(proto, file)
+    return proto, hashlib.sha256(content).hexdigest(), len(content) + _load_external_data(proto, file)
+
+
+def _check_header(proto: onnx.ModelProto, file: Path) -> None:
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise ModelError("not an ONNX model", where=str(file), why="it has no IR version or no graph")
+    if not proto.graph.node:
+        raise ModelError("the graph is empty", where=str(file), why="it has no nodes", hint="export the model again")
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx"))
+    newest = onnx.defs.onnx_opset_version()
+    if opset is None:
+        raise ModelError("the model names no ONNX opset", where=str(file), hint="export the model again")
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ModelError(
+            f"opset {opset} is not supported",
+            where=str(file),
+            why=f"onnxprune reads opsets {OLDEST_OPSET} to {newest}",
+            hint="export with another opset, or convert it with onnx.version_converter",
+        )
+    local = {(function.domain, function.name) for function in proto.functions}
+    for node in proto.graph.node:
+        if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
+            raise ModelError(
+                f"operator {node.op_type} of domain '{node.domain}' is unknown",
+                where=f"{file}, node {node.name or node.output[0]}",
+                why="a stock onnxruntime cannot run it, so a pruned model could not be proven",
+                hint="export without custom operators",
+            )
+
+
+def _load_external_data(proto: onnx.ModelProto, file: Path) -> int:
+    """Load tensors stored beside the file, after a look at where they lie; return the bytes of those files."""
+    folder = file.resolve().parent
+    sizes: dict[Path, int] = {}
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        info = external_data_helper.ExternalDataInfo(tensor)
+        data = (folder / info.location).resolve()
+        where = f"{file}, tensor {tensor.name}"
+        if not info.location or Path(info.location).is_absolute() or folder not in data.parents:
+            raise ModelError(
+                "external data outside the model's folder",
+                where=where,
+                why=f"it points to {info.location!r}",
+                hint="keep the weights beside the .onnx file, and save the model again with a relative location",
+            )
+        if not data.is_file():
+            raise ModelError(
+                "external data are missing",
+                where=where,
+                why=f"no file {info.location!r} beside the model",
+                hint="copy the data file together with the .onnx file",
+            )
+        end = (info.offset or 0) + (info.length or 0)
+        if data.stat().st_size < end:
+            raise ModelError(
+                "external data are truncated",
+                where=where,
+                why=f"{info.location} has {data.stat().st_size:,} bytes, {end:,} are needed",
+                hint="copy the data file again",
+            )
+        sizes[data] = data.stat().st_size
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        except Exception as error:
+            raise ModelError("external data cannot be read", where=where, why=first_line(error)) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return sum(sizes.values())
+
+
+def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Take out of each node what graphsurgeon would lose, and return it by the node's first output."""
+    extras: dict[str, onnx.NodeProto] = {}
+    kinds = onnx.AttributeProto
+    lists = {kinds.INTS: "ints", kinds.FLOATS: "floats", kinds.STRINGS: "strings"}
+    for node in graph.node:
+        kept = onnx.NodeProto(doc_string=node.doc_string, metadata_props=node.metadata_props)
+        odd = [
+            a
+            for a in node.attribute
+            if a.type in (kinds.SPARSE_TENSOR, kinds.TYPE_PROTO, kinds.GRAPHS, kinds.TENSORS)
+            or (a.type in lists and not len(getattr(a, lists[a.type])))
+        ]
+        for attribute in odd:
+            kept.attribute.append(attribute)
+            node.attribute.remove(attribute)
+        if kept.ByteSize() and node.output:
+            extras[node.output[0]] = kept
+    return extras
+
+
+def _without_body(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the proto without nodes, tensors and functions; graphsurgeon holds what it needs of those."""
+    header = onnx.ModelProto()
+    for source, target, skipped in ((proto, header, ("graph", "functions")), (proto.graph, header.graph, BODY)):
+        for descriptor, value in source.ListFields():
+            if descriptor.name in skipped:
+                continue
+            if hasattr(value, "extend"):
+                getattr(target, descriptor.name).extend(value)
+            else:
+                setattr(target, descriptor.name, value)
+    return header
+
+
+def _refuse_nan(graph: gs.Graph, file: Path) -> None:
+    for n, _, tensor in tensors_of(graph):
+        # min propagates NaN and needs no temporary of the size of the tensor
+        if is_float(tensor) and 0 not in tensor.shape and np.isnan(float(np.min(tensor.values))):
+            raise ModelError(
+                "a weight is NaN",
+                where=f"{file}, tensor {tensor.name}, used by {graph.nodes[n].name or graph.nodes[n].op}",
+                why="the export or the training went wrong",
+                hint="repair the model before pruning it",
+            )

@@ -1,0 +1,124 @@
+"""The dials of a run, and how targets are written. Light to import: the command line reads it before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from onnxprune.errors import OptionError
+
+IMPORTANCES = ("l1", "l2", "fpgm", "bn_scale", "random")
+SCOPES = ("global", "uniform")
+SCHEDULES = ("block", "progressive")
+QUANTITIES = ("flops", "params")
+SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to prune.
+
+    Attributes:
+        reduce: share to remove, by quantity: {"flops": 0.5}. All targets hold.
+        limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs.
+        importance: one of `IMPORTANCES`.
+        schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
+        scope: `global` ranks all channels together, `uniform` takes the same share of every group.
+        round_to: the survivors of a group are a multiple of this.
+        min_channels: channels that every group keeps at least.
+        max_ratio: share of a group that may go at most.
+        threshold: remove every channel whose importance, divided by the mean of its group, lies below.
+        ignore: glob patterns of layers that keep all channels.
+        seed: for everything random.
+    """
+
+    reduce: Mapping[str, float] = field(default_factory=dict)
+    limit: Mapping[str, float] = field(default_factory=dict)
+    importance: str = "l2"
+    schedule: str = "block"
+    steps: int = 5
+    scope: str = "global"
+    round_to: int = 8
+    min_channels: int = 1
+    max_ratio: float = 0.9
+    threshold: float | None = None
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("importance", self.importance, IMPORTANCES),
+            ("schedule", self.schedule, SCHEDULES),
+            ("scope", self.scope, SCOPES),
+        ):
+            if value not in known:
+                raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
+        for name, targets in (("reduce", self.reduce), ("limit", self.limit)):
+            for quantity, amount in targets.items():
+                _check_quantity(name, quantity)
+                if name == "reduce" and not 0 < amount < 1:
+                    raise OptionError(
+                        f"--reduce {quantity}={amount:.4g} is out of range",
+                        why="it is the share to remove",
+                        hint=f"give more than 0 % and less than 100 %, for instance --reduce {quantity}=50%",
+                    )
+                if name == "limit" and not 0 < amount < float("inf"):
+                    raise OptionError(f"--limit {quantity}={amount:.4g} is out of range", hint="give a number above 0")
+        for name, number, least in (
+            ("steps", self.steps, 1),
+            ("round-to", self.round_to, 1),
+            ("min-channels", self.min_channels, 1),
+        ):
+            if number < least:
+                raise OptionError(f"--{name} {number} is out of range", hint=f"give {least} or more")
+        if not 0 < self.max_ratio <= 1:
+            raise OptionError(f"--max-ratio {self.max_ratio} is out of range", hint="give more than 0 and at most 1")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise OptionError(
+                f"--threshold {self.threshold} is out of range", hint="give 0 or more; 1 is the mean of a group"
+            )
+
+    @property
+    def has_target(self) -> bool:
+        """Tell whether anything says how much to remove."""
+        return bool(self.reduce or self.limit or self.threshold is not None)
+
+
+def _check_quantity(option: str, quantity: str) -> None:
+    if quantity not in QUANTITIES:
+        raise OptionError(f"--{option} does not know {quantity!r}", hint=f"give one of {', '.join(QUANTITIES)}")
+
+
+def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
+    """Read targets as a person writes them.
+
+    Args:
+        option: `reduce` (`flops=50%`, `params=0.3`) or `limit` (`flops=300M`, `params=1.2M`).
+        texts: what was given.
+
+    Raises:
+        OptionError: not of that form, or the same quantity twice.
+    """
+    example = "flops=50%" if option == "reduce" else "flops=300M"
+    result: dict[str, float] = {}
+    for text in texts:
+        quantity, equals, amount = (part.strip().lower() for part in text.partition("="))
+        if not equals:
+            raise OptionError(
+                f"--{option} {text!r} is not of the form QUANTITY=AMOUNT", hint=f"for instance --{option} {example}"
+            )
+        _check_quantity(option, quantity)
+        if quantity in result:
+            raise OptionError(f"--{option} names {quantity} twice", hint="give one amount per quantity")
+        factor = 1.0
+        if option == "reduce" and amount.endswith("%"):
+            amount, factor = amount[:-1], 0.01
+        elif option == "limit" and amount[-1:] in SUFFIXES:
+            amount, factor = amount[:-1], SUFFIXES[amount[-1]]
+        try:
+            result[quantity] = float(amount) * factor
+        except ValueError:
+            raise OptionError(
+                f"--{option} {text!r}: {amount!r} is not a number", hint=f"for instance --{option} {example}"
+            ) from None
+    return result

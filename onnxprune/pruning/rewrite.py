@@ -1,0 +1,113 @@
+"""Delete channels, or zero what reads them: facts in, a new model out. There are no operator names here."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.model import Model
+from onnxprune.types import BoolArray, IntArray, Slice, Trace
+
+
+def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
+    """Return the model without the channels that are not in `keep`.
+
+    Tensors that several nodes share are sliced once where the nodes agree, else each gets its own.
+
+    Args:
+        model: the model that was traced.
+        trace: its facts.
+        keep: (n_channels,) True where a channel stays.
+    """
+    result = model.copy()
+    nodes = result.graph.nodes
+    alive = np.append(keep, True)
+    made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
+    origin: dict[int, tuple[str, int, list[IntArray]]] = {}  # of each sliced tensor: old name, first node, filters left
+    for (node, position), facts in _by_use(trace).items():
+        cuts = [(fact, np.flatnonzero(alive[fact.channels])) for fact in facts if not alive[fact.channels].all()]
+        if not cuts:
+            continue
+        old = nodes[node].inputs[position]
+        key = (old.name, *((fact.axis, index.tobytes()) for fact, index in cuts))
+        if key not in made:
+            value = old.values
+            for fact, index in cuts:
+                value = np.take(value, index, axis=fact.axis)
+            made[key] = gs.Constant(old.name, np.ascontiguousarray(value))
+            origin[id(made[key])] = (old.name, node, [index for fact, index in cuts if fact.role == "writes"])
+        nodes[node].inputs[position] = made[key]
+    _name(result, made, origin)
+    _set_counts(nodes, trace, alive)
+    return result
+
+
+def _name(
+    model: Model, made: dict[tuple[Any, ...], gs.Constant], origin: dict[int, tuple[str, int, list[IntArray]]]
+) -> None:
+    """Let a sliced tensor keep its name unless the whole one, or another cut of it, is in use as well."""
+    whole = {
+        t.name for node in model.graph.nodes for t in node.inputs if isinstance(t, gs.Constant) and id(t) not in origin
+    }
+    versions = Counter(old for old, *_ in made)
+    for constant in made.values():
+        old, node, writes = origin[id(constant)]
+        if old in whole or versions[old] > 1:
+            constant.name = f"{old}__node{node}"
+        stats = model.batchnorms.get(old)
+        if stats is not None:
+            model.batchnorms[constant.name] = stats.take(writes[0]) if writes else stats
+
+
+def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
+    """Return the dense model with every weight slice that reads a deleted channel set to zero.
+
+    This is what `delete` must equal: zeroing the filter that writes a channel would not do, since its bias still sends a
+    constant on.
+    """
+    result = model.copy()
+    nodes = result.graph.nodes
+    alive = np.append(keep, True)
+    for (node, position), facts in _by_use(trace).items():
+        dead = [(fact.axis, ~alive[fact.channels]) for fact in facts if fact.role == "reads"]
+        dead = [(axis, flags) for axis, flags in dead if flags.any()]
+        if not dead:
+            continue
+        old = nodes[node].inputs[position]
+        value = old.values.copy()
+        for axis, flags in dead:
+            value[(slice(None),) * axis + (flags,)] = 0
+        nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
+    return result
+
+
+def _by_use(trace: Trace) -> dict[tuple[int, int], list[Slice]]:
+    uses: defaultdict[tuple[int, int], list[Slice]] = defaultdict(list)
+    for fact in trace.slices:
+        uses[fact.node, fact.input].append(fact)
+    return uses
+
+
+def _set_counts(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
+    """Write the new numbers of channels into attributes and shape literals."""
+    literals: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for fact in trace.counts:
+        survivors = int(alive[fact.channels].sum())
+        if survivors == fact.channels.size:
+            continue
+        node = nodes[fact.node]
+        if fact.input is not None:
+            literals[fact.node, fact.input].append((fact.index or 0, survivors))
+        elif fact.index is None:
+            node.attrs[fact.field] = survivors
+        else:
+            node.attrs[fact.field] = [survivors if i == fact.index else v for i, v in enumerate(node.attrs[fact.field])]
+    for (n, position), changes in literals.items():
+        old = nodes[n].inputs[position]
+        value: IntArray = old.values.copy()
+        for index, survivors in changes:
+            value.reshape(-1)[index] = survivors
+        nodes[n].inputs[position] = gs.Constant(f"{old.name}__node{n}", value)

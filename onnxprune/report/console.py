@@ -1,0 +1,190 @@
+"""The report at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxprune.report.document import Inspection, Layer, Report
+from onnxprune.runtime import Latency
+from onnxprune.types import Plan, Verdict
+
+
+def human(value: float, unit: str = "") -> str:
+    """Write a number with a decimal prefix: 20.2 M."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def size(value: float) -> str:
+    """Write bytes in decimal units."""
+    return human(value, "B")
+
+
+def relative(before: float, after: float) -> str:
+    """Write a change in percent."""
+    return f"{100 * (after / before - 1):+.1f} %" if before else ""
+
+
+def figures_table(report: Report) -> Table:
+    """Before, after, change."""
+    a, b = report.before, report.after
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    table.add_row("FLOPs", human(a.flops), human(b.flops), relative(a.flops, b.flops))
+    table.add_row("MACs", human(a.macs), human(b.macs), relative(a.macs, b.macs))
+    table.add_row("parameters", f"{a.params:,}", f"{b.params:,}", relative(a.params, b.params))
+    table.add_row("file size", size(a.size), size(b.size), relative(a.size, b.size))
+    for name, old, new in (("top-1", a.top1, b.top1), ("top-5", a.top5, b.top5)):
+        if old is not None and new is not None:
+            table.add_row(name, f"{old:.2f} %", f"{new:.2f} %", f"{new - old:+.2f} points")
+    latency = report.latency
+    if latency is not None and latency.b is not None:
+        table.add_row("latency", f"{latency.a:.3f} ms", f"{latency.b:.3f} ms", speedup_text(latency))
+    fidelity = report.fidelity
+    if "agreement" in fidelity:
+        table.add_row("agreement", "100.00 %", f"{fidelity['agreement']:.2f} %", "")
+    if "cosine" in fidelity:
+        table.add_row("cosine", "1", f"{fidelity['cosine']:.4f}", "")
+    if "kl" in fidelity:
+        table.add_row("KL", "0", f"{fidelity['kl']:.4f} nats", "")
+    return table
+
+
+def speedup_text(latency: Latency) -> str:
+    """Write a speed-up with its interval."""
+    if latency.speedup is None or latency.speedup_interval is None:
+        return ""
+    low, high = latency.speedup_interval
+    return f"{latency.speedup:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def layers_table(layers: Sequence[Layer]) -> Table:
+    """Channels and MACs of each layer, before and after."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("operator")
+    for column in ("channels", "after", "MACs", "after", "change"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(
+            Text(layer.name),
+            layer.op,
+            str(layer.channels_before),
+            str(layer.channels_after),
+            human(layer.macs_before),
+            human(layer.macs_after),
+            relative(layer.macs_before, layer.macs_after),
+        )
+    return table
+
+
+def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> list[RenderableType]:
+    """Return what `plan` prints."""
+    flops, params = plan.path[-1]
+    line = f"FLOPs -{flops:.1%}, parameters -{params:.1%}; {int((~plan.keep).sum())} of {plan.keep.size} channels go"
+    return [layers_table(layers), "", Text(line), Text(f"written: {path}")]
+
+
+def latency_parts(latency: Latency, a: str, b: str) -> list[RenderableType]:
+    """Return what `bench` prints."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for column in ("median", "95 % interval", "speed-up"):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    def interval(pair: tuple[float, float]) -> str:
+        return f"{pair[0]:.3f} to {pair[1]:.3f} ms"
+
+    table.add_row(Text(a), f"{latency.a:.3f} ms", interval(latency.a_interval), "")
+    if latency.b is not None and latency.b_interval is not None:
+        table.add_row(Text(b), f"{latency.b:.3f} ms", interval(latency.b_interval), speedup_text(latency))
+    return [table, "", Text(timing_text(latency), style="dim")]
+
+
+def timing_text(latency: Latency) -> str:
+    """Say how a latency was measured."""
+    turns = "interleaved runs" if latency.b is not None else "runs"
+    threads = (
+        f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+        if latency.threads
+        else "onnxruntime's choice of threads"
+    )
+    return f"latency: median of {latency.runs} {turns}, batch {latency.batch}, {threads}, 95 % bootstrap interval"
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """Return one line per check and a last one that sums up."""
+    failed = sum(not check for check in verdict.checks)
+    total = (
+        f"FAILED: {failed} of {len(verdict.checks)} checks" if failed else f"PASSED: all {len(verdict.checks)} checks"
+    )
+    return [*(str(check) for check in verdict.checks), total]
+
+
+def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]:
+    """Return everything `prune` prints, in order."""
+    parts: list[RenderableType] = []
+    if layers:
+        parts += [layers_table(report.layers), ""]
+    parts += [figures_table(report), ""]
+    parts.append(Text(f"measured on {report.samples} samples of {report.data}", style="dim"))
+    if report.latency is not None:
+        parts.append(Text(timing_text(report.latency), style="dim"))
+    if len(report.path) > 1:
+        steps = " -> ".join(f"{flops:.1%}" for flops, _ in report.path)
+        parts.append(Text(f"FLOPs removed step by step: {steps}", style="dim"))
+    parts += [Text(f"note: {note}", style="dim") for note in report.notes]
+    parts += [Text(line) for line in verdict_lines(report.verdict)]
+    if report.output:
+        parts.append(Text(f"written: {report.output}"))
+    return parts
+
+
+def inspect_parts(found: Inspection) -> list[RenderableType]:
+    """Return what `inspect` prints: layers, groups, pins, and the sum."""
+    trace = found.trace
+    layers = Table(show_edge=False, pad_edge=False)
+    layers.add_column("layer", overflow="fold")
+    layers.add_column("operator")
+    for column in ("channels", "MACs", "parameters"):
+        layers.add_column(column, justify="right")
+    for layer in found.layers:
+        layers.add_row(Text(layer.label), layer.op, str(layer.channels), human(layer.macs), f"{layer.params:,}")
+    groups = Table(show_edge=False, pad_edge=False)
+    groups.add_column("group", overflow="fold")
+    for column in ("channels", "free"):
+        groups.add_column(column, justify="right")
+    groups.add_column("written by", overflow="fold")
+    for group in trace.groups:
+        free = int((~trace.pinned[group.channels]).sum())
+        groups.add_row(Text(group.name), str(group.channels.size), str(free), Text(", ".join(group.layers)))
+    pins = Table(show_edge=False, pad_edge=False)
+    pins.add_column("channels that must stay", justify="right")
+    for column in ("node", "operator", "because"):
+        pins.add_column(column, overflow="fold")
+    for pin in trace.pins:
+        pins.add_row(str(pin.channels.size), Text(pin.node), pin.op, Text(pin.reason))
+    shapes = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
+    summary = [
+        f"FLOPs {human(2 * found.macs)}, MACs {human(found.macs)} per sample; {found.params:,} parameters; {size(found.size)}",
+        f"inputs while tracing: {shapes}",
+        f"{found.prunable_share:.1%} of the FLOPs are in layers that can lose channels",
+        *(f"note: {note}" for note in found.notes),
+    ]
+    return [layers, "", groups, "", pins, "", *(Text(line) for line in summary)]
+
+
+def show(parts: Sequence[RenderableType], console: Console | None = None) -> None:
+    """Print to stdout; a pipe gets plain text of a fixed width."""
+    console = console or Console(soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(width=160, file=console.file)
+    for part in parts:
+        console.print(part, highlight=False)

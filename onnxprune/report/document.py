@@ -1,0 +1,144 @@
+"""What a run has found out, as one value; every format is made from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnxprune.channels.cost import LayerCost
+from onnxprune.runtime import Latency
+from onnxprune.types import Trace, Verdict
+from onnxprune.verify import Proof
+
+SCHEMA = "onnxprune.report/1"
+INSPECT_SCHEMA = "onnxprune.inspect/1"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One column of the table. FLOPs and MACs per sample, `size` in bytes, accuracies in percent, latency in milliseconds."""
+
+    flops: float
+    macs: float
+    params: int
+    size: int
+    top1: float | None = None
+    top5: float | None = None
+    latency_ms: float | None = None
+    latency_interval_ms: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a weight, before and after."""
+
+    name: str
+    op: str
+    channels_before: int
+    channels_after: int
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run of `prune`.
+
+    Attributes:
+        model, sha256: the original.
+        output: where the result was written; None when it was not.
+        settings: options of the run.
+        before, after: the figures.
+        fidelity: candidate against original on the same inputs; see `onnxprune.verify.fidelity`.
+        data: what fidelity and accuracy were measured on.
+        samples: how many.
+        latency: how latency was measured, with the speed-up; None when it was not.
+        layers: in graph order.
+        prunable_share: share of MACs in layers that may lose channels.
+        pinned: (reason, node, channels) of everything that had to stay.
+        proof: pruned against masked.
+        verdict: all checks.
+        path: (share of FLOPs removed, share of parameters removed) after each step.
+        notes: what a reader should know.
+        versions: of onnxprune, onnxruntime and onnx.
+    """
+
+    model: str
+    sha256: str
+    output: str | None
+    settings: dict[str, Any]
+    before: Figures
+    after: Figures
+    fidelity: dict[str, float]
+    data: str
+    samples: int
+    latency: Latency | None
+    layers: tuple[Layer, ...]
+    prunable_share: float
+    pinned: tuple[tuple[str, str, int], ...]
+    proof: Proof
+    verdict: Verdict
+    path: tuple[tuple[float, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, with the schema's name and the relative changes."""
+        content = asdict(self)
+        content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
+        content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
+        content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}
+        change = {
+            "flops_removed": 1 - self.after.flops / self.before.flops if self.before.flops else 0.0,
+            "params_removed": 1 - self.after.params / self.before.params if self.before.params else 0.0,
+            "size_removed": 1 - self.after.size / self.before.size if self.before.size else 0.0,
+            "speedup": self.latency.speedup if self.latency else None,
+        }
+        for key in ("top1", "top5"):
+            old, new = getattr(self.before, key), getattr(self.after, key)
+            change[f"{key}_points"] = None if old is None or new is None else new - old
+        return {"schema": SCHEMA, "change": change, **content}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What can be said of a model before anything is chosen; `inputs` are the shapes that FLOPs are counted for."""
+
+    model: str
+    sha256: str
+    size: int
+    params: int
+    macs: float
+    prunable_share: float
+    layers: tuple[LayerCost, ...]
+    trace: Trace
+    inputs: dict[str, list[int]]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        trace = self.trace
+        return {
+            "schema": INSPECT_SCHEMA,
+            "model": {"path": self.model, "sha256": self.sha256, "size": self.size, "params": self.params},
+            "flops": 2 * self.macs,
+            "macs": self.macs,
+            "prunable_share": self.prunable_share,
+            "layers": [asdict(layer) for layer in self.layers],
+            "groups": [
+                {
+                    "name": group.name,
+                    "layers": list(group.layers),
+                    "channels": int(group.channels.size),
+                    "free": int((~trace.pinned[group.channels]).sum()),
+                }
+                for group in trace.groups
+            ],
+            "pins": [
+                {"node": pin.node, "operator": pin.op, "reason": pin.reason, "channels": int(pin.channels.size)}
+                for pin in trace.pins
+            ],
+            "notes": list(self.notes),
+        }

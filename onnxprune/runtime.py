@@ -1,0 +1,265 @@
+"""Everything that runs in onnxruntime: sessions, batches, observed shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxprune.errors import ModelError
+
+Feeds = dict[str, np.ndarray[Any, Any]]
+ELEMENT_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(bool)": np.bool_,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+}
+
+ort.set_default_logger_severity(4)
+
+
+def session(
+    model: onnx.ModelProto | bytes | str, *, optimise: bool = True, threads: int = 0, where: str = "the model"
+) -> ort.InferenceSession:
+    """Open an onnxruntime session on the CPU.
+
+    Args:
+        model: a proto, its bytes, or a path.
+        optimise: whether onnxruntime may rewrite the graph; off, two models are compared operator by operator.
+        threads: threads within an operator; 0 leaves it to onnxruntime.
+        where: how to call the model in an error.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(
+            "onnxruntime cannot load the model",
+            where=where,
+            why=str(error).strip().splitlines()[0][:400],
+            hint="check that the file runs in onnxruntime before pruning it",
+        ) from error
+
+
+def run(
+    opened: ort.InferenceSession, feeds: Feeds, *, where: str = "the model", names: list[str] | None = None
+) -> list[Any]:
+    """Run one batch; return the outputs in order.
+
+    Raises:
+        ModelError: onnxruntime fails on these inputs.
+    """
+    try:
+        return list(opened.run(names, feeds))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
+        raise ModelError(
+            "onnxruntime cannot run the model",
+            where=where,
+            why=f"on {shapes}: {str(error).strip().splitlines()[0][:400]}",
+            hint="check the shapes and dtypes of the inputs",
+        ) from error
+
+
+def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Feeds:
+    """Return seeded inputs of the given shapes: standard normal numbers, or 0 and 1 for integers and booleans."""
+    rng = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for value in proto.graph.input:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        shape = shapes[value.name]
+        floating = np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"
+        feeds[value.name] = (rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)).astype(dtype)
+    return feeds
+
+
+def concrete_shapes(
+    proto: onnx.ModelProto, batch: int, spatial: Iterable[int] = (), known: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Give every dynamic axis a size: the first axis `batch`, the others in turn from `known` (data) or `spatial`.
+
+    An axis name that several inputs share gets one size.
+
+    Raises:
+        ModelError: an input without a rank.
+    """
+    names: dict[str, int] = {}
+    sizes = iter(spatial)
+    result: dict[str, tuple[int, ...]] = {}
+    for value in proto.graph.input:
+        if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+            raise ModelError(
+                "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
+            )
+        shape: list[int] = []
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                shape.append(dim.dim_value)
+            elif dim.dim_param and dim.dim_param in names:
+                shape.append(names[dim.dim_param])
+            else:
+                from_data = known[value.name][axis] if known and value.name in known else None
+                size = batch if axis == 0 else from_data or next(sizes, 224)
+                shape.append(size)
+                if dim.dim_param:
+                    names[dim.dim_param] = size
+        result[value.name] = tuple(shape)
+    return result
+
+
+def has_dynamic_batch(proto: onnx.ModelProto) -> bool:
+    """Tell whether the first axis of every input is dynamic."""
+    dims = [value.type.tensor_type.shape.dim for value in proto.graph.input]
+    return bool(dims) and all(len(dim) and not dim[0].dim_value > 0 for dim in dims)
+
+
+def infer_shapes(
+    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Infer what shapes are known without running: return (shape by tensor, element type by tensor).
+
+    `proto` should not carry its large weights; inputs are set to `shapes`.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    for value in fixed.graph.input:
+        if value.name in shapes:
+            del value.type.tensor_type.shape.dim[:]
+            for size in shapes[value.name]:
+                value.type.tensor_type.shape.dim.add(dim_value=size)
+    for value in fixed.graph.output:  # their dynamic axes are re-inferred
+        value.type.tensor_type.ClearField("shape")
+    try:
+        fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    except Exception:
+        return dict(shapes), {}
+    found = dict(shapes)
+    types: dict[str, int] = {}
+    for value in (*fixed.graph.value_info, *fixed.graph.output):
+        tensor = value.type.tensor_type
+        types[value.name] = tensor.elem_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            found[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return found, types
+
+
+def observe(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str], where: str) -> Feeds:
+    """Run the model once on seeded inputs of `shapes` and return the named tensors.
+
+    Raises:
+        ModelError: it cannot be loaded or run.
+    """
+    wanted = list(dict.fromkeys(names))
+    extended = onnx.ModelProto()
+    extended.CopyFrom(proto)
+    present = {value.name for value in extended.graph.output}
+    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
+    opened = session(extended, optimise=False, where=where)
+    return dict(zip(wanted, run(opened, random_feeds(proto, shapes, 0), where=where, names=wanted), strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------- timing
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per run of one or two models, measured in turn.
+
+    Attributes:
+        a, b: median milliseconds of each; `b` is None when only one model was timed.
+        a_interval, b_interval: 95 % bootstrap interval of each median.
+        speedup: median of a / median of b: above 1, b is faster.
+        speedup_interval: 95 % bootstrap interval of it, over pairs of runs.
+        runs, batch, threads: how it was measured; threads 0 is onnxruntime's own choice.
+    """
+
+    a: float
+    a_interval: tuple[float, float]
+    b: float | None
+    b_interval: tuple[float, float] | None
+    speedup: float | None
+    speedup_interval: tuple[float, float] | None
+    runs: int
+    batch: int
+    threads: int
+
+
+def time_runs(
+    sessions: Sequence[ort.InferenceSession],
+    feeds: Sequence[Feeds],
+    *,
+    runs: int,
+    warmup: int,
+    threads: int,
+    batch: int,
+    seconds: float = 60.0,
+) -> Latency:
+    """Time one or two sessions, run in turn so that a drift of the machine meets both.
+
+    Args:
+        sessions: one or two.
+        feeds: inputs of each.
+        runs: counted runs of each.
+        warmup: runs of each that don't count.
+        threads: only told in the result.
+        batch: only told in the result.
+        seconds: stop early when the counted runs take longer than this, after ten runs at least.
+    """
+    for _ in range(warmup):
+        for opened, inputs in zip(sessions, feeds, strict=True):
+            run(opened, inputs)
+    times: list[list[float]] = [[] for _ in sessions]
+    order = list(range(len(sessions)))
+    begin = time.perf_counter()
+    for count in range(runs):
+        for index in order if count % 2 == 0 else reversed(order):
+            start = time.perf_counter()
+            sessions[index].run(None, feeds[index])
+            times[index].append(1e3 * (time.perf_counter() - start))
+        if count >= 9 and time.perf_counter() - begin > seconds:
+            break
+    rows = np.array(times)
+    picks = np.random.default_rng(0).integers(0, rows.shape[1], (RESAMPLES, rows.shape[1]))
+    medians = np.median(rows[:, picks], axis=2)  # (sessions, resamples)
+
+    def interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+        low, high = np.percentile(values, [2.5, 97.5])
+        return float(low), float(high)
+
+    a = float(np.median(rows[0]))
+    if len(sessions) == 1:
+        return Latency(a, interval(medians[0]), None, None, None, None, rows.shape[1], batch, threads)
+    b = float(np.median(rows[1]))
+    return Latency(
+        a,
+        interval(medians[0]),
+        b,
+        interval(medians[1]),
+        a / b,
+        interval(medians[0] / medians[1]),
+        rows.shape[1],
+        batch,
+        threads,
+    )

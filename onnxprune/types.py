@@ -1,0 +1,173 @@
+"""Frozen dataclasses that cross the stages of a run.
+
+A *channel* is one removable unit: a set of filters, and all that follows and reads them, which only can go together.
+Channels are numbered 0 … n-1 over the whole model; arrays of channel numbers hold -1 where something always stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+Role = Literal["writes", "follows", "scales", "reads"]
+"""What a tensor does with a channel: a filter *writes* it, a bias or depthwise kernel *follows* it, the factor of a
+BatchNormalization *scales* it (and follows it), the next layer's weight *reads* it."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: stays)."""
+
+    node: int
+    input: int
+    tensor: str
+    axis: int
+    channels: IntArray
+    role: Role
+
+
+@dataclass(frozen=True)
+class Count:
+    """An integer of node `node` equals the number of survivors among `channels`.
+
+    It is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index` is
+    the position in a list, None for a scalar.
+    """
+
+    node: int
+    field: str
+    input: int | None
+    index: int | None
+    channels: IntArray
+
+
+@dataclass(frozen=True)
+class Pin:
+    """`channels` must stay, because of `reason` at node `node` (its label) of operator `op`."""
+
+    channels: IntArray
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """Node `node` multiplies each element of its weight (input `input`) `positions` times per sample."""
+
+    node: int
+    input: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that compete with each other: the same layers write each of them.
+
+    Attributes:
+        name: label of the first layer that writes the group; unique in the model.
+        layers: labels of all layers that write it.
+        channels: channel numbers, in the order of the first layer's filters.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    channels: IntArray
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What belongs together in a model, and what must stay.
+
+    Attributes:
+        labels: one label per node of the graph, in graph order.
+        n_channels: number of channels in the model.
+        groups: disjoint; together they hold every channel.
+        pinned: (n_channels,) True where a channel must stay.
+        extents: arrays of channels that share one axis of some tensor; one of each must survive.
+        shapes: concrete shape of every tensor while tracing.
+        input_shapes: the shapes that the inputs were given.
+        batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
+        per_tensor_params: elements of each float constant, by name.
+        weight_sizes: elements of the weight of each layer in `works`, by (node, input).
+    """
+
+    labels: tuple[str, ...]
+    ops: tuple[str, ...]
+    n_channels: int
+    groups: tuple[Group, ...]
+    pinned: BoolArray
+    pins: tuple[Pin, ...]
+    slices: tuple[Slice, ...]
+    counts: tuple[Count, ...]
+    works: tuple[Work, ...]
+    extents: tuple[IntArray, ...]
+    shapes: dict[str, tuple[int, ...]]
+    input_shapes: dict[str, tuple[int, ...]]
+    batch: int
+    per_tensor_params: dict[str, int]
+    weight_sizes: dict[tuple[int, int], int]
+
+    def why_pinned(self, channels: IntArray) -> list[Pin]:
+        """Return the pins that touch any of `channels`, each reason once per node."""
+        mask = np.zeros(self.n_channels + 1, dtype=bool)
+        mask[channels] = True
+        mask[-1] = False
+        return [pin for pin in self.pins if mask[pin.channels].any()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels stay.
+
+    Attributes:
+        keep: (n_channels,) True where a channel stays.
+        digest: SHA-256 of the model file the plan was made for.
+        settings: the options that led to it, as written to plan.json.
+        path: one (share of FLOPs removed, share of parameters removed) per progressive step.
+    """
+
+    keep: BoolArray
+    digest: str
+    settings: dict[str, object] = field(default_factory=dict)
+    path: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verdict: a measured value, held against a limit.
+
+    `limit` is None where the value is only told.
+    """
+
+    name: str
+    value: float | str | bool
+    limit: float | str | None
+    passed: bool
+    detail: str = ""
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        word = "PASSED" if self.passed else "FAILED"
+        value = f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)
+        limit = "" if self.limit is None else f" (limit {self.limit})"
+        return f"{word} | {self.name}: {value}{limit}" + (f" | {self.detail}" if self.detail else "")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of a run; truthy when every one passed."""
+
+    checks: tuple[Check, ...]
+
+    def __bool__(self) -> bool:
+        return all(self.checks)

@@ -1,0 +1,244 @@
+"""Hold a model against the one it came from: the oracle, structure, fidelity and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxprune import runtime
+from onnxprune.data import Data
+from onnxprune.errors import DataError, ModelError, ProofError
+from onnxprune.model import Model
+from onnxprune.types import Check
+
+TOLERANCE = 1e-4
+"""Largest difference between pruned and masked, as a share of the range of an output."""
+PROOF_BATCHES = (1, 3)
+Progress = Callable[[float], None]
+Outputs = list[np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The largest difference between the pruned and the masked model, as a share of the output's range."""
+
+    difference: float
+    batches: tuple[int, ...]
+    tolerance: float = TOLERANCE
+
+
+def prove(pruned: Model, masked: Model, known: dict[str, tuple[int, ...]] | None = None, seed: int = 0) -> Proof:
+    """Run the pruned and the masked model on the same seeded inputs, without graph optimisation, and compare every output.
+
+    Args:
+        pruned: channels deleted.
+        masked: channels there, what reads them zero.
+        known: shapes of the data, for dynamic axes other than the batch.
+        seed: of the inputs.
+
+    Raises:
+        ProofError: they differ by more than `TOLERANCE`, or the pruned model does not run.
+    """
+    left, right = pruned.to_proto(), masked.to_proto()
+    batches = PROOF_BATCHES if runtime.has_dynamic_batch(left) else (1,)
+    reference = runtime.session(right, optimise=False, where="the masked model")
+    try:
+        candidate = runtime.session(left, optimise=False, where="the pruned model")
+        worst = 0.0
+        for batch in batches:
+            feeds = runtime.random_feeds(
+                left, runtime.concrete_shapes(left, batch, range(224, 1024, 32), known), seed + batch
+            )
+            expected = runtime.run(reference, feeds, where="the masked model")
+            found = runtime.run(candidate, feeds, where="the pruned model")
+            for name, a, b in zip((value.name for value in left.graph.output), expected, found, strict=True):
+                worst = max(worst, relative_difference(a, b, name))
+    except ModelError as error:
+        raise ProofError(
+            "the pruned model does not run",
+            where=str(pruned.path),
+            why=error.why,
+            hint="this is a defect of onnxprune: please report it; --ignore can leave out the layers concerned",
+        ) from error
+    if not worst <= TOLERANCE:
+        raise ProofError(
+            "the pruned model is not the masked model",
+            where=str(pruned.path),
+            why=f"outputs differ by {worst:.2e} of their range, {TOLERANCE:.0e} is allowed",
+            hint="nothing was written; this is a defect of onnxprune: please report it",
+        )
+    return Proof(worst, batches)
+
+
+def relative_difference(expected: Any, found: Any, name: str = "output") -> float:
+    """Return max |expected - found| / (max expected - min expected); infinity where shapes or NaNs differ."""
+    a, b = np.asarray(expected), np.asarray(found)
+    if a.shape != b.shape:
+        return float("inf")
+    if a.dtype.kind not in "fiub":
+        return 0.0 if (a == b).all() else float("inf")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not a.size:
+        return 0.0
+    if not np.isfinite(a).all():
+        same = np.array_equal(np.isfinite(a), np.isfinite(b))
+        a, b = a[np.isfinite(a)], b[np.isfinite(a)]
+        if not same or not a.size:
+            return 0.0 if same else float("inf")
+    if not np.isfinite(b).all():
+        return float("inf")
+    gap = float(np.abs(a - b).max())
+    scale = float(np.ptp(a)) or float(np.abs(a).max())
+    return gap / scale if scale else gap
+
+
+def structure(candidate: onnx.ModelProto, baseline: onnx.ModelProto, *, strict: bool = True) -> list[Check]:
+    """Check that a model is well-formed and has the inputs and outputs of the baseline.
+
+    Args:
+        candidate: the model to judge.
+        baseline: the original.
+        strict: whether onnx's full check counts; off where the original does not pass it either.
+    """
+    checks = []
+    if strict:
+        reason = full_check(candidate)
+        checks.append(Check("onnx checker", "ok" if reason is None else "invalid", None, reason is None, reason or ""))
+    for kind in ("input", "output"):
+        ours, theirs = (_signature(getattr(proto.graph, kind), proto) for proto in (candidate, baseline))
+        different = [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
+        detail = "; ".join(
+            f"{name}: {ours.get(name, 'missing')} instead of {theirs.get(name, 'nothing')}"
+            for name in sorted(different)
+        )
+        checks.append(Check(f"same {kind}s", not different, None, not different, detail))
+    return checks
+
+
+def full_check(proto: onnx.ModelProto) -> str | None:
+    """Return why onnx's full check refuses a model; None when it passes."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        return str(error).strip().splitlines()[0][:200]
+    return None
+
+
+def _signature(values: Any, proto: onnx.ModelProto) -> dict[str, str]:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    result = {}
+    for value in values:
+        if value.name in weights:
+            continue
+        tensor = value.type.tensor_type
+        dims = (
+            ["?" if not d.HasField("dim_value") else d.dim_value for d in tensor.shape.dim]
+            if tensor.HasField("shape")
+            else "any"
+        )
+        result[value.name] = f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}{dims}"
+    return result
+
+
+def predict(
+    opened: ort.InferenceSession, data: Data, batch: int, where: str, progress: Progress | None = None
+) -> Outputs:
+    """Run all data through a model; return each output, joined over the samples.
+
+    A model with a fixed batch of another size is fed that size; a rest too small for a batch is left out.
+    """
+    parts: list[list[Any]] = []
+    fixed = opened.get_inputs()[0].shape[0] if opened.get_inputs()[0].shape else None
+    size = fixed if isinstance(fixed, int) else batch
+    if len(data) < size:
+        raise DataError(
+            "too few samples for one batch",
+            where=data.name,
+            why=f"the model takes {size} at a time, there are {len(data)}",
+            hint="give more samples, or export with a dynamic batch",
+        )
+    for feeds in data.batches(size):
+        if isinstance(fixed, int) and len(next(iter(feeds.values()))) < size:
+            break
+        parts.append(runtime.run(opened, feeds, where=where))
+        if progress:
+            progress(min(1.0, len(parts) * size / len(data)))
+    return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
+
+
+def scores_of(outputs: Outputs) -> np.ndarray[Any, Any] | None:
+    """Return the (n, classes) output of a classifier; None where no output looks like one."""
+    for output in outputs:
+        squeezed = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
+        if squeezed.ndim == 2 and squeezed.shape[1] > 1 and squeezed.dtype.kind == "f":
+            return squeezed
+    return None
+
+
+def accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Return top-1 (and top-5, with more than five classes) in percent.
+
+    Raises:
+        DataError: the outputs are not those of a classifier, or a label is out of their range.
+    """
+    scores = scores_of(outputs)
+    if scores is None:
+        raise DataError(
+            "there are labels, but no output of the form (samples, classes)",
+            hint="leave the labels out to compare with the original",
+        )
+    labels = labels[: len(scores)]
+    if labels.max() >= scores.shape[1]:
+        raise DataError(
+            "a label is out of range",
+            why=f"the largest is {labels.max()}, the model has {scores.shape[1]} classes",
+            hint="check that the labels belong to this model",
+        )
+    order = np.argsort(-scores, axis=1, kind="stable")
+    hits = order == labels[:, None]
+    result = {"top1": 100.0 * float(hits[:, 0].mean())}
+    if scores.shape[1] > 5:
+        result["top5"] = 100.0 * float(hits[:, :5].any(axis=1).mean())
+    return result
+
+
+def fidelity(original: Outputs, candidate: Outputs) -> dict[str, float]:
+    """Compare the outputs of two models on the same inputs.
+
+    Returns:
+        `cosine`: mean over samples of the cosine of the angle between flattened outputs, mean over outputs. For classifiers
+        also `agreement`: percent of samples with the same top-1; `kl`: mean Kullback-Leibler divergence KL(original ||
+        candidate) in nats, after softmax unless rows already are probabilities.
+    """
+    result: dict[str, float] = {}
+    cosines = []
+    for a, b in zip(original, candidate, strict=True):
+        if a.shape == b.shape and a.dtype.kind == "f" and a.size:
+            x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
+            norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+            dots = np.einsum("ij,ij->i", x, y)
+            cosines.append(
+                float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1)).mean())
+            )
+    if cosines:
+        result["cosine"] = float(np.mean(cosines))
+    p, q = scores_of(original), scores_of(candidate)
+    if p is not None and q is not None and p.shape == q.shape:
+        result["agreement"] = 100.0 * float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
+        log_p, log_q = _log_probabilities(p), _log_probabilities(q)
+        result["kl"] = float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+    return result
+
+
+def _log_probabilities(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    x = scores.astype(np.float64)
+    if (x >= 0).all() and np.allclose(x.sum(axis=1), 1, atol=1e-3):
+        return np.asarray(np.log(np.maximum(x, 1e-12)))
+    x = x - x.max(axis=1, keepdims=True)
+    log_p: np.ndarray[Any, Any] = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return log_p
