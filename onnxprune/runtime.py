@@ -27,6 +27,9 @@ ELEMENT_TYPES = {
     "tensor(uint16)": np.uint16,
 }
 
+DYNAMIC_SIZES = range(224, 32 * 1024, 32)
+"""Sizes for dynamic axes other than the batch: all different, and multiples of what networks stride by."""
+
 ort.set_default_logger_severity(4)
 
 
@@ -94,17 +97,22 @@ def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], 
 
 
 def concrete_shapes(
-    proto: onnx.ModelProto, batch: int, spatial: Iterable[int] = (), known: Mapping[str, tuple[int, ...]] | None = None
+    proto: onnx.ModelProto, batch: int, *, known: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Give every dynamic axis a size: the first axis `batch`, the others in turn from `known` (data) or `spatial`.
+    """Give every dynamic axis of the inputs a size.
 
     An axis name that several inputs share gets one size.
+
+    Args:
+        proto: the model, or its header.
+        batch: size of a dynamic first axis.
+        known: shapes of data, for the other axes; without them each gets another of `DYNAMIC_SIZES`.
 
     Raises:
         ModelError: an input without a rank.
     """
     names: dict[str, int] = {}
-    sizes = iter(spatial)
+    sizes = iter(DYNAMIC_SIZES)
     result: dict[str, tuple[int, ...]] = {}
     for value in proto.graph.input:
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
@@ -114,15 +122,16 @@ def concrete_shapes(
         shape: list[int] = []
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
-                shape.append(dim.dim_value)
-            elif dim.dim_param and dim.dim_param in names:
-                shape.append(names[dim.dim_param])
+                size = dim.dim_value
+            elif axis == 0:
+                size = batch
+            elif dim.dim_param in names:
+                size = names[dim.dim_param]
             else:
-                from_data = known[value.name][axis] if known and value.name in known else None
-                size = batch if axis == 0 else from_data or next(sizes, 224)
-                shape.append(size)
+                size = known[value.name][axis] if known else next(sizes)
                 if dim.dim_param:
                     names[dim.dim_param] = size
+            shape.append(size)
         result[value.name] = tuple(shape)
     return result
 

@@ -51,9 +51,7 @@ def prove(pruned: Model, masked: Model, known: dict[str, tuple[int, ...]] | None
         candidate = runtime.session(left, optimise=False, where="the pruned model")
         worst = 0.0
         for batch in batches:
-            feeds = runtime.random_feeds(
-                left, runtime.concrete_shapes(left, batch, range(224, 1024, 32), known), seed + batch
-            )
+            feeds = runtime.random_feeds(left, runtime.concrete_shapes(left, batch, known=known), seed + batch)
             expected = runtime.run(reference, feeds, where="the masked model")
             found = runtime.run(candidate, feeds, where="the pruned model")
             for name, a, b in zip((value.name for value in left.graph.output), expected, found, strict=True):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import runtime
 from onnxprune.channels.facts import FIXED, Facts, RawCount, RawSlice
@@ -19,6 +22,8 @@ from onnxprune.types import IntArray, Role, Trace, Work
 
 BATCH = 13
 """Size of a dynamic batch axis while tracing: a prime that channel counts rarely have as a factor."""
+RUN_BATCHES = (3, 2, 1)
+"""Sizes to try when the model has to be run to learn its shapes."""
 OBSERVED_ELEMENTS = 4096
 """Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
 MAX_REPORTED = 3
@@ -40,13 +45,12 @@ def trace(
     """
     labels = node_labels(model.graph)
     ops = tuple(node.op for node in model.graph.nodes)
-    batch, inputs, shapes, values = _shapes(model, labels, input_shapes)
+    known = _shapes(model, input_shapes)
     facts = Facts()
-    walk = _Walk(model.graph, labels, facts, shapes, values)
-    walk.run()
+    _Walk(model.graph, facts, known).run()
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
-    works = tuple(Work(work.node, work.input, work.positions // batch) for work in facts.works)
+    works = tuple(Work(work.node, work.input, work.positions // known.batch) for work in facts.works)
     params = {t.name: int(np.prod(t.shape, dtype=np.int64)) for _, _, t in tensors_of(model.graph) if is_float(t)}
     return Trace(
         labels,
@@ -59,9 +63,9 @@ def trace(
         resolved.counts,
         works,
         resolved.extents,
-        shapes,
-        inputs,
-        batch,
+        known.tensors,
+        known.inputs,
+        known.batch,
         params,
         {(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
     )
@@ -80,83 +84,70 @@ def node_labels(graph: gs.Graph) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _shapes(
-    model: Model, labels: Sequence[str], known: Mapping[str, tuple[int, ...]] | None
-) -> tuple[int, dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], dict[str, np.ndarray[Any, Any]]]:
-    """Return (batch, input shapes, shape of each tensor, value of each small integer tensor computed at run time)."""
+@dataclass(frozen=True)
+class _Shapes:
+    """What is known of the tensors when every dynamic axis has a size."""
+
+    batch: int
+    inputs: dict[str, tuple[int, ...]]
+    tensors: dict[str, tuple[int, ...]]
+    integers: dict[str, np.ndarray[Any, Any]]  # values of small integer tensors computed at run time
+
+
+def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shapes:
+    """Infer all shapes, or run the model where inference leaves a gap or where shapes are computed at run time."""
     light = _without_weights(model)
     dynamic = runtime.has_dynamic_batch(model.header)
-    spatial = tuple(range(224, 1024, 32))  # dynamic axes get different sizes, all of them multiples of 32
     error: ModelError | None = None
-    for batch in (BATCH, 2, 1) if dynamic else (1,):
-        inputs = runtime.concrete_shapes(light, batch, spatial, known)
-        # weights were handed over as inputs, whose shapes are final
-        inputs = {value.name: inputs[value.name] for value in model.header.graph.input}
+    for batch in (BATCH, *RUN_BATCHES) if dynamic else (1,):
+        inputs = runtime.concrete_shapes(model.header, batch, known=known)
         shapes, types = runtime.infer_shapes(light, inputs)
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
-        unknown = [t for node in model.graph.nodes for t in node.outputs if t.name and t.name not in shapes]
-        integers = [
-            t.name
-            for node in model.graph.nodes
-            for t in node.outputs
-            if types.get(t.name) in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-            and t.outputs
-            and np.prod(shapes.get(t.name, (1,))) <= OBSERVED_ELEMENTS
-        ]
-        if not unknown and not integers:
-            return batch, inputs, shapes, {}
+        outputs = [t for node in model.graph.nodes for t in node.outputs if t.name]
+        wanted = [t.name for t in outputs if t.name not in shapes]
+        wanted += [t.name for t in outputs if t.outputs and _is_small_integer(types.get(t.name), shapes.get(t.name))]
+        if not wanted:
+            return _Shapes(batch, inputs, shapes, {})
+        if dynamic and batch == BATCH:
+            continue  # a smaller batch is cheaper to run
         try:
-            seen = runtime.observe(model.to_proto(), inputs, [*(t.name for t in unknown), *integers], str(model.path))
+            seen = runtime.observe(model.to_proto(), inputs, wanted, str(model.path))
         except ModelError as failure:
             error = failure
             continue
         shapes |= {name: np.shape(value) for name, value in seen.items()}
-        values = {
-            name: value
-            for name, value in seen.items()
-            if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size <= OBSERVED_ELEMENTS
-        }
-        return batch, inputs, shapes, values
+        return _Shapes(batch, inputs, shapes, {k: v for k, v in seen.items() if _is_small_integer(v, np.shape(v))})
     assert error is not None
     raise error
 
 
+def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:
+    """Tell whether a tensor may hold shapes; `kind` is an ONNX element type or a value."""
+    if isinstance(kind, np.ndarray):
+        return kind.dtype.kind == "i" and kind.size <= OBSERVED_ELEMENTS
+    integer = kind in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return integer and (shape is None or math.prod(shape) <= OBSERVED_ELEMENTS)
+
+
 def _without_weights(model: Model) -> onnx.ModelProto:
     """Export the model with its float weights turned into inputs: all that shape inference needs, and light."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model.header)
     graph = model.graph.copy()
-    weights = {t.name: t for _, _, t in tensors_of(model.graph) if is_float(t)}
-    replacement = {name: gs.Variable(name, dtype=t.dtype, shape=tuple(t.shape)) for name, t in weights.items()}
-    for node in graph.nodes:
-        for i, tensor in enumerate(node.inputs):
-            if tensor.name in replacement:
-                node.inputs[i] = replacement[tensor.name]
-    proto = Model.to_proto(_like(model, graph))
-    from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-
-    proto.graph.input.extend(OnnxExporter.export_value_info_proto(v, False) for v in replacement.values())
-    return proto
-
-
-def _like(model: Model, graph: gs.Graph) -> Model:
-    from dataclasses import replace
-
-    return replace(model, graph=graph)
+    inputs: dict[str, gs.Variable] = {}
+    for n, i, weight in tensors_of(model.graph):
+        if is_float(weight):
+            inputs.setdefault(weight.name, gs.Variable(weight.name, dtype=weight.dtype, shape=tuple(weight.shape)))
+            graph.nodes[n].inputs[i] = inputs[weight.name]
+    light = replace(model, graph=graph).to_proto()
+    light.graph.input.extend(OnnxExporter.export_value_info_proto(tensor, False) for tensor in inputs.values())
+    return light
 
 
 class _Walk:
     """One pass over the nodes, in graph order, that applies a rule to each."""
 
-    def __init__(
-        self,
-        graph: gs.Graph,
-        labels: Sequence[str],
-        facts: Facts,
-        shapes: dict[str, tuple[int, ...]],
-        values: Mapping[str, Any],
-    ) -> None:
-        self.graph, self.labels, self.facts, self.shapes, self.values = graph, labels, facts, shapes, values
+    def __init__(self, graph: gs.Graph, facts: Facts, known: _Shapes) -> None:
+        self.graph, self.facts = graph, facts
+        self.shapes, self.values = known.tensors, known.integers
         self.ids: dict[str, IntArray] = {}
 
     def run(self) -> None:
