@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,11 +43,12 @@ class Cli(click.Group):
                 "error: out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory", err=True
             )
             ctx.exit(1)
-        except BrokenPipeError:
-            sys.stderr.close()
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click knows what to do
+        except OSError as error:
+            where = f"\n  where: {error.filename}" if error.filename else ""
+            click.echo(f"error: {error.strerror or error}{where}\n  do:    check the path, and the disk", err=True)
             ctx.exit(1)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
         except Exception as error:
             if os.environ.get("ONNXPRUNE_DEBUG"):
                 raise
@@ -391,12 +393,18 @@ def _measure(batch: int, threads: int, runs: int, warmup: int, eval_batch: int, 
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content, indent=1, allow_nan=False, default=_plain))
+    click.echo(json.dumps(_plain(content), indent=1, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy scalars into Python numbers."""
-    return value.item()
+    """Turn a value into what JSON knows: numpy scalars into numbers, NaN and infinity into null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from onnxprune import model as models
 from onnxprune import runtime, verify
 from onnxprune.data import Data
 from onnxprune.errors import OptionError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Stage = Callable[[str, float | None], None]
 """Called with the name of a stage and, where it is known, the share of it that is done."""
@@ -92,9 +95,10 @@ def compare(
                 (a["top1"], a.get("top5")) for a in (verify.accuracy(outputs, data.labels) for outputs in found)
             ]
         name, samples = data.name, len(found[0][0])
-        feeds = data.rows(0, min(measure.batch, len(data)))
-        if len(data) < measure.batch:
-            feeds = {key: np.resize(value, (measure.batch, *value.shape[1:])) for key, value in feeds.items()}
+        batch = data.inputs[0].shape[0] or measure.batch  # a model of a fixed batch runs on no other
+        feeds = data.rows(0, min(batch, len(data)))
+        if len(data) < batch:
+            feeds = {key: np.resize(value, (batch, *value.shape[1:])) for key, value in feeds.items()}
     else:
         dynamic = runtime.has_dynamic_batch(proto)
         shapes = runtime.concrete_shapes(proto, RANDOM_SAMPLES if dynamic else 1)
@@ -115,7 +119,9 @@ def compare(
             seconds=measure.seconds,
         )
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
-    return Comparison(accuracy[0], accuracy[1], verify.fidelity(*found), latency, name, samples, finite)
+    with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
+        fidelity = verify.fidelity(*found)
+    return Comparison(accuracy[0], accuracy[1], fidelity, latency, name, samples, finite)
 
 
 def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int = 0) -> runtime.Latency:
@@ -124,7 +130,7 @@ def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int =
     Raises:
         ModelError: one cannot be read or run.
     """
-    protos = [models.read(path) for path in paths]
+    protos = [models.read(path)[0] for path in paths]
     sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
     feeds = [runtime.random_feeds(proto, runtime.concrete_shapes(proto, measure.batch), seed) for proto in protos]
     batch = next(iter(feeds[0].values())).shape[0]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, first_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,8 +60,27 @@ class Preprocess:
     pad: int = 0
     repeat: int = 1
     scale: float = 1.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for key, least in (("resize", 1), ("crop", 1), ("pad", 0), ("repeat", 1)):
+            value = getattr(self, key)
+            optional = getattr(type(self), key) is None
+            if not (optional and value is None) and not (_is_number(value, Integral) and value >= least):
+                raise _wrong(key, value, f"give a whole number, {least} or more")
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise _wrong(key, getattr(self, key), f"give one of {', '.join(allowed)}")
+        if not _is_number(self.scale, Real) or self.scale == 0:
+            raise _wrong("scale", self.scale, "give a number other than 0")
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            row = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) else ()
+            if not row or not all(_is_number(entry, Real) and (key == "mean" or entry > 0) for entry in row):
+                sign = "numbers" if key == "mean" else "numbers above 0"
+                raise _wrong(key, value, f"give {sign}: one, or one per channel")
+            object.__setattr__(self, key, row)
 
     def apply(self, batch: Array) -> Array:
         """Preprocess a batch of arrays, (n, channels, height, width) or channels last; returns float32."""
@@ -76,15 +96,32 @@ class Preprocess:
         if x.ndim > channel:
             shape[channel] = -1
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        if x.ndim > channel and any(v.size not in (1, x.shape[channel]) for v in (mean, std)):
+        channels = x.shape[channel] if x.ndim > channel else 1
+        if any(v.size not in (1, channels) for v in (mean, std)):
             raise DataError(
                 "mean or std of the preprocessing do not fit",
-                why=f"{mean.size} and {std.size} values for {x.shape[channel]} channels",
+                where="--preprocess",
+                why=f"{mean.size} and {std.size} values for {channels} channels in samples of shape {list(x.shape[1:])}",
                 hint="give one value, or one per channel",
             )
         x -= mean.reshape(shape)
         x /= std.reshape(shape)
         return x
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "interpolation": ("nearest", "bilinear", "bicubic"),
+    "color": ("RGB", "BGR", "L"),
+    "layout": ("NCHW", "NHWC"),
+}
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(cast(float, value))
+
+
+def _wrong(key: str, value: object, hint: str) -> DataError:
+    return DataError(f"preprocessing field {key!r} has a wrong value", why=f"it is {value!r}", hint=hint)
 
 
 PRESETS: dict[str, Preprocess] = {
@@ -135,7 +172,7 @@ class Data:
             if isinstance(source, np.ndarray):
                 batch: Array = source[start:stop]
             else:
-                batch = np.stack([_read_image(path, self.preprocess or Preprocess()) for path in source[start:stop]])
+                batch = _stack(source[start:stop], self.preprocess or Preprocess())
             if self.preprocess is not None:
                 batch = self.preprocess.apply(batch)
             feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
@@ -179,33 +216,27 @@ def load_preprocess(name: str) -> Preprocess:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError("the preprocessing file cannot be read", where=name, why=str(error)) from error
-    known = dict.fromkeys(Preprocess.__dataclass_fields__)
+        raise DataError(
+            "the preprocessing file cannot be read", where=name, why=first_line(error), hint="write valid TOML"
+        ) from error
     values: dict[str, Any] = {}
     for section, table in content.items():
         if section not in ("array", "image") or not isinstance(table, dict):
-            raise DataError(f"unknown table [{section}]", where=name, hint="use [array] and [image]")
-        for key, value in table.items():
-            if key not in known:
-                raise DataError(
-                    f"unknown preprocessing field {key!r}", where=name, hint=f"known are {', '.join(known)}"
-                )
-            default = getattr(Preprocess, key, None)
-            wanted: tuple[type, ...] = (str,) if isinstance(default, str) else (list, int, float)
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise DataError(f"preprocessing field {key!r} has a wrong value: {value!r}", where=name)
-            values[key] = (tuple(value) if isinstance(value, list) else (value,)) if key in ("mean", "std") else value
-    choices = {
-        "interpolation": ("nearest", "bilinear", "bicubic"),
-        "color": ("RGB", "BGR", "L"),
-        "layout": ("NCHW", "NHWC"),
-    }
-    for key, allowed in choices.items():
-        if key in values and values[key] not in allowed:
             raise DataError(
-                f"preprocessing field {key!r} is {values[key]!r}", where=name, hint=f"give one of {', '.join(allowed)}"
+                f"unknown preprocessing table {section!r}", where=name, hint="put all fields under [array] or [image]"
             )
-    return Preprocess(**values)
+        values |= table
+    unknown = sorted(set(values) - set(Preprocess.__dataclass_fields__))
+    if unknown:
+        raise DataError(
+            f"unknown preprocessing field {unknown[0]!r}",
+            where=name,
+            hint=f"known are {', '.join(Preprocess.__dataclass_fields__)}",
+        )
+    try:
+        return Preprocess(**values)
+    except DataError as error:
+        raise DataError(error.what, where=name, why=error.why, hint=error.hint) from None
 
 
 def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
@@ -222,28 +253,32 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
     """
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     if isinstance(path, Mapping | np.ndarray):
-        arrays = dict(path) if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
-        return _from_arrays(arrays, inputs, how, "arrays")
+        given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
+        return _from_arrays({name: np.asarray(value) for name, value in given.items()}, inputs, how, "arrays")
     file = Path(path)
     if file.is_dir():
         return _from_folder(file, inputs, how)
     if not file.exists():
         raise DataError("no such data", where=str(file), hint="check the path given to --data")
-    if file.suffix not in (".npz", ".npy"):
+    suffix = file.suffix.lower()
+    if suffix not in (".npz", ".npy"):
         raise DataError(
             f"data of type {file.suffix or 'none'} are not known",
             where=str(file),
             hint="give a .npz, a .npy or a folder of images",
         )
     try:
-        loaded = np.load(file, allow_pickle=False)
-        arrays = dict(loaded) if file.suffix == ".npz" else {_only(inputs, "a .npy file").name: loaded}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if suffix == ".npz":
+            with np.load(file, allow_pickle=False) as loaded:
+                arrays = dict(loaded)
+        else:
+            with file.open("rb") as stream:
+                arrays = {_only(inputs, "a .npy file").name: np.lib.format.read_array(stream, allow_pickle=False)}
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can make numpy, zipfile or zlib raise nearly anything
         raise DataError(
-            "the data cannot be read",
-            where=str(file),
-            why=str(error).splitlines()[0],
-            hint="save them again with numpy",
+            "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
         ) from error
     return _from_arrays(arrays, inputs, how, file.name, where=str(file))
 
@@ -273,7 +308,12 @@ def _from_arrays(
     arrays = {spec.name: arrays[spec.name] for spec in inputs}
     lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}
     if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
-        raise DataError("the inputs have no common number of samples", where=where, why=str(lengths))
+        raise DataError(
+            "the inputs have no common number of samples",
+            where=where,
+            why=", ".join(f"{key} has {length}" for key, length in lengths.items()),
+            hint="give every input the same number of samples, at least one",
+        )
     n = next(iter(lengths.values()))
     if labels is not None:
         labels = np.asarray(labels)
@@ -285,7 +325,12 @@ def _from_arrays(
                 hint="give one integer class number per sample",
             )
         if labels.min() < 0:
-            raise DataError("a label is negative", where=where, hint="class numbers start at 0")
+            raise DataError(
+                "a label is negative",
+                where=where,
+                why=f"the label of sample {int(labels.argmin())} is {labels.min()}",
+                hint="class numbers start at 0",
+            )
         labels = labels.astype(np.int64)
     for spec in inputs:
         _check_array(arrays[spec.name], spec, how, where)
@@ -310,12 +355,23 @@ def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: s
             hint=hint,
         )
     if array.dtype.kind not in "fiub":
-        raise DataError(f"input {spec.name} holds no numbers", where=where, why=f"its dtype is {array.dtype}")
-    if floating and not np.isfinite(array).all():
-        bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
         raise DataError(
-            f"input {spec.name} holds NaN or infinity", where=where, why=f"first in sample {bad}", hint="clean the data"
+            f"input {spec.name} holds no numbers",
+            where=where,
+            why=f"its dtype is {array.dtype}",
+            hint="save an array of numbers",
         )
+    if floating:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(spec.dtype, copy=False) if how is None else array)
+        if not finite.all():
+            bad = int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
+            raise DataError(
+                f"input {spec.name} holds NaN or infinity",
+                where=where,
+                why=f"first in sample {bad}, as {spec.dtype}",
+                hint="clean the data",
+            )
 
 
 def _check_shapes(data: Data, where: str) -> None:
@@ -340,9 +396,10 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
         raise DataError(
             "images need a preprocessing",
             where=str(folder),
+            why="nothing says how large they should be, nor how their values are scaled",
             hint=f"give --preprocess: {', '.join(PRESETS)}, or a TOML file",
         )
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     files: list[Path] = []
     labels: list[int] = []
     for number, sub in enumerate(classes):
@@ -354,23 +411,41 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(
-            "the folder holds no images", where=str(folder), hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
+            "the folder holds no images",
+            where=str(folder),
+            why="neither in it nor in its sub-folders is a file of a known type",
+            hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
     data = Data({spec.name: files}, np.array(labels) if labels else None, how, (spec,), folder.name, tuple(classes))
     _check_shapes(data, str(folder))
     return data
 
 
+def _stack(paths: Sequence[Path], how: Preprocess) -> Array:
+    images = [_read_image(path, how) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                "the images have different sizes",
+                where=str(path),
+                why=f"it is {list(image.shape)}, {paths[0].name} is {list(images[0].shape)}",
+                hint="give a preprocessing with resize and crop",
+            )
+    return np.stack(images)
+
+
 def _read_image(path: Path, how: Preprocess) -> Array:
     """Read, resize and crop one image; returns uint8 in the layout that the model wants."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as opened:
+            if opened.mode[0] in "IF":
+                raise ValueError("it has more than 8 bits per colour")
             image = opened.convert("L" if how.color == "L" else "RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
         raise DataError(
-            "an image cannot be read", where=str(path), why=str(error), hint="remove or replace it"
+            "an image cannot be read", where=str(path), why=first_line(error), hint="remove or replace it"
         ) from error
     if how.resize:
         factor = how.resize / min(image.size)
@@ -382,6 +457,13 @@ def _read_image(path: Path, how: Preprocess) -> Array:
         size = tuple(max(how.resize, round(side * factor)) for side in image.size)
         image = image.resize((size[0], size[1]), filters[how.interpolation])
     if how.crop:
+        if min(image.size) < how.crop:
+            raise DataError(
+                "an image is smaller than the crop",
+                where=str(path),
+                why=f"it is {image.width} x {image.height}, crop is {how.crop}",
+                hint="set resize to no less than crop in the preprocessing",
+            )
         left, top = ((side - how.crop) // 2 for side in image.size)
         image = image.crop((left, top, left + how.crop, top + how.crop))
     pixels = np.asarray(image)

@@ -62,3 +62,9 @@ class OutputError(OnnxPruneError):
 
 class ProofError(OnnxPruneError):
     """The pruned model is not the masked model."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, shortened."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxprune import model as models
@@ -32,6 +32,17 @@ class Limits:
     min_agreement: float | None = None
     min_speedup: float | None = None
     max_size: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, most, unit in (
+            ("max_drop", 100, "points from 0 to 100"),
+            ("min_agreement", 100, "percent from 0 to 100"),
+            ("min_speedup", math.inf, "a ratio of 0 or more"),
+            ("max_size", math.inf, "a size of 0 or more"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value <= most and math.isfinite(value)):
+                raise OptionError(f"--{name.replace('_', '-')} {value:g} is out of range", hint=f"give {unit}")
 
 
 def check(
@@ -62,7 +73,7 @@ def check(
     if limits.max_drop is not None and data is None:
         raise OptionError("--max-drop needs data", hint="give --data")
     on_stage("load", None)
-    ours, theirs = models.read(candidate), models.read(baseline)
+    (ours, size), (theirs, _) = models.read(candidate), models.read(baseline)
     checks = verify.structure(ours, theirs, strict=verify.full_check(theirs) is None)
     if not all(checks):
         return Verdict(tuple(checks))
@@ -72,12 +83,11 @@ def check(
         for path in (baseline, candidate)
     )
     found = compare(original, ran, ours, loaded, measure, on_stage)
-    size = float(Path(candidate).stat().st_size)
     checks += [
         Check("finite outputs", found.finite, None, found.finite),
         *_accuracy(found, limits),
         *_speed(found, limits),
-        Check("size (bytes)", size, limits.max_size, limits.max_size is None or size <= limits.max_size),
+        Check("size (bytes)", float(size), limits.max_size, limits.max_size is None or size <= limits.max_size),
     ]
     return Verdict(tuple(checks))
 

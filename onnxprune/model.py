@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,10 @@ from onnx import external_data_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.errors import ModelError, OutputError
-from onnxprune.normalise import BatchNorm, first_line, fold_batchnorms, fold_constants
-from onnxprune.output import written_beside
+from onnxprune import runtime
+from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.normalise import BatchNorm, fold_batchnorms, fold_constants
+from onnxprune.output import check_destination, staged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +56,8 @@ class Model:
         node_extras: per first output name of a node, the NodeProto fields that graphsurgeon drops.
         digest: SHA-256 of the file.
         path: the file.
-        size: bytes on disk, external data included.
+        files: the file, and those with its external data.
+        size: bytes of all of these.
         params: elements of all float weights as the file has them, before anything is folded.
         batchnorms: statistics of folded BatchNormalizations, by the name of the weight that took them in.
         notes: what normalisation did, one line each.
@@ -65,6 +68,7 @@ class Model:
     node_extras: dict[str, onnx.NodeProto]
     digest: str
     path: Path
+    files: tuple[Path, ...]
     size: int
     params: int
     batchnorms: dict[str, BatchNorm] = field(default_factory=dict)
@@ -113,23 +117,22 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read, check and normalise a model; the file is not touched.
 
     Raises:
-        ModelError: not an ONNX file, truncated, empty, weights missing or not finite, or an opset or domain that
-            onnxruntime does not have.
+        ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
+            anything else that keeps onnxruntime from loading it.
     """
     file = Path(path)
-    proto, digest, size = _read(file)
+    with _damaged(file):
+        return _load(file)
+
+
+def _load(file: Path) -> Model:
+    content, proto, files = _read(file)
+    runtime.session(os.fspath(file), optimise=False, where=str(file))  # what it cannot load, nobody can prove
+    digest, size = hashlib.sha256(content).hexdigest(), sum(f.stat().st_size for f in files)
     if proto.functions:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
-    names = {tensor.name for tensor in proto.graph.initializer}
-    real_inputs = [value for value in proto.graph.input if value.name not in names]
-    if len(real_inputs) < len(proto.graph.input):  # IR 3 lists every initializer as an input, too
-        del proto.graph.input[:]
-        proto.graph.input.extend(real_inputs)
-        proto.ir_version = max(proto.ir_version, 4)
-    if not real_inputs:
-        raise ModelError("the model has no inputs", where=str(file), why="every graph input is an initializer")
     extras = _unsupported_by_graphsurgeon(proto.graph)
     del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
     try:
@@ -144,16 +147,34 @@ def load(path: str | os.PathLike[str]) -> Model:
     _refuse_nan(graph, file)
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
-    return Model(graph, header, extras, digest, file, size, params, batchnorms, notes)
+    return Model(graph, header, extras, digest, file, files, size, params, batchnorms, notes)
 
 
-def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read and check a model as it is, external data included.
+def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
+    """Read and check a model as it is, external data included; return it and the bytes of its files.
 
     Raises:
         ModelError: as for `load`.
     """
-    return _read(Path(path))[0]
+    with _damaged(Path(path)):
+        _, proto, files = _read(Path(path))
+        return proto, sum(file.stat().st_size for file in files)
+
+
+@contextmanager
+def _damaged(file: Path) -> Iterator[None]:
+    """Tell whatever a library stumbles over in a file as a ModelError."""
+    try:
+        yield
+    except (OnnxPruneError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            "the model cannot be read",
+            where=str(file),
+            why=first_line(error),
+            hint="check that the file is undamaged and runs in onnxruntime",
+        ) from error
 
 
 def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
@@ -168,36 +189,30 @@ def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | 
         OutputError: the file cannot be written.
     """
     target = Path(path)
+    check_destination(target, *model.files)
     proto = model.to_proto()
     for key, value in (metadata or {}).items():
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
-    try:
-        with written_beside(target) as temporary:
-            if proto.ByteSize() < PROTO_LIMIT:
-                temporary.write_bytes(proto.SerializeToString())
-                return temporary.stat().st_size
-            data = target.with_name(target.name + ".data")
-            with written_beside(data) as temporary_data:
-                onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
-                stub = onnx.load_model(str(temporary), load_external_data=False)
-                for tensor in stub.graph.initializer:
-                    for entry in tensor.external_data:
-                        if entry.key == "location":
-                            entry.value = data.name
-                temporary.write_bytes(stub.SerializeToString())
-                return temporary.stat().st_size + temporary_data.stat().st_size
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target.name}",
-            where=str(target.parent),
-            why=error.strerror or str(error),
-            hint="give another output path with -o",
-        ) from error
+    with staged(target) as temporary:
+        if proto.ByteSize() < PROTO_LIMIT:
+            temporary.write_bytes(proto.SerializeToString())
+            return temporary.stat().st_size
+        data = target.with_name(target.name + ".data")
+        check_destination(data, *model.files)
+        with staged(data) as temporary_data:
+            onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
+            stub = onnx.load_model(str(temporary), load_external_data=False)
+            for tensor in stub.graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = data.name
+            temporary.write_bytes(stub.SerializeToString())
+            return temporary.stat().st_size + temporary_data.stat().st_size
 
 
-def _read(file: Path) -> tuple[onnx.ModelProto, str, int]:
-    """Parse and check a file; return the proto, the SHA-256 of the file, and the bytes of it and its external data."""
+def _read(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
+    """Parse and check a file; return its bytes, the proto, and the files that it consists of."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -219,14 +234,17 @@ def _read(file: Path) -> tuple[onnx.ModelProto, str, int]:
             hint="compare its size or checksum with the source, and copy or export it again",
         ) from None
     _check_header(proto, file)
-    return proto, hashlib.sha256(content).hexdigest(), len(content) + _load_external_data(proto, file)
+    _check_inputs(proto, file)
+    return content, proto, (file, *_load_external_data(proto, file))
 
 
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError("not an ONNX model", where=str(file), why="it has no IR version or no graph")
-    if not proto.graph.node:
-        raise ModelError("the graph is empty", where=str(file), why="it has no nodes", hint="export the model again")
+    if not proto.graph.node or not proto.graph.output:
+        raise ModelError(
+            "the graph is empty", where=str(file), why="it has no nodes, or no outputs", hint="export the model again"
+        )
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()
@@ -239,6 +257,12 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
             why=f"onnxprune reads opsets {OLDEST_OPSET} to {newest}",
             hint="export with another opset, or convert it with onnx.version_converter",
         )
+    names = [text for node in proto.graph.node for text in (node.name, node.op_type, *node.input, *node.output)]
+    names += [tensor.name for tensor in proto.graph.initializer]
+    if any(isinstance(name, bytes) for name in names):  # protobuf's way to say that it is no text
+        raise ModelError(
+            "the model is damaged", where=str(file), why="a name in it is no text", hint="copy or export it again"
+        )
     local = {(function.domain, function.name) for function in proto.functions}
     for node in proto.graph.node:
         if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
@@ -250,10 +274,32 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
             )
 
 
-def _load_external_data(proto: onnx.ModelProto, file: Path) -> int:
-    """Load tensors stored beside the file, after a look at where they lie; return the bytes of those files."""
+def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
+    """Take initializers out of the inputs (IR 3 lists each there, too), and refuse inputs that are not numbers."""
+    names = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in names]
+    if len(inputs) < len(proto.graph.input):
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+        proto.ir_version = max(proto.ir_version, 4)
+    if not inputs:
+        raise ModelError(
+            "the model has no inputs", where=str(file), why="all it computes is constant", hint="export the model again"
+        )
+    for value in inputs:
+        if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+            raise ModelError(
+                f"input {value.name} is not a tensor of numbers",
+                where=str(file),
+                why="onnxprune could not run the model on data",
+                hint="export the network without the steps before it",
+            )
+
+
+def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
+    """Load tensors stored beside the file, after a look at where they lie; return those files."""
     folder = file.resolve().parent
-    sizes: dict[Path, int] = {}
+    files: dict[Path, None] = {}
     for tensor in external_data_helper._get_all_tensors(proto):
         if not external_data_helper.uses_external_data(tensor):
             continue
@@ -282,14 +328,16 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> int:
                 why=f"{info.location} has {data.stat().st_size:,} bytes, {end:,} are needed",
                 hint="copy the data file again",
             )
-        sizes[data] = data.stat().st_size
+        files[data] = None
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         except Exception as error:
-            raise ModelError("external data cannot be read", where=where, why=first_line(error)) from error
+            raise ModelError(
+                "external data cannot be read", where=where, why=first_line(error), hint="copy the data file again"
+            ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
-    return sum(sizes.values())
+    return list(files)
 
 
 def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, first_line
 
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -28,12 +28,6 @@ class BatchNorm:
     def take(self, index: np.ndarray[Any, Any]) -> BatchNorm:
         """Return the statistics of the channels at `index`."""
         return BatchNorm(self.scale[index], self.bias[index], self.mean[index], self.variance[index])
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, shortened."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 def fold_constants(graph: gs.Graph, where: str) -> gs.Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 from onnxprune.errors import OptionError
 
@@ -54,8 +55,12 @@ class Options:
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
         for name, targets in (("reduce", self.reduce), ("limit", self.limit)):
+            if not isinstance(targets, Mapping):
+                raise OptionError(f"{name} is {targets!r}", hint='give a mapping, for instance {"flops": 0.5}')
             for quantity, amount in targets.items():
                 _check_quantity(name, quantity)
+                if not isinstance(amount, Real):
+                    raise OptionError(f"{name} of {quantity} is {amount!r}", hint="give a number")
                 if name == "reduce" and not 0 < amount < 1:
                     raise OptionError(
                         f"--reduce {quantity}={amount:.4g} is out of range",
@@ -64,16 +69,19 @@ class Options:
                     )
                 if name == "limit" and not 0 < amount < float("inf"):
                     raise OptionError(f"--limit {quantity}={amount:.4g} is out of range", hint="give a number above 0")
+        if isinstance(self.ignore, str):
+            raise OptionError(f"ignore is {self.ignore!r}", hint="give a list of patterns")
         for name, number, least in (
             ("steps", self.steps, 1),
             ("round-to", self.round_to, 1),
             ("min-channels", self.min_channels, 1),
+            ("seed", self.seed, 0),
         ):
             if number < least:
                 raise OptionError(f"--{name} {number} is out of range", hint=f"give {least} or more")
         if not 0 < self.max_ratio <= 1:
             raise OptionError(f"--max-ratio {self.max_ratio} is out of range", hint="give more than 0 and at most 1")
-        if self.threshold is not None and not self.threshold >= 0:
+        if self.threshold is not None and not 0 <= self.threshold < float("inf"):
             raise OptionError(
                 f"--threshold {self.threshold} is out of range", hint="give 0 or more; 1 is the mean of a group"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,39 +13,32 @@ from onnxprune.errors import OutputError
 
 
 @contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
+def staged(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `target`; on success it takes the place of `target`, else it vanishes.
 
     An interrupt counts as no success.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write `text` to `target` whole or not at all.
 
     Raises:
         OutputError: the file cannot be written.
     """
     try:
-        with written_beside(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        handle, name = tempfile.mkstemp(prefix=".onnxprune-", suffix=".part", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot write {target.name}",
             where=str(target.parent),
             why=error.strerror or str(error),
-            hint="give another path",
+            hint="make room there, or give another path",
         ) from error
 
 
@@ -54,18 +48,36 @@ def check_destination(target: Path, *originals: Path) -> None:
     Raises:
         OutputError: with the reason.
     """
-    for original in originals:
-        if target.resolve() == original.resolve() or (
-            target.exists() and original.exists() and target.samefile(original)
-        ):
+    try:
+        for original in originals:
+            if same_file(target, original):
+                raise OutputError(
+                    "the output would overwrite an input",
+                    where=str(target),
+                    why=f"it is the same file as {original}",
+                    hint="give another path with -o (for the plan, with --plan-output)",
+                )
+        if target.is_dir():
+            raise OutputError("the output path is a folder", where=str(target), hint="name a file in it")
+        if target.exists() and not target.is_file():
             raise OutputError(
-                "the output would overwrite an input", where=str(target), hint="give another path with -o"
+                "the output path is not a file", where=str(target), why="it is a device or a pipe", hint="name a file"
             )
-    if target.is_dir():
-        raise OutputError("the output path is a folder", where=str(target), hint="name a file in it")
-    if not target.parent.is_dir():
-        raise OutputError("the output folder does not exist", where=str(target.parent), hint="create it first")
-    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        if not target.parent.is_dir():
+            raise OutputError("the output folder does not exist", where=str(target.parent), hint="create it first")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=target.parent):  # only trying tells: root may write anywhere, but not in /proc
+            pass
+    except OSError as error:
         raise OutputError(
-            "the output cannot be written", where=str(target), why="permission denied", hint="give another path"
-        )
+            "the output cannot be written",
+            where=str(target),
+            why=error.strerror or str(error),
+            hint="give another path, or change the permissions",
+        ) from error
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Tell whether two paths lead to one file, through links as well."""
+    return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))

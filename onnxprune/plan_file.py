@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import PlanError
-from onnxprune.output import write_text
+from onnxprune.errors import PlanError, first_line
+from onnxprune.output import staged
 from onnxprune.types import Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
+RENEW = "make a new plan with `onnxprune plan`"
 
 
 def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
@@ -36,12 +39,25 @@ def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
 
 
 def write(path: Path, plan: Plan, trace: Trace, model_name: str) -> None:
-    """Write plan.json, one group a line."""
+    """Write plan.json, one group a line.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    with written(path, plan, trace, model_name):
+        pass
+
+
+@contextmanager
+def written(path: Path, plan: Plan, trace: Trace, model_name: str) -> Iterator[None]:
+    """Write plan.json beside its place, and move it there when the block succeeds."""
     content = to_dict(plan, trace, model_name)
     groups = content.pop("groups")
     head = json.dumps(content, indent=1)[:-2]
     lines = ",\n  ".join(json.dumps(group) for group in groups)
-    write_text(path, f'{head},\n "groups": [\n  {lines}\n ]\n}}\n')
+    with staged(path) as temporary:
+        temporary.write_text(f'{head},\n "groups": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+        yield
 
 
 def read(path: Path, trace: Trace, digest: str) -> Plan:
@@ -52,43 +68,67 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        groups = {entry["name"]: entry for entry in content["groups"]}
+        groups = {str(entry["name"]): entry for entry in content["groups"]}
+        complete = len(groups) == len(content["groups"])
         schema, made_for = content["schema"], content["model"]["sha256"]
         steps = tuple((float(step["flops_removed"]), float(step["params_removed"])) for step in content.get("path", []))
         settings = dict(content.get("settings", {}))
     except OSError as error:
-        raise PlanError("the plan cannot be read", where=str(path), why=error.strerror or str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(
-            "not a plan, or a damaged one", where=str(path), why=f"{type(error).__name__}: {error}"
+            "the plan cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            hint="check the path given to --plan",
         ) from error
+    except KeyError as error:
+        raise PlanError(
+            "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
+        ) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
     if schema != SCHEMA:
         raise PlanError(
-            "the plan has another schema", where=str(path), why=f"it is {schema!r}, this version reads {SCHEMA!r}"
+            "the plan has another schema",
+            where=str(path),
+            why=f"it is {schema!r}, this version reads {SCHEMA!r}",
+            hint=RENEW,
         )
     if made_for != digest:
         raise PlanError(
             "the plan was made for another model",
             where=str(path),
-            why=f"SHA-256 {made_for[:12]}… instead of {digest[:12]}…",
-            hint="make a new plan with `onnxprune plan`",
+            why=f"SHA-256 {str(made_for)[:12]}… instead of {digest[:12]}…",
+            hint=RENEW,
         )
     names = {group.name for group in trace.groups}
-    if set(groups) != names:
-        odd = sorted(set(groups) ^ names)[:3]
-        raise PlanError("the plan's groups are not the model's", where=str(path), why=f"differs in {', '.join(odd)}")
+    if set(groups) != names or not complete:
+        odd = ", ".join(sorted(set(groups) ^ names)[:3])
+        raise PlanError(
+            "the plan's groups are not the model's",
+            where=str(path),
+            why=f"missing or unknown: {odd}" if odd else "a group is there twice",
+            hint="list every group of the model once",
+        )
     keep = np.zeros(trace.n_channels, dtype=bool)
     for group in trace.groups:
-        index = np.asarray(groups[group.name].get("keep", []))
+        listed = groups[group.name].get("keep")
         where = f"{path}, group {group.name}"
-        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-            raise PlanError("`keep` is no list of whole numbers", where=where)
-        if index.size == 0 or index.min() < 0 or index.max() >= group.channels.size:
+        if not isinstance(listed, list) or not all(type(entry) is int for entry in listed):
+            raise PlanError(
+                "`keep` is no list of whole numbers",
+                where=where,
+                why=f"it is {str(listed)[:40]}",
+                hint="list the indices",
+            )
+        odd_ones = [entry for entry in listed if not 0 <= entry < group.channels.size]
+        if odd_ones or not listed:
             raise PlanError(
                 "`keep` is out of range",
                 where=where,
-                why=f"give at least one index, from 0 to {group.channels.size - 1}",
+                why=f"the group has no channel {odd_ones[0]}" if odd_ones else "a group cannot lose all its channels",
+                hint=f"give at least one index, from 0 to {group.channels.size - 1}",
             )
+        index = np.array(listed)
         keep[group.channels[index]] = True
         lost = group.channels[trace.pinned[group.channels] & ~keep[group.channels]]
         if lost.size:
@@ -102,6 +142,9 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
     for extent in trace.extents:
         if not keep[extent].any():
             raise PlanError(
-                "the plan leaves a tensor without channels", where=str(path), why="all channels of one branch are gone"
+                "the plan leaves a tensor without channels",
+                where=str(path),
+                why="all channels of one branch are gone",
+                hint="keep one of each branch",
             )
     return Plan(keep, digest, settings, steps)

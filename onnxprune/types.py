@@ -38,13 +38,26 @@ class Count:
     """An integer of node `node` equals the number of survivors among `channels`.
 
     It is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index` is
-    the position in a list, None for a scalar.
+    the position in a list, None for a scalar. `sign` is -1 where the integer counts from the end.
     """
 
     node: int
     field: str
     input: int | None
     index: int | None
+    channels: IntArray
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The integers in the constant at input `input` of node `node` are positions on an axis that holds `channels`.
+
+    Those of deleted channels vanish, the others are renumbered.
+    """
+
+    node: int
+    input: int
     channels: IntArray
 
 
@@ -107,6 +120,7 @@ class Trace:
     pins: tuple[Pin, ...]
     slices: tuple[Slice, ...]
     counts: tuple[Count, ...]
+    lookups: tuple[Lookup, ...]
     works: tuple[Work, ...]
     extents: tuple[IntArray, ...]
     shapes: dict[str, tuple[int, ...]]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnxprune.types import BoolArray, Count, Group, IntArray, Pin, Role, Slice, Work
+from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Work
 
 FIXED = -1
 
@@ -35,6 +35,25 @@ class RawCount(NamedTuple):
     input: int | None
     element: int | None
     ids: IntArray
+    sign: int
+
+
+class RawLookup(NamedTuple):
+    """A `Lookup` before resolution; `ids` as in `RawSlice`."""
+
+    node: int
+    input: int
+    ids: IntArray
+
+
+class RawEqual(NamedTuple):
+    """A size computed at run time as (survivors of `ids`) * num / den must equal the survivors of `rows`."""
+
+    node: int
+    ids: IntArray
+    num: int
+    den: int
+    rows: IntArray
 
 
 class RawPin(NamedTuple):
@@ -55,6 +74,7 @@ class Resolved:
     pins: tuple[Pin, ...]
     slices: tuple[Slice, ...]
     counts: tuple[Count, ...]
+    lookups: tuple[Lookup, ...]
     extents: tuple[IntArray, ...]
 
 
@@ -69,6 +89,8 @@ class Facts:
         self.pins: list[RawPin] = []
         self.slices: list[RawSlice] = []
         self.counts: list[RawCount] = []
+        self.lookups: list[RawLookup] = []
+        self.equals: list[RawEqual] = []
         self.works: list[Work] = []
         self.grids: dict[bytes, IntArray] = {}
         self.lanes: dict[bytes, tuple[int, IntArray]] = {}  # ids along one axis of a tensor, with a node that makes it
@@ -134,7 +156,14 @@ class Facts:
         for count in self.counts:
             channels = self._one_dimensional(lookup[count.ids], count.ids, count.node)
             if channels is not None and (channels >= 0).any():
-                counts.append(Count(count.node, count.field, count.input, count.element, channels))
+                counts.append(Count(count.node, count.field, count.input, count.element, channels, count.sign))
+        lookups: list[Lookup] = []
+        for found in self.lookups:
+            channels = self._one_dimensional(lookup[found.ids], found.ids, found.node)
+            if channels is not None and (channels >= 0).any():
+                lookups.append(Lookup(found.node, found.input, channels))
+        for equal in self.equals:
+            self._check_equal(equal, lookup, n)
 
         extents: dict[bytes, IntArray] = {}
         for node, lane in self.lanes.values():
@@ -150,7 +179,7 @@ class Facts:
         for pin in pins:
             pinned[pin.channels] = True
         groups = self._groups(of_id, n, labels)
-        return Resolved(n, groups, pinned, pins, tuple(slices), tuple(counts), tuple(extents.values()))
+        return Resolved(n, groups, pinned, pins, tuple(slices), tuple(counts), tuple(lookups), tuple(extents.values()))
 
     def _components(self) -> IntArray:
         """Number the connected components of the ties by their first id; return the number of each id."""
@@ -204,6 +233,21 @@ class Facts:
         if not (ordered == ordered[:1]).all():
             self.pin(ids, node, "its channels don't form a rectangle in a tensor")
         return None
+
+    def _check_equal(self, equal: RawEqual, lookup: IntArray, n: int) -> None:
+        """Pin what a size computed at run time depends on, unless it follows the survivors whatever they are."""
+
+        def weights(ids: IntArray) -> IntArray:
+            return np.bincount(lookup[ids] + 1, minlength=n + 1)  # what stays is counted in front
+
+        rows = equal.rows
+        if rows.ndim > 1:
+            channels = lookup[rows]
+            rows = rows[:, 0] if (channels == channels[:, :1]).all() else np.full(len(rows), FIXED)
+        if not np.array_equal(weights(equal.ids) * equal.num, weights(rows) * equal.den):
+            reason = "a shape computed at run time would not follow it"
+            self.pin(equal.ids, equal.node, reason)
+            self.pin(equal.rows, equal.node, reason)
 
     def _groups(self, of_id: IntArray, n: int, labels: tuple[str, ...]) -> tuple[Group, ...]:
         """Put channels that are written by the same layers into one group."""

@@ -14,8 +14,10 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import runtime
-from onnxprune.channels.facts import FIXED, Facts, RawCount, RawSlice
-from onnxprune.channels.ops import RULES, nothing
+from onnxprune.channels import sizes
+from onnxprune.channels.facts import FIXED, Facts, RawCount, RawEqual, RawLookup, RawSlice
+from onnxprune.channels.ops import RULES
+from onnxprune.channels.site import Size, nothing
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.model import Model, is_float, tensors_of
 from onnxprune.types import IntArray, Role, Trace, Work
@@ -47,7 +49,7 @@ def trace(
     ops = tuple(node.op for node in model.graph.nodes)
     known = _shapes(model, input_shapes)
     facts = Facts()
-    _Walk(model.graph, facts, known).run()
+    _Walk(model.graph, model.header.opset_import, facts, known).run()
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
     works = tuple(Work(work.node, work.input, work.positions // known.batch) for work in facts.works)
@@ -61,6 +63,7 @@ def trace(
         resolved.pins,
         resolved.slices,
         resolved.counts,
+        resolved.lookups,
         works,
         resolved.extents,
         known.tensors,
@@ -145,33 +148,62 @@ def _without_weights(model: Model) -> onnx.ModelProto:
 class _Walk:
     """One pass over the nodes, in graph order, that applies a rule to each."""
 
-    def __init__(self, graph: gs.Graph, facts: Facts, known: _Shapes) -> None:
+    def __init__(self, graph: gs.Graph, opsets: Iterable[Any], facts: Facts, known: _Shapes) -> None:
         self.graph, self.facts = graph, facts
         self.shapes, self.values = known.tensors, known.integers
         self.ids: dict[str, IntArray] = {}
+        self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
+        self.opset = next(entry.version for entry in opsets if entry.domain in ("", "ai.onnx"))
 
     def run(self) -> None:
         for tensor in self.graph.inputs:
             self.ids[tensor.name] = nothing(len(self.shapes[tensor.name]))
         for n, node in enumerate(self.graph.nodes):
             site = _Site(self, n, node)
-            captured = [name for name in _captured(node) if name in self.ids]
-            for name in captured:
-                site.pin(self.ids[name], f"the body of this {node.op} uses it")
-            active = [ids for i in range(len(node.inputs)) if (ids := site.ids(i)) is not None and (ids >= 0).any()]
-            rule = RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-            if rule is None or not site.activations():
-                for ids in active:
-                    site.pin(ids, f"there is no rule for {_operator(node)}")
-                outputs: Sequence[IntArray] = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
+            for name in _captured(node):
+                if name in self.ids:
+                    site.pin(self.ids[name], f"the body of this {node.op} uses it")
+            standard = node.domain in (None, "", "ai.onnx")
+            if self._follow_sizes(site, node, standard):
+                outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
+            elif standard and node.op in RULES and site.activations():
+                outputs = list(RULES[node.op](site))
             else:
-                outputs = rule(site)
+                for i in range(len(node.inputs)):
+                    ids = site.ids(i)
+                    if ids is not None:
+                        site.pin(ids, f"there is no rule for {_operator(node)}")
+                outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
             for tensor, ids in zip(node.outputs, outputs, strict=False):
                 if tensor.name:
                     self.ids[tensor.name] = ids
                     self.facts.see(ids, n)
+        self._pin_outputs()
+
+    def _follow_sizes(self, site: _Site, node: gs.Node, standard: bool) -> bool:
+        """Follow shape arithmetic through a node; return whether that is all there is to it."""
+        rule = sizes.SIZE_RULES.get(node.op) if standard else None
+        sources = {
+            i: found for i in range(len(node.inputs)) if (found := self.sizes.get(node.inputs[i].name)) is not None
+        }
+        found = rule(site) if rule is not None and (sources or node.op == "Shape") else None
+        if found is not None and len(found) == math.prod(site.out_shape()):
+            self.sizes[node.outputs[0].name] = found
+            return True
+        for i, origins in sources.items():
+            if standard and sizes.READERS.get(node.op) == i:
+                continue  # its rule looks at them
+            for size in origins:
+                if size.ids is not None:
+                    site.pin(size.ids, f"{_operator(node)} computes with its number")
+        return False
+
+    def _pin_outputs(self) -> None:
         producers = {tensor.name: n for n, node in enumerate(self.graph.nodes) for tensor in node.outputs}
         for tensor in self.graph.outputs:
+            for size in self.sizes.get(tensor.name, []):
+                if size.ids is not None:
+                    self.facts.pin(size.ids, producers[tensor.name], f"its number is the model's output {tensor.name}")
             if tensor.name in producers:
                 self.facts.pin(self.ids[tensor.name], producers[tensor.name], f"it is the model's output {tensor.name}")
 
@@ -198,6 +230,7 @@ class _Site:
         self.op = node.op
         self.n_inputs = len(node.inputs)
         self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
+        self.opset = walk.opset
 
     def activations(self) -> bool:
         """Tell whether any input is not a constant."""
@@ -245,9 +278,32 @@ class _Site:
         if (ids >= 0).any():
             self._walk.facts.slices.append(RawSlice(self._n, i, self._node.inputs[i].name, axis, ids, role))
 
-    def count(self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None) -> None:
+    def count(
+        self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None, sign: int = 1
+    ) -> None:
         if (ids >= 0).any():
-            self._walk.facts.counts.append(RawCount(self._n, field, input, index, ids))
+            self._walk.facts.counts.append(RawCount(self._n, field, input, index, ids, sign))
+
+    def lookup(self, i: int, ids: IntArray) -> None:
+        self._walk.facts.lookups.append(RawLookup(self._n, i, ids))
+
+    def sizes(self, i: int) -> list[Size] | None:
+        if not self.has(i):
+            return None
+        constant = self.const(i)
+        if constant is not None:
+            return sizes.literals(constant, self._n, i) if constant.dtype.kind == "i" else None
+        return self._walk.sizes.get(self._node.inputs[i].name)
+
+    def size(self, size: Size, ids: IntArray) -> None:
+        facts = self._walk.facts
+        if size.owner is not None:
+            node, i, element = size.owner
+            facts.counts.append(RawCount(node, "shape", i, element, ids, 1))
+        elif size.ids is not None:
+            facts.equals.append(RawEqual(self._n, size.ids, size.num, size.den, ids))
+        else:
+            facts.pin(ids, self._n, "a shape is computed at run time from something else")
 
     def work(self, i: int, positions: int) -> None:
         self._walk.facts.works.append(Work(self._n, i, positions))

@@ -41,7 +41,7 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
             origin[id(made[key])] = (old.name, node, [index for fact, index in cuts if fact.role == "writes"])
         nodes[node].inputs[position] = made[key]
     _name(result, made, origin)
-    _set_counts(nodes, trace, alive)
+    _set_integers(nodes, trace, alive)
     return result
 
 
@@ -91,23 +91,34 @@ def _by_use(trace: Trace) -> dict[tuple[int, int], list[Slice]]:
     return uses
 
 
-def _set_counts(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
-    """Write the new numbers of channels into attributes and shape literals."""
+def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
+    """Write the new numbers of channels into attributes and shape literals, and renumber positions."""
     literals: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for fact in trace.counts:
         survivors = int(alive[fact.channels].sum())
         if survivors == fact.channels.size:
             continue
-        node = nodes[fact.node]
+        node, value = nodes[fact.node], fact.sign * survivors
         if fact.input is not None:
-            literals[fact.node, fact.input].append((fact.index or 0, survivors))
+            literals[fact.node, fact.input].append((fact.index or 0, value))
         elif fact.index is None:
-            node.attrs[fact.field] = survivors
+            node.attrs[fact.field] = value
         else:
-            node.attrs[fact.field] = [survivors if i == fact.index else v for i, v in enumerate(node.attrs[fact.field])]
+            node.attrs[fact.field] = [value if i == fact.index else v for i, v in enumerate(node.attrs[fact.field])]
     for (n, position), changes in literals.items():
-        old = nodes[n].inputs[position]
-        value: IntArray = old.values.copy()
-        for index, survivors in changes:
-            value.reshape(-1)[index] = survivors
-        nodes[n].inputs[position] = gs.Constant(f"{old.name}__node{n}", value)
+        integers: IntArray = nodes[n].inputs[position].values.copy()
+        for index, value in changes:
+            integers.reshape(-1)[index] = value
+        _replace(nodes[n], n, position, integers)
+    for lookup in trace.lookups:
+        left = alive[lookup.channels]
+        if not left.all():
+            old = nodes[lookup.node].inputs[lookup.input].values
+            positions = old % left.size  # negative ones count from the end
+            kept = positions[left[positions]]
+            _replace(nodes[lookup.node], lookup.node, lookup.input, (np.cumsum(left) - 1)[kept].astype(old.dtype))
+
+
+def _replace(node: gs.Node, n: int, position: int, value: IntArray) -> None:
+    """Give a node a constant of its own: another node may share the old one, and not its meaning."""
+    node.inputs[position] = gs.Constant(f"{node.inputs[position].name}__node{n}", value)

@@ -75,7 +75,7 @@ def layers_table(layers: Sequence[Layer]) -> Table:
     for layer in layers:
         table.add_row(
             Text(layer.name),
-            layer.op,
+            Text(layer.op),
             str(layer.channels_before),
             str(layer.channels_after),
             human(layer.macs_before),
@@ -156,7 +156,7 @@ def inspect_parts(found: Inspection) -> list[RenderableType]:
     for column in ("channels", "MACs", "parameters"):
         layers.add_column(column, justify="right")
     for layer in found.layers:
-        layers.add_row(Text(layer.label), layer.op, str(layer.channels), human(layer.macs), f"{layer.params:,}")
+        layers.add_row(Text(layer.label), Text(layer.op), str(layer.channels), human(layer.macs), f"{layer.params:,}")
     groups = Table(show_edge=False, pad_edge=False)
     groups.add_column("group", overflow="fold")
     for column in ("channels", "free"):
@@ -170,7 +170,7 @@ def inspect_parts(found: Inspection) -> list[RenderableType]:
     for column in ("node", "operator", "because"):
         pins.add_column(column, overflow="fold")
     for pin in trace.pins:
-        pins.add_row(str(pin.channels.size), Text(pin.node), pin.op, Text(pin.reason))
+        pins.add_row(str(pin.channels.size), Text(pin.node), Text(pin.op), Text(pin.reason))
     shapes = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
     summary = [
         f"FLOPs {human(2 * found.macs)}, MACs {human(found.macs)} per sample; {found.params:,} parameters; {size(found.size)}",

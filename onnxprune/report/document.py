@@ -126,6 +126,7 @@ class Inspection:
             "flops": 2 * self.macs,
             "macs": self.macs,
             "prunable_share": self.prunable_share,
+            "inputs": self.inputs,
             "layers": [asdict(layer) for layer in self.layers],
             "groups": [
                 {

@@ -1,0 +1,14 @@
+"""The rule table: for every operator, what it does to channel ids. The only place that knows operators.
+
+A rule sees one node through a `Site` and returns one id array per output. An id array has the rank of its tensor; its size is
+1 on axes without channels. Rules are the numpy operation that the operator itself would do, on ids; what they find out on the
+way (ties, pins, slices, counts) they tell the site.
+"""
+
+from __future__ import annotations
+
+from onnxprune.channels.ops import elementwise, layers, movement
+from onnxprune.channels.site import Rule
+
+RULES: dict[str, Rule] = {**elementwise.RULES, **layers.RULES, **movement.RULES}
+"""Rules by operator of the ONNX domain. An operator that is not here pins whatever reaches it."""

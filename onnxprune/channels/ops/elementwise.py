@@ -1,0 +1,246 @@
+"""Operators that treat every element by itself, and pools and reductions that leave channels alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.channels.site import FIXED, Ids, Rule, Site, compress, nothing, pin_axes, rows, varying
+
+
+def passthrough(site: Site) -> list[Ids]:
+    """Keep the ids of the first input on every output."""
+    ids = site.ids(0)
+    assert ids is not None
+    return [ids] * site.n_outputs
+
+
+def elementwise(site: Site) -> list[Ids]:
+    """Tie the ids of all inputs, broadcast as numpy broadcasts; slice constants that have one value per channel."""
+    out_shape = site.out_shape()
+    rank = len(out_shape)
+    result = nothing(rank)
+    dims = (1,) * rank
+    for i in range(site.n_inputs):
+        ids = site.ids(i)
+        if ids is None:
+            continue
+        aligned = ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
+        shape = (1,) * (rank - ids.ndim) + site.shape(i)
+        result, dims = _tie_broadcast(site, result, dims, aligned, shape)
+    for i in range(site.n_inputs):
+        constant = site.const(i)
+        if constant is None:
+            continue
+        for axis in varying(result):
+            own = axis - (rank - constant.ndim)
+            if own >= 0 and constant.shape[own] > 1:
+                site.slice(i, own, rows(result, axis), "follows")
+    return [result] * site.n_outputs
+
+
+def _tie_broadcast(
+    site: Site, a: Ids, a_dims: tuple[int, ...], b: Ids, b_dims: tuple[int, ...]
+) -> tuple[Ids, tuple[int, ...]]:
+    """Combine the ids of two operands of real sizes `a_dims`, `b_dims`; return ids and sizes of the result."""
+    dims = tuple(np.broadcast_shapes(a_dims, b_dims))
+    on_a, on_b = varying(a), varying(b)
+    # an operand that is 1 wide wherever the other has channels is the same for all of them: no tie
+    a_is_wide = any(a_dims[axis] > 1 for axis in on_b)
+    b_is_wide = any(b_dims[axis] > 1 for axis in on_a)
+    if not on_b and not b_is_wide:
+        if not on_a and a.size == b.size == 1 and b.flat[0] >= 0:  # two single channels meet
+            if a.flat[0] >= 0:
+                site.tie(a, b, "")
+            return b, dims
+        return a, dims
+    if not on_a and not a_is_wide:
+        return b, dims
+    if (on_a and not b_is_wide) or (on_b and not a_is_wide):  # channels on different axes: an outer product
+        site.pin(a, f"{site.op} spreads two sets of channels over two axes")
+        site.pin(b, f"{site.op} spreads two sets of channels over two axes")
+        return nothing(len(dims)), dims
+    wide_a, wide_b = np.broadcast_arrays(a, b)
+    site.tie(wide_a, wide_b, f"{site.op} joins it with a tensor whose channels stay")
+    return compress(np.where((wide_a >= 0) & (wide_b >= 0), wide_a, FIXED)), dims
+
+
+def pool(site: Site) -> list[Ids]:
+    """Pools, also global ones: each channel by itself."""
+    ids = site.ids(0)
+    assert ids is not None
+    if site.n_outputs > 1:
+        site.pin(ids, "the indices that this MaxPool returns count channels")
+        return [nothing(ids.ndim)] * site.n_outputs
+    return [pin_axes(site, 0, range(2, ids.ndim), f"{site.op} pools over the axis it lies on")] * site.n_outputs
+
+
+def reduce(site: Site) -> list[Ids]:
+    """Reductions; channels that are reduced away must stay."""
+    ids = site.ids(0)
+    assert ids is not None
+    rank = ids.ndim
+    axes = site.value(1) if site.has(1) else site.attr("axes")
+    if site.has(1) and axes is None:
+        site.pin(ids, f"the axes of this {site.op} are not known")
+        return [nothing(len(site.out_shape()))]
+    if axes is None or len(axes) == 0:
+        axes = [] if site.attr("noop_with_empty_axes", 0) else list(range(rank))
+    reduced = sorted({int(axis) % rank for axis in axes})
+    ids = pin_axes(site, 0, reduced, f"{site.op} runs over its channels")
+    if not site.attr("keepdims", 1):
+        ids = np.squeeze(ids, axis=tuple(reduced))
+    return [ids]
+
+
+UNARY = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Cosh",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+"""Operators that treat each element by itself; further inputs (bounds, ratios) are scalars."""
+
+BROADCAST = [
+    "Add",
+    "And",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+"""Element-wise operators on several tensors, broadcast as in numpy."""
+
+POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+]
+
+
+def along(site: Site) -> list[Ids]:
+    """Softmax, CumSum, TopK and the like: they mix what lies on their axis, and leave the other axes alone."""
+    ids = site.ids(0)
+    assert ids is not None
+    rank = ids.ndim
+    if site.op == "CumSum":
+        value = site.value(1)
+        axes = list(range(rank)) if value is None else [int(np.asarray(value).reshape(-1)[0]) % rank]
+    else:
+        # before opset 13 Softmax flattens all axes from `axis` on into one
+        flat = site.op in FLAT_SOFTMAX and site.opset < 13
+        axis = int(site.attr("axis", 1 if flat else -1)) % rank
+        axes = list(range(axis, rank)) if flat else [axis]
+    ids = pin_axes(site, 0, axes, f"{site.op} mixes the channels on its axis")
+    return [ids] * site.n_outputs
+
+
+def argmax(site: Site) -> list[Ids]:
+    """ArgMax and ArgMin: positions on the axis would change."""
+    ids = site.ids(0)
+    assert ids is not None
+    axis = int(site.attr("axis", 0)) % ids.ndim
+    ids = pin_axes(site, 0, [axis], f"{site.op} returns positions of its channels")
+    return [ids if site.attr("keepdims", 1) else np.squeeze(ids, axis=axis)]
+
+
+def diagonal(site: Site) -> list[Ids]:
+    """Trilu: it needs positions on the last two axes."""
+    ids = site.ids(0)
+    assert ids is not None
+    return [pin_axes(site, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
+
+
+def quantise(site: Site) -> list[Ids]:
+    """QuantizeLinear and DequantizeLinear: a scale per channel follows the channel."""
+    ids = site.ids(0)
+    assert ids is not None
+    scale = site.const(1)
+    if scale is None:
+        site.pin(ids, f"the scale of this {site.op} is not a constant")
+        return [nothing(ids.ndim)]
+    if scale.ndim == 1 and scale.size > 1:
+        axis = int(site.attr("axis", 1)) % ids.ndim
+        if axis in varying(ids):
+            for i in (1, 2):
+                if site.const(i) is not None:
+                    site.slice(i, 0, rows(ids, axis), "follows")
+    elif scale.ndim > 1:
+        site.pin(ids, f"this {site.op} has a scale per block")
+        return [nothing(ids.ndim)]
+    return [ids]
+
+
+FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(UNARY, passthrough),
+    **dict.fromkeys(BROADCAST, elementwise),
+    **dict.fromkeys(POOLS, pool),
+    **dict.fromkeys(REDUCTIONS, reduce),
+    **dict.fromkeys((*FLAT_SOFTMAX, "CumSum", "CumProd", "LpNormalization", "TopK"), along),
+    **dict.fromkeys(("ArgMax", "ArgMin"), argmax),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantise),
+    "Trilu": diagonal,
+}

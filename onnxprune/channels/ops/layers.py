@@ -1,0 +1,308 @@
+"""Layers with a weight: they read the channels of their input and write new ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.channels.site import Ids, Rule, Site, lane, nothing, on_axis, pin_axes, rows, varying
+
+
+def conv(site: Site) -> list[Ids]:
+    """Conv of any rank, dense, grouped or depthwise (with a multiplier, too)."""
+    weight = site.const(1)
+    rank = len(site.out_shape())
+    ids = lane(site, 0, 1)
+    if weight is None:
+        site.pin(ids, "the weight of this Conv is not a constant")
+        return [nothing(rank)]
+    n_out, per_group = weight.shape[:2]
+    groups = int(site.attr("group", 1))
+    positions = int(np.prod(site.out_shape()[2:], dtype=np.int64)) * site.out_shape()[0]
+    site.work(1, positions)
+    if groups == 1:
+        out = site.mint(n_out)
+        site.slice(1, 1, ids, "reads")
+        site.slice(1, 0, out, "writes")
+    elif per_group == 1:  # depthwise: a filter follows the channel it filters
+        out = np.repeat(ids, n_out // groups)
+        site.slice(1, 0, out, "follows")
+        site.count("group", ids)
+    else:
+        blocks = ids.reshape(groups, per_group)
+        site.tie(
+            blocks, np.broadcast_to(blocks[:1], blocks.shape), "another group of this Conv reads a channel that stays"
+        )
+        out = site.mint(n_out)
+        out_blocks = out.reshape(groups, n_out // groups)
+        site.tie(out_blocks, np.broadcast_to(out_blocks[:1], out_blocks.shape), "")
+        site.slice(1, 1, blocks[0], "reads")
+        site.slice(1, 0, out, "writes")
+    _bias(site, 2, out)
+    return [on_axis(out, 1, rank)]
+
+
+def gemm(site: Site) -> list[Ids]:
+    """Y = alpha A' B' + beta C with a constant B; A's rows don't hold channels."""
+    weight = site.const(1)
+    if weight is None or site.attr("transA", 0):
+        for i in range(2):
+            ids = site.ids(i)
+            if ids is not None:
+                site.pin(
+                    ids,
+                    "this Gemm has no constant weight" if weight is None else "this Gemm reads its input transposed",
+                )
+        return [nothing(2)]
+    reads, writes = (1, 0) if site.attr("transB", 0) else (0, 1)
+    out = site.mint(weight.shape[writes])
+    site.slice(1, reads, lane(site, 0, 1), "reads")
+    site.slice(1, writes, out, "writes")
+    site.work(1, site.shape(0)[0])
+    bias = site.const(2)
+    if bias is not None:
+        if bias.ndim and bias.shape[-1] > 1:
+            site.slice(2, bias.ndim - 1, out, "follows")
+    elif site.has(2):
+        other = site.ids(2)
+        assert other is not None
+        wide = np.broadcast_to(other, (1, out.size)) if other.shape[0] == 1 else other
+        site.pin(wide, "Gemm adds it to its product")
+        site.pin(out, "this Gemm adds an activation to it")
+    return [on_axis(out, 1, 2)]
+
+
+def matmul(site: Site) -> list[Ids]:
+    """MatMul with one constant matrix; two activations pin each other."""
+    a, b = site.const(0), site.const(1)
+    rank = len(site.out_shape())
+    if b is not None and b.ndim == 2 and site.ids(0) is not None and len(site.shape(0)) >= 2:
+        last = len(site.shape(0)) - 1
+        site.slice(1, 0, lane(site, 0, last), "reads")
+        out = site.mint(b.shape[1])
+        site.slice(1, 1, out, "writes")
+        site.work(1, int(np.prod(site.shape(0)[:-1], dtype=np.int64)))
+        return [on_axis(out, rank - 1, rank)]
+    if a is not None and a.ndim == 2 and site.ids(1) is not None and len(site.shape(1)) >= 2:
+        shape = site.shape(1)
+        site.slice(0, 1, lane(site, 1, len(shape) - 2), "reads")
+        out = site.mint(a.shape[0])
+        site.slice(0, 0, out, "writes")
+        site.work(0, int(np.prod(shape[:-2], dtype=np.int64)) * shape[-1])
+        return [on_axis(out, rank - 2, rank)]
+    if a is None and b is None and site.ids(0) is not None and site.ids(1) is not None:
+        return [_product(site)]
+    for i in range(2):
+        ids = site.ids(i)
+        if ids is not None:
+            site.pin(ids, "this MatMul's weight is no constant matrix")
+    return [nothing(rank)]
+
+
+def _product(site: Site) -> Ids:
+    """Multiply two activations: channels on a batch axis (attention heads) are tied and go whole.
+
+    Removing head h removes all that is computed from it, so this is exact. Channels that lie on the contracted axis alone
+    stay: no weight reads them that could be zeroed.
+    """
+    rank = len(site.out_shape())
+    operands = []
+    for i, contracted in ((0, -1), (1, -2)):
+        ids = site.ids(i)
+        assert ids is not None
+        if ids.ndim < 2:
+            site.pin(ids, "this MatMul multiplies vectors")
+            return nothing(rank)
+        axis = ids.ndim + contracted
+        batch = [a for a in varying(ids) if a < ids.ndim - 2]
+        free = [a for a in varying(ids) if a >= ids.ndim - 2 and a != axis]
+        if axis in varying(ids):
+            if not batch or free:
+                site.pin(ids, "this MatMul contracts them with another activation")
+                return nothing(rank)
+            head = ids.take([0], axis=axis)  # a whole head at a time
+            site.tie(ids, np.broadcast_to(head, ids.shape), "another part of its head stays")
+            ids = head
+        operands.append(ids.reshape((1,) * (rank - ids.ndim) + ids.shape))
+    a, b = operands
+    if varying(a) and varying(b) and {x for x in varying(a) if x < rank - 2} != {x for x in varying(b) if x < rank - 2}:
+        for ids in operands:
+            site.pin(ids, "this MatMul spreads two sets of channels over two axes")
+        return nothing(rank)
+    for ids, other in ((a, 1), (b, 0)):
+        heads = [x for x in varying(ids) if x < rank - 2]
+        partner = (1,) * (rank - len(site.shape(other))) + site.shape(other)
+        if heads and not varying(operands[other]) and any(partner[x] > 1 for x in heads):
+            site.pin(ids, "this MatMul multiplies it with a tensor whose channels stay")
+            return nothing(rank)
+    if varying(a) and varying(b):
+        wide_a, wide_b = np.broadcast_arrays(a, b)
+        site.tie(wide_a, wide_b, "this MatMul multiplies it with a tensor whose channels stay")
+        return np.ascontiguousarray(wide_a if len(varying(a)) >= len(varying(b)) else wide_b)
+    return a if varying(a) else b
+
+
+def batchnorm(site: Site) -> list[Ids]:
+    """BatchNormalization that stayed in the graph."""
+    ids = lane(site, 0, 1)
+    rank = len(site.shape(0))
+    if any(site.const(i) is None for i in range(1, 5)):
+        site.pin(ids, "a parameter of this BatchNormalization is not a constant")
+        return [nothing(rank)] * site.n_outputs
+    if int(site.attr("training_mode", 0)):
+        site.pin(ids, "this BatchNormalization computes statistics of the batch")
+        return [nothing(rank)] + [nothing(1)] * (site.n_outputs - 1)
+    site.slice(1, 0, ids, "scales")
+    for i in range(2, 5):
+        site.slice(i, 0, ids, "follows")
+    return [on_axis(ids, 1, rank)] + [nothing(1)] * (site.n_outputs - 1)
+
+
+def conv_transpose(site: Site) -> list[Ids]:
+    """ConvTranspose of any rank, dense, grouped or depthwise; its weight is (channels in, channels out / groups, ...)."""
+    weight = site.const(1)
+    rank = len(site.out_shape())
+    ids = lane(site, 0, 1)
+    if weight is None:
+        site.pin(ids, "the weight of this ConvTranspose is not a constant")
+        return [nothing(rank)]
+    n_in, per_group = weight.shape[:2]
+    groups = int(site.attr("group", 1))
+    site.work(1, int(np.prod(site.shape(0)[2:], dtype=np.int64)) * site.shape(0)[0])
+    if groups == 1:
+        out = site.mint(per_group)
+        site.slice(1, 0, ids, "reads")
+        site.slice(1, 1, out, "writes")
+    elif n_in == groups:
+        out = np.repeat(ids, per_group)
+        site.slice(1, 0, ids, "follows")
+        site.count("group", ids)
+    else:
+        _tie_groups(site, ids.reshape(groups, -1), "another group of this ConvTranspose reads a channel that stays")
+        out = site.mint(per_group * groups)
+        blocks = out.reshape(groups, per_group)
+        _tie_groups(site, blocks, "")
+        site.slice(1, 0, ids, "reads")
+        site.slice(1, 1, blocks[0], "writes")
+    _bias(site, 2, out)
+    return [on_axis(out, 1, rank)]
+
+
+def _tie_groups(site: Site, blocks: Ids, reason: str) -> None:
+    """Tie the same positions of all groups, (groups, channels per group)."""
+    site.tie(blocks, np.broadcast_to(blocks[:1], blocks.shape), reason)
+
+
+def _bias(site: Site, i: int, out: Ids) -> None:
+    if site.const(i) is not None:
+        site.slice(i, 0, out, "follows")
+    elif site.has(i):
+        site.pin(out, f"the bias of this {site.op} is not a constant")
+
+
+def instance_norm(site: Site) -> list[Ids]:
+    """InstanceNormalization: each channel by itself."""
+    ids = lane(site, 0, 1)
+    rank = len(site.shape(0))
+    if site.const(1) is None or site.const(2) is None:
+        site.pin(ids, "a parameter of this InstanceNormalization is not a constant")
+        return [nothing(rank)]
+    site.slice(1, 0, ids, "scales")
+    site.slice(2, 0, ids, "follows")
+    return [on_axis(ids, 1, rank)]
+
+
+def channel_norm(site: Site) -> list[Ids]:
+    """Normalisations whose statistics run over channels: deleting one would change all others."""
+    ids = site.ids(0)
+    assert ids is not None
+    rank = ids.ndim
+    if site.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
+        axes = list(range(int(site.attr("axis", -1)) % rank, rank))
+    elif site.op == "MeanVarianceNormalization":
+        axes = [int(axis) % rank for axis in site.attr("axes", [0, 2, 3])]
+    else:
+        axes = list(range(1, rank))
+    ids = pin_axes(site, 0, axes, f"{site.op} normalises over its channels")
+    return [ids] + [nothing(rank)] * (site.n_outputs - 1)
+
+
+def recurrent(site: Site) -> list[Ids]:
+    """LSTM, GRU and RNN: their input weight (directions, gates x hidden, inputs) reads channels; their state stays."""
+    ids = lane(site, 0, 2)
+    if site.const(1) is None:
+        site.pin(ids, f"the weight of this {site.op} is not a constant")
+    else:
+        site.slice(1, 2, ids, "reads")
+        site.work(1, int(np.prod(site.shape(0)[:2], dtype=np.int64)))
+    if site.const(2) is not None:
+        site.work(2, int(np.prod(site.shape(0)[:2], dtype=np.int64)))
+    for i in range(3, site.n_inputs):
+        other = site.ids(i)
+        if other is not None:
+            site.pin(other, f"it is a state of this {site.op}")
+    return [nothing(rank) for rank in (4, 3, 3)[: site.n_outputs]]
+
+
+def roi_align(site: Site) -> list[Ids]:
+    """RoiAlign, MaxRoiPool and GridSample: each channel by itself, at positions that another input gives."""
+    for i in range(1, site.n_inputs):
+        other = site.ids(i)
+        if other is not None:
+            site.pin(other, f"{site.op} reads positions from it")
+    return [on_axis(lane(site, 0, 1), 1, len(site.out_shape()))]
+
+
+def einsum(site: Site) -> list[Ids]:
+    """Einsum of one activation with one constant: contracted labels read, labels of the constant alone write."""
+    equation = str(site.attr("equation")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    active = [i for i in range(site.n_inputs) if site.ids(i) is not None]
+    plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
+    if not plain or len(active) != 1 or site.const(1 - active[0]) is None:
+        for i in active:
+            ids = site.ids(i)
+            assert ids is not None
+            site.pin(ids, "this Einsum is not one activation times one constant")
+        return [nothing(len(site.out_shape()))]
+    x, w = active[0], 1 - active[0]
+    ids, weight = site.ids(x), site.const(w)
+    assert ids is not None
+    assert weight is not None
+    on = varying(ids)
+    lost = [axis for axis in on if terms[x][axis] not in right and terms[x][axis] not in terms[w]]
+    if len(on) > 1 or lost:
+        site.pin(ids, "this Einsum sums over them" if lost else "this Einsum reads channels on two axes")
+        on = []
+    result = nothing(len(right))
+    if on:
+        label, own = terms[x][on[0]], rows(ids, on[0])
+        if label in terms[w]:
+            site.slice(w, terms[w].index(label), own, "follows" if label in right else "reads")
+        if label in right:
+            result = on_axis(own, right.index(label), len(right))
+    minted = [label for label in terms[w] if label in right and label not in terms[x]]
+    if len(minted) == 1 and not varying(result):
+        out = site.mint(weight.shape[terms[w].index(minted[0])])
+        site.slice(w, terms[w].index(minted[0]), out, "writes")
+        result = on_axis(out, right.index(minted[0]), len(right))
+    sizes = dict(zip(terms[x], site.shape(x), strict=True))
+    site.work(w, int(np.prod([size for label, size in sizes.items() if label not in terms[w]], dtype=np.int64)))
+    return [result]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
+    **dict.fromkeys(
+        ("GroupNormalization", "LRN", "LayerNormalization", "MeanVarianceNormalization", "RMSNormalization"),
+        channel_norm,
+    ),
+    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), roi_align),
+    "BatchNormalization": batchnorm,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Einsum": einsum,
+    "Gemm": gemm,
+    "InstanceNormalization": instance_norm,
+    "MatMul": matmul,
+}

@@ -1,0 +1,213 @@
+"""What a rule sees of a node, and helpers on id arrays that rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from onnxprune.types import IntArray, Role
+
+FIXED = -1
+Ids = IntArray
+Rule = Callable[["Site"], Sequence[Ids]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One integer of a shape, and where it comes from.
+
+    Attributes:
+        value: what it is while tracing.
+        owner: (node, input, element) of the constant that holds it; None when it is computed at run time.
+        ids: channels whose number it follows, as (survivors of ids) * num / den; None when it follows none.
+    """
+
+    value: int
+    owner: tuple[int, int, int] | None = None
+    ids: Ids | None = None
+    num: int = 1
+    den: int = 1
+
+
+class Site(Protocol):
+    """What a rule may know of a node, and what it may say."""
+
+    op: str
+    n_inputs: int
+    n_outputs: int
+    opset: int
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Return an attribute."""
+
+    def has(self, i: int) -> bool:
+        """Tell whether input i is given."""
+
+    def ids(self, i: int) -> Ids | None:
+        """Return the ids of input i; None for constants and absent inputs."""
+
+    def const(self, i: int) -> np.ndarray[Any, Any] | None:
+        """Return input i when it is a constant."""
+
+    def value(self, i: int) -> np.ndarray[Any, Any] | None:
+        """Return what input i holds while tracing: a constant, or an integer tensor computed from shapes."""
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """Return the shape of input i."""
+
+    def out_shape(self, i: int = 0) -> tuple[int, ...]:
+        """Return the shape of output i."""
+
+    def mint(self, n: int) -> Ids:
+        """Return n new ids."""
+
+    def tie(self, a: Ids, b: Ids, reason: str) -> None:
+        """Make two arrays of ids one, element by element."""
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """Keep ids."""
+
+    def slice(self, i: int, axis: int, ids: Ids, role: Role) -> None:
+        """Say that the constant at input i holds ids along an axis."""
+
+    def count(self, field: str, ids: Ids, *, input: int | None = None, index: int | None = None, sign: int = 1) -> None:
+        """Say that an integer equals the number of surviving ids (times `sign`)."""
+
+    def lookup(self, i: int, ids: Ids) -> None:
+        """Say that the constant at input i holds positions on an axis with ids."""
+
+    def sizes(self, i: int) -> list[Size] | None:
+        """Return where the integers at input i come from; None where that is not known."""
+
+    def size(self, size: Size, ids: Ids) -> None:
+        """Say that an integer of a shape is the size of an axis that holds ids."""
+
+    def work(self, i: int, positions: int) -> None:
+        """Say that each element of the weight at input i is multiplied this many times."""
+
+
+def nothing(rank: int) -> Ids:
+    """Return ids of a tensor without channels."""
+    return np.full((1,) * rank, FIXED, dtype=np.int64)
+
+
+def on_axis(ids: Ids, axis: int, rank: int) -> Ids:
+    """Shape the (n,) ids of a channel axis as a tensor of the given rank."""
+    shape = [1] * rank
+    shape[axis] = ids.size
+    return ids.reshape(shape)
+
+
+def varying(ids: Ids) -> list[int]:
+    """Return the axes that channels lie on."""
+    return [axis for axis, size in enumerate(ids.shape) if size > 1]
+
+
+def compress(ids: Ids) -> Ids:
+    """Set each axis along which ids don't change to size 1."""
+    for axis in range(ids.ndim):
+        if ids.shape[axis] > 1:
+            head = ids.take([0], axis=axis)
+            if (ids == head).all():
+                ids = head
+    return ids
+
+
+def lane(site: Site, i: int, axis: int) -> Ids:
+    """Return the (n,) ids along one axis of input i; channels on any other axis are pinned."""
+    ids = site.ids(i)
+    shape = site.shape(i)
+    axis %= len(shape)
+    if ids is None:
+        return np.full(shape[axis], FIXED, dtype=np.int64)
+    others = [a for a in varying(ids) if a != axis]
+    if others:
+        site.pin(ids, f"{site.op} can't lose channels on axis {others[0]}")
+        return np.full(shape[axis], FIXED, dtype=np.int64)
+    return np.ascontiguousarray(np.broadcast_to(ids.reshape(-1), (shape[axis],)))
+
+
+def rows(ids: Ids, axis: int) -> Ids:
+    """Return the ids at each index of an axis: (n,) where nothing else varies, else (n, m)."""
+    moved = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+    return moved[:, 0] if moved.shape[1] == 1 else moved
+
+
+def pin_axes(site: Site, i: int, axes: Sequence[int], what: str) -> Ids:
+    """Return the ids of input i, after pinning them if any lies on `axes`."""
+    ids = site.ids(i)
+    assert ids is not None
+    if any(ids.shape[axis] > 1 for axis in axes):
+        site.pin(ids, what)
+        return nothing(ids.ndim)
+    return ids
+
+
+def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Ids:
+    """Reshape ids as a row-major Reshape from shape `before` to `after` does.
+
+    Dimensions are matched in the smallest runs of equal product, so that ids are only spread out within a run that holds
+    channels.
+    """
+    i = j = 0
+    pieces: list[tuple[list[int], list[int]]] = []
+    while i < len(before) or j < len(after):
+        ins: list[int] = []
+        outs: list[int] = []
+        left = right = 1
+        while True:
+            if left == right and (ins or outs) and not (ins and not outs) and not (outs and not ins):
+                break
+            if left <= right and i < len(before):
+                ins.append(i)
+                left *= before[i]
+                i += 1
+            elif j < len(after):
+                outs.append(j)
+                right *= after[j]
+                j += 1
+            elif i < len(before):
+                ins.append(i)
+                left *= before[i]
+                i += 1
+            else:
+                break
+        pieces.append((ins, outs))
+    # walk the runs from left to right; `work` has the runs done as output axes, then the input axes to come
+    work = ids
+    done = 0
+    for ins, outs in pieces:
+        here = work.shape[done : done + len(ins)]
+        if all(size == 1 for size in here):
+            work = work.reshape(work.shape[:done] + (1,) * len(outs) + work.shape[done + len(ins) :])
+        else:
+            full = work.shape[:done] + tuple(before[a] for a in ins) + work.shape[done + len(ins) :]
+            new = work.shape[:done] + tuple(after[a] for a in outs) + work.shape[done + len(ins) :]
+            work = compress(np.broadcast_to(work, full).reshape(new))
+        done += len(outs)
+    return work
+
+
+def match_axes(site: Site, i: int, ids: Ids, keeps: Callable[[int, int], bool]) -> None:
+    """Hold the target shape at input i against the ids of the output, axis by axis.
+
+    Args:
+        site: the node.
+        i: its input that holds one integer per axis of `ids`.
+        ids: of the output.
+        keeps: whether an integer at an axis needs no change whatever survives (0 or -1 in a Reshape).
+    """
+    sizes = site.sizes(i)
+    axes = varying(ids)
+    if sizes is None or len(sizes) != ids.ndim:
+        if axes:
+            site.pin(ids, f"the target shape of this {site.op} is computed at run time")
+        return
+    for axis, size in enumerate(sizes):
+        if axis in axes and not (size.owner is not None and keeps(axis, size.value)):
+            site.size(size, rows(ids, axis))
+        elif axis not in axes and size.ids is not None:
+            site.pin(size.ids, f"the number of channels sets another size at this {site.op}")

@@ -1,0 +1,101 @@
+"""Follow shape arithmetic: where each integer of a shape comes from.
+
+Exports with dynamic axes compute shapes at run time: Shape, Gather, Mul, Concat, Reshape. A size that comes from Shape follows
+the survivors by itself; a literal joined in by Concat must be rewritten. A rule here maps the origins of a node's input
+integers to those of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from onnxprune.channels.site import Site, Size, rows, varying
+
+Sizes = list[Size]
+SizeRule = Callable[[Site], Sizes | None]
+
+
+def _shape(site: Site) -> Sizes | None:
+    ids = site.ids(0)
+    if ids is None:
+        return None
+    start, end = site.attr("start", 0), site.attr("end", None)
+    axes = varying(ids)
+    every = [Size(size, None, rows(ids, axis) if axis in axes else None) for axis, size in enumerate(site.shape(0))]
+    return every[start:end]
+
+
+def _same(site: Site) -> Sizes | None:
+    return site.sizes(0)
+
+
+def _gather(site: Site) -> Sizes | None:
+    sizes, index = site.sizes(0), site.const(1)
+    if sizes is None or index is None or len(site.shape(0)) != 1:
+        return None
+    return [sizes[int(i)] for i in index.reshape(-1)]
+
+
+def _slice(site: Site) -> Sizes | None:
+    sizes = site.sizes(0)
+    bounds = [site.const(i) for i in (1, 2)] if site.n_inputs > 1 else [site.attr("starts"), site.attr("ends")]
+    steps = site.const(4)
+    if sizes is None or any(bound is None or len(bound) != 1 for bound in bounds) or len(site.shape(0)) != 1:
+        return None
+    start, end = (int(bound[0]) for bound in bounds if bound is not None)
+    return sizes[start : end : 1 if steps is None else int(steps[0])]
+
+
+def _concat(site: Site) -> Sizes | None:
+    parts = [site.sizes(i) for i in range(site.n_inputs)]
+    if any(part is None for part in parts):
+        return None
+    return [size for part in parts for size in part or []]
+
+
+def _arithmetic(site: Site) -> Sizes | None:
+    a, b = site.sizes(0), site.sizes(1)
+    if a is None or b is None or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        return None
+    n = max(len(a), len(b))
+    return [_combine(site, x, y) for x, y in zip(a * (n // len(a)), b * (n // len(b)), strict=True)]
+
+
+def _combine(site: Site, x: Size, y: Size) -> Size:
+    if site.op == "Mul":
+        value = x.value * y.value
+        following, factor = (y, x) if y.ids is not None else (x, y)
+        if following.ids is not None and factor.ids is None:
+            return replace(following, value=value, owner=None, num=following.num * factor.value)
+    elif site.op == "Div":
+        value = x.value // y.value if y.value else 0
+        if x.ids is not None and y.ids is None and y.value:
+            return replace(x, value=value, owner=None, den=x.den * y.value)
+    else:
+        value = x.value + y.value if site.op == "Add" else x.value - y.value
+    for size in (x, y):
+        if size.ids is not None:
+            site.pin(size.ids, f"its number goes into a {site.op} of shapes")
+    return Size(value)
+
+
+SIZE_RULES: dict[str, SizeRule] = {
+    "Shape": _shape,
+    **dict.fromkeys(("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Floor", "Flatten"), _same),
+    **dict.fromkeys(("Add", "Div", "Mul", "Sub"), _arithmetic),
+    "Concat": _concat,
+    "Gather": _gather,
+    "Slice": _slice,
+}
+"""Operators of shape arithmetic. At any other one, channels whose number it reads are pinned."""
+
+READERS = {"Expand": 1, "Reshape": 1, "Resize": 3}
+"""The input that a rule holds against ids by themselves, through `match_axes`, by operator."""
+
+
+def literals(value: np.ndarray[tuple[int, ...], np.dtype[np.int64]], node: int, i: int) -> Sizes:
+    """Return the integers of a constant as sizes that can be rewritten."""
+    return [Size(int(v), (node, i, j)) for j, v in enumerate(value.reshape(-1))]
