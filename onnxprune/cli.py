@@ -74,7 +74,8 @@ def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return wrap
 
 
-MODEL = click.argument("model", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path, readable=False)  # what is wrong with a path, those who open it can say better
+MODEL = click.argument("model", type=PATH)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 IGNORE = click.option(
     "--ignore",
@@ -85,7 +86,7 @@ IGNORE = click.option(
 DATA = _together(
     click.option(
         "--data",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="A .npz (arrays by input name, optional `labels`), a .npy, or a folder of images.",
     ),
     click.option(
@@ -197,7 +198,7 @@ def inspect(model: Path, ignore: tuple[str, ...], as_json: bool) -> None:
     )
 )
 @MODEL
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Where to write the plan.")
+@click.option("--output", "-o", type=PATH, required=True, help="Where to write the plan.")
 @DIALS
 @JSON
 def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
@@ -226,21 +227,17 @@ def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
     )
 )
 @MODEL
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Where to write the pruned model.")
+@click.option("--output", "-o", type=PATH, required=True, help="Where to write the pruned model.")
 @DATA
-@click.option(
-    "--eval", "evaluation", type=click.Path(path_type=Path), help="Data to verify on; those of --data when not given."
-)
+@click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
 @DIALS
 @click.option(
     "--plan",
     "plan_path",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Replay this plan.json; the dials above then have no say.",
 )
-@click.option(
-    "--plan-output", type=click.Path(path_type=Path), help="Where to write the plan; beside the output when not given."
-)
+@click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
 @TIMING
 @click.option(
     "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
@@ -299,10 +296,8 @@ def prune(
         "onnxprune check quantised.onnx --baseline model.onnx --data images/ --preprocess imagenet --min-agreement 98",
     )
 )
-@click.argument("candidate", type=click.Path(path_type=Path))
-@click.option(
-    "--baseline", type=click.Path(path_type=Path), required=True, help="The model the candidate should replace."
-)
+@click.argument("candidate", type=PATH)
+@click.option("--baseline", type=PATH, required=True, help="The model the candidate should replace.")
 @DATA
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Points of top-1 (without labels: of agreement) that may be lost."
@@ -357,8 +352,8 @@ def check(
 @main.command(
     epilog=_examples("onnxprune bench model.onnx", "onnxprune bench model.onnx small.onnx --threads 2 --batch 8")
 )
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path), required=False)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH, required=False)
 @TIMING
 @JSON
 @QUIET

@@ -23,7 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.normalise import BatchNorm, fold_batchnorms, fold_constants
+from onnxprune.normalise import BatchNorm, fold_batchnorms, fold_constants, fold_shapes
 from onnxprune.output import check_destination, staged
 
 if TYPE_CHECKING:
@@ -141,13 +141,36 @@ def _load(file: Path) -> Model:
         header.CopyFrom(_without_body(proto))
         graph.toposort()
     except Exception as error:
-        raise ModelError("the graph cannot be read", where=str(file), why=first_line(error)) from error
-    graph = fold_constants(graph, str(file))
+        raise ModelError(
+            "the graph cannot be read", where=str(file), why=first_line(error), hint="export the model again"
+        ) from error
+    fold_constants(graph, str(file))
     params = count_params(graph)
     _refuse_nan(graph, file)
+    model = Model(graph, header, extras, digest, file, files, size, params)
+    while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
+        fold_constants(graph, str(file))
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
-    return Model(graph, header, extras, digest, file, files, size, params, batchnorms, notes)
+    return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
+
+
+def _static_shapes(model: Model) -> dict[str, list[int | None]]:
+    """Return what is known of shapes whatever size the dynamic axes take."""
+    return runtime.infer_shapes(weightless(model), {}).partial
+
+
+def weightless(model: Model) -> onnx.ModelProto:
+    """Export a model with its float weights turned into inputs: all that shape inference needs, and light."""
+    graph = model.graph.copy()
+    inputs: dict[str, gs.Variable] = {}
+    for n, i, weight in tensors_of(model.graph):
+        if is_float(weight):
+            inputs.setdefault(weight.name, gs.Variable(weight.name, dtype=weight.dtype, shape=tuple(weight.shape)))
+            graph.nodes[n].inputs[i] = inputs[weight.name]
+    light = replace(model, graph=graph).to_proto()
+    light.graph.input.extend(OnnxExporter.export_value_info_proto(tensor, False) for tensor in inputs.values())
+    return light
 
 
 def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
@@ -220,7 +243,12 @@ def _read(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
     except IsADirectoryError:
         raise ModelError("the model path is a folder", where=str(file), hint="name the .onnx file in it") from None
     except OSError as error:
-        raise ModelError("the model file cannot be read", where=str(file), why=error.strerror or str(error)) from error
+        raise ModelError(
+            "the model file cannot be read",
+            where=str(file),
+            why=error.strerror or str(error),
+            hint="check the path and its permissions",
+        ) from error
     if not content:
         raise ModelError("the model file is empty", where=str(file), hint="export or copy the model again")
     proto = onnx.ModelProto()
@@ -240,7 +268,12 @@ def _read(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
 
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:
     if not proto.ir_version or not proto.HasField("graph"):
-        raise ModelError("not an ONNX model", where=str(file), why="it has no IR version or no graph")
+        raise ModelError(
+            "not an ONNX model",
+            where=str(file),
+            why="it has no IR version or no graph",
+            hint="name an .onnx file, or export the model again",
+        )
     if not proto.graph.node or not proto.graph.output:
         raise ModelError(
             "the graph is empty", where=str(file), why="it has no nodes, or no outputs", hint="export the model again"
@@ -249,7 +282,12 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
     opset = opsets.get("", opsets.get("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()
     if opset is None:
-        raise ModelError("the model names no ONNX opset", where=str(file), hint="export the model again")
+        raise ModelError(
+            "the model names no ONNX opset",
+            where=str(file),
+            why="it is no complete ONNX model, or was cut off",
+            hint="copy or export it again",
+        )
     if not OLDEST_OPSET <= opset <= newest:
         raise ModelError(
             f"opset {opset} is not supported",

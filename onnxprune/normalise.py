@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnxprune.errors import ModelError, first_line
+from onnxprune import runtime
+from onnxprune.errors import ModelError
 
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -30,44 +34,142 @@ class BatchNorm:
         return BatchNorm(self.scale[index], self.bias[index], self.mean[index], self.variance[index])
 
 
-def fold_constants(graph: gs.Graph, where: str) -> gs.Graph:
-    """Turn Constant nodes into constants, and compute what depends on constants alone.
+def fold_constants(graph: gs.Graph, where: str) -> None:
+    """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
 
-    Dequantised weights stay as they are, and so does everything random.
+    Dequantised weights stay as they are, and so does everything random. graphsurgeon's own folding is not used: it also
+    rewrites float arithmetic on shapes into integers, which rounds the scale of a Resize.
 
     Raises:
         ModelError: onnxruntime cannot compute one of them.
     """
     for node in graph.nodes:
         value = _constant_value(node) if node.op == "Constant" else None
-        if value is None or not node.outputs or node.outputs[0] in graph.outputs:
+        if value is None or not node.outputs or any(node.outputs[0] is output for output in graph.outputs):
             continue
         output = node.outputs[0]
         node.outputs.clear()
-        if isinstance(value, gs.Constant):
-            output.to_constant(np.zeros(0))
-            output._values = value._values  # keeps a lazily loaded tensor lazy
-        else:
-            output.to_constant(value)
+        _to_constant(output, value._values if isinstance(value, gs.Constant) else value)  # lazy tensors stay lazy
     graph.nodes = [node for node in graph.nodes if not (node.op == "Constant" and not node.outputs)]
 
-    def all_constant(node: gs.Node) -> bool:
-        return bool(node.inputs) and all(isinstance(t, gs.Constant) or not t.name for t in node.inputs)
-
-    def keep(node: gs.Node) -> bool:
-        return (
-            node.op in RANDOM_OPS
-            or node.op in QUANTISED_OPS
-            or any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    known: set[int] = set()  # tensors that can be computed now
+    foldable: list[gs.Node] = []
+    for node in graph.nodes:
+        ready = bool(node.inputs) and all(
+            isinstance(t, gs.Constant) or not t.name or id(t) in known for t in node.inputs
         )
+        if ready and not _stays(node):
+            foldable.append(node)
+            known |= {id(t) for t in node.outputs}
+    if not foldable:
+        return
+    inner = {id(node) for node in foldable}
+    results = {id(t) for t in graph.outputs}
+    wanted = [
+        t for node in foldable for t in node.outputs
+        if id(t) in results or any(id(reader) not in inner for reader in t.outputs)
+    ]  # fmt: skip
+    values = _compute(graph, foldable, wanted, where)
+    for tensor, value in zip(wanted, values, strict=True):
+        if id(tensor) not in results:  # a constant output of the model keeps its nodes
+            tensor.inputs.clear()
+            _to_constant(tensor, value)
+    remove_dead(graph)
 
-    if any(all_constant(node) and not keep(node) for node in graph.nodes):
-        try:
-            graph.fold_constants(fold_shapes=False, should_exclude_node=keep).cleanup(remove_unused_graph_inputs=False)
-        except Exception as error:
-            raise ModelError("constants cannot be folded", where=where, why=first_line(error)) from error
-        graph.toposort()
-    return graph
+
+def _stays(node: gs.Node) -> bool:
+    body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    return body or node.op in RANDOM_OPS or node.op in QUANTISED_OPS
+
+
+def _to_constant(tensor: gs.Variable, values: Any) -> None:
+    tensor.to_constant(np.zeros(0))
+    tensor._values = values
+
+
+def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], where: str) -> list[Any]:
+    part = gs.Graph(nodes=nodes, outputs=wanted)
+    proto = onnx.helper.make_model(
+        OnnxExporter.export_graph(part, do_type_check=False), opset_imports=graph.import_domains, ir_version=8
+    )
+    try:
+        return runtime.run(runtime.session(proto, optimise=False), {})
+    except ModelError as error:
+        raise ModelError("constants cannot be folded", where=where, why=error.why) from error
+
+
+def remove_dead(graph: gs.Graph) -> None:
+    """Remove nodes that nothing reads, from the last to the first."""
+    results = {id(t) for t in graph.outputs}
+    captured = {name for node in graph.nodes for name in captured_names(node)}
+    kept = []
+    for node in reversed(graph.nodes):
+        if any(t.outputs or id(t) in results or t.name in captured for t in node.outputs):
+            kept.append(node)
+        else:
+            node.inputs.clear()
+    graph.nodes = kept[::-1]
+
+
+def captured_names(node: gs.Node) -> Iterator[str]:
+    """Yield the names of all tensors that the bodies of a node mention."""
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield from (tensor.name for tensor in inner.inputs)
+                yield from captured_names(inner)
+            yield from (tensor.name for tensor in value.outputs)
+
+
+def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> bool:
+    """Turn sizes that no dynamic axis can change into constants; return whether there were any.
+
+    Args:
+        graph: changed in place.
+        known: the shape of each tensor, None where a size is dynamic or unknown.
+    """
+    changed = False
+    for node in graph.nodes:
+        source = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
+        if node.op == "Shape":
+            sizes = _shape_of(node, known)
+            value = None if sizes is None or None in sizes else np.array(sizes, dtype=np.int64)
+        elif node.op in ("Gather", "Slice") and source is not None and source.op == "Shape":
+            sizes = _shape_of(source, known)
+            value = None if sizes is None else _part_of(node, sizes)
+        else:
+            continue
+        if value is not None and node.outputs and not any(node.outputs[0] is t for t in graph.outputs):
+            output = node.outputs[0]
+            node.outputs.clear()
+            _to_constant(output, value)
+            changed = True
+    if changed:
+        remove_dead(graph)
+    return changed
+
+
+def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:
+    tensor = node.inputs[0]
+    sizes = list(tensor.shape) if isinstance(tensor, gs.Constant) else known.get(tensor.name)
+    return None if sizes is None else list(sizes)[node.attrs.get("start", 0) : node.attrs.get("end")]
+
+
+def _part_of(node: gs.Node, sizes: list[int | None]) -> np.ndarray[Any, Any] | None:
+    """Return what a Gather or Slice takes from a shape, when all of it is known."""
+    arguments = [t.values if isinstance(t, gs.Constant) else None for t in node.inputs[1:]]
+    if node.op == "Gather":
+        if arguments[0] is None:
+            return None
+        picked = [sizes[int(i)] for i in arguments[0].reshape(-1)]
+        return None if None in picked else np.array(picked, dtype=np.int64).reshape(arguments[0].shape)
+    if not arguments:
+        arguments = [np.asarray(node.attrs["starts"]), np.asarray(node.attrs["ends"])]
+    if any(a is None or a.size != 1 for a in arguments):
+        return None
+    start, end, *more = (int(a.reshape(-1)[0]) for a in arguments if a is not None)
+    picked = sizes[start : end : more[1] if len(more) > 1 else 1]
+    return None if None in picked or not picked else np.array(picked, dtype=np.int64)
 
 
 def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:

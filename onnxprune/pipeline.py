@@ -200,7 +200,8 @@ def prune(
     on_stage("rewrite", None)
     pruned = rewrite.delete(analysis.model, analysis.trace, chosen.keep)
     on_stage("prove", None)
-    proof = verify.prove(pruned, rewrite.mask(analysis.model, analysis.trace, chosen.keep), known, options.seed)
+    masked = rewrite.mask(analysis.model, analysis.trace, chosen.keep)
+    proof = verify.prove(analysis.model, pruned, masked, known, options.seed)
     report = _verify(analysis, pruned, chosen, proof, checked_on, measure, options.seed, on_stage)
     if destination is not None:
         on_stage("write", None)
@@ -239,9 +240,9 @@ def _verify(
     before_proto, after_proto = model.to_proto(), pruned.to_proto()
     strict = verify.full_check(before_proto) is None
     checks = verify.structure(after_proto, before_proto, strict=strict)
-    checks.append(
-        Check("pruned equals masked", proof.difference, f"{proof.tolerance:.0e}", True, f"batch {proof.batches}")
-    )
+    where = f"batch {', '.join(map(str, proof.batches))}"
+    checks.append(Check("loaded equals file", proof.normalised, f"{proof.tolerance:.0e}", True, where))
+    checks.append(Check("pruned equals masked", proof.difference, f"{proof.tolerance:.0e}", True, where))
     failed = [check for check in checks if not check]
     if failed:
         raise ProofError(

@@ -142,12 +142,21 @@ def has_dynamic_batch(proto: onnx.ModelProto) -> bool:
     return bool(dims) and all(len(dim) and not dim[0].dim_value > 0 for dim in dims)
 
 
-def infer_shapes(
-    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """Infer what shapes are known without running: return (shape by tensor, element type by tensor).
+@dataclass(frozen=True)
+class Inferred:
+    """Result of shape inference: full shapes, shapes with None for what is unknown, and ONNX element types, by tensor."""
 
-    `proto` should not carry its large weights; inputs are set to `shapes`.
+    full: dict[str, tuple[int, ...]]
+    partial: dict[str, list[int | None]]
+    types: dict[str, int]
+
+
+def infer_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Inferred:
+    """Infer what shapes are known without running.
+
+    Args:
+        proto: a model that does not carry its large weights.
+        shapes: concrete shapes to give to inputs.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
@@ -156,20 +165,21 @@ def infer_shapes(
             del value.type.tensor_type.shape.dim[:]
             for size in shapes[value.name]:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
-    for value in fixed.graph.output:  # their dynamic axes are re-inferred
+    for value in fixed.graph.output:  # what the exporter wrote there is inferred again
         value.type.tensor_type.ClearField("shape")
     try:
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
     except Exception:
-        return dict(shapes), {}
-    found = dict(shapes)
+        return Inferred(dict(shapes), {}, {})
+    partial: dict[str, list[int | None]] = {}
     types: dict[str, int] = {}
-    for value in (*fixed.graph.value_info, *fixed.graph.output):
+    for value in (*fixed.graph.input, *fixed.graph.value_info, *fixed.graph.output):
         tensor = value.type.tensor_type
         types[value.name] = tensor.elem_type
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-            found[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return found, types
+        if tensor.HasField("shape"):
+            partial[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    full = {name: tuple(d for d in dims if d is not None) for name, dims in partial.items() if None not in dims}
+    return Inferred({**full, **shapes}, partial, types)
 
 
 def observe(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str], where: str) -> Feeds:

@@ -25,37 +25,68 @@ Outputs = list[np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class Proof:
-    """The largest difference between the pruned and the masked model, as a share of the output's range."""
+    """Largest differences found, as shares of the output's range.
+
+    Attributes:
+        difference: pruned against masked.
+        normalised: the model as it was loaded (constants and BatchNormalization folded) against the file.
+        batches: sizes of the batches both were run on.
+        tolerance: the largest difference that is accepted.
+    """
 
     difference: float
+    normalised: float
     batches: tuple[int, ...]
     tolerance: float = TOLERANCE
 
 
-def prove(pruned: Model, masked: Model, known: dict[str, tuple[int, ...]] | None = None, seed: int = 0) -> Proof:
-    """Run the pruned and the masked model on the same seeded inputs, without graph optimisation, and compare every output.
+def prove(
+    original: Model, pruned: Model, masked: Model, known: dict[str, tuple[int, ...]] | None = None, seed: int = 0
+) -> Proof:
+    """Run models on the same seeded inputs, without graph optimisation, and compare every output.
+
+    The pruned model must equal the masked one, and the original as loaded must equal its file.
 
     Args:
+        original: as loaded.
         pruned: channels deleted.
         masked: channels there, what reads them zero.
         known: shapes of the data, for dynamic axes other than the batch.
         seed: of the inputs.
 
     Raises:
-        ProofError: they differ by more than `TOLERANCE`, or the pruned model does not run.
+        ProofError: two of them differ by more than `TOLERANCE`, or the pruned model does not run.
+        ModelError: the original cannot be run.
     """
-    left, right = pruned.to_proto(), masked.to_proto()
-    batches = PROOF_BATCHES if runtime.has_dynamic_batch(left) else (1,)
-    reference = runtime.session(right, optimise=False, where="the masked model")
+    header = original.header
+    batches = PROOF_BATCHES if runtime.has_dynamic_batch(header) else (1,)
+    feeds = [
+        runtime.random_feeds(header, runtime.concrete_shapes(header, batch, known=known), seed + batch)
+        for batch in batches
+    ]
+
+    def outputs(source: onnx.ModelProto | str, where: str) -> list[list[Any]]:
+        opened = runtime.session(source, optimise=False, where=where)
+        return [runtime.run(opened, inputs, where=where) for inputs in feeds]
+
+    def compare(expected: list[list[Any]], found: list[list[Any]], what: str) -> float:
+        pairs = [pair for a, b in zip(expected, found, strict=True) for pair in zip(a, b, strict=True)]
+        worst = max((relative_difference(a, b) for a, b in pairs), default=0.0)
+        if not worst <= TOLERANCE:
+            raise ProofError(
+                what,
+                where=str(original.path),
+                why=f"outputs differ by {worst:.2e} of their range, {TOLERANCE:.0e} is allowed",
+                hint="nothing was written; this is a defect of onnxprune: please report it",
+            )
+        return worst
+
+    file = outputs(str(original.path), str(original.path))
+    loaded = outputs(original.to_proto(), "the model as loaded")
+    normalised = compare(file, loaded, "the model as loaded is not the model in the file")
+    reference = outputs(masked.to_proto(), "the masked model")
     try:
-        candidate = runtime.session(left, optimise=False, where="the pruned model")
-        worst = 0.0
-        for batch in batches:
-            feeds = runtime.random_feeds(left, runtime.concrete_shapes(left, batch, known=known), seed + batch)
-            expected = runtime.run(reference, feeds, where="the masked model")
-            found = runtime.run(candidate, feeds, where="the pruned model")
-            for name, a, b in zip((value.name for value in left.graph.output), expected, found, strict=True):
-                worst = max(worst, relative_difference(a, b, name))
+        candidate = outputs(pruned.to_proto(), "the pruned model")
     except ModelError as error:
         raise ProofError(
             "the pruned model does not run",
@@ -63,17 +94,11 @@ def prove(pruned: Model, masked: Model, known: dict[str, tuple[int, ...]] | None
             why=error.why,
             hint="this is a defect of onnxprune: please report it; --ignore can leave out the layers concerned",
         ) from error
-    if not worst <= TOLERANCE:
-        raise ProofError(
-            "the pruned model is not the masked model",
-            where=str(pruned.path),
-            why=f"outputs differ by {worst:.2e} of their range, {TOLERANCE:.0e} is allowed",
-            hint="nothing was written; this is a defect of onnxprune: please report it",
-        )
-    return Proof(worst, batches)
+    difference = compare(reference, candidate, "the pruned model is not the masked model")
+    return Proof(difference, normalised, batches)
 
 
-def relative_difference(expected: Any, found: Any, name: str = "output") -> float:
+def relative_difference(expected: Any, found: Any) -> float:
     """Return max |expected - found| / (max expected - min expected); infinity where shapes or NaNs differ."""
     a, b = np.asarray(expected), np.asarray(found)
     if a.shape != b.shape:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import runtime
 from onnxprune.channels import sizes
@@ -19,7 +18,8 @@ from onnxprune.channels.facts import FIXED, Facts, RawCount, RawEqual, RawLookup
 from onnxprune.channels.ops import RULES
 from onnxprune.channels.site import Size, nothing
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.model import Model, is_float, tensors_of
+from onnxprune.model import Model, is_float, tensors_of, weightless
+from onnxprune.normalise import captured_names
 from onnxprune.types import IntArray, Role, Trace, Work
 
 BATCH = 13
@@ -99,12 +99,13 @@ class _Shapes:
 
 def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shapes:
     """Infer all shapes, or run the model where inference leaves a gap or where shapes are computed at run time."""
-    light = _without_weights(model)
+    light = weightless(model)
     dynamic = runtime.has_dynamic_batch(model.header)
     error: ModelError | None = None
     for batch in (BATCH, *RUN_BATCHES) if dynamic else (1,):
         inputs = runtime.concrete_shapes(model.header, batch, known=known)
-        shapes, types = runtime.infer_shapes(light, inputs)
+        inferred = runtime.infer_shapes(light, inputs)
+        shapes, types = inferred.full, inferred.types
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
         outputs = [t for node in model.graph.nodes for t in node.outputs if t.name]
         wanted = [t.name for t in outputs if t.name not in shapes]
@@ -132,19 +133,6 @@ def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:
     return integer and (shape is None or math.prod(shape) <= OBSERVED_ELEMENTS)
 
 
-def _without_weights(model: Model) -> onnx.ModelProto:
-    """Export the model with its float weights turned into inputs: all that shape inference needs, and light."""
-    graph = model.graph.copy()
-    inputs: dict[str, gs.Variable] = {}
-    for n, i, weight in tensors_of(model.graph):
-        if is_float(weight):
-            inputs.setdefault(weight.name, gs.Variable(weight.name, dtype=weight.dtype, shape=tuple(weight.shape)))
-            graph.nodes[n].inputs[i] = inputs[weight.name]
-    light = replace(model, graph=graph).to_proto()
-    light.graph.input.extend(OnnxExporter.export_value_info_proto(tensor, False) for tensor in inputs.values())
-    return light
-
-
 class _Walk:
     """One pass over the nodes, in graph order, that applies a rule to each."""
 
@@ -160,7 +148,7 @@ class _Walk:
             self.ids[tensor.name] = nothing(len(self.shapes[tensor.name]))
         for n, node in enumerate(self.graph.nodes):
             site = _Site(self, n, node)
-            for name in _captured(node):
+            for name in captured_names(node):
                 if name in self.ids:
                     site.pin(self.ids[name], f"the body of this {node.op} uses it")
             standard = node.domain in (None, "", "ai.onnx")
@@ -210,16 +198,6 @@ class _Walk:
 
 def _operator(node: gs.Node) -> str:
     return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
-
-
-def _captured(node: gs.Node) -> Iterable[str]:
-    """Yield the names of tensors that the bodies of a node mention."""
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            for inner in value.nodes:
-                yield from (tensor.name for tensor in inner.inputs)
-                yield from _captured(inner)
-            yield from (tensor.name for tensor in value.outputs)
 
 
 class _Site:
