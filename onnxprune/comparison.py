@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Stage = Callable[[str, float | None], None]
 """Called with the name of a stage and, where it is known, the share of it that is done."""
 
-RANDOM_SAMPLES = 64
+RANDOM_SAMPLES = 16
 """Seeded inputs that stand in for data when none are given."""
 
 
@@ -100,12 +100,11 @@ def compare(
         if len(data) < batch:
             feeds = {key: np.resize(value, (batch, *value.shape[1:])) for key, value in feeds.items()}
     else:
-        dynamic = runtime.has_dynamic_batch(proto)
-        shapes = runtime.concrete_shapes(proto, RANDOM_SAMPLES if dynamic else 1)
-        inputs = runtime.random_feeds(proto, shapes, seed)
+        samples = RANDOM_SAMPLES if runtime.has_dynamic_batch(proto) else 1
+        inputs = runtime.random_feeds(proto, runtime.workable_shapes(original, proto, samples), seed)
         found = [[np.atleast_1d(o) for o in runtime.run(opened, inputs)] for opened in (original, candidate)]
-        name, samples = "random inputs", RANDOM_SAMPLES if dynamic else 1
-        feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, measure.batch), seed)
+        name = "random inputs"
+        feeds = runtime.random_feeds(proto, runtime.workable_shapes(original, proto, measure.batch), seed)
     latency = None
     if measure.latency:
         on_stage("time", None)
@@ -132,7 +131,10 @@ def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int =
     """
     protos = [models.read(path)[0] for path in paths]
     sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
-    feeds = [runtime.random_feeds(proto, runtime.concrete_shapes(proto, measure.batch), seed) for proto in protos]
+    feeds = [
+        runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, measure.batch), seed)
+        for opened, proto in zip(sessions, protos, strict=True)
+    ]
     batch = next(iter(feeds[0].values())).shape[0]
     return runtime.time_runs(
         sessions,

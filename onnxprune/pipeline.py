@@ -192,6 +192,7 @@ def prune(
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else calibration
     known = checked_on.shapes() if checked_on is not None else None
     analysis = analyse(loaded, options.ignore, known)
+    known = known or analysis.trace.input_shapes
     if plan is not None:
         refuse_unprunable(analysis)
         chosen = plan_file.read(Path(plan), analysis.trace, analysis.model.digest)

@@ -27,8 +27,14 @@ ELEMENT_TYPES = {
     "tensor(uint16)": np.uint16,
 }
 
-DYNAMIC_SIZES = range(224, 32 * 1024, 32)
-"""Sizes for dynamic axes other than the batch: all different, and multiples of what networks stride by."""
+DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
+    range(224, 32 * 1024, 32),
+    range(48, 16 * 1024, 16),
+    range(32, 32 * 1024, 32),
+    (1,),
+)
+"""Sizes to try for dynamic axes other than the batch: each list gives different sizes, multiples of what networks stride by;
+its last one is used again where it ends."""
 
 ort.set_default_logger_severity(4)
 
@@ -97,7 +103,11 @@ def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], 
 
 
 def concrete_shapes(
-    proto: onnx.ModelProto, batch: int, *, known: Mapping[str, tuple[int, ...]] | None = None
+    proto: onnx.ModelProto,
+    batch: int,
+    *,
+    known: Mapping[str, tuple[int, ...]] | None = None,
+    sizes: Sequence[int] = DYNAMIC_SIZES[0],
 ) -> dict[str, tuple[int, ...]]:
     """Give every dynamic axis of the inputs a size.
 
@@ -106,13 +116,14 @@ def concrete_shapes(
     Args:
         proto: the model, or its header.
         batch: size of a dynamic first axis.
-        known: shapes of data, for the other axes; without them each gets another of `DYNAMIC_SIZES`.
+        known: shapes of data, for the other axes.
+        sizes: for the other axes, in turn, where there are no data.
 
     Raises:
         ModelError: an input without a rank.
     """
     names: dict[str, int] = {}
-    sizes = iter(DYNAMIC_SIZES)
+    left = iter(sizes)
     result: dict[str, tuple[int, ...]] = {}
     for value in proto.graph.input:
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
@@ -128,12 +139,33 @@ def concrete_shapes(
             elif dim.dim_param in names:
                 size = names[dim.dim_param]
             else:
-                size = known[value.name][axis] if known else next(sizes)
+                size = known[value.name][axis] if known else next(left, sizes[-1])
                 if dim.dim_param:
                     names[dim.dim_param] = size
             shape.append(size)
         result[value.name] = tuple(shape)
     return result
+
+
+def workable_shapes(opened: ort.InferenceSession, proto: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """Return input shapes that a model runs on, with `batch` as its batch where that is dynamic.
+
+    Raises:
+        ModelError: it runs on none of the sizes that are tried.
+    """
+    if all(dim.dim_value > 0 for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[1:]):
+        return concrete_shapes(proto, batch)
+    error: ModelError | None = None
+    for sizes in DYNAMIC_SIZES:
+        shapes = concrete_shapes(proto, batch, sizes=sizes)
+        try:
+            run(opened, random_feeds(proto, shapes, 0))
+        except ModelError as failure:
+            error = error or failure
+            continue
+        return shapes
+    assert error is not None
+    raise error
 
 
 def has_dynamic_batch(proto: onnx.ModelProto) -> bool:

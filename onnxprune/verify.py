@@ -70,8 +70,8 @@ def prove(
         return [runtime.run(opened, inputs, where=where) for inputs in feeds]
 
     def compare(expected: list[list[Any]], found: list[list[Any]], what: str) -> float:
-        pairs = [pair for a, b in zip(expected, found, strict=True) for pair in zip(a, b, strict=True)]
-        worst = max((relative_difference(a, b) for a, b in pairs), default=0.0)
+        rows = [row for batch in zip(expected, found, file, strict=True) for row in zip(*batch, strict=True)]
+        worst = max((relative_difference(*row) for row in rows), default=0.0)
         if not worst <= TOLERANCE:
             raise ProofError(
                 what,
@@ -98,26 +98,40 @@ def prove(
     return Proof(difference, normalised, batches)
 
 
-def relative_difference(expected: Any, found: Any) -> float:
-    """Return max |expected - found| / (max expected - min expected); infinity where shapes or NaNs differ."""
+def relative_difference(expected: Any, found: Any, original: Any = None) -> float:
+    """Return the largest difference as a share of the range of the output.
+
+    Args:
+        expected: an output.
+        found: what should be the same.
+        original: the same output of the unpruned model. Its range counts where it is the larger one: a pruned network that
+            was not repaired may saturate, and what is left of its range is then rounding.
+
+    Returns:
+        max |expected - found| / range; infinity where shapes, types, or the places of NaN and infinity differ.
+    """
     a, b = np.asarray(expected), np.asarray(found)
-    if a.shape != b.shape:
+    if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
     if a.dtype.kind not in "fiub":
         return 0.0 if (a == b).all() else float("inf")
     a, b = a.astype(np.float64), b.astype(np.float64)
-    if not a.size:
-        return 0.0
-    if not np.isfinite(a).all():
-        same = np.array_equal(np.isfinite(a), np.isfinite(b))
-        a, b = a[np.isfinite(a)], b[np.isfinite(a)]
-        if not same or not a.size:
-            return 0.0 if same else float("inf")
-    if not np.isfinite(b).all():
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
         return float("inf")
-    gap = float(np.abs(a - b).max())
-    scale = float(np.ptp(a)) or float(np.abs(a).max())
+    if not finite.any():
+        return 0.0
+    gap = float(np.abs(a[finite] - b[finite]).max())
+    scale = max(_range(a), 0.0 if original is None else _range(np.asarray(original).astype(np.float64)))
     return gap / scale if scale else gap
+
+
+def _range(values: np.ndarray[Any, Any]) -> float:
+    """Return max - min of the finite values; for a single value, or equal ones, their magnitude."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0
+    return float(np.ptp(values)) or float(np.abs(values).max())
 
 
 def structure(candidate: onnx.ModelProto, baseline: onnx.ModelProto, *, strict: bool = True) -> list[Check]:

@@ -102,8 +102,10 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
     light = weightless(model)
     dynamic = runtime.has_dynamic_batch(model.header)
     error: ModelError | None = None
-    for batch in (BATCH, *RUN_BATCHES) if dynamic else (1,):
-        inputs = runtime.concrete_shapes(model.header, batch, known=known)
+    batches = (BATCH, *RUN_BATCHES) if dynamic else (1,)
+    choices = [(batch, sizes) for sizes in (runtime.DYNAMIC_SIZES if known is None else [()]) for batch in batches]
+    for batch, sizes_ in choices:
+        inputs = runtime.concrete_shapes(model.header, batch, known=known, sizes=sizes_)
         inferred = runtime.infer_shapes(light, inputs)
         shapes, types = inferred.full, inferred.types
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
@@ -117,7 +119,7 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
         try:
             seen = runtime.observe(model.to_proto(), inputs, wanted, str(model.path))
         except ModelError as failure:
-            error = failure
+            error = error or failure
             continue
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         return _Shapes(batch, inputs, shapes, {k: v for k, v in seen.items() if _is_small_integer(v, np.shape(v))})
