@@ -88,11 +88,14 @@ class Group:
         name: label of the first layer that writes the group; unique in the model.
         layers: labels of all layers that write it.
         channels: channel numbers, in the order of the first layer's filters.
+        width: filters that a channel has in one layer, at least: 1, or more where a grouped convolution or a shuffle ties
+            some of the same layer.
     """
 
     name: str
     layers: tuple[str, ...]
     channels: IntArray
+    width: int = 1
 
 
 @dataclass(frozen=True)

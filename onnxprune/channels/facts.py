@@ -262,15 +262,16 @@ class Facts:
         _, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         members = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
-        blocks_of_channel = np.unique(np.stack([of_id, block_of_id]), axis=1)
-        starts = np.searchsorted(blocks_of_channel[0], np.arange(n + 1))
+        pairs, filters = np.unique(np.stack([of_id, block_of_id]), axis=1, return_counts=True)
+        starts = np.searchsorted(pairs[0], np.arange(n + 1))
         groups: list[Group] = []
         used: dict[str, int] = {}
         for position in np.argsort(first):
             channel = int(first[position])
-            blocks = blocks_of_channel[1, starts[channel] : starts[channel + 1]]
+            span = slice(starts[channel], starts[channel + 1])
+            blocks, width = pairs[1, span], int(filters[span].min())
             layers = tuple(dict.fromkeys(labels[self.block_nodes[block]] for block in blocks))
             used[layers[0]] = used.get(layers[0], 0) + 1
             name = layers[0] if used[layers[0]] == 1 else f"{layers[0]}#{used[layers[0]]}"
-            groups.append(Group(name, layers, np.sort(members[position])))
+            groups.append(Group(name, layers, np.sort(members[position]), width))
         return tuple(groups)

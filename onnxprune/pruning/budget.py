@@ -64,19 +64,20 @@ class Block:
 def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -> list[Block]:
     """Return every block that the rules let go, weakest first.
 
-    Within a group channels are sorted by importance and cut into blocks of `round_to`, the first one shorter where that makes
-    the survivors a multiple of it. A channel that is pinned, or that the method could not score, is in no block.
+    Within a group channels are sorted by importance and cut into blocks of `round_to` filters, the first one shorter where
+    that makes the survivors a multiple of it. A channel that is pinned, or that the method could not score, is in no block.
     """
     blocks: list[Block] = []
     for group in trace.groups:
         left = group.channels[keep[group.channels]]
         free = left[~trace.pinned[left] & ~np.isnan(scores[left])]
+        multiple = -(-rules.round_to // group.width)  # filters are what the runtime counts
         least = max(rules.min_channels, int(np.ceil(group.channels.size * (1 - rules.max_ratio) - 1e-9)))
         order = free[np.argsort(scores[free], kind="stable")]
         at = 0
         while at < order.size:
             survivors = left.size - at
-            size = survivors % rules.round_to or rules.round_to
+            size = survivors % multiple or multiple
             if survivors - size < max(least, 1) or at + size > order.size:
                 break
             block = order[at : at + size]
@@ -183,7 +184,9 @@ def holders(trace: Trace, rules: Rules) -> Sequence[str]:
     ranked = sorted(held.items(), key=lambda item: -item[1])[:3]
     lines = [f"{count} channels stay because {reason}" for reason, count in ranked]
     small = sum(
-        1 for group in trace.groups if not trace.pinned[group.channels].all() and group.channels.size <= rules.round_to
+        1
+        for group in trace.groups
+        if not trace.pinned[group.channels].all() and group.channels.size * group.width <= rules.round_to
     )
     if small and rules.round_to > 1:
         lines.append(
