@@ -149,6 +149,30 @@ def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> b
     return changed
 
 
+def explicit_splits(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
+    """Write down the sizes of every Split that leaves them to the runtime, where they are known.
+
+    Parts can then lose different channels; without sizes they would have to stay equal.
+    """
+    for node in graph.nodes:
+        if node.op != "Split" or "split" in node.attrs or len(node.inputs) > 1:
+            continue
+        sizes = known.get(node.inputs[0].name)
+        axis = node.attrs.get("axis", 0)
+        size = sizes[axis] if sizes is not None and -len(sizes) <= axis < len(sizes) else None
+        if size is None:
+            continue
+        step = -(-size // len(node.outputs))
+        parts = [min(step, size - start) for start in range(0, size, step)]
+        if len(parts) != len(node.outputs):
+            continue
+        if opset < 13:
+            node.attrs["split"] = parts
+        else:
+            node.attrs.pop("num_outputs", None)
+            node.inputs.append(gs.Constant(f"{node.outputs[0].name}.split", np.array(parts, dtype=np.int64)))
+
+
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:
     tensor = node.inputs[0]
     sizes = list(tensor.shape) if isinstance(tensor, gs.Constant) else known.get(tensor.name)

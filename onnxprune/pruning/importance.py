@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from onnxprune.errors import OptionError
 from onnxprune.model import Model
 from onnxprune.types import BoolArray, FloatArray, Slice, Trace
 
+FloatTensor = np.ndarray[Any, Any]
 CHUNK = 2**24
 """Entries of a distance matrix held at once by FPGM."""
 
@@ -67,16 +69,14 @@ def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None
     return result
 
 
-def _left(
-    context: Context, fact: Slice, others: dict[tuple[int, int], list[Slice]]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Return the weight as a (channels along the axis, everything else that is left) matrix."""
+def _left(context: Context, fact: Slice, others: dict[tuple[int, int], list[Slice]]) -> FloatTensor:
+    """Return the weight with the axis of `fact` in front, and only what is left along the other axes; no copy if all is."""
     weight = context.model.graph.nodes[fact.node].inputs[fact.input].values
     alive = np.append(context.keep, True)
     for other in others[fact.node, fact.input]:
         if other.axis != fact.axis and not alive[other.channels].all():
             weight = np.compress(alive[other.channels], weight, axis=other.axis)
-    return np.ascontiguousarray(np.moveaxis(weight, fact.axis, 0)).reshape(weight.shape[fact.axis], -1)
+    return np.moveaxis(weight, fact.axis, 0)
 
 
 def _add(total: FloatArray, fact: Slice, values: FloatArray) -> None:
@@ -92,11 +92,12 @@ def _norm(power: int) -> Method:
         read = np.zeros(context.trace.n_channels, dtype=bool)
         for fact in context.trace.slices:
             if fact.role in sums:
-                matrix = _left(context, fact, others)
+                weight = _left(context, fact, others)
+                axes = list(range(weight.ndim))
                 if power == 1:
-                    values = np.abs(matrix).sum(axis=1, dtype=np.float64)
+                    values = np.abs(weight).sum(axis=tuple(axes[1:]), dtype=np.float64)
                 else:
-                    values = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+                    values = np.einsum(weight, axes, weight, axes, [0], dtype=np.float64)
                 _add(sums[fact.role], fact, values)
                 if fact.role == "reads":
                     read[fact.channels[fact.channels >= 0]] = True
@@ -121,6 +122,7 @@ def _fpgm(context: Context) -> FloatArray:
         if fact.role != "writes":
             continue
         matrix = _left(context, fact, others).astype(np.float64)
+        matrix = matrix.reshape(len(matrix), -1)
         alive = context.keep[fact.channels] | (fact.channels < 0)
         squares = np.einsum("ij,ij->i", matrix, matrix)
         distances = np.zeros(len(matrix))

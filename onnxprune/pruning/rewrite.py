@@ -28,7 +28,12 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
     origin: dict[int, tuple[str, int, list[IntArray]]] = {}  # of each sliced tensor: old name, first node, filters left
     for (node, position), facts in _by_use(trace).items():
-        cuts = [(fact, np.flatnonzero(alive[fact.channels])) for fact in facts if not alive[fact.channels].all()]
+        # along the first axis whole blocks are copied, so that comes first
+        cuts = [
+            (fact, np.flatnonzero(alive[fact.channels]))
+            for fact in sorted(facts, key=lambda fact: fact.axis)
+            if not alive[fact.channels].all()
+        ]
         if not cuts:
             continue
         old = nodes[node].inputs[position]

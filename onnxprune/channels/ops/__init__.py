@@ -12,3 +12,8 @@ from onnxprune.channels.site import Rule
 
 RULES: dict[str, Rule] = {**elementwise.RULES, **layers.RULES, **movement.RULES}
 """Rules by operator of the ONNX domain. An operator that is not here pins whatever reaches it."""
+
+
+def support() -> list[tuple[str, str]]:
+    """Return (operator, what becomes of channels there) for every rule, in alphabetical order."""
+    return [(name, (RULES[name].__doc__ or "").strip().splitlines()[0]) for name in sorted(RULES)]

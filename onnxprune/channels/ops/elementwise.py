@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.site import FIXED, Ids, Rule, Site, compress, nothing, pin_axes, rows, varying
+from onnxprune.channels.site import Ids, Rule, Site, nothing, pin_axes, rows, tie_broadcast, varying
 
 
 def passthrough(site: Site) -> list[Ids]:
@@ -26,7 +26,7 @@ def elementwise(site: Site) -> list[Ids]:
             continue
         aligned = ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
         shape = (1,) * (rank - ids.ndim) + site.shape(i)
-        result, dims = _tie_broadcast(site, result, dims, aligned, shape)
+        result, dims = tie_broadcast(site, result, dims, aligned, shape)
     for i in range(site.n_inputs):
         constant = site.const(i)
         if constant is None:
@@ -36,32 +36,6 @@ def elementwise(site: Site) -> list[Ids]:
             if own >= 0 and constant.shape[own] > 1:
                 site.slice(i, own, rows(result, axis), "follows")
     return [result] * site.n_outputs
-
-
-def _tie_broadcast(
-    site: Site, a: Ids, a_dims: tuple[int, ...], b: Ids, b_dims: tuple[int, ...]
-) -> tuple[Ids, tuple[int, ...]]:
-    """Combine the ids of two operands of real sizes `a_dims`, `b_dims`; return ids and sizes of the result."""
-    dims = tuple(np.broadcast_shapes(a_dims, b_dims))
-    on_a, on_b = varying(a), varying(b)
-    # an operand that is 1 wide wherever the other has channels is the same for all of them: no tie
-    a_is_wide = any(a_dims[axis] > 1 for axis in on_b)
-    b_is_wide = any(b_dims[axis] > 1 for axis in on_a)
-    if not on_b and not b_is_wide:
-        if not on_a and a.size == b.size == 1 and b.flat[0] >= 0:  # two single channels meet
-            if a.flat[0] >= 0:
-                site.tie(a, b, "")
-            return b, dims
-        return a, dims
-    if not on_a and not a_is_wide:
-        return b, dims
-    if (on_a and not b_is_wide) or (on_b and not a_is_wide):  # channels on different axes: an outer product
-        site.pin(a, f"{site.op} spreads two sets of channels over two axes")
-        site.pin(b, f"{site.op} spreads two sets of channels over two axes")
-        return nothing(len(dims)), dims
-    wide_a, wide_b = np.broadcast_arrays(a, b)
-    site.tie(wide_a, wide_b, f"{site.op} joins it with a tensor whose channels stay")
-    return compress(np.where((wide_a >= 0) & (wide_b >= 0), wide_a, FIXED)), dims
 
 
 def pool(site: Site) -> list[Ids]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.site import Ids, Rule, Site, lane, nothing, on_axis, pin_axes, rows, varying
+from onnxprune.channels.site import Ids, Rule, Site, lane, nothing, on_axis, pin_axes, rows, tie_broadcast, varying
 
 
 def conv(site: Site) -> list[Ids]:
@@ -90,7 +90,11 @@ def matmul(site: Site) -> list[Ids]:
         site.work(0, int(np.prod(shape[:-2], dtype=np.int64)) * shape[-1])
         return [on_axis(out, rank - 2, rank)]
     if a is None and b is None and site.ids(0) is not None and site.ids(1) is not None:
-        return [_product(site)]
+        ranks = [len(site.shape(i)) for i in range(2)]
+        if min(ranks) >= 2:
+            batch = LABELS[: rank - 2]
+            terms = (batch[rank - ranks[0] :] + "ik", batch[rank - ranks[1] :] + "kj")
+            return [_product(site, terms, batch + "ij")]
     for i in range(2):
         ids = site.ids(i)
         if ids is not None:
@@ -98,47 +102,36 @@ def matmul(site: Site) -> list[Ids]:
     return [nothing(rank)]
 
 
-def _product(site: Site) -> Ids:
-    """Multiply two activations: channels on a batch axis (attention heads) are tied and go whole.
+def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
+    """Multiply two activations, given the labels of their axes as in Einsum.
 
-    Removing head h removes all that is computed from it, so this is exact. Channels that lie on the contracted axis alone
-    stay: no weight reads them that could be zeroed.
+    Channels on a batch label (attention heads) are tied and go whole. Removing head h removes all that is computed from it,
+    so this is exact. Channels that lie on a contracted label alone stay: no weight reads them that could be zeroed.
     """
-    rank = len(site.out_shape())
-    operands = []
-    for i, contracted in ((0, -1), (1, -2)):
+    rank = len(result)
+    operands: list[tuple[Ids, tuple[int, ...]]] = []
+    for i, term in enumerate(terms):
         ids = site.ids(i)
         assert ids is not None
-        if ids.ndim < 2:
-            site.pin(ids, "this MatMul multiplies vectors")
-            return nothing(rank)
-        axis = ids.ndim + contracted
-        batch = [a for a in varying(ids) if a < ids.ndim - 2]
-        free = [a for a in varying(ids) if a >= ids.ndim - 2 and a != axis]
-        if axis in varying(ids):
-            if not batch or free:
-                site.pin(ids, "this MatMul contracts them with another activation")
+        labels = [term[axis] for axis in varying(ids)]
+        contracted = [term.index(label) for label in labels if label not in result]
+        if contracted:
+            if not any(label in result and label in terms[1 - i] for label in labels):
+                site.pin(ids, f"this {site.op} sums them up with another activation")
                 return nothing(rank)
-            head = ids.take([0], axis=axis)  # a whole head at a time
-            site.tie(ids, np.broadcast_to(head, ids.shape), "another part of its head stays")
-            ids = head
-        operands.append(ids.reshape((1,) * (rank - ids.ndim) + ids.shape))
-    a, b = operands
-    if varying(a) and varying(b) and {x for x in varying(a) if x < rank - 2} != {x for x in varying(b) if x < rank - 2}:
-        for ids in operands:
-            site.pin(ids, "this MatMul spreads two sets of channels over two axes")
-        return nothing(rank)
-    for ids, other in ((a, 1), (b, 0)):
-        heads = [x for x in varying(ids) if x < rank - 2]
-        partner = (1,) * (rank - len(site.shape(other))) + site.shape(other)
-        if heads and not varying(operands[other]) and any(partner[x] > 1 for x in heads):
-            site.pin(ids, "this MatMul multiplies it with a tensor whose channels stay")
-            return nothing(rank)
-    if varying(a) and varying(b):
-        wide_a, wide_b = np.broadcast_arrays(a, b)
-        site.tie(wide_a, wide_b, "this MatMul multiplies it with a tensor whose channels stay")
-        return np.ascontiguousarray(wide_a if len(varying(a)) >= len(varying(b)) else wide_b)
-    return a if varying(a) else b
+            for axis in contracted:  # a whole head at a time
+                head = ids.take([0], axis=axis)
+                site.tie(ids, np.broadcast_to(head, ids.shape), "another part of its head stays")
+                ids = head
+        order = [term.index(label) for label in result if label in term]
+        summed = tuple(axis for axis, label in enumerate(term) if label not in result)
+        ids = np.transpose(ids, [*order, *summed]).reshape([ids.shape[axis] for axis in order])
+        sizes = dict(zip(term, site.shape(i), strict=True))
+        present = iter(ids.shape)
+        shape = [next(present) if label in term else 1 for label in result]
+        operands.append((ids.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
+    (a, a_dims), (b, b_dims) = operands
+    return tie_broadcast(site, a, a_dims, b, b_dims)[0]
 
 
 def batchnorm(site: Site) -> list[Ids]:
@@ -258,12 +251,14 @@ def einsum(site: Site) -> list[Ids]:
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     active = [i for i in range(site.n_inputs) if site.ids(i) is not None]
+    if len(active) == 2 and arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, right)):
+        return [_product(site, (terms[0], terms[1]), right)]
     plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
     if not plain or len(active) != 1 or site.const(1 - active[0]) is None:
         for i in active:
             ids = site.ids(i)
             assert ids is not None
-            site.pin(ids, "this Einsum is not one activation times one constant")
+            site.pin(ids, "this Einsum has an equation that is not understood")
         return [nothing(len(site.out_shape()))]
     x, w = active[0], 1 - active[0]
     ids, weight = site.ids(x), site.const(w)
@@ -290,6 +285,9 @@ def einsum(site: Site) -> list[Ids]:
     site.work(w, int(np.prod([size for label, size in sizes.items() if label not in terms[w]], dtype=np.int64)))
     return [result]
 
+
+LABELS = "ABCDEFGHIJKLMNOP"
+"""Names for the batch axes of a MatMul."""
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
