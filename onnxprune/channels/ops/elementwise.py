@@ -8,14 +8,14 @@ from onnxprune.channels.site import Ids, Rule, Site, nothing, pin_axes, rows, ti
 
 
 def passthrough(site: Site) -> list[Ids]:
-    """Keep the ids of the first input on every output."""
+    """Every element by itself: channels pass through."""
     ids = site.ids(0)
     assert ids is not None
     return [ids] * site.n_outputs
 
 
 def elementwise(site: Site) -> list[Ids]:
-    """Tie the ids of all inputs, broadcast as numpy broadcasts; slice constants that have one value per channel."""
+    """Channels of all inputs are tied, broadcast as in numpy; constants with a value per channel are sliced."""
     out_shape = site.out_shape()
     rank = len(out_shape)
     result = nothing(rank)
@@ -39,7 +39,7 @@ def elementwise(site: Site) -> list[Ids]:
 
 
 def pool(site: Site) -> list[Ids]:
-    """Pools, also global ones: each channel by itself."""
+    """Each channel by itself; the axes that are pooled over can't lose any."""
     ids = site.ids(0)
     assert ids is not None
     if site.n_outputs > 1:
@@ -49,7 +49,7 @@ def pool(site: Site) -> list[Ids]:
 
 
 def reduce(site: Site) -> list[Ids]:
-    """Reductions; channels that are reduced away must stay."""
+    """Each channel by itself; those that are reduced away must stay."""
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -155,7 +155,7 @@ REDUCTIONS = [
 
 
 def along(site: Site) -> list[Ids]:
-    """Softmax, CumSum, TopK and the like: they mix what lies on their axis, and leave the other axes alone."""
+    """Channels on the axis it works along must stay; on other axes they pass through."""
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -172,7 +172,7 @@ def along(site: Site) -> list[Ids]:
 
 
 def argmax(site: Site) -> list[Ids]:
-    """ArgMax and ArgMin: positions on the axis would change."""
+    """Channels on its axis must stay, since it returns their positions; on other axes they pass through."""
     ids = site.ids(0)
     assert ids is not None
     axis = int(site.attr("axis", 0)) % ids.ndim
@@ -181,14 +181,14 @@ def argmax(site: Site) -> list[Ids]:
 
 
 def diagonal(site: Site) -> list[Ids]:
-    """Trilu: it needs positions on the last two axes."""
+    """Channels on the last two axes must stay; on others they pass through."""
     ids = site.ids(0)
     assert ids is not None
     return [pin_axes(site, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
 
 
 def quantise(site: Site) -> list[Ids]:
-    """QuantizeLinear and DequantizeLinear: a scale per channel follows the channel."""
+    """Channels pass through; a scale and zero point per channel follow them."""
     ids = site.ids(0)
     assert ids is not None
     scale = site.const(1)

@@ -8,7 +8,10 @@ from onnxprune.channels.site import Ids, Rule, Site, lane, nothing, on_axis, pin
 
 
 def conv(site: Site) -> list[Ids]:
-    """Conv of any rank, dense, grouped or depthwise (with a multiplier, too)."""
+    """Reads channels and writes new ones; grouped: positions are tied across groups; depthwise: filters follow.
+
+    Any rank, and depthwise with a multiplier, too.
+    """
     weight = site.const(1)
     rank = len(site.out_shape())
     ids = lane(site, 0, 1)
@@ -42,7 +45,7 @@ def conv(site: Site) -> list[Ids]:
 
 
 def gemm(site: Site) -> list[Ids]:
-    """Y = alpha A' B' + beta C with a constant B; A's rows don't hold channels."""
+    """Reads the columns of its input and writes new ones, with any transB, alpha and beta."""
     weight = site.const(1)
     if weight is None or site.attr("transA", 0):
         for i in range(2):
@@ -72,7 +75,7 @@ def gemm(site: Site) -> list[Ids]:
 
 
 def matmul(site: Site) -> list[Ids]:
-    """MatMul with one constant matrix; two activations pin each other."""
+    """Reads channels with a constant matrix, on either side; two activations tie their attention heads."""
     a, b = site.const(0), site.const(1)
     rank = len(site.out_shape())
     if b is not None and b.ndim == 2 and site.ids(0) is not None and len(site.shape(0)) >= 2:
@@ -135,7 +138,7 @@ def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
 
 
 def batchnorm(site: Site) -> list[Ids]:
-    """BatchNormalization that stayed in the graph."""
+    """Folded where exact; else its parameters follow each channel."""
     ids = lane(site, 0, 1)
     rank = len(site.shape(0))
     if any(site.const(i) is None for i in range(1, 5)):
@@ -151,7 +154,10 @@ def batchnorm(site: Site) -> list[Ids]:
 
 
 def conv_transpose(site: Site) -> list[Ids]:
-    """ConvTranspose of any rank, dense, grouped or depthwise; its weight is (channels in, channels out / groups, ...)."""
+    """Reads channels and writes new ones; grouped and depthwise as Conv.
+
+    Its weight is (channels in, channels out / groups, ...).
+    """
     weight = site.const(1)
     rank = len(site.out_shape())
     ids = lane(site, 0, 1)
@@ -193,7 +199,7 @@ def _bias(site: Site, i: int, out: Ids) -> None:
 
 
 def instance_norm(site: Site) -> list[Ids]:
-    """InstanceNormalization: each channel by itself."""
+    """Each channel by itself; its parameters follow."""
     ids = lane(site, 0, 1)
     rank = len(site.shape(0))
     if site.const(1) is None or site.const(2) is None:
@@ -205,7 +211,7 @@ def instance_norm(site: Site) -> list[Ids]:
 
 
 def channel_norm(site: Site) -> list[Ids]:
-    """Normalisations whose statistics run over channels: deleting one would change all others."""
+    """Statistics run over channels, so deleting one would change all others: they must stay."""
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -220,7 +226,10 @@ def channel_norm(site: Site) -> list[Ids]:
 
 
 def recurrent(site: Site) -> list[Ids]:
-    """LSTM, GRU and RNN: their input weight (directions, gates x hidden, inputs) reads channels; their state stays."""
+    """Reads the channels of its input; its own state stays.
+
+    The input weight is (directions, gates x hidden, inputs).
+    """
     ids = lane(site, 0, 2)
     if site.const(1) is None:
         site.pin(ids, f"the weight of this {site.op} is not a constant")
@@ -237,7 +246,7 @@ def recurrent(site: Site) -> list[Ids]:
 
 
 def roi_align(site: Site) -> list[Ids]:
-    """RoiAlign, MaxRoiPool and GridSample: each channel by itself, at positions that another input gives."""
+    """Each channel by itself, at positions that another input gives."""
     for i in range(1, site.n_inputs):
         other = site.ids(i)
         if other is not None:
@@ -246,7 +255,7 @@ def roi_align(site: Site) -> list[Ids]:
 
 
 def einsum(site: Site) -> list[Ids]:
-    """Einsum of one activation with one constant: contracted labels read, labels of the constant alone write."""
+    """Contracted labels of a constant read, its own labels write; two activations tie as in MatMul."""
     equation = str(site.attr("equation")).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")

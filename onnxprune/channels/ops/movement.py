@@ -22,7 +22,7 @@ from onnxprune.channels.site import (
 
 
 def reshape(site: Site) -> list[Ids]:
-    """Reshape: known by what it did; integers of its target that hold a number of channels are counted."""
+    """Channels are reshaped; numbers of channels in its target are rewritten."""
     ids = site.ids(0)
     assert ids is not None
     before = site.shape(0)
@@ -40,14 +40,14 @@ def reshape(site: Site) -> list[Ids]:
 
 
 def flatten(site: Site) -> list[Ids]:
-    """Flatten, Squeeze, Unsqueeze: a Reshape whose target follows by itself."""
+    """Channels are reshaped."""
     ids = site.ids(0)
     assert ids is not None
     return [reshape_ids(ids, site.shape(0), site.out_shape())]
 
 
 def transpose(site: Site) -> list[Ids]:
-    """Transpose the ids."""
+    """Channels are transposed."""
     ids = site.ids(0)
     assert ids is not None
     perm = site.attr("perm") or list(reversed(range(ids.ndim)))
@@ -55,7 +55,7 @@ def transpose(site: Site) -> list[Ids]:
 
 
 def concat(site: Site) -> list[Ids]:
-    """Concat: join ids on its own axis, tie them on the others."""
+    """Channels are joined on its axis, and tied on the others."""
     rank = len(site.out_shape())
     axis = int(site.attr("axis", 1)) % rank
     arrays = [site.ids(i) for i in range(site.n_inputs)]
@@ -88,7 +88,7 @@ def concat(site: Site) -> list[Ids]:
 
 
 def pad(site: Site) -> list[Ids]:
-    """Pad: constant padding of a channel axis adds indices that stay."""
+    """Channels pass through; what it adds to a channel axis stays."""
     ids = site.ids(0)
     assert ids is not None
     pads = site.value(1) if site.has(1) else site.attr("pads")
@@ -113,7 +113,7 @@ def pad(site: Site) -> list[Ids]:
 
 
 def expand(site: Site) -> list[Ids]:
-    """Expand: broadcast; a target integer above 1 on a channel axis is counted."""
+    """Channels pass through; numbers of channels in its target are rewritten."""
     ids = site.ids(0)
     assert ids is not None
     shape = site.out_shape()
@@ -130,7 +130,7 @@ def expand(site: Site) -> list[Ids]:
 
 
 def tile(site: Site) -> list[Ids]:
-    """Tile: repeat the ids."""
+    """Channels are repeated."""
     ids = site.ids(0)
     assert ids is not None
     repeats = site.value(1)
@@ -141,7 +141,7 @@ def tile(site: Site) -> list[Ids]:
 
 
 def resize(site: Site) -> list[Ids]:
-    """Resize and Upsample: channels must not lie on an axis that changes its size."""
+    """Channels pass through; those on an axis that changes its size must stay."""
     ids = site.ids(0)
     assert ids is not None
     before, after = site.shape(0), site.out_shape()
@@ -156,7 +156,7 @@ def resize(site: Site) -> list[Ids]:
 
 
 def split(site: Site) -> list[Ids]:
-    """Split: cut the ids; sizes are counted, or, where it cuts into equal parts without sizes, parts are tied."""
+    """Channels are cut into parts, and the sizes rewritten."""
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -179,7 +179,7 @@ def split(site: Site) -> list[Ids]:
 
 
 def slice_(site: Site) -> list[Ids]:
-    """Slice: cut the ids; bounds on a channel axis are counted."""
+    """Channels are cut, and the bounds rewritten."""
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -227,7 +227,7 @@ def _bound(site: Site, name: str, i: int, position: int, bound: int, ids: Ids) -
 
 
 def gather(site: Site) -> list[Ids]:
-    """Gather: take the ids; constant positions on a channel axis are renumbered."""
+    """Channels are picked, and constant positions renumbered."""
     ids = site.ids(0)
     if ids is None:  # rows of a constant table
         return [nothing(len(site.out_shape()))]
@@ -256,7 +256,7 @@ def gather(site: Site) -> list[Ids]:
 
 
 def depth_to_space(site: Site) -> list[Ids]:
-    """DepthToSpace: the sub-pixels of an output channel go together."""
+    """The sub-pixels of an output channel go together."""
     ids = lane(site, 0, 1)
     block = int(site.attr("blocksize"))
     crd = site.attr("mode", "DCR") == "CRD"
@@ -266,7 +266,7 @@ def depth_to_space(site: Site) -> list[Ids]:
 
 
 def space_to_depth(site: Site) -> list[Ids]:
-    """SpaceToDepth: each channel comes out once per sub-pixel."""
+    """Each channel comes out once per sub-pixel."""
     return [on_axis(np.tile(lane(site, 0, 1), int(site.attr("blocksize")) ** 2), 1, 4)]
 
 
