@@ -23,7 +23,14 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.normalise import BatchNorm, explicit_splits, fold_batchnorms, fold_constants, fold_shapes
+from onnxprune.normalise import (
+    BatchNorm,
+    explicit_arguments,
+    fold_batchnorms,
+    fold_constants,
+    fold_shapes,
+    needs_arguments,
+)
 from onnxprune.output import check_destination, staged
 
 if TYPE_CHECKING:
@@ -150,9 +157,9 @@ def _load(file: Path) -> Model:
     model = Model(graph, header, extras, digest, file, files, size, params)
     while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
         fold_constants(graph, str(file))
-    if any(node.op == "Split" and "split" not in node.attrs and len(node.inputs) == 1 for node in graph.nodes):
+    if any(needs_arguments(node) for node in graph.nodes):
         opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
-        explicit_splits(graph, _static_shapes(model), opset)
+        explicit_arguments(graph, _static_shapes(model), opset)
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)

@@ -149,28 +149,41 @@ def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> b
     return changed
 
 
-def explicit_splits(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
-    """Write down the sizes of every Split that leaves them to the runtime, where they are known.
+def needs_arguments(node: gs.Node) -> bool:
+    """Tell whether a Split leaves its sizes, or a Squeeze its axes, to the runtime."""
+    name = {"Split": "split", "Squeeze": "axes"}.get(node.op)
+    return name is not None and name not in node.attrs and (len(node.inputs) < 2 or not node.inputs[1].name)
 
-    Parts can then lose different channels; without sizes they would have to stay equal.
+
+def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
+    """Write down the sizes of every Split and the axes of every Squeeze that leaves them to the runtime, where known.
+
+    Parts of a Split can then lose different channels; without sizes they would have to stay equal. And a Squeeze without
+    axes would drop the channel axis, too, once a single channel is left.
     """
     for node in graph.nodes:
-        if node.op != "Split" or "split" in node.attrs or len(node.inputs) > 1:
+        sizes = known.get(node.inputs[0].name) if needs_arguments(node) else None
+        if sizes is None:
             continue
-        sizes = known.get(node.inputs[0].name)
-        axis = node.attrs.get("axis", 0)
-        size = sizes[axis] if sizes is not None and -len(sizes) <= axis < len(sizes) else None
-        if size is None:
-            continue
-        step = -(-size // len(node.outputs))
-        parts = [min(step, size - start) for start in range(0, size, step)]
-        if len(parts) != len(node.outputs):
-            continue
+        if node.op == "Squeeze":
+            name, values = "axes", [axis for axis, size in enumerate(sizes) if size == 1]
+            if None in sizes or not values:
+                continue
+        else:
+            name, axis = "split", node.attrs.get("axis", 0)
+            size = sizes[axis] if -len(sizes) <= axis < len(sizes) else None
+            if size is None:
+                continue
+            step = -(-size // len(node.outputs))
+            values = [min(step, size - start) for start in range(0, size, step)]
+            if len(values) != len(node.outputs):
+                continue
         if opset < 13:
-            node.attrs["split"] = parts
+            node.attrs[name] = values
         else:
             node.attrs.pop("num_outputs", None)
-            node.inputs.append(gs.Constant(f"{node.outputs[0].name}.split", np.array(parts, dtype=np.int64)))
+            constant = gs.Constant(f"{node.outputs[0].name}.{name}", np.array(values, dtype=np.int64))
+            node.inputs = [node.inputs[0], constant]
 
 
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:

@@ -38,7 +38,7 @@ class Count:
     """An integer of node `node` equals the number of survivors among `channels`.
 
     It is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index` is
-    the position in a list, None for a scalar. `sign` is -1 where the integer counts from the end.
+    the position in a list, None for a scalar.
     """
 
     node: int
@@ -46,7 +46,6 @@ class Count:
     input: int | None
     index: int | None
     channels: IntArray
-    sign: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,15 @@ class Pin:
 
 @dataclass(frozen=True)
 class Work:
-    """Node `node` multiplies each element of its weight (input `input`) `positions` times per sample."""
+    """Node `node` multiplies each element of its weight (input `input`) `positions` times per sample.
+
+    Where it does so once per channel, `over` holds these channels (else it is empty), and positions fall with them.
+    """
 
     node: int
     input: int
     positions: int
+    over: IntArray
 
 
 @dataclass(frozen=True)

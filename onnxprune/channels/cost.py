@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.types import BoolArray, IntArray, Trace
+from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 
 @dataclass(frozen=True)
@@ -31,94 +31,83 @@ class CostModel:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        extents: dict[bytes, int] = {}
+        self._extents: dict[bytes, int] = {}
         arrays: list[IntArray] = []
+
+        def extent(channels: IntArray) -> int:
+            number = self._extents.setdefault(channels.tobytes(), len(arrays))
+            if number == len(arrays):
+                arrays.append(channels)
+            return number
+
         uses: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (node, input) -> [(axis, extent)]
         names: dict[tuple[int, int], str] = {}
+        self._written: dict[int, int] = {}  # the extent that a layer writes
         for fact in trace.slices:
-            key = fact.channels.tobytes()
-            if key not in extents:
-                extents[key] = len(arrays)
-                arrays.append(fact.channels)
-            uses.setdefault((fact.node, fact.input), []).append((fact.axis, extents[key]))
+            number = extent(fact.channels)
+            uses.setdefault((fact.node, fact.input), []).append((fact.axis, number))
             names[fact.node, fact.input] = fact.tensor
+            if fact.role in ("writes", "follows"):
+                self._written.setdefault(fact.node, number)
+        # one row per way a stored tensor is sliced: two uses with the same slices share it, as they share the tensor
+        stored: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
+        row_of_use = {
+            use: stored.setdefault((names[use], tuple(sorted(slices))), len(stored)) for use, slices in uses.items()
+        }
+        params = trace.per_tensor_params
+        self._base = np.array([params.get(name, 0) for name, _ in stored], dtype=np.float64)
+        self._row = np.array([row for (_, slices), row in stored.items() for _ in slices], dtype=np.int64)
+        self._extent = np.array([number for (_, slices) in stored for _, number in slices], dtype=np.int64)
+        touched = {name for name, _ in stored}
+        self._fixed_params = sum(count for name, count in params.items() if name not in touched)
+        # layers: elements of the weight, positions, and where the weight is applied once per channel, those channels
+        works = trace.works
+        self._work_row = np.array([row_of_use.get((w.node, w.input), -1) for w in works], dtype=np.int64)
+        self._positions = np.array([w.positions for w in works], dtype=np.float64)
+        self._work_base = np.array([trace.weight_sizes[w.node, w.input] for w in works], dtype=np.float64)
+        self._over = np.array([extent(w.over) if w.over.size else -1 for w in works], dtype=np.int64)
         self._flat = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
         self._lengths = np.array([a.size for a in arrays], dtype=np.int64)
         self._starts = np.cumsum(self._lengths) - self._lengths
-        # one row per way a stored tensor is sliced: two uses with the same slices share it, as they share the tensor
-        stored: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
-        row_of_use: dict[tuple[int, int], int] = {}
-        for use, slices in uses.items():
-            row_of_use[use] = stored.setdefault((names[use], tuple(sorted(slices))), len(stored))
-        self._base = np.array([trace.per_tensor_params.get(name, 0) for name, _ in stored], dtype=np.float64)
-        self._row = np.array([row for (_, slices), row in stored.items() for _ in slices], dtype=np.int64)
-        self._extent = np.array([extent for (_, slices) in stored for _, extent in slices], dtype=np.int64)
-        untouched = set(trace.per_tensor_params) - {name for name, _ in stored}
-        self._fixed_params = sum(trace.per_tensor_params[name] for name in untouched)
-        # layers
-        self._work_row = np.array([row_of_use.get((w.node, w.input), -1) for w in trace.works], dtype=np.int64)
-        self._positions = np.array([w.positions for w in trace.works], dtype=np.float64)
-        self._work_base = np.array([self._weight_size(w.node, w.input) for w in trace.works], dtype=np.float64)
-        self._written: dict[int, int] = {}
-        for fact in trace.slices:
-            if fact.role in ("writes", "follows"):
-                self._written.setdefault(fact.node, extents[fact.channels.tobytes()])
 
-    def _weight_size(self, node: int, index: int) -> int:
-        return self.trace.weight_sizes[node, index]
-
-    def _elements(self, keep: BoolArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Return the elements left of each sliced tensor."""
+    def _survivors(self, keep: BoolArray) -> IntArray:
+        """Return how many channels are left of each extent."""
         alive = np.append(keep, True)[self._flat].astype(np.int64)
-        counts = np.add.reduceat(alive, self._starts) if self._starts.size else np.zeros(0, dtype=np.int64)
-        share = counts / np.maximum(self._lengths, 1)
+        return np.add.reduceat(alive, self._starts) if self._starts.size else np.zeros(0, dtype=np.int64)
+
+    def _count(self, keep: BoolArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return elements left of each sliced tensor, and elements and MACs left of each layer."""
+        share = np.append(self._survivors(keep) / np.maximum(self._lengths, 1), 1.0)  # extent -1: all is left
         elements = self._base.copy()
         np.multiply.at(elements, self._row, share[self._extent])
-        return elements
+        layer = np.where(self._work_row >= 0, np.append(elements, 0.0)[self._work_row], self._work_base)
+        return elements, layer, layer * self._positions * share[self._over]
 
     def totals(self, keep: BoolArray) -> tuple[float, float]:
         """Return (MACs per sample, parameters) when only the channels in `keep` are left."""
-        elements = self._elements(keep)
-        return float(self._layer_elements(elements) @ self._positions), float(elements.sum()) + self._fixed_params
-
-    def _layer_elements(
-        self, elements: np.ndarray[tuple[int], np.dtype[np.float64]]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        if not elements.size:
-            return self._work_base
-        return np.where(self._work_row >= 0, elements[self._work_row], self._work_base)
+        elements, _, macs = self._count(keep)
+        return float(macs.sum()), float(elements.sum()) + self._fixed_params
 
     def layers(self, keep: BoolArray) -> tuple[LayerCost, ...]:
         """Return the cost of every layer that has a weight."""
-        elements = self._layer_elements(self._elements(keep))
-        alive = np.append(keep, True)
-        rows = []
-        for work, params, positions in zip(self.trace.works, elements, self._positions, strict=True):
-            extent = self._written.get(work.node)
-            if extent is None:
-                channels = 0
-            else:
-                start = self._starts[extent]
-                channels = int(alive[self._flat[start : start + self._lengths[extent]]].sum())
-            rows.append(
-                LayerCost(
-                    self.trace.labels[work.node],
-                    self.trace.ops[work.node],
-                    round(params * positions),
-                    round(params),
-                    channels,
-                )
+        _, params, macs = self._count(keep)
+        survivors = self._survivors(keep)
+        labels, ops = self.trace.labels, self.trace.ops
+        return tuple(
+            LayerCost(
+                labels[work.node],
+                ops[work.node],
+                round(float(m)),
+                round(float(p)),
+                int(survivors[self._written[work.node]]) if work.node in self._written else 0,
             )
-        return tuple(rows)
+            for work, m, p in zip(self.trace.works, macs, params, strict=True)
+        )
 
     def prunable_share(self) -> float:
         """Return the share of MACs in layers that read or write at least one channel that may go."""
         free = ~self.trace.pinned
         lively = {s.node for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
-        total = float(self._work_base @ self._positions)
-        macs = [
-            b * p
-            for w, b, p in zip(self.trace.works, self._work_base, self._positions, strict=True)
-            if w.node in lively
-        ]
-        return float(sum(macs)) / total if total else 0.0
+        _, _, macs = self._count(np.ones_like(free))
+        moving = np.array([work.node in lively for work in self.trace.works], dtype=bool)
+        return float(macs[moving].sum() / macs.sum()) if macs.sum() else 0.0

@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Work
 
 FIXED = -1
+NOBODY: IntArray = np.zeros(0, dtype=np.int64)
 
 
 class RawSlice(NamedTuple):
@@ -35,7 +36,6 @@ class RawCount(NamedTuple):
     input: int | None
     element: int | None
     ids: IntArray
-    sign: int
 
 
 class RawLookup(NamedTuple):
@@ -76,6 +76,7 @@ class Resolved:
     counts: tuple[Count, ...]
     lookups: tuple[Lookup, ...]
     extents: tuple[IntArray, ...]
+    works: tuple[Work, ...]
 
 
 class Facts:
@@ -156,7 +157,7 @@ class Facts:
         for count in self.counts:
             channels = self._one_dimensional(lookup[count.ids], count.ids, count.node)
             if channels is not None and (channels >= 0).any():
-                counts.append(Count(count.node, count.field, count.input, count.element, channels, count.sign))
+                counts.append(Count(count.node, count.field, count.input, count.element, channels))
         lookups: list[Lookup] = []
         for found in self.lookups:
             channels = self._one_dimensional(lookup[found.ids], found.ids, found.node)
@@ -174,12 +175,17 @@ class Facts:
                 self.pin(lane, node, "it is the only channel of a tensor")
             extents.setdefault(channels.tobytes(), channels)
 
+        works = tuple(
+            Work(w.node, w.input, w.positions, lookup[w.over] if w.over.ndim == 1 else NOBODY) for w in self.works
+        )
         pins = tuple(Pin(np.unique(of_id[p.ids]), labels[p.node], ops[p.node], p.reason) for p in self.pins)
         pinned = np.zeros(n, dtype=bool)
         for pin in pins:
             pinned[pin.channels] = True
         groups = self._groups(of_id, n, labels)
-        return Resolved(n, groups, pinned, pins, tuple(slices), tuple(counts), tuple(lookups), tuple(extents.values()))
+        return Resolved(
+            n, groups, pinned, pins, tuple(slices), tuple(counts), tuple(lookups), tuple(extents.values()), works
+        )
 
     def _components(self) -> IntArray:
         """Number the connected components of the ties by their first id; return the number of each id."""
@@ -202,19 +208,27 @@ class Facts:
         Positions on the last axis are the units: they are tied across all other axes, as in a grouped Conv, whose groups
         keep the same positions.
         """
-        changed = False
-        for grid in self.grids.values():
-            channels = np.where(grid >= 0, of_id[grid], FIXED)
-            if (channels == FIXED).any():
-                owner = self.block_nodes[self._block_of(int(grid.max()))]
-                self.pin(grid, owner, "its channels lie on two axes of a tensor, among others that stay")
-                continue
-            if self._varying_axes(channels) <= 1:
-                continue
-            last = np.broadcast_to(grid[(0,) * (grid.ndim - 1)], grid.shape)
-            self.edges.append(np.stack([grid.ravel(), np.ascontiguousarray(last).ravel()]))
-            changed = True
-        return self._components() if changed else of_id
+        waiting = list(self.grids.values())
+        while waiting:
+            tied = np.zeros(self.n_ids + 1, dtype=bool)  # a tie may make another grid of the same channels rectangular
+            later = []
+            for grid in waiting:
+                channels = np.where(grid >= 0, of_id[grid], FIXED)
+                if (channels == FIXED).any():
+                    owner = self.block_nodes[self._block_of(int(grid.max()))]
+                    self.pin(grid, owner, "its channels lie on two axes of a tensor, among others that stay")
+                elif self._varying_axes(channels) <= 1:
+                    continue
+                elif tied[channels].any():
+                    later.append(grid)
+                else:
+                    last = np.broadcast_to(grid[(0,) * (grid.ndim - 1)], grid.shape)
+                    self.edges.append(np.stack([grid.ravel(), np.ascontiguousarray(last).ravel()]))
+                    tied[channels] = True
+            if tied.any():
+                of_id = self._components()
+            waiting = later
+        return of_id
 
     def _block_of(self, an_id: int) -> int:
         return int(np.searchsorted(np.cumsum(self.block_sizes), an_id, side="right"))
@@ -237,14 +251,15 @@ class Facts:
     def _check_equal(self, equal: RawEqual, lookup: IntArray, n: int) -> None:
         """Pin what a size computed at run time depends on, unless it follows the survivors whatever they are."""
 
-        def weights(ids: IntArray) -> IntArray:
-            return np.bincount(lookup[ids] + 1, minlength=n + 1)  # what stays is counted in front
-
-        rows = equal.rows
-        if rows.ndim > 1:
+        def weights(rows: IntArray) -> IntArray:
+            """Return how often each channel decides whether an index of the axis survives; what stays is in front."""
             channels = lookup[rows]
-            rows = rows[:, 0] if (channels == channels[:, :1]).all() else np.full(len(rows), FIXED)
-        if not np.array_equal(weights(equal.ids) * equal.num, weights(rows) * equal.den):
+            if channels.ndim > 1:  # rows of several channels: either each is one channel, or the axis never shrinks
+                same = (channels == channels[:, :1]).all()
+                channels = channels[:, 0] if same else np.full(len(channels), FIXED)
+            return np.bincount(channels + 1, minlength=n + 1)
+
+        if not np.array_equal(weights(equal.ids) * equal.num, weights(equal.rows) * equal.den):
             reason = "a shape computed at run time would not follow it"
             self.pin(equal.ids, equal.node, reason)
             self.pin(equal.rows, equal.node, reason)

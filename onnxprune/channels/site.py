@@ -73,8 +73,8 @@ class Site(Protocol):
     def slice(self, i: int, axis: int, ids: Ids, role: Role) -> None:
         """Say that the constant at input i holds ids along an axis."""
 
-    def count(self, field: str, ids: Ids, *, input: int | None = None, index: int | None = None, sign: int = 1) -> None:
-        """Say that an integer equals the number of surviving ids (times `sign`)."""
+    def count(self, field: str, ids: Ids, *, input: int | None = None, index: int | None = None) -> None:
+        """Say that an integer equals the number of surviving ids."""
 
     def lookup(self, i: int, ids: Ids) -> None:
         """Say that the constant at input i holds positions on an axis with ids."""
@@ -85,8 +85,8 @@ class Site(Protocol):
     def size(self, size: Size, ids: Ids) -> None:
         """Say that an integer of a shape is the size of an axis that holds ids."""
 
-    def work(self, i: int, positions: int) -> None:
-        """Say that each element of the weight at input i is multiplied this many times."""
+    def work(self, i: int, positions: int, over: Ids | None = None) -> None:
+        """Say that each element of the weight at input i is multiplied this many times, in proportion to what of `over` is left."""
 
 
 def nothing(rank: int) -> Ids:
@@ -192,21 +192,21 @@ def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Id
 
 
 def match_axes(site: Site, i: int, ids: Ids, keeps: Callable[[int, int], bool]) -> None:
-    """Hold the target shape at input i against the ids of the output, axis by axis.
+    """Hold the target shape at input i against the ids of the output, axis by axis from the last one.
 
     Args:
         site: the node.
-        i: its input that holds one integer per axis of `ids`.
+        i: its input that holds one integer per axis of `ids`, or fewer for the last axes.
         ids: of the output.
         keeps: whether an integer at an axis needs no change whatever survives (0 or -1 in a Reshape).
     """
     sizes = site.sizes(i)
     axes = varying(ids)
-    if sizes is None or len(sizes) != ids.ndim:
+    if sizes is None or len(sizes) > ids.ndim:
         if axes:
             site.pin(ids, f"the target shape of this {site.op} is computed at run time")
         return
-    for axis, size in enumerate(sizes):
+    for axis, size in enumerate(sizes, start=ids.ndim - len(sizes)):
         if axis in axes and not (size.owner is not None and keeps(axis, size.value)):
             site.size(size, rows(ids, axis))
         elif axis not in axes and size.ids is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
 from onnxprune.channels import sizes
-from onnxprune.channels.facts import FIXED, Facts, RawCount, RawEqual, RawLookup, RawSlice
+from onnxprune.channels.facts import FIXED, NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice
 from onnxprune.channels.ops import RULES
 from onnxprune.channels.site import Size, nothing
 from onnxprune.errors import ModelError, OptionError
@@ -52,7 +52,7 @@ def trace(
     _Walk(model.graph, model.header.opset_import, facts, known).run()
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
-    works = tuple(Work(work.node, work.input, work.positions // known.batch) for work in facts.works)
+    works = tuple(replace(work, positions=work.positions // known.batch) for work in resolved.works)
     params = {t.name: int(np.prod(t.shape, dtype=np.int64)) for _, _, t in tensors_of(model.graph) if is_float(t)}
     return Trace(
         labels,
@@ -258,11 +258,9 @@ class _Site:
         if (ids >= 0).any():
             self._walk.facts.slices.append(RawSlice(self._n, i, self._node.inputs[i].name, axis, ids, role))
 
-    def count(
-        self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None, sign: int = 1
-    ) -> None:
+    def count(self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None) -> None:
         if (ids >= 0).any():
-            self._walk.facts.counts.append(RawCount(self._n, field, input, index, ids, sign))
+            self._walk.facts.counts.append(RawCount(self._n, field, input, index, ids))
 
     def lookup(self, i: int, ids: IntArray) -> None:
         self._walk.facts.lookups.append(RawLookup(self._n, i, ids))
@@ -279,14 +277,14 @@ class _Site:
         facts = self._walk.facts
         if size.owner is not None:
             node, i, element = size.owner
-            facts.counts.append(RawCount(node, "shape", i, element, ids, 1))
+            facts.counts.append(RawCount(node, "shape", i, element, ids))
         elif size.ids is not None:
             facts.equals.append(RawEqual(self._n, size.ids, size.num, size.den, ids))
         else:
             facts.pin(ids, self._n, "a shape is computed at run time from something else")
 
-    def work(self, i: int, positions: int) -> None:
-        self._walk.facts.works.append(Work(self._n, i, positions))
+    def work(self, i: int, positions: int, over: IntArray | None = None) -> None:
+        self._walk.facts.works.append(Work(self._n, i, positions, NOBODY if over is None else over))
 
 
 def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns: Sequence[str]) -> None:

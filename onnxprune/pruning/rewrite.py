@@ -103,7 +103,7 @@ def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
         survivors = int(alive[fact.channels].sum())
         if survivors == fact.channels.size:
             continue
-        node, value = nodes[fact.node], fact.sign * survivors
+        node, value = nodes[fact.node], survivors
         if fact.input is not None:
             literals[fact.node, fact.input].append((fact.index or 0, value))
         elif fact.index is None:

@@ -159,7 +159,7 @@ def along(site: Site) -> list[Ids]:
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
-    if site.op == "CumSum":
+    if site.op in ("CumSum", "CumProd"):
         value = site.value(1)
         axes = list(range(rank)) if value is None else [int(np.asarray(value).reshape(-1)[0]) % rank]
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from onnxprune.channels.site import Ids, Rule, Site, lane, nothing, on_axis, pin_axes, rows, tie_broadcast, varying
@@ -16,11 +18,14 @@ def conv(site: Site) -> list[Ids]:
     rank = len(site.out_shape())
     ids = lane(site, 0, 1)
     if weight is None:
-        site.pin(ids, "the weight of this Conv is not a constant")
-        return [nothing(rank)]
+        reason = "the weight of this Conv is not a constant"
+        out = site.mint(site.out_shape()[1])
+        site.pin(ids, reason)
+        site.pin(out, reason)
+        return [on_axis(out, 1, rank)]
     n_out, per_group = weight.shape[:2]
     groups = int(site.attr("group", 1))
-    positions = int(np.prod(site.out_shape()[2:], dtype=np.int64)) * site.out_shape()[0]
+    positions = math.prod(site.out_shape()[2:]) * site.out_shape()[0]
     site.work(1, positions)
     if groups == 1:
         out = site.mint(n_out)
@@ -45,53 +50,57 @@ def conv(site: Site) -> list[Ids]:
 
 
 def gemm(site: Site) -> list[Ids]:
-    """Reads the columns of its input and writes new ones, with any transB, alpha and beta."""
-    weight = site.const(1)
-    if weight is None or site.attr("transA", 0):
-        for i in range(2):
+    """Reads channels with a constant matrix on either side, with any transA, transB, alpha and beta; what it adds is tied."""
+    side = next((i for i in (1, 0) if site.const(i) is not None and site.ids(1 - i) is not None), None)
+    if side is None:
+        for i in range(3):
             ids = site.ids(i)
             if ids is not None:
-                site.pin(
-                    ids,
-                    "this Gemm has no constant weight" if weight is None else "this Gemm reads its input transposed",
-                )
+                site.pin(ids, "this Gemm has no constant weight")
         return [nothing(2)]
-    reads, writes = (1, 0) if site.attr("transB", 0) else (0, 1)
-    out = site.mint(weight.shape[writes])
-    site.slice(1, reads, lane(site, 0, 1), "reads")
-    site.slice(1, writes, out, "writes")
-    site.work(1, site.shape(0)[0])
-    bias = site.const(2)
-    if bias is not None:
-        if bias.ndim and bias.shape[-1] > 1:
-            site.slice(2, bias.ndim - 1, out, "follows")
-    elif site.has(2):
-        other = site.ids(2)
-        assert other is not None
-        wide = np.broadcast_to(other, (1, out.size)) if other.shape[0] == 1 else other
-        site.pin(wide, "Gemm adds it to its product")
-        site.pin(out, "this Gemm adds an activation to it")
-    return [on_axis(out, 1, 2)]
+    weight, x = site.const(side), 1 - side
+    assert weight is not None
+    summed = {0: 1, 1: 0}  # the axis that is summed over, of A and of B as they are multiplied
+    flipped = {i: bool(site.attr(("transA", "transB")[i], 0)) for i in (0, 1)}
+    reads, axis = (summed[i] ^ flipped[i] for i in (side, x))
+    out = site.mint(weight.shape[1 - reads])
+    site.slice(side, reads, lane(site, x, axis), "reads")
+    site.slice(side, 1 - reads, out, "writes")
+    site.work(side, site.shape(x)[1 - axis])
+    place = side  # a matrix on the right writes columns, one on the left writes rows
+    result = on_axis(out, place, 2)
+    bias, other = site.const(2), site.ids(2)
+    if bias is not None and bias.ndim > 1 - place:
+        own = place - (2 - bias.ndim)
+        if bias.shape[own] > 1:
+            site.slice(2, own, out, "follows")
+    elif other is not None:
+        aligned = other.reshape((1,) * (2 - other.ndim) + other.shape)
+        dims = (1,) * (2 - other.ndim) + site.shape(2)
+        result = tie_broadcast(site, result, site.out_shape(), aligned, dims)[0]
+    return [result]
 
 
 def matmul(site: Site) -> list[Ids]:
     """Reads channels with a constant matrix, on either side; two activations tie their attention heads."""
     a, b = site.const(0), site.const(1)
     rank = len(site.out_shape())
-    if b is not None and b.ndim == 2 and site.ids(0) is not None and len(site.shape(0)) >= 2:
-        last = len(site.shape(0)) - 1
-        site.slice(1, 0, lane(site, 0, last), "reads")
-        out = site.mint(b.shape[1])
-        site.slice(1, 1, out, "writes")
-        site.work(1, int(np.prod(site.shape(0)[:-1], dtype=np.int64)))
-        return [on_axis(out, rank - 1, rank)]
-    if a is not None and a.ndim == 2 and site.ids(1) is not None and len(site.shape(1)) >= 2:
-        shape = site.shape(1)
-        site.slice(0, 1, lane(site, 1, len(shape) - 2), "reads")
-        out = site.mint(a.shape[0])
-        site.slice(0, 0, out, "writes")
-        site.work(0, int(np.prod(shape[:-2], dtype=np.int64)) * shape[-1])
-        return [on_axis(out, rank - 2, rank)]
+    for w, x, contracted in ((1, 0, -1), (0, 1, -2)):
+        weight, ids = site.const(w), site.ids(x)
+        if weight is None or ids is None or weight.ndim != 2 or ids.ndim < 2:
+            continue
+        shape = site.shape(x)
+        axis = len(shape) + contracted
+        positions = math.prod(shape) // shape[axis]
+        on = varying(ids)
+        if len(on) == 1 and on[0] != axis:
+            site.work(w, positions, rows(ids, on[0]))
+            return [ids]  # the matrix mixes another axis: channels pass through
+        site.slice(w, 1 - w, lane(site, x, axis), "reads")
+        out = site.mint(weight.shape[w])
+        site.slice(w, w, out, "writes")
+        site.work(w, positions)
+        return [on_axis(out, rank + contracted, rank)]
     if a is None and b is None and site.ids(0) is not None and site.ids(1) is not None:
         ranks = [len(site.shape(i)) for i in range(2)]
         if min(ranks) >= 2:
@@ -120,7 +129,9 @@ def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
         contracted = [term.index(label) for label in labels if label not in result]
         if contracted:
             if not any(label in result and label in terms[1 - i] for label in labels):
-                site.pin(ids, f"this {site.op} sums them up with another activation")
+                for other in (site.ids(0), site.ids(1)):
+                    assert other is not None
+                    site.pin(other, f"this {site.op} sums them up with another activation")
                 return nothing(rank)
             for axis in contracted:  # a whole head at a time
                 head = ids.take([0], axis=axis)
@@ -162,11 +173,14 @@ def conv_transpose(site: Site) -> list[Ids]:
     rank = len(site.out_shape())
     ids = lane(site, 0, 1)
     if weight is None:
-        site.pin(ids, "the weight of this ConvTranspose is not a constant")
-        return [nothing(rank)]
+        reason = "the weight of this ConvTranspose is not a constant"
+        out = site.mint(site.out_shape()[1])
+        site.pin(ids, reason)
+        site.pin(out, reason)
+        return [on_axis(out, 1, rank)]
     n_in, per_group = weight.shape[:2]
     groups = int(site.attr("group", 1))
-    site.work(1, int(np.prod(site.shape(0)[2:], dtype=np.int64)) * site.shape(0)[0])
+    site.work(1, math.prod(site.shape(0)[2:]) * site.shape(0)[0])
     if groups == 1:
         out = site.mint(per_group)
         site.slice(1, 0, ids, "reads")
@@ -235,9 +249,9 @@ def recurrent(site: Site) -> list[Ids]:
         site.pin(ids, f"the weight of this {site.op} is not a constant")
     else:
         site.slice(1, 2, ids, "reads")
-        site.work(1, int(np.prod(site.shape(0)[:2], dtype=np.int64)))
+        site.work(1, math.prod(site.shape(0)[:2]))
     if site.const(2) is not None:
-        site.work(2, int(np.prod(site.shape(0)[:2], dtype=np.int64)))
+        site.work(2, math.prod(site.shape(0)[:2]))
     for i in range(3, site.n_inputs):
         other = site.ids(i)
         if other is not None:
@@ -291,7 +305,9 @@ def einsum(site: Site) -> list[Ids]:
         site.slice(w, terms[w].index(minted[0]), out, "writes")
         result = on_axis(out, right.index(minted[0]), len(right))
     sizes = dict(zip(terms[x], site.shape(x), strict=True))
-    site.work(w, int(np.prod([size for label, size in sizes.items() if label not in terms[w]], dtype=np.int64)))
+    positions = math.prod(size for label, size in sizes.items() if label not in terms[w])
+    over = rows(ids, on[0]) if on and terms[x][on[0]] not in terms[w] else None
+    site.work(w, positions, over)
     return [result]
 
 

@@ -43,6 +43,9 @@ def flatten(site: Site) -> list[Ids]:
     """Channels are reshaped."""
     ids = site.ids(0)
     assert ids is not None
+    if site.op == "Squeeze" and not site.has(1) and site.attr("axes") is None:
+        site.pin(ids, "this Squeeze names no axes, and would drop that of a single channel")
+        return [nothing(len(site.out_shape()))]
     return [reshape_ids(ids, site.shape(0), site.out_shape())]
 
 
@@ -118,13 +121,6 @@ def expand(site: Site) -> list[Ids]:
     assert ids is not None
     shape = site.out_shape()
     aligned = ids.reshape((1,) * (len(shape) - ids.ndim) + ids.shape)
-    target = site.sizes(1)
-    offset = len(shape) - (len(target) if target is not None else len(shape))
-    if offset:  # a target of lower rank: its axes are the last ones
-        if varying(aligned):
-            site.pin(ids, "this Expand has a target of lower rank than its input")
-            return [nothing(len(shape))]
-        return [aligned]
     match_axes(site, 1, aligned, lambda axis, literal: literal == 1)
     return [aligned]
 
@@ -218,12 +214,11 @@ def slice_(site: Site) -> list[Ids]:
 
 
 def _bound(site: Site, name: str, i: int, position: int, bound: int, ids: Ids) -> None:
-    """Count what lies before a bound (or, where it is negative, after it)."""
+    """Count what lies before a bound; one that counts from the end becomes positive, since -0 would be the start."""
     size = len(ids)
-    if bound == 0 or abs(bound) > size:
-        return
-    part, sign = (ids[:bound], 1) if bound > 0 else (ids[bound:], -1)
-    site.count(name, part, input=i if site.n_inputs > 1 else None, index=position, sign=sign)
+    before = bound if bound >= 0 else size + bound
+    if 0 < before <= size:
+        site.count(name, ids[:before], input=i if site.n_inputs > 1 else None, index=position)
 
 
 def gather(site: Site) -> list[Ids]:
