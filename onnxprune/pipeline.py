@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from onnxprune import model as models
 from onnxprune import output as outputs
@@ -19,7 +20,7 @@ from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
-from onnxprune.errors import ModelError, OptionError, OutputError, ProofError
+from onnxprune.errors import ModelError, OnnxPruneError, OptionError, OutputError, ProofError
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import budget, importance, rewrite
@@ -54,7 +55,6 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        outputs.check_destination(Path(path), self.model.path)
         models.save(self.model, path, _provenance(self.plan))
 
 
@@ -65,8 +65,30 @@ def analyse(model: Model, ignore: tuple[str, ...] = (), known: dict[str, tuple[i
         ModelError: it cannot be traced.
         OptionError: an --ignore pattern that matches nothing.
     """
-    traced = trace_model(model, ignore=ignore, input_shapes=known)
-    return Analysis(model, traced, CostModel(traced))
+    with _unless_it_does_not_run(model, known):
+        traced = trace_model(model, ignore=ignore, input_shapes=known)
+        return Analysis(model, traced, CostModel(traced))
+
+
+@contextlib.contextmanager
+def _unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | None) -> Iterator[None]:
+    """When a stage fails in a way that nobody foresaw, say so if the model itself is what does not run.
+
+    onnxruntime loads models whose weights do not fit each other, and notices when it runs them.
+    """
+    try:
+        yield
+    except (OnnxPruneError, MemoryError):
+        raise
+    except Exception:
+        where = str(model.path)
+        shapes = runtime.concrete_shapes(model.header, 1, known=known)
+        runtime.run(
+            runtime.session(where, optimise=False, where=where),
+            runtime.random_feeds(model.header, shapes, 0),
+            where=where,
+        )
+        raise
 
 
 def make_plan(analysis: Analysis, options: Options, on_stage: Stage = quiet) -> Plan:
@@ -93,7 +115,8 @@ def make_plan(analysis: Analysis, options: Options, on_stage: Stage = quiet) -> 
     path = []
     for step in range(1, steps + 1):
         on_stage("score", step / steps)
-        scores = importance.score(model, trace, options.importance, keep, options.seed)
+        with _unless_it_does_not_run(model, trace.input_shapes):
+            scores = importance.score(model, trace, options.importance, keep, options.seed)
         if options.threshold is not None and step == 1:
             keep = budget.below(trace, scores, keep, rules, options.threshold)
         share = step / steps
@@ -177,16 +200,20 @@ def prune(
     options, measure = options or _options(dials), measure or Measure()
     destination = Path(output) if output is not None else None
     plan_path = Path(plan_output) if plan_output is not None else destination and destination.with_suffix(".plan.json")
+    given = [Path(path) for path in (model, plan, data, evaluation, preprocess) if isinstance(path, str | os.PathLike)]
     for target in (destination, plan_path):
         if target is not None:
-            outputs.check_destination(target, Path(model), *([Path(plan)] if plan is not None else []))
-    if destination is not None and plan_path is not None and destination.resolve() == plan_path.resolve():
+            outputs.check_destination(target, *(path for path in given if path.exists()))
+    if destination is not None and plan_path is not None and outputs.same_file(destination, plan_path):
         raise OutputError(
             "the plan would overwrite the model", where=str(destination), hint="give the two different paths"
         )
 
     on_stage("load", None)
     loaded = models.load(model)
+    for target in (destination, plan_path):
+        if target is not None:
+            outputs.check_destination(target, *loaded.files)  # external data, too
     specs = inputs_of(loaded.header)
     calibration = load_data(data, specs, preprocess) if data is not None else None
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else calibration
@@ -199,17 +226,19 @@ def prune(
     else:
         chosen = make_plan(analysis, options, on_stage)
     on_stage("rewrite", None)
-    pruned = rewrite.delete(analysis.model, analysis.trace, chosen.keep)
+    with _unless_it_does_not_run(loaded, known):
+        pruned = rewrite.delete(analysis.model, analysis.trace, chosen.keep)
+        masked = rewrite.mask(analysis.model, analysis.trace, chosen.keep)
     on_stage("prove", None)
-    masked = rewrite.mask(analysis.model, analysis.trace, chosen.keep)
     proof = verify.prove(analysis.model, pruned, masked, known, options.seed)
     report = _verify(analysis, pruned, chosen, proof, checked_on, measure, options.seed, on_stage)
-    if destination is not None:
-        on_stage("write", None)
-        size = models.save(pruned, destination, _provenance(chosen))
-        report = replace(report, output=str(destination), after=replace(report.after, size=size))
-    if plan_path is not None:
-        plan_file.write(plan_path, chosen, analysis.trace, analysis.model.path.name)
+    with contextlib.ExitStack() as both:  # plan and model, or none
+        if plan_path is not None:
+            both.enter_context(plan_file.written(plan_path, chosen, analysis.trace, analysis.model.path.name))
+        if destination is not None:
+            on_stage("write", None)
+            size = models.save(pruned, destination, _provenance(chosen))
+            report = replace(report, output=str(destination), after=replace(report.after, size=size))
     return Result(pruned, chosen, report, analysis.trace)
 
 
@@ -282,7 +311,7 @@ def _verify(
         notes=(*model.notes, *_notes(analysis, strict)),
         versions={
             "onnxprune": importlib.metadata.version("onnxprune"),
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": runtime.VERSION,
             "onnx": onnx.__version__,
         },
     )

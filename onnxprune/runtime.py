@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
 its last one is used again where it ends."""
 
 ort.set_default_logger_severity(4)
+VERSION: str = ort.__version__
 
 
 def session(
@@ -59,8 +61,10 @@ def session(
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    if isinstance(source, str):
+        source = os.path.realpath(source)  # external data lie beside the file, not beside a link to it
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise ModelError(
             "onnxruntime cannot load the model",

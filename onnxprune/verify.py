@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from onnxprune import runtime
 from onnxprune.data import Data
 from onnxprune.errors import DataError, ModelError, ProofError
 from onnxprune.model import Model
 from onnxprune.types import Check
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 TOLERANCE = 1e-4
 """Largest difference between pruned and masked, as a share of the range of an output."""
@@ -232,7 +234,7 @@ def predict(
     """
     parts: list[list[Any]] = []
     fixed = opened.get_inputs()[0].shape[0] if opened.get_inputs()[0].shape else None
-    size = fixed if isinstance(fixed, int) else batch
+    size = fixed if isinstance(fixed, int) else min(batch, len(data))
     if len(data) < size:
         raise DataError(
             "too few samples for one batch",

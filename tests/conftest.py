@@ -1,0 +1,111 @@
+"""Fixtures that several tests share: the reference models, a tiny model, and the command line in this process."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.cli import main
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    return Path(__file__).parent.parent / "models"
+
+
+@pytest.fixture
+def tiny() -> onnx.ModelProto:
+    """Return a new classifier: input "x" (n, 3, 8, 8), two Conv of 16 filters, output "y" (n, 4)."""
+    rng = np.random.default_rng(17)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "conv1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], "head", transB=1),
+    ]
+    shapes = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (16, 16, 3, 3), "b2": (16,), "w3": (4, 16), "b3": (4,)}
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def tiny_path(tiny: onnx.ModelProto, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Return eight samples for the tiny model, which it puts into different classes."""
+    rng = np.random.default_rng(1)
+    return (rng.normal(size=(8, 3, 8, 8)) + 3 * rng.normal(size=(8, 3, 1, 1))).astype(np.float32)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Return the folder that results are written to; empty."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run() -> Run:
+    """Return a function that runs the command line in this process; warnings are errors."""
+
+    def invoke(*args: object) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            warnings.simplefilter("error", UserWarning)
+            return CliRunner().invoke(main, [str(arg) for arg in args])
+
+    return invoke
+
+
+@pytest.fixture
+def refused(run: Run, out: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command which must end in one clear message and leave `out` as it was.
+
+    The message must hold every text of `says`, and tell what to do.
+    """
+
+    def invoke(*args: object, says: str | tuple[str, ...], code: int = 1) -> Result:
+        before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        capfd.readouterr()
+        result = run(*args)
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        assert "defect" not in result.stderr
+        assert len(re.findall(r"^error:", result.stderr, re.MULTILINE | re.IGNORECASE)) == 1
+        for text in (says,) if isinstance(says, str) else says:
+            assert text in result.stderr
+        if result.stderr.startswith("error:"):  # a message of onnxprune, not of click
+            assert "\n  do:    " in result.stderr
+            assert len(result.stderr.splitlines()) <= 5
+            assert code != 1 or "\n  where: " in result.stderr or "\n  why:   " in result.stderr
+        assert result.stdout == ""
+        assert capfd.readouterr() == ("", "")  # nothing from the libraries
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+        return result
+
+    return invoke

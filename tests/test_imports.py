@@ -1,0 +1,129 @@
+"""The layers of the package: what may import what, and what stays unloaded until it is needed."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import onnxprune
+
+PACKAGE = Path(onnxprune.__file__).parent
+LAYERS = (
+    ("errors", "types", "options", "output"),
+    ("normalise", "model", "data", "runtime"),
+    ("channels",),
+    ("pruning",),
+    ("training",),
+    ("verify", "comparison", "report", "plan_file"),
+    ("pipeline", "gate"),
+    ("cli",),
+)
+OWNERS = {
+    "click": {"cli"},
+    "torch": {"training"},
+    "onnxruntime": {"runtime"},
+    "onnx_graphsurgeon": {"model", "normalise", "channels", "pruning.rewrite"},
+    "PIL": {"data"},
+    "rich": {"report.console", "cli"},
+}
+"""Who may import a third party at run time; anybody may where only a type checker looks."""
+
+
+def modules() -> dict[str, Path]:
+    paths = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")} - {Path("__init__")}
+    return {".".join(path.parts).removesuffix(".__init__"): PACKAGE / path.with_suffix(".py") for path in paths}
+
+
+def imports_of(path: Path, *, of_types: bool) -> Iterator[str]:
+    """Yield the full name of everything that a module imports, at any depth."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not of_types:
+            hidden |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the modules of the package that a module imports, types included."""
+    known = modules()
+    names = {
+        name.removeprefix("onnxprune.") for name in imports_of(path, of_types=True) if name.startswith("onnxprune.")
+    }
+    return {name if name in known else name.rpartition(".")[0] for name in names} - {""}
+
+
+def layer(module: str) -> int:
+    return next(n for n, names in enumerate(LAYERS) if module.split(".")[0] in names)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_downward_only(module):
+    upward = {name for name in own_imports(modules()[module]) if layer(name) > layer(module)}
+    assert upward == set()
+
+
+def test_imports_within_a_layer_go_in_no_circle():
+    graph = {module: own_imports(path) - {module} for module, path in modules().items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_stages_of_pruning_never_import_each_other():
+    for module, path in modules().items():
+        if module.startswith("pruning."):
+            assert {name for name in own_imports(path) if name.startswith("pruning")} <= {module}
+
+
+@pytest.mark.parametrize("third_party", sorted(OWNERS))
+def test_third_party_has_its_owners(third_party):
+    users = {
+        module
+        for module, path in modules().items()
+        if any(name.split(".")[0] == third_party for name in imports_of(path, of_types=False))
+    }
+    assert {
+        user for user in users if not any(f"{user}.".startswith(f"{owner}.") for owner in OWNERS[third_party])
+    } == set()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import onnxprune",
+        "import onnxprune.cli",
+        "from onnxprune.cli import main; main(['--help'], standalone_mode=False)",
+    ]
+    + [
+        f"from onnxprune.cli import main; main(['{name}', '--help'], standalone_mode=False)"
+        for name in ("prune", "check")
+    ],
+)
+def test_import_and_help_stay_light(statement):
+    heavy = {"torch", "onnxruntime", "onnx", "onnx_graphsurgeon", "numpy", "scipy", "PIL", "rich"}
+    code = f"{statement}\nimport sys\nprint('loaded:', *sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+
+@pytest.mark.parametrize("name", onnxprune.__all__)
+def test_public_name_resolves(name):
+    assert getattr(onnxprune, name).__name__ == name
+    assert name in dir(onnxprune)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = onnxprune.nothing_like_it

@@ -1,0 +1,87 @@
+"""How targets are written, and which values the dials take."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from onnxprune.errors import OptionError
+from onnxprune.options import IMPORTANCES, Options, parse_targets
+
+
+@pytest.mark.parametrize(
+    ("option", "texts", "expected"),
+    [
+        ("reduce", [], {}),
+        ("reduce", ["flops=50%"], {"flops": 0.5}),
+        ("reduce", ["flops=0.5"], {"flops": 0.5}),
+        ("reduce", [" FLOPs = 12.5 % "], {"flops": 0.125}),
+        ("reduce", ["flops=50%", "params=30%"], {"flops": 0.5, "params": 0.3}),
+        ("limit", ["flops=300M"], {"flops": 300e6}),
+        ("limit", ["flops=1.2g", "params=20k"], {"flops": 1.2e9, "params": 20e3}),
+        ("limit", ["params=1e6"], {"params": 1e6}),
+    ],
+)
+def test_targets_read_as_a_person_writes_them(option, texts, expected):
+    assert parse_targets(option, texts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "=", "flops", "=50%", "flops=%", "flops=50%%", "size 3", "flops=5=6"])
+@pytest.mark.parametrize("option", ["reduce", "limit"])
+def test_target_of_another_form_is_refused_with_an_example(option, text):
+    with pytest.raises(OptionError) as caught:
+        parse_targets(option, [text])
+    assert "flops" in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"reduce": 0.5}, "reduce is 0.5"),
+        ({"reduce": "flops=50%"}, "reduce is 'flops=50%'"),
+        ({"limit": [("flops", 3)]}, "limit is"),
+        ({"reduce": {"flops": "50%"}}, "reduce of flops is '50%'"),
+        ({"reduce": {"speed": 0.5}}, "does not know 'speed'"),
+        ({"reduce": {"flops": 1}}, "out of range"),
+        ({"limit": {"flops": 0}}, "out of range"),
+        ({"ignore": "head*"}, "ignore is 'head\\*'"),
+        ({"importance": "magic"}, "unknown importance 'magic'"),
+        ({"schedule": "slow"}, "unknown schedule 'slow'"),
+        ({"scope": "local"}, "unknown scope 'local'"),
+        ({"steps": 0}, "--steps 0"),
+        ({"round_to": 0}, "--round-to 0"),
+        ({"min_channels": 0}, "--min-channels 0"),
+        ({"max_ratio": 0}, "--max-ratio 0"),
+        ({"threshold": float("nan")}, "--threshold nan"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_value_from_python_that_makes_no_sense(values, says):
+    with pytest.raises(OptionError, match=says) as caught:
+        Options(**values)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_ratio": 1},
+        {"threshold": 0},
+        {"reduce": {"flops": 0.999}},
+        {"ignore": ("a", "b")},
+        {"seed": 0},
+        *({"importance": name} for name in IMPORTANCES),
+    ],
+)
+def test_value_on_the_edge_is_taken(values):
+    options = Options(**values)
+    assert all(getattr(options, name) == value for name, value in values.items())
+
+
+def test_defaults_are_sound_and_name_no_target():
+    assert not Options().has_target
+    assert dataclasses.replace(Options(), threshold=0.0).has_target
+    assert dataclasses.replace(Options(), limit={"params": 1.0}).has_target
+    assert dataclasses.replace(Options(), reduce={"params": 0.1}).has_target

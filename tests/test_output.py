@@ -1,0 +1,103 @@
+"""Files are written whole or not at all, and never over an input."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from onnxprune.errors import OutputError
+from onnxprune.output import check_destination, same_file, staged
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_when_the_block_succeeds(tmp_path):
+    target = tmp_path / "a.txt"
+    with staged(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".part"
+    assert names(tmp_path) == ["a.txt"]
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_nothing_changes_when_the_block_fails(error, tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with staged(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert names(tmp_path) == ["a.txt"]
+    assert target.read_text() == "old"
+
+
+def test_system_error_becomes_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot write a\.txt") as caught, staged(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.why == "No space left on device"
+    assert names(tmp_path) == []
+
+
+def test_folder_that_went_away_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"), staged(tmp_path / "gone" / "a.txt"):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_follow_the_umask(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        with staged(tmp_path / "a.txt") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_long_name_is_no_obstacle(tmp_path):
+    target = tmp_path / ("x" * 255)
+    check_destination(target)
+    with staged(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+
+
+def test_link_is_replaced_and_what_it_points_to_stays(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "a.txt")
+    with staged(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert (tmp_path / "link").read_text() == "new"
+
+
+def test_checking_a_destination_leaves_no_trace(tmp_path):
+    check_destination(tmp_path / "new.onnx", tmp_path / "model.onnx")
+    (tmp_path / "old.onnx").write_text("old")
+    check_destination(tmp_path / "old.onnx", tmp_path / "model.onnx")
+    assert names(tmp_path) == ["old.onnx"]
+
+
+def test_same_file_sees_through_links_and_names(tmp_path, monkeypatch):
+    original, other = tmp_path / "a", tmp_path / "b"
+    original.write_text("a")
+    other.write_text("a")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "soft").symlink_to(original)
+    os.link(original, tmp_path / "hard")
+    for alias in (Path("a"), Path("./x/../a"), tmp_path / "soft", tmp_path / "hard"):
+        assert same_file(alias, original)
+    assert not same_file(other, original)
+    assert not same_file(tmp_path / "gone", original)
+    assert same_file(tmp_path / "gone", Path("gone"))
