@@ -96,7 +96,9 @@ def methods_table(data: dict[str, np.ndarray]) -> str:
                 tops = []
                 for share in SHARES:
                     try:
-                        report = prune(name, data, False, reduce={"flops": share}, importance=importance, **setting).report
+                        report = prune(
+                            name, data, False, reduce={"flops": share}, importance=importance, **setting
+                        ).report
                         tops.append(f"{report.after.top1:.1f}")
                     except onnxprune.OnnxPruneError:  # no BatchNormalization to rank by, or out of reach
                         tops.append("-")
