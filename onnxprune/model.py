@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 from onnx import external_data_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import runtime
@@ -36,7 +38,7 @@ from onnxprune.output import check_destination, staged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-G_LOGGER.severity = G_LOGGER.CRITICAL
+G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -134,7 +136,6 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 def _load(file: Path) -> Model:
     content, proto, files = _read(file)
-    runtime.session(os.fspath(file), optimise=False, where=str(file))  # what it cannot load, nobody can prove
     digest, size = hashlib.sha256(content).hexdigest(), sum(f.stat().st_size for f in files)
     if proto.functions:
         from onnx import inliner
@@ -142,19 +143,18 @@ def _load(file: Path) -> Model:
         proto = inliner.inline_local_functions(proto)
     extras = _unsupported_by_graphsurgeon(proto.graph)
     del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
-    try:
-        graph = gs.import_onnx(proto)
-        header = onnx.ModelProto()
-        header.CopyFrom(_without_body(proto))
-        graph.toposort()
-    except Exception as error:
-        raise ModelError(
-            "the graph cannot be read", where=str(file), why=first_line(error), hint="export the model again"
-        ) from error
+    graph = gs.import_onnx(proto)
+    header = onnx.ModelProto()
+    header.CopyFrom(_without_body(proto))
+    graph.toposort()
+    for _, _, tensor in tensors_of(graph):
+        if isinstance(tensor._values, LazyValues):
+            tensor._values = onnx.numpy_helper.to_array(tensor._values.tensor)  # shares memory with the proto
+    model = Model(graph, header, extras, digest, file, files, size, count_params(graph))
+    _refuse_unloadable(model)
     fold_constants(graph, str(file))
-    params = count_params(graph)
+    model = replace(model, params=count_params(graph))
     _refuse_nan(graph, file)
-    model = Model(graph, header, extras, digest, file, files, size, params)
     while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
         fold_constants(graph, str(file))
     if any(needs_arguments(node) for node in graph.nodes):
@@ -163,6 +163,17 @@ def _load(file: Path) -> Model:
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
+
+
+def _refuse_unloadable(model: Model) -> None:
+    """Refuse what onnxruntime cannot load, since nobody could prove it; without weights that is found out quickly.
+
+    A few operators insist on constants, so when it fails the whole file has the last word.
+    """
+    try:
+        runtime.session(weightless(model), optimise=False)
+    except ModelError:
+        runtime.session(os.fspath(model.path), optimise=False, where=str(model.path))
 
 
 def _static_shapes(model: Model) -> dict[str, list[int | None]]:
@@ -202,6 +213,7 @@ def _damaged(file: Path) -> Iterator[None]:
     except (OnnxPruneError, MemoryError):
         raise
     except Exception as error:
+        runtime.session(os.fspath(file), optimise=False, where=str(file))  # says it better, if it cannot load it either
         raise ModelError(
             "the model cannot be read",
             where=str(file),

@@ -121,10 +121,17 @@ def make_plan(analysis: Analysis, options: Options, on_stage: Stage = quiet) -> 
             keep = budget.below(trace, scores, keep, rules, options.threshold)
         share = step / steps
         keep = budget.allocate(trace, cost, scores, keep, rules, _part_of_the_way(goals, dense[0], model.params, share))
-        macs, params = cost.totals(keep)
-        path.append((1 - macs / dense[0] if dense[0] else 0.0, 1 - params / model.params if model.params else 0.0))
+        path.append(_removed(analysis, keep))
     settings = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
     return Plan(keep, model.digest, settings, tuple(path))
+
+
+def _removed(analysis: Analysis, keep: BoolArray) -> tuple[float, float]:
+    """Return the shares of FLOPs and of parameters that are gone."""
+    whole, _ = analysis.cost.totals(np.ones_like(keep))
+    macs, params = analysis.cost.totals(keep)
+    before = analysis.model.params
+    return 1 - macs / whole if whole else 0.0, 1 - params / before if before else 0.0
 
 
 def refuse_unprunable(analysis: Analysis) -> None:
@@ -200,6 +207,8 @@ def prune(
     options, measure = options or _options(dials), measure or Measure()
     destination = Path(output) if output is not None else None
     plan_path = Path(plan_output) if plan_output is not None else destination and destination.with_suffix(".plan.json")
+    if plan is not None and plan_output is None and plan_path is not None and outputs.same_file(plan_path, Path(plan)):
+        plan_path = None  # the plan that is replayed already lies there
     given = [Path(path) for path in (model, plan, data, evaluation, preprocess) if isinstance(path, str | os.PathLike)]
     for target in (destination, plan_path):
         if target is not None:
@@ -223,6 +232,7 @@ def prune(
     if plan is not None:
         refuse_unprunable(analysis)
         chosen = plan_file.read(Path(plan), analysis.trace, analysis.model.digest)
+        chosen = replace(chosen, path=(_removed(analysis, chosen.keep),))  # it may have been edited
     else:
         chosen = make_plan(analysis, options, on_stage)
     on_stage("rewrite", None)

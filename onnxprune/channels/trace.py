@@ -303,5 +303,5 @@ def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns:
                 hint=f"names look like {some}; `onnxprune inspect` lists them all",
             )
         for raw in list(facts.slices):
-            if raw.node in matched:
+            if raw.node in matched and raw.role != "reads":
                 facts.pin(raw.ids[raw.ids != FIXED], raw.node, f"ignored by --ignore {pattern!r}")

@@ -12,6 +12,10 @@ from onnxprune.errors import OptionError, TargetError
 from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 SCOPES = ("global", "uniform")
+ATTEMPTS = 8
+"""How often a block that overshoots the target is left out to look for a nearer one."""
+NEAR = 0.01
+"""Overshoot, as a share of what may be left, that needs no further look."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Limits:
     def hold(self, macs: float, params: float) -> bool:
         """Tell whether a model of this cost keeps every bound."""
         return (self.macs is None or macs <= self.macs) and (self.params is None or params <= self.params)
+
+    def overshoot(self, macs: float, params: float) -> float:
+        """Return how far below its bounds a model lies, as a share of the nearest one."""
+        pairs = ((macs, self.macs), (params, self.params))
+        return min((1 - value / bound for value, bound in pairs if bound), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Rules:
 class Block:
     """Channels of one group that go together, and the key that orders them."""
 
+    group: str
     channels: IntArray
     key: float
 
@@ -83,7 +93,7 @@ def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -
             block = order[at : at + size]
             at += size
             done = 1 - (left.size - at) / group.channels.size
-            blocks.append(Block(block, float(scores[block].mean()) if rules.scope == "global" else done))
+            blocks.append(Block(group.name, block, float(scores[block].mean()) if rules.scope == "global" else done))
     blocks.sort(key=lambda block: block.key)
     return _nonempty(trace, keep, blocks)
 
@@ -111,7 +121,9 @@ def allocate(
 ) -> BoolArray:
     """Remove the fewest blocks, weakest first, with which all limits hold.
 
-    Cost falls with every block, so the number of blocks is found by bisection: at most one block more goes than needed.
+    Cost falls with every block, so the number of blocks is found by bisection. Where the last block overshoots the target
+    (a coarse group can hold a fifth of the network), it is also tried without that block and what follows in its group, and
+    whichever comes nearest is taken.
 
     Args:
         trace: facts of the model.
@@ -130,20 +142,34 @@ def allocate(
     if limits.hold(*cost.totals(keep)):
         return keep.copy()
     blocks = blocks_of(trace, scores, keep, rules)
+    everything = _without(keep, blocks)
+    if not limits.hold(*cost.totals(everything)):
+        raise _unreachable(trace, cost, everything, limits, rules)
+    best, least = everything, np.inf
+    for _ in range(ATTEMPTS):
+        if not limits.hold(*cost.totals(_without(keep, blocks))):
+            break
+        low, high = 0, len(blocks)
+        while high - low > 1:
+            middle = (low + high) // 2
+            holds = limits.hold(*cost.totals(_without(keep, blocks[:middle])))
+            low, high = (low, middle) if holds else (middle, high)
+        result = _without(keep, blocks[:high])
+        overshoot = limits.overshoot(*cost.totals(result))
+        if overshoot < least:
+            best, least = result, overshoot
+        if overshoot < NEAR:
+            break
+        last = blocks[high - 1]
+        blocks = blocks[: high - 1] + [block for block in blocks[high:] if block.group != last.group]
+    return best
 
-    def after(count: int) -> BoolArray:
-        result = keep.copy()
-        for block in blocks[:count]:
-            result[block.channels] = False
-        return result
 
-    if not limits.hold(*cost.totals(after(len(blocks)))):
-        raise _unreachable(trace, cost, after(len(blocks)), limits, rules)
-    low, high = 0, len(blocks)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if limits.hold(*cost.totals(after(middle))) else (middle, high)
-    return after(high)
+def _without(keep: BoolArray, blocks: Sequence[Block]) -> BoolArray:
+    result = keep.copy()
+    if blocks:
+        result[np.concatenate([block.channels for block in blocks])] = False
+    return result
 
 
 def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules, threshold: float) -> BoolArray:
