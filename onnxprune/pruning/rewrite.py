@@ -120,7 +120,7 @@ def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
         if not left.all():
             old = nodes[lookup.node].inputs[lookup.input].values
             positions = old % left.size  # negative ones count from the end
-            kept = positions[left[positions]]
+            kept = positions[left[positions]] if positions.ndim else positions  # a single position is of one that stays
             _replace(nodes[lookup.node], lookup.node, lookup.input, (np.cumsum(left) - 1)[kept].astype(old.dtype))
 
 
