@@ -121,7 +121,8 @@ def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
             old = nodes[lookup.node].inputs[lookup.input].values
             positions = old % left.size  # negative ones count from the end
             kept = positions[left[positions]] if positions.ndim else positions  # a single position is of one that stays
-            _replace(nodes[lookup.node], lookup.node, lookup.input, (np.cumsum(left) - 1)[kept].astype(old.dtype))
+            renumbered = np.asarray((np.cumsum(left) - 1)[kept], dtype=old.dtype)
+            _replace(nodes[lookup.node], lookup.node, lookup.input, renumbered)
 
 
 def _replace(node: gs.Node, n: int, position: int, value: IntArray) -> None:
