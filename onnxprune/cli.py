@@ -376,6 +376,19 @@ def bench(
         console.show(console.latency_parts(latency, str(a), str(b)))
 
 
+@main.command(epilog=_examples("onnxprune ops", "onnxprune ops --json | jq 'keys'"))
+@JSON
+def ops(as_json: bool) -> None:
+    """Show the support matrix: each operator, and what becomes of channels there."""
+    from onnxprune.channels.ops import support
+    from onnxprune.report import console
+
+    if as_json:
+        _print_json(dict(support()))
+    else:
+        console.show([console.operators_table(support())])
+
+
 def _options(dials: dict[str, Any]) -> Options:
     reduce, limit = (parse_targets(name, dials.pop(name)) for name in ("reduce", "limit"))
     return Options(reduce=reduce, limit=limit, **dials)

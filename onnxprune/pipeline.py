@@ -24,8 +24,8 @@ from onnxprune.errors import ModelError, OnnxPruneError, OptionError, OutputErro
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import budget, importance, rewrite
-from onnxprune.report.document import Figures, Inspection, Layer, Report
-from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
+from onnxprune.report.document import Figures, Held, Inspection, Layer, Report
+from onnxprune.types import BoolArray, Check, Pin, Plan, Trace, Verdict
 
 WARN_BELOW = 0.5
 """Share of FLOPs that can move, below which a run warns."""
@@ -371,6 +371,24 @@ def inspect(analysis: Analysis) -> Inspection:
         prunable_share=analysis.cost.prunable_share(),
         layers=analysis.cost.layers(everything),
         trace=analysis.trace,
+        held=_held(analysis),
         inputs=shapes,
         notes=analysis.model.notes,
     )
+
+
+def _held(analysis: Analysis) -> tuple[Held, ...]:
+    """Return what each kind of pin holds, dearest first."""
+    kinds: dict[tuple[str, str], list[Pin]] = {}
+    for pin in analysis.trace.pins:
+        kinds.setdefault((pin.op, pin.reason), []).append(pin)
+    keep = np.ones(analysis.trace.n_channels, dtype=bool)
+    whole, _ = analysis.cost.totals(keep)
+    found = []
+    for (op, reason), pins in kinds.items():
+        channels = np.unique(np.concatenate([pin.channels for pin in pins]))
+        without = keep.copy()
+        without[channels] = False
+        share = 1 - analysis.cost.totals(without)[0] / whole if whole else 0.0
+        found.append(Held(op, reason, len({pin.node for pin in pins}), int(channels.size), share))
+    return tuple(sorted(found, key=lambda held: -held.share))

@@ -176,6 +176,10 @@ def inspect_parts(found: Inspection) -> list[RenderableType]:
         f"FLOPs {human(2 * found.macs)}, MACs {human(found.macs)} per sample; {found.params:,} parameters; {size(found.size)}",
         f"inputs while tracing: {shapes}",
         f"{found.prunable_share:.1%} of the FLOPs are in layers that can lose channels",
+        *(
+            f"{h.share:7.1%} would go with {h.channels} channels if not: {h.reason} ({h.nodes} {h.operator})"
+            for h in found.held
+        ),
         *(f"note: {note}" for note in found.notes),
     ]
     return [layers, "", groups, "", pins, "", *(Text(line) for line in summary)]
@@ -188,3 +192,13 @@ def show(parts: Sequence[RenderableType], console: Console | None = None) -> Non
         console = Console(width=160, file=console.file)
     for part in parts:
         console.print(part, highlight=False)
+
+
+def operators_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Return what `ops` prints."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("operator", no_wrap=True)
+    table.add_column("what becomes of channels there")
+    for operator, text in rows:
+        table.add_row(operator, Text(text))
+    return table

@@ -103,6 +103,20 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What one reason, at all nodes of one operator, keeps from being pruned.
+
+    `share` is the share of MACs that would go with these channels; shares of different reasons overlap.
+    """
+
+    operator: str
+    reason: str
+    nodes: int
+    channels: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What can be said of a model before anything is chosen; `inputs` are the shapes that FLOPs are counted for."""
 
@@ -114,6 +128,7 @@ class Inspection:
     prunable_share: float
     layers: tuple[LayerCost, ...]
     trace: Trace
+    held: tuple[Held, ...]
     inputs: dict[str, list[int]]
     notes: tuple[str, ...]
 
@@ -141,5 +156,6 @@ class Inspection:
                 {"node": pin.node, "operator": pin.op, "reason": pin.reason, "channels": int(pin.channels.size)}
                 for pin in trace.pins
             ],
+            "held": [asdict(held) for held in self.held],
             "notes": list(self.notes),
         }
