@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 import onnxprune
 from onnxprune.report.console import human
 

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnxprune import runtime
 from onnxprune.channels import sizes
 from onnxprune.channels.facts import FIXED, NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice
-from onnxprune.channels.ops import RULES
+from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
 from onnxprune.channels.site import Size, nothing
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.model import Model, is_float, tensors_of, weightless
@@ -156,7 +156,7 @@ class _Walk:
             standard = node.domain in (None, "", "ai.onnx")
             if self._follow_sizes(site, node, standard):
                 outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
-            elif standard and node.op in RULES and site.activations():
+            elif standard and node.op in RULES and (site.ids(0) is not None or node.op in TAKES_CONSTANTS_FIRST):
                 outputs = list(RULES[node.op](site))
             else:
                 for i in range(len(node.inputs)):
@@ -211,10 +211,6 @@ class _Site:
         self.n_inputs = len(node.inputs)
         self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
         self.opset = walk.opset
-
-    def activations(self) -> bool:
-        """Tell whether any input is not a constant."""
-        return any(self.ids(i) is not None for i in range(self.n_inputs))
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self._node.attrs.get(name, default)

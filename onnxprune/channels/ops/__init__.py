@@ -13,6 +13,9 @@ from onnxprune.channels.site import Rule
 RULES: dict[str, Rule] = {**elementwise.RULES, **layers.RULES, **movement.RULES}
 """Rules by operator of the ONNX domain. An operator that is not here pins whatever reaches it."""
 
+TAKES_CONSTANTS_FIRST = frozenset({*elementwise.BROADCAST, "Concat", "Conv", "Einsum", "Gemm", "Gather", "MatMul"})
+"""Operators whose rule expects that the first input may be a constant. At others a constant has no channels to move."""
+
 
 def support() -> list[tuple[str, str]]:
     """Return (operator, what becomes of channels there) for every rule, in alphabetical order."""
