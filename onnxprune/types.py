@@ -115,6 +115,7 @@ class Trace:
         input_shapes: the shapes that the inputs were given.
         batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
         per_tensor_params: elements of each float constant, by name.
+        per_tensor_uses: inputs of nodes that take each of them.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
     """
 
@@ -133,6 +134,7 @@ class Trace:
     input_shapes: dict[str, tuple[int, ...]]
     batch: int
     per_tensor_params: dict[str, int]
+    per_tensor_uses: dict[str, int]
     weight_sizes: dict[tuple[int, int], int]
 
     def why_pinned(self, channels: IntArray) -> list[Pin]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class CostModel:
     """Count multiply-accumulates (MACs) and parameters without building the pruned model.
 
     The weight of a layer shrinks along every axis that holds channels; its MACs are the elements left times the positions it
-    is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. Only layers with a weight count: Conv, Gemm,
+    is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. They are told per sample; a model with a fixed
+    batch is counted as it stands, one run being one sample. Only layers with a weight count: Conv, Gemm,
     MatMul; additions, activations and pools do not. Parameters are the elements of all float constants, biases and
     normalisation included, each stored tensor once.
     """
@@ -55,6 +57,18 @@ class CostModel:
             use: stored.setdefault((names[use], tuple(sorted(slices))), len(stored)) for use, slices in uses.items()
         }
         params = trace.per_tensor_params
+        # tensors that are stored more than once when their uses are cut differently: their rows, and whether some use
+        # is never cut
+        rows_of: dict[str, list[int]] = {}
+        for (name, _), row in stored.items():
+            rows_of.setdefault(name, []).append(row)
+        sliced = Counter(names.values())
+        self._slices_of_row = [slices for _, slices in stored]
+        self._shared = [
+            (rows, sliced[name] < trace.per_tensor_uses[name], params.get(name, 0))
+            for name, rows in rows_of.items()
+            if len(rows) > 1 or sliced[name] < trace.per_tensor_uses[name]
+        ]
         self._base = np.array([params.get(name, 0) for name, _ in stored], dtype=np.float64)
         self._row = np.array([row for (_, slices), row in stored.items() for _ in slices], dtype=np.int64)
         self._extent = np.array([number for (_, slices) in stored for _, number in slices], dtype=np.int64)
@@ -86,7 +100,23 @@ class CostModel:
     def totals(self, keep: BoolArray) -> tuple[float, float]:
         """Return (MACs per sample, parameters) when only the channels in `keep` are left."""
         elements, _, macs = self._count(keep)
-        return float(macs.sum()), float(elements.sum()) + self._fixed_params
+        return float(macs.sum()), float(elements.sum()) + self._fixed_params + self._sharing(keep, elements)
+
+    def _sharing(self, keep: BoolArray, elements: FloatArray) -> float:
+        """Return what to add to the sum of `elements` so that every stored version of a shared tensor counts once."""
+        alive = np.append(keep, True)
+        correction = 0.0
+        for rows, also_whole, size in self._shared:
+            versions: dict[tuple[tuple[int, bytes], ...], float] = {(): float(size)} if also_whole else {}
+            for row in rows:
+                cuts = ((axis, alive[self._channels(extent)]) for axis, extent in self._slices_of_row[row])
+                versions[tuple((axis, left.tobytes()) for axis, left in cuts if not left.all())] = float(elements[row])
+            correction += sum(versions.values()) - float(elements[rows].sum())
+        return correction
+
+    def _channels(self, extent: int) -> IntArray:
+        start = self._starts[extent]
+        return self._flat[start : start + self._lengths[extent]]
 
     def layers(self, keep: BoolArray) -> tuple[LayerCost, ...]:
         """Return the cost of every layer that has a weight."""

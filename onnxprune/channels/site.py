@@ -116,17 +116,31 @@ def compress(ids: Ids) -> Ids:
     return ids
 
 
+def together(site: Site, ids: Ids, axes: Sequence[int]) -> Ids:
+    """Tie all ids that differ only in their place on `axes`; return ids that don't lie on these axes any more."""
+    head = ids
+    for axis in axes:
+        head = head.take([0], axis=axis)
+    site.tie(ids, np.broadcast_to(head, ids.shape), f"{site.op} needs what belongs to it on another axis")
+    return head
+
+
 def lane(site: Site, i: int, axis: int) -> Ids:
-    """Return the (n,) ids along one axis of input i; channels on any other axis are pinned."""
+    """Return the (n,) ids along one axis of input i.
+
+    Channels that lie on other axes, too, are tied there; those that lie on another axis alone are pinned.
+    """
     ids = site.ids(i)
     shape = site.shape(i)
     axis %= len(shape)
     if ids is None:
         return np.full(shape[axis], FIXED, dtype=np.int64)
-    others = [a for a in varying(ids) if a != axis]
-    if others:
+    on = varying(ids)
+    others = [a for a in on if a != axis]
+    if others and axis not in on:
         site.pin(ids, f"{site.op} can't lose channels on axis {others[0]}")
         return np.full(shape[axis], FIXED, dtype=np.int64)
+    ids = together(site, ids, others) if others else ids
     return np.ascontiguousarray(np.broadcast_to(ids.reshape(-1), (shape[axis],)))
 
 
@@ -137,13 +151,16 @@ def rows(ids: Ids, axis: int) -> Ids:
 
 
 def pin_axes(site: Site, i: int, axes: Sequence[int], what: str) -> Ids:
-    """Return the ids of input i, after pinning them if any lies on `axes`."""
+    """Return the ids of input i when none may be lost on `axes`: tied there if they lie on others, too, else pinned."""
     ids = site.ids(i)
     assert ids is not None
-    if any(ids.shape[axis] > 1 for axis in axes):
-        site.pin(ids, what)
-        return nothing(ids.ndim)
-    return ids
+    touched = [axis for axis in varying(ids) if axis in axes]
+    if not touched:
+        return ids
+    if len(touched) < len(varying(ids)):
+        return together(site, ids, touched)
+    site.pin(ids, what)
+    return nothing(ids.ndim)
 
 
 def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Ids:

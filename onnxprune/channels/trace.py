@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
 from onnxprune.channels.site import Size, nothing
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.model import Model, is_float, tensors_of, weightless
-from onnxprune.normalise import captured_names
+from onnxprune.normalise import captured_names, fold_constants, fold_shapes
 from onnxprune.types import IntArray, Role, Trace, Work
 
 BATCH = 13
@@ -70,6 +71,7 @@ def trace(
         known.inputs,
         known.batch,
         params,
+        dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
         {(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
     )
 
@@ -114,6 +116,10 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
         wanted += [t.name for t in outputs if t.outputs and _is_small_integer(types.get(t.name), shapes.get(t.name))]
         if not wanted:
             return _Shapes(batch, inputs, shapes, {})
+        more, values = _computed(model, inputs)
+        shapes = {**more, **shapes}
+        if all(t.name in shapes for t in outputs):
+            return _Shapes(batch, inputs, shapes, values)
         if dynamic and batch == BATCH:
             continue  # a smaller batch is cheaper to run
         try:
@@ -125,6 +131,29 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
         return _Shapes(batch, inputs, shapes, {k: v for k, v in seen.items() if _is_small_integer(v, np.shape(v))})
     assert error is not None
     raise error
+
+
+def _computed(
+    model: Model, inputs: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray[Any, Any]]]:
+    """Compute shape arithmetic for inputs of these shapes, without running the network.
+
+    Returns:
+        Shapes by tensor, and the integers that nodes other than shape arithmetic read.
+    """
+    graph = model.graph.copy()
+    concrete = replace(model, graph=graph)
+    shapes: dict[str, tuple[int, ...]] = {}
+    while True:
+        inferred = runtime.infer_shapes(weightless(concrete), inputs)
+        shapes |= inferred.full
+        if not fold_shapes(graph, inferred.partial):
+            break
+        fold_constants(graph, str(model.path))
+    constant = {t.name: t.values for _, _, t in tensors_of(graph) if not is_float(t)}
+    computed = {t.name for node in model.graph.nodes for t in node.outputs}
+    values = {name: value for name, value in constant.items() if name in computed}
+    return {**shapes, **{name: value.shape for name, value in values.items()}}, values
 
 
 def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:

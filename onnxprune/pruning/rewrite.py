@@ -101,20 +101,20 @@ def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
     literals: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for fact in trace.counts:
         survivors = int(alive[fact.channels].sum())
-        if survivors == fact.channels.size:
-            continue
-        node, value = nodes[fact.node], survivors
+        node = nodes[fact.node]
         if fact.input is not None:
-            literals[fact.node, fact.input].append((fact.index or 0, value))
+            literals[fact.node, fact.input].append((fact.index or 0, survivors))
         elif fact.index is None:
-            node.attrs[fact.field] = value
+            node.attrs[fact.field] = survivors
         else:
-            node.attrs[fact.field] = [value if i == fact.index else v for i, v in enumerate(node.attrs[fact.field])]
+            node.attrs[fact.field] = [survivors if i == fact.index else v for i, v in enumerate(node.attrs[fact.field])]
     for (n, position), changes in literals.items():
-        integers: IntArray = nodes[n].inputs[position].values.copy()
-        for index, value in changes:
-            integers.reshape(-1)[index] = value
-        _replace(nodes[n], n, position, integers)
+        old = nodes[n].inputs[position].values
+        integers: IntArray = old.copy()
+        for index, survivors in changes:
+            integers.reshape(-1)[index] = survivors
+        if not np.array_equal(integers, old):
+            _replace(nodes[n], n, position, integers)
     for lookup in trace.lookups:
         left = alive[lookup.channels]
         if not left.all():
