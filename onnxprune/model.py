@@ -32,6 +32,7 @@ from onnxprune.normalise import (
     fold_constants,
     fold_shapes,
     needs_arguments,
+    unshare_targets,
 )
 from onnxprune.output import check_destination, staged
 
@@ -160,6 +161,7 @@ def _load(file: Path) -> Model:
     if any(needs_arguments(node) for node in graph.nodes):
         opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
         explicit_arguments(graph, _static_shapes(model), opset)
+    unshare_targets(graph)
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)

@@ -186,6 +186,36 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
             node.inputs = [node.inputs[0], constant]
 
 
+TARGETS = {"Expand": 1, "Reshape": 1, "Resize": 3}
+"""The input that holds a target shape, by operator."""
+
+
+def unshare_targets(graph: gs.Graph) -> None:
+    """Give every reader of a target shape joined by Concat a Concat of its own.
+
+    Exporters merge equal expressions, so that one shape serves layers whose channels have nothing to do with each other.
+    """
+    clones = []
+    for node in graph.nodes:
+        if node.op != "Concat":
+            continue
+        readers = list(node.outputs[0].outputs)
+        if len(readers) < 2 or not all(_is_target(reader, node.outputs[0]) for reader in readers):
+            continue
+        for number, reader in enumerate(readers[1:], start=1):
+            output = gs.Variable(f"{node.outputs[0].name}__{number}")
+            clones.append(gs.Node("Concat", f"{node.name}__{number}", dict(node.attrs), list(node.inputs), [output]))
+            reader.inputs[TARGETS[reader.op]] = output
+    if clones:
+        graph.nodes.extend(clones)
+        graph.toposort()
+
+
+def _is_target(reader: gs.Node, tensor: gs.Variable) -> bool:
+    places = [i for i, t in enumerate(reader.inputs) if t is tensor]
+    return reader.op in TARGETS and places == [TARGETS[reader.op]]
+
+
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:
     tensor = node.inputs[0]
     sizes = list(tensor.shape) if isinstance(tensor, gs.Constant) else known.get(tensor.name)

@@ -153,6 +153,7 @@ class Facts:
             channels = self._one_dimensional(lookup[raw.ids], raw.ids, raw.node)
             if channels is not None and (channels >= 0).any():
                 slices.append(Slice(raw.node, raw.input, raw.tensor, raw.axis, channels, raw.role))
+        self._pin_conflicts(lookup)
         counts: list[Count] = []
         for count in self.counts:
             channels = self._one_dimensional(lookup[count.ids], count.ids, count.node)
@@ -247,6 +248,15 @@ class Facts:
         if not (ordered == ordered[:1]).all():
             self.pin(ids, node, "its channels don't form a rectangle in a tensor")
         return None
+
+    def _pin_conflicts(self, lookup: IntArray) -> None:
+        """Pin channels whose number is held by one integer together with the number of others."""
+        owners: dict[tuple[int, str, int | None, int | None], RawCount] = {}
+        for count in self.counts:
+            first = owners.setdefault((count.node, count.field, count.input, count.element), count)
+            if not np.array_equal(lookup[first.ids], lookup[count.ids]):
+                for one in (first, count):
+                    self.pin(one.ids, count.node, "one integer of a shape stands for its number and for that of others")
 
     def _check_equal(self, equal: RawEqual, lookup: IntArray, n: int) -> None:
         """Pin what a size computed at run time depends on, unless it follows the survivors whatever they are."""

@@ -239,6 +239,24 @@ def channel_norm(site: Site) -> list[Ids]:
     return [ids] + [nothing(rank)] * (site.n_outputs - 1)
 
 
+def group_norm(site: Site) -> list[Ids]:
+    """Channels of a group share statistics and go together, a whole group at a time."""
+    ids = lane(site, 0, 1)
+    rank = len(site.shape(0))
+    groups = int(site.attr("num_groups"))
+    scale, bias = site.const(1), site.const(2)
+    if scale is None or bias is None:
+        site.pin(ids, "a parameter of this GroupNormalization is not a constant")
+        return [nothing(rank)]
+    blocks = ids.reshape(groups, -1)
+    site.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
+    first = np.ascontiguousarray(blocks[:, 0])
+    site.count("num_groups", first)
+    for i, value in ((1, scale), (2, bias)):  # one value per group before opset 21
+        site.slice(i, 0, ids if value.size == ids.size else first, "follows")
+    return [on_axis(ids, 1, rank)]
+
+
 def recurrent(site: Site) -> list[Ids]:
     """Reads the channels of its input; its own state stays.
 
@@ -317,7 +335,7 @@ LABELS = "ABCDEFGHIJKLMNOP"
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
     **dict.fromkeys(
-        ("GroupNormalization", "LRN", "LayerNormalization", "MeanVarianceNormalization", "RMSNormalization"),
+        ("LRN", "LayerNormalization", "MeanVarianceNormalization", "RMSNormalization"),
         channel_norm,
     ),
     **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), roi_align),
@@ -326,6 +344,7 @@ RULES: dict[str, Rule] = {
     "ConvTranspose": conv_transpose,
     "Einsum": einsum,
     "Gemm": gemm,
+    "GroupNormalization": group_norm,
     "InstanceNormalization": instance_norm,
     "MatMul": matmul,
 }
