@@ -11,6 +11,7 @@ from onnxprune.errors import OptionError
 IMPORTANCES = ("l1", "l2", "fpgm", "bn_scale", "random")
 SCOPES = ("global", "uniform")
 SCHEDULES = ("block", "progressive")
+GROUPED = ("positions", "whole")
 QUANTITIES = ("flops", "params")
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -30,6 +31,7 @@ class Options:
         max_ratio: share of a group that may go at most.
         threshold: remove every channel whose importance, divided by the mean of its group, lies below.
         ignore: glob patterns of layers that keep all channels.
+        grouped: what goes in a grouped convolution: the same `positions` of every group, or `whole` groups.
         seed: for everything random.
     """
 
@@ -44,6 +46,7 @@ class Options:
     max_ratio: float = 0.9
     threshold: float | None = None
     ignore: tuple[str, ...] = ()
+    grouped: str = "positions"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +54,7 @@ class Options:
             ("importance", self.importance, IMPORTANCES),
             ("schedule", self.schedule, SCHEDULES),
             ("scope", self.scope, SCOPES),
+            ("grouped", self.grouped, GROUPED),
         ):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")

@@ -58,7 +58,12 @@ class Result:
         models.save(self.model, path, _provenance(self.plan))
 
 
-def analyse(model: Model, ignore: tuple[str, ...] = (), known: dict[str, tuple[int, ...]] | None = None) -> Analysis:
+def analyse(
+    model: Model,
+    ignore: tuple[str, ...] = (),
+    known: dict[str, tuple[int, ...]] | None = None,
+    grouped: str = "positions",
+) -> Analysis:
     """Trace a loaded model; `known` are the shapes of data, for dynamic axes.
 
     Raises:
@@ -66,7 +71,7 @@ def analyse(model: Model, ignore: tuple[str, ...] = (), known: dict[str, tuple[i
         OptionError: an --ignore pattern that matches nothing.
     """
     with _unless_it_does_not_run(model, known):
-        traced = trace_model(model, ignore=ignore, input_shapes=known)
+        traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped)
         return Analysis(model, traced, CostModel(traced))
 
 
@@ -227,7 +232,7 @@ def prune(
     calibration = load_data(data, specs, preprocess) if data is not None else None
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else calibration
     known = checked_on.shapes() if checked_on is not None else None
-    analysis = analyse(loaded, options.ignore, known)
+    analysis = analyse(loaded, options.ignore, known, options.grouped)
     known = known or analysis.trace.input_shapes
     if plan is not None:
         refuse_unprunable(analysis)

@@ -39,6 +39,7 @@ class Site(Protocol):
     n_inputs: int
     n_outputs: int
     opset: int
+    whole_groups: bool
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""

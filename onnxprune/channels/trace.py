@@ -33,13 +33,18 @@ MAX_REPORTED = 3
 
 
 def trace(
-    model: Model, *, ignore: Sequence[str] = (), input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: Model,
+    *,
+    ignore: Sequence[str] = (),
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    grouped: str = "positions",
 ) -> Trace:
     """Find the channels of a model, how they are coupled, and which must stay.
 
     Args:
         model: a loaded model.
         ignore: glob patterns; layers whose name, weight or group matches keep all channels.
+        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.
 
     Raises:
@@ -50,7 +55,9 @@ def trace(
     ops = tuple(node.op for node in model.graph.nodes)
     known = _shapes(model, input_shapes)
     facts = Facts()
-    _Walk(model.graph, model.header.opset_import, facts, known).run()
+    walk = _Walk(model.graph, model.header.opset_import, facts, known)
+    walk.whole_groups = grouped == "whole"
+    walk.run()
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
     works = tuple(replace(work, positions=work.positions // known.batch) for work in resolved.works)
@@ -171,6 +178,7 @@ class _Walk:
         self.graph, self.facts = graph, facts
         self.shapes, self.values = known.tensors, known.integers
         self.ids: dict[str, IntArray] = {}
+        self.whole_groups = False
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
         self.opset = next(entry.version for entry in opsets if entry.domain in ("", "ai.onnx"))
 
@@ -240,6 +248,7 @@ class _Site:
         self.n_inputs = len(node.inputs)
         self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
         self.opset = walk.opset
+        self.whole_groups = walk.whole_groups
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self._node.attrs.get(name, default)

@@ -35,14 +35,14 @@ def conv(site: Site) -> list[Ids]:
         out = np.repeat(ids, n_out // groups)
         site.slice(1, 0, out, "follows")
         site.count("group", ids)
+    elif site.whole_groups:
+        out = _whole_groups(site, ids, n_out, groups)
+        site.slice(1, 0, out, "writes")
     else:
         blocks = ids.reshape(groups, per_group)
-        site.tie(
-            blocks, np.broadcast_to(blocks[:1], blocks.shape), "another group of this Conv reads a channel that stays"
-        )
+        _tie_groups(site, blocks, "another group of this Conv reads a channel that stays")
         out = site.mint(n_out)
-        out_blocks = out.reshape(groups, n_out // groups)
-        site.tie(out_blocks, np.broadcast_to(out_blocks[:1], out_blocks.shape), "")
+        _tie_groups(site, out.reshape(groups, n_out // groups), "")
         site.slice(1, 1, blocks[0], "reads")
         site.slice(1, 0, out, "writes")
     _bias(site, 2, out)
@@ -189,6 +189,9 @@ def conv_transpose(site: Site) -> list[Ids]:
         out = np.repeat(ids, per_group)
         site.slice(1, 0, ids, "follows")
         site.count("group", ids)
+    elif site.whole_groups:
+        out = _whole_groups(site, ids, per_group * groups, groups)
+        site.slice(1, 0, ids, "follows")
     else:
         _tie_groups(site, ids.reshape(groups, -1), "another group of this ConvTranspose reads a channel that stays")
         out = site.mint(per_group * groups)
@@ -198,6 +201,20 @@ def conv_transpose(site: Site) -> list[Ids]:
         site.slice(1, 1, blocks[0], "writes")
     _bias(site, 2, out)
     return [on_axis(out, 1, rank)]
+
+
+def _whole_groups(site: Site, ids: Ids, n_out: int, groups: int) -> Ids:
+    """Tie everything that a group of a convolution reads and writes; return the ids it writes.
+
+    Nothing else is left that reads what a removed group read, so this is exact.
+    """
+    out = site.mint(n_out)
+    reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
+    for blocks in (reads, writes):
+        whole = np.broadcast_to(writes[:, :1], blocks.shape)
+        site.tie(blocks, whole, f"another channel of its group of this {site.op} stays")
+    site.count("group", writes[:, 0])
+    return out
 
 
 def _tie_groups(site: Site, blocks: Ids, reason: str) -> None:

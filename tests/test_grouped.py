@@ -1,0 +1,33 @@
+"""Grouped convolutions lose positions of every group, or whole groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import Builder, load, random_plan
+
+from onnxprune import verify
+from onnxprune.channels.cost import CostModel
+from onnxprune.channels.trace import trace
+from onnxprune.pruning import rewrite
+
+
+@pytest.mark.parametrize(("grouped", "units"), [("positions", 3), ("whole", 4)])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_units_of_a_grouped_convolution(op: str, grouped: str, units: int) -> None:
+    b = Builder()
+    first = b.conv("x", 12)
+    shape = (8, 3, 3, 3) if op == "Conv" else (12, 2, 3, 3)
+    middle = b.node(op, [first, b.normal(*shape)], (8, *b.shapes[first][1:]), group=4, pads=[1, 1, 1, 1])
+    model = load(b.build(b.conv(middle, 5)))
+    found = trace(model, grouped=grouped)
+    free = {group.layers[0]: int((~found.pinned[group.channels]).sum()) for group in found.groups}
+    assert units in free.values()
+    for seed in range(4):
+        keep = random_plan(found, seed, 0.5)
+        pruned = rewrite.delete(model, found, keep)
+        assert verify.prove(model, pruned, rewrite.mask(model, found, keep)).difference <= verify.TOLERANCE
+        again = CostModel(trace(pruned, grouped=grouped)).totals(
+            np.ones(trace(pruned, grouped=grouped).n_channels, bool)
+        )
+        assert CostModel(found).totals(keep) == pytest.approx(again)
