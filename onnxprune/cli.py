@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import GROUPED, IMPORTANCES, SCHEDULES, SCOPES, Options, parse_targets
+from onnxprune.options import GROUPED, HEADS, IMPORTANCES, SCHEDULES, SCOPES, Options, parse_targets
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Measure, Stage
@@ -151,6 +151,13 @@ DIALS = _together(
         show_default=True,
         help="What goes in grouped convolutions: positions of every group, or whole groups.",
     ),
+    click.option(
+        "--heads",
+        type=click.Choice(HEADS),
+        default=DEFAULTS.heads,
+        show_default=True,
+        help="What goes in attention: whole heads, or width of every head.",
+    ),
     click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random."),
 )
 TIMING = _together(
@@ -217,7 +224,7 @@ def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
 
     options = _options(dials)
     check_destination(output, model)
-    analysis = pipeline.analyse(load(model), options.ignore, grouped=options.grouped)
+    analysis = pipeline.analyse(load(model), options.ignore, grouped=options.grouped, heads=options.heads)
     chosen = pipeline.make_plan(analysis, options)
     plan_file.write(output, chosen, analysis.trace, model.name)
     if as_json:

@@ -12,6 +12,7 @@ IMPORTANCES = ("l1", "l2", "fpgm", "bn_scale", "random")
 SCOPES = ("global", "uniform")
 SCHEDULES = ("block", "progressive")
 GROUPED = ("positions", "whole")
+HEADS = ("whole", "width")
 QUANTITIES = ("flops", "params")
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -32,6 +33,7 @@ class Options:
         threshold: remove every channel whose importance, divided by the mean of its group, lies below.
         ignore: glob patterns of layers that keep all channels.
         grouped: what goes in a grouped convolution: the same `positions` of every group, or `whole` groups.
+        heads: what goes in attention: `whole` heads, or `width` of every head.
         seed: for everything random.
     """
 
@@ -47,6 +49,7 @@ class Options:
     threshold: float | None = None
     ignore: tuple[str, ...] = ()
     grouped: str = "positions"
+    heads: str = "whole"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class Options:
             ("schedule", self.schedule, SCHEDULES),
             ("scope", self.scope, SCOPES),
             ("grouped", self.grouped, GROUPED),
+            ("heads", self.heads, HEADS),
         ):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")

@@ -63,6 +63,7 @@ def analyse(
     ignore: tuple[str, ...] = (),
     known: dict[str, tuple[int, ...]] | None = None,
     grouped: str = "positions",
+    heads: str = "whole",
 ) -> Analysis:
     """Trace a loaded model; `known` are the shapes of data, for dynamic axes.
 
@@ -71,7 +72,7 @@ def analyse(
         OptionError: an --ignore pattern that matches nothing.
     """
     with _unless_it_does_not_run(model, known):
-        traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped)
+        traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped, heads=heads)
         return Analysis(model, traced, CostModel(traced))
 
 
@@ -232,7 +233,7 @@ def prune(
     calibration = load_data(data, specs, preprocess) if data is not None else None
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else calibration
     known = checked_on.shapes() if checked_on is not None else None
-    analysis = analyse(loaded, options.ignore, known, options.grouped)
+    analysis = analyse(loaded, options.ignore, known, options.grouped, options.heads)
     known = known or analysis.trace.input_shapes
     if plan is not None:
         refuse_unprunable(analysis)

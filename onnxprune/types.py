@@ -61,6 +61,19 @@ class Lookup:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """Node `node` multiplies its activation at input `input` with another one and sums over `axis`, which holds `channels`.
+
+    No weight reads them there; the masked model has them set to zero in the activation.
+    """
+
+    node: int
+    input: int
+    axis: int
+    channels: IntArray
+
+
+@dataclass(frozen=True)
 class Pin:
     """`channels` must stay, because of `reason` at node `node` (its label) of operator `op`."""
 
@@ -128,6 +141,7 @@ class Trace:
     slices: tuple[Slice, ...]
     counts: tuple[Count, ...]
     lookups: tuple[Lookup, ...]
+    summed: tuple[Summed, ...]
     works: tuple[Work, ...]
     extents: tuple[IntArray, ...]
     shapes: dict[str, tuple[int, ...]]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Work
+from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Summed, Work
 
 FIXED = -1
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)
@@ -46,6 +46,15 @@ class RawLookup(NamedTuple):
     ids: IntArray
 
 
+class RawSummed(NamedTuple):
+    """A `Summed` before resolution; `ids` as in `RawSlice`."""
+
+    node: int
+    input: int
+    axis: int
+    ids: IntArray
+
+
 class RawEqual(NamedTuple):
     """A size computed at run time as (survivors of `ids`) * num / den must equal the survivors of `rows`."""
 
@@ -75,6 +84,7 @@ class Resolved:
     slices: tuple[Slice, ...]
     counts: tuple[Count, ...]
     lookups: tuple[Lookup, ...]
+    summed: tuple[Summed, ...]
     extents: tuple[IntArray, ...]
     works: tuple[Work, ...]
 
@@ -91,6 +101,7 @@ class Facts:
         self.slices: list[RawSlice] = []
         self.counts: list[RawCount] = []
         self.lookups: list[RawLookup] = []
+        self.summed: list[RawSummed] = []
         self.equals: list[RawEqual] = []
         self.works: list[Work] = []
         self.grids: dict[bytes, IntArray] = {}
@@ -164,6 +175,7 @@ class Facts:
             channels = self._one_dimensional(lookup[found.ids], found.ids, found.node)
             if channels is not None and (channels >= 0).any():
                 lookups.append(Lookup(found.node, found.input, channels))
+        summed = [Summed(raw.node, raw.input, raw.axis, lookup[raw.ids]) for raw in self.summed]
         for equal in self.equals:
             self._check_equal(equal, lookup, n)
 
@@ -185,7 +197,16 @@ class Facts:
             pinned[pin.channels] = True
         groups = self._groups(of_id, n, labels)
         return Resolved(
-            n, groups, pinned, pins, tuple(slices), tuple(counts), tuple(lookups), tuple(extents.values()), works
+            n,
+            groups,
+            pinned,
+            pins,
+            tuple(slices),
+            tuple(counts),
+            tuple(lookups),
+            tuple(summed),
+            tuple(extents.values()),
+            works,
         )
 
     def _components(self) -> IntArray:

@@ -40,6 +40,7 @@ class Site(Protocol):
     n_outputs: int
     opset: int
     whole_groups: bool
+    head_width: bool
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -79,6 +80,9 @@ class Site(Protocol):
 
     def lookup(self, i: int, ids: Ids) -> None:
         """Say that the constant at input i holds positions on an axis with ids."""
+
+    def summed(self, i: int, axis: int, ids: Ids) -> None:
+        """Say that activation i is summed over along an axis with another activation that holds the same ids."""
 
     def sizes(self, i: int) -> list[Size] | None:
         """Return where the integers at input i come from; None where that is not known."""

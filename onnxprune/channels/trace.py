@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
 from onnxprune.channels import sizes
-from onnxprune.channels.facts import FIXED, NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice
+from onnxprune.channels.facts import FIXED, NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
 from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
 from onnxprune.channels.site import Size, nothing
 from onnxprune.errors import ModelError, OptionError
@@ -38,6 +38,7 @@ def trace(
     ignore: Sequence[str] = (),
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     grouped: str = "positions",
+    heads: str = "whole",
 ) -> Trace:
     """Find the channels of a model, how they are coupled, and which must stay.
 
@@ -45,6 +46,7 @@ def trace(
         model: a loaded model.
         ignore: glob patterns; layers whose name, weight or group matches keep all channels.
         grouped: whether grouped convolutions lose `positions` of every group or `whole` groups.
+        heads: whether attention loses `whole` heads, or `width` of every head.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.
 
     Raises:
@@ -56,7 +58,7 @@ def trace(
     known = _shapes(model, input_shapes)
     facts = Facts()
     walk = _Walk(model.graph, model.header.opset_import, facts, known)
-    walk.whole_groups = grouped == "whole"
+    walk.whole_groups, walk.head_width = grouped == "whole", heads == "width"
     walk.run()
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
@@ -72,6 +74,7 @@ def trace(
         resolved.slices,
         resolved.counts,
         resolved.lookups,
+        resolved.summed,
         works,
         resolved.extents,
         known.tensors,
@@ -179,6 +182,7 @@ class _Walk:
         self.shapes, self.values = known.tensors, known.integers
         self.ids: dict[str, IntArray] = {}
         self.whole_groups = False
+        self.head_width = False
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
         self.opset = next(entry.version for entry in opsets if entry.domain in ("", "ai.onnx"))
 
@@ -249,6 +253,7 @@ class _Site:
         self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
         self.opset = walk.opset
         self.whole_groups = walk.whole_groups
+        self.head_width = walk.head_width
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self._node.attrs.get(name, default)
@@ -298,6 +303,10 @@ class _Site:
 
     def lookup(self, i: int, ids: IntArray) -> None:
         self._walk.facts.lookups.append(RawLookup(self._n, i, ids))
+
+    def summed(self, i: int, axis: int, ids: IntArray) -> None:
+        if (ids >= 0).any():
+            self._walk.facts.summed.append(RawSummed(self._n, i, axis, ids))
 
     def sizes(self, i: int) -> list[Size] | None:
         if not self.has(i):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Model
-from onnxprune.types import BoolArray, IntArray, Slice, Trace
+from onnxprune.types import BoolArray, IntArray, Slice, Summed, Trace
 
 
 def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
@@ -86,7 +86,26 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
         for axis, flags in dead:
             value[(slice(None),) * axis + (flags,)] = 0
         nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
+    for summed in trace.summed:  # new nodes go to the end, so that node numbers stay right
+        if not alive[summed.channels].all():
+            _zero_activation(result.graph, trace, summed, alive[summed.channels])
+    if trace.summed:
+        result.graph.toposort()
     return result
+
+
+def _zero_activation(graph: gs.Graph, trace: Trace, summed: Summed, flags: BoolArray) -> None:
+    """Multiply an operand by 1 where a channel stays, and by 0 where it goes."""
+    weights = [t for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)]
+    dtype = next((t.values.dtype for t in weights if np.issubdtype(t.values.dtype, np.floating)), np.dtype(np.float32))
+    node = graph.nodes[summed.node]
+    operand = node.inputs[summed.input]
+    shape = [1] * len(trace.shapes[operand.name])
+    shape[summed.axis] = flags.size
+    factor = gs.Constant(f"{operand.name}__mask", flags.astype(dtype).reshape(shape))
+    masked = gs.Variable(f"{operand.name}__masked")
+    graph.nodes.append(gs.Node("Mul", f"{operand.name}__mul", {}, [operand, factor], [masked]))
+    node.inputs[summed.input] = masked
 
 
 def _by_use(trace: Trace) -> dict[tuple[int, int], list[Slice]]:

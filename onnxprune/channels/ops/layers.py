@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.channels.site import Ids, Rule, Site, lane, nothing, on_axis, pin_axes, rows, tie_broadcast, varying
+from onnxprune.channels.site import (
+    Ids,
+    Rule,
+    Site,
+    lane,
+    nothing,
+    on_axis,
+    pin_axes,
+    rows,
+    tie_broadcast,
+    together,
+    varying,
+)
 
 
 def conv(site: Site) -> list[Ids]:
@@ -117,35 +130,54 @@ def matmul(site: Site) -> list[Ids]:
 def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
     """Multiply two activations, given the labels of their axes as in Einsum.
 
-    Channels on a batch label (attention heads) are tied and go whole. Removing head h removes all that is computed from it,
-    so this is exact. Channels that lie on a contracted label alone stay: no weight reads them that could be zeroed.
+    Channels on a label that both share and keep (attention heads) are tied and go whole: removing head h removes all that is
+    computed from it. With `head_width`, or where there are no heads, channels that are summed over are tied between the two
+    factors, and go together. Both are exact.
     """
-    rank = len(result)
-    operands: list[tuple[Ids, tuple[int, ...]]] = []
+    shared = [label for label in terms[0] if label in terms[1]]
+    summed = [label for label in shared if label not in result]
+    both = [site.ids(0), site.ids(1)]
+    a, b = (ids if ids is not None else nothing(len(term)) for ids, term in zip(both, terms, strict=True))
+    factors = [a, b]
     for i, term in enumerate(terms):
-        ids = site.ids(i)
-        assert ids is not None
-        labels = [term[axis] for axis in varying(ids)]
-        contracted = [term.index(label) for label in labels if label not in result]
-        if contracted:
-            if not any(label in result and label in terms[1 - i] for label in labels):
-                for other in (site.ids(0), site.ids(1)):
-                    assert other is not None
-                    site.pin(other, f"this {site.op} sums them up with another activation")
-                return nothing(rank)
-            for axis in contracted:  # a whole head at a time
-                head = ids.take([0], axis=axis)
-                site.tie(ids, np.broadcast_to(head, ids.shape), "another part of its head stays")
-                ids = head
+        on = {term[axis] for axis in varying(factors[i])}
+        heads = [label for label in shared if label in on and label in result]
+        if heads and on.intersection(summed) and not site.head_width:
+            factors[i] = together(site, factors[i], [term.index(label) for label in summed if label in on])
+        elif heads and site.head_width and len(on) > len(heads):
+            factors[i] = together(site, factors[i], [term.index(label) for label in heads])
+    if any(term[axis] in summed for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)):
+        _tie_summed(site, factors, terms, summed)
+        factors = [nothing(ids.ndim) for ids in factors]
+    operands = []
+    for i, (ids, term) in enumerate(zip(factors, terms, strict=True)):
         order = [term.index(label) for label in result if label in term]
-        summed = tuple(axis for axis, label in enumerate(term) if label not in result)
-        ids = np.transpose(ids, [*order, *summed]).reshape([ids.shape[axis] for axis in order])
-        sizes = dict(zip(term, site.shape(i), strict=True))
-        present = iter(ids.shape)
+        rest = tuple(axis for axis, label in enumerate(term) if label not in result)
+        present = iter(np.transpose(ids, [*order, *rest]).shape)
         shape = [next(present) if label in term else 1 for label in result]
-        operands.append((ids.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
+        sizes = dict(zip(term, site.shape(i), strict=True))
+        arranged = np.transpose(ids, [*order, *rest]).reshape(shape)
+        operands.append((arranged, tuple(sizes.get(label, 1) for label in result)))
     (a, a_dims), (b, b_dims) = operands
     return tie_broadcast(site, a, a_dims, b, b_dims)[0]
+
+
+def _tie_summed(site: Site, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
+    """Tie channels that two activations are summed over; pin those that lie on other axes at the same time."""
+    reason = f"this {site.op} sums them up with a tensor whose channels stay"
+    lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
+    if len(lie_on) > 1 or len(summed) > 1:
+        for ids in factors:
+            site.pin(ids, f"this {site.op} sums over them, and over more")
+        return
+    (label,) = lie_on
+    axes = [term.index(label) for term in terms]
+    lanes = [
+        np.broadcast_to(rows(ids, axis), (site.shape(i)[axis],))
+        for i, (ids, axis) in enumerate(zip(factors, axes, strict=True))
+    ]
+    site.tie(lanes[0], lanes[1], reason)
+    site.summed(0, axes[0], lanes[0])
 
 
 def batchnorm(site: Site) -> list[Ids]:

@@ -1,0 +1,64 @@
+"""Attention loses whole heads, or width of every head; without heads, what both factors are summed over."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import load, random_plan
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import verify
+from onnxprune.channels.trace import trace
+from onnxprune.pruning import rewrite
+
+TOKENS, HEADS, WIDTH = 9, 4, 6
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "mode", "free"),
+    [(HEADS, "whole", [HEADS]), (HEADS, "width", [WIDTH, WIDTH]), (1, "whole", [WIDTH, WIDTH])],
+)
+def test_units_of_attention(n_heads: int, mode: str, free: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    inner = n_heads * WIDTH
+    weights = {name: rng.normal(size=(16, inner)).astype(np.float32) / 4 for name in ("wq", "wk", "wv")}
+    weights["wo"] = rng.normal(size=(inner, 5)).astype(np.float32)
+    shapes = {"split": np.array([0, TOKENS, n_heads, WIDTH]), "join": np.array([0, TOKENS, inner])}
+    nodes = []
+    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [
+            helper.make_node("MatMul", ["x", f"w{name}"], [name], name=name),
+            helper.make_node("Reshape", [name, "split"], [f"{name}s"]),
+            helper.make_node("Transpose", [f"{name}s"], [f"{name}t"], perm=perm),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["qt", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "vt"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["back", "join"], ["joined"]),
+        helper.make_node("MatMul", ["joined", "wo"], ["y"], name="out"),
+    ]
+    initializers = [numpy_helper.from_array(value, name) for name, value in (weights | shapes).items()]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        [info("x", TensorProto.FLOAT, ["N", TOKENS, 16])],
+        [info("y", TensorProto.FLOAT, ["N", TOKENS, 5])],
+        initializers,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(proto, full_check=True)
+    model = load(proto)
+    found = trace(model, heads=mode)
+    units = sorted(int((~found.pinned[group.channels]).sum()) for group in found.groups if group.name != "out")
+    assert units == free
+    effects = []
+    for seed in range(4):
+        keep = random_plan(found, seed, 0.5)
+        pruned, masked = rewrite.delete(model, found, keep), rewrite.mask(model, found, keep)
+        assert verify.prove(model, pruned, masked).difference <= verify.TOLERANCE
+        effects.append(keep.all())
+    assert not all(effects)
