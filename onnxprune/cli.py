@@ -249,7 +249,7 @@ def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
     "--plan",
     "plan_path",
     type=PATH,
-    help="Replay this plan.json; the dials above then have no say.",
+    help="Replay this plan.json; of the dials above only --grouped and --heads then have a say.",
 )
 @click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
 @TIMING

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from onnxprune import model as models
-from onnxprune import runtime, verify
+from onnxprune import files, runtime, verify
 from onnxprune.data import Data
 from onnxprune.errors import OptionError
 
@@ -129,7 +128,7 @@ def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int =
     Raises:
         ModelError: one cannot be read or run.
     """
-    protos = [models.read(path)[0] for path in paths]
+    protos = [files.read(path)[0] for path in paths]
     sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
     feeds = [
         runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, measure.batch), seed)

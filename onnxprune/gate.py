@@ -7,8 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxprune import model as models
-from onnxprune import runtime, verify
+from onnxprune import files, runtime, verify
 from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet
 from onnxprune.data import DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError
@@ -73,7 +72,7 @@ def check(
     if limits.max_drop is not None and data is None:
         raise OptionError("--max-drop needs data", hint="give --data")
     on_stage("load", None)
-    (ours, size), (theirs, _) = models.read(candidate), models.read(baseline)
+    (ours, size), (theirs, _) = files.read(candidate), files.read(baseline)
     checks = verify.structure(ours, theirs, strict=verify.full_check(theirs) is None)
     if not all(checks):
         return Verdict(tuple(checks))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +17,13 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
-from onnx import external_data_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import runtime
-from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.errors import ModelError
+from onnxprune.files import damaged, parse
 from onnxprune.normalise import (
     BatchNorm,
     explicit_arguments,
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
-KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-"""Domains whose operators a stock onnxruntime executes on the CPU."""
-
-OLDEST_OPSET = 7
 PROTO_LIMIT = 2**31 - 2**24
 """Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
 
@@ -131,12 +126,12 @@ def load(path: str | os.PathLike[str]) -> Model:
             anything else that keeps onnxruntime from loading it.
     """
     file = Path(path)
-    with _damaged(file):
+    with damaged(file):
         return _load(file)
 
 
 def _load(file: Path) -> Model:
-    content, proto, files = _read(file)
+    content, proto, files = parse(file)
     digest, size = hashlib.sha256(content).hexdigest(), sum(f.stat().st_size for f in files)
     if proto.functions:
         from onnx import inliner
@@ -196,34 +191,6 @@ def weightless(model: Model) -> onnx.ModelProto:
     return light
 
 
-def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
-    """Read and check a model as it is, external data included; return it and the bytes of its files.
-
-    Raises:
-        ModelError: as for `load`.
-    """
-    with _damaged(Path(path)):
-        _, proto, files = _read(Path(path))
-        return proto, sum(file.stat().st_size for file in files)
-
-
-@contextmanager
-def _damaged(file: Path) -> Iterator[None]:
-    """Tell whatever a library stumbles over in a file as a ModelError."""
-    try:
-        yield
-    except (OnnxPruneError, MemoryError):
-        raise
-    except Exception as error:
-        runtime.session(os.fspath(file), optimise=False, where=str(file))  # says it better, if it cannot load it either
-        raise ModelError(
-            "the model cannot be read",
-            where=str(file),
-            why=first_line(error),
-            hint="check that the file is undamaged and runs in onnxruntime",
-        ) from error
-
-
 def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
     """Write a model beside its destination, then move it there; return the bytes written.
 
@@ -256,150 +223,6 @@ def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | 
                         entry.value = data.name
             temporary.write_bytes(stub.SerializeToString())
             return temporary.stat().st_size + temporary_data.stat().st_size
-
-
-def _read(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
-    """Parse and check a file; return its bytes, the proto, and the files that it consists of."""
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise ModelError("no such model file", where=str(file), hint="check the path") from None
-    except IsADirectoryError:
-        raise ModelError("the model path is a folder", where=str(file), hint="name the .onnx file in it") from None
-    except OSError as error:
-        raise ModelError(
-            "the model file cannot be read",
-            where=str(file),
-            why=error.strerror or str(error),
-            hint="check the path and its permissions",
-        ) from error
-    if not content:
-        raise ModelError("the model file is empty", where=str(file), hint="export or copy the model again")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except Exception:
-        raise ModelError(
-            "not an ONNX file, or a truncated one",
-            where=str(file),
-            why=f"its {len(content):,} bytes are not a complete ONNX protobuf message",
-            hint="compare its size or checksum with the source, and copy or export it again",
-        ) from None
-    _check_header(proto, file)
-    _check_inputs(proto, file)
-    return content, proto, (file, *_load_external_data(proto, file))
-
-
-def _check_header(proto: onnx.ModelProto, file: Path) -> None:
-    if not proto.ir_version or not proto.HasField("graph"):
-        raise ModelError(
-            "not an ONNX model",
-            where=str(file),
-            why="it has no IR version or no graph",
-            hint="name an .onnx file, or export the model again",
-        )
-    if not proto.graph.node or not proto.graph.output:
-        raise ModelError(
-            "the graph is empty", where=str(file), why="it has no nodes, or no outputs", hint="export the model again"
-        )
-    opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    opset = opsets.get("", opsets.get("ai.onnx"))
-    newest = onnx.defs.onnx_opset_version()
-    if opset is None:
-        raise ModelError(
-            "the model names no ONNX opset",
-            where=str(file),
-            why="it is no complete ONNX model, or was cut off",
-            hint="copy or export it again",
-        )
-    if not OLDEST_OPSET <= opset <= newest:
-        raise ModelError(
-            f"opset {opset} is not supported",
-            where=str(file),
-            why=f"onnxprune reads opsets {OLDEST_OPSET} to {newest}",
-            hint="export with another opset, or convert it with onnx.version_converter",
-        )
-    names = [text for node in proto.graph.node for text in (node.name, node.op_type, *node.input, *node.output)]
-    names += [tensor.name for tensor in proto.graph.initializer]
-    if any(isinstance(name, bytes) for name in names):  # protobuf's way to say that it is no text
-        raise ModelError(
-            "the model is damaged", where=str(file), why="a name in it is no text", hint="copy or export it again"
-        )
-    local = {(function.domain, function.name) for function in proto.functions}
-    for node in proto.graph.node:
-        if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
-            raise ModelError(
-                f"operator {node.op_type} of domain '{node.domain}' is unknown",
-                where=f"{file}, node {node.name or node.output[0]}",
-                why="a stock onnxruntime cannot run it, so a pruned model could not be proven",
-                hint="export without custom operators",
-            )
-
-
-def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
-    """Take initializers out of the inputs (IR 3 lists each there, too), and refuse inputs that are not numbers."""
-    names = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in names]
-    if len(inputs) < len(proto.graph.input):
-        del proto.graph.input[:]
-        proto.graph.input.extend(inputs)
-        proto.ir_version = max(proto.ir_version, 4)
-    if not inputs:
-        raise ModelError(
-            "the model has no inputs", where=str(file), why="all it computes is constant", hint="export the model again"
-        )
-    for value in inputs:
-        if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-            raise ModelError(
-                f"input {value.name} is not a tensor of numbers",
-                where=str(file),
-                why="onnxprune could not run the model on data",
-                hint="export the network without the steps before it",
-            )
-
-
-def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
-    """Load tensors stored beside the file, after a look at where they lie; return those files."""
-    folder = file.resolve().parent
-    files: dict[Path, None] = {}
-    for tensor in external_data_helper._get_all_tensors(proto):
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        data = (folder / info.location).resolve()
-        where = f"{file}, tensor {tensor.name}"
-        if not info.location or Path(info.location).is_absolute() or folder not in data.parents:
-            raise ModelError(
-                "external data outside the model's folder",
-                where=where,
-                why=f"it points to {info.location!r}",
-                hint="keep the weights beside the .onnx file, and save the model again with a relative location",
-            )
-        if not data.is_file():
-            raise ModelError(
-                "external data are missing",
-                where=where,
-                why=f"no file {info.location!r} beside the model",
-                hint="copy the data file together with the .onnx file",
-            )
-        end = (info.offset or 0) + (info.length or 0)
-        if data.stat().st_size < end:
-            raise ModelError(
-                "external data are truncated",
-                where=where,
-                why=f"{info.location} has {data.stat().st_size:,} bytes, {end:,} are needed",
-                hint="copy the data file again",
-            )
-        files[data] = None
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        except Exception as error:
-            raise ModelError(
-                "external data cannot be read", where=where, why=first_line(error), hint="copy the data file again"
-            ) from error
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-    return list(files)
 
 
 def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

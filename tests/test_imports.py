@@ -16,7 +16,7 @@ import onnxprune
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
     ("errors", "types", "options", "output"),
-    ("normalise", "model", "data", "runtime"),
+    ("files", "normalise", "model", "data", "runtime"),
     ("channels",),
     ("pruning",),
     ("training",),

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune import files
 from onnxprune import model as model_files
 from onnxprune.errors import ModelError, OutputError
 
@@ -42,7 +43,7 @@ def test_facts_of_a_file(tiny_path):
 
 
 def test_reading_gives_the_model_as_it_is(tiny, tiny_path):
-    proto, size = model_files.read(tiny_path)
+    proto, size = files.read(tiny_path)
     assert proto == tiny
     assert size == tiny_path.stat().st_size
 

@@ -31,11 +31,7 @@ def conv(site: Site) -> list[Ids]:
     rank = len(site.out_shape())
     ids = lane(site, 0, 1)
     if weight is None:
-        reason = "the weight of this Conv is not a constant"
-        out = site.mint(site.out_shape()[1])
-        site.pin(ids, reason)
-        site.pin(out, reason)
-        return [on_axis(out, 1, rank)]
+        return [_computed_weight(site, ids)]
     n_out, per_group = weight.shape[:2]
     groups = int(site.attr("group", 1))
     positions = math.prod(site.out_shape()[2:]) * site.out_shape()[0]
@@ -205,11 +201,7 @@ def conv_transpose(site: Site) -> list[Ids]:
     rank = len(site.out_shape())
     ids = lane(site, 0, 1)
     if weight is None:
-        reason = "the weight of this ConvTranspose is not a constant"
-        out = site.mint(site.out_shape()[1])
-        site.pin(ids, reason)
-        site.pin(out, reason)
-        return [on_axis(out, 1, rank)]
+        return [_computed_weight(site, ids)]
     n_in, per_group = weight.shape[:2]
     groups = int(site.attr("group", 1))
     site.work(1, math.prod(site.shape(0)[2:]) * site.shape(0)[0])
@@ -233,6 +225,14 @@ def conv_transpose(site: Site) -> list[Ids]:
         site.slice(1, 1, blocks[0], "writes")
     _bias(site, 2, out)
     return [on_axis(out, 1, rank)]
+
+
+def _computed_weight(site: Site, ids: Ids) -> Ids:
+    """Pin what a layer without a constant weight reads and writes."""
+    out = site.mint(site.out_shape()[1])
+    for some in (ids, out):
+        site.pin(some, f"the weight of this {site.op} is not a constant")
+    return on_axis(out, 1, len(site.out_shape()))
 
 
 def _whole_groups(site: Site, ids: Ids, n_out: int, groups: int) -> Ids:
