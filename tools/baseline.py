@@ -112,14 +112,15 @@ def methods_table(data: dict[str, np.ndarray]) -> str:
 def main() -> None:
     """Measure, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readme-only", action="store_true", help="leave docs/baseline.md alone")
+    parser.add_argument("--only", choices=("readme", "docs"), help="write one of the two files")
     arguments = parser.parse_args()
     data = test_images()
-    readme = ROOT / "README.md"
-    head, rest = readme.read_text(encoding="utf-8").split(START)
-    _, tail = rest.split(END)
-    readme.write_text(f"{head}{START}\n{main_table(data)}\n{END}{tail}", encoding="utf-8")
-    if arguments.readme_only:
+    if arguments.only != "docs":
+        readme = ROOT / "README.md"
+        head, rest = readme.read_text(encoding="utf-8").split(START)
+        _, tail = rest.split(END)
+        readme.write_text(f"{head}{START}\n{main_table(data)}\n{END}{tail}", encoding="utf-8")
+    if arguments.only == "readme":
         return
     text = f"""# Pruning alone: how the methods compare
 

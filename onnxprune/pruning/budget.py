@@ -122,8 +122,8 @@ def allocate(
     """Remove the fewest blocks, weakest first, with which all limits hold.
 
     Cost falls with every block, so the number of blocks is found by bisection. Where the last block overshoots the target
-    (a coarse group can hold a fifth of the network), it is also tried without that block and what follows in its group, and
-    whichever comes nearest is taken.
+    (a coarse group can hold a fifth of the network), it is also tried without that block and what follows in its group. That
+    is taken when it lands nearer and removes no more importance.
 
     Args:
         trace: facts of the model.
@@ -145,7 +145,7 @@ def allocate(
     everything = _without(keep, blocks)
     if not limits.hold(*cost.totals(everything)):
         raise _unreachable(trace, cost, everything, limits, rules)
-    best, least = everything, np.inf
+    best, least, allowed = everything, np.inf, np.inf
     for _ in range(ATTEMPTS):
         if not limits.hold(*cost.totals(_without(keep, blocks))):
             break
@@ -156,8 +156,10 @@ def allocate(
             low, high = (low, middle) if holds else (middle, high)
         result = _without(keep, blocks[:high])
         overshoot = limits.overshoot(*cost.totals(result))
-        if overshoot < least:
+        lost = float(scores[keep & ~result].sum())
+        if overshoot < least and lost <= allowed:
             best, least = result, overshoot
+        allowed = min(allowed, lost)  # what the first attempt, weakest blocks in order, removes
         if overshoot < NEAR:
             break
         last = blocks[high - 1]
