@@ -4,7 +4,7 @@
 Needs the 10,000 test images of Fashion-MNIST (Debian package `dataset-fashion-mnist`).
 
 Example:
-    python tools/baseline.py            # both tables, about five minutes on two cores
+    python tools/baseline.py            # both tables, about ten minutes
 """
 
 from __future__ import annotations
