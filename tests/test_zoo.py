@@ -15,14 +15,12 @@ from onnx import numpy_helper
 from onnxprune import model as models
 from onnxprune import verify
 from onnxprune.options import Options
-from onnxprune.pipeline import analyse, make_plan
-from onnxprune.pruning import rewrite
+from onnxprune.pipeline import Analysis, analyse, make_plan
+from onnxprune.pruning import budget, importance, rewrite
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")
 TARGET = 0.5
-LEAST_LEFT = 0.48
-"""The target is met, and hardly more is taken than it asks for."""
 
 HEAVY = ("alexnet", "vgg11_bn", "vgg16")
 """A quarter to half a gigabyte of weights: opening four sessions takes longer than all else. Everything but the numerical proof is done."""
@@ -83,6 +81,19 @@ def stored_floats(proto: onnx.ModelProto) -> int:
     return sum(math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in floats)
 
 
+def largest_block(analysis: Analysis) -> float:
+    """Return the most MACs that a single block of channels holds in the whole network: no plan may miss by more."""
+    trace, everything = analysis.trace, np.ones(analysis.trace.n_channels, dtype=bool)
+    scores = importance.score(analysis.model, trace, "l2")
+    dense, _ = analysis.cost.totals(everything)
+    most = 0.0
+    for block in budget.blocks_of(trace, scores, everything, budget.Rules()):
+        without = everything.copy()
+        without[block.channels] = False
+        most = max(most, dense - analysis.cost.totals(without)[0])
+    return most
+
+
 def test_the_table_is_the_zoo() -> None:
     assert {file.name for file in ZOO.glob("*.z")} == {f"{e}-{name}.onnx.z" for e in EXPORTERS for name in PRUNABLE}
 
@@ -109,7 +120,7 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
         keep = make_plan(analysis, Options(reduce={"flops": TARGET})).keep
         dense, _ = analysis.cost.totals(np.ones_like(keep))
         left, params = analysis.cost.totals(keep)
-        assert LEAST_LEFT * dense <= left <= (1 - TARGET) * dense
+        assert (1 - TARGET) * dense - largest_block(analysis) <= left <= (1 - TARGET) * dense
         pruned = rewrite.delete(model, trace, keep)
         written = pruned.to_proto()
         assert [str(check) for check in verify.structure(written, source) if not check] == []

@@ -536,8 +536,15 @@ def _kind(text: str) -> str:
     return re.sub(r"\d[\d.,e+-]*", "…", text)[:200]
 
 
-def page(records: Sequence[Record], extra: str = "") -> str:
-    """Return docs/coverage.md."""
+def page(records: Sequence[Record], known: Sequence[str] = (), extra: str = "") -> str:
+    """Return docs/coverage.md.
+
+    Args:
+        records: the results.
+        known: ids of all entries of the zoo, to name those without a result.
+        extra: the section on time and memory.
+    """
+    missing = sorted(set(known) - {r["id"] for r in records})
     digests = collections.Counter(r["digest"] for r in records)
     short = [
         (_shortfall(r), f"{r['id']} (-{at(r, 0.5).get('reached', 0):.0%})") for r in records if "short" in at(r, 0.5)
@@ -551,7 +558,8 @@ def page(records: Sequence[Record], extra: str = "") -> str:
         "# Coverage: which networks it prunes\n",
         "Written by `python tools/coverage.py` from real runs; results of "
         + ", ".join(f"{n} entries with sources {d}" for d, n in digests.most_common())
-        + ".\n",
+        + f".\n\nThe sources as they stand are {package_digest()}: {digests[package_digest()]} of these entries were measured on "
+        + f"them, and {len(missing)} have no result yet. Where that is not all of them, the page is interim.\n",
         "## Summary\n",
         summary(records),
         _grouped("Failures", errors),
@@ -559,6 +567,7 @@ def page(records: Sequence[Record], extra: str = "") -> str:
         _grouped("50 % is out of reach, and why", short),
         _grouped("Not exported by torch", exports),
         _grouped("Exported with a fixed batch, as the exporter could not do a dynamic one", fixed),
+        f"\n### Not run yet ({len(missing)})\n\n{', '.join(missing)}\n" if missing else "",
         HOW,
         extra,
     ]
@@ -599,9 +608,11 @@ def write_page(cache: Path) -> None:
     records = list(read_results(cache).values())
     scaling = cache / "scaling.md"
     extra = scaling.read_text(encoding="utf-8") if scaling.exists() else ""
+    listed = cache / "entries.txt"
+    known = listed.read_text(encoding="utf-8").split() if listed.exists() else []
     if records:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(records, extra), encoding="utf-8")
+        PAGE.write_text(page(records, known, extra), encoding="utf-8")
 
 
 def main() -> None:
@@ -632,6 +643,10 @@ def main() -> None:
         write_page(arguments.cache)
         return
     known = zoo.entries(arguments.models, arguments.graphs)
+    listed = arguments.cache / "entries.txt"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    before = listed.read_text(encoding="utf-8").split() if listed.exists() else []  # folders may not be given each time
+    listed.write_text("\n".join(dict.fromkeys([*before, *(entry.id for entry in known)])), encoding="utf-8")
     chosen = zoo.select(known, arguments.only)
     if arguments.list:
         print("\n".join(entry.id for entry in chosen))
