@@ -297,7 +297,7 @@ def _verify(
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
-    original = runtime.session(_source(model, before_proto), threads=measure.threads, where=str(model.path))
+    original = runtime.session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
     candidate = runtime.session(after_proto, threads=measure.threads, where="the pruned model")
     found = compare(original, candidate, after_proto, data, measure, on_stage, seed)
     latency = found.latency
@@ -331,11 +331,6 @@ def _verify(
             "onnx": onnx.__version__,
         },
     )
-
-
-def _source(model: Model, proto: onnx.ModelProto) -> onnx.ModelProto | str:
-    """Return the original file where it loads as it is, so that it is measured as users run it."""
-    return str(model.path) if model.path.exists() else proto
 
 
 def _notes(analysis: Analysis, strict: bool) -> list[str]:

@@ -151,6 +151,13 @@ class Trace:
     per_tensor_uses: dict[str, int]
     weight_sizes: dict[tuple[int, int], int]
 
+    def slices_by_use(self) -> dict[tuple[int, int], list[Slice]]:
+        """Return the slices of each (node, input) that has any."""
+        uses: dict[tuple[int, int], list[Slice]] = {}
+        for fact in self.slices:
+            uses.setdefault((fact.node, fact.input), []).append(fact)
+        return uses
+
     def why_pinned(self, channels: IntArray) -> list[Pin]:
         """Return the pins that touch any of `channels`, each reason once per node."""
         mask = np.zeros(self.n_channels + 1, dtype=bool)

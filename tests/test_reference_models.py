@@ -19,9 +19,9 @@ from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OptionError
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options import SCOPES, Options
 from onnxprune.pipeline import Analysis
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.pruning import importance, rewrite
 from onnxprune.types import BoolArray, Trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +126,7 @@ def test_schedules_end_at_the_target(name: str, schedule: str, target: tuple[str
 
 
 @pytest.mark.parametrize("round_to", [1, 4, 8])
-@pytest.mark.parametrize("scope", budget.SCOPES)
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_survivors_are_multiples_of_round_to(name: str, scope: str, round_to: int) -> None:
     analysis = analysed(name)

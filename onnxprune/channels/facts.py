@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onnxprune.channels.site import FIXED, varying
 from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Summed, Work
 
-FIXED = -1
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)
 
 
@@ -139,8 +139,7 @@ class Facts:
                 lane = ids.reshape(1)
                 self.lanes.setdefault(lane.tobytes(), (node, lane))
             return
-        axes = [axis for axis, size in enumerate(ids.shape) if size > 1]
-        if len(axes) > 1:
+        if len(varying(ids)) > 1:
             grid = np.squeeze(ids)
             self.grids.setdefault(bytes(str(grid.shape), "ascii") + grid.tobytes(), grid)
             return
@@ -159,22 +158,25 @@ class Facts:
         n = int(of_id.max()) + 1 if of_id.size else 0
         lookup = np.append(of_id, FIXED)  # index -1 gives -1
 
-        slices: list[Slice] = []
-        for raw in self.slices:
+        def along(raw: RawSlice | RawCount | RawLookup) -> IntArray | None:
+            """Return the channels along the axis of a fact; None where it holds none that may go."""
             channels = self._one_dimensional(lookup[raw.ids], raw.ids, raw.node)
-            if channels is not None and (channels >= 0).any():
-                slices.append(Slice(raw.node, raw.input, raw.tensor, raw.axis, channels, raw.role))
+            return channels if channels is not None and (channels >= 0).any() else None
+
+        slices = [
+            Slice(raw.node, raw.input, raw.tensor, raw.axis, channels, raw.role)
+            for raw in self.slices
+            if (channels := along(raw)) is not None
+        ]
         self._pin_conflicts(lookup)
-        counts: list[Count] = []
-        for count in self.counts:
-            channels = self._one_dimensional(lookup[count.ids], count.ids, count.node)
-            if channels is not None and (channels >= 0).any():
-                counts.append(Count(count.node, count.field, count.input, count.element, channels))
-        lookups: list[Lookup] = []
-        for found in self.lookups:
-            channels = self._one_dimensional(lookup[found.ids], found.ids, found.node)
-            if channels is not None and (channels >= 0).any():
-                lookups.append(Lookup(found.node, found.input, channels))
+        counts = [
+            Count(raw.node, raw.field, raw.input, raw.element, channels)
+            for raw in self.counts
+            if (channels := along(raw)) is not None
+        ]
+        lookups = [
+            Lookup(raw.node, raw.input, channels) for raw in self.lookups if (channels := along(raw)) is not None
+        ]
         summed = [Summed(raw.node, raw.input, raw.axis, lookup[raw.ids]) for raw in self.summed]
         for equal in self.equals:
             self._check_equal(equal, lookup, n)

@@ -92,9 +92,6 @@ SIZE_RULES: dict[str, SizeRule] = {
 }
 """Operators of shape arithmetic. At any other one, channels whose number it reads are pinned."""
 
-READERS = {"Expand": 1, "Reshape": 1, "Resize": 3}
-"""The input that a rule holds against ids by themselves, through `match_axes`, by operator."""
-
 
 def literals(value: np.ndarray[tuple[int, ...], np.dtype[np.int64]], node: int, i: int) -> Sizes:
     """Return the integers of a constant as sizes that can be rewritten."""

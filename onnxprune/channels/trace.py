@@ -15,12 +15,12 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
 from onnxprune.channels import sizes
-from onnxprune.channels.facts import FIXED, NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
+from onnxprune.channels.facts import NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
 from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
-from onnxprune.channels.site import Size, nothing
+from onnxprune.channels.site import FIXED, Size, nothing
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.model import Model, is_float, tensors_of, weightless
-from onnxprune.normalise import captured_names, fold_constants, fold_shapes
+from onnxprune.normalise import TARGETS, captured_names, fold_constants, fold_shapes
 from onnxprune.types import IntArray, Role, Trace, Work
 
 BATCH = 13
@@ -222,7 +222,7 @@ class _Walk:
             self.sizes[node.outputs[0].name] = found
             return True
         for i, origins in sources.items():
-            if standard and sizes.READERS.get(node.op) == i:
+            if standard and TARGETS.get(node.op) == i:
                 continue  # its rule looks at them
             for size in origins:
                 if size.ids is not None:

@@ -9,9 +9,9 @@ import numpy as np
 
 from onnxprune.channels.cost import CostModel
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.options import SCOPES
 from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
-SCOPES = ("global", "uniform")
 ATTEMPTS = 8
 """How often a block that overshoots the target is left out to look for a nearer one."""
 NEAR = 0.01

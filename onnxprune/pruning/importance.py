@@ -87,7 +87,7 @@ def _add(total: FloatArray, fact: Slice, values: FloatArray) -> None:
 
 def _norm(power: int) -> Method:
     def method(context: Context) -> FloatArray:
-        others = _siblings(context.trace)
+        others = context.trace.slices_by_use()
         sums = {role: np.zeros(context.trace.n_channels) for role in ("writes", "reads")}
         read = np.zeros(context.trace.n_channels, dtype=bool)
         for fact in context.trace.slices:
@@ -107,16 +107,9 @@ def _norm(power: int) -> Method:
     return method
 
 
-def _siblings(trace: Trace) -> dict[tuple[int, int], list[Slice]]:
-    uses: dict[tuple[int, int], list[Slice]] = {}
-    for fact in trace.slices:
-        uses.setdefault((fact.node, fact.input), []).append(fact)
-    return uses
-
-
 def _fpgm(context: Context) -> FloatArray:
     """Sum of distances to all other filters of the layer: He et al., 2019, "Filter Pruning via Geometric Median", eq. 6."""
-    others = _siblings(context.trace)
+    others = context.trace.slices_by_use()
     total = np.zeros(context.trace.n_channels)
     for fact in context.trace.slices:
         if fact.role != "writes":

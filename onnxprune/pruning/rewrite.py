@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Model
-from onnxprune.types import BoolArray, IntArray, Slice, Summed, Trace
+from onnxprune.types import BoolArray, IntArray, Summed, Trace
 
 
 def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
@@ -27,7 +27,7 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     alive = np.append(keep, True)
     made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
     origin: dict[int, tuple[str, int, list[IntArray]]] = {}  # of each sliced tensor: old name, first node, filters left
-    for (node, position), facts in _by_use(trace).items():
+    for (node, position), facts in trace.slices_by_use().items():
         # along the first axis whole blocks are copied, so that comes first
         cuts = [
             (fact, np.flatnonzero(alive[fact.channels]))
@@ -76,7 +76,7 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
     result = model.copy()
     nodes = result.graph.nodes
     alive = np.append(keep, True)
-    for (node, position), facts in _by_use(trace).items():
+    for (node, position), facts in trace.slices_by_use().items():
         dead = [(fact.axis, ~alive[fact.channels]) for fact in facts if fact.role == "reads"]
         dead = [(axis, flags) for axis, flags in dead if flags.any()]
         if not dead:
@@ -106,13 +106,6 @@ def _zero_activation(graph: gs.Graph, trace: Trace, summed: Summed, flags: BoolA
     masked = gs.Variable(f"{operand.name}__masked")
     graph.nodes.append(gs.Node("Mul", f"{operand.name}__mul", {}, [operand, factor], [masked]))
     node.inputs[summed.input] = masked
-
-
-def _by_use(trace: Trace) -> dict[tuple[int, int], list[Slice]]:
-    uses: defaultdict[tuple[int, int], list[Slice]] = defaultdict(list)
-    for fact in trace.slices:
-        uses[fact.node, fact.input].append(fact)
-    return uses
 
 
 def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:

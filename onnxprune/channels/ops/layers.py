@@ -149,11 +149,11 @@ def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
     for i, (ids, term) in enumerate(zip(factors, terms, strict=True)):
         order = [term.index(label) for label in result if label in term]
         rest = tuple(axis for axis, label in enumerate(term) if label not in result)
-        present = iter(np.transpose(ids, [*order, *rest]).shape)
+        arranged = np.transpose(ids, [*order, *rest])
+        present = iter(arranged.shape)
         shape = [next(present) if label in term else 1 for label in result]
         sizes = dict(zip(term, site.shape(i), strict=True))
-        arranged = np.transpose(ids, [*order, *rest]).reshape(shape)
-        operands.append((arranged, tuple(sizes.get(label, 1) for label in result)))
+        operands.append((arranged.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
     (a, a_dims), (b, b_dims) = operands
     return tie_broadcast(site, a, a_dims, b, b_dims)[0]
 
@@ -278,7 +278,7 @@ def channel_norm(site: Site) -> list[Ids]:
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
-    if site.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
+    if site.op in ("LayerNormalization", "RMSNormalization"):
         axes = list(range(int(site.attr("axis", -1)) % rank, rank))
     elif site.op == "MeanVarianceNormalization":
         axes = [int(axis) % rank for axis in site.attr("axes", [0, 2, 3])]
