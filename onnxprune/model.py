@@ -26,6 +26,7 @@ from onnxprune.errors import ModelError
 from onnxprune.files import damaged, parse
 from onnxprune.normalise import (
     BatchNorm,
+    captured_names,
     explicit_arguments,
     fold_batchnorms,
     fold_constants,
@@ -34,6 +35,7 @@ from onnxprune.normalise import (
     unshare_targets,
 )
 from onnxprune.output import check_destination, staged
+from onnxprune.quantised import is_dequantised, separate_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +65,7 @@ class Model:
         path: the file.
         files: the file, and those with its external data.
         size: bytes of all of these.
-        params: elements of all float weights as the file has them, before anything is folded.
+        params: elements of all weights as the file has them, before anything is folded.
         batchnorms: statistics of folded BatchNormalizations, by the name of the weight that took them in.
         notes: what normalisation did, one line each.
     """
@@ -113,9 +115,19 @@ def is_float(tensor: gs.Constant) -> bool:
     return np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"
 
 
+def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
+    """Tell whether the constant at input i of node n counts as parameters: floats, and integers that are dequantised."""
+    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantised(graph.nodes[n]))
+
+
+def params_of(graph: gs.Graph) -> dict[str, int]:
+    """Return the number of elements of each weight of a graph, by name."""
+    return {t.name: int(np.prod(t.shape, dtype=np.int64)) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
+
+
 def count_params(graph: gs.Graph) -> int:
-    """Return the number of float weights of a graph, each stored tensor once."""
-    return sum({t.name: int(np.prod(t.shape, dtype=np.int64)) for _, _, t in tensors_of(graph) if is_float(t)}.values())
+    """Return the number of parameters of a graph, each stored tensor once."""
+    return sum(params_of(graph).values())
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -157,6 +169,7 @@ def _load(file: Path) -> Model:
         opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
         explicit_arguments(graph, _static_shapes(model), opset)
     unshare_targets(graph)
+    separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
@@ -179,11 +192,11 @@ def _static_shapes(model: Model) -> dict[str, list[int | None]]:
 
 
 def weightless(model: Model) -> onnx.ModelProto:
-    """Export a model with its float weights turned into inputs: all that shape inference needs, and light."""
+    """Export a model with its weights turned into inputs: all that shape inference needs, and light."""
     graph = model.graph.copy()
     inputs: dict[str, gs.Variable] = {}
     for n, i, weight in tensors_of(model.graph):
-        if is_float(weight):
+        if is_weight(model.graph, n, i):
             inputs.setdefault(weight.name, gs.Variable(weight.name, dtype=weight.dtype, shape=tuple(weight.shape)))
             graph.nodes[n].inputs[i] = inputs[weight.name]
     light = replace(model, graph=graph).to_proto()

@@ -37,7 +37,7 @@ class BatchNorm:
 def fold_constants(graph: gs.Graph, where: str) -> None:
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
 
-    Dequantised weights stay as they are, and so does everything random. graphsurgeon's own folding is not used: it also
+    Dequantised weights stay integers (those that are rounded at run time become so), and so does everything random. graphsurgeon's own folding is not used: it also
     rewrites float arithmetic on shapes into integers, which rounds the scale of a Resize.
 
     Raises:
@@ -79,7 +79,13 @@ def fold_constants(graph: gs.Graph, where: str) -> None:
 
 def _stays(node: gs.Node) -> bool:
     body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return body or node.op in RANDOM_OPS or node.op in QUANTISED_OPS
+    return body or node.op in RANDOM_OPS or (node.op in QUANTISED_OPS and not _is_rounded_weight(node))
+
+
+def _is_rounded_weight(node: gs.Node) -> bool:
+    """Tell whether a node turns a float weight into the integers that a DequantizeLinear then reads."""
+    zero_point = node.inputs[2] if node.op == "QuantizeLinear" and len(node.inputs) > 2 else None
+    return isinstance(zero_point, gs.Constant) and zero_point.dtype in (np.dtype(np.int8), np.dtype(np.uint8))
 
 
 def _to_constant(tensor: gs.Variable, values: Any) -> None:

@@ -7,7 +7,7 @@ Channels are numbered 0 … n-1 over the whole model; arrays of channel numbers 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,11 @@ BatchNormalization *scales* it (and follows it), the next layer's weight *reads*
 
 @dataclass(frozen=True)
 class Slice:
-    """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: stays)."""
+    """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: stays).
+
+    It is a weight of the layer `layer`: that node itself, or the one that `node` dequantises it for. What stands for zero in
+    it is `zero`, broadcast.
+    """
 
     node: int
     input: int
@@ -31,6 +35,8 @@ class Slice:
     axis: int
     channels: IntArray
     role: Role
+    layer: int
+    zero: np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Work:
-    """Node `node` multiplies each element of its weight (input `input`) `positions` times per sample.
+    """Layer `layer` multiplies each element of its weight (input `input` of `node`) `positions` times per sample.
 
     Where it does so once per channel, `over` holds these channels (else it is empty), and positions fall with them.
     """
@@ -94,6 +100,7 @@ class Work:
     input: int
     positions: int
     over: IntArray
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Trace:
         shapes: concrete shape of every tensor while tracing.
         input_shapes: the shapes that the inputs were given.
         batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
-        per_tensor_params: elements of each float constant, by name.
+        per_tensor_params: elements of each weight, by name; see `onnxprune.model.is_weight`.
         per_tensor_uses: inputs of nodes that take each of them.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
     """

@@ -437,11 +437,6 @@ def _quantised() -> list[Case]:
     axis = "q = QuantizeLinear <axis=-3> (a, k, z) b = DequantizeLinear <axis=-3> (q, k, z)"
     rows = "q = QuantizeLinear <axis=2> (a, k, z) b = DequantizeLinear <axis=2> (q, k, z)"
     six = {"z": np.full(6, 128, np.uint8), "k": np.linspace(0.01, 0.05, 6, dtype=np.float32)}
-    weight = {
-        "wq": np.random.default_rng(3).integers(-99, 99, (8, 3, 1, 1)).astype(np.int8),
-        "wz": np.zeros(8, np.int8),
-    }
-    stored = f"d = DequantizeLinear <axis=0> (wq, k, wz) a = Conv (x, d, wb) b = Relu (a) {Y}"
     block = "q = QuantizeLinear <axis=3, block_size=3> (a, k, z) b = DequantizeLinear <axis=3, block_size=3> (q, k, z)"
     blocks = {"z": np.full((1, 8, 6, 2), 128, np.uint8), "k": np.full((1, 8, 6, 2), 0.02, np.float32)}
     cases = []
@@ -457,10 +452,64 @@ def _quantised() -> list[Case]:
         ]
     return [
         *cases,
-        case(
-            "DequantizeLinear", "of a weight", stored, 0, 12, "weight of this Conv is not", **weight,
-            k=zero_points["k"],
-        ),
+        *_quantised_weights(),
+    ]  # fmt: skip
+
+
+def _integers(*shape: int, kind: type = np.int8, most: int = 100) -> npt.NDArray[Any]:
+    return np.random.default_rng(len(shape)).integers(0 if kind is np.uint8 else -most, most, shape).astype(kind)
+
+
+def _quantised_weights() -> list[Case]:
+    per8, per4, half = np.linspace(0.004, 0.01, 8, dtype=np.float32), np.full(4, 0.01, np.float32), np.float32(0.01)
+    bias = {"bq": _integers(8, kind=np.int32), "bk": half}
+    signed = {"wq": _integers(8, 3, 1, 1), "wk": per8, "vq": _integers(4, 8, 1, 1), "vk": per4, **bias}
+    unsigned = {"wq": _integers(8, 3, 1, 1, kind=np.uint8), "vq": _integers(4, 8, 1, 1, kind=np.uint8), **bias}
+    per_channel = {
+        "wz": np.arange(8, dtype=np.uint8) + 40,
+        "vz": np.arange(4, dtype=np.uint8) + 40,
+        "wk": per8,
+        "vk": per4,
+    }
+    per_tensor = {"wz": np.uint8(40), "vz": np.array([60], np.uint8), "wk": half, "vk": np.array([0.01], np.float32)}
+    matrix, turned = {"mq": _integers(8, 4), "mk": per4}, {"gq": _integers(4, 8), "gk": per4}
+    block_rows = {"mq": _integers(8, 4), "mk": (3, 4), "mz": _integers(3, 4, most=9)}
+    block_columns = {"mq": _integers(8, 4), "mk": (8, 2), "mz": _integers(8, 2, most=9)}
+    first = "d = DequantizeLinear <axis=0> (wq, wk) e = DequantizeLinear (bq, bk) a = Conv (x, d, e) b = Relu (a)"
+    last = "f = DequantizeLinear <axis=0> (vq, vk) y = Conv (b, f, vb)"
+    both, shared = f"{first} {last}", f"{first} {last} c = Conv (x, d) s = Sigmoid (c) z = Conv (s, f)"
+    zeros = both.replace("wq, wk", "wq, wk, wz").replace("vq, vk", "vq, vk, vz")
+    rounded = "o = QuantizeLinear (w, half, z) d = DequantizeLinear (o, half, z) a = Conv (x, d) b = Relu (a)"
+    kernel = "d = DequantizeLinear <axis=0> (kq, wk) c = Conv <group=8> (a, d) b = Relu (c)"
+    factor = "d = DequantizeLinear <axis=0> (kq, wk) b = Mul (a, d)"
+    halves = "h = Cast <to=10> (x) d = DequantizeLinear <axis=0> (wq, wk) a = Conv (h, d) b = Cast <to=1> (a)"
+    row = f"{A} q = GlobalAveragePool (a) r = Flatten (q)"
+    table = f"{row} d = DequantizeLinear <axis=-1> (mq, mk) y = MatMul (r, d)"
+    transposed = f"{row} d = DequantizeLinear <axis=0> (gq, gk) t = Transpose <perm=[1,0]> (d) y = MatMul (r, t)"
+    twice = f"{transposed} u1 = Sigmoid (r) z = MatMul (u1, t)"
+    gemm = f"{row} d = DequantizeLinear <axis=0> (gq, gk) e = DequantizeLinear (cq, k) y = Gemm <transB=1> (r, d, e)"
+    blocks = f"{row} d = DequantizeLinear <axis=0, block_size=3> (mq, mk, mz) y = MatMul (r, d)"
+    across = f"{row} d = DequantizeLinear <axis=1, block_size=2> (mq, mk, mz) y = MatMul (r, d)"
+
+    def weight(name: str, text: str, free: int = 8, pinned: int = 4, *why: str, **rest: Any) -> Case:
+        return case("DequantizeLinear", f"of {name}", text, free, pinned, *why, **rest)
+
+    return [
+        weight("weights and a bias", both, **signed),
+        weight("weights with a zero point per channel", zeros, **unsigned, **per_channel),
+        weight("weights with one scale and zero point", zeros, **unsigned, **per_tensor),
+        weight("a weight that is rounded at run time", f"{rounded} {Y}", z=np.int8(3), w=(8, 3, 1, 1)),
+        weight("weights that two layers share", shared, 16, 8, outputs="y, z", **signed),
+        weight("a weight that is an output as well", both, outputs="y, d", **signed),
+        weight("a depthwise kernel", f"{A} {kernel} {Y}", kq=_integers(8, 1, 1, 1), wk=per8),
+        weight("a factor per channel", f"{A} {factor} {Y}", kq=_integers(8, 1, 1), wk=per8),
+        weight("a weight in float16", f"{halves} {Y}", opset=19, wq=signed["wq"], wk=per8.astype(np.float16)),
+        weight("a matrix", table, **matrix),
+        weight("a matrix that is transposed", transposed, **turned),
+        weight("a matrix that is transposed for two layers", twice, 8, 8, outputs="y, z", **turned),
+        weight("the weight and bias of a Gemm", gemm, **turned, cq=_integers(4, kind=np.int32), k=half),
+        weight("blocks of channels", blocks, 0, 12, "has a scale per block of them", opset=21, **block_rows),
+        weight("blocks across channels", across, 8, 4, "has a scale per block of them", opset=21, **block_columns),
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import onnxprune
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
     ("errors", "types", "options", "output"),
-    ("files", "normalise", "model", "data", "runtime"),
+    ("files", "quantised", "normalise", "model", "data", "runtime"),
     ("channels",),
     ("pruning",),
     ("training",),
@@ -28,7 +28,7 @@ OWNERS = {
     "click": {"cli"},
     "torch": {"training"},
     "onnxruntime": {"runtime"},
-    "onnx_graphsurgeon": {"model", "normalise", "channels", "pruning.rewrite"},
+    "onnx_graphsurgeon": {"model", "normalise", "quantised", "channels", "pruning.rewrite"},
     "PIL": {"data"},
     "rich": {"report.console", "cli"},
 }

@@ -27,8 +27,8 @@ class CostModel:
     The weight of a layer shrinks along every axis that holds channels; its MACs are the elements left times the positions it
     is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. They are told per sample; a model with a fixed
     batch is counted as it stands, one run being one sample. Only layers with a weight count: Conv, Gemm,
-    MatMul; additions, activations and pools do not. Parameters are the elements of all float constants, biases and
-    normalisation included, each stored tensor once.
+    MatMul; additions, activations and pools do not. Parameters are the elements of all float constants and of integers that
+    are dequantised, biases and normalisation included, each stored tensor once.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -50,7 +50,7 @@ class CostModel:
             uses.setdefault((fact.node, fact.input), []).append((fact.axis, number))
             names[fact.node, fact.input] = fact.tensor
             if fact.role in ("writes", "follows"):
-                self._written.setdefault(fact.node, number)
+                self._written.setdefault(fact.layer, number)
         # one row per way a stored tensor is sliced: two uses with the same slices share it, as they share the tensor
         stored: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
         row_of_use = {
@@ -125,11 +125,11 @@ class CostModel:
         labels, ops = self.trace.labels, self.trace.ops
         return tuple(
             LayerCost(
-                labels[work.node],
-                ops[work.node],
+                labels[work.layer],
+                ops[work.layer],
                 round(float(m)),
                 round(float(p)),
-                int(survivors[self._written[work.node]]) if work.node in self._written else 0,
+                int(survivors[self._written[work.layer]]) if work.layer in self._written else 0,
             )
             for work, m, p in zip(self.trace.works, macs, params, strict=True)
         )
@@ -137,7 +137,7 @@ class CostModel:
     def prunable_share(self) -> float:
         """Return the share of MACs in layers that read or write at least one channel that may go."""
         free = ~self.trace.pinned
-        lively = {s.node for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
+        lively = {s.layer for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
         _, _, macs = self._count(np.ones_like(free))
-        moving = np.array([work.node in lively for work in self.trace.works], dtype=bool)
+        moving = np.array([work.layer in lively for work in self.trace.works], dtype=bool)
         return float(macs[moving].sum() / macs.sum()) if macs.sum() else 0.0

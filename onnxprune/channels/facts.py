@@ -6,8 +6,8 @@ finds the connected components of the ties: each is one *channel*, a unit that c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from onnxprune.channels.site import FIXED, varying
 from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Summed, Work
 
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)
+ZERO = np.zeros((), dtype=np.int8)
 
 
 class RawSlice(NamedTuple):
@@ -26,6 +27,8 @@ class RawSlice(NamedTuple):
     axis: int
     ids: IntArray
     role: Role
+    layer: int
+    zero: np.ndarray[Any, Any]
 
 
 class RawCount(NamedTuple):
@@ -164,7 +167,7 @@ class Facts:
             return channels if channels is not None and (channels >= 0).any() else None
 
         slices = [
-            Slice(raw.node, raw.input, raw.tensor, raw.axis, channels, raw.role)
+            Slice(raw.node, raw.input, raw.tensor, raw.axis, channels, raw.role, raw.layer, raw.zero)
             for raw in self.slices
             if (channels := along(raw)) is not None
         ]
@@ -190,9 +193,7 @@ class Facts:
                 self.pin(lane, node, "it is the only channel of a tensor")
             extents.setdefault(channels.tobytes(), channels)
 
-        works = tuple(
-            Work(w.node, w.input, w.positions, lookup[w.over] if w.over.ndim == 1 else NOBODY) for w in self.works
-        )
+        works = tuple(replace(w, over=lookup[w.over] if w.over.ndim == 1 else NOBODY) for w in self.works)
         pins = tuple(Pin(np.unique(of_id[p.ids]), labels[p.node], ops[p.node], p.reason) for p in self.pins)
         pinned = np.zeros(n, dtype=bool)
         for pin in pins:

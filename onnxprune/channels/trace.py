@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
+from onnxprune import quantised, runtime
 from onnxprune.channels import sizes
-from onnxprune.channels.facts import NOBODY, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
+from onnxprune.channels.facts import NOBODY, ZERO, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
 from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
 from onnxprune.channels.site import FIXED, Size, nothing
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.model import Model, is_float, tensors_of, weightless
+from onnxprune.model import Model, is_float, params_of, tensors_of, weightless
 from onnxprune.normalise import TARGETS, captured_names, fold_constants, fold_shapes
 from onnxprune.types import IntArray, Role, Trace, Work
 
@@ -63,7 +63,7 @@ def trace(
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
     works = tuple(replace(work, positions=work.positions // known.batch) for work in resolved.works)
-    params = {t.name: int(np.prod(t.shape, dtype=np.int64)) for _, _, t in tensors_of(model.graph) if is_float(t)}
+    params = params_of(model.graph)
     return Trace(
         labels,
         ops,
@@ -184,12 +184,16 @@ class _Walk:
         self.whole_groups = False
         self.head_width = False
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
+        captured = {name for node in graph.nodes for name in captured_names(node)}
+        self.stored = quantised.stored_weights(graph, captured)  # nodes that only dequantise a weight, by their output
         self.opset = next(entry.version for entry in opsets if entry.domain in ("", "ai.onnx"))
 
     def run(self) -> None:
         for tensor in self.graph.inputs:
             self.ids[tensor.name] = nothing(len(self.shapes[tensor.name]))
         for n, node in enumerate(self.graph.nodes):
+            if node.outputs and node.outputs[0].name in self.stored:
+                continue  # the reader takes what it gives for a constant
             site = _Site(self, n, node)
             for name in captured_names(node):
                 if name in self.ids:
@@ -267,10 +271,11 @@ class _Site:
         return self._walk.ids.get(self._node.inputs[i].name)
 
     def const(self, i: int) -> np.ndarray[Any, Any] | None:
-        if not self.has(i) or not isinstance(self._node.inputs[i], gs.Constant):
+        if not self.has(i):
             return None
-        value: np.ndarray[Any, Any] = self._node.inputs[i].values
-        return value
+        n, place = self._origin(i)
+        node = self._walk.graph.nodes[n]
+        return quantised.values_at(node, place) if isinstance(node.inputs[place], gs.Constant) else None
 
     def value(self, i: int) -> np.ndarray[Any, Any] | None:
         constant = self.const(i)
@@ -294,8 +299,32 @@ class _Site:
         self._walk.facts.pin(ids, self._n, reason)
 
     def slice(self, i: int, axis: int, ids: IntArray, role: Role) -> None:
-        if (ids >= 0).any():
-            self._walk.facts.slices.append(RawSlice(self._n, i, self._node.inputs[i].name, axis, ids, role))
+        if not (ids >= 0).any():
+            return
+        source = self._walk.stored.get(self._node.inputs[i].name)
+        if source is None:
+            self._slice(self._n, i, axis, ids, role, ZERO)
+            return
+        node = self._walk.graph.nodes[source]
+        own = quantised.axis_of(node)
+        if axis == own and any(len(shape) > 1 for _, shape in quantised.parameters(node)):
+            self.pin(ids, f"the weight of this {self.op} has a scale per block of them")
+            return
+        self._slice(source, 0, axis, ids, role, quantised.zeros(node))
+        for place, shape in quantised.parameters(node):
+            if len(shape) > 1:
+                self._slice(source, place, axis, ids, "follows", ZERO)
+            elif axis == own:
+                self._slice(source, place, 0, ids, "follows", ZERO)
+
+    def _slice(self, n: int, i: int, axis: int, ids: IntArray, role: Role, zero: np.ndarray[Any, Any]) -> None:
+        name = self._walk.graph.nodes[n].inputs[i].name
+        self._walk.facts.slices.append(RawSlice(n, i, name, axis, ids, role, self._n, zero))
+
+    def _origin(self, i: int) -> tuple[int, int]:
+        """Return the node and input that hold input i: those of the node that dequantises it, where there is one."""
+        source = self._walk.stored.get(self._node.inputs[i].name)
+        return (self._n, i) if source is None else (source, 0)
 
     def count(self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None) -> None:
         if (ids >= 0).any():
@@ -327,7 +356,8 @@ class _Site:
             facts.pin(ids, self._n, "a shape is computed at run time from something else")
 
     def work(self, i: int, positions: int, over: IntArray | None = None) -> None:
-        self._walk.facts.works.append(Work(self._n, i, positions, NOBODY if over is None else over))
+        node, place = self._origin(i)
+        self._walk.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
 
 
 def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns: Sequence[str]) -> None:
@@ -346,5 +376,5 @@ def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns:
                 hint=f"names look like {some}; `onnxprune inspect` lists them all",
             )
         for raw in list(facts.slices):
-            if raw.node in matched and raw.role != "reads":
-                facts.pin(raw.ids[raw.ids != FIXED], raw.node, f"ignored by --ignore {pattern!r}")
+            if (raw.node in matched or raw.layer in matched) and raw.role != "reads":
+                facts.pin(raw.ids[raw.ids != FIXED], raw.layer, f"ignored by --ignore {pattern!r}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.errors import OptionError
 from onnxprune.model import Model
+from onnxprune.quantised import values_at
 from onnxprune.types import BoolArray, FloatArray, Slice, Trace
 
 FloatTensor = np.ndarray[Any, Any]
@@ -71,7 +72,7 @@ def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None
 
 def _left(context: Context, fact: Slice, others: dict[tuple[int, int], list[Slice]]) -> FloatTensor:
     """Return the weight with the axis of `fact` in front, and only what is left along the other axes; no copy if all is."""
-    weight = context.model.graph.nodes[fact.node].inputs[fact.input].values
+    weight = values_at(context.model.graph.nodes[fact.node], fact.input)
     alive = np.append(context.keep, True)
     for other in others[fact.node, fact.input]:
         if other.axis != fact.axis and not alive[other.channels].all():
@@ -133,7 +134,7 @@ def _bn_scale(context: Context) -> FloatArray:
     total, members = np.zeros((2, context.trace.n_channels))
     for fact in context.trace.slices:
         if fact.role == "scales":
-            scale = context.model.graph.nodes[fact.node].inputs[fact.input].values
+            scale = values_at(context.model.graph.nodes[fact.node], fact.input)
         elif fact.role == "writes" and fact.tensor in context.model.batchnorms:
             scale = context.model.batchnorms[fact.tensor].scale
         else:

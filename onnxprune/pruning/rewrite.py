@@ -77,14 +77,15 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
     nodes = result.graph.nodes
     alive = np.append(keep, True)
     for (node, position), facts in trace.slices_by_use().items():
-        dead = [(fact.axis, ~alive[fact.channels]) for fact in facts if fact.role == "reads"]
-        dead = [(axis, flags) for axis, flags in dead if flags.any()]
+        dead = [(fact, ~alive[fact.channels]) for fact in facts if fact.role == "reads"]
+        dead = [(fact, flags) for fact, flags in dead if flags.any()]
         if not dead:
             continue
         old = nodes[node].inputs[position]
         value = old.values.copy()
-        for axis, flags in dead:
-            value[(slice(None),) * axis + (flags,)] = 0
+        for fact, flags in dead:
+            index = (slice(None),) * fact.axis + (flags,)
+            value[index] = np.broadcast_to(fact.zero, value.shape)[index]
         nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
     for summed in trace.summed:  # new nodes go to the end, so that node numbers stay right
         if not alive[summed.channels].all():

@@ -1,0 +1,146 @@
+"""Weights stored as integers: constants behind a DequantizeLinear of their own.
+
+To a layer such a weight is a constant like any other. What is cut, zeroed and counted are the integers, and a scale and zero
+point per channel with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+Array = np.ndarray[Any, Any]
+
+
+def is_dequantised(node: gs.Node) -> bool:
+    """Tell whether a node does nothing but dequantise a constant of whole bytes."""
+    return (
+        node.op == "DequantizeLinear"
+        and node.domain in (None, "", "ai.onnx")
+        and all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs)
+        and isinstance(node.inputs[0].dtype, np.dtype)
+        and node.inputs[0].dtype.kind in "iu"
+        and "output_dtype" not in node.attrs
+    )
+
+
+def values_at(node: gs.Node, i: int) -> Array:
+    """Return the constant at an input as what it stands for: integers that are dequantised as floats."""
+    return dequantised(node) if i == 0 and is_dequantised(node) else node.inputs[i].values
+
+
+def dequantised(node: gs.Node) -> Array:
+    """Compute the output of a node that dequantises a constant."""
+    integers, scale = node.inputs[0].values, node.inputs[1].values
+    wide = integers.astype(np.int64) - _spread(node, zero_point(node)).astype(np.int64)
+    return np.asarray(wide.astype(np.float32) * _spread(node, scale).astype(np.float32), dtype=scale.dtype)
+
+
+def zero_point(node: gs.Node) -> Array:
+    """Return the zero point, as it is stored; 0 where there is none."""
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        value: Array = node.inputs[2].values
+        return value
+    return np.zeros((), dtype=node.inputs[0].dtype)
+
+
+def zeros(node: gs.Node) -> Array:
+    """Return the integers that stand for 0, to be broadcast over the weight."""
+    return _spread(node, zero_point(node))
+
+
+def axis_of(node: gs.Node) -> int:
+    """Return the axis that scales and zero points lie on."""
+    return int(node.attrs.get("axis", 1)) % max(1, len(node.inputs[0].shape))
+
+
+def parameters(node: gs.Node) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield (input, shape) of the scale and zero point where they hold more than one value."""
+    for i, tensor in enumerate(node.inputs[1:], start=1):
+        if tensor.name and int(np.prod(tensor.shape)) > 1:
+            yield i, tuple(tensor.shape)
+
+
+def _spread(node: gs.Node, parameter: Array) -> Array:
+    """Shape a scale or zero point (of the tensor, of each channel, or of each block of them) to broadcast over the weight."""
+    shape, axis = node.inputs[0].shape, axis_of(node)
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if parameter.ndim > 1:
+        return np.repeat(parameter, int(node.attrs["block_size"]), axis=axis).take(range(shape[axis]), axis=axis)
+    return parameter.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+
+
+def stored_weights(graph: gs.Graph, captured: set[str]) -> dict[str, int]:
+    """Return the nodes that dequantise a constant for one reader alone, by the name of their output.
+
+    Args:
+        graph: after `separate_weights`.
+        captured: names of tensors that bodies of nodes use.
+    """
+    results = {id(tensor) for tensor in graph.outputs}
+    return {
+        node.outputs[0].name: n
+        for n, node in enumerate(graph.nodes)
+        if is_dequantised(node)
+        and len(node.outputs[0].outputs) == 1
+        and id(node.outputs[0]) not in results
+        and node.outputs[0].name not in captured
+    }
+
+
+def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
+    """Give every reader of a dequantised constant one of its own, in the layout that the reader takes.
+
+    Args:
+        graph: changed in place.
+        captured: names of tensors that bodies of nodes use.
+    """
+    if any(is_dequantised(node) for node in graph.nodes):
+        _give_each_reader_its_own(graph, captured)
+        _transpose_integers(graph, captured)
+        _give_each_reader_its_own(graph, captured)  # a Transpose may have had several readers
+
+
+def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
+    """Let no two readers share a dequantised constant, so that each can lose other channels. The integers stay shared."""
+    taken = {tensor.name for tensor in graph.outputs} | captured
+    clones: list[gs.Node] = []
+    for node in graph.nodes:
+        for i, tensor in enumerate(node.inputs):
+            source = tensor.inputs[0] if tensor.inputs else None
+            if source is None or not is_dequantised(source):
+                continue
+            if tensor.name not in taken:
+                taken.add(tensor.name)
+                continue
+            name = f"{tensor.name}__{len(clones)}"
+            output = gs.Variable(name, dtype=tensor.dtype)
+            clones.append(gs.Node(source.op, name, dict(source.attrs), list(source.inputs), [output]))
+            node.inputs[i] = output
+    if clones:
+        graph.nodes.extend(clones)
+        graph.toposort()
+
+
+def _transpose_integers(graph: gs.Graph, captured: set[str]) -> None:
+    """Transpose a quantised weight before it is dequantised, so that its layer reads it without a node in between."""
+    weights = stored_weights(graph, captured)
+    for node in graph.nodes:
+        source = node.inputs[0].inputs[0] if node.op == "Transpose" and node.inputs[0].inputs else None
+        if source is None or source.outputs[0].name not in weights:
+            continue
+        perm = node.attrs.get("perm") or list(reversed(range(len(source.inputs[0].shape))))
+        output = node.outputs[0]
+        for i, tensor in enumerate(source.inputs):
+            if i == 0 or len(tensor.shape or ()) > 1:
+                turned = np.ascontiguousarray(tensor.values.transpose(perm))
+                source.inputs[i] = gs.Constant(f"{output.name}.{i}", turned)
+        source.attrs["axis"] = perm.index(axis_of(source)) if perm else 0
+        node.inputs.clear()
+        node.outputs.clear()
+        source.outputs = [output]
+    graph.nodes = [node for node in graph.nodes if node.outputs]
