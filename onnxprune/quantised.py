@@ -19,12 +19,16 @@ def is_dequantised(node: gs.Node) -> bool:
     """Tell whether a node does nothing but dequantise a constant of whole bytes."""
     return (
         node.op == "DequantizeLinear"
-        and node.domain in (None, "", "ai.onnx")
+        and _is_standard(node)
         and all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs)
         and isinstance(node.inputs[0].dtype, np.dtype)
         and node.inputs[0].dtype.kind in "iu"
         and "output_dtype" not in node.attrs
     )
+
+
+def _is_standard(node: gs.Node) -> bool:
+    return node.domain in (None, "", "ai.onnx")
 
 
 def values_at(node: gs.Node, i: int) -> Array:
@@ -99,10 +103,10 @@ def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
         graph: changed in place.
         captured: names of tensors that bodies of nodes use.
     """
-    if any(is_dequantised(node) for node in graph.nodes):
+    while any(is_dequantised(node) for node in graph.nodes):
         _give_each_reader_its_own(graph, captured)
-        _transpose_integers(graph, captured)
-        _give_each_reader_its_own(graph, captured)  # a Transpose may have had several readers
+        if not _remove_moves(graph, captured):  # what is gone may have had several readers
+            break
 
 
 def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
@@ -126,21 +130,28 @@ def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
         graph.toposort()
 
 
-def _transpose_integers(graph: gs.Graph, captured: set[str]) -> None:
-    """Transpose a quantised weight before it is dequantised, so that its layer reads it without a node in between."""
+def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
+    """Transpose quantised weights before they are dequantised, so that a layer reads its weight without a node in between.
+
+    Returns:
+        Whether there were any.
+    """
     weights = stored_weights(graph, captured)
     for node in graph.nodes:
-        source = node.inputs[0].inputs[0] if node.op == "Transpose" and node.inputs[0].inputs else None
-        if source is None or source.outputs[0].name not in weights:
+        if node.op not in ("Identity", "Transpose") or not _is_standard(node) or node.inputs[0].name not in weights:
             continue
-        perm = node.attrs.get("perm") or list(reversed(range(len(source.inputs[0].shape))))
+        source = node.inputs[0].inputs[0]
         output = node.outputs[0]
-        for i, tensor in enumerate(source.inputs):
-            if i == 0 or len(tensor.shape or ()) > 1:
-                turned = np.ascontiguousarray(tensor.values.transpose(perm))
-                source.inputs[i] = gs.Constant(f"{output.name}.{i}", turned)
-        source.attrs["axis"] = perm.index(axis_of(source)) if perm else 0
+        if node.op == "Transpose":
+            perm = node.attrs.get("perm") or list(reversed(range(len(source.inputs[0].shape))))
+            for i, tensor in enumerate(source.inputs):
+                if i == 0 or len(tensor.shape or ()) > 1:
+                    turned = np.ascontiguousarray(tensor.values.transpose(perm))
+                    source.inputs[i] = gs.Constant(f"{output.name}.{i}", turned)
+            source.attrs["axis"] = perm.index(axis_of(source)) if perm else 0
         node.inputs.clear()
         node.outputs.clear()
         source.outputs = [output]
+    n = len(graph.nodes)
     graph.nodes = [node for node in graph.nodes if node.outputs]
+    return len(graph.nodes) < n

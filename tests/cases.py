@@ -506,6 +506,7 @@ def _quantised_weights() -> list[Case]:
         weight("a weight in float16", f"{halves} {Y}", opset=19, wq=signed["wq"], wk=per8.astype(np.float16)),
         weight("a matrix", table, **matrix),
         weight("a matrix that is transposed", transposed, **turned),
+        weight("a matrix that comes through an Identity", table.replace("d)", "d2)").replace("y =", "d2 = Identity (d) y ="), **matrix),
         weight("a matrix that is transposed for two layers", twice, 8, 8, outputs="y, z", **turned),
         weight("the weight and bias of a Gemm", gemm, **turned, cq=_integers(4, kind=np.int32), k=half),
         weight("blocks of channels", blocks, 0, 12, "has a scale per block of them", opset=21, **block_rows),
