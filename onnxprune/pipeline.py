@@ -286,7 +286,7 @@ def _verify(
     before_proto, after_proto = model.to_proto(), pruned.to_proto()
     strict = verify.full_check(before_proto) is None
     checks = verify.structure(after_proto, before_proto, strict=strict)
-    where = f"batch {', '.join(map(str, proof.batches))}"
+    where = f"batch {', '.join(map(str, proof.batches))}" + (f"; {proof.note}" if proof.note else "")
     checks.append(Check("loaded equals file", proof.normalised, f"{proof.tolerance:.0e}", True, where))
     checks.append(Check("pruned equals masked", proof.difference, f"{proof.tolerance:.0e}", True, where))
     failed = [check for check in checks if not check]

@@ -6,10 +6,12 @@ point per channel with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 
 Array = np.ndarray[Any, Any]
@@ -155,3 +157,52 @@ def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
     n = len(graph.nodes)
     graph.nodes = [node for node in graph.nodes if node.outputs]
     return len(graph.nodes) < n
+
+
+# -------------------------------------------------------------------------------------------------------------- activations
+
+
+def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return a model whose activations are clipped as QuantizeLinear clips them, but not rounded; None if it rounds none.
+
+    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others, and dequantised weights, stay
+    as they are.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph = result.graph
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    values |= {
+        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    quantisers = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    del graph.node[:]
+    found = False
+    for node in proto.graph.node:
+        quantiser = quantisers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        bounds = _bounds(node, values) if quantiser is not None else None
+        if quantiser is None or bounds is None or bounds != _bounds(quantiser, values):
+            graph.node.append(node)
+            continue
+        found = True
+        least, most, between = (f"{node.output[0]}__{name}" for name in ("least", "most", "between"))
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(b, name) for b, name in zip(bounds, (least, most), strict=True)
+        )
+        graph.node.append(onnx.helper.make_node("Max", [quantiser.input[0], least], [between]))
+        graph.node.append(onnx.helper.make_node("Min", [between, most], [node.output[0]]))
+    return result if found else None
+
+
+def _bounds(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) -> tuple[Array, Array] | None:
+    """Return the least and most that a quantiser can stand for; None if it has no single, constant scale and zero point."""
+    names = [name for name in node.input[1:] if name]
+    if any(name not in values for name in names):
+        return None
+    arrays = [onnx.numpy_helper.to_array(values[name]) for name in names]
+    scale, zero = arrays if len(arrays) == 2 else (arrays[0], np.zeros((), np.uint8))
+    if scale.size != 1 or zero.size != 1 or zero.dtype.kind not in "iu":
+        return None
+    limits, at = np.iinfo(zero.dtype), int(zero.reshape(()))
+    least, most = (scale.reshape(()) * scale.dtype.type(bound - at) for bound in (limits.min, limits.max))
+    return np.asarray(least), np.asarray(most)
