@@ -15,13 +15,14 @@ import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 
 Array = np.ndarray[Any, Any]
+STANDARD = (None, "", "ai.onnx")
 
 
 def is_dequantised(node: gs.Node) -> bool:
     """Tell whether a node does nothing but dequantise a constant of whole bytes."""
     return (
         node.op == "DequantizeLinear"
-        and _is_standard(node)
+        and is_quantiser(node)
         and all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs)
         and isinstance(node.inputs[0].dtype, np.dtype)
         and node.inputs[0].dtype.kind in "iu"
@@ -29,8 +30,9 @@ def is_dequantised(node: gs.Node) -> bool:
     )
 
 
-def _is_standard(node: gs.Node) -> bool:
-    return node.domain in (None, "", "ai.onnx")
+def is_quantiser(node: gs.Node) -> bool:
+    """Tell whether a node is QuantizeLinear or DequantizeLinear; onnxruntime has the same two in a domain of its own."""
+    return node.op in ("QuantizeLinear", "DequantizeLinear") and node.domain in (*STANDARD, "com.microsoft")
 
 
 def values_at(node: gs.Node, i: int) -> Array:
@@ -125,7 +127,7 @@ def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
                 continue
             name = f"{tensor.name}__{len(clones)}"
             output = gs.Variable(name, dtype=tensor.dtype)
-            clones.append(gs.Node(source.op, name, dict(source.attrs), list(source.inputs), [output]))
+            clones.append(gs.Node(source.op, name, dict(source.attrs), list(source.inputs), [output], source.domain))
             node.inputs[i] = output
     if clones:
         graph.nodes.extend(clones)
@@ -140,7 +142,11 @@ def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
     """
     weights = stored_weights(graph, captured)
     for node in graph.nodes:
-        if node.op not in ("Identity", "Transpose") or not _is_standard(node) or node.inputs[0].name not in weights:
+        if (
+            node.op not in ("Identity", "Transpose")
+            or node.domain not in STANDARD
+            or node.inputs[0].name not in weights
+        ):
             continue
         source = node.inputs[0].inputs[0]
         output = node.outputs[0]
@@ -165,8 +171,8 @@ def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
 def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """Return a model whose activations are clipped as QuantizeLinear clips them, but not rounded; None if it rounds none.
 
-    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others, and dequantised weights, stay
-    as they are.
+    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others stay as they are, and so do
+    weights.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -181,7 +187,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     for node in proto.graph.node:
         quantiser = quantisers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         bounds = _bounds(node, values) if quantiser is not None else None
-        if quantiser is None or bounds is None or bounds != _bounds(quantiser, values):
+        if quantiser is None or quantiser.input[0] in values or bounds is None or bounds != _bounds(quantiser, values):
             graph.node.append(node)
             continue
         found = True

@@ -198,7 +198,7 @@ class _Walk:
             for name in captured_names(node):
                 if name in self.ids:
                     site.pin(self.ids[name], f"the body of this {node.op} uses it")
-            standard = node.domain in (None, "", "ai.onnx")
+            standard = node.domain in (None, "", "ai.onnx") or quantised.is_quantiser(node)
             if self._follow_sizes(site, node, standard):
                 outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
             elif standard and node.op in RULES and (site.ids(0) is not None or node.op in TAKES_CONSTANTS_FIRST):
