@@ -188,7 +188,7 @@ def diagonal(site: Site) -> list[Ids]:
 
 
 def quantise(site: Site) -> list[Ids]:
-    """Channels pass through; a scale and zero point per channel follow them."""
+    """Channels pass through; a scale and zero point per channel follow them. Dequantised constants are weights of their readers."""
     ids = site.ids(0)
     assert ids is not None
     scale = site.const(1)
