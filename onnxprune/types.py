@@ -41,7 +41,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Count:
-    """An integer of node `node` equals the number of survivors among `channels`.
+    """An integer of node `node` equals the number of survivors among `channels`, or that divided by `per`.
 
     It is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index` is
     the position in a list, None for a scalar.
@@ -52,6 +52,7 @@ class Count:
     input: int | None
     index: int | None
     channels: IntArray
+    per: int
 
 
 @dataclass(frozen=True)

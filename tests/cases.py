@@ -26,8 +26,6 @@ Weight = tuple[int, ...] | list[int] | npt.NDArray[Any] | np.generic
 Edit = Callable[[onnx.ModelProto], None]
 
 IMAGE = "float[N,3,6,6] x"
-F12 = "shape arithmetic on floats ends in a size that nobody knows"
-F13 = "a number of channels is folded and then multiplied"
 KNOWN = {"x": (1, 3, 4, 6)}
 """Sizes for rows and columns that are dynamic."""
 ONE = "float[1,3,6,6] x"
@@ -1215,13 +1213,26 @@ def _sizes() -> list[Case]:
             "Floor", "rows and columns by floats",
             f"{each} h3 = Cast <to=1> (h) h4 = Mul (h3, two) h5 = Floor (h4) h2 = Cast <to=7> (h5) "
             f"n1 = Unsqueeze (n, ax) h1 = Unsqueeze (h2, ax) w1 = Unsqueeze (v0, ax) {up}",
-            defect=F12,
         ),
         size(
             "Floor", "all sizes at once, by floats",
             "s = Shape (a) q = Cast <to=1> (s) r = Mul (q, k) f = Floor (r) t = Cast <to=7> (f) b = Resize (a, , , t)",
-            k=np.array([1, 1, 2, 2], np.float32), free=0, pinned=12,
-            why=("Mul computes with its number", "is computed at run time"),
+            k=np.array([1, 1, 2, 2], np.float32),
+        ),
+        size(
+            "Ceil", "rows and columns by a fraction",
+            "s = Shape (a) q = Cast <to=1> (s) r = Mul (q, k) f = Ceil (r) t = Cast <to=7> (f) b = Resize (a, , , t)",
+            k=np.array([1, 1, 1.3, 1.7], np.float32),
+        ),
+        size(
+            "Floor", "channels by a fraction",
+            "s = Shape (a) q = Cast <to=1> (s) r = Mul (q, k) f = Floor (r) t = Cast <to=7> (f) b = Resize (a, , , t)",
+            k=np.array([1, 1.1, 2, 2], np.float32), free=0, pinned=12, why=("goes into a Mul of shapes", "something else"),
+        ),
+        size(
+            "Div", "by floats",
+            "s = Shape (a) q = Cast <to=1> (s) r = Div (q, k) f = Floor (r) t = Cast <to=7> (f) b = Resize (a, , , t)",
+            k=np.array([1, 1, 2, 0.7], np.float32),
         ),
         size("Mul", "rows and columns", f"{double} {up}"),
         size("Mul", "all sizes at once", "s = Shape (a) t = Mul (s, k) b = Resize (a, , , t)", k=[1, 1, 2, 2]),
@@ -1230,7 +1241,7 @@ def _sizes() -> list[Case]:
             "Mul", "channels by positions",
             "s = Shape (a) c0 = Slice (s, j1, j2) p0 = Slice (s, j2, j3) q0 = Slice (s, j3, j4) f = Mul (c0, p0) "
             "m0 = Slice (s, j0, j1) t = Concat <axis=0> (m0, f, q0) q = Reshape (a, t) b = Reshape (q, s)",
-            j0=[0], j1=[1], j2=[2], j3=[3], j4=[4], defect=F13,
+            j0=[0], j1=[1], j2=[2], j3=[3], j4=[4],
         ),
         size("Div", "a channel shuffle", f"{other} {shuffle}", free=4, **bounds),
         size(

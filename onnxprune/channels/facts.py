@@ -39,6 +39,7 @@ class RawCount(NamedTuple):
     input: int | None
     element: int | None
     ids: IntArray
+    per: int = 1
 
 
 class RawLookup(NamedTuple):
@@ -173,7 +174,7 @@ class Facts:
         ]
         self._pin_conflicts(lookup)
         counts = [
-            Count(raw.node, raw.field, raw.input, raw.element, channels)
+            Count(raw.node, raw.field, raw.input, raw.element, channels, raw.per)
             for raw in self.counts
             if (channels := along(raw)) is not None
         ]
@@ -274,11 +275,15 @@ class Facts:
         return None
 
     def _pin_conflicts(self, lookup: IntArray) -> None:
-        """Pin channels whose number is held by one integer together with the number of others."""
+        """Pin channels whose number an integer holds together with the number of others, or cannot hold."""
         owners: dict[tuple[int, str, int | None, int | None], RawCount] = {}
         for count in self.counts:
             first = owners.setdefault((count.node, count.field, count.input, count.element), count)
-            if not np.array_equal(lookup[first.ids], lookup[count.ids]):
+            if (lookup[count.ids].reshape(len(count.ids), -1) >= 0).any() and count.per > 1:
+                times = np.unique(lookup[count.ids], return_counts=True)[1]
+                if count.ids.ndim > 1 or (times % count.per).any():
+                    self.pin(count.ids, count.node, "a literal that is multiplied at run time would not follow it")
+            if first.per != count.per or not np.array_equal(lookup[first.ids], lookup[count.ids]):
                 for one in (first, count):
                     self.pin(one.ids, count.node, "one integer of a shape stands for its number and for that of others")
 

@@ -20,12 +20,12 @@ class Size:
     """One integer of a shape, and where it comes from.
 
     Attributes:
-        value: what it is while tracing.
-        owner: (node, input, element) of the constant that holds it; None when it is computed at run time.
+        value: what it is while tracing; a float within arithmetic on floats.
+        owner: (node, input, element) of the constant that holds it, `num` times smaller; None when it is computed at run time.
         ids: channels whose number it follows, as (survivors of ids) * num / den; None when it follows none.
     """
 
-    value: int
+    value: float
     owner: tuple[int, int, int] | None = None
     ids: Ids | None = None
     num: int = 1
@@ -213,7 +213,7 @@ def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Id
     return work
 
 
-def match_axes(site: Site, i: int, ids: Ids, keeps: Callable[[int, int], bool]) -> None:
+def match_axes(site: Site, i: int, ids: Ids, keeps: Callable[[int, float], bool]) -> None:
     """Hold the target shape at input i against the ids of the output, axis by axis from the last one.
 
     Args:

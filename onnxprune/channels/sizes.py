@@ -7,13 +7,19 @@ integers to those of its output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.channels.site import Site, Size, rows, varying
 
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+MOST_FLOATS = 16
+"""A float constant with more elements is no list of sizes."""
 Sizes = list[Size]
 SizeRule = Callable[[Site], Sizes | None]
 
@@ -30,6 +36,19 @@ def _shape(site: Site) -> Sizes | None:
 
 def _same(site: Site) -> Sizes | None:
     return site.sizes(0)
+
+
+def _cast(site: Site) -> Sizes | None:
+    whole = int(site.attr("to")) not in FLOATS
+    return [
+        replace(size, value=int(size.value) if whole else float(size.value)) for size in site.sizes(0) or []
+    ] or None
+
+
+def _rounded(site: Site) -> Sizes | None:
+    # what follows channels is a whole number already, or it is pinned where it is used
+    away = math.ceil if site.op == "Ceil" else math.floor
+    return [replace(size, value=float(away(size.value))) for size in site.sizes(0) or []] or None
 
 
 def _gather(site: Site) -> Sizes | None:
@@ -68,12 +87,16 @@ def _combine(site: Site, x: Size, y: Size) -> Size:
     if site.op == "Mul":
         value = x.value * y.value
         following, factor = (y, x) if y.ids is not None else (x, y)
-        if following.ids is not None and factor.ids is None:
-            return replace(following, value=value, owner=None, num=following.num * factor.value)
+        if following.ids is not None and factor.ids is None and factor.value == int(factor.value):
+            return replace(following, value=value, owner=None, num=following.num * int(factor.value))
+        literal, factor = (y, x) if y.owner is not None else (x, y)
+        if literal.owner is not None and factor.owner is None and factor.ids is None and isinstance(value, int):
+            return replace(literal, value=value, num=literal.num * int(factor.value))
     elif site.op == "Div":
-        value = x.value // y.value if y.value else 0
-        if x.ids is not None and y.ids is None and y.value:
-            return replace(x, value=value, owner=None, den=x.den * y.value)
+        whole = isinstance(x.value, int) and isinstance(y.value, int)
+        value = 0 if not y.value else x.value // y.value if whole else x.value / y.value
+        if x.ids is not None and y.ids is None and y.value and y.value == int(y.value):
+            return replace(x, value=value, owner=None, den=x.den * int(y.value))
     else:
         value = x.value + y.value if site.op == "Add" else x.value - y.value
     for size in (x, y):
@@ -84,8 +107,10 @@ def _combine(site: Site, x: Size, y: Size) -> Size:
 
 SIZE_RULES: dict[str, SizeRule] = {
     "Shape": _shape,
-    **dict.fromkeys(("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Floor", "Flatten"), _same),
+    **dict.fromkeys(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"), _same),
+    **dict.fromkeys(("Ceil", "Floor"), _rounded),
     **dict.fromkeys(("Add", "Div", "Mul", "Sub"), _arithmetic),
+    "Cast": _cast,
     "Concat": _concat,
     "Gather": _gather,
     "Slice": _slice,
@@ -93,6 +118,8 @@ SIZE_RULES: dict[str, SizeRule] = {
 """Operators of shape arithmetic. At any other one, channels whose number it reads are pinned."""
 
 
-def literals(value: np.ndarray[tuple[int, ...], np.dtype[np.int64]], node: int, i: int) -> Sizes:
-    """Return the integers of a constant as sizes that can be rewritten."""
-    return [Size(int(v), (node, i, j)) for j, v in enumerate(value.reshape(-1))]
+def literals(value: np.ndarray[Any, Any], node: int, i: int) -> Sizes | None:
+    """Return the integers of a constant as sizes that can be rewritten; floats, which scale sizes, as they are."""
+    if value.dtype.kind == "f" and value.size <= MOST_FLOATS and np.isfinite(value).all():
+        return [Size(float(v)) for v in value.reshape(-1)]
+    return [Size(int(v), (node, i, j)) for j, v in enumerate(value.reshape(-1))] if value.dtype.kind == "i" else None

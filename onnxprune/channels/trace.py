@@ -342,14 +342,14 @@ class _Site:
             return None
         constant = self.const(i)
         if constant is not None:
-            return sizes.literals(constant, self._n, i) if constant.dtype.kind == "i" else None
+            return sizes.literals(constant, self._n, i)
         return self._walk.sizes.get(self._node.inputs[i].name)
 
     def size(self, size: Size, ids: IntArray) -> None:
         facts = self._walk.facts
         if size.owner is not None:
             node, i, element = size.owner
-            facts.counts.append(RawCount(node, "shape", i, element, ids))
+            facts.counts.append(RawCount(node, "shape", i, element, ids, size.num))
         elif size.ids is not None:
             facts.equals.append(RawEqual(self._n, size.ids, size.num, size.den, ids))
         else:

@@ -113,7 +113,7 @@ def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
     """Write the new numbers of channels into attributes and shape literals, and renumber positions."""
     literals: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for fact in trace.counts:
-        survivors = int(alive[fact.channels].sum())
+        survivors = int(alive[fact.channels].sum()) // fact.per
         node = nodes[fact.node]
         if fact.input is not None:
             literals[fact.node, fact.input].append((fact.index or 0, survivors))

@@ -28,7 +28,7 @@ def reshape(site: Site) -> list[Ids]:
     before = site.shape(0)
     out = reshape_ids(ids, before, site.out_shape())
 
-    def keeps(axis: int, literal: int) -> bool:
+    def keeps(axis: int, literal: float) -> bool:
         # 0 copies the size of the same axis, which must then lose the same channels
         copied = (
             literal == 0 and axis < len(before) and rows(out, axis).shape == (before[axis],) and ids.shape[axis] > 1
