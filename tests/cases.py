@@ -1319,6 +1319,14 @@ def _without_rule() -> list[Case]:
             "the body of this If uses it",
         ),
         case(
+            "If", "its bodies use the number of channels",
+            f"{A} s = Shape (a) f = Cast <to=1> (s) {cond} "
+            "z = If <then_branch = one () => (float t1) { t1 = Gather (f, c1) }, "
+            f"else_branch = two () => (float e1) {{ e1 = Gather (f, c1) }}> (r) b = Mul (a, z) {Y}",
+            0, 12, "the body of this If uses its number", inputs="float[N,3,H,W] x", outputs="float[N,4,H,W] y",
+            c1=np.int64(1),
+        ),
+        case(
             "Loop", "its state and a capture", f"{A} {C} {loop} {Y}", 0, 20, "the body of this Loop uses it",
             "there is no rule for Loop", n=np.int64(2), yes=np.bool_(True), outputs="float[N,4,6,6] y",
         ),

@@ -198,6 +198,9 @@ class _Walk:
             for name in captured_names(node):
                 if name in self.ids:
                     site.pin(self.ids[name], f"the body of this {node.op} uses it")
+                for size in self.sizes.get(name, []):
+                    if size.ids is not None:
+                        site.pin(size.ids, f"the body of this {node.op} uses its number")
             standard = node.domain in (None, "", "ai.onnx") or quantised.is_quantiser(node)
             if self._follow_sizes(site, node, standard):
                 outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
