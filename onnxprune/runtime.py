@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,12 @@ DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
     range(48, 16 * 1024, 16),
     range(32, 32 * 1024, 32),
     (1,),
+    (256,),
+    (512,),
 )
 """Sizes to try for dynamic axes other than the batch: each list gives different sizes, multiples of what networks stride by;
 its last one is used again where it ends."""
+TOLD_SHAPES = 4
 
 ort.set_default_logger_severity(4)
 VERSION: str = ort.__version__
@@ -112,24 +115,27 @@ def concrete_shapes(
     *,
     known: Mapping[str, tuple[int, ...]] | None = None,
     sizes: Sequence[int] = DYNAMIC_SIZES[0],
+    states: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Give every dynamic axis of the inputs a size.
 
-    An axis name that several inputs share gets one size.
+    An axis name that several inputs share gets one size, and that of a first axis is the batch wherever it stands.
 
     Args:
         proto: the model, or its header.
         batch: size of a dynamic first axis.
         known: shapes of data, for the other axes.
         sizes: for the other axes, in turn, where there are no data.
+        states: whether all inputs but the first have only the batch for a dynamic axis, wherever it lies.
 
     Raises:
         ModelError: an input without a rank.
     """
-    names: dict[str, int] = {}
+    first = [value.type.tensor_type.shape.dim[0] for value in proto.graph.input if value.type.tensor_type.shape.dim]
+    names = {dim.dim_param: batch for dim in first if dim.dim_param}
     left = iter(sizes)
     result: dict[str, tuple[int, ...]] = {}
-    for value in proto.graph.input:
+    for number, value in enumerate(proto.graph.input):
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
             raise ModelError(
                 "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
@@ -138,7 +144,7 @@ def concrete_shapes(
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 size = dim.dim_value
-            elif axis == 0:
+            elif axis == 0 or (states and number):
                 size = batch
             elif dim.dim_param in names:
                 size = names[dim.dim_param]
@@ -159,17 +165,47 @@ def workable_shapes(opened: ort.InferenceSession, proto: onnx.ModelProto, batch:
     """
     if all(dim.dim_value > 0 for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[1:]):
         return concrete_shapes(proto, batch)
-    error: ModelError | None = None
-    for sizes in DYNAMIC_SIZES:
-        shapes = concrete_shapes(proto, batch, sizes=sizes)
+    failures: list[tuple[dict[str, tuple[int, ...]], ModelError]] = []
+    for _, shapes in candidates(proto, (batch,)):
         try:
             run(opened, random_feeds(proto, shapes, 0))
         except ModelError as failure:
-            error = error or failure
+            failures.append((shapes, failure))
             continue
         return shapes
-    assert error is not None
-    raise error
+    raise none_runs(failures)
+
+
+def candidates(
+    proto: onnx.ModelProto, batches: Sequence[int], known: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[tuple[int, dict[str, tuple[int, ...]]]]:
+    """Yield (batch, input shapes) to try in turn, none of them twice: every list of `DYNAMIC_SIZES` with every batch.
+
+    At last the dynamic axes of all inputs but the first are taken for the batch, as the state of a recurrent network has it.
+    """
+    seen: list[dict[str, tuple[int, ...]]] = []
+    for states in (False, True) if known is None else (False,):
+        for sizes in DYNAMIC_SIZES:
+            for batch in batches:
+                shapes = concrete_shapes(proto, batch, known=known, sizes=sizes, states=states)
+                if shapes not in seen:
+                    seen.append(shapes)
+                    yield batch, shapes
+
+
+def none_runs(failures: Sequence[tuple[Mapping[str, tuple[int, ...]], ModelError]]) -> ModelError:
+    """Return the error to raise when a model runs on none of the input shapes: the first one where only the batch changed."""
+    (_, first), tried = failures[0], [shapes for shapes, _ in failures]
+    if len({tuple(shape[1:] for shape in shapes.values()) for shapes in tried}) == 1:
+        return first
+    told = [", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) for shapes in tried[:TOLD_SHAPES]]
+    more = f"; and {len(tried) - len(told)} more" if len(tried) > len(told) else ""
+    return ModelError(
+        "no input shape that was tried runs",
+        where=first.where,
+        why=f"tried {'; '.join(told)}{more}. The first failed {first.why}",
+        hint="give arrays of the right shapes with `prune --data`",
+    )
 
 
 def has_dynamic_batch(proto: onnx.ModelProto) -> bool:

@@ -113,34 +113,35 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
     """Infer all shapes, or run the model where inference leaves a gap or where shapes are computed at run time."""
     light = weightless(model)
     dynamic = runtime.has_dynamic_batch(model.header)
-    error: ModelError | None = None
-    batches = (BATCH, *RUN_BATCHES) if dynamic else (1,)
-    choices = [(batch, sizes) for sizes in (runtime.DYNAMIC_SIZES if known is None else [()]) for batch in batches]
-    for batch, sizes_ in choices:
-        inputs = runtime.concrete_shapes(model.header, batch, known=known, sizes=sizes_)
+    # inference does not notice when the sizes of several inputs don't fit each other
+    plain, other = (runtime.concrete_shapes(model.header, 1, known=known, states=states) for states in (False, True))
+    must_run = known is None and plain != other
+    failures = []
+    for batch, inputs in runtime.candidates(model.header, (BATCH, *RUN_BATCHES) if dynamic else (1,), known):
         inferred = runtime.infer_shapes(light, inputs)
         shapes, types = inferred.full, inferred.types
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
         outputs = [t for node in model.graph.nodes for t in node.outputs if t.name]
         wanted = [t.name for t in outputs if t.name not in shapes]
         wanted += [t.name for t in outputs if t.outputs and _is_small_integer(types.get(t.name), shapes.get(t.name))]
-        if not wanted:
+        if not wanted and not must_run:
             return _Shapes(batch, inputs, shapes, {})
         more, values = _computed(model, inputs)
         shapes = {**more, **shapes}
-        if all(t.name in shapes for t in outputs):
+        if all(t.name in shapes for t in outputs) and not must_run:
             return _Shapes(batch, inputs, shapes, values)
         if dynamic and batch == BATCH:
             continue  # a smaller batch is cheaper to run
         try:
-            seen = runtime.observe(model.to_proto(), inputs, wanted, str(model.path))
+            seen = runtime.observe(
+                model.to_proto(), inputs, wanted or [model.header.graph.output[0].name], str(model.path)
+            )
         except ModelError as failure:
-            error = error or failure
+            failures.append((inputs, failure))
             continue
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         return _Shapes(batch, inputs, shapes, {k: v for k, v in seen.items() if _is_small_integer(v, np.shape(v))})
-    assert error is not None
-    raise error
+    raise runtime.none_runs(failures)
 
 
 def _computed(

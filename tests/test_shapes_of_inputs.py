@@ -1,0 +1,83 @@
+"""Sizes of dynamic axes: names that inputs share, states of recurrent networks, and what is said when nothing runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from graphs import load
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.channels.trace import trace as trace_model
+from onnxprune.errors import ModelError
+
+Dims = list[int | str | None]
+
+
+def recurrent(x: Dims, state: Dims, length: int | None = None) -> onnx.ModelProto:
+    """Return a Conv before an LSTM: "x" (n, t), "state" (1, n, 5). With a `length`, t has to be that."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(8, 1, 3)).astype(np.float32), "k": rng.normal(size=(1, 20, 8)).astype(np.float32),
+        "r": rng.normal(size=(1, 20, 5)).astype(np.float32), "one": np.array([1]), "fixed": np.array([-1, length or 0]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Reshape", ["x", "fixed"], ["x1"], allowzero=0),
+        helper.make_node("Unsqueeze", ["x1", "one"], ["x2"]),
+        helper.make_node("Conv", ["x2", "w"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["t"], perm=[2, 0, 1]),
+        helper.make_node("LSTM", ["t", "k", "r", "", "", "state", "state"], ["y"], hidden_size=5),
+        helper.make_node("Shape", ["y"], ["size"]),
+        helper.make_node("Reshape", ["y", "size"], ["z"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "recurrent",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, x),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, state),
+        ],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [None] * 4)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_the_name_of_the_batch_is_the_batch_on_other_axes() -> None:
+    for order in (1, -1):
+        proto = recurrent(["n", "t"], [1, "n", 5])
+        inputs = list(proto.graph.input)[::order]
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+        assert runtime.concrete_shapes(proto, 3) == {"x": (3, 224), "state": (1, 3, 5)}
+
+
+def test_shapes_to_try_are_told_once_and_start_with_the_old_ones() -> None:
+    fixed = [shapes for _, shapes in runtime.candidates(recurrent(["n", 9], [1, "n", 5]), (3, 2))]
+    assert fixed == [{"x": (n, 9), "state": (1, n, 5)} for n in (3, 2)]
+    free = [shapes for _, shapes in runtime.candidates(recurrent(["n", "t"], [1, "m", 5]), (1,))]
+    assert free[0] == {"x": (1, 224), "state": (1, 256, 5)}
+    assert {"x": (1, 256), "state": (1, 256, 5)} in free
+    assert {"x": (1, 224), "state": (1, 1, 5)} in free
+    assert len({str(shapes) for shapes in free}) == len(free)
+
+
+@pytest.mark.parametrize("names", [(None, None, None), ("n", "t", "m"), ("n", "t", "n")])
+def test_a_state_gets_the_batch_of_the_first_input(names: tuple[str | None, ...]) -> None:
+    model = load(recurrent([names[0], names[1]], [1, names[2], 5]))
+    trace = trace_model(model)
+    assert trace.input_shapes["state"][1] == trace.input_shapes["x"][0]
+    assert (~trace.pinned).sum() == 8
+
+
+def test_a_model_that_runs_on_no_shape_says_what_was_tried() -> None:
+    model = load(recurrent(["n", "t"], [1, "m", 5], length=99991))
+    with pytest.raises(ModelError, match="no input shape that was tried runs") as caught:
+        trace_model(model)
+    for text in ("x [1, 224], state [1, 256, 5]", "more", "The first failed on", "--data"):
+        assert text in str(caught.value)
+    opened = runtime.session(model.to_proto())
+    with pytest.raises(ModelError, match="no input shape that was tried runs"):
+        runtime.workable_shapes(opened, model.header, 1)
