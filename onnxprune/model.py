@@ -31,7 +31,9 @@ from onnxprune.normalise import (
     fold_batchnorms,
     fold_constants,
     fold_shapes,
+    means_of_norms,
     needs_arguments,
+    sum_norms,
     unshare_targets,
 )
 from onnxprune.output import check_destination, staged
@@ -168,6 +170,9 @@ def _load(file: Path) -> Model:
     if any(needs_arguments(node) for node in graph.nodes):
         opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
         explicit_arguments(graph, _static_shapes(model), opset)
+    if means_of_norms(graph):
+        opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
+        sum_norms(graph, runtime.infer_shapes(weightless(model), {}), opset)
     unshare_targets(graph)
     separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
     graph, batchnorms = fold_batchnorms(graph)

@@ -192,6 +192,48 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
             node.inputs = [node.inputs[0], constant]
 
 
+def sum_norms(graph: gs.Graph, inferred: runtime.Inferred, opset: int) -> None:
+    """Turn the mean of norms, as in global response normalisation, into their sum divided by their number.
+
+    A mean over channels changes for all when one goes; a sum does not know those that are zero. The layer is that of
+    ConvNeXt V2 (Woo et al., 2023, equation 2): what is left of it keeps its response.
+    """
+    for node in means_of_norms(graph):
+        norms, mean = node.inputs[0], node.outputs[0]
+        axes = node.attrs.get("axes", node.inputs[1].values if len(node.inputs) > 1 else None)
+        shape, kind = inferred.partial.get(norms.name), inferred.types.get(norms.name)
+        size = shape[int(axes[0])] if shape is not None and axes is not None and len(axes) == 1 else None
+        if size is None or not kind:
+            continue
+        axis = np.array([int(axes[0]) % len(shape or ())], dtype=np.int64)
+        total = gs.Variable(f"{mean.name}__sum")
+        number = np.array(size, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind))
+        attrs, inputs = {"keepdims": node.attrs.get("keepdims", 1)}, [norms]
+        if opset < 13:
+            attrs["axes"] = axis.tolist()
+        else:
+            inputs.append(gs.Constant(f"{mean.name}__axes", axis))
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes.append(gs.Node("ReduceSum", f"{node.name}__sum" if node.name else "", attrs, inputs, [total]))
+        divisor = gs.Constant(f"{mean.name}__number", number)
+        graph.nodes.append(gs.Node("Div", node.name, {}, [total, divisor], [mean]))
+    graph.nodes = [node for node in graph.nodes if node.outputs]
+    graph.toposort()
+
+
+def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
+    """Return every ReduceMean of norms, with constant axes."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "ReduceMean"
+        and node.inputs[0].inputs
+        and node.inputs[0].inputs[0].op == "ReduceL2"
+        and all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:])
+    ]
+
+
 TARGETS = {"Expand": 1, "Reshape": 1, "Resize": 3}
 """The input that holds a target shape, by operator."""
 

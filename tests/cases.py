@@ -365,11 +365,31 @@ def _reductions() -> list[Case]:
     for kind in ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
         op = f"Reduce{kind}"
         cases.append(one(op, "a column", f"b = {op} <keepdims=1> (a, ax)", ax=[2]))
-        cases.append(stuck(op, "over channels", f"r = {op} (a, ax) b = Add (a, r)", over, ax=[-3]))
+        if kind != "Sum":
+            cases.append(stuck(op, "over channels", f"r = {op} (a, ax) b = Add (a, r)", over, ax=[-3]))
     gone = f"{A} f = ReduceMean <keepdims=0> (a, ax) y = Gemm <transB=1> (f, g, gb)"
     nhwc = f"{A} t = Transpose <perm=[0,2,3,1]> (a) f = ReduceMean <axes=[1,2], keepdims=0> (t) y = MatMul (f, m)"
+    norms = "n = ReduceL2 <keepdims=1> (a, ax) r = ReduceMean <keepdims=1> (n, c) s = Add (r, eps) d = Div (n, s)"
+    scaled = "p = Mul (a, d) q = Mul (p, k) t = Add (q, k) b = Add (t, a)"
+    older = "n = ReduceL2 <axes=[2,3]> (a) r = ReduceMean <axes=[-3]> (n) s = Add (r, eps) d = Div (n, s)"
+    last = norms.replace("(a, ax)", "(h, ax)").replace("(n, c)", "(n, l)").replace("Mul (a, d)", "Mul (h, d)")
+    turned = "h = Transpose <perm=[0,2,3,1]> (a)"
+    back = "p = Mul (h, d) q = Mul (p, e) t = Add (q, h) b = Transpose <perm=[0,3,1,2]> (t)"
+    halves = "h = Cast <to=10> (a) f = ReduceSum (h, c) r = Cast <to=1> (f) b = Add (a, r)"
     return [
         *cases,
+        one("ReduceSum", "over channels", "r = ReduceSum (a, c) b = Add (a, r)", c=[-3]),
+        one("ReduceSum", "over channels and rows", "r = ReduceSum (a, c) b = Add (a, r)", c=[1, 2]),
+        one("ReduceSum", "over channels, axes as an attribute", "r = ReduceSum <axes=[1]> (a) b = Add (a, r)", opset=11),
+        one("ReduceSum", "over channels, in float16", halves, c=[1]),
+        one(
+            "ReduceSum", "how many channels are above a bound",
+            "g1 = Greater (a, half) i = Cast <to=7> (g1) f = ReduceSum (i, c) r = Cast <to=1> (f) b = Add (a, r)", c=[1],
+        ),
+        one("ReduceMean", "of norms, over channels", f"{norms} {scaled}", ax=[2, 3], c=[1], k=(1, 8, 1, 1)),
+        one("ReduceMean", "of norms, over channels on the last axis", f"{turned} {last} {back}", ax=[1, 2], l=[-1], e=(8,)),
+        one("ReduceMean", "of norms, axes as an attribute", f"{older} {scaled}", opset=12, k=(1, 8, 1, 1)),
+        one("ReduceMean", "of norms, before opset 18", f"{older} {scaled}", opset=17, k=(1, 8, 1, 1)),
         one("ReduceLogSum", "a column", "s = Exp (a) b = ReduceLogSum <keepdims=1> (s, ax)", ax=[2]),
         stuck("ReduceLogSum", "over channels", "s = Exp (a) r = ReduceLogSum (s, ax) b = Add (a, r)", over, ax=[1]),
         one("ReduceMax", "axes as an attribute", "b = ReduceMax <axes=[-1]> (a)", opset=13),

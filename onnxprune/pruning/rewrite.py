@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune import runtime
+from onnxprune.model import Model, weightless
 from onnxprune.types import BoolArray, IntArray, Summed, Trace
 
 
@@ -87,20 +90,25 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
             index = (slice(None),) * fact.axis + (flags,)
             value[index] = np.broadcast_to(fact.zero, value.shape)[index]
         nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
-    for summed in trace.summed:  # new nodes go to the end, so that node numbers stay right
-        if not alive[summed.channels].all():
-            _zero_activation(result.graph, trace, summed, alive[summed.channels])
-    if trace.summed:
+    touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
+    types = runtime.infer_shapes(weightless(model), trace.input_shapes).types if touched else {}
+    for summed in touched:  # new nodes go to the end, so that node numbers stay right
+        _zero_activation(result.graph, trace, summed, alive[summed.channels], types)
+    if touched:
         result.graph.toposort()
     return result
 
 
-def _zero_activation(graph: gs.Graph, trace: Trace, summed: Summed, flags: BoolArray) -> None:
-    """Multiply an operand by 1 where a channel stays, and by 0 where it goes."""
-    weights = [t for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)]
-    dtype = next((t.values.dtype for t in weights if np.issubdtype(t.values.dtype, np.floating)), np.dtype(np.float32))
+def _zero_activation(graph: gs.Graph, trace: Trace, summed: Summed, flags: BoolArray, types: Mapping[str, int]) -> None:
+    """Multiply an operand by 1 where a channel stays, and by 0 where it goes; `types` are ONNX element types by tensor."""
     node = graph.nodes[summed.node]
     operand = node.inputs[summed.input]
+    if operand.name in types:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(types[operand.name])
+    else:  # beyond an operator that onnx does not know; the type of the weights, most likely
+        weights = [t for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)]
+        floats = (t.values.dtype for t in weights if np.issubdtype(t.values.dtype, np.floating))
+        dtype = next(floats, np.dtype(np.float32))
     shape = [1] * len(trace.shapes[operand.name])
     shape[summed.axis] = flags.size
     factor = gs.Constant(f"{operand.name}__mask", flags.astype(dtype).reshape(shape))

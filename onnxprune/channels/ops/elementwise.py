@@ -50,6 +50,15 @@ def pool(site: Site) -> list[Ids]:
 
 def reduce(site: Site) -> list[Ids]:
     """Each channel by itself; those that are reduced away must stay."""
+    return _reduced(site, summed=False)
+
+
+def reduce_sum(site: Site) -> list[Ids]:
+    """Each channel by itself; a sum over channels is exact without those that go."""
+    return _reduced(site, summed=True)
+
+
+def _reduced(site: Site, *, summed: bool) -> list[Ids]:
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -60,7 +69,12 @@ def reduce(site: Site) -> list[Ids]:
     if axes is None or len(axes) == 0:
         axes = [] if site.attr("noop_with_empty_axes", 0) else list(range(rank))
     reduced = sorted({int(axis) % rank for axis in axes})
-    ids = pin_axes(site, 0, reduced, f"{site.op} runs over its channels")
+    if summed and len(varying(ids)) == 1 and varying(ids)[0] in reduced:
+        axis = varying(ids)[0]
+        site.summed(0, axis, rows(ids, axis))
+        ids = nothing(rank)
+    else:
+        ids = pin_axes(site, 0, reduced, f"{site.op} runs over its channels")
     if not site.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
@@ -149,7 +163,6 @@ REDUCTIONS = [
     "ReduceMean",
     "ReduceMin",
     "ReduceProd",
-    "ReduceSum",
     "ReduceSumSquare",
 ]
 
@@ -213,6 +226,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCAST, elementwise),
     **dict.fromkeys(POOLS, pool),
     **dict.fromkeys(REDUCTIONS, reduce),
+    "ReduceSum": reduce_sum,
     **dict.fromkeys((*FLAT_SOFTMAX, "CumSum", "CumProd", "LpNormalization", "TopK"), along),
     **dict.fromkeys(("ArgMax", "ArgMin"), argmax),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantise),
