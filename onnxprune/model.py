@@ -50,6 +50,8 @@ PROTO_LIMIT = 2**31 - 2**24
 BODY = ("node", "initializer", "sparse_initializer", "value_info")
 """Fields of a GraphProto that graphsurgeon exports; the rest comes from the header."""
 
+PACKED = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1})
+"""Types of less than a byte, which graphsurgeon only writes as it read them."""
 QUANTISED_LAYERS = frozenset(
     {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "DynamicQuantizeMatMul"}
 )
@@ -158,7 +160,7 @@ def _load(file: Path) -> Model:
     header.CopyFrom(_without_body(proto))
     graph.toposort()
     for _, _, tensor in tensors_of(graph):
-        if isinstance(tensor._values, LazyValues):
+        if isinstance(tensor._values, LazyValues) and tensor._values.tensor.data_type not in PACKED:
             tensor._values = onnx.numpy_helper.to_array(tensor._values.tensor)  # shares memory with the proto
     model = Model(graph, header, extras, digest, file, files, size, count_params(graph))
     _refuse_unloadable(model)

@@ -192,3 +192,30 @@ def test_integers_are_dequantised_as_onnxruntime_does(
     (node,) = (node for node in load(proto).graph.nodes if quantised.is_dequantised(node))
     expected = runtime.run(runtime.session(proto), {"x": np.zeros((6, 4), np.float32)})[0]
     assert np.array_equal(quantised.dequantised(node), expected)
+
+
+def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:
+    rng = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "k"], ["a"], "first"),
+            helper.make_node("GlobalAveragePool", ["a"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["r"]),
+            helper.make_node("DequantizeLinear", ["w", "s"], ["d"], axis=1),
+            helper.make_node("MatMul", ["r", "d"], ["y"], "last"),
+        ],
+        "half",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [
+            helper.make_tensor("w", TensorProto.INT4, (8, 4), rng.integers(-8, 7, 32).tolist()),
+            numpy_helper.from_array(np.full(4, 0.1, np.float32), "s"),
+            numpy_helper.from_array(rng.normal(size=(8, 3, 1, 1)).astype(np.float32), "k"),
+        ],
+    )
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = load(source)
+    assert trace_model(model).pinned.all()
+    feeds = runtime.random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
+    before, after = (runtime.run(runtime.session(proto), feeds)[0] for proto in (source, model.to_proto()))
+    assert np.array_equal(before, after)
