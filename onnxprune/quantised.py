@@ -181,13 +181,21 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     values |= {
         n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
     }
-    quantisers = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    constant = set(values)
+    for node in graph.node:
+        if node.input and all(name in constant or not name for name in node.input):
+            constant.update(node.output)
+    quantisers = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constant
+    }
     del graph.node[:]
     found = False
     for node in proto.graph.node:
         quantiser = quantisers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         bounds = _bounds(node, values) if quantiser is not None else None
-        if quantiser is None or quantiser.input[0] in values or bounds is None or bounds != _bounds(quantiser, values):
+        if quantiser is None or bounds is None or bounds != _bounds(quantiser, values):
             graph.node.append(node)
             continue
         found = True

@@ -156,6 +156,21 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
         verify.prove(model, pruned, masked)
 
 
+def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() -> None:
+    source = rounding_net()
+    stored = next(tensor for tensor in source.graph.initializer if tensor.name == "w")
+    stored.CopyFrom(numpy_helper.from_array(np.random.default_rng(1).normal(size=(3, 8, 1, 1)).astype(np.float32), "w"))
+    turned = helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0, 2, 3])
+    source.graph.node.insert(0, turned)
+    source.graph.node.insert(1, helper.make_node("QuantizeLinear", ["wt", "k", "p"], ["wq"]))
+    next(node for node in source.graph.node if node.output[0] == "w1").input[0] = "wq"
+    model = load(source)
+    trace = trace_model(model)
+    keep = random_plan(trace, 0, 0.5)
+    proof = verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
+    assert max(proof.difference, proof.normalised) <= verify.TOLERANCE
+
+
 def test_without_rounding_activations_are_clipped() -> None:
     smooth = quantised.unrounded(rounding_net())
     assert smooth is not None
