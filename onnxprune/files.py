@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +48,8 @@ def damaged(file: Path) -> Iterator[None]:
         ) from error
 
 
-def parse(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
-    """Parse and check a file; return its bytes, the proto, and the files that it consists of."""
+def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
+    """Parse and check a file; return its SHA-256, the proto, and the files that it consists of."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -74,9 +75,11 @@ def parse(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
             why=f"its {len(content):,} bytes are not a complete ONNX protobuf message",
             hint="compare its size or checksum with the source, and copy or export it again",
         ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    del content  # the proto has a copy of everything
     _check_header(proto, file)
     _check_inputs(proto, file)
-    return content, proto, (file, *_load_external_data(proto, file))
+    return digest, proto, (file, *_load_external_data(proto, file))
 
 
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:

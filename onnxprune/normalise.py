@@ -283,6 +283,8 @@ def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
         new_weight = gs.Constant(f"{name}.weight", (weight.values * factor.reshape(shape)).astype(dtype))
         new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
         layer.inputs = [layer.inputs[0], new_weight, new_bias]
+        if not weight.outputs and not any(weight is t for t in graph.outputs):
+            weight.values = np.zeros(0)  # frees them now: a tensor and its lists are a cycle, collected some time later
         output = bn.outputs[0]
         bn.inputs.clear()
         bn.outputs.clear()
