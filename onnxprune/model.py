@@ -92,11 +92,11 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
     """Copy the nodes and tensors of a graph, not their values."""
     if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
         return graph.copy()  # knows what bodies take from outside, and copies every tensor twice
-    tensors = {name: tensor.copy() for name, tensor in graph.tensors().items()}
 
     def copies(originals: list[gs.Tensor]) -> list[gs.Tensor]:
         return [tensors[t.name] if t.name else gs.Variable.empty() for t in originals]
 
+    tensors = {name: tensor.copy() for name, tensor in graph.tensors().items()}
     nodes = [node.copy(copies(node.inputs), copies(node.outputs)) for node in graph.nodes]
     return gs.Graph(
         nodes,
