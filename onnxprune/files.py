@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,10 +49,14 @@ def damaged(file: Path) -> Iterator[None]:
         ) from error
 
 
-def parse(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
-    """Parse and check a file; return its bytes, the proto, and the files that it consists of."""
+def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
+    """Parse and check a file; return its SHA-256, the proto, and the files that it consists of."""
     try:
-        content = file.read_bytes()
+        with open(file, "rb") as stream:
+            if not os.fstat(stream.fileno()).st_size:
+                raise ModelError("the model file is empty", where=str(file), hint="export or copy the model again")
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+                digest, proto = hashlib.sha256(view).hexdigest(), _parsed(view, file)
     except FileNotFoundError:
         raise ModelError("no such model file", where=str(file), hint="check the path") from None
     except IsADirectoryError:
@@ -62,8 +68,12 @@ def parse(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
             why=error.strerror or str(error),
             hint="check the path and its permissions",
         ) from error
-    if not content:
-        raise ModelError("the model file is empty", where=str(file), hint="export or copy the model again")
+    _check_header(proto, file)
+    _check_inputs(proto, file)
+    return digest, proto, (file, *_load_external_data(proto, file))
+
+
+def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
@@ -74,9 +84,7 @@ def parse(file: Path) -> tuple[bytes, onnx.ModelProto, tuple[Path, ...]]:
             why=f"its {len(content):,} bytes are not a complete ONNX protobuf message",
             hint="compare its size or checksum with the source, and copy or export it again",
         ) from None
-    _check_header(proto, file)
-    _check_inputs(proto, file)
-    return content, proto, (file, *_load_external_data(proto, file))
+    return proto
 
 
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:

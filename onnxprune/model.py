@@ -7,18 +7,18 @@ original only where channels went.
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import runtime
@@ -40,7 +40,7 @@ from onnxprune.output import check_destination, staged
 from onnxprune.quantised import is_dequantised, separate_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
@@ -48,10 +48,8 @@ PROTO_LIMIT = 2**31 - 2**24
 """Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
 
 BODY = ("node", "initializer", "sparse_initializer", "value_info")
-"""Fields of a GraphProto that graphsurgeon exports; the rest comes from the header."""
+"""Fields of a GraphProto that the graph holds; the rest comes from the header."""
 
-PACKED = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1})
-"""Types of less than a byte, which graphsurgeon only writes as it read them."""
 QUANTISED_LAYERS = frozenset(
     {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "DynamicQuantizeMatMul"}
 )
@@ -87,20 +85,32 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the original's metadata, inputs and outputs."""
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.header)
-        graph = OnnxExporter.export_graph(self.graph, do_type_check=False)
-        for node in graph.node:
-            extras = self.node_extras.get(node.output[0]) if node.output else None
-            if extras is not None:
-                node.MergeFrom(extras)
-        for name in BODY:
-            getattr(proto.graph, name).extend(getattr(graph, name))
-        return proto
+        return _export(self, frozenset())
 
     def copy(self) -> Model:
         """Return a model whose graph can be changed; weights are shared until they are replaced."""
-        return replace(self, graph=self.graph.copy(), batchnorms=dict(self.batchnorms))
+        return replace(self, graph=copy_graph(self.graph), batchnorms=dict(self.batchnorms))
+
+
+def copy_graph(graph: gs.Graph) -> gs.Graph:
+    """Copy the nodes and tensors of a graph, not their values."""
+    if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
+        return graph.copy()  # knows what bodies take from outside, and copies every tensor twice
+
+    def copies(originals: list[gs.Tensor]) -> list[gs.Tensor]:
+        return [tensors[t.name] if t.name else gs.Variable.empty() for t in originals]
+
+    tensors = {name: tensor.copy() for name, tensor in graph.tensors().items()}
+    nodes = [node.copy(copies(node.inputs), copies(node.outputs)) for node in graph.nodes]
+    return gs.Graph(
+        nodes,
+        copies(graph.inputs),
+        copies(graph.outputs),
+        name=graph.name,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+    )
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:
@@ -116,7 +126,7 @@ def is_float(tensor: gs.Constant) -> bool:
     dtype = tensor.dtype
     if isinstance(dtype, int):
         return dtype == onnx.TensorProto.BFLOAT16
-    return np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"
+    return dtype.kind == "f" or (dtype.kind == "V" and str(dtype) == "bfloat16")
 
 
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
@@ -126,7 +136,7 @@ def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
 
 def params_of(graph: gs.Graph) -> dict[str, int]:
     """Return the number of elements of each weight of a graph, by name."""
-    return {t.name: int(np.prod(t.shape, dtype=np.int64)) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
+    return {t.name: math.prod(t.shape) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
 
 
 def count_params(graph: gs.Graph) -> int:
@@ -147,22 +157,8 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 
 def _load(file: Path) -> Model:
-    content, proto, files = parse(file)
-    digest, size = hashlib.sha256(content).hexdigest(), sum(f.stat().st_size for f in files)
-    if proto.functions:
-        from onnx import inliner
-
-        proto = inliner.inline_local_functions(proto)
-    extras = _unsupported_by_graphsurgeon(proto.graph)
-    del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
-    graph = gs.import_onnx(proto)
-    header = onnx.ModelProto()
-    header.CopyFrom(_without_body(proto))
-    graph.toposort()
-    for _, _, tensor in tensors_of(graph):
-        if isinstance(tensor._values, LazyValues) and tensor._values.tensor.data_type not in PACKED:
-            tensor._values = onnx.numpy_helper.to_array(tensor._values.tensor)  # shares memory with the proto
-    model = Model(graph, header, extras, digest, file, files, size, count_params(graph))
+    model = _imported(file)
+    graph, header = model.graph, model.header
     _refuse_unloadable(model)
     fold_constants(graph, str(file))
     model = replace(model, params=count_params(graph))
@@ -180,6 +176,47 @@ def _load(file: Path) -> Model:
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
+
+
+def _imported(file: Path) -> Model:
+    """Read a file into a graph that shares no memory with the parsed file, so that this is freed on return."""
+    digest, proto, files = parse(file)
+    size = sum(f.stat().st_size for f in files)
+    if proto.functions:
+        from onnx import inliner
+
+        proto = inliner.inline_local_functions(proto)
+    extras = _unsupported_by_graphsurgeon(proto.graph)
+    del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
+    graph = gs.import_onnx(proto)
+    header = onnx.ModelProto()
+    header.CopyFrom(_without_body(proto))
+    _detach(graph, header)
+    graph.toposort()
+    return Model(graph, header, extras, digest, file, files, size, count_params(graph))
+
+
+def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
+    """Give a graph and the bodies in it values of their own: any part of a proto keeps all of it in memory."""
+    graph.import_domains = header.opset_import
+    for node in graph.nodes:
+        for value in (*node.inputs, *node.attrs.values()):
+            if isinstance(value, gs.Graph):
+                _detach(value, header)
+            elif isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+                value._values = _detached(value._values)
+    for value in graph.outputs:
+        if isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+            value._values = _detached(value._values)
+
+
+def _detached(lazy: LazyValues) -> LazyValues | np.ndarray[Any, Any]:
+    plain = isinstance(lazy.dtype, np.dtype) and lazy.dtype.kind in "biuf" and not isinstance(lazy, SparseValues)
+    if plain:
+        return onnx.numpy_helper.to_array(lazy.tensor)
+    copy = type(lazy.tensor)()  # strings, packed integers, bfloat16: an array would not export to the same bytes
+    copy.CopyFrom(lazy.tensor)
+    return type(lazy)(copy)
 
 
 def _refuse_unloadable(model: Model) -> None:
@@ -200,15 +237,34 @@ def _static_shapes(model: Model) -> dict[str, list[int | None]]:
 
 def weightless(model: Model) -> onnx.ModelProto:
     """Export a model with its weights turned into inputs: all that shape inference needs, and light."""
-    graph = model.graph.copy()
-    inputs: dict[str, gs.Variable] = {}
-    for n, i, weight in tensors_of(model.graph):
-        if is_weight(model.graph, n, i):
-            inputs.setdefault(weight.name, gs.Variable(weight.name, dtype=weight.dtype, shape=tuple(weight.shape)))
-            graph.nodes[n].inputs[i] = inputs[weight.name]
-    light = replace(model, graph=graph).to_proto()
-    light.graph.input.extend(OnnxExporter.export_value_info_proto(tensor, False) for tensor in inputs.values())
-    return light
+    return _export(model, {t.name for n, i, t in tensors_of(model.graph) if is_weight(model.graph, n, i)})
+
+
+def _export(model: Model, as_inputs: Set[str]) -> onnx.ModelProto:
+    """Export a model; constants named in `as_inputs` become inputs, without their values."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.header)
+    body = proto.graph
+    for node in model.graph.nodes:
+        exported = OnnxExporter.export_node(node)
+        extras = model.node_extras.get(node.outputs[0].name) if node.outputs else None
+        if extras is not None:
+            exported.MergeFrom(extras)
+        body.node.append(exported)
+    for tensor in model.graph.tensors().values():  # one at a time: there is no second copy of all weights
+        if not isinstance(tensor, gs.Constant):
+            continue
+        if tensor.name in as_inputs:
+            kind = body.input.add(name=tensor.name).type.tensor_type
+            kind.elem_type = dtype_to_onnx(tensor.dtype)
+            kind.shape.SetInParent()  # a scalar has a shape, too
+            for size in tensor.shape:
+                kind.shape.dim.add(dim_value=size)
+        elif isinstance(tensor._values, SparseValues):
+            body.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
+        else:
+            body.initializer.append(OnnxExporter.export_tensor_proto(tensor))
+    return proto
 
 
 def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:

@@ -34,11 +34,16 @@ class BatchNorm:
         return BatchNorm(self.scale[index], self.bias[index], self.mean[index], self.variance[index])
 
 
-def fold_constants(graph: gs.Graph, where: str) -> None:
+def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
 
     Dequantised weights stay integers (those that are rounded at run time become so), and so does everything random. graphsurgeon's own folding is not used: it also
     rewrites float arithmetic on shapes into integers, which rounds the scale of a Resize.
+
+    Args:
+        graph: changed in place.
+        where: how to call the model in an error.
+        found: takes in every value that is computed, by name; those in between leave the graph.
 
     Raises:
         ModelError: onnxruntime cannot compute one of them.
@@ -67,10 +72,12 @@ def fold_constants(graph: gs.Graph, where: str) -> None:
     results = {id(t) for t in graph.outputs}
     wanted = [
         t for node in foldable for t in node.outputs
-        if id(t) in results or any(id(reader) not in inner for reader in t.outputs)
+        if t.name and (found is not None or id(t) in results or any(id(reader) not in inner for reader in t.outputs))
     ]  # fmt: skip
     values = _compute(graph, foldable, wanted, where)
     for tensor, value in zip(wanted, values, strict=True):
+        if found is not None:
+            found[tensor.name] = value
         if id(tensor) not in results:  # a constant output of the model keeps its nodes
             tensor.inputs.clear()
             _to_constant(tensor, value)
@@ -105,15 +112,25 @@ def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], w
 
 
 def remove_dead(graph: gs.Graph) -> None:
-    """Remove nodes that nothing reads, from the last to the first."""
-    results = {id(t) for t in graph.outputs}
+    """Remove nodes that nothing needs; the graph is in topological order."""
+    needed = {id(t) for t in graph.outputs}
     captured = {name for node in graph.nodes for name in captured_names(node)}
-    kept = []
+    kept: list[gs.Node] = []
+    dead: list[gs.Node] = []
     for node in reversed(graph.nodes):
-        if any(t.outputs or id(t) in results or t.name in captured for t in node.outputs):
+        if any(id(t) in needed or t.name in captured for t in node.outputs):
             kept.append(node)
+            needed |= {id(t) for t in node.inputs}
         else:
-            node.inputs.clear()
+            dead.append(node)
+    gone = {id(node) for node in dead}
+    # graphsurgeon's own lists would compare the nodes by content, which takes long and may take out a twin
+    for tensor in {id(t): t for node in dead for t in node.inputs}.values():
+        readers = [reader for reader in tensor.outputs if id(reader) not in gone]
+        list.clear(tensor.outputs)
+        list.extend(tensor.outputs, readers)
+    for node in dead:
+        list.clear(node.inputs)
     graph.nodes = kept[::-1]
 
 
@@ -331,6 +348,8 @@ def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
         new_weight = gs.Constant(f"{name}.weight", (weight.values * factor.reshape(shape)).astype(dtype))
         new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
         layer.inputs = [layer.inputs[0], new_weight, new_bias]
+        if not weight.outputs and not any(weight is t for t in graph.outputs):
+            weight.values = np.zeros(0)  # frees them now: a tensor and its lists are a cycle, collected some time later
         output = bn.outputs[0]
         bn.inputs.clear()
         bn.outputs.clear()

@@ -19,7 +19,7 @@ from onnxprune.channels.facts import NOBODY, ZERO, Facts, RawCount, RawEqual, Ra
 from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
 from onnxprune.channels.site import FIXED, Size, nothing
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.model import Model, is_float, params_of, tensors_of, weightless
+from onnxprune.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
 from onnxprune.normalise import TARGETS, captured_names, fold_constants, fold_shapes
 from onnxprune.types import IntArray, Role, Trace, Work
 
@@ -150,21 +150,22 @@ def _computed(
     """Compute shape arithmetic for inputs of these shapes, without running the network.
 
     Returns:
-        Shapes by tensor, and the integers that nodes other than shape arithmetic read.
+        Shapes by tensor, and the integers that it comes to.
     """
-    graph = model.graph.copy()
+    graph = copy_graph(model.graph)
     concrete = replace(model, graph=graph)
     shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, np.ndarray[Any, Any]] = {}
     while True:
         inferred = runtime.infer_shapes(weightless(concrete), inputs)
         shapes |= inferred.full
         if not fold_shapes(graph, inferred.partial):
             break
-        fold_constants(graph, str(model.path))
-    constant = {t.name: t.values for _, _, t in tensors_of(graph) if not is_float(t)}
+        fold_constants(graph, str(model.path), found)
+    found |= {t.name: t.values for _, _, t in tensors_of(graph) if not is_float(t)}
     computed = {t.name for node in model.graph.nodes for t in node.outputs}
-    values = {name: value for name, value in constant.items() if name in computed}
-    return {**shapes, **{name: value.shape for name, value in values.items()}}, values
+    values = {name: value for name, value in found.items() if name in computed and value.dtype.kind in "iub"}
+    return {**shapes, **{name: value.shape for name, value in found.items() if name in computed}}, values
 
 
 def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,18 +101,18 @@ def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -
 
 def _nonempty(trace: Trace, keep: BoolArray, blocks: list[Block]) -> list[Block]:
     """Drop blocks that would leave some tensor (a part of a Split, a branch of a Concat) without any channel."""
-    left = np.array([int(keep[extent].sum()) for extent in trace.extents], dtype=np.int64)
+    left = [int(keep[extent].sum()) for extent in trace.extents]
     members: list[list[int]] = [[] for _ in range(trace.n_channels)]
     for number, extent in enumerate(trace.extents):
-        for channel in extent:
+        for channel in extent.tolist():
             members[channel].append(number)
     allowed = []
     for block in blocks:
-        touched = np.array([n for channel in block.channels for n in members[channel]], dtype=np.int64)
-        loss = np.bincount(touched, minlength=left.size)
-        if (left - loss < 1).any():
+        loss = Counter(number for channel in block.channels.tolist() for number in members[channel])
+        if any(left[number] <= lost for number, lost in loss.items()):
             continue
-        left -= loss
+        for number, lost in loss.items():
+            left[number] -= lost
         allowed.append(block)
     return allowed
 

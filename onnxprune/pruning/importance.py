@@ -24,11 +24,12 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may look at."""
+    """What a method may look at. `alive` is `keep` with True at its end, for ids of -1."""
 
     model: Model
     trace: Trace
     keep: BoolArray
+    alive: BoolArray
     seed: int
 
 
@@ -55,7 +56,7 @@ def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None
     if method not in METHODS:
         raise OptionError(f"unknown importance {method!r}", hint=f"choose one of {', '.join(METHODS)}")
     keep = np.ones(trace.n_channels, dtype=bool) if keep is None else keep
-    raw = METHODS[method](Context(model, trace, keep, seed))
+    raw = METHODS[method](Context(model, trace, keep, np.append(keep, True), seed))
     result = np.full(trace.n_channels, np.nan)
     for group in trace.groups:
         left = group.channels[keep[group.channels]]
@@ -73,7 +74,7 @@ def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None
 def _left(context: Context, fact: Slice, others: dict[tuple[int, int], list[Slice]]) -> FloatTensor:
     """Return the weight with the axis of `fact` in front, and only what is left along the other axes; no copy if all is."""
     weight = values_at(context.model.graph.nodes[fact.node], fact.input)
-    alive = np.append(context.keep, True)
+    alive = context.alive
     for other in others[fact.node, fact.input]:
         if other.axis != fact.axis and not alive[other.channels].all():
             weight = np.compress(alive[other.channels], weight, axis=other.axis)
@@ -83,7 +84,11 @@ def _left(context: Context, fact: Slice, others: dict[tuple[int, int], list[Slic
 def _add(total: FloatArray, fact: Slice, values: FloatArray) -> None:
     """Add the values along the axis of a slice to the channels that live there."""
     here = fact.channels >= 0
-    total += np.bincount(fact.channels[here], weights=values[here], minlength=total.size)
+    channels, first = fact.channels[here], fact.channels[here].min()
+    sums = np.bincount(
+        channels - first, weights=values[here]
+    )  # over the span of these channels, not over all there are
+    total[first : first + sums.size] += sums
 
 
 def _norm(power: int) -> Method:

@@ -14,6 +14,9 @@ from onnxprune import runtime
 from onnxprune.model import Model, weightless
 from onnxprune.types import BoolArray, IntArray, Summed, Trace
 
+BLOCK = 2**22
+"""Bytes that are cut at a time where a weight loses channels along several axes."""
+
 
 def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     """Return the model without the channels that are not in `keep`.
@@ -31,7 +34,6 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
     origin: dict[int, tuple[str, int, list[IntArray]]] = {}  # of each sliced tensor: old name, first node, filters left
     for (node, position), facts in trace.slices_by_use().items():
-        # along the first axis whole blocks are copied, so that comes first
         cuts = [
             (fact, np.flatnonzero(alive[fact.channels]))
             for fact in sorted(facts, key=lambda fact: fact.axis)
@@ -42,14 +44,35 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
         old = nodes[node].inputs[position]
         key = (old.name, *((fact.axis, index.tobytes()) for fact, index in cuts))
         if key not in made:
-            value = old.values
-            for fact, index in cuts:
-                value = np.take(value, index, axis=fact.axis)
-            made[key] = gs.Constant(old.name, np.ascontiguousarray(value))
+            value = _cut(old.values, [(fact.axis, index) for fact, index in cuts])
+            made[key] = gs.Constant(old.name, value)
             origin[id(made[key])] = (old.name, node, [index for fact, index in cuts if fact.role == "writes"])
         nodes[node].inputs[position] = made[key]
     _name(result, made, origin)
     _set_integers(nodes, trace, alive)
+    return result
+
+
+def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.ndarray[Any, Any]:
+    """Keep what lies at the indices along each axis.
+
+    Several axes are cut block by block of the first one: a large weight cut whole, axis after axis, would take the memory and
+    the time of one more copy.
+    """
+    *firsts, (last, kept) = cuts
+    if not firsts:
+        return value.take(kept, axis=last)
+    shape = list(value.shape)
+    for axis, index in cuts:
+        shape[axis] = index.size
+    result = np.empty(shape, value.dtype)
+    rows = firsts[0][1] if firsts[0][0] == 0 else np.arange(len(value))
+    step = max(1, BLOCK // max(1, value[:1].nbytes))
+    for start in range(0, len(rows), step):
+        part = value.take(rows[start : start + step], axis=0)
+        for axis, index in firsts:
+            part = part if axis == 0 else part.take(index, axis=axis)
+        part.take(kept, axis=last, out=result[start : start + step], mode="clip")  # other modes buffer the output
     return result
 
 
