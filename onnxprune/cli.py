@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxprune.augment import parse_kinds
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import GROUPED, HEADS, IMPORTANCES, SCHEDULES, SCOPES, Options, parse_targets
+from onnxprune.options import (
+    AUTO,
+    GROUPED,
+    HEADS,
+    IMPORTANCES,
+    REPAIRS,
+    SCHEDULES,
+    SCOPES,
+    Options,
+    parse_memory,
+    parse_targets,
+)
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Measure, Stage
@@ -87,11 +99,42 @@ DATA = _together(
     click.option(
         "--data",
         type=PATH,
-        help="A .npz (arrays by input name, optional `labels`), a .npy, or a folder of images.",
+        help="A .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`: made-up inputs.",
     ),
     click.option(
         "--preprocess", metavar="PRESET|TOML", help="How values are scaled: unit, imagenet, tf, or a TOML file."
     ),
+)
+CALIBRATION = _together(
+    IGNORE,
+    click.option(
+        "--grouped",
+        type=click.Choice(GROUPED),
+        default=DEFAULTS.grouped,
+        show_default=True,
+        help="What goes in grouped convolutions: positions of every group, or whole groups.",
+    ),
+    click.option(
+        "--heads",
+        type=click.Choice(HEADS),
+        default=DEFAULTS.heads,
+        show_default=True,
+        help="What goes in attention: whole heads, or width of every head.",
+    ),
+    click.option(
+        "--samples", type=int, default=DEFAULTS.samples, show_default=True, help="Calibration samples, at most."
+    ),
+    click.option(
+        "--augment",
+        default=AUTO,
+        show_default=True,
+        metavar="KINDS",
+        help="none, or some of flip,crop,scale,rotate,jitter,noise,erase; auto: where there are few samples for a layer.",
+    ),
+    click.option(
+        "--memory", default="2GB", show_default=True, help="For statistics and activations, beside the models."
+    ),
+    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random."),
 )
 DIALS = _together(
     click.option(
@@ -106,7 +149,7 @@ DIALS = _together(
         type=click.Choice(IMPORTANCES),
         default=DEFAULTS.importance,
         show_default=True,
-        help="How channels are ranked.",
+        help="How channels are ranked; auto: obs with data, l2 without.",
     ),
     click.option(
         "--schedule",
@@ -123,7 +166,7 @@ DIALS = _together(
         type=click.Choice(SCOPES),
         default=DEFAULTS.scope,
         show_default=True,
-        help="Rank all together, or the same share of each group.",
+        help="What groups lose at the output, measured; rank all together; or the same share of each. auto: measured with data.",
     ),
     click.option(
         "--round-to",
@@ -143,22 +186,7 @@ DIALS = _together(
         help="Share of a group that may go at most.",
     ),
     click.option("--threshold", type=float, help="Remove channels whose importance / mean of the group is below."),
-    IGNORE,
-    click.option(
-        "--grouped",
-        type=click.Choice(GROUPED),
-        default=DEFAULTS.grouped,
-        show_default=True,
-        help="What goes in grouped convolutions: positions of every group, or whole groups.",
-    ),
-    click.option(
-        "--heads",
-        type=click.Choice(HEADS),
-        default=DEFAULTS.heads,
-        show_default=True,
-        help="What goes in attention: whole heads, or width of every head.",
-    ),
-    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random."),
+    CALIBRATION,
 )
 TIMING = _together(
     click.option("--batch", type=int, default=1, show_default=True, help="Samples per timed run."),
@@ -194,11 +222,11 @@ def main() -> None:
 @JSON
 def inspect(model: Path, ignore: tuple[str, ...], as_json: bool) -> None:
     """Show groups, what must stay and why, and what each layer costs."""
-    from onnxprune import pipeline
+    from onnxprune import analysis
     from onnxprune.model import load
     from onnxprune.report import console
 
-    found = pipeline.inspect(pipeline.analyse(load(model), ignore))
+    found = analysis.inspect(analysis.analyse(load(model), ignore))
     if as_json:
         _print_json(found.to_dict())
     else:
@@ -214,23 +242,33 @@ def inspect(model: Path, ignore: tuple[str, ...], as_json: bool) -> None:
 @MODEL
 @click.option("--output", "-o", type=PATH, required=True, help="Where to write the plan.")
 @DIALS
+@DATA
 @JSON
-def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
+@QUIET
+def plan(
+    model: Path,
+    output: Path,
+    data: Path | None,
+    preprocess: str | None,
+    as_json: bool,
+    quiet: bool,
+    **dials: Any,
+) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
-    from onnxprune import pipeline, plan_file
-    from onnxprune.model import load
+    from onnxprune import plan_file, search
+    from onnxprune.analysis import layers_of
     from onnxprune.output import check_destination
     from onnxprune.report import console
 
     options = _options(dials)
     check_destination(output, model)
-    analysis = pipeline.analyse(load(model), options.ignore, grouped=options.grouped, heads=options.heads)
-    chosen = pipeline.make_plan(analysis, options)
+    with _progress(quiet) as on_stage:
+        analysis, chosen = search.plan(model, options, data, preprocess, on_stage)
     plan_file.write(output, chosen, analysis.trace, model.name)
     if as_json:
         _print_json(plan_file.to_dict(chosen, analysis.trace, model.name))
     else:
-        console.show(console.plan_parts(pipeline.layers_of(analysis, chosen.keep), chosen, str(output)))
+        console.show(console.plan_parts(layers_of(analysis, chosen.keep), chosen, str(output)))
 
 
 @main.command(
@@ -250,6 +288,13 @@ def plan(model: Path, output: Path, as_json: bool, **dials: Any) -> None:
     "plan_path",
     type=PATH,
     help="Replay this plan.json; of the dials above only --grouped and --heads then have a say.",
+)
+@click.option(
+    "--repair",
+    type=click.Choice(REPAIRS),
+    default=DEFAULTS.repair,
+    show_default=True,
+    help="Fit what reads the survivors to what it gave before, only its biases, or nothing; auto: lstsq with data.",
 )
 @click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
 @TIMING
@@ -302,6 +347,47 @@ def prune(
         console.show(console.report_parts(result.report))
     if not result.report.verdict:
         sys.exit(FAILED)
+
+
+@main.command(
+    epilog=_examples(
+        "onnxprune sensitivity model.onnx --data data.npz",
+        "onnxprune sensitivity model.onnx --data images/ --preprocess imagenet --plot curves.svg",
+    )
+)
+@MODEL
+@DATA
+@click.option("--plot", type=PATH, help="Draw the curves: .svg, .png or .pdf; needs matplotlib.")
+@CALIBRATION
+@JSON
+@QUIET
+def sensitivity(
+    model: Path,
+    data: Path | None,
+    preprocess: str | None,
+    plot: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **dials: Any,
+) -> None:
+    """Measure what the output loses as each group by itself loses channels, its readers being repaired."""
+    from onnxprune import search
+    from onnxprune.output import check_destination
+    from onnxprune.report import console
+
+    if plot is not None:
+        check_destination(plot, model)
+    options = _options({"reduce": (), "limit": (), **dials})
+    with _progress(quiet) as on_stage:
+        analysis, found = search.study(model, options, data, preprocess, on_stage)
+    if plot is not None:
+        from onnxprune.report.plot import draw_curves
+
+        draw_curves(found, plot)
+    if as_json:
+        _print_json(search.curves_dict(analysis, found))
+    else:
+        console.show(console.curve_parts(found, analysis.trace, None if plot is None else str(plot)))
 
 
 @main.command(
@@ -405,7 +491,9 @@ def ops(as_json: bool) -> None:
 
 def _options(dials: dict[str, Any]) -> Options:
     reduce, limit = (parse_targets(name, dials.pop(name)) for name in ("reduce", "limit"))
-    return Options(reduce=reduce, limit=limit, **dials)
+    augment = dials.pop("augment")
+    kinds = augment if augment == AUTO else parse_kinds(augment)
+    return Options(reduce=reduce, limit=limit, memory=parse_memory(dials.pop("memory")), augment=kinds, **dials)
 
 
 def _measure(batch: int, threads: int, runs: int, warmup: int, eval_batch: int, latency: bool) -> Measure:

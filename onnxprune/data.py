@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -177,6 +177,14 @@ class Data:
                 batch = self.preprocess.apply(batch)
             feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
         return feeds
+
+    def take(self, samples: Array) -> Data:
+        """Return the data of some samples, by their numbers."""
+        arrays = {
+            name: source[samples] if isinstance(source, np.ndarray) else [source[i] for i in samples]
+            for name, source in self.arrays.items()
+        }
+        return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[samples])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of one preprocessed sample batch of size 1, per input."""

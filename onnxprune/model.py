@@ -40,7 +40,7 @@ from onnxprune.output import check_destination, staged
 from onnxprune.quantised import is_dequantised, separate_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
+    from collections.abc import Iterator, Mapping, Sequence, Set
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
@@ -86,6 +86,39 @@ class Model:
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the original's metadata, inputs and outputs."""
         return _export(self, frozenset())
+
+    def part(
+        self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
+    ) -> onnx.ModelProto:
+        """Export some nodes as a model of their own.
+
+        Args:
+            nodes: their numbers, ascending.
+            inputs: dtype and rank of each tensor that comes from outside.
+            outputs: names of the tensors to return.
+        """
+        proto = onnx.ModelProto(ir_version=self.header.ir_version, opset_import=self.header.opset_import)
+        graph = proto.graph
+        graph.name = "part"
+        weights: dict[str, gs.Constant] = {}
+        captured: set[str] = set()
+        for n in nodes:
+            node = OnnxExporter.export_node(self.graph.nodes[n])
+            extras = self.node_extras.get(node.output[0]) if node.output else None
+            if extras is not None:
+                node.MergeFrom(extras)
+            graph.node.append(node)
+            weights |= {t.name: t for t in self.graph.nodes[n].inputs if isinstance(t, gs.Constant)}
+            captured |= set(captured_names(self.graph.nodes[n]))
+        if captured:
+            known = self.graph.tensors()
+            weights |= {t.name: t for name in captured if isinstance(t := known.get(name), gs.Constant)}
+        graph.initializer.extend(OnnxExporter.export_tensor_proto(tensor) for tensor in weights.values())
+        for name, (dtype, rank) in inputs.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * rank))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        return proto
 
     def copy(self) -> Model:
         """Return a model whose graph can be changed; weights are shared until they are replaced."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 from onnxprune.errors import OptionError
 
-IMPORTANCES = ("l1", "l2", "fpgm", "bn_scale", "random")
-SCOPES = ("global", "uniform")
+AUTO = "auto"
+WITH_DATA = ("obs", "activation", "apoz")
+"""Importances that look at activations."""
+IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
+SCOPES = (AUTO, "sensitivity", "global", "uniform")
+REPAIRS = (AUTO, "lstsq", "bias", "none")
 SCHEDULES = ("block", "progressive")
 GROUPED = ("positions", "whole")
 HEADS = ("whole", "width")
 QUANTITIES = ("flops", "params")
+LEAST_MEMORY = 64e6
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -24,9 +29,15 @@ class Options:
     Attributes:
         reduce: share to remove, by quantity: {"flops": 0.5}. All targets hold.
         limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs.
-        importance: one of `IMPORTANCES`.
+        importance: one of `IMPORTANCES`; `auto` is `obs` with data, `l2` without.
         schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
-        scope: `global` ranks all channels together, `uniform` takes the same share of every group.
+        scope: `sensitivity` weighs groups by what the output loses, measured; `global` ranks all channels together, `uniform` takes the
+            same share of every group. `auto` is `sensitivity` with data (but `global` for a threshold), `global` without.
+        repair: `lstsq` fits every layer behind a cut to what it gave before, `bias` only its bias, `none` leaves all weights. `auto`
+            is `lstsq` with data, `none` without.
+        samples: calibration samples that are used, at most.
+        augment: kinds of augmentation of them, or `auto`: some, where a layer has more unknowns than there are rows to fit them.
+        memory: bytes that statistics and activations may take; what exceeds it goes to temporary files.
         round_to: the survivors of a group are a multiple of this.
         min_channels: channels that every group keeps at least.
         max_ratio: share of a group that may go at most.
@@ -39,10 +50,14 @@ class Options:
 
     reduce: Mapping[str, float] = field(default_factory=dict)
     limit: Mapping[str, float] = field(default_factory=dict)
-    importance: str = "l2"
+    importance: str = AUTO
     schedule: str = "block"
     steps: int = 5
-    scope: str = "global"
+    scope: str = AUTO
+    repair: str = AUTO
+    samples: int = 512
+    augment: tuple[str, ...] | str = AUTO
+    memory: float = 2e9
     round_to: int = 8
     min_channels: int = 1
     max_ratio: float = 0.9
@@ -57,6 +72,7 @@ class Options:
             ("importance", self.importance, IMPORTANCES),
             ("schedule", self.schedule, SCHEDULES),
             ("scope", self.scope, SCOPES),
+            ("repair", self.repair, REPAIRS),
             ("grouped", self.grouped, GROUPED),
             ("heads", self.heads, HEADS),
         ):
@@ -84,6 +100,8 @@ class Options:
             ("round-to", self.round_to, 1),
             ("min-channels", self.min_channels, 1),
             ("seed", self.seed, 0),
+            ("samples", self.samples, 1),
+            ("memory", self.memory, LEAST_MEMORY),
         ):
             if number < least:
                 raise OptionError(f"--{name} {number} is out of range", hint=f"give {least} or more")
@@ -94,6 +112,30 @@ class Options:
                 f"--threshold {self.threshold} is out of range", hint="give 0 or more; 1 is the mean of a group"
             )
 
+    def resolved(self, data: bool) -> Options:
+        """Return the options with `auto` replaced by what it stands for.
+
+        Raises:
+            OptionError: a method that needs data, without any.
+        """
+        importance = (WITH_DATA[0] if data else "l2") if self.importance == AUTO else self.importance
+        scope = self.scope
+        if scope == AUTO:
+            scope = "sensitivity" if data and self.threshold is None else "global"
+        repair = ("lstsq" if data else "none") if self.repair == AUTO else self.repair
+        if not data:
+            for option, value, needs in (
+                ("importance", importance, importance in WITH_DATA),
+                ("scope", scope, scope == "sensitivity"),
+                ("repair", repair, repair != "none"),
+            ):
+                if needs:
+                    raise OptionError(
+                        f"--{option} {value} needs inputs of the model",
+                        hint="give --data; `--data generated` makes some up where there are none",
+                    )
+        return replace(self, importance=importance, scope=scope, repair=repair)
+
     @property
     def has_target(self) -> bool:
         """Tell whether anything says how much to remove."""
@@ -103,6 +145,20 @@ class Options:
 def _check_quantity(option: str, quantity: str) -> None:
     if quantity not in QUANTITIES:
         raise OptionError(f"--{option} does not know {quantity!r}", hint=f"give one of {', '.join(QUANTITIES)}")
+
+
+def parse_memory(text: str) -> float:
+    """Read an amount of memory: 2GB, 500M, or bytes.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    amount = text.strip().lower().removesuffix("b")
+    factor = SUFFIXES.get(amount[-1:], 1.0)
+    try:
+        return float(amount[:-1] if factor > 1 else amount) * factor
+    except ValueError:
+        raise OptionError(f"--memory {text!r} is not an amount", hint="for instance --memory 2GB") from None
 
 
 def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:

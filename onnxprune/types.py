@@ -137,6 +137,8 @@ class Trace:
         batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
         per_tensor_params: elements of each weight, by name; see `onnxprune.model.is_weight`.
         per_tensor_uses: inputs of nodes that take each of them.
+        carried: the axis of each activation that holds channels, and (n,) the channels there; absent where no axis, or more than
+            one, holds any.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
     """
 
@@ -158,6 +160,7 @@ class Trace:
     per_tensor_params: dict[str, int]
     per_tensor_uses: dict[str, int]
     weight_sizes: dict[tuple[int, int], int]
+    carried: dict[str, tuple[int, IntArray]]
 
     def slices_by_use(self) -> dict[tuple[int, int], list[Slice]]:
         """Return the slices of each (node, input) that has any."""
@@ -175,6 +178,27 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What the network loses as one group loses channels.
+
+    Attributes:
+        group: its name.
+        order: channels that may go, first to go first.
+        counts: numbers of channels gone at which the loss was measured, ascending, from 0.
+        losses: divergence of the output there, never falling; see `onnxprune.verify.divergence`.
+    """
+
+    group: str
+    order: IntArray
+    counts: IntArray
+    losses: FloatArray
+
+    def at(self, gone: IntArray) -> FloatArray:
+        """Return the loss with so many channels gone, between measurements on a straight line."""
+        return np.interp(gone, self.counts, self.losses)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which channels stay.
 
@@ -183,12 +207,35 @@ class Plan:
         digest: SHA-256 of the model file the plan was made for.
         settings: the options that led to it, as written to plan.json.
         path: one (share of FLOPs removed, share of parameters removed) per progressive step.
+        curves: what each group loses, where that was measured.
     """
 
     keep: BoolArray
     digest: str
     settings: dict[str, object] = field(default_factory=dict)
     path: tuple[tuple[float, float], ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What repair did at one layer.
+
+    Attributes:
+        label: of the layer.
+        rows: positions it was fitted on.
+        features: unknowns per output.
+        before, after: mean squared error of its output on rows held out; equal where the layer keeps its weights.
+        penalty: ridge penalty that was chosen, as a share of the mean variance of a feature; infinite where only the bias
+            changed, or nothing.
+    """
+
+    label: str
+    rows: int
+    features: int
+    before: float
+    after: float
+    penalty: float
 
 
 @dataclass(frozen=True)

@@ -359,6 +359,25 @@ def fidelity(original: Outputs, candidate: Outputs) -> dict[str, float]:
     return result
 
 
+def divergence(original: Outputs, candidate: Outputs) -> float:
+    """Return how far the outputs of a model are from those of the original; 0 where they are the same.
+
+    For a classifier the mean Kullback-Leibler divergence in nats (see `fidelity`), for any other model the squared error of its
+    floating point outputs as a share of their variance, mean over outputs. Infinite where an output is not finite.
+    """
+    if any(not np.isfinite(b).all() for b in candidate if b.dtype.kind == "f"):
+        return float("inf")
+    found = fidelity(original, candidate)
+    if "kl" in found:
+        return max(found["kl"], 0.0)
+    errors = []
+    for a, b in zip(original, candidate, strict=True):
+        if a.dtype.kind == "f" and a.shape == b.shape and a.size:
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            errors.append(float(((x - y) ** 2).mean() / max(float(x.var()), 1e-30)))
+    return float(np.mean(errors)) if errors else 0.0
+
+
 def _log_probabilities(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     x = scores.astype(np.float64)
     if (x >= 0).all() and np.allclose(x.sum(axis=1), 1, atol=1e-3):

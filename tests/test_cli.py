@@ -16,7 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import pipeline
+from onnxprune import analysis
 from onnxprune.cli import main
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
@@ -231,7 +231,7 @@ def test_unexpected_error_is_one_message(error, code, says, tiny_path, run, monk
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "inspect", fail)
+    monkeypatch.setattr(analysis, "inspect", fail)
     result = run("inspect", tiny_path)
     assert result.exit_code == code
     assert says in result.stderr
@@ -243,7 +243,7 @@ def test_unexpected_error_is_raised_for_debugging(tiny_path, run, monkeypatch):
     def fail(*args: object) -> None:
         raise RuntimeError("odd")
 
-    monkeypatch.setattr(pipeline, "inspect", fail)
+    monkeypatch.setattr(analysis, "inspect", fail)
     monkeypatch.setenv("ONNXPRUNE_DEBUG", "1")
     assert isinstance(run("inspect", tiny_path).exception, RuntimeError)
 
@@ -423,7 +423,10 @@ def test_plan_goes_where_it_is_asked_for(tiny_path, tmp_path, out, run):
 
 
 def test_python_does_what_the_command_line_does(tiny_path, images, out, run):
-    assert run("prune", tiny_path, "-o", out / "a.onnx", *HALF, "--no-latency").exit_code == 0
+    np.savez(out / "data.npz", x=images)
+    assert (
+        run("prune", tiny_path, "-o", out / "a.onnx", *HALF, "--data", out / "data.npz", "--no-latency").exit_code == 0
+    )
     measure = onnxprune.Measure(latency=False)
     result = onnxprune.prune(tiny_path, data={"x": images}, reduce={"flops": 0.5}, measure=measure)
     assert result.report.output is None

@@ -16,12 +16,13 @@ import onnxprune
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
     ("errors", "types", "options", "output"),
-    ("files", "quantised", "normalise", "model", "data", "runtime"),
+    ("files", "quantised", "normalise", "model", "augment", "data", "generate", "runtime"),
+    ("capture", "calibration", "moments"),
     ("channels",),
     ("pruning",),
     ("training",),
-    ("verify", "comparison", "report", "plan_file"),
-    ("pipeline", "gate"),
+    ("verify", "comparison", "report", "plan_file", "sensitivity"),
+    ("analysis", "search", "pipeline", "gate"),
     ("cli",),
 )
 OWNERS = {
@@ -30,6 +31,7 @@ OWNERS = {
     "onnxruntime": {"runtime"},
     "onnx_graphsurgeon": {"model", "normalise", "quantised", "channels", "pruning.rewrite"},
     "PIL": {"data"},
+    "matplotlib": {"report.plot"},
     "rich": {"report.console", "cli"},
 }
 """Who may import a third party at run time; anybody may where only a type checker looks."""

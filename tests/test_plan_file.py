@@ -7,20 +7,21 @@ import json
 import numpy as np
 import pytest
 
+from onnxprune import analysis as analysing
 from onnxprune import model as model_files
-from onnxprune import pipeline, plan_file
+from onnxprune import plan_file, search
 from onnxprune.errors import PlanError
 from onnxprune.options import Options
 
 
 @pytest.fixture
 def analysis(tiny_path):
-    return pipeline.analyse(model_files.load(tiny_path), ("conv2",))
+    return analysing.analyse(model_files.load(tiny_path), ("conv2",))
 
 
 @pytest.fixture
 def plan(analysis):
-    return pipeline.make_plan(analysis, Options(reduce={"flops": 0.5}, round_to=1))
+    return search.make_plan(analysis, Options(reduce={"flops": 0.5}, round_to=1))
 
 
 @pytest.fixture

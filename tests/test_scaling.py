@@ -18,7 +18,8 @@ from onnxprune.pruning import rewrite
 MEASURE = """
 import sys
 from pathlib import Path
-from onnxprune import model, pipeline
+from onnxprune import analysis as analysing
+from onnxprune import model, search
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 import scipy.sparse.csgraph
@@ -29,8 +30,8 @@ def peak():
 
 before = peak()
 loaded = model.load(sys.argv[1])
-analysis = pipeline.analyse(loaded)
-plan = pipeline.make_plan(analysis, Options(reduce={"flops": 0.3}))
+analysis = analysing.analyse(loaded)
+plan = search.make_plan(analysis, Options(reduce={"flops": 0.3}))
 pruned = rewrite.delete(loaded, analysis.trace, plan.keep)
 print(peak() - before)
 """

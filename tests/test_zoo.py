@@ -14,9 +14,10 @@ from onnx import numpy_helper
 
 from onnxprune import model as models
 from onnxprune import verify
+from onnxprune.analysis import Analysis, analyse
 from onnxprune.options import Options
-from onnxprune.pipeline import Analysis, analyse, make_plan
 from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.search import make_plan
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")

@@ -78,9 +78,10 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
 
     import numpy as np
 
+    from onnxprune import analysis as analysing
     from onnxprune import files as onnx_files
     from onnxprune import model as models
-    from onnxprune import pipeline, runtime, verify
+    from onnxprune import runtime, search, verify
     from onnxprune.errors import TargetError
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
@@ -94,7 +95,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     with clock("load"):
         model = models.load(source)
     with clock("trace"):
-        analysis = pipeline.analyse(model)
+        analysis = analysing.analyse(model)
     keep_all = np.ones(analysis.trace.n_channels, dtype=bool)
     record["prunable"] = analysis.cost.prunable_share()
     record["pins"] = _top_pins(analysis.trace)
@@ -108,7 +109,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         stage[0] = "plan"
         try:
             with clock("plan", first=share == TARGETS[0]):
-                plan = pipeline.make_plan(analysis, Options(reduce={"flops": asked}))
+                plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
         except TargetError as error:
             result["short"] = error.why
             most = re.search(r"MACs can fall to [\d,]+ \(-([\d.]+)%\)", error.why)
@@ -116,7 +117,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
             if asked <= 0:
                 record["targets"][str(share)] = {**result, "reached": 0.0}
                 continue
-            plan = pipeline.make_plan(analysis, Options(reduce={"flops": asked}))
+            plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
         with clock("delete", first=share == TARGETS[0]):
             pruned = rewrite.delete(model, analysis.trace, plan.keep)
         record.setdefault("peak_stages", peak_memory())
@@ -145,7 +146,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         result["loads"] = True
         if share == TARGETS[0]:
             stage[0] = "trace the written file"
-            again = pipeline.analyse(reloaded)
+            again = analysing.analyse(reloaded)
             found = again.cost.totals(np.ones(again.trace.n_channels, dtype=bool))
             result["cost_predicted"], result["cost_found"] = list(predicted), list(found)
             stage[0] = "latency"

@@ -85,8 +85,9 @@ def ours(source: Path) -> Record:
     """Return processor seconds per stage, peak memory above the imports, and the size of the file."""
     import functools
 
+    from onnxprune import analysis as analysing
     from onnxprune import model as models
-    from onnxprune import pipeline, runtime
+    from onnxprune import runtime, search
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
 
@@ -102,9 +103,9 @@ def ours(source: Path) -> Record:
 
     model = models.load(source)
     lap("load")
-    analysis = pipeline.analyse(model)
+    analysis = analysing.analyse(model)
     lap("trace")
-    plan = pipeline.make_plan(analysis, Options(reduce={"flops": RATIO}))
+    plan = search.make_plan(analysis, Options(reduce={"flops": RATIO}))
     lap("plan")
     pruned = rewrite.delete(model, analysis.trace, plan.keep)
     lap("delete")

@@ -79,7 +79,10 @@ class RawPin(NamedTuple):
 
 @dataclass(frozen=True)
 class Resolved:
-    """The facts in terms of channels; see `onnxprune.types.Trace` for the fields."""
+    """The facts in terms of channels; see `onnxprune.types.Trace` for the fields.
+
+    `lookup` holds the channel of each id, and -1 at its end for id -1.
+    """
 
     n_channels: int
     groups: tuple[Group, ...]
@@ -91,6 +94,7 @@ class Resolved:
     summed: tuple[Summed, ...]
     extents: tuple[IntArray, ...]
     works: tuple[Work, ...]
+    lookup: IntArray
 
 
 class Facts:
@@ -211,6 +215,7 @@ class Facts:
             tuple(summed),
             tuple(extents.values()),
             works,
+            lookup,
         )
 
     def _components(self) -> IntArray:

@@ -17,7 +17,7 @@ from onnxprune import quantised, runtime
 from onnxprune.channels import sizes
 from onnxprune.channels.facts import NOBODY, ZERO, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
 from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
-from onnxprune.channels.site import FIXED, Size, nothing
+from onnxprune.channels.site import FIXED, Size, nothing, varying
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
 from onnxprune.normalise import TARGETS, captured_names, fold_constants, fold_shapes
@@ -83,7 +83,14 @@ def trace(
         params,
         dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
         {(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
+        _carried(walk.ids, resolved.lookup),
     )
+
+
+def _carried(ids: Mapping[str, IntArray], lookup: IntArray) -> dict[str, tuple[int, IntArray]]:
+    """Return the axis that holds channels, and the channels there, of every tensor that has just one such axis."""
+    axes = {name: varying(array) for name, array in ids.items() if array.size > 1}
+    return {name: (on[0], lookup[ids[name].reshape(-1)]) for name, on in axes.items() if len(on) == 1}
 
 
 def node_labels(graph: gs.Graph) -> tuple[str, ...]:

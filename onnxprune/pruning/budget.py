@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from onnxprune.channels.cost import CostModel
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.options import SCOPES
-from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
+from onnxprune.types import BoolArray, Curve, FloatArray, IntArray, Trace
 
 ATTEMPTS = 8
 """How often a block that overshoots the target is left out to look for a nearer one."""
@@ -166,6 +167,153 @@ def allocate(
         last = blocks[high - 1]
         blocks = blocks[: high - 1] + [block for block in blocks[high:] if block.group != last.group]
     return best
+
+
+LOOK_AHEAD = (1, 2, 4, 8)
+"""Blocks of a group that are weighed together: a curve may be steep at first and flat after."""
+SWEEPS = 4
+"""How often the choice is gone over for exchanges, at most."""
+
+
+def allocate_by_loss(
+    trace: Trace,
+    cost: CostModel,
+    curves: Sequence[Curve],
+    keep: BoolArray,
+    rules: Rules,
+    limits: Limits,
+) -> BoolArray:
+    """Remove blocks with the least sum of measured losses with which all limits hold.
+
+    A knapsack whose weights depend on each other, as the cost of a layer is a product. Solved greedily: the blocks with the least loss
+    per saved cost go first, up to eight of a group at once, so that what counts is the lower convex hull of a curve; savings shrink
+    as others go, so the best is weighed anew before it is taken. Then what is not needed comes back, dearest first, and single blocks
+    are exchanged between groups while that loses less.
+
+    Args:
+        trace: facts of the model.
+        cost: its cost model.
+        curves: what each group loses; groups without one stay.
+        keep: (n_channels,) channels that are left before.
+        rules: what a group must keep; its scope has no say.
+        limits: what may be left.
+
+    Returns:
+        (n_channels,) channels that stay.
+
+    Raises:
+        TargetError: the limits cannot be reached.
+    """
+    rank = np.full(trace.n_channels, np.nan)
+    for curve in curves:
+        rank[curve.order] = np.arange(curve.order.size)
+    blocks: dict[str, list[Block]] = {}
+    for block in blocks_of(trace, rank, keep, rules):
+        blocks.setdefault(block.group, []).append(block)
+    flat = [block for found in blocks.values() for block in found]
+    everything = _without(keep, flat)
+    if not limits.hold(*cost.totals(everything)):
+        raise _unreachable(trace, cost, everything, limits, rules)
+    bag = _Bag(cost, limits, keep, blocks, {curve.group: curve for curve in curves})
+    bag.fill()
+    bag.exchange()
+    return bag.left()
+
+
+class _Bag:
+    """How many blocks of each group have gone, and what that costs and saves."""
+
+    def __init__(
+        self, cost: CostModel, limits: Limits, keep: BoolArray, blocks: dict[str, list[Block]], curves: dict[str, Curve]
+    ) -> None:
+        self.cost, self.limits, self.keep, self.blocks = cost, limits, keep, blocks
+        self.gone = dict.fromkeys(blocks, 0)
+        self.losses = {}
+        for name, found in blocks.items():
+            before = int((~keep[curves[name].order]).sum())
+            counts = before + np.cumsum([0, *(block.channels.size for block in found)])
+            self.losses[name] = curves[name].at(counts)
+
+    def left(self, changed: Mapping[str, int] | None = None) -> BoolArray:
+        """Return what stays; `changed` are numbers of blocks in place of those that have gone."""
+        numbers = {**self.gone, **(changed or {})}
+        return _without(self.keep, [b for name, count in numbers.items() for b in self.blocks[name][:count]])
+
+    def excess(self, keep: BoolArray) -> float:
+        """Return how far above the limits a choice lies, as a share of the limits; 0 or less where all hold."""
+        macs, params = self.cost.totals(keep)
+        pairs = ((macs, self.limits.macs), (params, self.limits.params))
+        return max((value / bound - 1 for value, bound in pairs if bound is not None), default=0.0)
+
+    def _rise(self, name: str, count: int) -> float:
+        return float(self.losses[name][count] - self.losses[name][self.gone[name]])
+
+    def _best_step(self, name: str, excess: float) -> tuple[float, int]:
+        """Return the least loss per saving of a group, and the number of its blocks that are gone then."""
+        best = (np.inf, 0)
+        for ahead in LOOK_AHEAD:
+            count = self.gone[name] + ahead
+            if count >= len(self.losses[name]):
+                break
+            saved = excess - max(self.excess(self.left({name: count})), 0.0)
+            if saved > 0:
+                best = min(best, (self._rise(name, count) / saved, count))
+        return best
+
+    def fill(self) -> None:
+        """Take blocks until all limits hold."""
+        excess = self.excess(self.left())
+        waiting = [(self._best_step(name, excess)[0], name) for name in self.blocks]
+        heapq.heapify(waiting)
+        while excess > 0 and waiting:
+            _, name = heapq.heappop(waiting)
+            ratio, count = self._best_step(name, excess)
+            if not np.isfinite(ratio):
+                continue
+            if waiting and ratio > waiting[0][0]:
+                heapq.heappush(waiting, (ratio, name))
+                continue
+            self.gone[name] = count
+            excess = self.excess(self.left())
+            heapq.heappush(waiting, (self._best_step(name, excess)[0], name))
+        if excess > 0:  # steps that save nothing by themselves are left: take all
+            self.gone = {name: len(found) for name, found in self.blocks.items()}
+
+    def exchange(self) -> None:
+        """Give back what is not needed, then exchange blocks between groups while that loses less."""
+        self._give_back()
+        for _ in range(SWEEPS):
+            if not self._exchange_once():
+                return
+            self._give_back()
+
+    def _give_back(self) -> None:
+        changed = True
+        while changed:
+            changed = False
+            dearest = sorted(
+                (name for name, count in self.gone.items() if count),
+                key=lambda name: self._rise(name, self.gone[name] - 1),
+            )
+            for name in dearest:
+                if self.excess(self.left({name: self.gone[name] - 1})) <= 0:
+                    self.gone[name] -= 1
+                    changed = True
+
+    def _exchange_once(self) -> bool:
+        improved = False
+        for back in sorted((n for n, c in self.gone.items() if c), key=lambda n: self._rise(n, self.gone[n] - 1)):
+            gain = -self._rise(back, self.gone[back] - 1)
+            others = [(self._rise(n, c + 1), n) for n, c in self.gone.items() if n != back and c < len(self.blocks[n])]
+            for price, name in sorted(others):
+                if price >= gain:
+                    break
+                changed = {back: self.gone[back] - 1, name: self.gone[name] + 1}
+                if self.excess(self.left(changed)) <= 0:
+                    self.gone.update(changed)
+                    improved = True
+                    break
+        return improved
 
 
 def _without(keep: BoolArray, blocks: Sequence[Block]) -> BoolArray:

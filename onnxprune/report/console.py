@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from onnxprune.report.document import Inspection, Layer, Report
 from onnxprune.runtime import Latency
-from onnxprune.types import Plan, Verdict
+from onnxprune.types import Curve, Plan, Trace, Verdict
 
 
 def human(value: float, unit: str = "") -> str:
@@ -83,6 +84,50 @@ def layers_table(layers: Sequence[Layer]) -> Table:
             relative(layer.macs_before, layer.macs_after),
         )
     return table
+
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None) -> list[RenderableType]:
+    """Return what `sensitivity` prints: the loss of each group at some shares, and a bar for each on a common logarithmic scale."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    for column in ("channels", "free", *(f"-{share:.0%}" for share in SHOWN)):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("loss", no_wrap=True)
+    sizes = {group.name: group.channels.size for group in trace.groups}
+    highest = max((float(curve.losses[-1]) for curve in curves), default=1.0)
+    for curve in curves:
+        size_ = sizes[curve.group]
+        wanted = [round(share * size_) for share in SHOWN]
+        reach = int(curve.counts[-1])
+        losses = [float(curve.at(np.array(count))) if count <= reach else None for count in wanted]
+        levels = [int(np.clip(8 + np.log10(max(loss, 1e-30) / highest) * 2, 0, 8)) for loss in curve.losses[1:]]
+        table.add_row(
+            Text(curve.group),
+            str(size_),
+            str(curve.order.size),
+            *("" if loss is None else f"{loss:.2g}" for loss in losses),
+            "".join(BARS[level] for level in levels),
+        )
+    held = [group.name for group in trace.groups if trace.pinned[group.channels].all()]
+    parts: list[RenderableType] = [table, ""]
+    parts.append(
+        Text(
+            "loss: KL divergence of the output in nats (squared error / variance, where it is no classifier)",
+            style="dim",
+        )
+    )
+    if held:
+        parts.append(Text(f"not measured, as all their channels must stay: {', '.join(held)}", style="dim"))
+    if plot is not None:
+        parts.append(Text(f"written: {plot}"))
+    return parts
+
+
+SHOWN = (0.125, 0.25, 0.5, 0.75, 0.875)
+"""Shares of a group at which `sensitivity` prints the loss."""
 
 
 def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> list[RenderableType]:

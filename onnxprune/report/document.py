@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxprune.channels.cost import LayerCost
 from onnxprune.runtime import Latency
-from onnxprune.types import Trace, Verdict
+from onnxprune.types import Curve, Repaired, Trace, Verdict
 from onnxprune.verify import Proof
 
 SCHEMA = "onnxprune.report/1"
@@ -62,6 +62,8 @@ class Report:
         verdict: all checks.
         path: (share of FLOPs removed, share of parameters removed) after each step.
         notes: what a reader should know.
+        repair: what was done at each layer, in order.
+        curves: what each group loses, where that was measured.
         versions: of onnxprune, onnxruntime and onnx.
     """
 
@@ -82,6 +84,8 @@ class Report:
     verdict: Verdict
     path: tuple[tuple[float, float], ...] = ()
     notes: tuple[str, ...] = ()
+    repair: tuple[Repaired, ...] = ()
+    curves: tuple[Curve, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +94,7 @@ class Report:
         content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
         content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
         content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}
+        content["curves"] = [curve_dict(curve) for curve in self.curves]
         change = {
             "flops_removed": 1 - self.after.flops / self.before.flops if self.before.flops else 0.0,
             "params_removed": 1 - self.after.params / self.before.params if self.before.params else 0.0,
@@ -100,6 +105,16 @@ class Report:
             old, new = getattr(self.before, key), getattr(self.after, key)
             change[f"{key}_points"] = None if old is None or new is None else new - old
         return {"schema": SCHEMA, "change": change, **content}
+
+
+def curve_dict(curve: Curve) -> dict[str, Any]:
+    """Return a sensitivity curve for JSON."""
+    points = zip(curve.counts.tolist(), curve.losses.tolist(), strict=True)
+    return {
+        "group": curve.group,
+        "channels": int(curve.order.size),
+        "points": [{"removed": removed, "loss": loss} for removed, loss in points],
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""A model, its channels and its cost: what every command starts from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune import model as models
+from onnxprune import runtime
+from onnxprune.channels.cost import CostModel
+from onnxprune.channels.trace import trace as trace_model
+from onnxprune.errors import ModelError, OnnxPruneError
+from onnxprune.model import Model
+from onnxprune.pruning import budget
+from onnxprune.report.document import Held, Inspection, Layer
+from onnxprune.types import BoolArray, Pin, Trace
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A loaded model, its trace and its cost model."""
+
+    model: Model
+    trace: Trace
+    cost: CostModel
+
+
+def analyse(
+    model: Model,
+    ignore: tuple[str, ...] = (),
+    known: dict[str, tuple[int, ...]] | None = None,
+    grouped: str = "positions",
+    heads: str = "whole",
+) -> Analysis:
+    """Trace a loaded model; `known` are the shapes of data, for dynamic axes.
+
+    Raises:
+        ModelError: it cannot be traced.
+        OptionError: an --ignore pattern that matches nothing.
+    """
+    with unless_it_does_not_run(model, known):
+        traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped, heads=heads)
+        return Analysis(model, traced, CostModel(traced))
+
+
+@contextlib.contextmanager
+def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | None) -> Iterator[None]:
+    """When a stage fails in a way that nobody foresaw, say so if the model itself is what does not run.
+
+    onnxruntime loads models whose weights do not fit each other, and notices when it runs them.
+    """
+    try:
+        yield
+    except (OnnxPruneError, MemoryError):
+        raise
+    except Exception:
+        where = str(model.path)
+        shapes = runtime.concrete_shapes(model.header, 1, known=known)
+        runtime.run(
+            runtime.session(where, optimise=False, where=where),
+            runtime.random_feeds(model.header, shapes, 0),
+            where=where,
+        )
+        raise
+
+
+def refuse_unprunable(analysis: Analysis) -> None:
+    """Raise ModelError, with the reasons, when no channel of the model can go."""
+    trace = analysis.trace
+    if (~trace.pinned).any():
+        return
+    layers = sorted({node.op for node in analysis.model.graph.nodes} & models.QUANTISED_LAYERS)
+    if layers:
+        raise ModelError(
+            "the model is quantised: there is nothing to prune",
+            where=str(analysis.model.path),
+            why=f"its layers are {', '.join(layers)}",
+            hint="prune the float model, then quantise the result",
+        )
+    reasons = budget.holders(trace, budget.Rules())
+    raise ModelError(
+        "nothing can be pruned",
+        where=str(analysis.model.path),
+        why="; ".join(reasons) or "it has no layer with a constant weight",
+        hint="`onnxprune inspect` lists every reason",
+    )
+
+
+def removed(analysis: Analysis, keep: BoolArray) -> tuple[float, float]:
+    """Return the shares of FLOPs and of parameters that are gone."""
+    whole, _ = analysis.cost.totals(np.ones_like(keep))
+    macs, params = analysis.cost.totals(keep)
+    before = analysis.model.params
+    return 1 - macs / whole if whole else 0.0, 1 - params / before if before else 0.0
+
+
+def layers_of(analysis: Analysis, keep: BoolArray) -> tuple[Layer, ...]:
+    """Return every layer with a weight, before and after."""
+    before = analysis.cost.layers(np.ones_like(keep))
+    after = analysis.cost.layers(keep)
+    return tuple(
+        Layer(a.label, a.op, a.channels, b.channels, a.macs, b.macs, a.params, b.params)
+        for a, b in zip(before, after, strict=True)
+    )
+
+
+def pinned_of(trace: Trace) -> tuple[tuple[str, str, int], ...]:
+    """Return (reason, node, number of channels) of everything that has to stay."""
+    return tuple((pin.reason, pin.node, int(pin.channels.size)) for pin in trace.pins)
+
+
+def inspect(analysis: Analysis) -> Inspection:
+    """Return what `inspect` shows."""
+    everything = np.ones(analysis.trace.n_channels, dtype=bool)
+    macs, _ = analysis.cost.totals(everything)
+    shapes = {name: list(shape) for name, shape in analysis.trace.input_shapes.items()}
+    return Inspection(
+        model=str(analysis.model.path),
+        sha256=analysis.model.digest,
+        size=analysis.model.size,
+        params=analysis.model.params,
+        macs=macs,
+        prunable_share=analysis.cost.prunable_share(),
+        layers=analysis.cost.layers(everything),
+        trace=analysis.trace,
+        held=_held(analysis),
+        inputs=shapes,
+        notes=analysis.model.notes,
+    )
+
+
+def _held(analysis: Analysis) -> tuple[Held, ...]:
+    """Return what each kind of pin holds, dearest first."""
+    kinds: dict[tuple[str, str], list[Pin]] = {}
+    for pin in analysis.trace.pins:
+        kinds.setdefault((pin.op, pin.reason), []).append(pin)
+    keep = np.ones(analysis.trace.n_channels, dtype=bool)
+    whole, _ = analysis.cost.totals(keep)
+    found = []
+    for (op, reason), pins in kinds.items():
+        channels = np.unique(np.concatenate([pin.channels for pin in pins]))
+        without = keep.copy()
+        without[channels] = False
+        share = 1 - analysis.cost.totals(without)[0] / whole if whole else 0.0
+        found.append(Held(op, reason, len({pin.node for pin in pins}), int(channels.size), share))
+    return tuple(sorted(found, key=lambda held: -held.share))

@@ -1,0 +1,257 @@
+"""Closed-form repair: every layer downstream of a cut is fitted anew, in order, to what it gave in the original model.
+
+With X the rows that a layer sees in the pruned model so far and Y what it gave in the original, restricted to what survives,
+
+    min over D, c of |(W + D) X + b + c - Y|^2 + lambda |D|^2
+
+(DESIGN.md, "Repair"; the same idea as the reconstruction of He et al., 2017, "Channel Pruning for Accelerating Very Deep Neural
+Networks", eq. 2, made in sequence and on every coupled layer). Three refinements:
+
+- where a layer feeds an Add, the target is the sum, less what the other branch now gives, so that a residual branch also corrects the
+  error of the stream;
+- what a Relu or a saturating activation cuts off does not count: where the original lies on the flat part, so may the repaired model,
+  anywhere (Zhang et al., 2015, "Accelerating Very Deep Convolutional Networks", eq. 8). That is solved by turns: targets are
+  moved onto the prediction where both are flat, then the fit is made again, with the same factorised matrix;
+- the penalty is chosen on rows that were held out, and a layer whose error on these does not fall keeps its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune.calibration import Calibration, split
+from onnxprune.capture import Store, Stream
+from onnxprune.channels.linear import Linear, linear_layers
+from onnxprune.model import Model
+from onnxprune.moments import Moments, Rows, ridge
+from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
+
+Array = np.ndarray[Any, Any]
+LEAST_ROWS = 40_000
+ROWS_PER_FEATURE = 20
+WIDE_ROWS = 4096
+"""Rows that are kept as they are, for a layer whose moments would take too much memory."""
+TURNS = 6
+"""How often targets on flat parts of an activation are moved."""
+STRIDE = 1.5
+"""How far each turn goes along the change that it finds; between 1 and 2 it converges, and faster."""
+Flat = tuple[float, float]
+UNBOUNDED: Flat = (-np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to fit, and its target: an output, or a sum less the other term."""
+
+    node: int
+    layer: Linear
+    x: str
+    target: str
+    other: str | None
+    flat: Flat
+
+
+def repair(
+    original: Model,
+    pruned: Model,
+    trace: Trace,
+    keep: BoolArray,
+    calibration: Calibration,
+    *,
+    store: Store,
+    memory: float,
+    only_bias: bool = False,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Model, tuple[Repaired, ...]]:
+    """Fit the layers of a pruned model, in the order in which they run.
+
+    Args:
+        original: the model that was traced.
+        pruned: the same without the channels that are not in `keep`.
+        trace: facts of the original.
+        keep: (n_channels,) True where a channel stays.
+        calibration: the samples.
+        store: for activations.
+        memory: bytes that the sums of one layer may take.
+        only_bias: whether weights stay and only biases are fitted (bias correction by the mean).
+        seed: for the choice of positions, where there are more than needed.
+        progress: called with the share that is done.
+
+    Returns:
+        The repaired model, and what was done at each layer.
+    """
+    result = pruned.copy()
+    before, after = Stream(original, calibration, store), Stream(result, calibration, store)
+    jobs = list(_jobs(after, trace, np.append(keep, True)))
+    done: list[Repaired] = []
+    for number, job in enumerate(jobs):
+        after.advance([name for name in (job.x, job.other) if name])
+        before.advance([job.target])
+        done.append(_fit(job, before, after, trace, keep, memory, only_bias, seed))
+        if progress:
+            progress((number + 1) / len(jobs))
+    before.close()
+    after.close()
+    return result, tuple(done)
+
+
+def _jobs(stream: Stream, trace: Trace, alive: BoolArray) -> Iterator[Job]:
+    """Yield every linear layer whose input is not what it was."""
+    layers = linear_layers(stream.model.graph)
+    reads = {f.node for f in trace.slices if f.role == "reads" and not alive[f.channels].all()}
+    cut = {f.node for f in trace.slices if not alive[f.channels].all()}
+    touched: set[str] = set()
+    for n, names in enumerate(stream.inputs):
+        if n in cut or not touched.isdisjoint(names):
+            touched |= {t.name for t in stream.nodes[n].outputs}
+        layer = layers.get(n)
+        if layer is None or (n not in reads and stream.nodes[n].inputs[layer.x].name not in touched):
+            continue
+        x, y = stream.nodes[n].inputs[layer.x].name, stream.nodes[n].outputs[0].name
+        other, target = _sum_of(stream, trace, layers, n, y)
+        yield Job(n, layer, x, target, other, _flat(stream, target))
+
+
+def _sum_of(stream: Stream, trace: Trace, layers: dict[int, Linear], n: int, y: str) -> tuple[str | None, str]:
+    """Return the other term and the name of the sum that alone takes y, if that term is final when layer n is fitted."""
+    users = stream.users.get(y, [])
+    if len(users) != 1 or y in stream.results or stream.nodes[users[0]].op not in ("Add", "Sum"):
+        return None, y
+    add = stream.nodes[users[0]]
+    others = [t for t in add.inputs if t.name != y]
+    if len(others) != 1 or hasattr(others[0], "values") or trace.shapes.get(others[0].name) != trace.shapes.get(y):
+        return None, y
+    before = stream.ancestors([others[0].name])
+    if n in before or any(m > n for m in before if m in layers):
+        return None, y
+    return others[0].name, add.outputs[0].name
+
+
+def _flat(stream: Stream, name: str) -> Flat:
+    """Return the bounds beyond which all that uses a tensor does not care for its value."""
+    users = [stream.nodes[n] for n in stream.users.get(name, [])]
+    if not users or name in stream.results:
+        return UNBOUNDED
+    bounds = [_flat_of(node) for node in users]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def _flat_of(node: Any) -> Flat:
+    if node.op == "Relu":
+        return 0.0, np.inf
+    if node.op == "HardSwish":
+        return -3.0, np.inf
+    if node.op == "HardSigmoid":
+        alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+        return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else UNBOUNDED
+    if node.op == "Clip":
+        bounds = []
+        for i, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
+            tensor = node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None
+            if tensor is not None and not hasattr(tensor, "values"):
+                return UNBOUNDED
+            bounds.append(float(node.attrs.get(name, default)) if tensor is None else float(tensor.values))
+        return bounds[0], bounds[1]
+    return UNBOUNDED
+
+
+def _fit(
+    job: Job, before: Stream, after: Stream, trace: Trace, keep: BoolArray, memory: float, only_bias: bool, seed: int
+) -> Repaired:
+    layer = job.layer
+    matrix0, bias0 = layer.effective()
+    groups, outputs, features = matrix0.shape
+    label = trace.labels[job.node]
+    survivors = _survivors(job, before.read(job.target, 0), trace, np.append(keep, True))
+    if survivors is None or int(survivors.sum()) != groups * outputs:
+        return Repaired(label, 0, features, 0.0, 0.0, np.inf)
+    wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
+    total = WIDE_ROWS if wide else max(LEAST_ROWS, ROWS_PER_FEATURE * features)
+    per_batch = -(-total // before.n_batches)
+
+    def rows(matrix: FloatArray, bias: FloatArray) -> Iterator[tuple[int, Array, Array]]:
+        """Yield, per batch, the rows and what the layer misses there with these weights."""
+        rng = np.random.default_rng((seed, job.node))
+        weights, offset = np.swapaxes(matrix, 1, 2).astype(np.float32), bias.astype(np.float32)[:, None, :]
+        for batch in range(before.n_batches):
+            y = before.read(job.target, batch)
+            if not survivors.all():
+                y = np.compress(survivors, y, axis=layer.channel_axis)
+            positions = layer.positions(y)
+            pick = np.arange(positions)
+            if positions > per_batch:
+                pick = np.sort(rng.choice(positions, per_batch, replace=False))
+            x = layer.rows(after.read(job.x, batch), pick).astype(np.float32, copy=False)
+            given = x @ weights + offset
+            wanted = layer.outputs(y, pick).astype(np.float32, copy=False)
+            if job.other is not None:
+                given = given + layer.outputs(after.read(job.other, batch), pick)
+            low, high = job.flat
+            if job.flat != UNBOUNDED:
+                wanted = np.where(wanted <= low, np.minimum(given, low), wanted)
+                wanted = np.where(wanted >= high, np.maximum(given, high), wanted)
+            yield batch, x, wanted - given
+
+    kind = Rows if wide else Moments
+    centre = layer.has_bias
+    parts: list[Any] = []
+    shift: Array | None = None
+    for batch, x, missing in rows(matrix0, bias0):
+        if shift is None:
+            shift = x.mean(axis=1, keepdims=True) if centre else np.zeros_like(x[:, :1])
+            parts = [kind(shift, outputs, centre=centre) for _ in range(2)]
+        for part, chosen in zip(parts, split(before.n_batches, batch, x.shape[1]), strict=True):
+            if x[:, chosen].shape[1]:
+                part.add(x[:, chosen], missing[:, chosen])
+    train, held = parts
+    assert shift is not None
+    n_rows = train.n + held.n
+    if not train.n or not held.n:
+        return Repaired(label, n_rows, features, 0.0, 0.0, np.inf)
+    fit = ridge(train, held, only_bias=only_bias)
+    if fit.after >= fit.before:
+        return Repaired(label, n_rows, features, fit.before, fit.before, np.inf)
+    every = train.joined(held)
+    solve = None if np.isinf(fit.penalty) else every.solver(fit.penalty)
+
+    def solution(sums: Any) -> tuple[FloatArray, FloatArray]:
+        """Return the change of matrix and bias that rows ask for."""
+        matrix = np.zeros_like(matrix0) if solve is None else solve(sums)
+        return matrix, sums.bias(matrix) - np.einsum("gof,gf->go", matrix, shift[:, 0])
+
+    change, offset = solution(every)
+    turns = 1 if job.flat == UNBOUNDED else TURNS
+    for _ in range(1, turns):
+        sums = kind(shift, outputs, centre=centre, like=every)
+        for _, x, missing in rows(matrix0 + change, bias0 + offset):
+            # what these weights give beyond the first ones belongs to the target of a change from the first ones
+            gained = x @ np.swapaxes(change, 1, 2).astype(np.float32) + offset.astype(np.float32)[:, None, :]
+            sums.add(x, missing + gained)
+        further, shifted = solution(sums)
+        change, offset = change + STRIDE * (further - change), offset + STRIDE * (shifted - offset)
+    after_error = fit.after
+    if turns > 1:
+        errors = [
+            (float(np.einsum("gno,gno->", part, part, dtype=np.float64)), part.shape[1])
+            for batch, _, missing in rows(matrix0 + change, bias0 + offset)
+            if (part := missing[:, split(before.n_batches, batch, missing.shape[1])[1]]).size
+        ]
+        after_error = sum(error for error, _ in errors) / sum(count for _, count in errors)
+        if after_error >= fit.before:
+            return Repaired(label, n_rows, features, fit.before, fit.before, np.inf)
+    layer.write(matrix0 + change, bias0 + offset if layer.has_bias else None)
+    return Repaired(label, n_rows, features, fit.before, after_error, fit.penalty)
+
+
+def _survivors(job: Job, y: Array, trace: Trace, alive: BoolArray) -> BoolArray | None:
+    """Return which outputs of the original layer are left; None where they lie on another axis than the layer writes."""
+    axis = job.layer.channel_axis % y.ndim
+    carried = trace.carried.get(job.target)
+    if carried is None:
+        return np.ones(y.shape[axis], dtype=bool)
+    return alive[carried[1]] if carried[0] == axis else None

@@ -1,0 +1,122 @@
+"""What the output loses as each group by itself loses channels: the model is run with each, readers repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxprune import runtime, verify
+from onnxprune.calibration import Calibration, is_held
+from onnxprune.capture import Store, Stream
+from onnxprune.channels.linear import linear_of
+from onnxprune.model import Model
+from onnxprune.pruning import rewrite
+from onnxprune.pruning.second_order import Removal
+from onnxprune.types import Curve, Trace
+
+WORK = 3e12
+"""Multiply-accumulates that all measurements together may take; the number of samples follows from it."""
+LEAST_SAMPLES, MOST_SAMPLES = 16, 256
+FLAT = 1e-9
+"""Loss of a first channel at least: what nothing was seen of still has an order."""
+
+
+def curves(
+    model: Model,
+    trace: Trace,
+    removals: Sequence[Removal],
+    calibration: Calibration,
+    macs: float,
+    store: Store,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Curve, ...]:
+    """Measure every group at the numbers of channels for which its removal has weights.
+
+    The part of the network before a group runs once. Samples are those held out, as many as `WORK` allows.
+
+    Args:
+        model: the original.
+        trace: its facts.
+        removals: one per group.
+        calibration: the samples.
+        macs: of the model, per sample.
+        store: where activations and the weights of `removals` are.
+        progress: called with the share that is done.
+    """
+    first = {removal.group.name: _first_reader(trace, removal) for removal in removals}
+    points = sum(len(removal.weights) for removal in removals)
+    samples = int(np.clip(WORK / max(1.0, macs * points / 2), LEAST_SAMPLES, MOST_SAMPLES))
+    stream = Stream(model, _held(calibration, samples), store)
+    reference = stream.finish(model)
+    found: dict[str, Curve] = {}
+    done = 0
+    for removal in sorted(removals, key=lambda removal: first[removal.group.name]):
+        start = first[removal.group.name]
+        if start < len(stream.nodes):
+            stream.advance(stream.inputs[start])
+        losses = []
+        for gone, weights in removal.weights.items():
+            keep = np.ones(trace.n_channels, dtype=bool)
+            keep[removal.order[:gone]] = False
+            variant = rewrite.mask(model, trace, keep)
+            aligned = len(variant.graph.nodes) == len(model.graph.nodes)  # else a mask was put on an activation
+            for node, (matrix, bias) in weights.items():
+                layer = linear_of(_same(variant, model, node, aligned))
+                assert layer is not None
+                layer.write(store.get(matrix), store.get(bias) if layer.has_bias else None)
+            outputs = stream.finish(variant) if aligned else _whole(variant, _held(calibration, samples))
+            losses.append(verify.divergence(reference, outputs))
+            done += 1
+            if progress:
+                progress(done / points)
+        values = np.maximum.accumulate(np.maximum(np.array([0.0, *losses]), 0))
+        values[1:] = np.maximum(values[1:], FLAT)
+        counts = np.array([0, *removal.weights], dtype=np.int64)
+        found[removal.group.name] = Curve(removal.group.name, removal.order, counts, values)
+    stream.close()
+    return tuple(found[removal.group.name] for removal in removals)
+
+
+def losses(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
+    """Return the divergence of each candidate from a model, on samples that were held out."""
+    batches = _held(calibration, MOST_SAMPLES)
+    reference = _whole(model, batches)
+    return [verify.divergence(reference, _whole(candidate, batches)) for candidate in candidates]
+
+
+def _held(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
+    """Return batches that are held out, not augmented ones, up to some number of samples."""
+    plain = Calibration(calibration.data, calibration.batch)
+    total = -(-len(calibration.data) // calibration.batch)
+    result: list[runtime.Feeds] = []
+    taken = 0
+    for batch, feeds in enumerate(plain):
+        if is_held(total, batch) and taken < samples:
+            result.append(feeds)
+            taken += calibration.batch
+    return result
+
+
+def _first_reader(trace: Trace, removal: Removal) -> int:
+    """Return the first node that reads a channel of a group."""
+    mine = np.zeros(trace.n_channels + 1, dtype=bool)
+    mine[removal.order] = True
+    nodes = [fact.node for fact in trace.slices if fact.role == "reads" and mine[fact.channels].any()]
+    nodes += [fact.node for fact in trace.summed if mine[fact.channels].any()]
+    return min(nodes, default=len(trace.labels))
+
+
+def _same(variant: Model, model: Model, node: int, aligned: bool) -> Any:
+    """Return a node of the variant by its number in the model."""
+    if aligned:
+        return variant.graph.nodes[node]
+    output = model.graph.nodes[node].outputs[0].name
+    return next(found for found in variant.graph.nodes if found.outputs and found.outputs[0].name == output)
+
+
+def _whole(model: Model, batches: list[runtime.Feeds]) -> verify.Outputs:
+    opened = runtime.session(model.to_proto(), where=str(model.path))
+    parts = [runtime.run(opened, feeds) for feeds in batches]
+    return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
