@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.augment import augment
-from onnxprune.data import Array, Data
+from onnxprune.augment import augment, channel_axis
+from onnxprune.data import Data
 from onnxprune.runtime import Feeds
 
 BATCH = 32
@@ -50,35 +50,37 @@ class Calibration:
         batch = fixed or max(1, min(BATCH, len(data) // PARTS))
         return cls(data, batch, kinds, seed)
 
+    @property
+    def _fixed(self) -> bool:
+        return bool(self.data.inputs[0].shape and self.data.inputs[0].shape[0])
+
+    @property
+    def _per_copy(self) -> int:
+        """Number of batches without augmentation; a rest too small for a model of a fixed batch is left out."""
+        whole, rest = divmod(len(self.data), self.batch)
+        return whole + (1 if rest and not self._fixed else 0)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self._per_copy * (1 + (COPIES if self.kinds else 0))
+
     def __iter__(self) -> Iterator[Feeds]:
-        """Yield the batches, the same ones each time; a rest too small for a model of a fixed batch is left out."""
-        fixed = bool(self.data.inputs[0].shape and self.data.inputs[0].shape[0])
+        """Yield the batches, the same ones each time; those as they are first, then the augmented ones in the same order."""
         rng = np.random.default_rng(self.seed)
-        for copy in range(1 + (COPIES if self.kinds else 0)):
-            for feeds in self.data.batches(self.batch):
-                if fixed and len(next(iter(feeds.values()))) < self.batch:
-                    continue
-                yield feeds if copy == 0 else {name: self._augmented(name, x, rng) for name, x in feeds.items()}
+        for batch in range(len(self)):
+            start = batch % self._per_copy * self.batch
+            feeds = self.data.rows(start, min(start + self.batch, len(self.data)))
+            if batch >= self._per_copy:
+                feeds = {name: augment(x, self.kinds, rng, channel_axis(x.shape)) for name, x in feeds.items()}
+            yield feeds
 
-    def _augmented(self, name: str, x: Array, rng: np.random.Generator) -> Array:
-        shape = next(spec.shape for spec in self.data.inputs if spec.name == name)
-        last = len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
-        return augment(x, self.kinds, rng, 3 if last else 1)
+    def is_held(self, batch: int) -> bool:
+        """Tell whether a batch is held out, with all its augmented copies; where there are few, each has a part that is."""
+        return self._per_copy < HELD_EVERY or batch % self._per_copy % HELD_EVERY == HELD_EVERY - 1
 
-    def part(self, start: int, stop: int) -> Calibration:
-        """Return some of the samples, without augmentation."""
-        return Calibration(self.data.take(np.arange(start, stop)), self.batch)
-
-
-def split(n_batches: int, batch: int, rows: int) -> tuple[slice, slice]:
-    """Say which rows of a batch are for fitting, and which are held out: whole batches where there are enough of them."""
-    if n_batches >= HELD_EVERY:
-        held = batch % HELD_EVERY == HELD_EVERY - 1
-        return (slice(0, 0), slice(None)) if held else (slice(None), slice(0, 0))
-    cut = rows - rows // HELD_EVERY
-    return slice(0, cut), slice(cut, None)
-
-
-def is_held(n_batches: int, batch: int) -> bool:
-    """Tell whether a whole batch is held out; with few batches, none is, and all have to do."""
-    return n_batches < HELD_EVERY or batch % HELD_EVERY == HELD_EVERY - 1
+    def split(self, batch: int, rows: int) -> tuple[slice, slice]:
+        """Say which rows of a batch are for fitting, and which are held out."""
+        if self._per_copy >= HELD_EVERY:
+            return (slice(0, 0), slice(None)) if self.is_held(batch) else (slice(None), slice(0, 0))
+        cut = rows - rows // HELD_EVERY
+        return slice(0, cut), slice(cut, None)

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxprune import runtime
 from onnxprune.model import Model
 from onnxprune.normalise import captured_names
 
 Array = np.ndarray[Any, Any]
-Kept = Array | Path
-"""An array, or the file that holds it."""
+Kept = Array | Path | list[Array]
+"""An array, or the file that holds it; a sequence of arrays stays in memory."""
 FREE = frozenset({"Shape", "Size"})
 """Operators that cost nothing and would keep a whole tensor alive for one integer: run as soon as they can be."""
 
@@ -31,6 +32,8 @@ class Store:
 
     def put(self, value: Array) -> Kept:
         """Keep an array; return what `get` takes."""
+        if isinstance(value, list):
+            return value
         if value.nbytes < 2**16 or self.held + value.nbytes <= self.budget:
             self.held += value.nbytes
             return value
@@ -50,7 +53,7 @@ class Store:
         """Forget an array."""
         if isinstance(kept, Path):
             kept.unlink()
-        else:
+        elif not isinstance(kept, list):
             self.held -= kept.nbytes
 
     def close(self) -> None:
@@ -130,10 +133,7 @@ class Stream:
             if name in names or name in self.results or any(n not in after for n in self.users.get(name, ()))
         ]
         taken = sorted({name for n in order for name in self.inputs[n] if name in self.kept})
-        first = {name: self.store.get(self.kept[name][0]) for name in taken}
-        proto = self.model.part(order, {name: (value.dtype, value.ndim) for name, value in first.items()}, wanted)
-        opened = runtime.session(proto, where=str(self.model.path))
-        del proto
+        opened = self._open(self.model, order, taken, wanted)
         for name in wanted:
             self.kept[name] = []
         for batch in range(self.n_batches):
@@ -142,6 +142,17 @@ class Stream:
                 self.kept[name].append(self.store.put(value))
         self.done = after
 
+    def _open(self, model: Model, nodes: list[int], taken: list[str], wanted: list[str]) -> Any:
+        """Open a session of some nodes of a model, with inputs of the kind that is kept of them."""
+        first = {name: self.store.get(self.kept[name][0]) for name in taken}
+        arrays = {name: (value.dtype, value.ndim) for name, value in first.items() if not isinstance(value, list)}
+        proto = model.part(nodes, arrays, wanted)
+        for name in first.keys() - arrays.keys():
+            dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
+            kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
+        return runtime.session(proto, where=str(self.model.path))
+
     def finish(self, model: Model) -> list[Array]:
         """Run what is left with the nodes of another model of the same layout; return the outputs, joined over the batches."""
         order = [n for n in range(len(self.nodes)) if n not in self.done]
@@ -149,10 +160,7 @@ class Stream:
         taken = sorted(
             {name for n in order for name in self.inputs[n] if name in self.kept} | (set(names) & set(self.kept))
         )
-        first = {name: self.store.get(self.kept[name][0]) for name in taken}
-        proto = model.part(order, {name: (value.dtype, value.ndim) for name, value in first.items()}, names)
-        opened = runtime.session(proto, where=str(self.model.path))
-        del proto
+        opened = self._open(model, order, taken, names)
         parts = [
             runtime.run(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
             for batch in range(self.n_batches)

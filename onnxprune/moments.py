@@ -101,15 +101,22 @@ class Moments:
         lifted = self.covariance() if self.centre else self.xx / n
         ridge = penalty * np.einsum("gff->g", lifted) / features + TINY
         lifted[:, np.arange(features), np.arange(features)] += ridge[:, None]
+        factor = spectrum = None
         if groups == 1:
-            factor = cho_factor(lifted[0], overwrite_a=True, check_finite=False)
+            try:
+                factor = cho_factor(lifted[0], check_finite=False)
+            except np.linalg.LinAlgError:  # products of float32 rows: rounding left an eigenvalue below zero
+                spectrum = np.linalg.eigh(lifted[0])
 
         def solve(moments: Moments) -> FloatArray:
             right = moments.xr / n
             if self.centre:
                 right = right - (self.x / n)[:, :, None] * (moments.r / n)[:, None, :]
-            if groups == 1:
+            if factor is not None:
                 return np.asarray(cho_solve(factor, right[0], check_finite=False).T[None])
+            if spectrum is not None:
+                values, vectors = spectrum
+                return ((vectors @ ((vectors.T @ right[0]) / np.maximum(values, ridge)[:, None])).T)[None]
             return np.swapaxes(np.linalg.solve(lifted, right), 1, 2)
 
         return solve

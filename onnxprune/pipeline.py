@@ -129,6 +129,8 @@ def prune(
         mended = Mended(pruned)
         if workspace is not None and options.repair != "none" and not chosen.keep.all():
             mended = mend(analysis, pruned, chosen.keep, workspace, options, on_stage)
+    if workspace is not None and evaluation is None and mended.layers:
+        mended = replace(mended, notes=(*mended.notes, SEEN))
     report = _verify(analysis, mended, chosen, proof, checked_on, measure, options, on_stage)
     pruned = mended.model
     with contextlib.ExitStack() as both:  # plan and model, or none
@@ -230,3 +232,6 @@ def _notes(analysis: Analysis, strict: bool, plan: Plan, mended: Mended, options
             "nothing was repaired; --data repairs in closed form, and `--data generated` does where there are none"
         )
     return [*notes, *mended.notes]
+
+
+SEEN = "accuracy and agreement were measured on the samples that repair has seen; --eval takes others"

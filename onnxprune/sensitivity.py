@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import runtime, verify
-from onnxprune.calibration import Calibration, is_held
+from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.channels.linear import linear_of
 from onnxprune.model import Model
@@ -87,16 +87,11 @@ def losses(model: Model, candidates: Sequence[Model], calibration: Calibration) 
 
 
 def _held(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
-    """Return batches that are held out, not augmented ones, up to some number of samples."""
-    plain = Calibration(calibration.data, calibration.batch)
-    total = -(-len(calibration.data) // calibration.batch)
-    result: list[runtime.Feeds] = []
-    taken = 0
-    for batch, feeds in enumerate(plain):
-        if is_held(total, batch) and taken < samples:
-            result.append(feeds)
-            taken += calibration.batch
-    return result
+    """Return batches that are held out, up to some number of samples; augmented ones count as well."""
+    numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
+    wanted = max(1, min(len(numbers), samples // calibration.batch))
+    chosen = {numbers[i * len(numbers) // wanted] for i in range(wanted)}
+    return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
 
 
 def _first_reader(trace: Trace, removal: Removal) -> int:

@@ -415,6 +415,8 @@ def _export(entry: Entry) -> tuple[onnx.ModelProto, str]:
 def _legacy(model: Any, shape: tuple[int, ...], opset: int) -> tuple[onnx.ModelProto, str]:
     import torch
 
+    torch.backends.mha.set_fastpath_enabled(False)  # its operator cannot be exported
+
     def once(batch: int, axes: dict[str, dict[int, str]] | None) -> onnx.ModelProto:
         buffer = io.BytesIO()
         with torch.no_grad():

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration import Calibration, split
+from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.model import Model
@@ -92,7 +92,7 @@ def repair(
     for number, job in enumerate(jobs):
         after.advance([name for name in (job.x, job.other) if name])
         before.advance([job.target])
-        done.append(_fit(job, before, after, trace, keep, memory, only_bias, seed))
+        done.append(_fit(job, before, after, trace, keep, calibration, memory, only_bias, seed))
         if progress:
             progress((number + 1) / len(jobs))
     before.close()
@@ -161,7 +161,15 @@ def _flat_of(node: Any) -> Flat:
 
 
 def _fit(
-    job: Job, before: Stream, after: Stream, trace: Trace, keep: BoolArray, memory: float, only_bias: bool, seed: int
+    job: Job,
+    before: Stream,
+    after: Stream,
+    trace: Trace,
+    keep: BoolArray,
+    calibration: Calibration,
+    memory: float,
+    only_bias: bool,
+    seed: int,
 ) -> Repaired:
     layer = job.layer
     matrix0, bias0 = layer.effective()
@@ -205,7 +213,7 @@ def _fit(
         if shift is None:
             shift = x.mean(axis=1, keepdims=True) if centre else np.zeros_like(x[:, :1])
             parts = [kind(shift, outputs, centre=centre) for _ in range(2)]
-        for part, chosen in zip(parts, split(before.n_batches, batch, x.shape[1]), strict=True):
+        for part, chosen in zip(parts, calibration.split(batch, x.shape[1]), strict=True):
             if x[:, chosen].shape[1]:
                 part.add(x[:, chosen], missing[:, chosen])
     train, held = parts
@@ -214,7 +222,7 @@ def _fit(
     if not train.n or not held.n:
         return Repaired(label, n_rows, features, 0.0, 0.0, np.inf)
     fit = ridge(train, held, only_bias=only_bias)
-    if fit.after >= fit.before:
+    if not fit.after < fit.before:  # nor where it is not a number
         return Repaired(label, n_rows, features, fit.before, fit.before, np.inf)
     every = train.joined(held)
     solve = None if np.isinf(fit.penalty) else every.solver(fit.penalty)
@@ -239,10 +247,10 @@ def _fit(
         errors = [
             (float(np.einsum("gno,gno->", part, part, dtype=np.float64)), part.shape[1])
             for batch, _, missing in rows(matrix0 + change, bias0 + offset)
-            if (part := missing[:, split(before.n_batches, batch, missing.shape[1])[1]]).size
+            if (part := missing[:, calibration.split(batch, missing.shape[1])[1]]).size
         ]
         after_error = sum(error for error, _ in errors) / sum(count for _, count in errors)
-        if after_error >= fit.before:
+        if not after_error < fit.before:
             return Repaired(label, n_rows, features, fit.before, fit.before, np.inf)
     layer.write(matrix0 + change, bias0 + offset if layer.has_bias else None)
     return Repaired(label, n_rows, features, fit.before, after_error, fit.penalty)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from onnxprune.report.document import Inspection, Layer, Report
 from onnxprune.runtime import Latency
-from onnxprune.types import Curve, Plan, Trace, Verdict
+from onnxprune.types import Curve, Plan, Repaired, Trace, Verdict
 
 
 def human(value: float, unit: str = "") -> str:
@@ -182,6 +182,8 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
     parts.append(Text(f"measured on {report.samples} samples of {report.data}", style="dim"))
     if report.latency is not None:
         parts.append(Text(timing_text(report.latency), style="dim"))
+    if report.repair:
+        parts.append(Text(repair_text(report.repair), style="dim"))
     if len(report.path) > 1:
         steps = " -> ".join(f"{flops:.1%}" for flops, _ in report.path)
         parts.append(Text(f"FLOPs removed step by step: {steps}", style="dim"))
@@ -190,6 +192,13 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
     if report.output:
         parts.append(Text(f"written: {report.output}"))
     return parts
+
+
+def repair_text(layers: Sequence[Repaired]) -> str:
+    """Say what repair did: how much of the error on rows held out is left, geometric mean over the layers."""
+    better = [layer.after / layer.before for layer in layers if layer.after < layer.before]
+    left = f", error left on rows held out: {np.exp(np.mean(np.log(np.maximum(better, 1e-12)))):.0%}" if better else ""
+    return f"repaired: {len(better)} of {len(layers)} layers behind a cut{left}"
 
 
 def inspect_parts(found: Inspection) -> list[RenderableType]:
