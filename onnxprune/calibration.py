@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.augment import augment, channel_axis
 from onnxprune.data import Data
+from onnxprune.errors import DataError
 from onnxprune.runtime import Feeds
 
 BATCH = 32
@@ -42,8 +43,20 @@ class Calibration:
 
     @classmethod
     def of(cls, data: Data, samples: int, kinds: tuple[str, ...] = (), seed: int = 0) -> Calibration:
-        """Take a seeded choice of samples."""
+        """Take a seeded choice of samples, of a model with a fixed batch no fewer than one batch.
+
+        Raises:
+            DataError: there are not as many.
+        """
         fixed = data.inputs[0].shape[0] if data.inputs[0].shape else None
+        if fixed and len(data) < fixed:
+            raise DataError(
+                "too few samples",
+                where=data.name,
+                why=f"the model takes {fixed} at a time, there are {len(data)}",
+                hint=f"give {fixed} or more",
+            )
+        samples = max(samples, fixed or 1)
         if len(data) > samples:
             picked = np.sort(np.random.default_rng(seed).choice(len(data), samples, replace=False))
             data = data.take(picked)

@@ -30,7 +30,7 @@ class Store:
         self.count = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def put(self, value: Array) -> Kept:
+    def put(self, value: Array | list[Array]) -> Kept:
         """Keep an array; return what `get` takes."""
         if isinstance(value, list):
             return value
@@ -45,7 +45,7 @@ class Store:
         return path
 
     @staticmethod
-    def get(kept: Kept) -> Array:
+    def get(kept: Kept) -> Any:
         """Return an array that was put."""
         return np.load(kept) if isinstance(kept, Path) else kept
 
@@ -169,7 +169,8 @@ class Stream:
 
     def read(self, name: str, batch: int) -> Array:
         """Return a tensor that `advance` was asked for."""
-        return self.store.get(self.kept[name][batch])
+        value: Array = self.store.get(self.kept[name][batch])
+        return value
 
 
 def _inputs(node: Any) -> list[str]:

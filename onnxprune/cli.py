@@ -294,7 +294,7 @@ def plan(
     type=click.Choice(REPAIRS),
     default=DEFAULTS.repair,
     show_default=True,
-    help="Fit what reads the survivors to what it gave before, only its biases, or nothing; auto: lstsq with data.",
+    help="lstsq: fit every layer behind a cut to what it gave before; bias: only its bias; merge: without data, let what reads a channel that goes read the one most like it; auto: lstsq with data, else merge.",
 )
 @click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
 @TIMING

@@ -116,7 +116,8 @@ class Moments:
                 return np.asarray(cho_solve(factor, right[0], check_finite=False).T[None])
             if spectrum is not None:
                 values, vectors = spectrum
-                return ((vectors @ ((vectors.T @ right[0]) / np.maximum(values, ridge)[:, None])).T)[None]
+                inner = (vectors.T @ right[0]) / np.maximum(values, ridge)[:, None]
+                return np.asarray((vectors @ inner).T[None])
             return np.swapaxes(np.linalg.solve(lifted, right), 1, 2)
 
         return solve

@@ -13,7 +13,9 @@ WITH_DATA = ("obs", "activation", "apoz")
 """Importances that look at activations."""
 IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
-REPAIRS = (AUTO, "lstsq", "bias", "none")
+REPAIRS = (AUTO, "lstsq", "bias", "merge", "none")
+DATA_FREE = ("merge", "none")
+"""Repairs that look at weights alone."""
 SCHEDULES = ("block", "progressive")
 GROUPED = ("positions", "whole")
 HEADS = ("whole", "width")
@@ -33,8 +35,8 @@ class Options:
         schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
         scope: `sensitivity` weighs groups by what the output loses, measured; `global` ranks all channels together, `uniform` takes the
             same share of every group. `auto` is `sensitivity` with data (but `global` for a threshold), `global` without.
-        repair: `lstsq` fits every layer behind a cut to what it gave before, `bias` only its bias, `none` leaves all weights. `auto`
-            is `lstsq` with data, `none` without.
+        repair: `lstsq` fits every layer behind a cut to what it gave before, `bias` only its bias; `merge` needs no data: what reads a
+            channel that goes reads the survivor most like it; `none` leaves all weights. `auto` is `lstsq` with data, else `merge`.
         samples: calibration samples that are used, at most.
         augment: kinds of augmentation of them, or `auto`: some, where a layer has more unknowns than there are rows to fit them.
         memory: bytes that statistics and activations may take; what exceeds it goes to temporary files.
@@ -122,12 +124,12 @@ class Options:
         scope = self.scope
         if scope == AUTO:
             scope = "sensitivity" if data and self.threshold is None else "global"
-        repair = ("lstsq" if data else "none") if self.repair == AUTO else self.repair
+        repair = ("lstsq" if data else "merge") if self.repair == AUTO else self.repair
         if not data:
             for option, value, needs in (
                 ("importance", importance, importance in WITH_DATA),
                 ("scope", scope, scope == "sensitivity"),
-                ("repair", repair, repair != "none"),
+                ("repair", repair, repair not in DATA_FREE),
             ):
                 if needs:
                     raise OptionError(

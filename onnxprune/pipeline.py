@@ -29,6 +29,7 @@ from onnxprune.errors import OptionError, OutputError, ProofError
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
+from onnxprune.pruning.merge import merge
 from onnxprune.report.document import Figures, Report
 from onnxprune.search import Mended, make_plan, mend, opened, workspace_for
 from onnxprune.types import Check, Plan, Trace, Verdict
@@ -127,7 +128,10 @@ def prune(
         proof = verify.prove(analysis.model, pruned, masked, known, options.seed)
         del masked
         mended = Mended(pruned)
-        if workspace is not None and options.repair != "none" and not chosen.keep.all():
+        if options.repair == "merge":
+            merged = rewrite.delete(merge(analysis.model, analysis.trace, chosen.keep), analysis.trace, chosen.keep)
+            mended = Mended(merged, notes=(DATA_FREE,))
+        elif workspace is not None and options.repair != "none" and not chosen.keep.all():
             mended = mend(analysis, pruned, chosen.keep, workspace, options, on_stage)
     if workspace is not None and evaluation is None and mended.layers:
         mended = replace(mended, notes=(*mended.notes, SEEN))
@@ -228,10 +232,12 @@ def _notes(analysis: Analysis, strict: bool, plan: Plan, mended: Mended, options
     if not strict:
         notes.append("the original does not pass onnx's full check, so the result was not held to it")
     if options.repair == "none" and not plan.keep.all():
-        notes.append(
-            "nothing was repaired; --data repairs in closed form, and `--data generated` does where there are none"
-        )
+        notes.append("nothing was repaired: the weights that survive are as they were")
     return [*notes, *mended.notes]
 
 
+DATA_FREE = (
+    "data-free: channels were merged into those most like them, no input was looked at; --data repairs in closed form, and "
+    "`--data generated` does where there are none"
+)
 SEEN = "accuracy and agreement were measured on the samples that repair has seen; --eval takes others"

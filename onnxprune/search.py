@@ -14,6 +14,7 @@ from onnxprune import sensitivity
 from onnxprune.analysis import Analysis, analyse, refuse_unprunable, removed, unless_it_does_not_run
 from onnxprune.calibration import AIM, ENOUGH, Calibration
 from onnxprune.capture import Store
+from onnxprune.channels.readers import readers_of
 from onnxprune.comparison import Stage, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, TargetError
@@ -266,9 +267,7 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
 def _is_short(analysis: Analysis, samples: int) -> bool:
     """Tell whether a layer that reads channels has more unknowns per output than it will see rows."""
     trace = analysis.trace
-    for reader in {
-        r.node: r for found in second_order.readers_of(analysis.model, trace).values() for r in found
-    }.values():
+    for reader in {r.node: r for found in readers_of(analysis.model, trace).values() for r in found}.values():
         shape = trace.shapes[reader.layer.node.outputs[0].name]
         rows = samples * math.prod(shape) // shape[reader.layer.channel_axis] / max(1, shape[0])
         if rows < reader.channels.shape[1]:

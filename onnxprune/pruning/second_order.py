@@ -19,7 +19,8 @@ import numpy as np
 
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Kept, Store, Stream
-from onnxprune.channels.linear import Linear, linear_layers
+from onnxprune.channels.linear import Linear
+from onnxprune.channels.readers import Reader, readers_of
 from onnxprune.model import Model
 from onnxprune.moments import Moments
 from onnxprune.types import FloatArray, Group, IntArray, Trace
@@ -29,6 +30,10 @@ DAMPING = 1e-2
 """Added to the diagonal of the covariance, as a share of its mean."""
 LEAST_ROWS = 20_000
 ROWS_PER_FEATURE = 10
+CONSTANT = 1e-6
+"""Share of the mean variance below which a feature is always the same."""
+SAME = 1e-10
+"""The same of an output, as a share of its mean square."""
 AT_ONCE = 48
 """Of so many channels that are left one goes at a time; of more, several do between two looks at all of them."""
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -50,15 +55,6 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A layer that reads channels, and the channel of each of its features, (groups, features), -1: none that goes."""
-
-    node: int
-    layer: Linear
-    channels: IntArray
-
-
-@dataclass(frozen=True)
 class Removal:
     """How a group loses its channels.
 
@@ -73,29 +69,6 @@ class Removal:
     order: IntArray
     losses: FloatArray
     weights: dict[int, dict[int, tuple[Kept, Kept]]]
-
-
-def readers_of(model: Model, trace: Trace) -> dict[str, list[Reader]]:
-    """Return the linear readers of every group that may lose channels, in graph order; none for what only others read."""
-    of_group = np.full(trace.n_channels + 1, -1)
-    for number, group in enumerate(trace.groups):
-        if not trace.pinned[group.channels].all():
-            of_group[group.channels] = number
-    result: dict[str, list[Reader]] = {trace.groups[number].name: [] for number in np.unique(of_group) if number >= 0}
-    layers = linear_layers(model.graph)
-    for (node, i), facts in sorted(trace.slices_by_use().items()):
-        reads = [fact for fact in facts if fact.role == "reads"]
-        numbers = sorted({int(number) for fact in reads for number in np.unique(of_group[fact.channels])} - {-1})
-        layer = layers.get(node) if len(reads) == 1 and numbers else None
-        if layer is None or layer.weight != i:
-            continue
-        shape = [1] * layer.values.ndim
-        shape[reads[0].axis] = -1
-        channels = layer.matrix(np.broadcast_to(reads[0].channels.reshape(shape), layer.values.shape))[:, 0]
-        reader = Reader(node, layer, np.ascontiguousarray(channels))
-        for number in numbers:
-            result[trace.groups[number].name].append(reader)
-    return result
 
 
 def collect(
@@ -270,16 +243,19 @@ class _Part:
         covariance = statistics.covariance
         variance = statistics.variance
         self.inverse: Any = None
-        damping = DAMPING * variance.mean(axis=1) + 1e-12
+        mean = variance.mean(axis=1, keepdims=True)
+        varies = np.where(variance > CONSTANT * mean, 1, CONSTANT)  # a bias makes up for the others: they cost nothing
+        damping = DAMPING * mean * varies + 1e-12
         if covariance is not None:
             lifted = covariance.copy()
-            lifted[:, np.arange(features), np.arange(features)] += damping[:, None]
+            lifted[:, np.arange(features), np.arange(features)] += damping
             self.inverse = np.linalg.inv(lifted)
             spread = float(np.einsum("gof,gof->", self.matrix @ covariance, self.matrix))
         else:
-            self.diagonal = variance + damping[:, None]
+            self.diagonal = variance + damping
             spread = float(np.einsum("gof,gf,gof->", self.matrix, variance, self.matrix))
-        self.spread = max(spread, 1e-30)
+        energy = float(np.einsum("gof,gf,gof->", self.matrix, variance + statistics.mean**2, self.matrix))
+        self.spread = spread if spread > SAME * energy else np.inf  # an output that is always the same loses nothing
         self._index(group, n_groups)
 
     def _index(self, group: Group, n_groups: int) -> None:
