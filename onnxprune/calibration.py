@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from onnxprune.runtime import Feeds
 
 BATCH = 32
 """Samples at a time, where the model leaves it open."""
+ELEMENTS = 2**21
+"""Input elements at a time, about: large images go in small batches, so that little memory is needed beside what is kept."""
 PARTS = 8
 """There are at least so many batches, if there are as many samples."""
 HELD_EVERY = 4
@@ -60,7 +63,8 @@ class Calibration:
         if len(data) > samples:
             picked = np.sort(np.random.default_rng(seed).choice(len(data), samples, replace=False))
             data = data.take(picked)
-        batch = fixed or max(1, min(BATCH, len(data) // PARTS))
+        elements = max(1, sum(math.prod(shape) for shape in data.shapes().values()))
+        batch = fixed or max(1, min(BATCH, len(data) // PARTS, ELEMENTS // elements))
         return cls(data, batch, kinds, seed)
 
     @property

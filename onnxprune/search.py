@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -81,7 +81,7 @@ def make_plan(
     steps = options.steps if options.schedule == "progressive" else 1
     path = []
     curves: tuple[Curve, ...] = ()
-    current = _Step(analysis, keep)
+    current = _Step(analysis, keep, _sizes(analysis))
     for step in range(1, steps + 1):
         on_stage("score", step / steps)
         limits = _part_of_the_way(goals, macs, analysis.model.params, step / steps)
@@ -101,12 +101,13 @@ def make_plan(
 class _Step:
     """Where a progressive search stands: a model to look at, and which channels of the original are left.
 
-    Without data the model is the original itself, and `keep` says what doesn't count any more; with data it is pruned and repaired,
+    `sizes` are those of the groups in the original. Without data the model is the original itself, and `keep` says what doesn't count any more; with data it is pruned and repaired,
     and holds just the channels in `keep`, in the same order.
     """
 
     analysis: Analysis
     keep: BoolArray
+    sizes: Mapping[str, int]
 
 
 def _choose(
@@ -117,7 +118,7 @@ def _choose(
     model, trace, cost = analysis.model, analysis.trace, analysis.cost
     whole = trace.n_channels == current.keep.size
     keep = current.keep if whole else np.ones(trace.n_channels, dtype=bool)
-    rules = budget.Rules(options.round_to, options.min_channels, options.max_ratio, options.scope)
+    rules = budget.Rules(options.round_to, options.min_channels, options.max_ratio, options.scope, current.sizes)
     curves: tuple[Curve, ...] = ()
     if options.importance in WITH_DATA or options.scope == "sensitivity":
         assert workspace is not None
@@ -201,7 +202,11 @@ def _repaired(analysis: Analysis, keep: BoolArray, workspace: Workspace, options
             why="after a step its channels are coupled in another way than before",
             hint="use --schedule block",
         )
-    return _Step(again, keep)
+    return _Step(again, keep, _sizes(analysis))
+
+
+def _sizes(analysis: Analysis) -> dict[str, int]:
+    return {group.name: group.channels.size for group in analysis.trace.groups}
 
 
 @dataclass(frozen=True)

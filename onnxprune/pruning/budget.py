@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -46,12 +46,14 @@ class Rules:
         min_channels: channels that stay in every group at least.
         max_ratio: share of a group's channels that may go at most.
         scope: `global` ranks all blocks of the network together; `uniform` takes the same share of each group.
+        sizes: channels that groups had at first, by name, where some have gone already; shares are shares of that.
     """
 
     round_to: int = 8
     min_channels: int = 1
     max_ratio: float = 1.0
     scope: str = "global"
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -84,7 +86,8 @@ def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -
         left = group.channels[keep[group.channels]]
         free = left[~trace.pinned[left] & ~np.isnan(scores[left])]
         multiple = -(-rules.round_to // group.width)  # filters are what the runtime counts
-        least = max(rules.min_channels, int(np.ceil(group.channels.size * (1 - rules.max_ratio) - 1e-9)))
+        whole = rules.sizes.get(group.name, group.channels.size)
+        least = max(rules.min_channels, int(np.ceil(whole * (1 - rules.max_ratio) - 1e-9)))
         order = free[np.argsort(scores[free], kind="stable")]
         at = 0
         while at < order.size:
