@@ -151,7 +151,7 @@ class Stream:
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
-        return runtime.session(proto, where=str(self.model.path))
+        return runtime.session(proto, where=str(self.model.path), patient=True)
 
     def finish(self, model: Model) -> list[Array]:
         """Run what is left with the nodes of another model of the same layout; return the outputs, joined over the batches."""

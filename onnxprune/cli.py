@@ -287,7 +287,7 @@ def plan(
     "--plan",
     "plan_path",
     type=PATH,
-    help="Replay this plan.json; of the dials above only --grouped and --heads then have a say.",
+    help="Replay this plan.json; of the dials above, those that choose channels then have no say.",
 )
 @click.option(
     "--repair",

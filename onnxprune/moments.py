@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +15,27 @@ from onnxprune.types import FloatArray
 Array = np.ndarray[Any, Any]
 LAMBDAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties to choose from, as a share of the mean variance of a feature."""
+WIDE = 1536
+"""Features from which linear algebra is spread over threads; below that they wait for each other longer than they work."""
 Solution = tuple[FloatArray, FloatArray]
 """A matrix (groups, outputs, features) and a bias (groups, outputs)."""
+
+
+@contextlib.contextmanager
+def threads_for(features: int) -> Iterator[None]:
+    """Let numpy's linear algebra use one thread for a layer that is not wide."""
+    if features >= WIDE:
+        yield
+        return
+    with _controller().limit(limits=1, user_api="blas"):
+        yield
+
+
+@functools.cache
+def _controller() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class Regression(Protocol):

@@ -45,7 +45,12 @@ VERSION: str = ort.__version__
 
 
 def session(
-    model: onnx.ModelProto | bytes | str, *, optimise: bool = True, threads: int = 0, where: str = "the model"
+    model: onnx.ModelProto | bytes | str,
+    *,
+    optimise: bool = True,
+    threads: int = 0,
+    where: str = "the model",
+    patient: bool = False,
 ) -> ort.InferenceSession:
     """Open an onnxruntime session on the CPU.
 
@@ -54,6 +59,8 @@ def session(
         optimise: whether onnxruntime may rewrite the graph; off, two models are compared operator by operator.
         threads: threads within an operator; 0 leaves it to onnxruntime.
         where: how to call the model in an error.
+        patient: whether its threads sleep between runs, for runs in turn with numpy: threads that spin would take the processors
+            from the threads of its linear algebra.
 
     Raises:
         ModelError: onnxruntime cannot load it.
@@ -61,6 +68,8 @@ def session(
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if patient:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model

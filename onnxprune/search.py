@@ -79,6 +79,8 @@ def make_plan(
     macs = analysis.cost.totals(keep)[0]
     goals = _limits(options, macs, analysis.model.params)
     steps = options.steps if options.schedule == "progressive" else 1
+    rules = budget.Rules(options.round_to, options.min_channels, options.max_ratio)
+    budget.refuse_unreachable(analysis.trace, analysis.cost, keep, rules, goals)  # before anything takes time
     path = []
     curves: tuple[Curve, ...] = ()
     current = _Step(analysis, keep, _sizes(analysis))
@@ -101,8 +103,8 @@ def make_plan(
 class _Step:
     """Where a progressive search stands: a model to look at, and which channels of the original are left.
 
-    `sizes` are those of the groups in the original. Without data the model is the original itself, and `keep` says what doesn't count any more; with data it is pruned and repaired,
-    and holds just the channels in `keep`, in the same order.
+    Without data the model is the original itself, and `keep` says what doesn't count any more; with data it is pruned and
+    repaired, and holds just the channels in `keep`, in the same order. `sizes` are those of the groups in the original.
     """
 
     analysis: Analysis
@@ -227,7 +229,7 @@ def mend(
     notes = list(workspace.notes)
     if after > before:
         text = f"repair was undone: on inputs held out it moves the output further from the original ({after:.3g} after {before:.3g})"
-        return Mended(pruned, layers, (*notes, text))
+        return Mended(pruned, (), (*notes, text))
     kept = sum(1 for layer in layers if layer.after >= layer.before)
     if kept:
         notes.append(f"{kept} of {len(layers)} layers keep their weights: no change predicted the rows held out better")

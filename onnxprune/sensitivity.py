@@ -19,6 +19,8 @@ from onnxprune.types import Curve, Trace
 WORK = 3e12
 """Multiply-accumulates that all measurements together may take; the number of samples follows from it."""
 LEAST_SAMPLES, MOST_SAMPLES = 16, 256
+BROKEN = 1e6
+"""Loss of an output that is not finite."""
 FLAT = 1e-9
 """Loss of a first channel at least: what nothing was seen of still has an order."""
 
@@ -71,7 +73,7 @@ def curves(
             done += 1
             if progress:
                 progress(done / points)
-        values = np.maximum.accumulate(np.maximum(np.array([0.0, *losses]), 0))
+        values = np.maximum.accumulate(np.clip([0.0, *losses], 0, BROKEN))
         values[1:] = np.maximum(values[1:], FLAT)
         counts = np.array([0, *removal.weights], dtype=np.int64)
         found[removal.group.name] = Curve(removal.group.name, removal.order, counts, values)

@@ -213,8 +213,7 @@ def allocate_by_loss(
     blocks: dict[str, list[Block]] = {}
     for block in blocks_of(trace, rank, keep, rules):
         blocks.setdefault(block.group, []).append(block)
-    flat = [block for found in blocks.values() for block in found]
-    everything = _without(keep, flat)
+    everything = _without(keep, [block for found in blocks.values() for block in found])
     if not limits.hold(*cost.totals(everything)):
         raise _unreachable(trace, cost, everything, limits, rules)
     bag = _Bag(cost, limits, keep, blocks, {curve.group: curve for curve in curves})
@@ -229,18 +228,20 @@ class _Bag:
     def __init__(
         self, cost: CostModel, limits: Limits, keep: BoolArray, blocks: dict[str, list[Block]], curves: dict[str, Curve]
     ) -> None:
-        self.cost, self.limits, self.keep, self.blocks = cost, limits, keep, blocks
+        self.cost, self.limits, self.keep = cost, limits, keep
         self.gone = dict.fromkeys(blocks, 0)
-        self.losses = {}
-        for name, found in blocks.items():
-            before = int((~keep[curves[name].order]).sum())
-            counts = before + np.cumsum([0, *(block.channels.size for block in found)])
-            self.losses[name] = curves[name].at(counts)
+        self.channels = {name: np.concatenate([b.channels for b in found]) for name, found in blocks.items()}
+        self.ends = {name: np.cumsum([0, *(b.channels.size for b in found)]) for name, found in blocks.items()}
+        self.losses = {
+            name: curves[name].at((~keep[curves[name].order]).sum() + ends) for name, ends in self.ends.items()
+        }
 
     def left(self, changed: Mapping[str, int] | None = None) -> BoolArray:
         """Return what stays; `changed` are numbers of blocks in place of those that have gone."""
-        numbers = {**self.gone, **(changed or {})}
-        return _without(self.keep, [b for name, count in numbers.items() for b in self.blocks[name][:count]])
+        result = self.keep.copy()
+        for name, count in {**self.gone, **(changed or {})}.items():
+            result[self.channels[name][: self.ends[name][count]]] = False
+        return result
 
     def excess(self, keep: BoolArray) -> float:
         """Return how far above the limits a choice lies, as a share of the limits; 0 or less where all hold."""
@@ -266,7 +267,7 @@ class _Bag:
     def fill(self) -> None:
         """Take blocks until all limits hold."""
         excess = self.excess(self.left())
-        waiting = [(self._best_step(name, excess)[0], name) for name in self.blocks]
+        waiting = [(self._best_step(name, excess)[0], name) for name in self.gone]
         heapq.heapify(waiting)
         while excess > 0 and waiting:
             _, name = heapq.heappop(waiting)
@@ -280,7 +281,7 @@ class _Bag:
             excess = self.excess(self.left())
             heapq.heappush(waiting, (self._best_step(name, excess)[0], name))
         if excess > 0:  # steps that save nothing by themselves are left: take all
-            self.gone = {name: len(found) for name, found in self.blocks.items()}
+            self.gone = {name: ends.size - 1 for name, ends in self.ends.items()}
 
     def exchange(self) -> None:
         """Give back what is not needed, then exchange blocks between groups while that loses less."""
@@ -307,7 +308,9 @@ class _Bag:
         improved = False
         for back in sorted((n for n, c in self.gone.items() if c), key=lambda n: self._rise(n, self.gone[n] - 1)):
             gain = -self._rise(back, self.gone[back] - 1)
-            others = [(self._rise(n, c + 1), n) for n, c in self.gone.items() if n != back and c < len(self.blocks[n])]
+            others = [
+                (self._rise(n, c + 1), n) for n, c in self.gone.items() if n != back and c + 1 < len(self.losses[n])
+            ]
             for price, name in sorted(others):
                 if price >= gain:
                     break
@@ -336,6 +339,13 @@ def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules, thres
         if (scores[block.channels] < threshold).all():
             result[block.channels] = False
     return result
+
+
+def refuse_unreachable(trace: Trace, cost: CostModel, keep: BoolArray, rules: Rules, limits: Limits) -> None:
+    """Raise TargetError when the limits cannot be reached, in whatever order channels go."""
+    smallest = _without(keep, blocks_of(trace, np.zeros(trace.n_channels), keep, rules))
+    if not limits.hold(*cost.totals(smallest)):
+        raise _unreachable(trace, cost, smallest, limits, rules)
 
 
 def _unreachable(trace: Trace, cost: CostModel, smallest: BoolArray, limits: Limits, rules: Rules) -> TargetError:

@@ -27,7 +27,7 @@ from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.model import Model
-from onnxprune.moments import Moments, Rows, ridge
+from onnxprune.moments import Moments, Rows, ridge, threads_for
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
@@ -92,7 +92,8 @@ def repair(
     for number, job in enumerate(jobs):
         after.advance([name for name in (job.x, job.other) if name])
         before.advance([job.target])
-        done.append(_fit(job, before, after, trace, keep, calibration, memory, only_bias, seed))
+        with threads_for(job.layer.matrix(job.layer.values).shape[2]):
+            done.append(_fit(job, before, after, trace, keep, calibration, memory, only_bias, seed))
         if progress:
             progress((number + 1) / len(jobs))
     before.close()

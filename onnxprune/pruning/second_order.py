@@ -22,7 +22,7 @@ from onnxprune.capture import Kept, Store, Stream
 from onnxprune.channels.linear import Linear
 from onnxprune.channels.readers import Reader, readers_of
 from onnxprune.model import Model
-from onnxprune.moments import Moments
+from onnxprune.moments import Moments, threads_for
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]
@@ -103,20 +103,21 @@ def collect(
         centre: Array | None = None
         sums, squares, zeros = np.zeros((3, groups, features))
         n = 0
-        for batch in range(stream.n_batches):
-            x = stream.read(x_name, batch)
-            pick = choose(_positions(layer, trace.shapes[y_name], x), -(-total // stream.n_batches), rng)
-            rows = layer.rows(x, pick).astype(np.float32, copy=False)
-            zeros += np.count_nonzero(rows == 0, axis=1)
-            if centre is None:
-                centre = rows.mean(axis=1, keepdims=True)
-                moments = Moments(centre, 0) if whole else None
-            if moments is not None:
-                moments.add(rows, rows[:, :, :0])
-            rows = rows - centre
-            sums += rows.sum(axis=1, dtype=np.float64)
-            squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
-            n += rows.shape[1]
+        with threads_for(features):
+            for batch in range(stream.n_batches):
+                x = stream.read(x_name, batch)
+                pick = choose(_positions(layer, trace.shapes[y_name], x), -(-total // stream.n_batches), rng)
+                rows = layer.rows(x, pick).astype(np.float32, copy=False)
+                zeros += np.count_nonzero(rows == 0, axis=1)
+                if centre is None:
+                    centre = rows.mean(axis=1, keepdims=True)
+                    moments = Moments(centre, 0) if whole else None
+                if moments is not None:
+                    moments.add(rows, rows[:, :, :0])
+                rows = rows - centre
+                sums += rows.sum(axis=1, dtype=np.float64)
+                squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
+                n += rows.shape[1]
         assert centre is not None
         variance = np.maximum(squares / n - (sums / n) ** 2, 0)
         covariance = None if moments is None else moments.covariance()
@@ -172,8 +173,11 @@ def removals(
 
     def finish(node: int) -> Iterator[Removal]:
         for name in complete.pop(node, []):
-            parts = [_Part(reader, seen[reader.node], groups[name]) for reader in by_group.pop(name)]
-            yield _take_apart(trace, groups[name], parts, scores, fallback, store)
+            found = by_group.pop(name)
+            with threads_for(max((reader.channels.shape[1] for reader in found), default=0)):
+                parts = [_Part(reader, seen[reader.node], groups[name]) for reader in found]
+                removal = _take_apart(trace, groups[name], parts, scores, fallback, store)
+            yield removal
         left = {reader.node for found in by_group.values() for reader in found}
         for old in [number for number in seen if number not in left]:
             del seen[old]
