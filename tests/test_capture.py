@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder, cnn_models, load
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
+from hypothesis import given as drawn
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune import runtime
@@ -203,7 +204,7 @@ def test_finish_gives_the_outputs_from_anywhere(build, store):
 
 
 @SETTINGS
-@given(cnn_models())
+@drawn(cnn_models())
 def test_random_models(proto: onnx.ModelProto) -> None:
     model = load(proto)
     feeds = feeds_of(model)

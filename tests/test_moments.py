@@ -35,7 +35,7 @@ def closed_form(x: Array, r: Array, penalty: float, *, centre: bool = True) -> A
     x, r = x.astype(np.float64), r.astype(np.float64)
     if centre:
         x, r = x - x.mean(axis=0), r - r.mean(axis=0)
-    n, features = x.shape
+    _, features = x.shape
     root = np.sqrt(penalty * (x * x).sum() / features)
     longer = np.concatenate([x, root * np.eye(features)]), np.concatenate([r, np.zeros((features, r.shape[1]))])
     return np.linalg.lstsq(*longer, rcond=None)[0].T

@@ -244,10 +244,13 @@ class _Bag:
         return result
 
     def excess(self, keep: BoolArray) -> float:
-        """Return how far above the limits a choice lies, as a share of the limits; 0 or less where all hold."""
+        """Return how far above its limits a choice lies, as shares of them, added up; 0 where all hold.
+
+        With the largest one alone, a step that helps with another limit would count for nothing.
+        """
         macs, params = self.cost.totals(keep)
         pairs = ((macs, self.limits.macs), (params, self.limits.params))
-        return max((value / bound - 1 for value, bound in pairs if bound is not None), default=0.0)
+        return sum(max(value / bound - 1, 0.0) for value, bound in pairs if bound is not None)
 
     def _rise(self, name: str, count: int) -> float:
         return float(self.losses[name][count] - self.losses[name][self.gone[name]])
@@ -259,7 +262,7 @@ class _Bag:
             count = self.gone[name] + ahead
             if count >= len(self.losses[name]):
                 break
-            saved = excess - max(self.excess(self.left({name: count})), 0.0)
+            saved = excess - self.excess(self.left({name: count}))
             if saved > 0:
                 best = min(best, (self._rise(name, count) / saved, count))
         return best

@@ -96,10 +96,10 @@ def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None) -> list
     for column in ("channels", "free", *(f"-{share:.0%}" for share in SHOWN)):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("loss", no_wrap=True)
-    sizes = {group.name: group.channels.size for group in trace.groups}
+    groups = {group.name: group.channels for group in trace.groups}
     highest = max((float(curve.losses[-1]) for curve in curves), default=1.0)
     for curve in curves:
-        size_ = sizes[curve.group]
+        size_ = groups[curve.group].size
         wanted = [round(share * size_) for share in SHOWN]
         reach = int(curve.counts[-1])
         losses = [float(curve.at(np.array(count))) if count <= reach else None for count in wanted]
@@ -107,7 +107,7 @@ def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None) -> list
         table.add_row(
             Text(curve.group),
             str(size_),
-            str(curve.order.size),
+            str(int((~trace.pinned[groups[curve.group]]).sum())),
             *("" if loss is None else f"{loss:.2g}" for loss in losses),
             "".join(BARS[level] for level in levels),
         )

@@ -1,0 +1,254 @@
+"""Curves of what the output loses as each group loses channels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder, cnn_models, load
+from hypothesis import HealthCheck, given, settings
+from onnx import numpy_helper
+
+from onnxprune import runtime, sensitivity, verify
+from onnxprune.calibration import Calibration
+from onnxprune.capture import Store, Stream
+from onnxprune.channels.cost import CostModel
+from onnxprune.channels.linear import linear_of
+from onnxprune.channels.trace import trace as trace_model
+from onnxprune.data import inputs_of, load_data
+from onnxprune.model import Model
+from onnxprune.pruning import rewrite, second_order
+from onnxprune.pruning.second_order import Removal
+from onnxprune.types import Curve, Trace
+
+Array = np.ndarray[Any, Any]
+SETTINGS = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+class Study:
+    """A model, how its groups lose channels, and the curves."""
+
+    def __init__(self, proto: onnx.ModelProto, n: int = 32) -> None:
+        self.model: Model = load(proto)
+        self.trace: Trace = trace_model(self.model)
+        shapes = runtime.concrete_shapes(self.model.header, n)
+        feeds = runtime.random_feeds(self.model.header, shapes, 7)
+        self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model.header)), 10_000)
+        self.store = Store(1e9)
+        self.removals: list[Removal] = list(
+            second_order.removals(
+                self.model, self.trace, self.calibration, scores=None, fallback=np.ones(self.trace.n_channels),
+                store=self.store, memory=1e9,
+            )
+        )  # fmt: skip
+        macs = CostModel(self.trace).totals(np.ones(self.trace.n_channels, dtype=bool))[0]
+        how = self.model, self.trace, self.removals, self.calibration, macs, self.store
+        self.shares: list[float] = []
+        self.curves = {curve.group: curve for curve in sensitivity.curves(*how, self.shares.append)}
+
+    def held(self) -> list[runtime.Feeds]:
+        return [feeds for number, feeds in enumerate(self.calibration) if self.calibration.is_held(number)]
+
+    def variant(self, removal: Removal, gone: int) -> Model:
+        """Return the model with the first channels masked, and the weights that make up for them."""
+        keep = np.ones(self.trace.n_channels, dtype=bool)
+        keep[removal.order[:gone]] = False
+        result = rewrite.mask(self.model, self.trace, keep)
+        for node, (matrix, bias) in removal.weights[gone].items():
+            output = self.model.graph.nodes[node].outputs[0].name
+            layer = linear_of(next(n for n in result.graph.nodes if n.outputs[0].name == output))
+            layer.write(self.store.get(matrix), self.store.get(bias) if layer.has_bias else None)
+        return result
+
+
+def outputs(model: Model, batches: list[runtime.Feeds]) -> list[Array]:
+    opened = runtime.session(model.to_proto())
+    parts = [runtime.run(opened, feeds) for feeds in batches]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def checked(study: Study) -> None:
+    """Hold every measurement against a run of the whole variant."""
+    reference = outputs(study.model, study.held())
+    for removal in study.removals:
+        curve = study.curves[removal.group.name]
+        assert list(curve.counts) == [0, *removal.weights]
+        assert curve.losses[0] == 0
+        assert (np.diff(curve.losses) >= 0).all()
+        np.testing.assert_array_equal(curve.order, removal.order)
+        measured = [
+            verify.divergence(reference, outputs(study.variant(removal, gone), study.held()))
+            for gone in removal.weights
+        ]
+        wanted = np.maximum.accumulate(np.array([0.0, *measured]))
+        np.testing.assert_allclose(curve.losses, wanted, rtol=1e-3, atol=2e-6)
+
+
+def line(b: Builder) -> str:
+    x = b.node("Relu", [b.conv("x", 8, 3)])
+    x = b.node("Relu", [b.conv(x, 6, 3)])
+    return b.gemm(b.flatten(b.global_pool(x)), 5)
+
+
+def residual(b: Builder) -> str:
+    x = b.node("Relu", [b.conv("x", 8, 3)])
+    for _ in range(2):
+        x = b.node("Relu", [b.node("Add", [b.conv(b.node("Relu", [b.conv(x, 6, 3)]), 8, 3), x])])
+    return b.conv(x, 4)
+
+
+def branches(b: Builder) -> str:
+    x = b.node("Relu", [b.conv("x", 6, 3)])
+    y = b.concat([b.node("Sigmoid", [b.conv(x, 4)]), b.depthwise(x), x])
+    return b.conv(b.squeeze_excite(b.conv(y, 8), 4), 4, 3)
+
+
+def matmuls(b: Builder) -> str:
+    x = b.flatten(b.global_pool(b.node("Relu", [b.conv("x", 8, 3)])))
+    x = b.node("Relu", [b.node("Add", [b.node("MatMul", [x, b.normal(8, 8)], (8,)), b.normal(8)])])
+    return b.node("Add", [b.node("MatMul", [x, b.normal(8, 4)], (4,)), b.normal(4)])
+
+
+def gate_over_channels(b: Builder) -> str:
+    """The sum over channels has to be masked on the activation, with a node more."""
+    x = b.node("Relu", [b.conv("x", 8, 3)])
+    gate = b.node("Sigmoid", [b.reduce_mean(x, (1,), op="ReduceSum")])
+    return b.conv(b.node("Mul", [x, gate]), 4, 3)
+
+
+def proto_of(build: Callable[[Builder], str], **how: Any) -> onnx.ModelProto:
+    b = Builder((3, 8, 8), **how)
+    return b.build(build(b))
+
+
+@pytest.mark.parametrize("build", [line, residual, branches, matmuls, gate_over_channels])
+def test_measurements_are_those_of_the_whole_variant(build):
+    study = Study(proto_of(build, opset=18))
+    assert study.curves
+    assert max(curve.losses[-1] for curve in study.curves.values()) > 1e-4
+    checked(study)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_few_samples(n):
+    checked(Study(proto_of(line), n=n))
+
+
+def test_a_fixed_batch():
+    b = Builder((3, 8, 8), batch=2)
+    proto = b.build(residual(b))
+    study = Study(proto)
+    assert all(np.isfinite(curve.losses).all() for curve in study.curves.values())
+    checked(study)
+
+
+@SETTINGS
+@given(cnn_models(most_steps=6))
+def test_random_models(proto: onnx.ModelProto) -> None:
+    study = Study(proto, n=6)
+    trace = study.trace
+    assert set(study.curves) == {g.name for g in trace.groups if not trace.pinned[g.channels].all()}
+    assert not any(trace.pinned[curve.order].any() for curve in study.curves.values())
+    checked(study)
+
+
+def test_progress_ends_at_one():
+    shares = Study(proto_of(line)).shares
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert shares[0] < 0.2
+
+
+def test_the_part_before_a_group_runs_once(monkeypatch):
+    runs: dict[int, int] = {}
+    original = Stream._run
+
+    def counted(self: Stream, needed: list[int], names: list[str]) -> None:
+        for n in needed:
+            runs[n] = runs.get(n, 0) + 1
+        original(self, needed, names)
+
+    study = Study(proto_of(residual))
+    monkeypatch.setattr(Stream, "_run", counted)
+    macs = CostModel(study.trace).totals(np.ones(study.trace.n_channels, dtype=bool))[0]
+    sensitivity.curves(study.model, study.trace, study.removals, study.calibration, macs, study.store)
+    assert runs
+    assert set(runs.values()) == {1}
+
+
+def edited(edit: Callable[[Array, Array], None]) -> onnx.ModelProto:
+    proto = proto_of(line)
+    for node, part in ((0, 1), (0, 2)):
+        tensor = next(t for t in proto.graph.initializer if t.name == proto.graph.node[node].input[part])
+        value = numpy_helper.to_array(tensor).copy()
+        edit(value)
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    return proto
+
+
+def duplicates(value: Array) -> None:
+    value[4:] = value[:4]
+
+
+def dead(value: Array) -> None:
+    value[4:] = 0 if value.ndim == 4 else -1
+
+
+@pytest.mark.parametrize("edit", [duplicates, dead])
+def test_what_is_not_needed_costs_nothing(edit):
+    plain, planted = Study(proto_of(line), n=64), Study(edited(edit), n=64)
+    name = planted.trace.groups[0].name
+    assert planted.curves[name].at(np.array([4]))[0] < 0.02 * plain.curves[name].at(np.array([4]))[0]
+    assert planted.curves[name].at(np.array([4]))[0] < 0.02 * planted.curves[name].losses[-1]
+
+
+def test_a_pinned_group_has_no_curve():
+    b = Builder((3, 8, 8))
+    x = b.conv("x", 8, 3, name="shown")
+    y = b.conv(b.node("Relu", [b.conv(b.node("Relu", [x]), 6, 3, name="inner")]), 4, name="last")
+    study = Study(b.build(y, x))
+    assert set(study.curves) == {"inner"}
+
+
+def test_a_curve_between_its_measurements():
+    curve = Curve("g", np.arange(7), np.array([0, 2, 6]), np.array([0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(curve.at(np.array([0, 1, 2, 4, 6, 7])), [0, 0.5, 1, 1.5, 2, 2])
+
+
+def test_losses_of_candidates_are_those_on_samples_held_out():
+    study = Study(proto_of(line))
+    half = study.variant(study.removals[0], max(study.removals[0].weights))
+    found = sensitivity.losses(study.model, (study.model, half), study.calibration)
+    assert found[0] == 0
+    reference = outputs(study.model, study.held())
+    assert found[1] == pytest.approx(verify.divergence(reference, outputs(half, study.held())), rel=1e-3)
+
+
+def test_command_line(models: Path, run):
+    done = run(
+        "sensitivity", models / "small.onnx", "--data", models / "calibration.npz",
+        "--preprocess", models / "32x32.toml", "--samples", "64", "--memory", "1GB", "--json", "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["schema"] == "onnxprune.sensitivity/1"
+    assert len(found["groups"]) == 3
+    for group in found["groups"]:
+        losses = [point["loss"] for point in group["points"]]
+        assert losses == sorted(losses)
+        assert losses[0] == 0 < losses[-1]
+    assert sum(entry["channels"] for entry in found["held"]) == 10  # the output
+
+
+def test_command_line_without_data(tiny_path, out, refused):
+    refused("sensitivity", tiny_path, "--json", says="--data", code=2)
