@@ -31,16 +31,19 @@ from onnxprune.moments import Moments, Rows, ridge, threads_for
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
-LEAST_ROWS = 40_000
-ROWS_PER_FEATURE = 20
-WIDE_ROWS = 4096
-"""Rows that are kept as they are, for a layer whose moments would take too much memory."""
+LEAST_ROWS = 20_000
+ROWS_PER_FEATURE = 40
+ROWS_TOGETHER = 2048
+LEAST_GAIN = 1e-6
+"""Share of the error that a change has to take away."""
 TURNS = 6
 """How often targets on flat parts of an activation are moved."""
 STRIDE = 1.5
 """How far each turn goes along the change that it finds; between 1 and 2 it converges, and faster."""
 Flat = tuple[float, float]
 UNBOUNDED: Flat = (-np.inf, np.inf)
+Weights = tuple[FloatArray, FloatArray]
+"""A matrix (groups, outputs, features) and a bias (groups, outputs)."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,15 @@ def _flat_of(node: Any) -> Flat:
     return UNBOUNDED
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Some rows of a layer: what it sees, (groups, n, features), what is wanted there, (groups, n, outputs), and the other term."""
+
+    x: Array
+    wanted: Array
+    other: Array | float
+
+
 def _fit(
     job: Job,
     before: Stream,
@@ -180,81 +192,125 @@ def _fit(
     if survivors is None or int(survivors.sum()) != groups * outputs:
         return Repaired(label, 0, features, 0.0, 0.0, np.inf)
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
-    total = WIDE_ROWS if wide else max(LEAST_ROWS, ROWS_PER_FEATURE * features)
-    per_batch = -(-total // before.n_batches)
-
-    def rows(matrix: FloatArray, bias: FloatArray) -> Iterator[tuple[int, Array, Array]]:
-        """Yield, per batch, the rows and what the layer misses there with these weights."""
-        rng = np.random.default_rng((seed, job.node))
-        weights, offset = np.swapaxes(matrix, 1, 2).astype(np.float32), bias.astype(np.float32)[:, None, :]
-        for batch in range(before.n_batches):
-            y = before.read(job.target, batch)
-            if not survivors.all():
-                y = np.compress(survivors, y, axis=layer.channel_axis)
-            positions = layer.positions(y)
-            pick = np.arange(positions)
-            if positions > per_batch:
-                pick = np.sort(rng.choice(positions, per_batch, replace=False))
-            x = layer.rows(after.read(job.x, batch), pick).astype(np.float32, copy=False)
-            given = x @ weights + offset
-            wanted = layer.outputs(y, pick).astype(np.float32, copy=False)
-            if job.other is not None:
-                given = given + layer.outputs(after.read(job.other, batch), pick)
-            low, high = job.flat
-            if job.flat != UNBOUNDED:
-                wanted = np.where(wanted <= low, np.minimum(given, low), wanted)
-                wanted = np.where(wanted >= high, np.maximum(given, high), wanted)
-            yield batch, x, wanted - given
-
-    kind = Rows if wide else Moments
-    centre = layer.has_bias
-    parts: list[Any] = []
-    shift: Array | None = None
-    for batch, x, missing in rows(matrix0, bias0):
-        if shift is None:
-            shift = x.mean(axis=1, keepdims=True) if centre else np.zeros_like(x[:, :1])
-            parts = [kind(shift, outputs, centre=centre) for _ in range(2)]
-        for part, chosen in zip(parts, calibration.split(batch, x.shape[1]), strict=True):
-            if x[:, chosen].shape[1]:
-                part.add(x[:, chosen], missing[:, chosen])
-    train, held = parts
-    assert shift is not None
-    n_rows = train.n + held.n
-    if not train.n or not held.n:
+    total = int(np.sqrt(memory / (32.0 * groups))) if wide else max(LEAST_ROWS, ROWS_PER_FEATURE * features)
+    total = max(1, min(total, int(memory / (8.0 * groups * (features + 3 * outputs)))))
+    train, held = _gather(job, before, after, survivors, calibration, total, seed)
+    n_rows = sum(seen.x.shape[1] for seen in (*train, *held))
+    if not train or not held:
         return Repaired(label, n_rows, features, 0.0, 0.0, np.inf)
-    fit = ridge(train, held, only_bias=only_bias)
+
+    centre = layer.has_bias
+    shift = train[0].x.mean(axis=1, keepdims=True) if centre else np.zeros_like(train[0].x[:, :1])
+    start = matrix0, bias0
+    kind: Any = Rows if wide else Moments
+
+    def sums(parts: list[_Seen], at: Weights | None, like: Any = None) -> Any:
+        """Add up what the first weights miss, targets being moved onto what the weights `at` give."""
+        result = kind(shift, outputs, centre=centre, like=like)
+        for seen in parts:
+            result.add(seen.x, _missed(seen, start, job.flat, at))
+        return result
+
+    def error(parts: list[_Seen], weights: Weights) -> float:
+        """Return the mean squared error of some weights, what is cut off not counting."""
+        missed = [_missed(seen, weights, job.flat, weights) for seen in parts]
+        square = sum(float(np.einsum("gno,gno->", part, part, dtype=np.float64)) for part in missed)
+        return float(square / sum(part.shape[1] for part in missed))
+
+    def changed(solution: tuple[FloatArray, FloatArray]) -> Weights:
+        matrix, bias = solution
+        return matrix0 + matrix, bias0 + bias - np.einsum("gof,gf->go", matrix, shift[:, 0])
+
+    at_first = error(held, start)
+    unchanged = Repaired(label, n_rows, features, at_first, at_first, np.inf)
+    # the first fit takes all targets as they are: moved ones would hold it where the pruned weights are
+    seen_sums = sums(train, None)
+    fit = ridge(seen_sums, sums(held, None), only_bias=only_bias)
+    if job.flat != UNBOUNDED and not fit.after < fit.before:
+        seen_sums = sums(train, start)
+        fit = ridge(seen_sums, sums(held, start), only_bias=only_bias)
     if not fit.after < fit.before:  # nor where it is not a number
-        return Repaired(label, n_rows, features, fit.before, fit.before, np.inf)
-    every = train.joined(held)
-    solve = None if np.isinf(fit.penalty) else every.solver(fit.penalty)
+        return unchanged
 
-    def solution(sums: Any) -> tuple[FloatArray, FloatArray]:
-        """Return the change of matrix and bias that rows ask for."""
-        matrix = np.zeros_like(matrix0) if solve is None else solve(sums)
-        return matrix, sums.bias(matrix) - np.einsum("gof,gf->go", matrix, shift[:, 0])
+    def solver(like: Any) -> Callable[[Any], Weights]:
+        solve = None if np.isinf(fit.penalty) else like.solver(fit.penalty)
 
-    change, offset = solution(every)
-    turns = 1 if job.flat == UNBOUNDED else TURNS
-    for _ in range(1, turns):
-        sums = kind(shift, outputs, centre=centre, like=every)
-        for _, x, missing in rows(matrix0 + change, bias0 + offset):
-            # what these weights give beyond the first ones belongs to the target of a change from the first ones
-            gained = x @ np.swapaxes(change, 1, 2).astype(np.float32) + offset.astype(np.float32)[:, None, :]
-            sums.add(x, missing + gained)
-        further, shifted = solution(sums)
-        change, offset = change + STRIDE * (further - change), offset + STRIDE * (shifted - offset)
-    after_error = fit.after
-    if turns > 1:
-        errors = [
-            (float(np.einsum("gno,gno->", part, part, dtype=np.float64)), part.shape[1])
-            for batch, _, missing in rows(matrix0 + change, bias0 + offset)
-            if (part := missing[:, calibration.split(batch, missing.shape[1])[1]]).size
-        ]
-        after_error = sum(error for error, _ in errors) / sum(count for _, count in errors)
-        if not after_error < fit.before:
-            return Repaired(label, n_rows, features, fit.before, fit.before, np.inf)
-    layer.write(matrix0 + change, bias0 + offset if layer.has_bias else None)
-    return Repaired(label, n_rows, features, fit.before, after_error, fit.penalty)
+        def solution(some: Any) -> Weights:
+            matrix = np.zeros_like(matrix0) if solve is None else solve(some)
+            return changed((matrix, some.bias(matrix)))
+
+        return solution
+
+    solution = solver(seen_sums)
+    weights = solution(seen_sums)
+    for _ in range(1, 1 if job.flat == UNBOUNDED else TURNS):
+        further = solution(sums(train, weights, seen_sums))
+        weights = tuple(old + STRIDE * (new - old) for old, new in zip(weights, further, strict=True))  # type: ignore[assignment]
+    at_last = error(held, weights)
+    if not at_last < at_first * (1 - LEAST_GAIN):
+        return unchanged
+    every = seen_sums.joined(sums(held, None))  # once more, on all rows
+    layer_weights = solver(every)(sums([*train, *held], None if job.flat == UNBOUNDED else weights, every))
+    layer.write(layer_weights[0], layer_weights[1] if layer.has_bias else None)
+    return Repaired(label, n_rows, features, at_first, at_last, fit.penalty)
+
+
+def _gather(
+    job: Job, before: Stream, after: Stream, survivors: BoolArray, calibration: Calibration, total: int, seed: int
+) -> tuple[list[_Seen], list[_Seen]]:
+    """Return rows at some positions of every batch, those to fit and those held out."""
+    layer = job.layer
+    rng = np.random.default_rng((seed, job.node))
+    per_batch = -(-total // before.n_batches)
+    parts: tuple[list[_Seen], list[_Seen]] = ([], [])
+    for batch in range(before.n_batches):
+        y = before.read(job.target, batch)
+        if not survivors.all():
+            y = np.compress(survivors, y, axis=layer.channel_axis)
+        positions = layer.positions(y)
+        pick = np.arange(positions)
+        if positions > per_batch:
+            pick = np.sort(rng.choice(positions, per_batch, replace=False))
+        for part, chosen in zip(parts, calibration.split(batch, pick.size), strict=True):
+            here = pick[chosen]
+            if here.size:
+                x = layer.rows(after.read(job.x, batch), here).astype(np.float32, copy=False)
+                wanted = layer.outputs(y, here).astype(np.float32, copy=False)
+                other = 0.0 if job.other is None else layer.outputs(after.read(job.other, batch), here)
+                part.append(_Seen(x, wanted, other))
+    return _joined(parts[0]), _joined(parts[1])
+
+
+def _joined(parts: list[_Seen]) -> list[_Seen]:
+    """Put small parts together: a product of few rows takes as long as its result is large."""
+    result: list[_Seen] = []
+    waiting: list[_Seen] = []
+    for number, seen in enumerate(parts):
+        waiting.append(seen)
+        if sum(some.x.shape[1] for some in waiting) >= ROWS_TOGETHER or number == len(parts) - 1:
+            arrays = [np.concatenate([getattr(s, name) for s in waiting], axis=1) for name in ("x", "wanted")]
+            others = [some.other for some in waiting]
+            other = 0.0 if isinstance(others[0], float) else np.concatenate(others, axis=1)
+            result.append(_Seen(arrays[0], arrays[1], other))
+            waiting = []
+    return result
+
+
+def _missed(seen: _Seen, weights: Weights, flat: Flat, at: Weights | None) -> Array:
+    """Return what is wanted less what some weights give; where both lie on a flat part, what the weights `at` give is wanted."""
+
+    def given(some: Weights) -> Array:
+        matrix, bias = (part.astype(np.float32) for part in some)
+        return np.asarray(seen.x @ np.swapaxes(matrix, 1, 2) + bias[:, None, :] + seen.other)
+
+    result = given(weights)
+    wanted = seen.wanted
+    if at is not None and flat != UNBOUNDED:
+        low, high = flat
+        there = result if at is weights else given(at)
+        wanted = np.where(wanted <= low, np.minimum(there, low), wanted)
+        wanted = np.where(wanted >= high, np.maximum(there, high), wanted)
+    return np.asarray(wanted - result)
 
 
 def _survivors(job: Job, y: Array, trace: Trace, alive: BoolArray) -> BoolArray | None:

@@ -29,6 +29,7 @@ Array = np.ndarray[Any, Any]
 DAMPING = 1e-2
 """Added to the diagonal of the covariance, as a share of its mean."""
 LEAST_ROWS = 20_000
+ROWS_TOGETHER = 2048
 ROWS_PER_FEATURE = 10
 CONSTANT = 1e-6
 """Share of the mean variance below which a feature is always the same."""
@@ -103,11 +104,16 @@ def collect(
         centre: Array | None = None
         sums, squares, zeros = np.zeros((3, groups, features))
         n = 0
+        waiting: list[Array] = []
         with threads_for(features):
             for batch in range(stream.n_batches):
                 x = stream.read(x_name, batch)
                 pick = choose(_positions(layer, trace.shapes[y_name], x), -(-total // stream.n_batches), rng)
-                rows = layer.rows(x, pick).astype(np.float32, copy=False)
+                waiting.append(layer.rows(x, pick).astype(np.float32, copy=False))
+                if sum(part.shape[1] for part in waiting) < ROWS_TOGETHER and batch < stream.n_batches - 1:
+                    continue  # a product of few rows takes as long as its result is large
+                rows = np.concatenate(waiting, axis=1)
+                waiting = []
                 zeros += np.count_nonzero(rows == 0, axis=1)
                 if centre is None:
                     centre = rows.mean(axis=1, keepdims=True)
