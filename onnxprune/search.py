@@ -29,7 +29,7 @@ from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
 SCHEMA = "onnxprune.sensitivity/1"
 GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
-AUTOMATIC = ("flip", "crop", "scale", "rotate")
+AUTOMATIC = ("crop", "scale", "rotate")
 """Augmentation, where it is left open and needed."""
 
 
@@ -261,7 +261,7 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
         )
         if kinds:
             notes.append(
-                f"some layers have fewer rows than unknowns: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
+                f"most parameters lie in layers with fewer rows than unknowns: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
             )
     store = Store(options.memory / 2)
     try:
@@ -272,14 +272,15 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
 
 
 def _is_short(analysis: Analysis, samples: int) -> bool:
-    """Tell whether a layer that reads channels has more unknowns per output than it will see rows."""
+    """Tell whether layers with more unknowns per output than they will see rows hold most of the parameters."""
     trace = analysis.trace
-    for reader in {r.node: r for found in readers_of(analysis.model, trace).values() for r in found}.values():
+    found = {r.node: r for readers in readers_of(analysis.model, trace).values() for r in readers}
+    short = 0
+    for reader in found.values():
         shape = trace.shapes[reader.layer.node.outputs[0].name]
         rows = samples * math.prod(shape) // shape[reader.layer.channel_axis] / max(1, shape[0])
-        if rows < reader.channels.shape[1]:
-            return True
-    return False
+        short += reader.layer.values.size if rows < reader.channels.shape[1] else 0
+    return short > analysis.model.params / 2
 
 
 def _repair(

@@ -55,16 +55,22 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("**second order, sensitivity, least squares (default)**", {}),
     "progressive": ("the same, progressive in 4 steps", {"schedule": "progressive", "steps": 4}),
     "generated": ("default on generated inputs (data-free)", {}),
+    "merge": (
+        "L2 norm, global, merged into the most similar (data-free)",
+        {"importance": "l2", "scope": "global", "repair": "merge"},
+    ),
     "default-8": ("default, channels in multiples of 8", {"round_to": 8}),
+    "plain-samples": ("default, samples not augmented", {"augment": ()}),
     "torch-pruning": ("Torch-Pruning, group L2, uniform, BatchNormalization re-estimated", {}),
     "torch-pruning-global": ("Torch-Pruning, group L2, global, BatchNormalization re-estimated", {}),
 }
-NORMS = ("l1", "l2", "fpgm", "bn_scale")
-for _norm in NORMS:
-    for _scope in ("global", "uniform"):
-        METHODS.setdefault(
-            f"{_norm}-{_scope}", (f"{_norm}, {_scope}", {"importance": _norm, "scope": _scope, "repair": "none"})
-        )
+NORMS = {
+    f"{norm}-{scope}": (f"{norm}, {scope}", {"importance": norm, "scope": scope, "repair": "none"})
+    for norm in ("l1", "l2", "fpgm", "bn_scale")
+    for scope in ("global", "uniform")
+    if (norm, scope) != ("l2", "global")
+}
+"""The other ways to choose without data, for one comparison."""
 REFERENCE = {"resnet": (30, 50, 69), "mobile": (30, 50), "small": (50, 75)}
 REACH = (("resnet", 50, 0.4), ("resnet", 69, 1.2), ("mobile", 50, 1.0), ("small", 75, 0.5))
 """Model, percent of FLOPs removed, points of top-1 that may be lost (without training, channels in multiples of 1)."""
@@ -94,25 +100,22 @@ class Entry:
 def entries() -> list[Entry]:
     """Return all measurements, those first that the limits are about."""
     found = [Entry(model, percent, "default") for model, percent, _ in REACH]
-    found += [Entry("resnet", 30, method) for method in ("default", "generated", *_norm_methods())]
+    found += [Entry("resnet", 30, method) for method in ("default", "generated", "merge", "l2", *NORMS)]
     found += [Entry(model, 20, "default") for model in LITE]
     found += [Entry(model, 30, "default") for model in REAL]
-    found += [Entry("resnet", p, m) for p in REFERENCE["resnet"] for m in METHODS if m not in _norm_methods()[1:]]
-    chosen = ("l2", "l2-lstsq", "obs-global", "default", "progressive", "default-8", "generated")
+    found += [Entry("resnet", p, m) for p in REFERENCE["resnet"] for m in METHODS if m != "plain-samples"]
+    chosen = ("l2", "l2-lstsq", "obs-global", "default", "progressive", "default-8", "generated", "merge")
     found += [Entry(model, p, m) for model in ("mobile", "small") for p in REFERENCE[model] for m in chosen]
+    found += [Entry("small", 75, "plain-samples")]
     found += [Entry("small", p, m) for p in REFERENCE["small"] for m in METHODS if m.startswith("torch-pruning")]
     found += [Entry(model, p, m) for model in LITE for p in (20, 30) for m in ("l2", "l2-lstsq", "default")]
-    found += [Entry(LITE[1], 20, m) for m in ("default-8", "torch-pruning", "torch-pruning-global", "progressive")]
-    found += [Entry(model, 30, method) for model in REAL for method in ("l2", "l2-lstsq", "default-8")]
+    found += [
+        Entry(LITE[1], 20, m)
+        for m in ("plain-samples", "default-8", "torch-pruning", "torch-pruning-global", "progressive")
+    ]
+    found += [Entry(model, 30, method) for model in REAL for method in ("l2", "l2-lstsq", "plain-samples", "default-8")]
     found.append(Entry("resnet50", 50, "default-8"))
     return list(dict.fromkeys(found))
-
-
-def _norm_methods() -> list[str]:
-    return [
-        "l2",
-        *(name for name in METHODS if name.rpartition("-")[0] in NORMS and name.endswith(("-global", "-uniform"))),
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ what is measured
@@ -403,6 +406,8 @@ class Clock:
     def __call__(self, stage: str, share: float | None) -> None:
         """Go on to a stage; called by `onnxprune.prune`."""
         now = time.process_time()
+        if stage != self.stage:
+            print(f"{now:.0f} s processor, {coverage.peak_memory() / 1e6:.0f} MB: {stage}", file=sys.stderr)
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.since
         self.stage, self.since = stage, now
 
@@ -414,8 +419,10 @@ def measure(entry: Entry, cache: Path) -> Record:
     import onnxprune
 
     job = task(entry.model, cache)
-    dials = {"round_to": 1, **job.dials, **METHODS[entry.method][1]}
-    data = "generated" if entry.method == "generated" else None if dials.get("repair") == "none" else job.data
+    dials = {"round_to": 1, **job.dials, **(METHODS | NORMS)[entry.method][1]}
+    data = (
+        "generated" if entry.method == "generated" else None if dials.get("repair") in ("none", "merge") else job.data
+    )
     clock, begin, base = Clock(), time.perf_counter(), coverage.peak_memory()
     result = onnxprune.prune(
         job.path,
@@ -443,7 +450,7 @@ def measure(entry: Entry, cache: Path) -> Record:
         "wall": round(wall, 1),
         "base": base,
         "peak": peak,
-        "kept": sum(np.isinf(layer.penalty) for layer in report.repair),
+        "kept": sum(bool(np.isinf(layer.penalty)) for layer in report.repair),
         "repaired": len(report.repair),
         "notes": list(report.notes),
     }
@@ -470,8 +477,8 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     whole = 0.0
     low, high = 0.0, 0.95
     module: Any = None
-    for _ in range(12):
-        ratio = (low + high) / 2 if whole else 0.0
+    for turn in range(13):
+        ratio = 0.0 if turn == 0 else high if turn == 12 else (low + high) / 2
         module = _module(entry.model, cache)
         example = torch.zeros(1, *shape)
         last = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
@@ -487,7 +494,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
         if ratio:
             pruner.step()
         macs = _macs(module, example)
-        if not whole:
+        if turn == 0:
             whole = macs
         elif 1 - macs / whole < entry.percent / 100:
             low = ratio
@@ -599,9 +606,9 @@ def missing_package(entry: Entry) -> str | None:
 
 def run(chosen: Sequence[Entry], cache: Path) -> None:
     """Measure what is not in the cache yet."""
-    digest = coverage.package_digest()
     known = {(record["id"], record["digest"]) for record in read(cache) if "error" not in record}
     for number, entry in enumerate(chosen, start=1):
+        digest = coverage.package_digest()
         lacking = missing_package(entry)
         if lacking or (entry.id, digest) in known:
             print(f"{number}/{len(chosen)} {entry.id}: {f'needs {lacking}' if lacking else 'known'}", file=sys.stderr)
@@ -612,10 +619,13 @@ def run(chosen: Sequence[Entry], cache: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if line.strip()]
-                record["error"] = lines[-1][:300] if lines else f"exit {done.returncode}"
+                what = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
+                record["error"] = f"{what}: {lines[-1][:300] if lines else 'no message'}"
                 print(done.stderr[-3000:], file=sys.stderr)
             else:
                 record.update(json.loads(done.stdout.splitlines()[-1]))
+                if coverage.package_digest() != digest:
+                    record["error"] = "the sources of the package changed meanwhile"
         except subprocess.TimeoutExpired:
             record["error"] = f"not done within {LIMIT:.0f} s"
         with (cache / "results.jsonl").open("a", encoding="utf-8") as stream:
@@ -693,7 +703,7 @@ def reference_table(model: str, results: Results) -> list[str]:
         f"| --- | {' | '.join(['---: | ---: | ---: | ---:'] * len(percents))} |",
     ]
     for method, (label, _) in METHODS.items():
-        if method in _norm_methods()[1:] or not any(results.get(model, p, method) for p in percents):
+        if not any(results.get(model, p, method) for p in percents):
             continue
         cells = []
         for percent in percents:
@@ -722,14 +732,14 @@ def reach_rows(results: Results) -> Iterator[tuple[str, str, str, bool | None]]:
             mark = results.mark(record)
             yield what, bound, f"{lost:.2f} points{mark}", lost <= limit + 1e-9 if method == "default" else None
     free = results.get("resnet", 30, "generated")
-    norms = {name: r["after"] for name in _norm_methods() if (r := results.get("resnet", 30, name))}
+    norms = {name: r["after"] for name in ("l2", *NORMS) if (r := results.get("resnet", 30, name))}
     if free and norms:
         best = max(norms, key=lambda name: norms[name])
         lead = free["after"] - norms[best]
         yield (
             "`resnet`, FLOPs -30 %, no data",
             f"{DATA_FREE_LEAD:.0f} points above the best data-free norm",
-            f"{free['after']:.2f} % against {norms[best]:.2f} % ({METHODS[best][0]}): {lead:+.1f}{results.mark(free)}",
+            f"{free['after']:.2f} % against {norms[best]:.2f} % ({(METHODS | NORMS)[best][0]}): {lead:+.1f}{results.mark(free)}",
             lead >= DATA_FREE_LEAD,
         )
     for model in LITE:
@@ -869,9 +879,9 @@ def page(results: Results) -> str:
     ]
     for model in REFERENCE:
         lines += reference_table(model, results)
-    norms = [(name, record) for name in _norm_methods() if (record := results.get("resnet", 30, name))]
+    norms = [(name, record) for name in ("l2", *NORMS) if (record := results.get("resnet", 30, name))]
     if norms:
-        cells = ", ".join(f"{METHODS[n][0].removesuffix(', no repair')} {r['after']:.1f} %" for n, r in norms)
+        cells = ", ".join(f"{(METHODS | NORMS)[n][0].removesuffix(', no repair')} {r['after']:.1f} %" for n, r in norms)
         lines += [f"Norms alone on `resnet` at -30 %, no data and no repair: {cells}.", ""]
     lines += real_tables(results)
     failures = results.failures()

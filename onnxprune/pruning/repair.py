@@ -34,6 +34,8 @@ Array = np.ndarray[Any, Any]
 LEAST_ROWS = 20_000
 ROWS_PER_FEATURE = 40
 ROWS_TOGETHER = 2048
+FEWEST_ROWS = 512
+"""Rows that a layer is fitted on whatever the memory, where there are so many."""
 LEAST_GAIN = 1e-6
 """Share of the error that a change has to take away."""
 TURNS = 6
@@ -193,7 +195,7 @@ def _fit(
         return Repaired(label, 0, features, 0.0, 0.0, np.inf)
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
     total = int(np.sqrt(memory / (32.0 * groups))) if wide else max(LEAST_ROWS, ROWS_PER_FEATURE * features)
-    total = max(1, min(total, int(memory / (8.0 * groups * (features + 3 * outputs)))))
+    total = max(FEWEST_ROWS, min(total, int(memory / (8.0 * groups * (features + 3 * outputs)))))
     train, held = _gather(job, before, after, survivors, calibration, total, seed)
     n_rows = sum(seen.x.shape[1] for seen in (*train, *held))
     if not train or not held:

@@ -35,6 +35,8 @@ CONSTANT = 1e-6
 """Share of the mean variance below which a feature is always the same."""
 SAME = 1e-10
 """The same of an output, as a share of its mean square."""
+COMPACT = 0.75
+"""Share of features left below which those that have gone are left out of the sums."""
 AT_ONCE = 48
 """Of so many channels that are left one goes at a time; of more, several do between two looks at all of them."""
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -266,6 +268,8 @@ class _Part:
             spread = float(np.einsum("gof,gf,gof->", self.matrix, variance, self.matrix))
         energy = float(np.einsum("gof,gf,gof->", self.matrix, variance + statistics.mean**2, self.matrix))
         self.spread = spread if spread > SAME * energy else np.inf  # an output that is always the same loses nothing
+        self.columns = np.arange(features)  # of the matrix, in the layer
+        self.live = np.ones((n_groups, features), dtype=bool)
         self._index(group, n_groups)
 
     def _index(self, group: Group, n_groups: int) -> None:
@@ -314,10 +318,26 @@ class _Part:
                 inverse -= inverse[:, gone] @ gain
                 inverse[gone] = inverse[:, gone] = 0
             self.matrix[g][:, gone] = 0
+            self.live[g, gone] = False
+        if len(self.live) == 1 and self.live.mean() < COMPACT:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Leave out what has gone: the work for each channel grows with the square of the features."""
+        live = self.live[0]
+        self.matrix, self.columns = self.matrix[:, :, live], self.columns[live]
+        if self.inverse is not None:
+            self.inverse = np.ascontiguousarray(self.inverse[:, live][:, :, live])
+        else:
+            self.diagonal = self.diagonal[:, live]
+        self.features = np.maximum(np.cumsum(live) - 1, 0)[self.features]
+        self.live = self.live[:, live]
 
     def weights(self) -> tuple[FloatArray, FloatArray]:
         """Return the matrix as it is now, and the bias that keeps the mean of the output."""
-        return self.matrix, self.bias0 + np.einsum("gof,gf->go", self.matrix0 - self.matrix, self.statistics.mean)
+        matrix = np.zeros_like(self.matrix0)
+        matrix[:, :, self.columns] = self.matrix
+        return matrix, self.bias0 + np.einsum("gof,gf->go", self.matrix0 - matrix, self.statistics.mean)
 
 
 def _take_apart(
