@@ -27,7 +27,8 @@ from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]
 DAMPING = 1e-2
-"""Added to the diagonal of the covariance, as a share of its mean."""
+"""Added to the diagonal of the covariance, as a share of its mean, at least; with few rows for the features it is their ratio: the
+covariance of fewer rows than features says of every channel that the others make up for it."""
 LEAST_ROWS = 20_000
 ROWS_TOGETHER = 2048
 ROWS_PER_FEATURE = 10
@@ -48,13 +49,14 @@ Progress = Callable[[float], None]
 class Statistics:
     """What was seen of the input of a reader: `variance` and `zeros` (share of exact zeros) per feature, (groups, features).
 
-    `covariance` is None where it would take too much memory.
+    `covariance` is None where it would take too much memory; `damping` is to be added to its diagonal, as a share of the mean.
     """
 
     mean: FloatArray
     variance: FloatArray
     zeros: FloatArray
     covariance: FloatArray | None
+    damping: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def collect(
         assert centre is not None
         variance = np.maximum(squares / n - (sums / n) ** 2, 0)
         covariance = None if moments is None else moments.covariance()
-        yield node, Statistics(sums / n + centre[:, 0], variance, zeros / n, covariance)
+        yield node, Statistics(sums / n + centre[:, 0], variance, zeros / n, covariance, max(DAMPING, features / n))
     stream.close()
 
 
@@ -257,7 +259,7 @@ class _Part:
         self.inverse: Any = None
         mean = variance.mean(axis=1, keepdims=True)
         varies = np.where(variance > CONSTANT * mean, 1, CONSTANT)  # a bias makes up for the others: they cost nothing
-        damping = DAMPING * mean * varies + 1e-12
+        damping = statistics.damping * mean * varies + 1e-12
         if covariance is not None:
             lifted = covariance.copy()
             lifted[:, np.arange(features), np.arange(features)] += damping
