@@ -165,7 +165,7 @@ class Stream:
             runtime.run(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
             for batch in range(self.n_batches)
         ]
-        return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(names))]
+        return runtime.joined(parts)
 
     def read(self, name: str, batch: int) -> Array:
         """Return a tensor that `advance` was asked for."""

@@ -10,13 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.types import FloatArray
+from onnxprune.types import FloatArray, IntArray
 
 Array = np.ndarray[Any, Any]
 LAMBDAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties to choose from, as a share of the mean variance of a feature."""
 WIDE = 1536
 """Features from which linear algebra is spread over threads; below that they wait for each other longer than they work."""
+ROWS_TOGETHER = 2048
+"""Rows to add up at a time, at least: a product of few rows takes as long as its result is large."""
 Solution = tuple[FloatArray, FloatArray]
 """A matrix (groups, outputs, features) and a bias (groups, outputs)."""
 
@@ -36,6 +38,13 @@ def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+def choose(positions: int, wanted: int, rng: np.random.Generator) -> IntArray:
+    """Return the numbers of `wanted` positions, ascending; all of them where there are no more."""
+    if positions <= wanted:
+        return np.arange(positions)
+    return np.sort(rng.choice(positions, wanted, replace=False))
 
 
 class Regression(Protocol):

@@ -106,6 +106,11 @@ def run(
         ) from error
 
 
+def joined(parts: Sequence[Sequence[Any]]) -> list[np.ndarray[Any, Any]]:
+    """Join the outputs of several batches along the samples, output by output."""
+    return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
+
+
 def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Feeds:
     """Return seeded inputs of the given shapes: standard normal numbers, or 0 and 1 for integers and booleans."""
     rng = np.random.default_rng(seed)

@@ -138,11 +138,9 @@ def _choose(
         keep = budget.allocate_by_loss(trace, cost, curves, keep, rules, limits)
     else:
         keep = budget.allocate(trace, cost, scores, keep, rules, limits)
-    for removal in removals:
-        for weights in removal.weights.values():
-            for pair in weights.values():
-                for kept in pair:
-                    workspace.store.drop(kept)  # type: ignore[union-attr]
+    if workspace is not None:
+        for removal in removals:
+            removal.drop(workspace.store)
     if whole:
         return keep, curves
     total = current.keep.copy()

@@ -115,5 +115,4 @@ def _same(variant: Model, model: Model, node: int, aligned: bool) -> Any:
 
 def _whole(model: Model, batches: list[runtime.Feeds]) -> verify.Outputs:
     opened = runtime.session(model.to_proto(), where=str(model.path))
-    parts = [runtime.run(opened, feeds) for feeds in batches]
-    return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
+    return runtime.joined([runtime.run(opened, feeds) for feeds in batches])

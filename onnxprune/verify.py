@@ -292,7 +292,7 @@ def predict(
         parts.append(runtime.run(opened, feeds, where=where))
         if progress:
             progress(min(1.0, len(parts) * size / len(data)))
-    return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
+    return runtime.joined(parts)
 
 
 def scores_of(outputs: Outputs) -> np.ndarray[Any, Any] | None:

@@ -25,15 +25,15 @@ import numpy as np
 
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
+from onnxprune.channels.flat import UNBOUNDED, Flat, flat_of
 from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.model import Model
-from onnxprune.moments import Moments, Rows, ridge, threads_for
+from onnxprune.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
 LEAST_ROWS = 20_000
 ROWS_PER_FEATURE = 40
-ROWS_TOGETHER = 2048
 FEWEST_ROWS = 512
 """Rows that a layer is fitted on whatever the memory, where there are so many."""
 LEAST_GAIN = 1e-6
@@ -42,8 +42,6 @@ TURNS = 6
 """How often targets on flat parts of an activation are moved."""
 STRIDE = 1.5
 """How far each turn goes along the change that it finds; between 1 and 2 it converges, and faster."""
-Flat = tuple[float, float]
-UNBOUNDED: Flat = (-np.inf, np.inf)
 Weights = tuple[FloatArray, FloatArray]
 """A matrix (groups, outputs, features) and a bias (groups, outputs)."""
 
@@ -92,13 +90,14 @@ def repair(
     """
     result = pruned.copy()
     before, after = Stream(original, calibration, store), Stream(result, calibration, store)
-    jobs = list(_jobs(after, trace, np.append(keep, True)))
+    alive = np.append(keep, True)
+    jobs = list(_jobs(after, trace, alive))
     done: list[Repaired] = []
     for number, job in enumerate(jobs):
         after.advance([name for name in (job.x, job.other) if name])
         before.advance([job.target])
         with threads_for(job.layer.matrix(job.layer.values).shape[2]):
-            done.append(_fit(job, before, after, trace, keep, calibration, memory, only_bias, seed))
+            done.append(_fit(job, before, after, trace, alive, calibration, memory, only_bias, seed))
         if progress:
             progress((number + 1) / len(jobs))
     before.close()
@@ -143,27 +142,8 @@ def _flat(stream: Stream, name: str) -> Flat:
     users = [stream.nodes[n] for n in stream.users.get(name, [])]
     if not users or name in stream.results:
         return UNBOUNDED
-    bounds = [_flat_of(node) for node in users]
+    bounds = [flat_of(node) for node in users]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
-
-
-def _flat_of(node: Any) -> Flat:
-    if node.op == "Relu":
-        return 0.0, np.inf
-    if node.op == "HardSwish":
-        return -3.0, np.inf
-    if node.op == "HardSigmoid":
-        alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
-        return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else UNBOUNDED
-    if node.op == "Clip":
-        bounds = []
-        for i, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
-            tensor = node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None
-            if tensor is not None and not hasattr(tensor, "values"):
-                return UNBOUNDED
-            bounds.append(float(node.attrs.get(name, default)) if tensor is None else float(tensor.values))
-        return bounds[0], bounds[1]
-    return UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -180,7 +160,7 @@ def _fit(
     before: Stream,
     after: Stream,
     trace: Trace,
-    keep: BoolArray,
+    alive: BoolArray,
     calibration: Calibration,
     memory: float,
     only_bias: bool,
@@ -190,7 +170,7 @@ def _fit(
     matrix0, bias0 = layer.effective()
     groups, outputs, features = matrix0.shape
     label = trace.labels[job.node]
-    survivors = _survivors(job, before.read(job.target, 0), trace, np.append(keep, True))
+    survivors = _survivors(job, before.read(job.target, 0), trace, alive)
     if survivors is None or int(survivors.sum()) != groups * outputs:
         return Repaired(label, 0, features, 0.0, 0.0, np.inf)
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
@@ -269,10 +249,7 @@ def _gather(
         y = before.read(job.target, batch)
         if not survivors.all():
             y = np.compress(survivors, y, axis=layer.channel_axis)
-        positions = layer.positions(y)
-        pick = np.arange(positions)
-        if positions > per_batch:
-            pick = np.sort(rng.choice(positions, per_batch, replace=False))
+        pick = choose(layer.positions(y), per_batch, rng)
         for part, chosen in zip(parts, calibration.split(batch, pick.size), strict=True):
             here = pick[chosen]
             if here.size:

@@ -22,7 +22,7 @@ from onnxprune.capture import Kept, Store, Stream
 from onnxprune.channels.linear import Linear
 from onnxprune.channels.readers import Reader, readers_of
 from onnxprune.model import Model
-from onnxprune.moments import Moments, threads_for
+from onnxprune.moments import ROWS_TOGETHER, Moments, choose, threads_for
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +30,6 @@ DAMPING = 1e-2
 """Added to the diagonal of the covariance, as a share of its mean, at least; with few rows for the features it is their ratio: the
 covariance of fewer rows than features says of every channel that the others make up for it."""
 LEAST_ROWS = 20_000
-ROWS_TOGETHER = 2048
 ROWS_PER_FEATURE = 10
 CONSTANT = 1e-6
 """Share of the mean variance below which a feature is always the same."""
@@ -74,6 +73,12 @@ class Removal:
     order: IntArray
     losses: FloatArray
     weights: dict[int, dict[int, tuple[Kept, Kept]]]
+
+    def drop(self, store: Store) -> None:
+        """Forget the weights."""
+        for matrix, bias in (pair for of_node in self.weights.values() for pair in of_node.values()):
+            store.drop(matrix)
+            store.drop(bias)
 
 
 def collect(
@@ -133,13 +138,6 @@ def collect(
         covariance = None if moments is None else moments.covariance()
         yield node, Statistics(sums / n + centre[:, 0], variance, zeros / n, covariance, max(DAMPING, features / n))
     stream.close()
-
-
-def choose(positions: int, wanted: int, rng: np.random.Generator) -> IntArray:
-    """Return the numbers of `wanted` positions, ascending; all of them where there are no more."""
-    if positions <= wanted:
-        return np.arange(positions)
-    return np.sort(rng.choice(positions, wanted, replace=False))
 
 
 def _positions(layer: Linear, traced: tuple[int, ...], x: Array) -> int:
