@@ -34,15 +34,16 @@ def analyse(
     known: dict[str, tuple[int, ...]] | None = None,
     grouped: str = "positions",
     heads: str = "whole",
+    norms: str = "keep",
 ) -> Analysis:
-    """Trace a loaded model; `known` are the shapes of data, for dynamic axes.
+    """Trace a loaded model; `known` are the shapes of data, for dynamic axes; for the rest see `onnxprune.options.Options`.
 
     Raises:
         ModelError: it cannot be traced.
         OptionError: an --ignore pattern that matches nothing.
     """
     with unless_it_does_not_run(model, known):
-        traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped, heads=heads)
+        traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped, heads=heads, norms=norms)
         return Analysis(model, traced, CostModel(traced))
 
 

@@ -146,12 +146,12 @@ class Stream:
         """Open a session of some nodes of a model, with inputs of the kind that is kept of them."""
         first = {name: self.store.get(self.kept[name][0]) for name in taken}
         arrays = {name: (value.dtype, value.ndim) for name, value in first.items() if not isinstance(value, list)}
-        proto = model.part(nodes, arrays, wanted)
+        proto, weights = model.part(nodes, arrays, wanted)
         for name in first.keys() - arrays.keys():
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
-        return runtime.session(proto, where=str(self.model.path), patient=True)
+        return runtime.session(proto, where=str(self.model.path), patient=True, weights=weights)
 
     def finish(self, model: Model) -> list[Array]:
         """Run what is left with the nodes of another model of the same layout; return the outputs, joined over the batches."""

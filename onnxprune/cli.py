@@ -20,6 +20,7 @@ from onnxprune.options import (
     GROUPED,
     HEADS,
     IMPORTANCES,
+    NORMS,
     REPAIRS,
     SCHEDULES,
     SCOPES,
@@ -120,6 +121,13 @@ CALIBRATION = _together(
         default=DEFAULTS.heads,
         show_default=True,
         help="What goes in attention: whole heads, or width of every head.",
+    ),
+    click.option(
+        "--norms",
+        type=click.Choice(NORMS),
+        default=DEFAULTS.norms,
+        show_default=True,
+        help="Whether channels that a LayerNormalization, RMSNormalization or mean runs over must stay; auto: cut with repair by data.",
     ),
     click.option(
         "--samples", type=int, default=DEFAULTS.samples, show_default=True, help="Calibration samples, at most."

@@ -42,10 +42,16 @@ from onnxprune.quantised import is_dequantised, separate_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
 
+    import onnxruntime as ort
+
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
 PROTO_LIMIT = 2**31 - 2**24
 """Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
+
+SHARED_TYPES = (np.float32, np.float64, np.float16)
+SHARED_FROM = 1024
+"""Elements from which a session reads a weight where it is."""
 
 BODY = ("node", "initializer", "sparse_initializer", "value_info")
 """Fields of a GraphProto that the graph holds; the rest comes from the header."""
@@ -87,10 +93,17 @@ class Model:
         """Export to a ModelProto with the original's metadata, inputs and outputs."""
         return _export(self, frozenset())
 
+    def session(self, *, optimise: bool = True, where: str = "") -> ort.InferenceSession:
+        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `runtime.session`."""
+        apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
+        proto = _export(self, frozenset(), frozenset(apart))
+        weights = {name: tensor.values for name, tensor in apart.items()}
+        return runtime.session(proto, optimise=optimise, where=where or str(self.path), weights=weights)
+
     def part(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
-    ) -> onnx.ModelProto:
-        """Export some nodes as a model of their own.
+    ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+        """Export some nodes as a model of their own, without its larger weights, which are returned beside it.
 
         Args:
             nodes: their numbers, ascending.
@@ -113,12 +126,16 @@ class Model:
         if captured:
             known = self.graph.tensors()
             weights |= {t.name: t for name in captured if isinstance(t := known.get(name), gs.Constant)}
-        graph.initializer.extend(OnnxExporter.export_tensor_proto(tensor) for tensor in weights.values())
+        apart = {name: tensor.values for name, tensor in weights.items() if _is_shared(tensor)}
+        graph.initializer.extend(
+            _placeholder(tensor) if name in apart else OnnxExporter.export_tensor_proto(tensor)
+            for name, tensor in weights.items()
+        )
         for name, (dtype, rank) in inputs.items():
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * rank))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return proto
+        return proto, apart
 
     def copy(self) -> Model:
         """Return a model whose graph can be changed; weights are shared until they are replaced."""
@@ -273,8 +290,23 @@ def weightless(model: Model) -> onnx.ModelProto:
     return _export(model, {t.name for n, i, t in tensors_of(model.graph) if is_weight(model.graph, n, i)})
 
 
-def _export(model: Model, as_inputs: Set[str]) -> onnx.ModelProto:
-    """Export a model; constants named in `as_inputs` become inputs, without their values."""
+def _is_shared(tensor: gs.Constant) -> bool:
+    """Tell whether a session may read a constant where it is: floats, and so many that a copy would cost something."""
+    return bool(tensor.dtype in SHARED_TYPES and math.prod(tensor.shape) >= SHARED_FROM)
+
+
+def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
+    """Return a tensor that says that its values are elsewhere."""
+    kind = dtype_to_onnx(tensor.dtype)
+    proto = onnx.TensorProto(
+        name=tensor.name, data_type=kind, dims=tensor.shape, data_location=onnx.TensorProto.EXTERNAL
+    )
+    proto.external_data.add(key="location", value="memory")
+    return proto
+
+
+def _export(model: Model, as_inputs: Set[str], apart: Set[str] = frozenset()) -> onnx.ModelProto:
+    """Export a model; constants named in `as_inputs` become inputs, without their values; those of `apart` are elsewhere."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.header)
     body = proto.graph
@@ -293,6 +325,8 @@ def _export(model: Model, as_inputs: Set[str]) -> onnx.ModelProto:
             kind.shape.SetInParent()  # a scalar has a shape, too
             for size in tensor.shape:
                 kind.shape.dim.add(dim_value=size)
+        elif tensor.name in apart:
+            body.initializer.append(_placeholder(tensor))
         elif isinstance(tensor._values, SparseValues):
             body.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
         else:

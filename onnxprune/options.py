@@ -19,6 +19,7 @@ DATA_FREE = ("merge", "none")
 SCHEDULES = ("block", "progressive")
 GROUPED = ("positions", "whole")
 HEADS = ("whole", "width")
+NORMS = (AUTO, "keep", "cut")
 QUANTITIES = ("flops", "params")
 LEAST_MEMORY = 64e6
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -48,6 +49,9 @@ class Options:
         ignore: glob patterns of layers that keep all channels.
         grouped: what goes in a grouped convolution: the same `positions` of every group, or `whole` groups.
         heads: what goes in attention: `whole` heads, or `width` of every head.
+        norms: whether channels that a normalisation runs over (LayerNormalization, RMSNormalization, a mean; the embedding of a
+            transformer) are to `keep`, or may be `cut`: the statistics then run over what is left, which changes all other channels
+            and takes least-squares repair. `auto` is `cut` with it, else `keep`.
         seed: for everything random.
     """
 
@@ -68,6 +72,7 @@ class Options:
     ignore: tuple[str, ...] = ()
     grouped: str = "positions"
     heads: str = "whole"
+    norms: str = AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +83,7 @@ class Options:
             ("repair", self.repair, REPAIRS),
             ("grouped", self.grouped, GROUPED),
             ("heads", self.heads, HEADS),
+            ("norms", self.norms, NORMS),
         ):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
@@ -126,18 +132,26 @@ class Options:
         if scope == AUTO:
             scope = "sensitivity" if data and self.threshold is None else "global"
         repair = ("lstsq" if data else "merge") if self.repair == AUTO else self.repair
+        norms = ("cut" if data and repair == "lstsq" else "keep") if self.norms == AUTO else self.norms
         if not data:
             for option, value, needs in (
                 ("importance", importance, importance in WITH_DATA),
                 ("scope", scope, scope == "sensitivity"),
                 ("repair", repair, repair not in DATA_FREE),
+                ("norms", norms, norms == "cut"),
             ):
                 if needs:
                     raise OptionError(
                         f"--{option} {value} needs inputs of the model",
                         hint="give --data; `--data generated` makes some up where there are none",
                     )
-        return replace(self, importance=importance, scope=scope, repair=repair)
+        if norms == "cut" and repair != "lstsq":
+            raise OptionError(
+                f"--norms cut does not go with --repair {repair}",
+                why="without a channel that a normalisation runs over all others change, which only least squares make up for",
+                hint="give --repair lstsq, or --norms keep",
+            )
+        return replace(self, importance=importance, scope=scope, repair=repair, norms=norms)
 
     @property
     def has_target(self) -> bool:

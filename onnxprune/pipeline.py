@@ -25,7 +25,7 @@ from onnxprune.analysis import (
 )
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
-from onnxprune.errors import OptionError, OutputError, ProofError
+from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
@@ -102,7 +102,8 @@ def prune(
             "the plan would overwrite the model", where=str(destination), hint="give the two different paths"
         )
 
-    analysis, given = opened(model, options, data, preprocess, on_stage)
+    structure = {} if plan is None else plan_file.structure(Path(plan))  # channels are what they were for the plan
+    analysis, given = opened(model, replace(options, **structure), data, preprocess, on_stage)
     for target in (destination, plan_path):
         if target is not None:
             outputs.check_destination(target, *analysis.model.files)  # external data, too
@@ -117,6 +118,8 @@ def prune(
         if plan is not None:
             refuse_unprunable(analysis)
             chosen = plan_file.read(Path(plan), analysis.trace, analysis.model.digest)
+            if options.repair != "lstsq":
+                _refuse_inexact(analysis.trace, chosen, plan)
             chosen = replace(chosen, path=(removed(analysis, chosen.keep),))  # it may have been edited
         else:
             chosen = make_plan(analysis, options, on_stage, workspace)
@@ -145,6 +148,17 @@ def prune(
             size = models.save(pruned, destination, _provenance(chosen))
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
     return Result(pruned, chosen, report, analysis.trace)
+
+
+def _refuse_inexact(trace: Trace, plan: Plan, where: str | os.PathLike[str]) -> None:
+    gone = np.flatnonzero(trace.inexact() & ~plan.keep)
+    if gone.size:
+        raise PlanError(
+            "the plan cuts channels that a normalisation runs over, which takes repair",
+            where=str(where),
+            why=f"without {gone.size} of them all others change",
+            hint="give --data, and --repair lstsq or auto",
+        )
 
 
 def _options(dials: dict[str, Any]) -> Options:
@@ -231,6 +245,12 @@ def _notes(analysis: Analysis, strict: bool, plan: Plan, mended: Mended, options
         notes.append(f"only {share:.0%} of the FLOPs can move; `onnxprune inspect` says why")
     if not strict:
         notes.append("the original does not pass onnx's full check, so the result was not held to it")
+    cut = int((analysis.trace.inexact() & ~plan.keep).sum())
+    if cut:
+        notes.append(
+            f"inexact: {cut} of the channels that went lie under a normalisation, whose statistics now run over what is left: that "
+            "equals the masked model with its statistics over the same channels, and repair makes up for it; --norms keep leaves them"
+        )
     if options.repair == "none" and not plan.keep.all():
         notes.append("nothing was repaired: the weights that survive are as they were")
     return [*notes, *mended.notes]

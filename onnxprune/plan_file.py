@@ -15,6 +15,7 @@ from onnxprune.output import staged
 from onnxprune.types import Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
+STRUCTURE = ("grouped", "heads", "norms")
 RENEW = "make a new plan with `onnxprune plan`"
 
 
@@ -58,6 +59,15 @@ def written(path: Path, plan: Plan, trace: Trace, model_name: str) -> Iterator[N
     with staged(path) as temporary:
         temporary.write_text(f'{head},\n "groups": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
         yield
+
+
+def structure(path: Path) -> dict[str, Any]:
+    """Return the options of a plan that say what a channel is; empty where the file is none that can be read: `read` says why."""
+    try:
+        settings = {"norms": "keep"} | json.loads(path.read_text(encoding="utf-8"))["settings"]  # older plans don't say
+        return {name: settings[name] for name in STRUCTURE if isinstance(settings.get(name), str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def read(path: Path, trace: Trace, digest: str) -> Plan:

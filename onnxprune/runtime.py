@@ -51,6 +51,7 @@ def session(
     threads: int = 0,
     where: str = "the model",
     patient: bool = False,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> ort.InferenceSession:
     """Open an onnxruntime session on the CPU.
 
@@ -61,6 +62,7 @@ def session(
         where: how to call the model in an error.
         patient: whether its threads sleep between runs, for runs in turn with numpy: threads that spin would take the processors
             from the threads of its linear algebra.
+        weights: values of initializers that the proto names as stored elsewhere; the session reads them where they are.
 
     Raises:
         ModelError: onnxruntime cannot load it.
@@ -72,11 +74,14 @@ def session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    shared = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)) for name, x in (weights or {}).items()}
+    if shared:
+        options.add_external_initializers(list(shared), list(shared.values()))
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(source, str):
         source = os.path.realpath(source)  # external data lie beside the file, not beside a link to it
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        opened = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise ModelError(
             "onnxruntime cannot load the model",
@@ -84,6 +89,8 @@ def session(
             why=str(error).strip().splitlines()[0][:400],
             hint="check that the file runs in onnxruntime before pruning it",
         ) from error
+    opened.onnxprune_weights = shared  # they have to live as long as the session
+    return opened
 
 
 def run(

@@ -21,7 +21,7 @@ from onnxprune.errors import OptionError, TargetError
 from onnxprune.generate import NAME as GENERATED_NAME
 from onnxprune.generate import generate
 from onnxprune.model import Model, load
-from onnxprune.options import WITH_DATA, Options
+from onnxprune.options import AUTO, WITH_DATA, Options
 from onnxprune.pruning import budget, importance, repair, rewrite, second_order
 from onnxprune.report.document import curve_dict
 from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
@@ -195,7 +195,7 @@ def _repaired(analysis: Analysis, keep: BoolArray, workspace: Workspace, options
     model, trace = analysis.model, analysis.trace
     pruned = rewrite.delete(model, trace, keep)
     result, _ = _repair(analysis, pruned, keep, workspace, options, on_stage)
-    again = analyse(result, options.ignore, trace.input_shapes, options.grouped, options.heads)
+    again = analyse(result, options.ignore, trace.input_shapes, options.grouped, options.heads, options.norms)
     if again.trace.n_channels != int(keep.sum()):
         raise TargetError(
             "the progressive schedule cannot follow this model",
@@ -380,9 +380,9 @@ def opened(
     given = None
     if data is not None and not is_generated(data):
         given = load_data(data, inputs_of(loaded.header), preprocess)
-    analysis = analyse(
-        loaded, options.ignore, None if given is None else given.shapes(), options.grouped, options.heads
-    )
+    norms = options.norms if options.norms != AUTO else options.resolved(data is not None).norms
+    known = None if given is None else given.shapes()
+    analysis = analyse(loaded, options.ignore, known, options.grouped, options.heads, norms)
     if data is not None and given is None:
         given = generated(analysis, options)
     return analysis, given

@@ -114,5 +114,5 @@ def _same(variant: Model, model: Model, node: int, aligned: bool) -> Any:
 
 
 def _whole(model: Model, batches: list[runtime.Feeds]) -> verify.Outputs:
-    opened = runtime.session(model.to_proto(), where=str(model.path))
+    opened = model.session()
     return runtime.joined([runtime.run(opened, feeds) for feeds in batches])

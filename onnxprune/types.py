@@ -19,6 +19,9 @@ BoolArray = npt.NDArray[np.bool_]
 Role = Literal["writes", "follows", "scales", "reads"]
 """What a tensor does with a channel: a filter *writes* it, a bias or depthwise kernel *follows* it, the factor of a
 BatchNormalization *scales* it (and follows it), the next layer's weight *reads* it."""
+Statistic = Literal["sum", "mean", "mean square", "variance", "window"]
+"""What an operator takes over channels: in a *sum* those that are zero count for nothing, a *window* is the
+sum over a channel's neighbours, the others are taken over how many there are."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,23 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Summed:
-    """Node `node` multiplies its activation at input `input` with another one and sums over `axis`, which holds `channels`.
+    """Node `node` takes a statistic of its activation at input `input` over `axis`, which holds `channels`; no weight reads them there.
 
-    No weight reads them there; the masked model has them set to zero in the activation.
+    A *sum* (of the activation, of its product with another one, of its powers) is exact: the masked model has zeros there. The other
+    statistics run over the channels that stay, in the masked model as well, but what is left changes when one goes: that takes repair.
+
+    Attributes:
+        axes: all axes that the statistic runs over.
+        scale: input that multiplies what was divided by the root of the statistic; None where nothing is.
     """
 
     node: int
     input: int
     axis: int
     channels: IntArray
+    statistic: Statistic = "sum"
+    axes: tuple[int, ...] = ()
+    scale: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,14 @@ class Trace:
     per_tensor_uses: dict[str, int]
     weight_sizes: dict[tuple[int, int], int]
     carried: dict[str, tuple[int, IntArray]]
+
+    def inexact(self) -> BoolArray:
+        """Return which channels change the others when they go, (n_channels,): a normalisation runs over them."""
+        found = np.zeros(self.n_channels + 1, dtype=bool)
+        for summed in self.summed:
+            if summed.statistic != "sum":
+                found[summed.channels] = True
+        return found[:-1]
 
     def slices_by_use(self) -> dict[tuple[int, int], list[Slice]]:
         """Return the slices of each (node, input) that has any."""

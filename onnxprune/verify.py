@@ -164,7 +164,10 @@ def _too_far(difference: float) -> str:
 
 def _outputs(source: Source, feeds: list[runtime.Feeds], where: str) -> list[list[Any]]:
     """Return the outputs for each batch; one model is open at a time."""
-    opened = runtime.session(source.to_proto() if isinstance(source, Model) else source, optimise=False, where=where)
+    if isinstance(source, Model):
+        opened = source.session(optimise=False, where=where)
+    else:
+        opened = runtime.session(source, optimise=False, where=where)
     return [runtime.run(opened, inputs, where=where) for inputs in feeds]
 
 

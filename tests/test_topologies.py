@@ -31,6 +31,16 @@ def bn_weights(suffix: str, n: int) -> dict[str, tuple[int, ...]]:
 
 
 K8 = (8, 8, 1, 1)
+BLOCK = """n{n} = LayerNormalization ({x}, scale, beta)
+    q{n} = MatMul (n{n}, kq) key{n} = MatMul (n{n}, kk) v{n} = MatMul (n{n}, kv)
+    q{n}1 = Reshape (q{n}, s4) k{n}_1 = Reshape (key{n}, s4) v{n}1 = Reshape (v{n}, s4)
+    q{n}2 = Transpose <perm=[0,2,1,3]> (q{n}1) k{n}_2 = Transpose <perm=[0,2,3,1]> (k{n}_1)
+    v{n}2 = Transpose <perm=[0,2,1,3]> (v{n}1)
+    d{n} = MatMul (q{n}2, k{n}_2) s{n} = Softmax (d{n}) o{n} = MatMul (s{n}, v{n}2)
+    o{n}1 = Transpose <perm=[0,2,1,3]> (o{n}) o{n}2 = Reshape (o{n}1, s5) p{n} = MatMul (o{n}2, ko) r{n} = Add ({x}, p{n})
+    m{n} = LayerNormalization (r{n}, scale, beta) h{n} = MatMul (m{n}, kh) e{n} = Gelu (h{n}) w{n} = MatMul (e{n}, kp)
+    {y} = Add (r{n}, w{n})"""
+"""Attention of two heads and an MLP, each behind a norm and beside the stream."""
 NETS = [
     net(
         "an Add of three branches, one of which goes on",
@@ -381,6 +391,15 @@ NETS = [
         12, 8, STAYS, inputs="float[N,5,8] x", opset=20, scale=(8,), beta=(8,), k1=(8, 12), b1=(12,), k2=(12, 8), b2=(8,),
     ),
     net(
+        "two blocks of a transformer",
+        f"""c = Conv <strides=[4,4]> (x, k1) r = Reshape (c, s3) t = Transpose <perm=[0,2,1]> (r) e = Add (t, place)
+        {BLOCK.format(x="e", y="f", n=1)} {BLOCK.format(x="f", y="o", n=2)}
+        l = LayerNormalization (o, scale, beta) q = ReduceMean <keepdims=0> (l, ax) y = Gemm <transB=1> (q, g, gb)""",
+        2 * (2 + 12), 8 + 4, "normalises over its channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
+        s3=[0, 8, -1], place=(1, 4, 8), ax=[1], scale=(8,), beta=(8,), kq=(8, 6), kk=(8, 6), kv=(8, 6), ko=(6, 8),
+        s4=[0, 0, 2, 3], s5=[0, 0, 6], kh=(8, 12), kp=(12, 8),
+    ),
+    net(
         "q, k and v from one matrix",
         """h = MatMul (x, k1) h1 = Add (h, b1) r = Reshape (h1, s5) t = Transpose <perm=[2,0,3,1,4]> (r)
         q, k, v1 = Split <axis=0, num_outputs=3> (t)
@@ -426,6 +445,9 @@ OTHER_UNITS = [
     under("an upsampling by a fixed depthwise ConvTranspose", 8 + 6, 4, grouped="whole"),
     under("a grouped ConvTranspose between Convs", 3, 4, grouped="whole"),
     under("q, k and v from one matrix", 3, 8, heads="width"),
+    under("two blocks of a transformer", 2 * (2 + 12) + 8, 4, norms="cut"),
+    under("two blocks of a transformer", 2 * (3 + 3 + 12) + 8, 4, norms="cut", heads="width"),
+    under("a transformer's MLP beside its norm", 12, 8, STAYS, norms="cut"),
     under("a non-local block", 8 + 6 + 5, 4, heads="width"),
     under("attention between two branches (selective kernel)", 8 + 3, 4, heads="width"),
 ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxprune.channels.site import FIXED, varying
-from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Summed, Work
+from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Statistic, Summed, Work
 
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)
 ZERO = np.zeros((), dtype=np.int8)
@@ -57,6 +57,9 @@ class RawSummed(NamedTuple):
     input: int
     axis: int
     ids: IntArray
+    statistic: Statistic
+    axes: tuple[int, ...]
+    scale: int | None
 
 
 class RawEqual(NamedTuple):
@@ -185,7 +188,10 @@ class Facts:
         lookups = [
             Lookup(raw.node, raw.input, channels) for raw in self.lookups if (channels := along(raw)) is not None
         ]
-        summed = [Summed(raw.node, raw.input, raw.axis, lookup[raw.ids]) for raw in self.summed]
+        summed = [
+            Summed(raw.node, raw.input, raw.axis, lookup[raw.ids], raw.statistic, raw.axes, raw.scale)
+            for raw in self.summed
+        ]
         for equal in self.equals:
             self._check_equal(equal, lookup, n)
 

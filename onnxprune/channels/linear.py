@@ -58,6 +58,11 @@ class Linear:
         return self.bias is not None
 
     @property
+    def holds_bias(self) -> bool:
+        """Tell whether there is a bias to write over; else `write` would add one, which no fact of a trace knows of."""
+        return self.bias is not None and _is_there(self.node, self.bias)
+
+    @property
     def channel_axis(self) -> int:
         """The axis of the output that the matrix writes; may be negative. All other axes hold positions."""
         return 1
@@ -215,6 +220,11 @@ class Product(Linear):
     def has_bias(self) -> bool:
         """Tell whether a bias can be written."""
         return self.bias is not None or self.adds is not None
+
+    @property
+    def holds_bias(self) -> bool:
+        """Tell whether a bias is there, in the node or in the Add behind it."""
+        return (self.bias is not None and _is_there(self.node, self.bias)) or self.adds is not None
 
     @property
     def channel_axis(self) -> int:

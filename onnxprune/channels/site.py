@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.types import IntArray, Role
+from onnxprune.types import IntArray, Role, Statistic
 
 FIXED = -1
+CUT = ": without one all others change; --norms cut, with repair, lets them go"
+"""End of the reason to stay of what a normalisation runs over."""
 Ids = IntArray
 Rule = Callable[["Site"], Sequence[Ids]]
 
@@ -41,6 +43,7 @@ class Site(Protocol):
     opset: int
     whole_groups: bool
     head_width: bool
+    cut_norms: bool
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -81,8 +84,16 @@ class Site(Protocol):
     def lookup(self, i: int, ids: Ids) -> None:
         """Say that the constant at input i holds positions on an axis with ids."""
 
-    def summed(self, i: int, axis: int, ids: Ids) -> None:
-        """Say that activation i is summed over along an axis with another activation that holds the same ids."""
+    def summed(
+        self,
+        i: int,
+        axis: int,
+        ids: Ids,
+        statistic: Statistic = "sum",
+        axes: Sequence[int] = (),
+        scale: int | None = None,
+    ) -> None:
+        """Say that a statistic of activation i runs over an axis that holds ids; see `onnxprune.types.Summed`."""
 
     def sizes(self, i: int) -> list[Size] | None:
         """Return where the integers at input i come from; None where that is not known."""

@@ -21,7 +21,7 @@ from onnxprune.channels.site import FIXED, Size, nothing, varying
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
 from onnxprune.normalise import TARGETS, captured_names, fold_constants, fold_shapes
-from onnxprune.types import IntArray, Role, Trace, Work
+from onnxprune.types import IntArray, Role, Statistic, Trace, Work
 
 BATCH = 13
 """Size of a dynamic batch axis while tracing: a prime that channel counts rarely have as a factor."""
@@ -39,6 +39,7 @@ def trace(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     grouped: str = "positions",
     heads: str = "whole",
+    norms: str = "keep",
 ) -> Trace:
     """Find the channels of a model, how they are coupled, and which must stay.
 
@@ -47,6 +48,7 @@ def trace(
         ignore: glob patterns; layers whose name, weight or group matches keep all channels.
         grouped: whether grouped convolutions lose `positions` of every group or `whole` groups.
         heads: whether attention loses `whole` heads, or `width` of every head.
+        norms: whether to `keep` channels that a normalisation runs over, or that they may be `cut`, which takes repair.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.
 
     Raises:
@@ -59,6 +61,7 @@ def trace(
     facts = Facts()
     walk = _Walk(model.graph, model.header.opset_import, facts, known)
     walk.whole_groups, walk.head_width = grouped == "whole", heads == "width"
+    walk.cut_norms = norms == "cut"
     walk.run()
     _pin_ignored(facts, model.graph, labels, ignore)
     resolved = facts.resolve(labels, ops)
@@ -192,6 +195,7 @@ class _Walk:
         self.ids: dict[str, IntArray] = {}
         self.whole_groups = False
         self.head_width = False
+        self.cut_norms = False
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
         captured = {name for node in graph.nodes for name in captured_names(node)}
         self.stored = quantised.stored_weights(graph, captured)  # nodes that only dequantise a weight, by their output
@@ -270,6 +274,7 @@ class _Site:
         self.opset = walk.opset
         self.whole_groups = walk.whole_groups
         self.head_width = walk.head_width
+        self.cut_norms = walk.cut_norms
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self._node.attrs.get(name, default)
@@ -345,9 +350,17 @@ class _Site:
     def lookup(self, i: int, ids: IntArray) -> None:
         self._walk.facts.lookups.append(RawLookup(self._n, i, ids))
 
-    def summed(self, i: int, axis: int, ids: IntArray) -> None:
+    def summed(
+        self,
+        i: int,
+        axis: int,
+        ids: IntArray,
+        statistic: Statistic = "sum",
+        axes: Sequence[int] = (),
+        scale: int | None = None,
+    ) -> None:
         if (ids >= 0).any():
-            self._walk.facts.summed.append(RawSummed(self._n, i, axis, ids))
+            self._walk.facts.summed.append(RawSummed(self._n, i, axis, ids, statistic, tuple(axes), scale))
 
     def sizes(self, i: int) -> list[Size] | None:
         if not self.has(i):

@@ -97,9 +97,9 @@ def _redirect(
             if not old.size or new.size != old.size or (channels[new] != channels[new[0]]).any():
                 continue
             matrix[g][:, new] += times * matrix[g][:, old]
-            if mean is not None and layer.has_bias:
+            if mean is not None and layer.holds_bias:
                 bias[g] += matrix[g][:, old].sum(axis=1) * (mean[c] - times * mean[channels[new[0]]])
-    layer.write(matrix, bias if layer.has_bias else None)
+    layer.write(matrix, bias if layer.holds_bias else None)  # a new one would not be cut with the filters
 
 
 def _means(model: Model, trace: Trace) -> dict[str, FloatArray]:

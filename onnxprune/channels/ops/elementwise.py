@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.site import Ids, Rule, Site, nothing, pin_axes, rows, tie_broadcast, varying
+from onnxprune.channels.site import CUT, Ids, Rule, Site, nothing, pin_axes, rows, tie_broadcast, varying
+from onnxprune.types import Statistic
 
 
 def passthrough(site: Site) -> list[Ids]:
@@ -50,15 +51,20 @@ def pool(site: Site) -> list[Ids]:
 
 def reduce(site: Site) -> list[Ids]:
     """Each channel by itself; those that are reduced away must stay."""
-    return _reduced(site, summed=False)
+    return _reduced(site, None)
 
 
 def reduce_sum(site: Site) -> list[Ids]:
-    """Each channel by itself; a sum over channels is exact without those that go."""
-    return _reduced(site, summed=True)
+    """Each channel by itself; a sum over channels, of powers too, is exact without those that go."""
+    return _reduced(site, "sum")
 
 
-def _reduced(site: Site, *, summed: bool) -> list[Ids]:
+def reduce_mean(site: Site) -> list[Ids]:
+    """Each channel by itself; a mean over channels holds them, unless norms may be cut: then it runs over those that are left."""
+    return _reduced(site, "mean" if site.cut_norms else None)
+
+
+def _reduced(site: Site, statistic: Statistic | None) -> list[Ids]:
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
@@ -69,12 +75,13 @@ def _reduced(site: Site, *, summed: bool) -> list[Ids]:
     if axes is None or len(axes) == 0:
         axes = [] if site.attr("noop_with_empty_axes", 0) else list(range(rank))
     reduced = sorted({int(axis) % rank for axis in axes})
-    if summed and len(varying(ids)) == 1 and varying(ids)[0] in reduced:
+    if statistic is not None and len(varying(ids)) == 1 and varying(ids)[0] in reduced:
         axis = varying(ids)[0]
-        site.summed(0, axis, rows(ids, axis))
+        site.summed(0, axis, rows(ids, axis), statistic)
         ids = nothing(rank)
     else:
-        ids = pin_axes(site, 0, reduced, f"{site.op} runs over its channels")
+        hint = CUT if site.op == "ReduceMean" else ""
+        ids = pin_axes(site, 0, reduced, f"{site.op} runs over its channels{hint}")
     if not site.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
@@ -154,17 +161,9 @@ BROADCAST = [
 """Element-wise operators on several tensors, broadcast as in numpy."""
 
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
-REDUCTIONS = [
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceSumSquare",
-]
+REDUCTIONS = ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")
+SUMS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
+"""Reductions to which a zero adds nothing."""
 
 
 def along(site: Site) -> list[Ids]:
@@ -182,6 +181,17 @@ def along(site: Site) -> list[Ids]:
         axes = list(range(axis, rank)) if flat else [axis]
     ids = pin_axes(site, 0, axes, f"{site.op} mixes the channels on its axis")
     return [ids] * site.n_outputs
+
+
+def lp_norm(site: Site) -> list[Ids]:
+    """Channels pass through; the norm over those on its axis is exact without those that go."""
+    ids = site.ids(0)
+    assert ids is not None
+    axis = int(site.attr("axis", -1)) % ids.ndim
+    if varying(ids) == [axis]:
+        site.summed(0, axis, rows(ids, axis))
+        return [ids]
+    return [pin_axes(site, 0, [axis], f"{site.op} mixes the channels on its axis")]
 
 
 def argmax(site: Site) -> list[Ids]:
@@ -226,8 +236,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCAST, elementwise),
     **dict.fromkeys(POOLS, pool),
     **dict.fromkeys(REDUCTIONS, reduce),
-    "ReduceSum": reduce_sum,
-    **dict.fromkeys((*FLAT_SOFTMAX, "CumSum", "CumProd", "LpNormalization", "TopK"), along),
+    **dict.fromkeys(SUMS, reduce_sum),
+    "ReduceMean": reduce_mean,
+    "LpNormalization": lp_norm,
+    **dict.fromkeys((*FLAT_SOFTMAX, "CumSum", "CumProd", "TopK"), along),
     **dict.fromkeys(("ArgMax", "ArgMin"), argmax),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantise),
     "Trilu": diagonal,

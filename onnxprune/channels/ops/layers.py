@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.channels.site import (
+    CUT,
     Ids,
     Rule,
     Site,
@@ -20,6 +21,7 @@ from onnxprune.channels.site import (
     together,
     varying,
 )
+from onnxprune.types import Statistic
 
 
 def conv(site: Site) -> list[Ids]:
@@ -262,9 +264,14 @@ def _bias(site: Site, i: int, out: Ids) -> None:
 
 
 def instance_norm(site: Site) -> list[Ids]:
-    """Each channel by itself; its parameters follow."""
-    ids = lane(site, 0, 1)
+    """Each channel by itself; its parameters follow. A GroupNormalization of one group, written as one map, may be cut."""
     rank = len(site.shape(0))
+    whole, maps = site.ids(0), list(range(2, rank))
+    if whole is not None and site.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
+        axis = varying(whole)[0]
+        site.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
+        return [whole]
+    ids = lane(site, 0, 1)
     if site.const(1) is None or site.const(2) is None:
         site.pin(ids, "a parameter of this InstanceNormalization is not a constant")
         return [nothing(rank)]
@@ -274,22 +281,46 @@ def instance_norm(site: Site) -> list[Ids]:
 
 
 def channel_norm(site: Site) -> list[Ids]:
-    """Statistics run over channels, so deleting one would change all others: they must stay."""
+    """Statistics run over channels, so that all others change when one goes: they must stay, unless norms may be cut."""
     ids = site.ids(0)
     assert ids is not None
     rank = ids.ndim
     if site.op in ("LayerNormalization", "RMSNormalization"):
         axes = list(range(int(site.attr("axis", -1)) % rank, rank))
-    elif site.op == "MeanVarianceNormalization":
-        axes = [int(axis) % rank for axis in site.attr("axes", [0, 2, 3])]
     else:
-        axes = list(range(1, rank))
-    ids = pin_axes(site, 0, axes, f"{site.op} normalises over its channels")
-    return [ids] + [nothing(rank)] * (site.n_outputs - 1)
+        axes = [int(axis) % rank for axis in site.attr("axes", [0, 2, 3])]
+    rest = [nothing(rank)] * (site.n_outputs - 1)
+    statistic = STATISTICS.get(site.op)
+    on = varying(ids)
+    if statistic is None or not site.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(site):
+        hint = CUT if statistic is not None else ""
+        return [pin_axes(site, 0, axes, f"{site.op} normalises over its channels{hint}"), *rest]
+    own = rows(ids, on[0])
+    site.summed(0, on[0], own, statistic, axes, scale=1)
+    for i in (1, 2):
+        value = site.const(i)
+        axis = on[0] - rank + (0 if value is None else value.ndim)
+        if value is not None and axis >= 0 and value.shape[axis] > 1:
+            site.slice(i, axis, own, "scales" if i == 1 else "follows")
+    return [ids, *rest]
+
+
+def local_response_norm(site: Site) -> list[Ids]:
+    """Each channel is divided by what its neighbours hold: they must stay, unless norms may be cut, which makes others neighbours."""
+    ids = site.ids(0)
+    assert ids is not None
+    if site.cut_norms and varying(ids) == [1]:
+        site.summed(0, 1, rows(ids, 1), "window")
+        return [ids]
+    return [pin_axes(site, 0, [1], f"{site.op} normalises over its channels{CUT}")]
+
+
+def _constant_scale(site: Site) -> bool:
+    return all(site.const(i) is not None or not site.has(i) for i in (1, 2))
 
 
 def group_norm(site: Site) -> list[Ids]:
-    """Channels of a group share statistics and go together, a whole group at a time."""
+    """Channels of a group share statistics and go together, a whole group at a time; of a single group only if norms may be cut."""
     ids = lane(site, 0, 1)
     rank = len(site.shape(0))
     groups = int(site.attr("num_groups"))
@@ -297,6 +328,12 @@ def group_norm(site: Site) -> list[Ids]:
     if scale is None or bias is None:
         site.pin(ids, "a parameter of this GroupNormalization is not a constant")
         return [nothing(rank)]
+    if groups == 1 and site.cut_norms:
+        site.summed(0, 1, ids, "variance", range(1, rank), scale=1)
+        for i, value in ((1, scale), (2, bias)):
+            if value.size == ids.size:
+                site.slice(i, 0, ids, "scales" if i == 1 else "follows")
+        return [on_axis(ids, 1, rank)]
     blocks = ids.reshape(groups, -1)
     site.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
     first = np.ascontiguousarray(blocks[:, 0])
@@ -378,15 +415,17 @@ def einsum(site: Site) -> list[Ids]:
     return [result]
 
 
+STATISTICS: dict[str, Statistic] = {
+    "LayerNormalization": "variance",
+    "RMSNormalization": "mean square",
+}
+"""Of normalisations over channels that may be cut."""
 LABELS = "ABCDEFGHIJKLMNOP"
 """Names for the batch axes of a MatMul."""
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
-    **dict.fromkeys(
-        ("LRN", "LayerNormalization", "MeanVarianceNormalization", "RMSNormalization"),
-        channel_norm,
-    ),
+    **dict.fromkeys(("LayerNormalization", "MeanVarianceNormalization", "RMSNormalization"), channel_norm),
     **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), roi_align),
     "BatchNormalization": batchnorm,
     "Conv": conv,
@@ -395,5 +434,6 @@ RULES: dict[str, Rule] = {
     "Gemm": gemm,
     "GroupNormalization": group_norm,
     "InstanceNormalization": instance_norm,
+    "LRN": local_response_norm,
     "MatMul": matmul,
 }
