@@ -49,6 +49,7 @@ G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 PROTO_LIMIT = 2**31 - 2**24
 """Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
 
+STORED_IN = "weights"
 SHARED_TYPES = (np.float32, np.float64, np.float16)
 SHARED_FROM = 1024
 """Elements from which a session reads a weight where it is."""
@@ -93,12 +94,31 @@ class Model:
         """Export to a ModelProto with the original's metadata, inputs and outputs."""
         return _export(self, frozenset())
 
-    def session(self, *, optimise: bool = True, where: str = "") -> ort.InferenceSession:
-        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `runtime.session`."""
+    def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+        """Export without the larger weights, which are returned beside it: it names them as stored in a file `STORED_IN`."""
         apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
         proto = _export(self, frozenset(), frozenset(apart))
-        weights = {name: tensor.values for name, tensor in apart.items()}
-        return runtime.session(proto, optimise=optimise, where=where or str(self.path), weights=weights)
+        return proto, {name: tensor.values for name, tensor in apart.items()}
+
+    def session(self, *, optimise: bool = True, threads: int = 0, where: str = "") -> ort.InferenceSession:
+        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `runtime.session`."""
+        proto, weights = self.stub()
+        return runtime.session(
+            proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights
+        )
+
+    def byte_size(self) -> int:
+        """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
+        proto, weights = self.stub()
+        for tensor in [t for t in proto.graph.initializer if t.name in weights]:
+            proto.graph.initializer.remove(tensor)
+        whole, graph = proto.ByteSize(), proto.graph.ByteSize()
+        tensors = 0
+        for name, values in weights.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+            head = onnx.TensorProto(name=name, data_type=kind, dims=values.shape).ByteSize()
+            tensors += _field(head + _field(values.nbytes))
+        return int(whole - _field(graph) + _field(graph + tensors))
 
     def part(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
@@ -295,13 +315,18 @@ def _is_shared(tensor: gs.Constant) -> bool:
     return bool(tensor.dtype in SHARED_TYPES and math.prod(tensor.shape) >= SHARED_FROM)
 
 
+def _field(size: int) -> int:
+    """Return the bytes of a protobuf field of one tag byte that holds so many bytes."""
+    return 1 + max(1, -(-size.bit_length() // 7)) + size
+
+
 def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
     """Return a tensor that says that its values are elsewhere."""
     kind = dtype_to_onnx(tensor.dtype)
     proto = onnx.TensorProto(
         name=tensor.name, data_type=kind, dims=tensor.shape, data_location=onnx.TensorProto.EXTERNAL
     )
-    proto.external_data.add(key="location", value="memory")
+    proto.external_data.add(key="location", value=STORED_IN)
     return proto
 
 

@@ -186,9 +186,8 @@ def _verify(
 ) -> Report:
     model, trace, cost = analysis.model, analysis.trace, analysis.cost
     on_stage("verify", None)
-    before_proto, after_proto = model.to_proto(), mended.model.to_proto()
-    strict = verify.full_check(before_proto) is None
-    checks = verify.structure(after_proto, before_proto, strict=strict)
+    strict = verify.full_check(model) is None
+    checks = verify.structure(mended.model, model, strict=strict)
     where = f"batch {', '.join(map(str, proof.batches))}" + (f"; {proof.note}" if proof.note else "")
     checks.append(Check("loaded equals file", proof.normalised, f"{proof.tolerance:.0e}", True, where))
     checks.append(Check("pruned equals masked", proof.difference, f"{proof.tolerance:.0e}", True, where))
@@ -201,15 +200,17 @@ def _verify(
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
     original = runtime.session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
-    candidate = runtime.session(after_proto, threads=measure.threads, where="the pruned model")
-    found = compare(original, candidate, after_proto, data, measure, on_stage, options.seed)
+    candidate = mended.model.session(threads=measure.threads, where="the pruned model")
+    found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     latency = found.latency
     everything = np.ones(trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = cost.totals(everything), cost.totals(plan.keep)
     intervals = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
     times = (None, None) if latency is None else (latency.a, latency.b)
     before = Figures(2 * macs0, macs0, model.params, model.size, *found.accuracy_a, times[0], intervals[0])
-    after = Figures(2 * macs1, macs1, round(params1), after_proto.ByteSize(), *found.accuracy_b, times[1], intervals[1])
+    after = Figures(
+        2 * macs1, macs1, round(params1), mended.model.byte_size(), *found.accuracy_b, times[1], intervals[1]
+    )
     return Report(
         model=str(model.path),
         sha256=model.digest,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import onnx
 from onnxprune import runtime
 from onnxprune.data import Data
 from onnxprune.errors import DataError, ModelError, ProofError
-from onnxprune.model import Model
+from onnxprune.model import STORED_IN, Model, tensors_of
 from onnxprune.quantised import is_quantiser, unrounded
 from onnxprune.types import Check
 
@@ -224,7 +226,9 @@ def _range(values: np.ndarray[Any, Any]) -> float:
     return float(np.ptp(values)) or float(np.abs(values).max())
 
 
-def structure(candidate: onnx.ModelProto, baseline: onnx.ModelProto, *, strict: bool = True) -> list[Check]:
+def structure(
+    candidate: onnx.ModelProto | Model, baseline: onnx.ModelProto | Model, *, strict: bool = True
+) -> list[Check]:
     """Check that a model is well-formed and has the inputs and outputs of the baseline.
 
     Args:
@@ -237,7 +241,7 @@ def structure(candidate: onnx.ModelProto, baseline: onnx.ModelProto, *, strict: 
         reason = full_check(candidate)
         checks.append(Check("onnx checker", "ok" if reason is None else "invalid", None, reason is None, reason or ""))
     for kind in ("input", "output"):
-        ours, theirs = (_signature(getattr(proto.graph, kind), proto) for proto in (candidate, baseline))
+        ours, theirs = (_signature(source, kind) for source in (candidate, baseline))
         different = [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
         detail = "; ".join(
             f"{name}: {ours.get(name, 'missing')} instead of {theirs.get(name, 'nothing')}"
@@ -247,19 +251,32 @@ def structure(candidate: onnx.ModelProto, baseline: onnx.ModelProto, *, strict: 
     return checks
 
 
-def full_check(proto: onnx.ModelProto) -> str | None:
-    """Return why onnx's full check refuses a model; None when it passes."""
+def full_check(source: onnx.ModelProto | Model) -> str | None:
+    """Return why onnx's full check refuses a model; None when it passes. It does not look at the weights of a `Model`."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        if not isinstance(source, Model):
+            onnx.checker.check_model(source, full_check=True)
+            return None
+        proto, weights = source.stub()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(proto.SerializeToString())
+            with (Path(folder) / STORED_IN).open("wb") as file:  # a hole of that size: nothing is written
+                file.truncate(max((values.nbytes for values in weights.values()), default=0))
+            onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         return str(error).strip().splitlines()[0][:200]
     return None
 
 
-def _signature(values: Any, proto: onnx.ModelProto) -> dict[str, str]:
-    weights = {tensor.name for tensor in proto.graph.initializer}
+def _signature(source: onnx.ModelProto | Model, kind: str) -> dict[str, str]:
+    """Return dtype and shape of each `input` or `output`."""
+    if isinstance(source, Model):
+        graph, weights = source.header.graph, {tensor.name for _, _, tensor in tensors_of(source.graph)}
+    else:
+        graph, weights = source.graph, {tensor.name for tensor in source.graph.initializer}
     result = {}
-    for value in values:
+    for value in getattr(graph, kind):
         if value.name in weights:
             continue
         tensor = value.type.tensor_type

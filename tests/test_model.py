@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import files
+from onnxprune import files, runtime, verify
 from onnxprune import model as model_files
 from onnxprune.errors import ModelError, OutputError
 
@@ -272,3 +272,46 @@ def test_nan_is_found_in_half_precision(tiny, tmp_path):
     tiny.graph.node[3].input[1] = "w2f"
     with pytest.raises(ModelError, match="a weight is NaN"):
         model_files.load(write(tiny, tmp_path / "b.onnx"))
+
+
+# -------------------------------------------------------------------------------------------------- weights apart
+
+REFERENCE = Path(__file__).parent.parent / "models" / "resnet.onnx"
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+def test_the_size_is_known_without_writing_it(tmp_path, kind):
+    weights = {"w": np.ones((64, 33), kind), "v": np.ones((33, 700), kind), "u": np.ones((700, 4), kind)}
+    nodes = [helper.make_node("MatMul", [x, w], [y]) for x, w, y in (("x", "w", "a"), ("a", "v", "b"), ("b", "u", "y"))]
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    infos = [helper.make_tensor_value_info(name, dtype, ["n", size]) for name, size in (("x", 64), ("y", 4))]
+    graph = helper.make_graph(
+        nodes, "g", infos[:1], infos[1:], [numpy_helper.from_array(v, n) for n, v in weights.items()]
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = model_files.load(write(proto, tmp_path / "model.onnx"))
+    assert len(model.stub()[1]) == 3
+    assert model.byte_size() == len(model.to_proto().SerializeToString())
+
+
+def test_a_session_shares_the_weights():
+    model = model_files.load(REFERENCE)
+    x = np.random.default_rng(0).standard_normal((2, 1, 28, 28)).astype(np.float32)
+    name = model.header.graph.input[0].name
+    assert model.byte_size() == len(model.to_proto().SerializeToString())
+    stub, _ = model.stub()
+    assert stub.ByteSize() < 0.2 * model.byte_size()
+    for optimise in (False, True):
+        shared = model.session(optimise=optimise).run(None, {name: x})[0]
+        whole = runtime.session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
+        np.testing.assert_array_equal(shared, whole)
+
+
+def test_the_full_check_of_a_model_sees_what_that_of_its_file_sees(tiny, tmp_path):
+    model = model_files.load(REFERENCE)
+    assert verify.full_check(model) is None
+    broken = model.copy()
+    node = next(node for node in broken.graph.nodes if node.op == "Conv")
+    node.attrs["kernel_shape"] = [1, 1, 1]
+    assert verify.full_check(broken) is not None
+    assert verify.full_check(broken.to_proto()) is not None

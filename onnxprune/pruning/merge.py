@@ -20,6 +20,8 @@ from onnxprune.types import BoolArray, FloatArray, Group, IntArray, Trace
 
 LEAST_LIKENESS = 0.1
 """Cosine below which two channels have nothing in common."""
+AT_ONCE = 2**24
+"""Pairs of channels that are compared at a time."""
 
 
 def merge(model: Model, trace: Trace, keep: BoolArray) -> Model:
@@ -72,13 +74,17 @@ def _vectors(model: Model, trace: Trace, group: Group, *, with_bias: bool) -> Fl
 def _nearest(vectors: FloatArray, group: Group, gone: IntArray, left: IntArray) -> tuple[IntArray, FloatArray]:
     """Return, for each channel that goes, the survivor with the greatest cosine, and the factor between the two."""
     a, b = (vectors[np.searchsorted(group.channels, some)] for some in (gone, left))
-    norms = np.maximum(np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None], 1e-30)
-    products = a @ b.T
-    cosine = products / norms
-    best = cosine.argmax(axis=1)
-    rows = np.arange(gone.size)
-    factor = products[rows, best] / np.maximum((b * b).sum(axis=1)[best], 1e-30)
-    return left[best], np.where(cosine[rows, best] >= LEAST_LIKENESS, factor, 0.0)
+    lengths = np.maximum(np.linalg.norm(b, axis=1), 1e-30)
+    best, factor = np.zeros(gone.size, dtype=np.int64), np.zeros(gone.size)
+    step = max(1, AT_ONCE // left.size)
+    for start in range(0, gone.size, step):
+        here = slice(start, start + step)
+        products = a[here] @ b.T
+        cosine = products / np.maximum(np.linalg.norm(a[here], axis=1)[:, None] * lengths, 1e-30)
+        best[here] = cosine.argmax(axis=1)
+        pick = np.arange(len(products)), best[here]
+        factor[here] = np.where(cosine[pick] >= LEAST_LIKENESS, products[pick] / lengths[best[here]] ** 2, 0.0)
+    return left[best], factor
 
 
 def _redirect(
