@@ -377,7 +377,7 @@ def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | 
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
     with staged(target) as temporary:
-        if proto.ByteSize() < PROTO_LIMIT:
+        if model.byte_size() < PROTO_LIMIT:
             temporary.write_bytes(proto.SerializeToString())
             return temporary.stat().st_size
         data = target.with_name(target.name + ".data")

@@ -132,11 +132,9 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         result["oracle"], result["loaded"] = proof.difference, proof.normalised
         result["batches"] = list(proof.batches)
         stage[0] = "structure"
-        before, after = model.to_proto(), pruned.to_proto()
-        strict = record.setdefault("original_full_check", verify.full_check(before)) is None
-        checks = verify.structure(after, before, strict=strict)
+        strict = record.setdefault("original_full_check", verify.full_check(model)) is None
+        checks = verify.structure(pruned, model, strict=strict)
         result["structure"] = [str(check) for check in checks if not check]
-        del before, after
         stage[0] = "save"
         target = folder / f"pruned-{share}.onnx"
         models.save(pruned, target, {"coverage": "1"})
