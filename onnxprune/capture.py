@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,10 @@ class Stream:
     """A model that has been run up to some point, on all batches.
 
     What the rest of the model still needs is kept, per batch, and nothing else; so each node runs once, whatever is asked for on
-    the way, and a layer that has not run yet may still be changed.
+    the way, and a layer that has not run yet may still be changed; one that has, after `rewind`.
+
+    Attributes:
+        lasting: names of tensors to keep, from when they are there.
     """
 
     def __init__(self, model: Model, batches: Iterable[runtime.Feeds], store: Store) -> None:
@@ -81,6 +84,7 @@ class Stream:
                 self.users.setdefault(name, []).append(n)
         self.results = {t.name for t in model.graph.outputs}
         self.kept: dict[str, list[Kept]] = {}
+        self.lasting: set[str] = set()
         self.n_batches = 0
         for feeds in batches:
             self.n_batches += 1
@@ -112,7 +116,7 @@ class Stream:
         if needed:
             self._run(sorted(needed), names)
         for name in list(self.kept):
-            if name not in names and not self._is_needed(name):
+            if name not in names and name not in self.lasting and not self._is_needed(name):
                 for value in self.kept.pop(name):
                     self.store.drop(value)
 
@@ -130,7 +134,10 @@ class Stream:
         wanted = [
             name
             for name in sorted(made)
-            if name in names or name in self.results or any(n not in after for n in self.users.get(name, ()))
+            if name in names
+            or name in self.lasting
+            or name in self.results
+            or any(n not in after for n in self.users.get(name, ()))
         ]
         taken = sorted({name for n in order for name in self.inputs[n] if name in self.kept})
         opened = self._open(self.model, order, taken, wanted)
@@ -152,6 +159,24 @@ class Stream:
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
         return runtime.session(proto, where=str(self.model.path), patient=True, weights=weights)
+
+    def may_rewind(self, nodes: Collection[int], changed: Collection[int]) -> bool:
+        """Tell whether all that has run and depends on the nodes `changed` is among `nodes`."""
+        made: set[str] = set()
+        for n in sorted(self.done):
+            if n in changed or not made.isdisjoint(self.inputs[n]):
+                if n not in nodes and self.nodes[n].op not in FREE:
+                    return False
+                made |= {t.name for t in self.nodes[n].outputs if t.name}
+        return True
+
+    def rewind(self, nodes: Iterable[int]) -> None:
+        """Forget that nodes have run, as some of them have changed."""
+        for n in nodes:
+            self.done.discard(n)
+            for tensor in self.nodes[n].outputs:
+                for value in self.kept.pop(tensor.name, []):
+                    self.store.drop(value)
 
     def finish(self, model: Model) -> list[Array]:
         """Run what is left with the nodes of another model of the same layout; return the outputs, joined over the batches."""

@@ -5,26 +5,29 @@ With X the rows that a layer sees in the pruned model so far and Y what it gave 
     min over D, c of |(W + D) X + b + c - Y|^2 + lambda |D|^2
 
 (DESIGN.md, "Repair"; the same idea as the reconstruction of He et al., 2017, "Channel Pruning for Accelerating Very Deep Neural
-Networks", eq. 2, made in sequence and on every coupled layer). Three refinements:
+Networks", eq. 2, made in sequence and on every coupled layer). Four refinements:
 
 - where a layer feeds an Add, the target is the sum, less what the other branch now gives, so that a residual branch also corrects the
   error of the stream;
 - what a Relu or a saturating activation cuts off does not count: where the original lies on the flat part, so may the repaired model,
   anywhere (Zhang et al., 2015, "Accelerating Very Deep Convolutional Networks", eq. 8). That is solved by turns: targets are
   moved onto the prediction where both are flat, then the fit is made again, with the same factorised matrix;
-- the penalty is chosen on rows that were held out, and a layer whose error on these does not fall keeps its weights.
+- the penalty is chosen on rows that were held out, and a layer whose error on these does not fall keeps its weights;
+- where nothing else sees what lies between, the layers up to a target are then fitted to it together, as survivors in between need not
+  be what they were (`onnxprune.channels.blocks`). That makes up for more than any fit of one layer can; the last of them is fitted again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
+from onnxprune.channels import blocks
 from onnxprune.channels.flat import UNBOUNDED, Flat, flat_of
 from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.model import Model
@@ -42,6 +45,16 @@ TURNS = 6
 """How often targets on flat parts of an activation are moved."""
 STRIDE = 1.5
 """How far each turn goes along the change that it finds; between 1 and 2 it converges, and faster."""
+DEPTH = 5
+"""Layers that are fitted together, at most; more take longer and gain less and less."""
+BLOCK_TURNS = 3
+"""How often each block of layers is fitted, at most; a layer is in as many blocks as layers are fitted together."""
+BLOCK_ROWS = 50_000
+"""Positions of its target on which a block is fitted, about: whole samples, so many as that takes."""
+LEAST_SAMPLES = 32
+"""Samples for a block, at least, or it is left."""
+WORK = 3e12
+"""Multiply-accumulates that the fits of all blocks together may take; what exceeds it makes blocks shorter, then turns fewer."""
 Weights = tuple[FloatArray, FloatArray]
 """A matrix (groups, outputs, features) and a bias (groups, outputs)."""
 
@@ -68,6 +81,7 @@ def repair(
     store: Store,
     memory: float,
     only_bias: bool = False,
+    depth: int = DEPTH,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Model, tuple[Repaired, ...]]:
@@ -82,6 +96,7 @@ def repair(
         store: for activations.
         memory: bytes that the sums of one layer may take.
         only_bias: whether weights stay and only biases are fitted (bias correction by the mean).
+        depth: how many layers are fitted together, at most; 1 leaves it at each by itself.
         seed: for the choice of positions, where there are more than needed.
         progress: called with the share that is done.
 
@@ -92,17 +107,41 @@ def repair(
     before, after = Stream(original, calibration, store), Stream(result, calibration, store)
     alive = np.append(keep, True)
     jobs = list(_jobs(after, trace, alive))
-    done: list[Repaired] = []
+    samples = len(calibration) * calibration.batch
+    plans = {} if only_bias else _blocks(after, jobs, trace, alive, depth, samples)
+    done: dict[int, Repaired] = {}
+    together: dict[int, Repaired] = {}
     for number, job in enumerate(jobs):
-        after.advance([name for name in (job.x, job.other) if name])
+        after.lasting = {name for later in jobs[number:] if later.node in plans for name in plans[later.node].taken}
+        seen = [name for name in (job.x, job.other) if name]
+        after.advance(seen)
         before.advance([job.target])
         with threads_for(job.layer.matrix(job.layer.values).shape[2]):
-            done.append(_fit(job, before, after, trace, alive, calibration, memory, only_bias, seed))
+            found = _fit(job, before, after, trace, alive, calibration, memory, only_bias, seed)
+            block = plans.get(job.node)
+            if block is not None and found.rows and after.may_rewind(block.nodes, block.layers):
+                survivors = _survivors(job, before.read(job.target, 0), trace, alive)
+                assert survivors is not None  # or there were no rows
+                errors = _fit_block(job, block, before, after, survivors, calibration, memory, len(plans), seed)
+                if errors is not None:
+                    after.rewind(block.nodes)
+                    after.advance(seen)
+                    again = _fit(job, before, after, trace, alive, calibration, memory, only_bias, seed)
+                    found = replace(again, before=found.before, after=min(again.after, found.before))
+                    for n, layer in block.layers.items():
+                        together.setdefault(n, _of_block(trace.labels[n], layer, found.rows, errors))
+        done[job.node] = found
         if progress:
             progress((number + 1) / len(jobs))
+    after.lasting = set()
     before.close()
     after.close()
-    return result, tuple(done)
+    own = {n: layer for n, layer in done.items() if layer.after < layer.before}
+    return result, tuple(layer for _, layer in sorted({**done, **together, **own}.items()))
+
+
+def _of_block(label: str, layer: Linear, rows: int, errors: tuple[float, float]) -> Repaired:
+    return Repaired(label, rows, layer.effective()[0].shape[2], *errors, np.inf)
 
 
 def _jobs(stream: Stream, trace: Trace, alive: BoolArray) -> Iterator[Job]:
@@ -235,6 +274,77 @@ def _fit(
     layer_weights = solver(every)(sums([*train, *held], None if job.flat == UNBOUNDED else weights, every))
     layer.write(layer_weights[0], layer_weights[1] if layer.has_bias else None)
     return Repaired(label, n_rows, features, at_first, at_last, fit.penalty)
+
+
+def _blocks(
+    stream: Stream, jobs: list[Job], trace: Trace, alive: BoolArray, depth: int, samples: int
+) -> dict[int, blocks.Block]:
+    """Return the layers that are fitted together with each one, of those that pruning has touched, as many as `WORK` allows."""
+    layers = linear_layers(stream.model.graph)
+    free = {f.node for f in trace.slices if not alive[f.channels].all()} | {job.node for job in jobs}
+
+    def block(job: Job, depth: int) -> blocks.Block | None:
+        return blocks.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
+
+    found = {job.node: whole for job in jobs if (whole := block(job, depth)) is not None}
+    for job in jobs:
+        if job.node not in found:
+            continue
+        shape = trace.shapes[job.target]
+        positions = int(np.prod(shape[1:])) // shape[job.layer.channel_axis]
+        for shorter in range(len(found[job.node].layers) - 1, 1, -1):
+            work = found[job.node].work * _samples_of(found[job.node], positions, samples)
+            if BLOCK_TURNS * work <= WORK / len(found):
+                break
+            found[job.node] = block(job, shorter) or found[job.node]
+    return found
+
+
+def _samples_of(block: blocks.Block, positions: int, there: int, memory: float = np.inf) -> int:
+    """Return how many samples a block is fitted on, of those that are there."""
+    return min(there, max(LEAST_SAMPLES, -(-BLOCK_ROWS // max(1, positions))), int(min(there, memory / block.bytes)))
+
+
+def _fit_block(
+    job: Job,
+    block: blocks.Block,
+    before: Stream,
+    after: Stream,
+    survivors: BoolArray,
+    calibration: Calibration,
+    memory: float,
+    n_blocks: int,
+    seed: int,
+) -> tuple[float, float] | None:
+    """Fit the layers up to the target of a job together, on whole samples.
+
+    Returns:
+        Its mean squared error on those held out, before and after; None where the layers keep their weights.
+    """
+    y = before.read(job.target, 0)
+    taken = [after.read(name, 0) for name in block.taken]
+    if any(value.ndim == 0 or len(value) != len(y) for value in taken):
+        return None
+    positions = job.layer.positions(y) // len(y)
+    there = sum(len(before.read(job.target, batch)) for batch in range(before.n_batches))
+    samples = _samples_of(block, positions, there, memory)
+    turns = int(min(BLOCK_TURNS, WORK / n_blocks / max(1.0, samples * block.work)))
+    if samples < min(there, LEAST_SAMPLES) or not turns:
+        return None
+    parts: tuple[list[blocks.Samples], list[blocks.Samples]] = ([], [])
+    for batch in range(before.n_batches):
+        y = before.read(job.target, batch)
+        share = samples * (batch + 1) // before.n_batches - samples * batch // before.n_batches
+        pick = np.arange(min(len(y), share))
+        for part, chosen in zip(parts, calibration.split(batch, pick.size), strict=True):
+            here = pick[chosen]
+            if here.size:
+                wanted = np.compress(survivors, y[here], axis=job.layer.channel_axis)
+                part.append(blocks.Samples({name: after.read(name, batch)[here] for name in block.taken}, wanted))
+    if not parts[0] or not parts[1]:
+        return None
+    first, last = blocks.fit(block, after, job.flat, blocks.joined(parts[0]), blocks.joined(parts[1]), turns, seed)
+    return (first / positions, last / positions) if last < first else None
 
 
 def _gather(

@@ -1,0 +1,140 @@
+"""Layers fitted together: what is linearised is the network, and the fit is better than that of each by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import Builder, load
+from test_repair import repaired, run
+
+from onnxprune import runtime
+from onnxprune.capture import Store, Stream
+from onnxprune.channels import blocks
+from onnxprune.channels.flat import UNBOUNDED
+from onnxprune.channels.linear import linear_layers
+from onnxprune.channels.trace import trace as trace_model
+from onnxprune.model import Model
+
+
+def line(b: Builder) -> str:
+    x = b.node("Tanh", [b.conv("x", 6, 3, stride=2)])
+    return b.conv(b.node("HardSwish", [b.conv(x, 6, 3, group=2, pad=0)]), 4, 3)
+
+
+def residual(b: Builder) -> str:
+    x = b.node("Sigmoid", [b.conv("x", 6, 3)])
+    y = b.conv(b.node("Tanh", [b.conv(x, 5, 3, dilation=2)]), 6, 3)
+    return b.node("Add", [y, b.conv(x, 6)])
+
+
+def gate(b: Builder) -> str:
+    return b.conv(b.squeeze_excite(b.node("Tanh", [b.depthwise(b.conv("x", 6))]), 4), 5)
+
+
+def head(b: Builder) -> str:
+    x = b.flatten(b.global_pool(b.node("Tanh", [b.conv("x", 6, 3)])))
+    return b.gemm(b.node("Tanh", [b.gemm(x, 7)]), 3)
+
+
+def channels_last(b: Builder) -> str:
+    x = b.reshape(b.node("Tanh", [b.conv("x", 6, 3)]), (0, 6, 64), (6, 64))
+    return b.node("MatMul", [b.node("Tanh", [b.node("MatMul", [x, b.normal(64, 8)], (6, 8))]), b.normal(8, 4)], (6, 4))
+
+
+def whole(model: Model, depth: int = 9) -> tuple[Any, blocks.Block | None, runtime.Feeds]:
+    """Return a model, run up to nothing, and the block of its last layer."""
+    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 3), 1)
+    stream = Stream(model, [feeds], Store(1e9))
+    layers = linear_layers(model.graph)
+    shapes = trace_model(model).shapes
+    target = model.graph.outputs[0].name
+    return stream, blocks.block_of(stream, max(layers), target, layers, set(layers), shapes, depth), feeds
+
+
+@pytest.mark.parametrize("build", [line, residual, gate, head, channels_last])
+def test_what_changes_move(build):
+    """The derivative is that of the network, and its transpose is its transpose."""
+    b = Builder((3, 8, 8))
+    model = load(b.build(build(b)))
+    stream, block, feeds = whole(model)
+    assert block is not None
+    assert len(block.layers) == len(linear_layers(model.graph))
+    (given,) = run(model, feeds)
+    samples = blocks.Samples({name: feeds[name] for name in block.taken}, given + 1)
+    linearised = blocks._Linearised(block, stream, UNBOUNDED, samples)
+    linearised._look()
+    rng = np.random.default_rng(0)
+    changes = {}
+    for n, layer in block.layers.items():
+        matrix, bias = (rng.standard_normal(part.shape) for part in layer.effective())
+        changes[n] = matrix, bias * layer.has_bias
+    moved = linearised._forward(changes)
+
+    back = rng.standard_normal(moved.shape).astype(np.float32)
+    there = float((moved * back).sum())
+    assert blocks._dot(changes, linearised._backward(back)) == pytest.approx(there, rel=1e-3, abs=1e-2)
+
+    start = {n: layer.effective() for n, layer in block.layers.items()}
+    size = 1e-3
+    both = []
+    for sign in (1, -1):
+        for n, change in changes.items():
+            matrix, bias = linearised.layers[n].unshifted(change)
+            weights = start[n][0] + sign * size * matrix, start[n][1] + sign * size * bias
+            block.layers[n].write(weights[0], weights[1] if block.layers[n].has_bias else None)
+        both.append(run(model, feeds)[0])
+    np.testing.assert_allclose((both[0] - both[1]) / (2 * size), moved, rtol=0.02, atol=0.02 * np.abs(moved).max())
+
+
+def test_what_something_else_sees_is_left():
+    """A layer whose output another branch takes, too, is not bent to the target of one."""
+    b = Builder((3, 8, 8))
+    stem = b.node("Relu", [b.conv("x", 6, 3)])
+    beside = b.conv(stem, 4, name="beside")
+    last = b.conv(b.node("Relu", [b.conv(stem, 6, 3)]), 4, 3)
+    model = load(b.build(last, beside))
+    _, block, _ = whole(model)
+    assert block is not None
+    assert sorted(block.layers) == [n for n, node in enumerate(model.graph.nodes) if node.op == "Conv"][-2:]
+
+
+def test_no_further_than_what_is_known():
+    b = Builder((3, 8, 8))
+    x = b.node("Softmax", [b.conv("x", 6, 3)], axis=1)
+    model = load(b.build(b.conv(b.node("Relu", [b.conv(x, 6, 3)]), 4, 3)))
+    _, block, _ = whole(model)
+    assert block is not None
+    assert len(block.layers) == 2
+    assert whole(model, depth=1)[1] is None
+
+
+def test_layers_fitted_together_do_better():
+    """What is between two layers need not be what it was: with a third of it gone, more of the output is kept."""
+    b = Builder((3, 8, 8))
+    x = b.node("Relu", [b.conv("x", 12, 3)])
+    y = b.conv(b.node("Relu", [b.conv(x, 12, 3)]), 12, 3)
+    model = load(b.build(b.conv(b.node("Relu", [b.node("Add", [y, x])]), 4)))
+    trace = trace_model(model)
+    keep = trace.pinned | (np.arange(trace.n_channels) % 3 > 0)
+    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 32), 99)
+    (wanted,) = run(model, feeds)
+    errors = []
+    for depth in (1, 2, 5):
+        case = repaired(model, trace, keep, n=256, depth=depth)
+        errors.append(float(((run(case.repaired, feeds)[0] - wanted) ** 2).mean()))
+        assert all(layer.after <= layer.before for layer in case.layers)
+    assert errors[1] < 0.9 * errors[0]
+    assert errors[2] < 0.9 * errors[0]
+
+
+def test_no_work_allowed(monkeypatch):
+    """Without the work that blocks take, each layer is fitted by itself."""
+    b = Builder((3, 8, 8))
+    model = load(b.build(b.conv(b.node("Relu", [b.conv("x", 8, 3)]), 4, 3)))
+    trace = trace_model(model)
+    keep = trace.pinned | (np.arange(trace.n_channels) % 3 > 0)
+    alone = repaired(model, trace, keep, depth=1)
+    monkeypatch.setattr("onnxprune.pruning.repair.WORK", 0.0)
+    assert repaired(model, trace, keep).layers == alone.layers
