@@ -16,9 +16,9 @@ what its outputs move. Turns are judged on samples held out, and end where these
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -30,6 +30,9 @@ from onnxprune.capture import Stream
 from onnxprune.channels.flat import Flat
 from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
 from onnxprune.types import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
@@ -278,8 +281,13 @@ class _Linearised:
     def _run(self, names: list[str]) -> list[Array]:
         taken = self.samples.taken
         kinds = {name: (value.dtype, value.ndim) for name, value in taken.items()}
-        proto = self.stream.model.part(self.block.nodes, kinds, names)
-        return runtime.run(runtime.session(proto, patient=True), dict(taken), names=names)
+        return runtime.run(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
+
+    def _session(
+        self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
+    ) -> ort.InferenceSession:
+        proto, weights = self.stream.model.part(nodes, inputs, outputs)
+        return runtime.session(proto, patient=True, weights=weights)
 
     def _missed(self, given: Array) -> tuple[Array, BoolArray]:
         """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""
@@ -307,7 +315,7 @@ class _Linearised:
     def _slope(self, n: int, name: str, x: Array) -> Array:
         step = x.dtype.type(max(SLOPE, float(np.finfo(x.dtype).eps) ** 0.5) * max(float(x.std()), TINY))
         out = self.stream.nodes[n].outputs[0].name
-        opened = runtime.session(self.stream.model.part([n], {name: (x.dtype, x.ndim)}, [out]), patient=True)
+        opened = self._session([n], {name: (x.dtype, x.ndim)}, [out])
         up, down = (runtime.run(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
