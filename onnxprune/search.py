@@ -182,6 +182,7 @@ def _calibrated_scores(
             store=workspace.store,
             memory=workspace.memory,
             seed=options.seed,
+            hold_out=options.scope == "sensitivity",
             progress=_told(on_stage, "capture"),
         )
     )
