@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,6 +66,11 @@ class Calibration:
         elements = max(1, sum(math.prod(shape) for shape in data.shapes().values()))
         batch = fixed or max(1, min(BATCH, len(data) // PARTS, ELEMENTS // elements))
         return cls(data, batch, kinds, seed)
+
+    @property
+    def plain(self) -> Calibration:
+        """The same samples without augmentation, to choose on: copies mend a layer with few rows, but what they lose misleads."""
+        return replace(self, kinds=())
 
     @property
     def _fixed(self) -> bool:

@@ -137,7 +137,7 @@ CALIBRATION = _together(
         default=AUTO,
         show_default=True,
         metavar="KINDS",
-        help="none, or some of flip,crop,scale,rotate,jitter,noise,erase; auto: where there are few samples for a layer.",
+        help="none, or some of flip,crop,scale,rotate,detail,jitter,noise,erase, for the repair; auto: where samples are few or enlarged.",
     ),
     click.option(
         "--memory", default="2GB", show_default=True, help="For statistics and activations, beside the models."

@@ -39,8 +39,8 @@ class Options:
         repair: `lstsq` fits every layer behind a cut to what it gave before, `bias` only its bias; `merge` needs no data: what reads a
             channel that goes reads the survivor most like it; `none` leaves all weights. `auto` is `lstsq` with data, else `merge`.
         samples: calibration samples that are used, at most.
-        augment: kinds of augmentation of them, or `auto`: some, where layers with more unknowns than rows hold most of
-            the parameters.
+        augment: kinds of augmentation of them, for the repair, or `auto`: some, where layers with more unknowns than rows hold
+            most of the parameters, or the samples are images that were enlarged.
         memory: bytes that statistics and activations may take; what exceeds it goes to temporary files.
         round_to: the survivors of a group are a multiple of this.
         min_channels: channels that every group keeps at least.

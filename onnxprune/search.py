@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxprune import sensitivity
 from onnxprune.analysis import Analysis, analyse, refuse_unprunable, removed, unless_it_does_not_run
+from onnxprune.augment import channel_axis, is_enlarged
 from onnxprune.calibration import AIM, ENOUGH, Calibration
 from onnxprune.capture import Store
 from onnxprune.channels.readers import readers_of
@@ -31,6 +32,8 @@ GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
 AUTOMATIC = ("crop", "scale", "rotate")
 """Augmentation, where it is left open and needed."""
+LOOKED_AT = 64
+"""Samples that are looked at to tell whether images were enlarged."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def _choose(
         assert workspace is not None
         macs = cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
         curves = sensitivity.curves(
-            model, trace, removals, workspace.calibration, macs, workspace.store, _told(on_stage, "measure")
+            model, trace, removals, workspace.calibration.plain, macs, workspace.store, _told(on_stage, "measure")
         )
         keep = budget.allocate_by_loss(trace, cost, curves, keep, rules, limits)
     else:
@@ -163,7 +166,7 @@ def _calibrated_scores(
             given = second_order.activation_scores(
                 model,
                 trace,
-                workspace.calibration,
+                workspace.calibration.plain,
                 kind,
                 store=workspace.store,
                 memory=workspace.memory,
@@ -176,12 +179,13 @@ def _calibrated_scores(
         second_order.removals(
             model,
             trace,
-            workspace.calibration,
+            workspace.calibration.plain,
             scores=given,
             fallback=fallback,
             store=workspace.store,
             memory=workspace.memory,
             seed=options.seed,
+            hold_out=options.scope == "sensitivity",
             progress=_told(on_stage, "capture"),
         )
     )
@@ -254,12 +258,16 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
         notes.append(f"{len(data)} samples are few to calibrate on: aim for {AIM}")
     kinds = options.augment
     if isinstance(kinds, str):
-        kinds = (
-            AUTOMATIC if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)) else ()
-        )
+        kinds, reasons = (), []
+        if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)):
+            kinds = AUTOMATIC
+            reasons.append("most parameters lie in layers with fewer rows than unknowns")
+        if data.name != GENERATED_NAME and _is_enlarged(data):
+            kinds = (*AUTOMATIC, "detail")
+            reasons.append("the images look enlarged, sharp ones would fare worse")
         if kinds:
             notes.append(
-                f"most parameters lie in layers with fewer rows than unknowns: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
+                f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
             )
     store = Store(options.memory / 2)
     try:
@@ -267,6 +275,12 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
         yield Workspace(calibration, store, options.memory / 2, tuple(notes))
     finally:
         store.close()
+
+
+def _is_enlarged(data: Data) -> bool:
+    """Tell whether an input holds images that were made larger: what sees fine detail would be taken for superfluous."""
+    feeds = data.rows(0, min(LOOKED_AT, len(data)))
+    return any(is_enlarged(x, channel_axis(x.shape)) for x in feeds.values() if x.ndim == 4)
 
 
 def _is_short(analysis: Analysis, samples: int) -> bool:
@@ -359,7 +373,7 @@ def study(
             analysis.model,
             analysis.trace,
             removals,
-            workspace.calibration,
+            workspace.calibration.plain,
             macs,
             workspace.store,
             _told(on_stage, "measure"),

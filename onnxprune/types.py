@@ -196,6 +196,10 @@ class Trace:
         return [pin for pin in self.pins if mask[pin.channels].any()]
 
 
+STRAIGHT = 1e-6
+"""Share of the loss of a whole group that each channel is thought to cost beside what its guide says: a guide may be flat."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """What the network loses as one group loses channels.
@@ -205,16 +209,21 @@ class Curve:
         order: channels that may go, first to go first.
         counts: numbers of channels gone at which the loss was measured, ascending, from 0.
         losses: divergence of the output there, never falling; see `onnxprune.verify.divergence`.
+        guide: what is thought to be lost with 0, 1, … channels gone, in whatever unit, never falling; None: the same with each.
     """
 
     group: str
     order: IntArray
     counts: IntArray
     losses: FloatArray
+    guide: FloatArray | None = None
 
     def at(self, gone: IntArray) -> FloatArray:
-        """Return the loss with so many channels gone, between measurements on a straight line."""
-        return np.interp(gone, self.counts, self.losses)
+        """Return the loss with so many channels gone; between measurements it rises as the guide does."""
+        if self.guide is None or not self.guide[-1] > 0:
+            return np.interp(gone, self.counts, self.losses)
+        way = self.guide / self.guide[-1] + STRAIGHT * np.arange(self.guide.size)
+        return np.asarray(np.interp(way[np.minimum(gone, way.size - 1)], way[self.counts], self.losses))
 
 
 @dataclass(frozen=True)

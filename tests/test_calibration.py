@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphs import Builder, load
+from scipy.ndimage import zoom
 
+from onnxprune.analysis import analyse
 from onnxprune.calibration import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
-from onnxprune.data import InputSpec, load_data
+from onnxprune.data import InputSpec, inputs_of, load_data
 from onnxprune.errors import DataError
+from onnxprune.options import Options
+from onnxprune.search import workspace_for
 
 Array = np.ndarray[Any, Any]
 
@@ -135,3 +140,26 @@ def test_held_batches_are_those_that_split_holds_out(n):
 def test_where_batches_are_few_all_count_as_held(n):
     found = calibration(n)
     assert all(found.is_held(number) for number in range(len(found)))
+
+
+def test_plain_leaves_out_the_copies():
+    found = calibration(20, kinds=("flip", "noise"))
+    plain = found.plain
+    assert len(plain) * (1 + COPIES) == len(found)
+    for batch, expected in zip(plain, calibration(20), strict=True):
+        np.testing.assert_array_equal(batch["x"], expected["x"])
+
+
+@pytest.mark.parametrize(("side", "kinds"), [(8, ("crop", "scale", "rotate", "detail")), (64, ())])
+def test_images_that_were_enlarged_get_detail_where_augmentation_is_left_open(side: int, kinds: tuple[str, ...]):
+    b = Builder((1, 64, 64))
+    b.conv(b.node("Relu", [b.conv("x", 4, 3)]), 3, 3)
+    model = load(b.build(b.nodes[-1].output[0]))
+    small = np.random.default_rng(0).standard_normal((8, 1, side, side)).astype(np.float32)
+    x = zoom(small, (1, 1, 64 // side, 64 // side), order=1)
+    data = load_data({"x": x}, inputs_of(model.header))
+    with workspace_for(data, analyse(model), Options()) as workspace:
+        assert workspace.calibration.kinds == kinds
+        assert any("enlarged" in note for note in workspace.notes) == bool(kinds)
+    with workspace_for(data, analyse(model), Options(augment=())) as workspace:
+        assert workspace.calibration.kinds == ()

@@ -255,6 +255,35 @@ def test_more_positions_than_needed_are_sampled():
     np.testing.assert_allclose(found[1].covariance, seen.covariance, atol=0.1 * seen.variance.max())
 
 
+def test_batches_that_are_held_out_are_not_seen():
+    b = Builder((3, 8, 8))
+    b.conv(b.node("Relu", [b.conv("x", 6, 3)]), 4, 3)
+    x = np.random.default_rng(0).standard_normal((48, 3, 8, 8)).astype(np.float32)
+    with studied(built(b), x) as study:
+        size = study.calibration.batch
+        held = [number for number in range(48 // size) if study.calibration.is_held(number)]
+    for number in held:
+        x[number * size : (number + 1) * size] *= 100
+    with studied(built(b), x) as study:
+        ((node, everything),) = study.statistics.items()
+        readers = {reader.node: reader for found in study.readers.values() for reader in found}
+        how = study.model, study.trace, study.calibration, readers, study.store, 1e9, 0
+        seen = dict(second_order.collect(*how, hold_out=True))[node]
+    assert held
+    assert seen.variance.max() < 20 < everything.variance.max()
+
+
+def test_of_few_batches_some_rows_of_each_are_not_seen():
+    b = Builder((3, 8, 8))
+    b.conv(b.node("Relu", [b.conv("x", 6, 3)]), 4, 3)
+    with studied(built(b), n=3) as study:
+        ((node, everything),) = study.statistics.items()
+        readers = {reader.node: reader for found in study.readers.values() for reader in found}
+        how = study.model, study.trace, study.calibration, readers, study.store, 1e9, 0
+        seen = dict(second_order.collect(*how, hold_out=True))[node]
+    assert 0 < np.abs(seen.covariance - everything.covariance).max() < everything.variance.max()
+
+
 def planted(edit: Callable[[Array, Array], None], tail: Callable[[Builder, str], str]) -> tuple[onnx.ModelProto, str]:
     """Return a model whose first layer, (8, 3, 3, 3) and (8,), is edited, and the name of its group."""
     b = Builder((3, 6, 6))

@@ -225,6 +225,14 @@ def test_a_curve_between_its_measurements():
     np.testing.assert_allclose(curve.at(np.array([0, 1, 2, 4, 6, 7])), [0, 0.5, 1, 1.5, 2, 2])
 
 
+def test_a_curve_rises_between_its_measurements_as_its_guide_does():
+    guide = np.array([0.0, 1.0, 3.0, 3.0, 7.0])
+    curve = Curve("g", np.arange(4), np.array([0, 2, 4]), np.array([0.0, 6.0, 8.0]), guide)
+    np.testing.assert_allclose(curve.at(np.arange(6)), [0, 2, 6, 6, 8, 8], atol=1e-4)
+    flat = Curve("g", np.arange(4), np.array([0, 2, 4]), np.array([0.0, 6.0, 8.0]), np.zeros(5))
+    np.testing.assert_allclose(flat.at(np.arange(5)), [0, 3, 6, 7, 8])
+
+
 def test_losses_of_candidates_are_those_on_samples_held_out():
     study = Study(proto_of(line))
     half = study.variant(study.removals[0], max(study.removals[0].weights))
