@@ -30,6 +30,8 @@ from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
 SCHEMA = "onnxprune.sensitivity/1"
 GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
+STORED, SUMS = 0.4, 0.3
+"""Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
 AUTOMATIC = ("crop", "scale", "rotate")
 """Augmentation, where it is left open and needed."""
 LOOKED_AT = 64
@@ -269,10 +271,10 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
             notes.append(
                 f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
             )
-    store = Store(options.memory / 2)
+    store = Store(options.memory * STORED)
     try:
         calibration = Calibration.of(data, options.samples, tuple(kinds), options.seed)
-        yield Workspace(calibration, store, options.memory / 2, tuple(notes))
+        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))
     finally:
         store.close()
 
