@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.types import IntArray, Role, Statistic
 
 FIXED = -1
-CUT = ": without one all others change; --norms cut, with repair, lets them go"
+CUT = " (free with --norms cut, which takes data and repair)"
 """End of the reason to stay of what a normalisation runs over."""
 Ids = IntArray
 Rule = Callable[["Site"], Sequence[Ids]]
