@@ -597,6 +597,7 @@ def test_interrupt_in_the_middle_of_a_run(tiny_path, out):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background has it ignored
     )
     wait_for_onnxruntime(process)
     process.send_signal(signal.SIGINT)
