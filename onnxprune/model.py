@@ -90,6 +90,11 @@ class Model:
     batchnorms: dict[str, BatchNorm] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return next(int(e.version) for e in self.header.opset_import if e.domain in ("", "ai.onnx"))
+
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the original's metadata, inputs and outputs."""
         return _export(self, frozenset())
@@ -110,15 +115,12 @@ class Model:
     def byte_size(self) -> int:
         """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
         proto, weights = self.stub()
-        for tensor in [t for t in proto.graph.initializer if t.name in weights]:
-            proto.graph.initializer.remove(tensor)
-        whole, graph = proto.ByteSize(), proto.graph.ByteSize()
-        tensors = 0
-        for name, values in weights.items():
-            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-            head = onnx.TensorProto(name=name, data_type=kind, dims=values.shape).ByteSize()
-            tensors += _field(head + _field(values.nbytes))
-        return int(whole - _field(graph) + _field(graph + tensors))
+        stub = graph = proto.graph.ByteSize()
+        for tensor in proto.graph.initializer:
+            if tensor.name in weights:
+                head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).ByteSize()
+                graph += _field(head + _field(weights[tensor.name].nbytes)) - _field(tensor.ByteSize())
+        return int(proto.ByteSize() - _field(stub) + _field(graph))
 
     def part(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
@@ -228,7 +230,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 def _load(file: Path) -> Model:
     model = _imported(file)
-    graph, header = model.graph, model.header
+    graph = model.graph
     _refuse_unloadable(model)
     fold_constants(graph, str(file))
     model = replace(model, params=count_params(graph))
@@ -236,11 +238,9 @@ def _load(file: Path) -> Model:
     while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
         fold_constants(graph, str(file))
     if any(needs_arguments(node) for node in graph.nodes):
-        opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
-        explicit_arguments(graph, _static_shapes(model), opset)
+        explicit_arguments(graph, _static_shapes(model), model.opset)
     if means_of_norms(graph):
-        opset = next(entry.version for entry in header.opset_import if entry.domain in ("", "ai.onnx"))
-        sum_norms(graph, runtime.infer_shapes(weightless(model), {}), opset)
+        sum_norms(graph, runtime.infer_shapes(weightless(model), {}), model.opset)
     unshare_targets(graph)
     separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
     graph, batchnorms = fold_batchnorms(graph)

@@ -224,7 +224,7 @@ class Product(Linear):
     @property
     def holds_bias(self) -> bool:
         """Tell whether a bias is there, in the node or in the Add behind it."""
-        return (self.bias is not None and _is_there(self.node, self.bias)) or self.adds is not None
+        return super().holds_bias or self.adds is not None
 
     @property
     def channel_axis(self) -> int:

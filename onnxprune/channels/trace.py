@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,7 @@ def trace(
     ops = tuple(node.op for node in model.graph.nodes)
     known = _shapes(model, input_shapes)
     facts = Facts()
-    walk = _Walk(model.graph, model.header.opset_import, facts, known)
+    walk = _Walk(model.graph, model.opset, facts, known)
     walk.whole_groups, walk.head_width = grouped == "whole", heads == "width"
     walk.cut_norms = norms == "cut"
     walk.run()
@@ -189,7 +189,7 @@ def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:
 class _Walk:
     """One pass over the nodes, in graph order, that applies a rule to each."""
 
-    def __init__(self, graph: gs.Graph, opsets: Iterable[Any], facts: Facts, known: _Shapes) -> None:
+    def __init__(self, graph: gs.Graph, opset: int, facts: Facts, known: _Shapes) -> None:
         self.graph, self.facts = graph, facts
         self.shapes, self.values = known.tensors, known.integers
         self.ids: dict[str, IntArray] = {}
@@ -199,7 +199,7 @@ class _Walk:
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
         captured = {name for node in graph.nodes for name in captured_names(node)}
         self.stored = quantised.stored_weights(graph, captured)  # nodes that only dequantise a weight, by their output
-        self.opset = next(entry.version for entry in opsets if entry.domain in ("", "ai.onnx"))
+        self.opset = opset
 
     def run(self) -> None:
         for tensor in self.graph.inputs:

@@ -117,9 +117,8 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
         nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
     touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
     types = runtime.infer_shapes(weightless(model), trace.input_shapes).types if touched else {}
-    opset = max(entry.version for entry in model.header.opset_import if entry.domain in ("", "ai.onnx"))
     for summed in touched:  # new nodes go to the end, so that node numbers stay right
-        _leave_out(result.graph, trace, summed, alive[summed.channels], types, opset)
+        _leave_out(result.graph, trace, summed, alive[summed.channels], types, model.opset)
     if touched:
         result.graph.toposort()
     return result
