@@ -14,13 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.printer
-from hypothesis import note
+from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import model as models
 from onnxprune.model import Model
 from onnxprune.types import BoolArray, Trace
+
+DRAWN = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+"""For properties of drawn models: the same ones each time, however long they take."""
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Builder, cnn_models, load
-from hypothesis import HealthCheck, settings
+from graphs import DRAWN, Builder, cnn_models, load
 from hypothesis import given as drawn
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune import runtime
@@ -20,12 +20,7 @@ from onnxprune.capture import FREE, Store, Stream
 from onnxprune.model import Model
 
 Array = np.ndarray[Any, Any]
-SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
+SETTINGS = settings(DRAWN, max_examples=25)
 
 
 def feeds_of(model: Model, batches: int = 2, size: int = 2, seed: int = 0) -> list[runtime.Feeds]:

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import Picker, load
-from hypothesis import HealthCheck, Phase, given, settings
+from graphs import DRAWN, Picker, load
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,12 +24,10 @@ from onnxprune.errors import ModelError
 from onnxprune.model import Model
 
 SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
+    DRAWN,
     print_blob=True,
     max_examples=150,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 SEEDS = st.integers(0, 2**16)
 Array = np.ndarray[Any, Any]

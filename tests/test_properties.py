@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import NORMS, Builder, cnn_models, load, random_plan
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from graphs import DRAWN, NORMS, Builder, cnn_models, load, random_plan
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
@@ -23,12 +23,10 @@ from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.types import BoolArray, IntArray, Trace
 
 SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
+    DRAWN,
     print_blob=True,
     max_examples=150,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 SEEDS = st.integers(0, 2**16)
 RATIOS = st.sampled_from((0.5, 0.2, 0.8))

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import Builder, cnn_models, load, random_plan
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from graphs import DRAWN, Builder, cnn_models, load, random_plan
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,11 +30,9 @@ from onnxprune.types import BoolArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
 SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
+    DRAWN,
     max_examples=25,
     phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 EXACT = 5e-4
 """Largest difference of an output, as a share of its range; what is left is the penalty on changing a weight."""

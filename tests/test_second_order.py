@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Builder, cnn_models, load
-from hypothesis import HealthCheck, given, settings
+from graphs import DRAWN, Builder, cnn_models, load
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
@@ -26,12 +26,7 @@ from onnxprune.pruning.second_order import SHARES, Reader, Removal, Statistics
 from onnxprune.types import Group, Trace
 
 Array = np.ndarray[Any, Any]
-SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
+SETTINGS = settings(DRAWN, max_examples=25)
 N = 24
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Builder, cnn_models, load
-from hypothesis import HealthCheck, given, settings
+from graphs import DRAWN, Builder, cnn_models, load
+from hypothesis import given, settings
 from onnx import numpy_helper
 
 from onnxprune import runtime, sensitivity, verify
@@ -27,12 +27,7 @@ from onnxprune.pruning.second_order import Removal
 from onnxprune.types import Curve, Trace
 
 Array = np.ndarray[Any, Any]
-SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=20,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
+SETTINGS = settings(DRAWN, max_examples=20)
 
 
 class Study:
