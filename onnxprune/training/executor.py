@@ -1,0 +1,223 @@
+"""Run an ONNX graph in torch: differentiable, and with weights that are written back under the names they came from.
+
+Nothing is converted: the graph stays what it is, and each of its nodes is bound once to a function of torch (`operators`). A table of
+our own, because onnx2torch, the library that would serve, refuses the opsets that torch's present exporter writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+from torch import Tensor
+
+from onnxprune.errors import ModelError
+from onnxprune.model import Model, is_float
+from onnxprune.training import operators
+from onnxprune.training.operators import Node, Run
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One bound node: slots of what it takes (-1: nothing) and gives, and those that nobody needs afterwards."""
+
+    label: str
+    op: str
+    run: Run
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    done: tuple[int, ...]
+
+
+class Executor:
+    """A model's graph in torch.
+
+    Half precision is computed in single precision, with weights that are rounded when they are written back.
+
+    Attributes:
+        model: what is run.
+        weights: the tensors that can be trained, by name of their initializer: leaves that require gradients; weights, biases, and
+            the scales of normalisations. Everything else, such as running statistics or the bounds of a Clip, is a constant.
+        device: where it runs.
+        training: whether BatchNormalization that was not folded takes the statistics of the batch, and keeps running ones.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str | torch.device = "cpu",
+        channels_last: bool = True,
+        trained: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Bind every node.
+
+        Args:
+            model: as loaded, or as pruned.
+            device: of torch: cpu, cuda, mps.
+            channels_last: whether 4-D activations are laid out with their channels innermost, which convolutions prefer.
+            trained: says by name which of the weights are to be trained; all of them when None.
+
+        Raises:
+            ModelError: an operator without a function, named with its node.
+        """
+        self.model = model
+        self.device = torch.device(device)
+        self.channels_last = channels_last
+        self.training = False
+        self.weights: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        """Running statistics that a BatchNormalization changes while training, by name of their initializer."""
+        graph = model.graph
+        self._slots: dict[str, int] = {}
+        self._values: dict[int, Tensor] = {}
+        for value in graph.inputs:
+            self._slot(value.name)
+        wanted = _trainable(graph)
+        for node in graph.nodes:
+            for i, tensor in enumerate(node.inputs):
+                if isinstance(tensor, gs.Constant) and tensor.name not in self._slots:
+                    self._hold(tensor, tensor.name in wanted and (trained is None or trained(tensor.name)))
+                if isinstance(tensor, gs.Constant) and i in operators.UPDATED.get(node.op, ()):
+                    self.buffers[tensor.name] = self._values[self._slot(tensor.name)]
+        for value in graph.outputs:
+            if isinstance(value, gs.Constant) and value.name not in self._slots:
+                self._hold(value, False)
+        self._steps = self._bound()
+
+    def __call__(
+        self,
+        feeds: Mapping[str, Tensor],
+        wanted: Sequence[str] = (),
+        masks: Mapping[tuple[int, int], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the graph.
+
+        Args:
+            feeds: a tensor per input of the model.
+            wanted: names of activations to return beside the outputs.
+            masks: what to multiply an input with on its way into a node, by number of the node and of its input.
+
+        Returns:
+            Outputs, and what was wanted, by name.
+
+        Raises:
+            ModelError: a node that fails, named, with the shapes that it got.
+        """
+        asked = (*(value.name for value in self.model.graph.outputs), *wanted)
+        kept = {self._slots[name] for name in asked}
+        values = dict(self._values)
+        for name, value in feeds.items():
+            values[self._slots[name]] = self._laid_out(value.to(self.device))
+        masked: dict[int, list[tuple[int, Tensor]]] = {}
+        for (n, i), mask in (masks or {}).items():
+            masked.setdefault(n, []).append((i, mask))
+        for n, step in enumerate(self._steps):
+            inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
+            for i, mask in masked.get(n, ()):
+                inputs[i] = inputs[i] * mask
+            try:
+                results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs)))
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                    raise
+                shapes = ", ".join("-" if x is None else str(list(x.shape)) for x in inputs)
+                raise ModelError(
+                    f"{step.op} cannot be run in torch",
+                    where=step.label,
+                    why=f"{str(error).splitlines()[0]} (inputs {shapes})",
+                    hint="onnxruntime runs it: everything but training works on this model",
+                ) from error
+            if isinstance(results, Tensor):
+                values[step.outputs[0]] = results
+            else:
+                values.update((slot, value) for slot, value in zip(step.outputs, results, strict=False) if slot >= 0)
+            for slot in step.done:
+                if slot not in kept:
+                    del values[slot]
+        return {name: values[self._slots[name]] for name in asked}
+
+    def written(self, weights: Mapping[str, Tensor] | None = None) -> Model:
+        """Return the model with the weights as they are now, or with those given; constants stay as they are, to the bit."""
+        model = self.model.copy()
+        tensors = model.graph.tensors()
+        found = {**self.buffers, **(self.weights if weights is None else weights)}
+        for name, value in found.items():
+            constant = tensors[name]
+            array = value.detach().to("cpu").contiguous().numpy()
+            if not np.array_equal(array, _single(constant.values)):
+                constant.values = _as_type(array, constant)
+        return model
+
+    def _slot(self, name: str) -> int:
+        return self._slots.setdefault(name, len(self._slots)) if name else -1
+
+    def _hold(self, constant: gs.Constant, trained: bool) -> None:
+        value = torch.from_numpy(np.array(_single(constant.values)))  # a copy: training must not write into the model
+        if self.channels_last and value.ndim == 4 and trained:
+            value = value.contiguous(memory_format=torch.channels_last)
+        if value.is_floating_point():
+            value = value.to(self.device)
+        if trained:
+            value.requires_grad_()
+            self.weights[constant.name] = value
+        self._values[self._slot(constant.name)] = value
+
+    def _bound(self) -> list[_Step]:
+        graph = self.model.graph
+        last: dict[int, int] = {}
+        drafts = []
+        for n, node in enumerate(graph.nodes):
+            label = node.name or (node.outputs[0].name if node.outputs else node.op)
+            run = operators.bind(Node(node, self.model.opset, label, self))
+            inputs = tuple(self._slot(tensor.name) for tensor in node.inputs)
+            outputs = tuple(self._slot(tensor.name) for tensor in node.outputs)
+            last.update((slot, n) for slot in (*inputs, *outputs) if slot >= 0 and slot not in self._values)
+            drafts.append((label, node.op, run, inputs, outputs))
+        done: dict[int, list[int]] = {}
+        results = {self._slots[value.name] for value in graph.outputs}
+        for slot, n in last.items():
+            if slot not in results:
+                done.setdefault(n, []).append(slot)
+        return [_Step(*draft, tuple(done.get(n, ()))) for n, draft in enumerate(drafts)]
+
+    def _laid_out(self, value: Tensor) -> Tensor:
+        if value.dtype in HALF:
+            value = value.float()
+        return value.contiguous(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
+
+    def _together(self, inputs: Iterable[Tensor | None]) -> list[Tensor | None]:
+        """Bring what a node takes to one device: shapes are computed on the host."""
+        found = list(inputs)
+        if not any(x is not None and x.device == self.device for x in found):
+            return found
+        return [x if x is None else x.to(self.device) for x in found]
+
+
+def _trainable(graph: gs.Graph) -> set[str]:
+    """Return the names of float constants that every one of their readers takes as a weight."""
+    found: set[str] = set()
+    other: set[str] = set()
+    for node in graph.nodes:
+        for i, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                weight = is_float(tensor) and operators.is_trained(node, i)
+                (found if weight else other).add(tensor.name)
+    return found - other
+
+
+def _single(array: Any) -> np.ndarray[Any, Any]:
+    """Return an array that torch knows: half precision is widened."""
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype == np.float16 or str(array.dtype) == "bfloat16" else array
+
+
+def _as_type(array: np.ndarray[Any, Any], constant: gs.Constant) -> np.ndarray[Any, Any]:
+    """Return an array in the type that a constant had."""
+    return array.astype(np.asarray(constant.values).dtype)
