@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from onnxprune import files, runtime, verify
+from onnxprune import fidelity, files, runtime, verify
 from onnxprune.data import Data
 from onnxprune.errors import OptionError
 
@@ -80,7 +80,7 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     """Run two sessions on the same data (or, without any, on seeded random inputs) and time them in turn."""
-    found: list[verify.Outputs] = []
+    found: list[fidelity.Outputs] = []
     accuracy: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
     if data is not None:
         for opened, name in ((original, "the original"), (candidate, "the candidate")):
@@ -91,7 +91,7 @@ def compare(
             found.append(verify.predict(opened, data, measure.eval_batch, name, progress))
         if data.labels is not None:
             accuracy = [
-                (a["top1"], a.get("top5")) for a in (verify.accuracy(outputs, data.labels) for outputs in found)
+                (a["top1"], a.get("top5")) for a in (fidelity.accuracy(outputs, data.labels) for outputs in found)
             ]
         name, samples = data.name, len(found[0][0])
         batch = data.inputs[0].shape[0] or measure.batch  # a model of a fixed batch runs on no other
@@ -118,8 +118,8 @@ def compare(
         )
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
-        fidelity = verify.fidelity(*found)
-    return Comparison(accuracy[0], accuracy[1], fidelity, latency, name, samples, finite)
+        likeness = fidelity.fidelity(*found)
+    return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite)
 
 
 def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int = 0) -> runtime.Latency:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import runtime, verify
+from onnxprune import fidelity, runtime
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.channels.linear import linear_of
@@ -71,7 +71,7 @@ def curves(
                 assert layer is not None
                 layer.write(store.get(matrix), store.get(bias) if layer.has_bias else None)
             outputs = stream.finish(variant) if aligned else _whole(variant, _held(calibration, samples))
-            losses.append(verify.divergence(reference, outputs))
+            losses.append(fidelity.divergence(reference, outputs))
             done += 1
             if progress:
                 progress(done / points)
@@ -88,7 +88,7 @@ def losses(model: Model, candidates: Sequence[Model], calibration: Calibration) 
     """Return the divergence of each candidate from a model, on samples that were held out."""
     batches = _held(calibration, MOST_SAMPLES)
     reference = _whole(model, batches)
-    return [verify.divergence(reference, _whole(candidate, batches)) for candidate in candidates]
+    return [fidelity.divergence(reference, _whole(candidate, batches)) for candidate in candidates]
 
 
 def _held(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
@@ -116,6 +116,6 @@ def _same(variant: Model, model: Model, node: int, aligned: bool) -> Any:
     return next(found for found in variant.graph.nodes if found.outputs and found.outputs[0].name == output)
 
 
-def _whole(model: Model, batches: list[runtime.Feeds]) -> verify.Outputs:
+def _whole(model: Model, batches: list[runtime.Feeds]) -> fidelity.Outputs:
     opened = model.session()
     return runtime.joined([runtime.run(opened, feeds) for feeds in batches])

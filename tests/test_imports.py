@@ -16,7 +16,7 @@ import onnxprune
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
     ("errors", "types", "options", "output"),
-    ("files", "quantised", "normalise", "model", "augment", "data", "generate", "runtime"),
+    ("files", "quantised", "normalise", "model", "augment", "data", "fidelity", "generate", "runtime"),
     ("capture", "calibration", "moments"),
     ("channels",),
     ("pruning",),

@@ -14,7 +14,7 @@ from graphs import DRAWN, Builder, cnn_models, load
 from hypothesis import given, settings
 from onnx import numpy_helper
 
-from onnxprune import runtime, sensitivity, verify
+from onnxprune import fidelity, runtime, sensitivity
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.channels.cost import CostModel
@@ -82,7 +82,7 @@ def checked(study: Study) -> None:
         assert (np.diff(curve.losses) >= 0).all()
         np.testing.assert_array_equal(curve.order, removal.order)
         measured = [
-            verify.divergence(reference, outputs(study.variant(removal, gone), study.held()))
+            fidelity.divergence(reference, outputs(study.variant(removal, gone), study.held()))
             for gone in removal.weights
         ]
         wanted = np.maximum.accumulate(np.array([0.0, *measured]))
@@ -234,7 +234,7 @@ def test_losses_of_candidates_are_those_on_samples_held_out():
     found = sensitivity.losses(study.model, (study.model, half), study.calibration)
     assert found[0] == 0
     reference = outputs(study.model, study.held())
-    assert found[1] == pytest.approx(verify.divergence(reference, outputs(half, study.held())), rel=1e-3)
+    assert found[1] == pytest.approx(fidelity.divergence(reference, outputs(half, study.held())), rel=1e-3)
 
 
 def test_command_line(models: Path, run):

@@ -466,7 +466,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     import torch_pruning as tp
     import zoo
 
-    from onnxprune import analysis, verify
+    from onnxprune import analysis, fidelity
     from onnxprune import model as models
 
     job = task(entry.model, cache)
@@ -526,7 +526,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
         costs.append(found.cost.totals(np.ones(found.trace.n_channels, dtype=bool)))
     a, b = (_outputs(onnx.load(file), test, 50) for file in (job.path, path))
     extra = job.judge(str(job.path), onnx.load(path)) if job.judge else {}
-    accuracy = [None if test.labels is None else verify.accuracy(o, test.labels)["top1"] for o in (a, b)]
+    accuracy = [None if test.labels is None else fidelity.accuracy(o, test.labels)["top1"] for o in (a, b)]
     clock("end", None)
     return {
         "flops_removed": 1 - costs[1][0] / costs[0][0],
@@ -534,7 +534,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
         "bytes": job.path.stat().st_size,
         "before": accuracy[0],
         "after": accuracy[1],
-        "fidelity": {**verify.fidelity(a, b), **extra},
+        "fidelity": {**fidelity.fidelity(a, b), **extra},
         "samples": len(test),
         "seconds": {stage: round(value, 2) for stage, value in clock.seconds.items()},
         "wall": round(wall, 1),

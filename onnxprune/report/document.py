@@ -51,7 +51,7 @@ class Report:
         output: where the result was written; None when it was not.
         settings: options of the run.
         before, after: the figures.
-        fidelity: candidate against original on the same inputs; see `onnxprune.verify.fidelity`.
+        fidelity: candidate against original on the same inputs; see `onnxprune.fidelity.fidelity`.
         data: what fidelity and accuracy were measured on.
         samples: how many.
         latency: how latency was measured, with the speed-up; None when it was not.
