@@ -7,6 +7,7 @@ OnnxPruneError
 ├── TargetError   the target cannot be reached; carries the nearest reachable figure
 ├── PlanError     a plan.json does not belong to this model, or is damaged
 ├── OutputError   the result cannot be written where it was asked for
+├── TrainingError fine-tuning cannot go on
 └── ProofError    the pruned model differs from the masked one: nothing is written
 """
 
@@ -58,6 +59,10 @@ class PlanError(OnnxPruneError):
 
 class OutputError(OnnxPruneError):
     """The result cannot be written."""
+
+
+class TrainingError(OnnxPruneError):
+    """Fine-tuning cannot go on."""
 
 
 class ProofError(OnnxPruneError):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from typing import Any
 
 from onnxprune.errors import OptionError
 
@@ -20,6 +24,15 @@ SCHEDULES = ("block", "progressive")
 GROUPED = ("positions", "whole")
 HEADS = ("whole", "width")
 NORMS = (AUTO, "keep", "cut")
+OPTIMIZERS = ("adamw", "sgd")
+RATES = {"adamw": 2e-3, "sgd": 2e-2}
+"""Highest learning rate, by optimizer."""
+LABELS = 0.5
+"""Share of the loss that is cross-entropy, where there are labels."""
+RATE_SCHEDULES = ("onecycle", "cosine", "constant")
+BATCHNORMS = ("eval", "train")
+PRECISIONS = ("float32", "bfloat16")
+UNITS = ("steps", "epochs", "min")
 QUANTITIES = ("flops", "params")
 LEAST_MEMORY = 64e6
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -157,6 +170,157 @@ class Options:
     def has_target(self) -> bool:
         """Tell whether anything says how much to remove."""
         return bool(self.reduce or self.limit or self.threshold is not None)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What must hold for weights after each step of training: a range of their elements, or a norm of each of their filters.
+
+    Attributes:
+        pattern: glob on names of initializers.
+        low, high: range of the elements.
+        norm: Euclidean norm of a filter, at most; None where the range is meant.
+    """
+
+    pattern: str
+    low: float = -math.inf
+    high: float = math.inf
+    norm: float | None = None
+
+    @property
+    def option(self) -> str:
+        """The option that says so."""
+        return "clamp" if self.norm is None else "max-norm"
+
+    @property
+    def text(self) -> str:
+        """The bound, as it was written."""
+        return f"{self.low:g},{self.high:g}" if self.norm is None else f"{self.norm:g}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to fine-tune.
+
+    Attributes:
+        amount, unit: how long: a number of `steps`, `epochs` or minutes (`min`).
+        batch: samples per gradient.
+        accumulate: gradients that are summed before a step; it is then that of a batch as many times as large.
+        optimizer: `adamw` or `sgd` (Nesterov momentum 0.9).
+        rate: highest learning rate; None: `RATES`.
+        schedule: `onecycle` (up, then down to nothing), `cosine` (down), `constant`.
+        decay: weight decay, of weights with two axes or more.
+        clip: norm of the whole gradient, at most; 0: any.
+        ema: share of the running mean of weights that stays at each step; the mean is what is written. 0: the weights themselves.
+        temperature: of the distillation.
+        features: weight of the squared error of activations at group boundaries, beside the distance of the outputs.
+        labels: share of the loss that is cross-entropy to labels; None: `LABELS` where there are labels, else 0.
+        smoothing: of the labels.
+        augment: kinds of augmentation, or `auto`.
+        hold_out: share of the samples that are not trained on: the best weights are chosen by them.
+        patience: validations without a better one after which training stops; 0: it does not.
+        freeze_below: elements whose accumulated gradient is below sit a step out; None: all move.
+        gate_below: channels all of whose parameters have gradients below are gated to zero; None: none is.
+        bounds: what must hold for weights after each step.
+        batchnorm: `eval` keeps the statistics of BatchNormalization that could not be folded, `train` takes those of the batch.
+        device: of torch.
+        precision: `float32`, or `bfloat16` for mixed precision.
+    """
+
+    amount: float = 2.0
+    unit: str = "epochs"
+    batch: int = 64
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    rate: float | None = None
+    schedule: str = "onecycle"
+    decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.0
+    temperature: float = 2.0
+    features: float = 0.0
+    labels: float | None = None
+    smoothing: float = 0.0
+    augment: tuple[str, ...] | str = AUTO
+    hold_out: float = 0.1
+    patience: int = 0
+    freeze_below: float | None = None
+    gate_below: float | None = None
+    bounds: tuple[Bound, ...] = ()
+    batchnorm: str = "eval"
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("lr-schedule", self.schedule, RATE_SCHEDULES),
+            ("batchnorm", self.batchnorm, BATCHNORMS),
+            ("precision", self.precision, PRECISIONS),
+            ("unit", self.unit, UNITS),
+        ):
+            if value not in known:
+                raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
+        inf = math.inf
+        for name, number, least, most in (
+            ("train-batch", self.batch, 1, inf),
+            ("accumulate", self.accumulate, 1, inf),
+            ("lr", self.rate, 0, inf),
+            ("weight-decay", self.decay, 0, inf),
+            ("clip-norm", self.clip, 0, inf),
+            ("ema", self.ema, 0, 1),
+            ("temperature", self.temperature, 1e-3, inf),
+            ("features", self.features, 0, inf),
+            ("label-weight", self.labels, 0, 1),
+            ("smoothing", self.smoothing, 0, 1),
+            ("hold-out", self.hold_out, 0, 0.9),
+            ("patience", self.patience, 0, inf),
+            ("freeze-below", self.freeze_below, 0, inf),
+            ("gate-below", self.gate_below, 0, inf),
+        ):
+            if number is not None and not (least <= number <= most and math.isfinite(number)):
+                text = f"{least:g} or more" if most == inf else f"{least:g} to {most:g}"
+                raise OptionError(f"--{name} {number:g} is out of range", hint=f"give {text}")
+        if not 0 < self.amount < inf:
+            raise OptionError(f"{self.amount:g} {self.unit} of training make no sense", hint="give more than 0")
+
+
+def parse_budget(text: str) -> dict[str, Any]:
+    """Read how long to train: 300steps, 2epochs, 3min.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|min(?:utes?)?|h(?:ours?)?)\s*", text.lower())
+    if found is None:
+        raise OptionError(f"{text!r} does not say how long to train", hint="for instance 300steps, 2epochs or 3min")
+    amount, unit = float(found[1]), found[2]
+    if unit.startswith("h"):
+        return {"amount": 60 * amount, "unit": "min"}
+    return {"amount": amount, "unit": "min" if unit.startswith("min") else unit.removesuffix("s") + "s"}
+
+
+def parse_bounds(clamps: Iterable[str], norms: Iterable[str]) -> tuple[Bound, ...]:
+    """Read constraints: `lo,hi` or `GLOB=lo,hi`, and `R` or `GLOB=R`.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    bounds = []
+    for option, text in (*(("clamp", text) for text in clamps), *(("max-norm", text) for text in norms)):
+        pattern, equals, amount = text.rpartition("=")
+        numbers = []
+        with contextlib.suppress(ValueError):
+            numbers = [float(part) for part in amount.split(",")]
+        pattern = pattern if equals else "*"
+        if option == "clamp" and len(numbers) == 2 and numbers[0] <= numbers[1]:
+            bounds.append(Bound(pattern, numbers[0], numbers[1]))
+        elif option == "max-norm" and len(numbers) == 1 and 0 < numbers[0] < math.inf:
+            bounds.append(Bound(pattern, norm=numbers[0]))
+        else:
+            example = "-1,1 or 'conv*.weight=-1,1'" if option == "clamp" else "3 or 'conv*.weight=3'"
+            raise OptionError(f"--{option} {text!r} is not a bound", hint=f"for instance --{option} {example}")
+    return tuple(bounds)
 
 
 def _check_quantity(option: str, quantity: str) -> None:

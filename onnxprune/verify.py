@@ -14,7 +14,7 @@ import onnx
 from onnxprune import runtime
 from onnxprune.data import Data
 from onnxprune.errors import DataError, ModelError, ProofError
-from onnxprune.fidelity import Outputs
+from onnxprune.fidelity import Outputs, relative_difference
 from onnxprune.model import STORED_IN, Model, tensors_of
 from onnxprune.quantised import is_quantiser, unrounded
 from onnxprune.types import Check
@@ -188,42 +188,6 @@ def _jittered(value: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
         return value
     noise = np.random.default_rng(seed).uniform(-1, 1, value.shape) * JITTER_BITS * np.finfo(value.dtype).eps
     return np.asarray(value * (1 + noise), dtype=value.dtype)
-
-
-def relative_difference(expected: Any, found: Any, original: Any = None) -> float:
-    """Return the largest difference as a share of the range of the output.
-
-    Args:
-        expected: an output.
-        found: what should be the same.
-        original: the same output of the unpruned model. Its range counts where it is the larger one: a pruned network that
-            was not repaired may saturate, and what is left of its range is then rounding.
-
-    Returns:
-        max |expected - found| / range; infinity where shapes, types, or the places of NaN and infinity differ.
-    """
-    a, b = np.asarray(expected), np.asarray(found)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return float("inf")
-    if a.dtype.kind not in "fiub":
-        return 0.0 if (a == b).all() else float("inf")
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    gap = float(np.abs(a[finite] - b[finite]).max())
-    scale = max(_range(a), 0.0 if original is None else _range(np.asarray(original).astype(np.float64)))
-    return gap / scale if scale else gap
-
-
-def _range(values: np.ndarray[Any, Any]) -> float:
-    """Return max - min of the finite values; for a single value, or equal ones, their magnitude."""
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return 0.0
-    return float(np.ptp(values)) or float(np.abs(values).max())
 
 
 def structure(

@@ -143,11 +143,25 @@ class Executor:
                     del values[slot]
         return {name: values[self._slots[name]] for name in asked}
 
-    def written(self, weights: Mapping[str, Tensor] | None = None) -> Model:
+    def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
+        """Return the label of the first node that gives a value that is not finite; empty where none does."""
+        names = [tensor.name for node in self.model.graph.nodes for tensor in node.outputs if tensor.name]
+        with torch.no_grad():
+            values = self(feeds, names)
+        for node in self.model.graph.nodes:
+            for tensor in node.outputs:
+                value = values.get(tensor.name)
+                if value is not None and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    return f"{node.op} {node.name or tensor.name}"
+        return ""
+
+    def written(
+        self, weights: Mapping[str, Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
+    ) -> Model:
         """Return the model with the weights as they are now, or with those given; constants stay as they are, to the bit."""
         model = self.model.copy()
         tensors = model.graph.tensors()
-        found = {**self.buffers, **(self.weights if weights is None else weights)}
+        found = {**(self.buffers if buffers is None else buffers), **(self.weights if weights is None else weights)}
         for name, value in found.items():
             constant = tensors[name]
             array = value.detach().to("cpu").contiguous().numpy()
