@@ -6,10 +6,8 @@ our own, because onnx2torch, the library that would serve, refuses the opsets th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
@@ -19,19 +17,21 @@ from onnxprune.errors import ModelError
 from onnxprune.model import Model, is_float
 from onnxprune.training import operators
 from onnxprune.training.operators import Node, Run
+from onnxprune.training.operators.shapes import widened
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One bound node: slots of what it takes (-1: nothing) and gives, and those that nobody needs afterwards."""
+    """One bound node: slots of what it takes (-1: nothing) and gives, those that nobody needs afterwards, and inputs it reads as numbers."""
 
     label: str
     op: str
     run: Run
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    host: frozenset[int]
     done: tuple[int, ...]
 
 
@@ -123,7 +123,7 @@ class Executor:
             for i, mask in masked.get(n, ()):
                 inputs[i] = inputs[i] * mask
             try:
-                results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs)))
+                results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs, step.host)))
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
                     raise
@@ -140,7 +140,7 @@ class Executor:
                 values.update((slot, value) for slot, value in zip(step.outputs, results, strict=False) if slot >= 0)
             for slot in step.done:
                 if slot not in kept:
-                    del values[slot]
+                    values.pop(slot, None)
         return {name: values[self._slots[name]] for name in asked}
 
     def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
@@ -165,15 +165,18 @@ class Executor:
         for name, value in found.items():
             constant = tensors[name]
             array = value.detach().to("cpu").contiguous().numpy()
-            if not np.array_equal(array, _single(constant.values)):
-                constant.values = _as_type(array, constant)
+            before = np.asarray(constant.values)
+            if not np.array_equal(array, widened(before)):
+                constant.values = array.astype(before.dtype)
         return model
 
     def _slot(self, name: str) -> int:
         return self._slots.setdefault(name, len(self._slots)) if name else -1
 
     def _hold(self, constant: gs.Constant, trained: bool) -> None:
-        value = torch.from_numpy(np.array(_single(constant.values)))  # a copy: training must not write into the model
+        value = torch.from_numpy(
+            np.array(widened(np.asarray(constant.values)))
+        )  # a copy: training must not write into the model
         if self.channels_last and value.ndim == 4 and trained:
             value = value.contiguous(memory_format=torch.channels_last)
         if value.is_floating_point():
@@ -189,11 +192,12 @@ class Executor:
         drafts = []
         for n, node in enumerate(graph.nodes):
             label = node.name or (node.outputs[0].name if node.outputs else node.op)
-            run = operators.bind(Node(node, self.model.opset, label, self))
+            seen = Node(node, self.model.opset, label, self)
+            run = operators.bind(seen)
             inputs = tuple(self._slot(tensor.name) for tensor in node.inputs)
             outputs = tuple(self._slot(tensor.name) for tensor in node.outputs)
             last.update((slot, n) for slot in (*inputs, *outputs) if slot >= 0 and slot not in self._values)
-            drafts.append((label, node.op, run, inputs, outputs))
+            drafts.append((label, node.op, run, inputs, outputs, frozenset(seen.host)))
         done: dict[int, list[int]] = {}
         results = {self._slots[value.name] for value in graph.outputs}
         for slot, n in last.items():
@@ -206,12 +210,11 @@ class Executor:
             value = value.float()
         return value.contiguous(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
 
-    def _together(self, inputs: Iterable[Tensor | None]) -> list[Tensor | None]:
-        """Bring what a node takes to one device: shapes are computed on the host."""
-        found = list(inputs)
-        if not any(x is not None and x.device == self.device for x in found):
-            return found
-        return [x if x is None else x.to(self.device) for x in found]
+    def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
+        """Bring what a node takes to one device, but for what it reads as numbers: shapes are computed on the host."""
+        if not any(x is not None and x.device.type != "cpu" for x in inputs):
+            return inputs
+        return [x if x is None or i in host else x.to(self.device) for i, x in enumerate(inputs)]
 
 
 def _trainable(graph: gs.Graph) -> set[str]:
@@ -224,14 +227,3 @@ def _trainable(graph: gs.Graph) -> set[str]:
                 weight = is_float(tensor) and operators.is_trained(node, i)
                 (found if weight else other).add(tensor.name)
     return found - other
-
-
-def _single(array: Any) -> np.ndarray[Any, Any]:
-    """Return an array that torch knows: half precision is widened."""
-    array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype == np.float16 or str(array.dtype) == "bfloat16" else array
-
-
-def _as_type(array: np.ndarray[Any, Any], constant: gs.Constant) -> np.ndarray[Any, Any]:
-    """Return an array in the type that a constant had."""
-    return array.astype(np.asarray(constant.values).dtype)

@@ -9,7 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import ModelError
-from onnxprune.training.operators import elementwise, layers, movement
+from onnxprune.training.operators import (
+    elementwise,
+    indexing,
+    layers,
+    movement,
+    norms,
+    pools,
+    quantised,
+    recurrent,
+    reductions,
+    resize,
+    sampling,
+    shapes,
+)
 from onnxprune.training.operators.node import Binder, Node, Run
 
 if TYPE_CHECKING:
@@ -17,7 +30,20 @@ if TYPE_CHECKING:
 
 __all__ = ["BINDERS", "TRAINED", "UPDATED", "Binder", "Node", "Run", "bind", "is_trained"]
 
-BINDERS: dict[str, Binder] = {**elementwise.BINDERS, **layers.BINDERS, **movement.BINDERS}
+BINDERS: dict[str, Binder] = {
+    **elementwise.BINDERS,
+    **indexing.BINDERS,
+    **layers.BINDERS,
+    **movement.BINDERS,
+    **norms.BINDERS,
+    **pools.BINDERS,
+    **quantised.BINDERS,
+    **recurrent.BINDERS,
+    **reductions.BINDERS,
+    **resize.BINDERS,
+    **sampling.BINDERS,
+    **shapes.BINDERS,
+}
 """Binders by operator of the ONNX domain."""
 
 TRAINED: dict[str, tuple[int, ...]] = {
@@ -33,6 +59,7 @@ TRAINED: dict[str, tuple[int, ...]] = {
     "LayerNormalization": (1, 2),
     "MatMul": (0, 1),
     "PRelu": (1,),
+    "QuantizeLinear": (0,),
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }

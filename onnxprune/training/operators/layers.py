@@ -1,30 +1,78 @@
-"""Operators with weights, pools and normalisations."""
+"""Operators with weights: convolutions and matrix products."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxprune.training.operators.node import Node, Run
+from onnxprune.training.operators.node import Binder, Node, Run
+from onnxprune.training.operators.spatial import Window, pad
 
-CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: torch.conv_transpose1d,
+    2: torch.conv_transpose2d,
+    3: torch.conv_transpose3d,
+}
 
 
 def conv(node: Node) -> Run:
     """Equal pads on both sides are the convolution's own; others, and those of auto_pad, are added before it."""
-    strides, dilations, group = node.attr("strides"), node.attr("dilations"), node.attr("group", 1)
-    pads = node.attr("pads")
+    window, group = Window.of(node), node.attr("group", 1)
+    rank = _rank(node)
+    even = None if rank is None else window.even(rank)
+    if rank is not None and even is not None:
+        function, (strides, dilations) = CONVOLUTIONS[rank], window.steps(rank)
+        return lambda x, weight, bias=None: function(x, weight, bias, strides, even, dilations, group)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         n = weight.ndim - 2
-        around = pads or [0] * 2 * n
-        if around[:n] != around[n:]:
-            x = functional.pad(x, [p for i in reversed(range(n)) for p in (around[i], around[n + i])])
-            around = [0] * 2 * n
-        return CONVOLUTIONS[n](x, weight, bias, strides or 1, around[:n], dilations or 1, group)
+        before, after = window.around(x.shape[2:], weight.shape[2:])
+        both = [max(0, min(pair)) for pair in zip(before, after, strict=True)]
+        x = pad(x, *([width - own for width, own in zip(side, both, strict=True)] for side in (before, after)))
+        strides, dilations = window.steps(n)
+        return CONVOLUTIONS[n](x, weight, bias, strides, both, dilations, group)
+
+    return run
+
+
+def _rank(node: Node) -> int | None:
+    """Return the number of spatial axes where it is known beforehand."""
+    weight, kernel = node.constant(1), node.attr("kernel_shape")
+    return weight.ndim - 2 if weight is not None else len(kernel) if kernel else None
+
+
+def conv_transpose(node: Node) -> Run:
+    """What torch's own pads cannot say is cut off, or added, afterwards."""
+    window, group = Window.of(node), node.attr("group", 1)
+    extra, target = node.attr("output_padding"), node.attr("output_shape")
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        n = weight.ndim - 2
+        strides, dilations = window.steps(n)
+        more = list(extra or [0] * n)
+        sizes = list(target[-n:]) if target else None
+        if sizes is None and window.auto_pad.startswith("SAME"):
+            sizes = [size * s for size, s in zip(x.shape[2:], strides, strict=True)]
+        whole = [
+            (size - 1) * s + (k - 1) * d + 1
+            for size, s, k, d in zip(x.shape[2:], strides, weight.shape[2:], dilations, strict=True)
+        ]
+        before, after = window.around(x.shape[2:], weight.shape[2:])
+        if sizes is not None:
+            totals = [max(0, w + m - size) for w, m, size in zip(whole, more, sizes, strict=True)]
+            less, most = [t // 2 for t in totals], [t - t // 2 for t in totals]
+            before, after = (less, most) if window.auto_pad == "SAME_UPPER" else (most, less)
+            more = [size - w + b + a for size, w, b, a in zip(sizes, whole, before, after, strict=True)]
+        small = all(0 <= m < max(s, d) for m, s, d in zip(more, strides, dilations, strict=True))
+        if before == after and min(before) >= 0 and small:
+            return TRANSPOSED[n](x, weight, bias, strides, before, more, group, dilations)
+        y = TRANSPOSED[n](x, weight, None, strides, 0, 0, group, dilations)
+        y = pad(y, [-b for b in before], [m - a for m, a in zip(more, after, strict=True)])
+        return y if bias is None else y + bias.reshape(-1, *[1] * n)
 
     return run
 
@@ -37,38 +85,22 @@ def gemm(node: Node) -> Run:
     def run(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
         a, b = (a.t() if left else a), (b.t() if right else b)
         if c is None:
-            return alpha * (a @ b)
+            return a @ b if alpha == 1 else alpha * (a @ b)
         return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
     return run
 
 
-def max_pool(node: Node) -> Run:
-    """Only what the reference models need as yet."""
-    kernel, strides, pads = node.attr("kernel_shape"), node.attr("strides"), node.attr("pads")
-    return lambda x: functional.max_pool2d(x, kernel, strides or 1, pads[:2] if pads else 0)
+def einsum(node: Node) -> Run:
+    """The same notation in both."""
+    equation = node.attr("equation")
+    return lambda *tensors: torch.einsum(equation, *tensors)
 
 
-def global_average_pool(node: Node) -> Run:
-    """The mean over all axes from the third."""
-    return lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True)
-
-
-def reduce_mean(node: Node) -> Run:
-    """Axes are an attribute before opset 18, an input since."""
-    axes = node.attr("axes")
-    if axes is None and node.has(1):
-        constant = node.constant(1)
-        assert constant is not None
-        axes = constant.tolist()
-    keep = bool(node.attr("keepdims", 1))
-    return lambda x, *_: x.mean(axes, keepdim=keep)
-
-
-BINDERS: dict[str, Any] = {
+BINDERS: dict[str, Binder] = {
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Einsum": einsum,
     "Gemm": gemm,
-    "GlobalAveragePool": global_average_pool,
-    "MaxPool": max_pool,
-    "ReduceMean": reduce_mean,
+    "MatMul": lambda node: torch.matmul,
 }
