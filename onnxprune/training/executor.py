@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
@@ -112,7 +113,7 @@ class Executor:
         """
         asked = (*(value.name for value in self.model.graph.outputs), *wanted)
         kept = {self._slots[name] for name in asked}
-        values = dict(self._values)
+        values: dict[int, Tensor | None] = dict(self._values)
         for name, value in feeds.items():
             values[self._slots[name]] = self._laid_out(value.to(self.device))
         masked: dict[int, list[tuple[int, Tensor]]] = {}
@@ -121,7 +122,9 @@ class Executor:
         for n, step in enumerate(self._steps):
             inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
             for i, mask in masked.get(n, ()):
-                inputs[i] = inputs[i] * mask
+                tensor = inputs[i]
+                assert tensor is not None
+                inputs[i] = tensor * mask
             try:
                 results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs, step.host)))
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -141,7 +144,8 @@ class Executor:
             for slot in step.done:
                 if slot not in kept:
                     values.pop(slot, None)
-        return {name: values[self._slots[name]] for name in asked}
+        found = ((name, values[self._slots[name]]) for name in asked)
+        return {name: value for name, value in found if value is not None}
 
     def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
         """Return the label of the first node that gives a value that is not finite; empty where none does."""

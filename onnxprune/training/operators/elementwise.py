@@ -116,13 +116,13 @@ def gelu(node: Node) -> Run:
 
 
 def swish(node: Node) -> Run:
-    """x sigmoid(alpha x)."""
+    """Return x sigmoid(alpha x)."""
     alpha = node.attr("alpha", 1.0)
     return functional.silu if alpha == 1 else lambda x: x * torch.sigmoid(alpha * x)
 
 
 def hard_sigmoid(node: Node) -> Run:
-    """alpha x + beta between 0 and 1."""
+    """Return alpha x + beta, but between 0 and 1."""
     alpha, beta = node.attr("alpha", 0.2), node.attr("beta", 0.5)
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:  # what torch's own one is; float32 knows a sixth no better
         return functional.hardsigmoid
@@ -130,7 +130,7 @@ def hard_sigmoid(node: Node) -> Run:
 
 
 def selu(node: Node) -> Run:
-    """gamma (alpha e^x - alpha) below zero, gamma x above."""
+    """Return gamma (alpha e^x - alpha) below zero, gamma x above."""
     alpha, gamma = node.attr("alpha", SELU[0]), node.attr("gamma", SELU[1])
     if (alpha, gamma) == SELU:
         return functional.selu

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnxprune.training.operators.node import Binder, Node, Run
 from onnxprune.training.operators.spatial import Window, pad
@@ -32,7 +31,8 @@ def conv(node: Node) -> Run:
         n = weight.ndim - 2
         before, after = window.around(x.shape[2:], weight.shape[2:])
         both = [max(0, min(pair)) for pair in zip(before, after, strict=True)]
-        x = pad(x, *([width - own for width, own in zip(side, both, strict=True)] for side in (before, after)))
+        more = [[width - own for width, own in zip(side, both, strict=True)] for side in (before, after)]
+        x = pad(x, more[0], more[1])
         strides, dilations = window.steps(n)
         return CONVOLUTIONS[n](x, weight, bias, strides, both, dilations, group)
 
@@ -78,7 +78,7 @@ def conv_transpose(node: Node) -> Run:
 
 
 def gemm(node: Node) -> Run:
-    """alpha A B + beta C."""
+    """Return alpha A B + beta C."""
     alpha, beta = node.attr("alpha", 1.0), node.attr("beta", 1.0)
     left, right = node.attr("transA", 0), node.attr("transB", 0)
 

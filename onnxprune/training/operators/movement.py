@@ -75,7 +75,14 @@ def concat(node: Node) -> Run:
 
 def expand(node: Node) -> Run:
     """A size of 1 in the target leaves what is there."""
-    return _with(node.numbers(1), lambda x, sizes: x.expand(torch.broadcast_shapes(x.shape, tuple(sizes or ()))))
+
+    def move(x: Tensor, sizes: list[int] | None) -> Tensor:
+        target = sizes or []
+        shape = [1] * (len(target) - x.ndim) + list(x.shape)
+        target = [1] * (len(shape) - len(target)) + target
+        return x.expand([old if new == 1 else new for old, new in zip(shape, target, strict=True)])
+
+    return _with(node.numbers(1), move)
 
 
 def tile(node: Node) -> Run:

@@ -109,7 +109,7 @@ def local_response_normalization(node: Node) -> Run:
     def run(x: Tensor) -> Tensor:
         squares = functional.pad((x * x).flatten(2), (0, 0, (size - 1) // 2, size // 2))
         mean = functional.avg_pool2d(squares.unsqueeze(1), (size, 1), 1).squeeze(1)
-        return x / (bias + alpha * mean.reshape(x.shape)) ** beta
+        return x / torch.pow(bias + alpha * mean.reshape(x.shape), beta)
 
     return run
 

@@ -94,7 +94,8 @@ def lp_pool(node: Node) -> Run:
         before, after = window.around(x.shape[2:], kernel)
         x = pad(x, before, window.reach(x.shape[2:], kernel, before, after))
         found = _windows(x, kernel, strides, dilations)
-        return torch.linalg.vector_norm(found, p, tuple(range(-n, 0)))
+        norm: Tensor = torch.linalg.vector_norm(found, p, tuple(range(-n, 0)))
+        return norm
 
     return run
 

@@ -42,7 +42,8 @@ def _norm(p: int) -> Reduction:
     # unlike the root of a sum, torch's norm has a gradient where all is zero
     def run(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
         numbers = x if x.is_floating_point() else x.double()
-        return torch.linalg.vector_norm(numbers, p, axes, keepdim=keep).to(x.dtype)
+        norm: Tensor = torch.linalg.vector_norm(numbers, p, axes, keepdim=keep)
+        return norm.to(x.dtype)
 
     return run
 

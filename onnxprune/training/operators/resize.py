@@ -87,19 +87,18 @@ class Style:
     def picked(self, axis: Axis) -> Array:
         """Return the nearest input of each output."""
         at = self.places(axis)
-        rounded = {
+        half = np.float32(0.5)
+        functions: dict[str, Callable[[Array], Array]] = {
             "ceil": np.ceil,
             "floor": np.floor,
-            "round_prefer_ceil": lambda p: np.floor(p + np.float32(0.5)),
-            "round_prefer_floor": lambda p: np.ceil(p - np.float32(0.5)),
+            "round_prefer_ceil": lambda p: np.floor(p + half),
+            "round_prefer_floor": lambda p: np.ceil(p - half),
             "simple": np.ceil if axis.scale < 1 else np.trunc,
-        }[self.nearest](at)
-        return np.clip(rounded, 0, axis.size - 1).astype(np.int64)
+        }
+        return np.clip(functions[self.nearest](at), 0, axis.size - 1).astype(np.int64)
 
     def weights(self, axis: Axis) -> Array:
         """Return the share of each input in each output, (target, size)."""
-        if self.mode == "nearest":
-            return np.eye(axis.size)[self.picked(axis)]
         at = self.places(axis).astype(np.float64)[:, None]
         wide = max(1.0, 1 / axis.scale) if self.antialias else 1.0
         reach = (1 if self.mode == "linear" else 2) * wide
@@ -119,10 +118,10 @@ class Style:
     def _kernel(self, distance: Array) -> Array:
         d, a = np.abs(distance), self.cubic
         if self.mode == "linear":
-            return np.maximum(0, 1 - d)
+            return np.asarray(np.maximum(0, 1 - d))
         near = ((a + 2) * d - (a + 3)) * d * d + 1
         far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        return np.where(d < 1, near, np.where(d < 2, far, 0))
+        return np.asarray(np.where(d < 1, near, np.where(d < 2, far, 0)))
 
 
 Apply = Callable[[Tensor], Tensor]

@@ -26,8 +26,8 @@ class Window:
     @classmethod
     def of(cls, node: Node) -> Window:
         """Read the attributes of a node."""
-        names = ("strides", "dilations", "pads")
-        return cls(*(node.attr(n) for n in names), node.attr("auto_pad", "NOTSET"), bool(node.attr("ceil_mode", 0)))
+        strides, dilations, pads = (node.attr(name) for name in ("strides", "dilations", "pads"))
+        return cls(strides, dilations, pads, node.attr("auto_pad", "NOTSET"), bool(node.attr("ceil_mode", 0)))
 
     def steps(self, n: int) -> tuple[list[int], list[int]]:
         """Return strides and dilations for n axes."""
