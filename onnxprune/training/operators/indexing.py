@@ -80,14 +80,15 @@ def scatter_nd(node: Node) -> Run:
     def run(x: Tensor, at: Tensor, updates: Tensor) -> Tensor:
         if reduction in ("none", "add"):
             return x.index_put(_parts(at, tuple(x.shape)), updates, accumulate=reduction == "add")
-        # in torch only one axis can be reduced onto: positions become rows of a matrix
+        # in torch only one axis can be reduced onto: coordinates become positions on it
         depth = at.shape[-1]
         rows = torch.zeros(at.shape[:-1], dtype=torch.int64, device=at.device)
         for part, size in zip(_parts(at, tuple(x.shape)), x.shape[:depth], strict=True):
             rows = rows * size + part
         flat = x.reshape(-1, *x.shape[depth:])
         new = updates.reshape(-1, *x.shape[depth:])
-        return flat.index_reduce(0, rows.reshape(-1), new, REDUCED[reduction]).reshape(x.shape)
+        places = rows.reshape(-1, *[1] * (flat.ndim - 1)).expand_as(new)
+        return flat.scatter_reduce(0, places, new, REDUCED[reduction]).reshape(x.shape)
 
     return run
 

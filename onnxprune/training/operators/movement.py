@@ -116,10 +116,8 @@ def slice_(node: Node) -> Run:
             taken = range(*slice(start, end, step).indices(x.shape[axis]))
             if len(taken) == x.shape[axis] and step > 0:
                 continue
-            low, high = (taken[0], taken[-1]) if step > 0 else (taken[-1], taken[0]) if len(taken) else (0, -1)
-            x = torch.narrow(x, axis, low, high - low + 1) if len(taken) else x.narrow(axis, 0, 0)
-            if abs(step) > 1 and len(taken):
-                x = x[(slice(None),) * (axis % x.ndim) + (slice(None, None, abs(step)),)]
+            forward = taken if step > 0 else taken[::-1]
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(forward.start, forward.stop, forward.step),)]
             x = x.flip(axis) if step < 0 else x
         return x
 

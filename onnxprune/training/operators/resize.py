@@ -108,9 +108,9 @@ class Style:
         taps = np.floor(at).astype(np.int64) + np.arange(-around, around + 1)
         shares = self._kernel((taps - at) / wide)
         outside = (taps < 0) | (taps >= axis.size)
-        if self.antialias or self.exclude_outside:
+        if self.exclude_outside:
             shares = np.where(outside, 0, shares)
-            shares = shares / shares.sum(1, keepdims=True)
+        shares = shares / shares.sum(1, keepdims=True)
         result = np.zeros((axis.target, axis.size))
         np.add.at(result, (np.arange(axis.target)[:, None], np.clip(taps, 0, axis.size - 1)), shares)
         return result
@@ -212,7 +212,7 @@ def resize(node: Node) -> Run:
         changed = [
             (place, Axis(size, target, factor, *region))
             for place, size, target, factor, region in zip(places, before, targets, factors, regions, strict=True)
-            if size != target or factor != 1 or region != (0.0, 1.0)
+            if size != target or factor != 1  # onnxruntime leaves such an axis alone, whatever its region
         ]
         return _applied(style, changed, rank, fill)
 

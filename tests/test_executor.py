@@ -1,0 +1,450 @@
+"""The graph run by torch: the same numbers as onnxruntime, the gradients of torch, and a file that changes only where weights did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cases import CASES, KNOWN, OTHER_CASES, SIZE_CASES, Case, build
+from graphs import DRAWN, cnn_models, load, random_plan
+from hypothesis import given, settings
+from onnx import helper
+from test_topologies import NETS
+from test_zoo import ZOO, fill
+
+from onnxprune import model as models_
+from onnxprune import runtime, verify
+from onnxprune.channels.ops import RULES
+from onnxprune.channels.trace import trace as trace_model
+from onnxprune.errors import DataError, ModelError
+from onnxprune.model import Model
+from onnxprune.pruning import rewrite
+
+torch = pytest.importorskip("torch")
+from onnxprune.training import operators  # noqa: E402 (torch may be missing)
+from onnxprune.training.executor import Executor  # noqa: E402
+
+pytestmark = pytest.mark.torch
+TOLERANCE = 1e-4
+HALF = 1e-2
+"""Where onnxruntime rounds to half precision, and the executor does not."""
+ROUNDED = ("float16", "bfloat16")
+
+LARGE = ("alexnet", "vgg11_bn", "vgg16", "vit_b_16", "wide_resnet50_2", "fcn_resnet50")
+"""Left to tools/executor.py."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any = None) -> float:
+    """Return how far torch is from onnxruntime without optimisations, as a share of the range of an output."""
+    names = {value.name for value in model.graph.inputs}
+    bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in source.graph.input if v.name in names]))
+    feeds = runtime.random_feeds(bare, runtime.concrete_shapes(bare, 2, known=known), seed)
+    expected = runtime.run(runtime.session(source, optimise=False, threads=1), feeds)
+    with torch.no_grad():
+        found = Executor(model)({name: torch.from_numpy(value) for name, value in feeds.items()})
+    pairs = [
+        (a, found[value.name].numpy().astype(np.float16) if a.dtype == np.float16 else found[value.name].numpy())
+        for a, value in zip(expected, source.graph.output, strict=True)
+    ]
+    return max(verify.relative_difference(a, b) for a, b in pairs)
+
+
+def is_rounded(source: onnx.ModelProto) -> bool:
+    """Tell whether a model computes in half precision anywhere."""
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    types = [value.type.tensor_type.elem_type for value in source.graph.input]
+    types += [a.i for node in source.graph.node if node.op_type == "Cast" for a in node.attribute]
+    return any(kind in halves for kind in types)
+
+
+# --------------------------------------------------------------------------------------------------------------- parity
+
+
+def test_every_operator_with_a_rule_has_a_function() -> None:
+    assert set(RULES) <= set(operators.BINDERS)
+
+
+WITHOUT = ("Det", "If", "Loop", "NonMaxSuppression", "QuickGelu", "Scan")
+"""Operators without a rule that no training reaches: the executor refuses them."""
+RUN = [case for case in (*CASES, *SIZE_CASES, *OTHER_CASES, *NETS) if case.op not in WITHOUT]
+
+
+@pytest.mark.parametrize("case", RUN, ids=lambda case: case.id)
+def test_case(case: Case) -> None:
+    source = case.build()
+    model = load(source)
+    known = KNOWN if "H" in case.inputs else None
+    limit = HALF if is_rounded(source) else TOLERANCE
+    assert difference(model, source, known=known) <= limit
+    trace = trace_model(model, input_shapes=known, **case.modes)
+    if not trace.pinned.all():
+        pruned = rewrite.delete(model, trace, random_plan(trace, 0, 0.5))
+        assert difference(pruned, pruned.to_proto(), known=known) <= limit
+
+
+@settings(DRAWN, max_examples=40)
+@given(proto=cnn_models())
+def test_drawn_models(proto: onnx.ModelProto) -> None:
+    assert difference(load(proto), proto) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
+def test_reference_models(models: Path, name: str) -> None:
+    model = models_.load(models / f"{name}.onnx")
+    assert difference(model, model.to_proto()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name", [path.name for path in sorted(ZOO.glob("*.z")) if not path.name.split("-")[1].startswith(LARGE)]
+)
+def test_zoo(name: str) -> None:
+    source = fill(ZOO / name)
+    assert difference(load(source), source) <= TOLERANCE
+
+
+IMAGE = "float[N,3,7,6] x"
+LINE = "float[N,3,9] x"
+CUBE = "float[N,3,5,4,6] x"
+FLOATS = "float[2,6] x"
+SEQUENCE = "float[5,3,4] x"
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {}
+
+
+def form(name: str, text: str, **rest: Any) -> None:
+    """Note a form of an operator that no case has."""
+    assert name not in FORMS
+    FORMS[name] = (text, {"inputs": IMAGE, **rest})
+
+
+for pads in ("SAME_UPPER", "SAME_LOWER", "VALID"):
+    settings_ = f'auto_pad="{pads}", strides=[2,3]'
+    form(f"Conv {pads}", f"y = Conv <{settings_}> (x, w)", w=(4, 3, 4, 3))
+    form(f"ConvTranspose {pads}", f"y = ConvTranspose <{settings_}> (x, w, wb)", w=(3, 4, 4, 3), wb=(4,))
+    form(f"MaxPool {pads}", f"y = MaxPool <{settings_}, kernel_shape=[4,3]> (x)")
+    form(f"AveragePool {pads}", f"y = AveragePool <{settings_}, kernel_shape=[4,3]> (x)")
+    form(f"LpPool {pads}", f"y = LpPool <{settings_}, kernel_shape=[4,3], p=3> (x)")
+form(
+    "Conv uneven pads", "y = Conv <pads=[1,0,2,3], strides=[2,1], dilations=[1,2]> (x, w, wb)", w=(4, 3, 3, 2), wb=(4,)
+)
+form("Conv uneven pads 1D", "y = Conv <pads=[2,1]> (x, w)", w=(4, 3, 3), inputs=LINE)
+form("Conv uneven pads 3D", "y = Conv <pads=[2,1,0,1,1,0], group=3> (x, w)", w=(6, 1, 2, 3, 1), inputs=CUBE)
+form(
+    "ConvTranspose uneven pads", "y = ConvTranspose <pads=[1,0,0,2], strides=[2,3]> (x, w, wb)", w=(3, 4, 4, 3), wb=(4,)
+)
+form("ConvTranspose output_shape", "y = ConvTranspose <output_shape=[15,19], strides=[2,3]> (x, w)", w=(3, 4, 4, 3))
+form(
+    "ConvTranspose large output_shape",
+    "y = ConvTranspose <output_shape=[17,20], strides=[2,3]> (x, w, wb)",
+    w=(3, 4, 4, 3),
+    wb=(4,),
+)
+form(
+    "ConvTranspose output_shape, upper",
+    'y = ConvTranspose <output_shape=[13,16], strides=[2,3], auto_pad="SAME_UPPER"> (x, w)',
+    w=(3, 4, 4, 3),
+)
+form(
+    "ConvTranspose output_padding, groups",
+    "y = ConvTranspose <output_padding=[1,2], strides=[2,3], pads=[1,1,1,1], group=3> (x, w)",
+    w=(3, 2, 3, 3),
+)
+form("ConvTranspose dilations", "y = ConvTranspose <dilations=[2,2], pads=[2,1,2,1]> (x, w)", w=(3, 4, 3, 3))
+form(
+    "ConvTranspose 3D", "y = ConvTranspose <strides=[2,1,2], pads=[1,0,1,0,0,1]> (x, w)", w=(3, 4, 3, 2, 3), inputs=CUBE
+)
+form("MaxPool ceil", "y = MaxPool <kernel_shape=[3,3], strides=[2,2], ceil_mode=1> (x)")
+form("MaxPool ceil, uneven pads", "y = MaxPool <kernel_shape=[3,3], strides=[3,2], pads=[0,1,1,2], ceil_mode=1> (x)")
+form("MaxPool wide pads", "y = MaxPool <kernel_shape=[3,3], pads=[2,2,2,2]> (x)")
+form("MaxPool dilations", "y = MaxPool <kernel_shape=[2,3], dilations=[2,2]> (x)", opset=12)
+form("MaxPool 3D", "y = MaxPool <kernel_shape=[2,2,3], strides=[2,1,1]> (x)", inputs=CUBE)
+form("MaxPool integers", "y = MaxPool <kernel_shape=[2,2]> (x)", inputs="uint8[N,3,7,6] x", opset=12)
+for order in (0, 1):
+    places = "v, i = MaxPool <kernel_shape=[3,2], strides=[2,2], {}, storage_order={}> (x) y = Cast <to=1> (i)"
+    form(f"MaxPool places, order {order}", places.format("pads=[1,1,1,1]", order))
+    form(f"MaxPool places, uneven, order {order}", places.format("pads=[1,0,2,1]", order))
+for include in (0, 1):
+    pool = f"y = AveragePool <kernel_shape=[3,3], count_include_pad={include}, "
+    form(f"AveragePool include {include}", f"{pool} strides=[2,2], pads=[1,1,1,1]> (x)")
+    form(f"AveragePool include {include}, ceil", f"{pool} strides=[2,3], pads=[1,1,1,1], ceil_mode=1> (x)")
+    form(f"AveragePool include {include}, uneven", f"{pool} strides=[2,2], pads=[0,1,2,1]> (x)")
+    form(f"AveragePool include {include}, dilations", f"{pool} dilations=[2,2], pads=[1,1,1,1]> (x)", opset=19)
+form("AveragePool 1D", "y = AveragePool <kernel_shape=[4], pads=[2,1]> (x)", inputs=LINE)
+form(
+    "LpPool dilations, ceil",
+    "y = LpPool <kernel_shape=[2,3], dilations=[2,1], strides=[2,2], pads=[0,1,1,1], ceil_mode=1> (x)",
+)
+form("GlobalLpPool", "y = GlobalLpPool <p=3> (x)")
+form("Gemm, computed transposes", "y = Gemm <transA=1, alpha=0.5> (x, x)", inputs="float[3,4] x")
+form("MatMul, vectors", "a = MatMul (x, w) y = MatMul (a, a)", inputs="float[3,4] x", w=(4,))
+form("Einsum, implicit", 'y = Einsum <equation="ij,jk"> (x, w)', inputs="float[3,4] x", w=(4, 5))
+form("Einsum, ellipsis", 'y = Einsum <equation="...ij,...kj->...ik"> (x, x)')
+
+for mode in (
+    "half_pixel",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_half_pixel_for_nn",
+    "half_pixel_symmetric",
+):
+    opset = 19 if mode == "half_pixel_symmetric" else 13
+    up, down = np.array([1, 1, 2.3, 1.7], np.float32), np.array([1, 1, 0.6, 0.41], np.float32)
+    for kind in ("nearest", "linear", "cubic"):
+        if mode == "tf_half_pixel_for_nn" and kind != "nearest":
+            continue
+        resize = f'y = Resize <mode="{kind}", coordinate_transformation_mode="{mode}"'
+        form(f"Resize {kind} {mode} up", f"{resize}> (x, , k)", k=up, opset=opset)
+        form(f"Resize {kind} {mode} down", f"{resize}> (x, , k)", k=down, opset=opset)
+        form(f"Resize {kind} {mode} sizes", f"{resize}> (x, , , k)", k=[2, 3, 14, 3], opset=opset)
+        form(f"Resize {kind} {mode} one", f"{resize}> (x, , , k)", k=[2, 3, 1, 1], opset=opset)
+for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"):
+    for mode in ("half_pixel", "asymmetric", "align_corners"):
+        text = f'y = Resize <nearest_mode="{rounding}", coordinate_transformation_mode="{mode}"> (x, , , k)'
+        form(f"Resize {rounding} {mode}", text, k=[2, 3, 14, 4])
+form(
+    "Resize cubic, exclude_outside",
+    'y = Resize <mode="cubic", exclude_outside=1, cubic_coeff_a=-0.5> (x, , k)',
+    k=np.array([1, 1, 1.5, 0.8], np.float32),
+)
+form("Resize linear 1D", 'y = Resize <mode="linear"> (x, , , k)', k=[2, 3, 17], inputs=LINE)
+form("Resize linear 3D", 'y = Resize <mode="linear"> (x, , , k)', k=[2, 3, 7, 9, 5], inputs=CUBE)
+for kind in ("linear", "cubic"):
+    form(f"Resize {kind}, antialias", f'y = Resize <mode="{kind}", antialias=1> (x, , , k)', k=[2, 3, 3, 4])
+    form(f"Resize {kind}, antialias up", f'y = Resize <mode="{kind}", antialias=1> (x, , , k)', k=[2, 3, 9, 4])
+    crop = f'y = Resize <mode="{kind}", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=3.5>'
+    form(
+        f"Resize {kind}, a region",
+        f"{crop} (x, r, , k)",
+        k=[2, 3, 5, 6],
+        r=np.array([0, 0, 0.2, -0.3, 1, 1, 0.9, 1.2], np.float32),
+    )
+for policy in ("not_larger", "not_smaller"):
+    text = f'y = Resize <mode="linear", axes=[3,2], keep_aspect_ratio_policy="{policy}"> (x, , , k)'
+    form(f"Resize {policy}", text, k=[9, 12])
+form("Resize 10, down", "y = Resize (x, k)", k=np.array([1, 1, 0.6, 0.5], np.float32), opset=10)
+form("Resize 10, linear", 'y = Resize <mode="linear"> (x, k)', k=np.array([1, 1, 1.6, 2.5], np.float32), opset=10)
+form("Upsample 9, linear", 'y = Upsample <mode="linear"> (x, k)', k=np.array([1, 1, 2, 3], np.float32), opset=9)
+
+for mode in ("reflect", "edge", "wrap"):
+    form(f"Pad {mode}, uneven", f'y = Pad <mode="{mode}"> (x, k)', k=[0, 1, 2, 0, 0, 0, 3, 4], opset=19)
+    form(f"Pad {mode}, cut", f'y = Pad <mode="{mode}"> (x, k)', k=[0, 0, -1, 2, 0, 0, 2, -2], opset=19)
+form("Pad, cut and filled", "y = Pad (x, k, half)", k=[0, 1, -1, 2, 0, -1, 2, -2])
+form(
+    "Pad with a computed number",
+    "m = ReduceMax <keepdims=0> (x) y = Pad (x, k, m)",
+    k=[0, 1, 0, 2, 0, 0, 1, 0],
+    opset=13,
+)
+form("Gather, a table of positions", "y = Gather <axis=-2> (x, k)", k=np.array([[0, -1], [3, 2]]))
+form("Gather, computed positions", "i = Cast <to=7> (x) y = Gather (w, i)", w=(9, 2), inputs=FLOATS)
+form("GatherElements", "y = GatherElements <axis=1> (x, k)", k=np.array([[0, -1], [3, 2]]), inputs=FLOATS)
+form("GatherND", "y = GatherND (x, k)", k=np.array([[[0, -1]], [[1, 2]]]), inputs="float[2,3,4] x")
+form("GatherND, batch", "y = GatherND <batch_dims=1> (x, k)", k=np.array([[0, -1], [1, 2]]), inputs="float[2,3,4] x")
+for kind in ("none", "add", "mul", "max", "min"):
+    text = f'y = ScatterElements <axis=1, reduction="{kind}"> (x, k, u)'
+    form(f"ScatterElements {kind}", text, k=np.array([[0, -1], [3, 2]]), u=(2, 2), inputs=FLOATS)
+    text = f'y = ScatterND <reduction="{kind}"> (x, k, u)'
+    form(f"ScatterND {kind}", text, k=np.array([[0, 1], [1, 0]]), u=(2, 3), inputs="float[2,2,3] x")
+form("Slice, backwards", "y = Slice (x, s, e, a, t)", s=[-1, 5], e=[-100, 0], a=[2, -1], t=[-2, -1])
+form("Slice, nothing left", "y = Slice (x, s, e, a)", s=[3], e=[3], a=[2])
+form("Split 18, uneven", "p, q, r = Split <axis=2, num_outputs=3> (x) y = Concat <axis=2> (r, q, p)")
+form("Tile and Expand", "t = Tile (x, k) y = Expand (t, e)", k=[2, 1], e=[3, 4, 1], inputs=FLOATS)
+form("Trilu below", "y = Trilu <upper=0> (x, k)", k=np.int64(-1))
+form(
+    "SpaceToDepth and back",
+    "s = SpaceToDepth <blocksize=2> (x) y = DepthToSpace <blocksize=2> (s)",
+    inputs="float[N,3,4,6] x",
+)
+form(
+    "OneHot",
+    "i = Cast <to=7> (x) y = OneHot <axis=1> (i, d, v)",
+    d=[4],
+    v=np.array([0.5, 2], np.float32),
+    inputs=FLOATS,
+)
+form(
+    "Range",
+    "s = Shape (x) h = Gather (s, two1) r = Range (zero1, h, one1) y = Cast <to=1> (r)",
+    two1=np.int64(2),
+    zero1=np.int64(0),
+    one1=np.int64(1),
+)
+form(
+    "NonZero and ConstantOfShape",
+    "s = Shape (x) z = ConstantOfShape <value=float[1] {2.0}> (s) a = Add (x, z) n = NonZero (a) y = Cast <to=1> (n)",
+)
+form("Size and EyeLike", "s = Size (x) f = Cast <to=1> (s) e = EyeLike <k=1> (x) y = Mul (e, f)", inputs=FLOATS)
+form("CastLike", "y = CastLike (x, k)", k=np.int32(0))
+form("Mod of integers", "y = Mod (x, k)", k=np.array([3, -3, 2, -2, 5, 7]), inputs="int64[2,6] x")
+form(
+    "Div of integers",
+    "n = Sub (x, one2) y = Div (n, k)",
+    one2=np.int64(4),
+    k=np.array([3, -3, 2, -2, 5, 7]),
+    inputs="int64[2,6] x",
+)
+form("Pow of integers", "y = Pow (x, k)", k=np.float32(3), inputs="int64[2,6] x")
+for detect in ("detect_negative=0", "detect_positive=0"):
+    form(
+        f"IsInf {detect}",
+        f"l = Log (r) i = IsInf <{detect}> (l) y = Cast <to=1> (i)".replace("(r)", "(a)").replace(
+            "l =", "a = Relu (x) l =", 1
+        ),
+    )
+form("Gelu, tanh", 'y = Gelu <approximate="tanh"> (x)', opset=20)
+form("Swish, alpha", "y = Swish <alpha=1.5> (x)", opset=24)
+form("Selu, alpha", "y = Selu <alpha=1.5, gamma=0.9> (x)")
+form("HardSigmoid, a sixth", "y = HardSigmoid <alpha=0.16666667, beta=0.5> (x)")
+form("HardSigmoid, other", "y = HardSigmoid <alpha=0.7, beta=0.1> (x)")
+form("Shrink, bias", "y = Shrink <lambd=0.2, bias=0.1> (x)")
+form(
+    "Celu, Elu, LeakyRelu, ThresholdedRelu",
+    "a = Celu <alpha=0.7> (x) b = Elu <alpha=0.6> (a) c = LeakyRelu <alpha=0.2> (b) y = ThresholdedRelu <alpha=0.1> (c)",
+)
+form("Clip, one bound", "a = Clip (x, half) y = Clip (a, , two)")
+form("Clip, computed bounds", "m = ReduceMin <keepdims=0> (x) n = Div (m, two) y = Clip (x, n, half)", opset=13)
+form("Clip, integers", "y = Clip (x, k)", k=np.int64(1), inputs="int64[2,6] x")
+form("PRelu, slopes of rows", "y = PRelu (x, k)", k=(7, 1))
+form("Dropout with a mask", "a, m = Dropout (x) c = Cast <to=1> (m) y = Add (a, c)")
+
+for kind in ("Sum", "Max", "Min", "Mean", "Prod", "L1", "L2", "LogSumExp", "SumSquare"):
+    form(f"Reduce{kind} two axes", f"y = Reduce{kind} <keepdims=0> (x, a)", a=[-1, 1])
+    form(f"Reduce{kind} all", f"y = Reduce{kind} (x)")
+    if kind not in ("L1", "L2", "LogSumExp"):
+        form(f"Reduce{kind} integers", f"y = Reduce{kind} <keepdims=0> (x, a)", a=[1], inputs="int32[2,6] x")
+for op in ("ArgMax", "ArgMin"):
+    form(f"{op} last", f"r = Round (x) y = {op} <axis=1, select_last_index=1, keepdims=0> (r)")
+    form(f"{op} first", f"r = Round (x) y = {op} <axis=-1> (r)")
+for settings_ in ("exclusive=1", "reverse=1", "exclusive=1, reverse=1"):
+    form(f"CumSum {settings_}", f"y = CumSum <{settings_}> (x, a)", a=np.int32(-1))
+form("TopK smallest", "v, i = TopK <largest=0, axis=1> (x, k) c = Cast <to=1> (i) y = Add (v, c)", k=[2])
+form("TopK 9", "v, i = TopK <k=2, axis=2> (x) c = Cast <to=1> (i) y = Add (v, c)", opset=9)
+form("TopK of equals", "r = Round (x) v, i = TopK <axis=2> (r, k) c = Cast <to=1> (i) y = Add (v, c)", k=[4])
+form("LpNormalization 1", "y = LpNormalization <axis=2, p=1> (x)")
+form(
+    "LayerNormalization, its statistics",
+    "n, m, s = LayerNormalization <axis=2, epsilon=0.01> (x, scale, beta) a = Add (n, m) y = Mul (a, s)",
+    scale=(7, 6),
+    beta=(7, 6),
+)
+form("LayerNormalization, broadcast", "y = LayerNormalization <axis=1> (x, scale, beta)", scale=(7, 1), beta=(3, 1, 1))
+form(
+    "GroupNormalization 18",
+    "y = GroupNormalization <num_groups=2, epsilon=0.01> (x, scale, beta)",
+    scale=(2,),
+    beta=(2,),
+    inputs="float[N,4,3,3] x",
+    outputs="float[N,4,3,3] y",
+)
+form(
+    "InstanceNormalization 1D",
+    "y = InstanceNormalization <epsilon=0.1> (x, scale, beta)",
+    scale=(3,),
+    beta=(3,),
+    inputs=LINE,
+)
+form("LRN, wide", "y = LRN <size=5, alpha=2.0, beta=0.6, bias=1.5> (x)", inputs="float[N,7,3,3] x")
+form("MeanVarianceNormalization, axes", "y = MeanVarianceNormalization <axes=[0,2]> (x)", opset=13)
+form(
+    "BatchNormalization, training",
+    "y, a, b = BatchNormalization <training_mode=1, momentum=0.7> (x, scale, beta, mu, var)",
+    scale=(3,),
+    beta=(3,),
+    mu=(3,),
+    var=(3,),
+    outputs="y, a, b",
+)
+form(
+    "BatchNormalization 2D, old",
+    "y = BatchNormalization <epsilon=0.01> (x, scale, beta, mu, var)",
+    scale=(6,),
+    beta=(6,),
+    mu=(6,),
+    var=(6,),
+    inputs=FLOATS,
+    opset=7,
+)
+
+for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+    for direction, d in (("forward", 1), ("reverse", 1), ("bidirectional", 2)):
+        weights = {"w": (d, gates * 2, 4), "r": (d, gates * 2, 2), "b": (d, gates * 4), "h": (d, 3, 2)}
+        weights |= {"l": np.array([5, 2, 3], np.int32)} | ({"c": (d, 3, 2), "p": (d, 6)} if op == "LSTM" else {})
+        more, outs = (", c, p", "y, z, q") if op == "LSTM" else ("", "y, z")
+        extra = ", linear_before_reset=1" if op == "GRU" else ", input_forget=1" if op == "LSTM" else ""
+        plain = f'{{}} = {op} <hidden_size=2, direction="{direction}"{{}}> (x, w, r, b{{}})'
+        form(
+            f"{op} {direction}, all inputs",
+            plain.format(outs, "", f", l, h{more}"),
+            inputs=SEQUENCE,
+            outputs=outs,
+            **weights,
+        )
+        form(f"{op} {direction}, clip", plain.format("y", f", clip=0.3{extra}", ""), inputs=SEQUENCE, **weights)
+names = '["HardSigmoid", "Softsign", "ScaledTanh"]'
+form(
+    "LSTM, activations",
+    f"y = LSTM <hidden_size=2, activations={names}, activation_alpha=[0.3, 0.8], activation_beta=[0.4, 0.9]> (x, w, r)",
+    inputs=SEQUENCE,
+    w=(1, 8, 4),
+    r=(1, 8, 2),
+)
+form(
+    "GRU, activations",
+    'y = GRU <hidden_size=2, activations=["Sigmoid", "LeakyRelu"], activation_alpha=[0.3]> (x, w, r)',
+    inputs=SEQUENCE,
+    w=(1, 6, 4),
+    r=(1, 6, 2),
+)
+
+for kind in ("bilinear", "nearest", "bicubic"):
+    for around in ("zeros", "border", "reflection"):
+        text = (
+            f'y = GridSample <mode="{kind}", padding_mode="{around}", align_corners={int(around == "border")}> (x, g)'
+        )
+        form(
+            f"GridSample {kind} {around}",
+            text,
+            g=np.random.default_rng(1).uniform(-1.3, 1.3, (2, 4, 5, 2)).astype(np.float32),
+            inputs="float[2,3,7,6] x",
+        )
+boxes = np.array([[0, 0, 4, 4], [1.2, 1.7, 9.1, 5.5], [-2, -1, 2, 12.3]], np.float32)
+for kind, opset in (("output_half_pixel", 10), ("half_pixel", 16), ("output_half_pixel", 16)):
+    for ratio in (0, 2):
+        mode = f', coordinate_transformation_mode="{kind}"' if opset > 10 else ""
+        text = (
+            f"y = RoiAlign <output_height=3, output_width=2, sampling_ratio={ratio}, spatial_scale=0.8{mode}> (x, b, i)"
+        )
+        form(f"RoiAlign {opset} {kind} {ratio}", text, b=boxes, i=[0, 1, 1], opset=opset, inputs="float[2,3,7,6] x")
+form(
+    "MaxRoiPool, scale",
+    "y = MaxRoiPool <pooled_shape=[3,2], spatial_scale=0.5> (x, b)",
+    b=np.array([[0, 0, 0, 8, 9], [1, 3, 4, 5, 5]], np.float32),
+    inputs="float[2,3,7,6] x",
+)
+form("QuantizeLinear to integers", "q = QuantizeLinear (x, k, z) y = Cast <to=1> (q)", k=np.float32(0.02), z=np.int8(3))
+form(
+    "QuantizeLinear without zero point",
+    "q = QuantizeLinear (x, k) d = DequantizeLinear (q, k) y = Relu (d)",
+    k=np.float32(0.02),
+)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_form(name: str) -> None:
+    text, rest = FORMS[name]
+    fields = {key: rest[key] for key in ("opset", "inputs", "outputs") if key in rest}
+    weights = {key: value for key, value in rest.items() if key not in fields}
+    source = build(text, weights, **fields)
+    assert difference(load(source), source) <= TOLERANCE
