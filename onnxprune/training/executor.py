@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import DataError, ModelError
 from onnxprune.model import Model, is_float
 from onnxprune.training import operators
 from onnxprune.training.operators import Node, Run
@@ -109,8 +109,12 @@ class Executor:
             Outputs, and what was wanted, by name.
 
         Raises:
+            DataError: an input without a tensor.
             ModelError: a node that fails, named, with the shapes that it got.
         """
+        missing = [value.name for value in self.model.graph.inputs if value.name not in feeds]
+        if missing:
+            raise DataError(f"there is no tensor for input {missing[0]}", hint="give one for each input of the model")
         asked = (*(value.name for value in self.model.graph.outputs), *wanted)
         kept = {self._slots[name] for name in asked}
         values: dict[int, Tensor | None] = dict(self._values)
