@@ -29,7 +29,7 @@ OWNERS = {
     "click": {"cli"},
     "torch": {"training"},
     "onnxruntime": {"runtime"},
-    "onnx_graphsurgeon": {"model", "normalise", "quantised", "channels", "pruning.rewrite"},
+    "onnx_graphsurgeon": {"model", "normalise", "quantised", "channels", "pruning.rewrite", "training"},
     "PIL": {"data"},
     "matplotlib": {"report.plot"},
     "rich": {"report.console", "cli"},
