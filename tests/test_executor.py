@@ -678,3 +678,46 @@ def test_a_node_that_fails_is_named_with_its_shapes(tiny: onnx.ModelProto) -> No
         Executor(load(tiny))({"x": torch.zeros(2, 4, 8, 8)})
     assert caught.value.where == "conv1"
     assert "[2, 4, 8, 8], [16, 3, 3, 3], [16]" in caught.value.why
+
+
+WHOLES = {
+    "SiLU": "s = Sigmoid (x) y = Mul (x, s)",
+    "SiLU, the gate first": "s = Sigmoid (x) y = Mul (s, x)",
+    "HardSwish": "s = HardSigmoid <alpha=0.16666667, beta=0.5> (x) y = Mul (x, s)",
+    "GELU": "d = Div (x, root) e = Erf (d) a = Add (e, k1) m = Mul (x, a) y = Mul (m, half)",
+    "GELU, in another order": "d = Mul (x, inverse) e = Erf (d) a = Add (k1, e) h = Mul (half, x) y = Mul (h, a)",
+    "a linear layer": "m = MatMul (x, q) y = Add (b, m)",
+}
+PARTS = {
+    "another gate": "s = Sigmoid (x) r = Relu (x) y = Mul (r, s)",
+    "a gate that is read twice": "s = Sigmoid (x) m = Mul (x, s) y = Add (m, s)",
+    "a HardSigmoid of its own": "s = HardSigmoid (x) y = Mul (x, s)",
+    "another root": "d = Div (x, two) e = Erf (d) a = Add (e, k1) m = Mul (x, a) y = Mul (m, half)",
+    "GELU of two tensors": "r = Relu (x) d = Div (r, root) e = Erf (d) a = Add (e, k1) m = Mul (x, a) y = Mul (m, half)",
+    "a bias of rows": "m = MatMul (x, q) y = Add (rows, m)",
+}
+NUMBERS = {
+    "root": np.float32(2**0.5),
+    "inverse": np.float32(0.5**0.5),
+    "k1": np.float32(1),
+    "q": (6, 5),
+    "b": (5,),
+    "rows": (7, 1),
+}
+
+
+@pytest.mark.parametrize("name", [*WHOLES, *PARTS])
+def test_nodes_that_are_one_layer_run_as_one(name: str) -> None:
+    source = build({**WHOLES, **PARTS}[name], NUMBERS, inputs=IMAGE)
+    model = load(source)
+    executor = Executor(model)
+    assert (len(executor._fused) == 1) == (name in WHOLES)
+    assert (len(executor._fused) < len(executor._steps)) == (name in WHOLES)
+    assert difference(model, source) <= TOLERANCE
+    feeds = {"x": torch.randn(2, 3, 7, 6)}
+    within = model.graph.nodes[0].outputs[0].name
+    apart = executor(feeds, wanted=[within])
+    assert set(apart) == {"y", within}
+    assert close(executor(feeds)["y"], apart["y"])
+    mask = torch.tensor(0.5)
+    assert not close(executor(feeds, masks={(len(model.graph.nodes) - 1, 0): mask})["y"], apart["y"])

@@ -7,7 +7,7 @@ our own, because onnx2torch, the library that would serve, refuses the opsets th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,6 +17,7 @@ from torch import Tensor
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model import Model, is_float
 from onnxprune.training import operators
+from onnxprune.training.fusion import wholes
 from onnxprune.training.operators import Node, Run
 from onnxprune.training.operators.shapes import widened
 
@@ -25,15 +26,16 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class _Step:
-    """One bound node: slots of what it takes (-1: nothing) and gives, those that nobody needs afterwards, and inputs it reads as numbers."""
+    """One bound node: slots of what it takes (-1: nothing) and gives, inputs that it reads as numbers, and slots that nobody needs afterwards."""
 
+    n: int
     label: str
     op: str
     run: Run
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     host: frozenset[int]
-    done: tuple[int, ...]
+    done: tuple[int, ...] = ()
 
 
 class Executor:
@@ -91,6 +93,7 @@ class Executor:
             if isinstance(value, gs.Constant) and value.name not in self._slots:
                 self._hold(value, False)
         self._steps = self._bound()
+        self._fused, self._parts, self._hidden = self._joined()
 
     def __call__(
         self,
@@ -123,9 +126,11 @@ class Executor:
         masked: dict[int, list[tuple[int, Tensor]]] = {}
         for (n, i), mask in (masks or {}).items():
             masked.setdefault(n, []).append((i, mask))
-        for n, step in enumerate(self._steps):
+        # what is within a whole can be neither masked nor returned
+        whole = masked.keys().isdisjoint(self._parts) and kept.isdisjoint(self._hidden)
+        for step in self._fused if whole else self._steps:
             inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
-            for i, mask in masked.get(n, ()):
+            for i, mask in masked.get(step.n, ()):
                 tensor = inputs[i]
                 assert tensor is not None
                 inputs[i] = tensor * mask
@@ -195,23 +200,37 @@ class Executor:
         self._values[self._slot(constant.name)] = value
 
     def _bound(self) -> list[_Step]:
-        graph = self.model.graph
-        last: dict[int, int] = {}
-        drafts = []
-        for n, node in enumerate(graph.nodes):
+        steps = []
+        for n, node in enumerate(self.model.graph.nodes):
             label = node.name or (node.outputs[0].name if node.outputs else node.op)
             seen = Node(node, self.model.opset, label, self)
             run = operators.bind(seen)
             inputs = tuple(self._slot(tensor.name) for tensor in node.inputs)
             outputs = tuple(self._slot(tensor.name) for tensor in node.outputs)
-            last.update((slot, n) for slot in (*inputs, *outputs) if slot >= 0 and slot not in self._values)
-            drafts.append((label, node.op, run, inputs, outputs, frozenset(seen.host)))
+            steps.append(_Step(n, label, node.op, run, inputs, outputs, frozenset(seen.host)))
+        return self._with_ends(steps)
+
+    def _joined(self) -> tuple[list[_Step], set[int], set[int]]:
+        """Return the steps with several nodes in one, the numbers of these nodes, and the slots of what is no longer made."""
+        steps, parts, hidden = dict(enumerate(self._steps)), set[int](), set[int]()
+        for whole in wholes(self.model.graph):
+            *inner, last = whole.nodes
+            parts.update(whole.nodes)
+            hidden.update(slot for n in inner for slot in steps.pop(n).outputs)
+            steps[last] = replace(
+                steps[last], run=whole.run, inputs=tuple(self._slots[x.name] for x in whole.inputs), host=frozenset()
+            )
+        return self._with_ends(list(steps.values())), parts, hidden
+
+    def _with_ends(self, steps: Sequence[_Step]) -> list[_Step]:
+        """Note at each step which values nobody needs after it."""
+        results = {self._slots[value.name] for value in self.model.graph.outputs}
+        last = {slot: step.n for step in steps for slot in (*step.inputs, *step.outputs)}
         done: dict[int, list[int]] = {}
-        results = {self._slots[value.name] for value in graph.outputs}
         for slot, n in last.items():
-            if slot not in results:
+            if slot >= 0 and slot not in self._values and slot not in results:
                 done.setdefault(n, []).append(slot)
-        return [_Step(*draft, tuple(done.get(n, ()))) for n, draft in enumerate(drafts)]
+        return [replace(step, done=tuple(done.get(step.n, ()))) for step in steps]
 
     def _laid_out(self, value: Tensor) -> Tensor:
         if value.dtype in HALF:
