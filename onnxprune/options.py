@@ -13,8 +13,10 @@ from typing import Any
 from onnxprune.errors import OptionError
 
 AUTO = "auto"
-WITH_DATA = ("obs", "activation", "apoz")
-"""Importances that look at activations."""
+WITH_GRADIENTS = ("taylor", "fisher", "hessian")
+"""Importances that take torch."""
+WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
+"""Importances that look at what samples do in the network."""
 IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
 REPAIRS = (AUTO, "lstsq", "bias", "merge", "none")

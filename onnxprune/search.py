@@ -22,9 +22,10 @@ from onnxprune.errors import OptionError, TargetError
 from onnxprune.generate import NAME as GENERATED_NAME
 from onnxprune.generate import generate
 from onnxprune.model import Model, load
-from onnxprune.options import AUTO, WITH_DATA, Options
+from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.pruning import budget, importance, repair, rewrite, second_order
 from onnxprune.report.document import curve_dict
+from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
 
 SCHEMA = "onnxprune.sensitivity/1"
@@ -34,6 +35,8 @@ STORED, SUMS = 0.4, 0.3
 """Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
 AUTOMATIC = ("crop", "scale", "rotate")
 """Augmentation, where it is left open and needed."""
+SAVES_NOTHING = 1e-12
+"""Share of what is limited below which a channel saves nothing."""
 LOOKED_AT = 64
 """Samples that are looked at to tell whether images were enlarged."""
 
@@ -133,7 +136,8 @@ def _choose(
     else:
         scores, removals = importance.score(model, trace, options.importance, keep, options.seed), []
     if options.threshold is not None and first:
-        keep = budget.below(trace, scores, keep, rules, options.threshold)
+        told = importance.relative(trace, scores, keep) if options.importance in WITH_GRADIENTS else scores
+        keep = budget.below(trace, told, keep, rules, options.threshold)
     if options.scope == "sensitivity" and not limits.hold(*cost.totals(keep)):
         assert workspace is not None
         macs = cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
@@ -142,6 +146,8 @@ def _choose(
         )
         keep = budget.allocate_by_loss(trace, cost, curves, keep, rules, limits)
     else:
+        if options.importance in WITH_GRADIENTS and options.scope == "global":
+            scores = _per_saving(analysis, scores, limits)
         keep = budget.allocate(trace, cost, scores, keep, rules, limits)
     if workspace is not None:
         for removal in removals:
@@ -151,6 +157,16 @@ def _choose(
     total = current.keep.copy()
     total[np.flatnonzero(current.keep)[~keep]] = False
     return total, curves
+
+
+def _per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -> FloatArray:
+    """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
+
+    Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
+    """
+    macs, params = analysis.cost.savings()
+    saved = (macs if limits.macs is not None else 0) + (params if limits.params is not None else 0)
+    return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))
 
 
 def _calibrated_scores(
@@ -164,7 +180,11 @@ def _calibrated_scores(
     if not plain:
         kind = options.importance
         given = None
-        if kind != "obs":
+        if kind in WITH_GRADIENTS:
+            given = _gradient_scores(analysis, options, on_stage, workspace)
+            if options.scope != "sensitivity":
+                return given, []
+        elif kind != "obs":
             given = second_order.activation_scores(
                 model,
                 trace,
@@ -194,6 +214,21 @@ def _calibrated_scores(
     if given is None:
         given = second_order.scores_of(trace, found, fallback)
     return given, found
+
+
+def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
+    require_torch(f"--importance {options.importance}")
+    from onnxprune.training import gradients  # only here: torch takes seconds to load
+
+    return gradients.scores(
+        analysis.model,
+        analysis.trace,
+        workspace.calibration.plain,
+        options.importance,
+        memory=workspace.memory,
+        seed=options.seed,
+        progress=_told(on_stage, "gradients"),
+    )
 
 
 def _repaired(analysis: Analysis, keep: BoolArray, workspace: Workspace, options: Options, on_stage: Stage) -> _Step:

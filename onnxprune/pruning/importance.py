@@ -1,6 +1,6 @@
 """One importance per channel: how much the network would miss it.
 
-Every method looks at the weights alone. A channel is scored over *all* members of its group: the filters that write it and
+Every method here looks at the weights alone. A channel is scored over *all* members of its group: the filters that write it and
 the weight slices that read it. Scores are divided by the mean of their group, so that groups can be compared.
 """
 
@@ -57,17 +57,23 @@ def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None
         raise OptionError(f"unknown importance {method!r}", hint=f"choose one of {', '.join(METHODS)}")
     keep = np.ones(trace.n_channels, dtype=bool) if keep is None else keep
     raw = METHODS[method](Context(model, trace, keep, np.append(keep, True), seed))
-    result = np.full(trace.n_channels, np.nan)
-    for group in trace.groups:
-        left = group.channels[keep[group.channels]]
-        mean = raw[left].mean() if left.size else 0.0
-        result[group.channels] = raw[group.channels] / mean if mean > 0 else raw[group.channels]
+    result = relative(trace, raw, keep)
     if trace.n_channels and np.isnan(result[~trace.pinned]).all() and (~trace.pinned).any():
         raise OptionError(
             f"--importance {method} finds nothing to rank",
             why="no BatchNormalization with a scale per channel is left in this export",
             hint="use --importance l2, or export without folding BatchNormalization",
         )
+    return result
+
+
+def relative(trace: Trace, raw: FloatArray, keep: BoolArray) -> FloatArray:
+    """Divide each importance by the mean over what is left of its group; NaN for a channel of no group."""
+    result = np.full(trace.n_channels, np.nan)
+    for group in trace.groups:
+        left = group.channels[keep[group.channels]]
+        mean = raw[left].mean() if left.size else 0.0
+        result[group.channels] = raw[group.channels] / mean if mean > 0 else raw[group.channels]
     return result
 
 
