@@ -54,12 +54,13 @@ class Training:
         self.executor = Executor(self.model)
         self.gates = Gates(self.executor, self.trace, threshold, **how)
         self.rng = np.random.default_rng(0)
+        self.shape = self.trace.input_shapes["x"][1:]
 
     def gradients(self) -> None:
         weights = self.executor.weights.values()
         for weight in weights:
             weight.grad = None
-        x = torch.from_numpy(self.rng.standard_normal((8, 2, 5, 5)).astype(np.float32))
+        x = torch.from_numpy(self.rng.standard_normal((8, *self.shape)).astype(np.float32))
         (z,) = self.executor({"x": x}).values()
         (z - torch.from_numpy(self.rng.standard_normal((8, 3)).astype(np.float32))).square().mean().backward()
 
@@ -204,36 +205,51 @@ def test_pinned_channels_are_not_gated():
     assert run.gates.gated.any()
 
 
-def test_a_weight_that_reads_two_things_gates_neither():
+def test_what_is_summed_without_a_weight_is_not_gated():
     b = Builder((2, 5, 5))
+    x = b.conv("x", 6, name="first")
+    total = b.node("ReduceSum", [x, b.ints(1)], (1, 5, 5))
+    y = b.node("Mul", [b.node("Relu", [b.conv(x, 4, name="second")]), total])
+    run = Training(b.build(b.gemm(b.flatten(y), 3)), 1e6, patience=1)
+    run.step()
+    assert not run.trace.pinned[run.group("first")].any()
+    assert not run.gates.gated[run.group("first")].any()
+    assert run.gates.gated[run.group("second")].any()
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_weight_that_reads_two_things_gates_neither(fixed: bool):
+    b = Builder((6, 5, 5))
     shared = b.normal(4, 6, 3, 3)
-    y = b.node("Add", [b.conv(b.conv("x", 6), 4, 3, weight=shared), b.conv(b.conv("x", 6), 4, 3, weight=shared)])
+    other = "x" if fixed else b.conv("x", 6)
+    y = b.node("Add", [b.conv(b.conv("x", 6), 4, 3, weight=shared), b.conv(other, 4, 3, weight=shared)])
     z = b.gemm(b.flatten(b.conv(b.conv(y, 4, name="alone"), 4)), 3)
     run = Training(b.build(z), 1e6, patience=1)
+    assert not run.trace.pinned[next(g.channels for g in run.trace.groups if g.channels.size == 6)].any()
     run.step()
     by_width = [run.gates.gated[group.channels].any() for group in run.trace.groups if group.channels.size == 6]
     assert not any(by_width)
     assert run.gates.gated[run.group("alone")].any()
 
 
-def test_a_resumed_run_goes_on_as_the_first_one_would():
-    whole = Training(network(), 2e-2, patience=4)
-    for _ in range(14):
+@pytest.mark.parametrize("threshold", [0.0, 2e-2])
+def test_a_resumed_run_goes_on_as_the_first_one_would(threshold: float):
+    """Saved in the middle of the second window: after one step of it, which may have been the loudest."""
+    whole, first, second = (Training(network(), threshold, patience=4) for _ in range(3))
+    for _ in range(8):
         whole.step()
-    first, second = (Training(network(), 2e-2, patience=4) for _ in range(2))
-    for _ in range(6):
+    for _ in range(5):
         first.step()
     state = first.gates.state_dict()
+    second.rng.bit_generator.state = first.rng.bit_generator.state
     for name, weight in second.executor.weights.items():
         weight.data.copy_(first.executor.weights[name].detach())
     for _ in range(3):
         first.step()  # what was saved does not change
     second.gates.load_state_dict(state)
-    for _ in range(6):
-        second.rng.standard_normal((8, 2, 5, 5)), second.rng.standard_normal((8, 3))  # the samples that were used
-    for _ in range(8):
+    for _ in range(3):
         second.step()
-    assert whole.gates.gated.any()
+    assert whole.gates.gated.any() == (threshold > 0)
     np.testing.assert_array_equal(second.gates.gated, whole.gates.gated)
     np.testing.assert_array_equal(second.gates.loudness, whole.gates.loudness)
     for name, weight in whole.executor.weights.items():

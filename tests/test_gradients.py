@@ -198,7 +198,14 @@ def shuffled(b: Builder) -> str:
     return b.conv(b.shuffle(b.node("Sigmoid", [b.conv("x", 8)]), 2), 4, group=2)
 
 
-BODIES = [plain, grouped, depthwise, residual, two_readers, concat, shuffled]
+def rows(b: Builder) -> str:
+    """Several rows per sample: a Gemm on every pixel."""
+    x = b.node("Transpose", [b.node("Sigmoid", [b.conv("x", 5, 3)])], (4, 4, 5), perm=[0, 2, 3, 1])
+    y = b.node("Sigmoid", [b.gemm(b.reshape(x, (-1, 5), (5,)), 6)])
+    return b.reshape(b.gemm(y, 3), (-1, 4, 4, 3), (4, 4, 3))
+
+
+BODIES = [plain, grouped, depthwise, residual, two_readers, concat, shuffled, rows]
 
 
 def classifier(body: Callable[[Builder], str]) -> onnx.ModelProto:
@@ -326,9 +333,13 @@ def test_batches_do_not_matter(method: str):
 
 @pytest.mark.parametrize("body", BODIES)
 def test_masks_on_weights_are_those_on_activations(body: Callable[[Builder], str]):
+    from onnxprune.training import gradients
+
     study = studied(classifier(body))
+    assert {site.rows for site in gradients.sites(study.model, study.trace)} == ({1, 16} if body is rows else {1})
     expected = study.scores("taylor")
     study.trace = replace(study.trace, carried={})
+    assert not any(site.rows for site in gradients.sites(study.model, study.trace))
     np.testing.assert_allclose(study.scores("taylor"), expected, rtol=1e-4, atol=1e-7)
 
 
