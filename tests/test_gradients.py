@@ -13,7 +13,7 @@ from graphs import Builder, load
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import runtime, training, verify
+from onnxprune import runtime, training
 from onnxprune.analysis import analyse
 from onnxprune.calibration import Calibration
 from onnxprune.data import inputs_of, load_data
@@ -233,7 +233,7 @@ def test_second_order_is_the_divergence_as_what_reads_a_channel_is_scaled(body: 
     reference = study.outputs()
     expected = np.zeros(study.trace.n_channels)
     for channel in study.free:
-        moved = [verify.divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
+        moved = [fidelity.divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
         expected[channel] = sum(moved) / 2 / 0.05**2
     np.testing.assert_allclose(found[study.free], expected[study.free], rtol=0.2, atol=0.04 * float(expected.max()))
 
@@ -246,7 +246,7 @@ def test_an_output_that_is_no_classifier_counts_by_its_squared_error():
         found = study.scores(method, draws=600)
         expected = np.zeros(study.trace.n_channels)
         for channel in study.free:
-            moved = [verify.divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
+            moved = [fidelity.divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
             expected[channel] = sum(moved) / 2 / 0.05**2
         np.testing.assert_allclose(
             found[study.free], expected[study.free], rtol=0.15, atol=0.03 * float(expected.max())

@@ -87,7 +87,8 @@ class Constraints:
 
 def filter_norms(weight: Tensor, axis: int) -> Tensor:
     """Return the Euclidean norm of each filter, (n,) float64."""
-    return weight.double().movedim(axis, 0).flatten(1).norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(weight.double().movedim(axis, 0).flatten(1), dim=1)
+    return norms
 
 
 def filter_axes(graph: gs.Graph) -> dict[str, int]:

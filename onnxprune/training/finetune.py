@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from onnxprune.augment import augment, channel_axis
 from onnxprune.data import Array, Data, Feeds
 from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.model import Model
-from onnxprune.options import AUTO, LABELS, RATES, Training
+from onnxprune.options import LABELS, RATES, Training
 from onnxprune.training import checkpoint
 from onnxprune.training.constraints import Constraints, Frozen
 from onnxprune.training.executor import Executor
@@ -196,7 +196,7 @@ class _Run:
         told: Told | None,
     ) -> None:
         self.training, self.seed, self.data, self.path, self.told = training, seed, data, state, told
-        self.kinds = () if isinstance(training.augment, str) else tuple(k for k in training.augment if k != "mix")
+        self.kinds = () if isinstance(training.augment, str) else training.augment
         self.executor = Executor(student, device=training.device)
         self.teacher = Executor(teacher, device=training.device, trained=lambda name: False)
         self.executor.training = training.batchnorm == "train"
@@ -337,11 +337,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         gradients = [w for w in self.weights.values() if w.grad is not None]
-        norm = (
-            torch.nn.utils.clip_grad_norm_(gradients, training.clip)
-            if training.clip and not self._thresholds()
-            else torch.nn.utils.get_total_norm([w.grad for w in gradients])
-        )
+        norm = torch.nn.utils.get_total_norm([w.grad for w in gradients if w.grad is not None])
         if not bool(torch.isfinite(norm)):
             self._stop("the gradient", feeds)
             return False
@@ -349,7 +345,7 @@ class _Run:
             self.gates.observe()
         if self.frozen is not None:
             self.frozen.before()
-        if training.clip and self._thresholds():
+        if training.clip:  # thresholds are held against gradients as they were
             torch.nn.utils.clip_grads_with_norm_(gradients, training.clip, norm)
         self.optimizer.step()
         self.constraints.project(self.weights)
@@ -361,10 +357,6 @@ class _Run:
             self._average()
         self.progress.losses.append(total)
         return True
-
-    def _thresholds(self) -> bool:
-        """Tell whether gradients are held against a threshold: that is done before they are clipped."""
-        return self.gates is not None or self.frozen is not None
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -406,10 +398,6 @@ class _Run:
         if self.kinds:
             rng = np.random.default_rng((self.seed, 1, number))
             feeds = {name: augment(x, self.kinds, rng, channel_axis(x.shape)) for name, x in feeds.items()}
-        if "mix" in (self.training.augment or ()):
-            rng = np.random.default_rng((self.seed, 3, number))
-            lam = rng.beta(1.0, 1.0, (len(chosen), 1, 1, 1)).astype(np.float32)
-            feeds = {name: lam * x + (1 - lam) * x[::-1] for name, x in feeds.items()}
         labels = None
         if self.label_share and self.labels is not None:
             labels = torch.from_numpy(self.labels[chosen]).to(self.executor.device)

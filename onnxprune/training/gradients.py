@@ -15,7 +15,7 @@ filters of the channel *before* anything is squared, so that coupled layers coun
                                     "Hessian-Aware Pruning and Optimal Neural Implant", eq. 5. Each sample has a v of its own.
 
 The loss. `taylor` takes the cross-entropy with the labels, or without any with the class that the model gives itself. The other two ask
-how far the output moves from what it is, in the units of `onnxprune.verify.divergence`: of that loss the gradient is 0 and the
+how far the output moves from what it is, in the units of `onnxprune.fidelity.divergence`: of that loss the gradient is 0 and the
 expansion to second order H/2, so that a score is an estimate of the divergence that the loss of one channel brings, in nats for a
 classifier. Its Hessian at the model itself is J' A A' J, with J the derivative of the output and A A' the Hessian of the loss there:
 A = diag(sqrt p) (1 - sqrt p sqrt p') per sample for a classifier. `fisher` draws a vector r of random signs, and g is the
@@ -322,7 +322,7 @@ class _Loss:
 
 
 def _classes(output: Tensor) -> Tensor | None:
-    """Return the (n, classes) output of a classifier, or None where this one does not look like it; as `onnxprune.verify.scores_of`."""
+    """Return the (n, classes) output of a classifier, or None where this one does not look like it; as `onnxprune.fidelity.scores_of`."""
     x = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
     return x if x.ndim == 2 and x.shape[1] > 1 and x.is_floating_point() else None
 
