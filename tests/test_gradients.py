@@ -13,7 +13,7 @@ from graphs import Builder, load
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import runtime, training
+from onnxprune import fidelity, runtime, training
 from onnxprune.analysis import analyse
 from onnxprune.calibration import Calibration
 from onnxprune.data import inputs_of, load_data
