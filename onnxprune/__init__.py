@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from onnxprune.comparison import Measure
     from onnxprune.data import Preprocess
     from onnxprune.errors import OnnxPruneError
+    from onnxprune.finetuning import finetune
     from onnxprune.gate import check
+    from onnxprune.options import Training
     from onnxprune.pipeline import Result, prune
 
 _HOMES = {
@@ -22,10 +24,12 @@ _HOMES = {
     "OnnxPruneError": "errors",
     "Preprocess": "data",
     "Result": "pipeline",
+    "Training": "options",
     "check": "gate",
+    "finetune": "finetuning",
     "prune": "pipeline",
 }
-__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "check", "prune"]
+__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "Training", "check", "finetune", "prune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.augment import augment, channel_axis
+from onnxprune.augment import augment, channel_axis, is_enlarged
 from onnxprune.data import Data
 from onnxprune.errors import DataError
 from onnxprune.runtime import Feeds
@@ -26,6 +26,10 @@ COPIES = 3
 ENOUGH = 128
 """Samples below which a run warns."""
 AIM = 512
+AUTOMATIC = ("crop", "scale", "rotate")
+"""Augmentation, where it is left open and needed."""
+LOOKED_AT = 64
+"""Samples that are looked at to tell whether images were enlarged."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,9 @@ class Calibration:
             return (slice(0, 0), slice(None)) if self.is_held(batch) else (slice(None), slice(0, 0))
         cut = rows - rows // HELD_EVERY
         return slice(0, cut), slice(cut, None)
+
+
+def is_enlarged_data(data: Data) -> bool:
+    """Tell whether an input holds images that were made larger: what sees fine detail would be taken for superfluous."""
+    feeds = data.rows(0, min(LOOKED_AT, len(data)))
+    return any(is_enlarged(x, channel_axis(x.shape)) for x in feeds.values() if x.ndim == 4)

@@ -14,17 +14,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxprune.augment import parse_kinds
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.options import (
     AUTO,
+    BATCHNORMS,
     GROUPED,
     HEADS,
     IMPORTANCES,
+    LABELS,
     NORMS,
+    OPTIMIZERS,
+    PACES,
+    PRECISIONS,
+    RATE_SCHEDULES,
+    RATES,
     REPAIRS,
     SCHEDULES,
     SCOPES,
     Options,
+    Training,
+    parse_bounds,
+    parse_budget,
     parse_memory,
     parse_targets,
 )
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULTS = Options()
+RECIPE = Training()
 FAILED = 3
 INTERRUPTED = 130
 
@@ -170,6 +181,13 @@ DIALS = _together(
         "--steps", type=int, default=DEFAULTS.steps, show_default=True, help="Steps of the progressive schedule."
     ),
     click.option(
+        "--pace",
+        type=click.Choice(PACES),
+        default=DEFAULTS.pace,
+        show_default=True,
+        help="How the progressive schedule goes on: equal steps, or much at first (cubic).",
+    ),
+    click.option(
         "--scope",
         type=click.Choice(SCOPES),
         default=DEFAULTS.scope,
@@ -195,6 +213,124 @@ DIALS = _together(
     ),
     click.option("--threshold", type=float, help="Remove channels whose importance / mean of the group is below."),
     CALIBRATION,
+)
+TRAINING = _together(
+    click.option("--train-batch", type=int, default=RECIPE.batch, show_default=True, help="Samples per gradient."),
+    click.option(
+        "--accumulate", type=int, default=RECIPE.accumulate, show_default=True, help="Gradients summed before a step."
+    ),
+    click.option(
+        "--optimizer",
+        type=click.Choice(OPTIMIZERS),
+        default=RECIPE.optimizer,
+        show_default=True,
+        help="Of the training.",
+    ),
+    click.option(
+        "--lr",
+        type=float,
+        help=f"Highest learning rate; {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}.",
+    ),
+    click.option(
+        "--lr-schedule",
+        type=click.Choice(RATE_SCHEDULES),
+        default=RECIPE.schedule,
+        show_default=True,
+        help="Of the rate.",
+    ),
+    click.option(
+        "--weight-decay",
+        type=float,
+        default=RECIPE.decay,
+        show_default=True,
+        help="Of weights, not of biases and scales.",
+    ),
+    click.option(
+        "--clip-norm",
+        type=float,
+        default=RECIPE.clip,
+        show_default=True,
+        help="Norm of the whole gradient, at most; 0: any.",
+    ),
+    click.option(
+        "--ema",
+        type=float,
+        default=RECIPE.ema,
+        show_default=True,
+        help="Write the running mean of the weights; 0: the last ones.",
+    ),
+    click.option(
+        "--temperature", type=float, default=RECIPE.temperature, show_default=True, help="Of the distillation."
+    ),
+    click.option(
+        "--features",
+        type=float,
+        default=RECIPE.features,
+        show_default=True,
+        help="Weight of the error of activations at the end of groups, beside that of the outputs.",
+    ),
+    click.option(
+        "--label-weight",
+        type=float,
+        help=f"Share of the loss that is cross-entropy; {LABELS:g} where --data has labels.",
+    ),
+    click.option("--smoothing", type=float, default=RECIPE.smoothing, show_default=True, help="Of the labels."),
+    click.option(
+        "--train-augment",
+        default=AUTO,
+        show_default=True,
+        metavar="KINDS",
+        help="none, or some of flip,crop,scale,rotate,detail,jitter,noise,erase, while training.",
+    ),
+    click.option(
+        "--hold-out",
+        type=float,
+        default=RECIPE.hold_out,
+        show_default=True,
+        help="Share of the samples that chooses the best weights, and is not trained on.",
+    ),
+    click.option(
+        "--patience",
+        type=int,
+        default=RECIPE.patience,
+        show_default=True,
+        help="Looks at these without a better one that end it; 0: none does.",
+    ),
+    click.option(
+        "--freeze-below", type=float, metavar="T", help="Elements of weights whose gradient is smaller sit a step out."
+    ),
+    click.option(
+        "--gate-below",
+        type=float,
+        metavar="T",
+        help="Channels all of whose gradients stay smaller are gated, and deleted.",
+    ),
+    click.option(
+        "--clamp", multiple=True, metavar="[GLOB=]LO,HI", help="Range of the weights with such names; may be repeated."
+    ),
+    click.option(
+        "--max-norm", multiple=True, metavar="[GLOB=]R", help="Norm of each filter of weights with such names, at most."
+    ),
+    click.option(
+        "--batchnorm",
+        type=click.Choice(BATCHNORMS),
+        default=RECIPE.batchnorm,
+        show_default=True,
+        help="Statistics of BatchNormalization that could not be folded: as they are, or of the batch.",
+    ),
+    click.option("--device", default=RECIPE.device, show_default=True, help="Of torch: cpu, cuda, mps."),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=RECIPE.precision,
+        show_default=True,
+        help="Of the training.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=PATH,
+        help="Keep the state of the training here; the same command then goes on after an interrupt.",
+    ),
 )
 TIMING = _together(
     click.option("--batch", type=int, default=1, show_default=True, help="Samples per timed run."),
@@ -284,6 +420,7 @@ def plan(
         "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50%",
         "onnxprune prune model.onnx -o small.onnx --data images/ --preprocess imagenet --limit flops=300M --ignore 'head*'",
         "onnxprune prune model.onnx -o small.onnx --schedule progressive --steps 8 --reduce params=40%",
+        "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50% --finetune 3min",
     )
 )
 @MODEL
@@ -305,6 +442,12 @@ def plan(
     help="lstsq: fit every layer behind a cut to what it gave before; bias: only its bias; merge: without data, let what reads a channel that goes read the one most like it; auto: lstsq with data, else merge.",
 )
 @click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
+@click.option(
+    "--finetune",
+    metavar="AMOUNT",
+    help="Train what is left towards the original: 300steps, 2epochs or 3min; needs --data, and torch. Options below say how.",
+)
+@TRAINING
 @TIMING
 @click.option(
     "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
@@ -320,6 +463,8 @@ def prune(
     evaluation: Path | None,
     plan_path: Path | None,
     plan_output: Path | None,
+    finetune: str | None,
+    checkpoint: Path | None,
     batch: int,
     threads: int,
     runs: int,
@@ -334,6 +479,7 @@ def prune(
     from onnxprune import pipeline
     from onnxprune.report import console
 
+    recipe = _training(finetune, dials)
     options = _options(dials)
     measure = _measure(batch, threads, runs, warmup, eval_batch, not no_latency)
     with _progress(quiet) as on_stage:
@@ -348,12 +494,103 @@ def prune(
             measure=measure,
             on_stage=on_stage,
             options=options,
+            training=recipe,
+            checkpoint=checkpoint,
         )
     if as_json:
         _print_json(result.report.to_dict())
     else:
         console.show(console.report_parts(result.report))
     if not result.report.verdict:
+        sys.exit(FAILED)
+
+
+@main.command(
+    epilog=_examples(
+        "onnxprune finetune small.onnx --teacher model.onnx --data data.npz -o tuned.onnx --for 3min",
+        "onnxprune finetune small.onnx --teacher model.onnx --data images/ --preprocess imagenet -o tuned.onnx --for 2epochs --train-batch 16 --accumulate 4",
+    )
+)
+@MODEL
+@click.option("--teacher", type=PATH, required=True, help="The model that it was pruned from.")
+@click.option("--output", "-o", type=PATH, required=True, help="Where to write the trained model.")
+@DATA
+@click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
+@click.option(
+    "--for",
+    "amount",
+    default="2epochs",
+    show_default=True,
+    metavar="AMOUNT",
+    help="How long: 300steps, 2epochs or 3min.",
+)
+@click.option(
+    "--plan",
+    "plan_path",
+    type=PATH,
+    help="The plan.json it was pruned by; with it --features compares channels that are left.",
+)
+@TRAINING
+@click.option("--memory", default="2GB", show_default=True, help="For preprocessed samples, beside the models.")
+@click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random.")
+@TIMING
+@click.option(
+    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
+)
+@click.option("--no-latency", is_flag=True, help="Don't time the models.")
+@JSON
+@QUIET
+def finetune(
+    model: Path,
+    teacher: Path,
+    output: Path,
+    data: Path | None,
+    preprocess: str | None,
+    evaluation: Path | None,
+    amount: str,
+    plan_path: Path | None,
+    checkpoint: Path | None,
+    memory: str,
+    seed: int,
+    batch: int,
+    threads: int,
+    runs: int,
+    warmup: int,
+    eval_batch: int,
+    no_latency: bool,
+    as_json: bool,
+    quiet: bool,
+    **dials: Any,
+) -> None:
+    """Train a pruned model towards the one it came from, without labels or with, and write it."""
+    from onnxprune import finetuning
+    from onnxprune.report import console
+
+    if data is None:
+        raise OptionError("finetune needs inputs of the model", hint="give --data")
+    recipe = _training(amount, dials)
+    measure = _measure(batch, threads, runs, warmup, eval_batch, not no_latency)
+    with _progress(quiet) as on_stage:
+        _, report = finetuning.finetune(
+            model,
+            teacher,
+            data=data,
+            output=output,
+            evaluation=evaluation,
+            preprocess=preprocess,
+            plan=plan_path,
+            training=recipe,
+            checkpoint=checkpoint,
+            seed=Options(seed=seed).seed,
+            memory=parse_memory(memory),
+            measure=measure,
+            on_stage=on_stage,
+        )
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        console.show(console.report_parts(report))
+    if not report.verdict:
         sys.exit(FAILED)
 
 
@@ -504,6 +741,38 @@ def _options(dials: dict[str, Any]) -> Options:
     return Options(reduce=reduce, limit=limit, memory=parse_memory(dials.pop("memory")), augment=kinds, **dials)
 
 
+NAMES = {
+    "train_batch": "batch",
+    "lr": "rate",
+    "lr_schedule": "schedule",
+    "weight_decay": "decay",
+    "clip_norm": "clip",
+    "label_weight": "labels",
+    "train_augment": "augment",
+}
+"""Fields of `Training` by the name of their option, where that is another one."""
+AS_THEY_ARE = (
+    "accumulate", "optimizer", "ema", "temperature", "features", "smoothing", "hold_out", "patience", "freeze_below", "gate_below",
+    "batchnorm", "device", "precision",
+)  # fmt: skip
+
+
+def _training(amount: str | None, dials: dict[str, Any]) -> Training | None:
+    """Take the options of training out of `dials`; None where nothing is to be trained."""
+    values = {NAMES.get(name, name): dials.pop(name) for name in (*NAMES, *AS_THEY_ARE)}
+    bounds = parse_bounds(dials.pop("clamp"), dials.pop("max_norm"))
+    if amount is None:
+        given = [name for name, value in values.items() if value != getattr(RECIPE, name)]
+        if given or bounds:
+            raise OptionError(
+                "there is nothing to train, but options say how", hint="give --finetune, for instance --finetune 3min"
+            )
+        return None
+    if values["augment"] != AUTO:
+        values["augment"] = parse_kinds(values["augment"])
+    return Training(**values, bounds=bounds, **parse_budget(amount))
+
+
 def _measure(batch: int, threads: int, runs: int, warmup: int, eval_batch: int, latency: bool) -> Measure:
     from onnxprune.comparison import Measure
 
@@ -529,22 +798,30 @@ def _plain(value: Any) -> Any:
 def _progress(quiet: bool) -> Iterator[Stage]:
     """Show the stage of the run, and the share of it where that is known, on a terminal's stderr."""
     if quiet or not sys.stderr.isatty():
-        yield lambda stage, share: None
+        from onnxprune.comparison import quiet as silent
+
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("start", total=None)
+        task = progress.add_task("start", total=None, detail="")
         last = ""
 
-        def on_stage(stage: str, share: float | None) -> None:
+        def on_stage(stage: str, share: float | None, detail: str = "") -> None:
             nonlocal last
             if stage != last:
-                progress.reset(task, description=stage, total=None if share is None else 1.0)
+                progress.reset(task, description=stage, total=None if share is None else 1.0, detail=detail)
                 last = stage
             if share is not None:
-                progress.update(task, completed=share, total=1.0)
+                progress.update(task, completed=share, total=1.0, detail=detail)
 
         yield on_stage

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx
@@ -17,14 +17,19 @@ from onnxprune.errors import OptionError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-Stage = Callable[[str, float | None], None]
-"""Called with the name of a stage and, where it is known, the share of it that is done."""
+
+class Stage(Protocol):
+    """Called as a run goes on."""
+
+    def __call__(self, stage: str, share: float | None, detail: str = "") -> None:
+        """Take the name of a stage, where it is known the share of it that is done, and how it goes."""
+
 
 RANDOM_SAMPLES = 16
 """Seeded inputs that stand in for data when none are given."""
 
 
-def quiet(stage: str, share: float | None) -> None:
+def quiet(stage: str, share: float | None, detail: str = "") -> None:
     """Say nothing."""
 
 

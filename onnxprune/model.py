@@ -7,6 +7,7 @@ original only where channels went.
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 from dataclasses import dataclass, field, replace
@@ -183,6 +184,11 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
         import_domains=graph.import_domains,
         ir_version=graph.ir_version,
     )
+
+
+def provenance(digest: str) -> dict[str, str]:
+    """Return what a result says of itself in its metadata; `digest` is that of the original."""
+    return {"onnxprune.version": importlib.metadata.version("onnxprune"), "onnxprune.original.sha256": digest}
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:

@@ -23,6 +23,7 @@ REPAIRS = (AUTO, "lstsq", "bias", "merge", "none")
 DATA_FREE = ("merge", "none")
 """Repairs that look at weights alone."""
 SCHEDULES = ("block", "progressive")
+PACES = ("linear", "cubic")
 GROUPED = ("positions", "whole")
 HEADS = ("whole", "width")
 NORMS = (AUTO, "keep", "cut")
@@ -49,6 +50,7 @@ class Options:
         limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs.
         importance: one of `IMPORTANCES`; `auto` is `obs` with data, `l2` without.
         schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
+        pace: of the progressive schedule: `linear`, the same share in every step, or `cubic`, much at first and little at last.
         scope: `sensitivity` weighs groups by what the output loses, measured; `global` ranks all channels together, `uniform` takes the
             same share of every group. `auto` is `sensitivity` with data (but `global` for a threshold), `global` without.
         repair: `lstsq` fits every layer behind a cut to what it gave before, `bias` only its bias; `merge` needs no data: what reads a
@@ -75,6 +77,7 @@ class Options:
     importance: str = AUTO
     schedule: str = "block"
     steps: int = 5
+    pace: str = "linear"
     scope: str = AUTO
     repair: str = AUTO
     samples: int = 512
@@ -94,6 +97,7 @@ class Options:
         for name, value, known in (
             ("importance", self.importance, IMPORTANCES),
             ("schedule", self.schedule, SCHEDULES),
+            ("pace", self.pace, PACES),
             ("scope", self.scope, SCOPES),
             ("repair", self.repair, REPAIRS),
             ("grouped", self.grouped, GROUPED),

@@ -1,11 +1,11 @@
-"""The stages of a run, in order: load, trace, score, allocate, rewrite, prove, verify, report."""
+"""The stages of a run, in order: load, trace, score, allocate, rewrite, prove, repair, fine-tune, verify, report."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
+from onnxprune.recovery import Recovery, augmented
 from onnxprune.report.document import Figures, Report
-from onnxprune.search import Mended, make_plan, mend, opened, workspace_for
+from onnxprune.search import Choice, Mended, choose, mend, opened, workspace_for
 from onnxprune.types import Check, Plan, Trace, Verdict
 
 WARN_BELOW = 0.5
@@ -53,7 +54,7 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        models.save(self.model, path, _provenance(self.plan))
+        models.save(self.model, path, models.provenance(self.plan.digest))
 
 
 def prune(
@@ -68,6 +69,8 @@ def prune(
     measure: Measure | None = None,
     on_stage: Stage = quiet,
     options: Options | None = None,
+    training: Training | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **dials: Any,
 ) -> Result:
     """Prune a model, prove it, verify it, and write it when `output` is given.
@@ -83,6 +86,8 @@ def prune(
         measure: how to measure.
         on_stage: called as the run goes on.
         options: the dials in one value;
+        training: how to fine-tune what is left towards the original, on all of `data`; None: not at all.
+        checkpoint: file that the state of the training is kept in, so that the same call goes on after an interrupt.
         dials: or one by one, fields of `onnxprune.options.Options`: reduce={"flops": 0.5}, importance="l2", …
 
     Raises:
@@ -94,7 +99,8 @@ def prune(
     if plan is not None and plan_output is None and plan_path is not None and outputs.same_file(plan_path, Path(plan)):
         plan_path = None  # the plan that is replayed already lies there
     paths = [Path(path) for path in (model, plan, data, evaluation, preprocess) if isinstance(path, str | os.PathLike)]
-    for target in (destination, plan_path):
+    state = None if checkpoint is None else Path(checkpoint)
+    for target in (destination, plan_path, state):
         if target is not None:
             outputs.check_destination(target, *(path for path in paths if path.exists()))
     if destination is not None and plan_path is not None and outputs.same_file(destination, plan_path):
@@ -111,6 +117,9 @@ def prune(
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else given
     known = checked_on.shapes() if checked_on is not None else analysis.trace.input_shapes
     options = options.resolved(given is not None)
+    recovery = None
+    if training is not None:
+        recovery = _recovery(analysis, given, training, options, state, on_stage)
     with contextlib.ExitStack() as scope:
         workspace = None
         if given is not None:
@@ -120,34 +129,73 @@ def prune(
             chosen = plan_file.read(Path(plan), analysis.trace, analysis.model.digest)
             if options.repair != "lstsq":
                 _refuse_inexact(analysis.trace, chosen, plan)
-            chosen = replace(chosen, path=(removed(analysis, chosen.keep),))  # it may have been edited
+            # it may have been edited
+            choice = Choice(replace(chosen, path=(removed(analysis, chosen.keep),)), analysis, chosen.keep)
         else:
-            chosen = make_plan(analysis, options, on_stage, workspace)
-        on_stage("rewrite", None)
-        with unless_it_does_not_run(analysis.model, known):
-            pruned = rewrite.delete(analysis.model, analysis.trace, chosen.keep)
-            masked = rewrite.mask(analysis.model, analysis.trace, chosen.keep)
-        on_stage("prove", None)
-        proof = verify.prove(analysis.model, pruned, masked, known, options.seed)
-        del masked
+            choice = choose(analysis, options, on_stage, workspace, recovery)
+        chosen = choice.plan
+        pruned, proof = _deleted(choice, analysis, known, options.seed, on_stage)
         mended = Mended(pruned)
         if options.repair == "merge":
             merged = rewrite.delete(merge(analysis.model, analysis.trace, chosen.keep), analysis.trace, chosen.keep)
             mended = Mended(merged, notes=(DATA_FREE,))
         elif workspace is not None and options.repair != "none" and not chosen.keep.all():
-            mended = mend(analysis, pruned, chosen.keep, workspace, options, on_stage)
-    if workspace is not None and evaluation is None and mended.layers:
+            mended = mend(choice.start, pruned, choice.keep, workspace, options, on_stage)
+    tuned = None
+    if recovery is not None:
+        tuned, keep, again = recovery.last(mended.model, chosen.keep)
+        chosen = replace(chosen, keep=keep)
+        mended = replace(mended, model=tuned.model, notes=(*mended.notes, *tuned.notes))
+        if again is not None:
+            chosen = replace(chosen, path=(*chosen.path, removed(analysis, keep)))
+            proof = replace(proof, difference=max(proof.difference, again.difference))
+    if workspace is not None and evaluation is None and (mended.layers or tuned):
         mended = replace(mended, notes=(*mended.notes, SEEN))
     report = _verify(analysis, mended, chosen, proof, checked_on, measure, options, on_stage)
+    if tuned is not None and training is not None:
+        settings = {**report.settings, "training": asdict(training)}
+        report = replace(report, training=tuned.to_dict(), settings=settings)
     pruned = mended.model
     with contextlib.ExitStack() as both:  # plan and model, or none
         if plan_path is not None:
             both.enter_context(plan_file.written(plan_path, chosen, analysis.trace, analysis.model.path.name))
         if destination is not None:
             on_stage("write", None)
-            size = models.save(pruned, destination, _provenance(chosen))
+            size = models.save(pruned, destination, models.provenance(chosen.digest))
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
+    if recovery is not None:
+        recovery.forget()
     return Result(pruned, chosen, report, analysis.trace)
+
+
+def _recovery(
+    analysis: Analysis, data: Data | None, training: Training, options: Options, state: Path | None, on_stage: Stage
+) -> Recovery:
+    if data is None:
+        raise OptionError(
+            "training needs inputs of the model",
+            hint="give --data; `--data generated` makes some up where there are none",
+        )
+    return Recovery(analysis, data, augmented(training, data), options, state, on_stage)
+
+
+def _deleted(
+    choice: Choice, analysis: Analysis, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
+) -> tuple[Model, verify.Proof]:
+    """Delete what a plan says, and prove it: on the original, and on what training has made of it on the way."""
+    proof = None
+    for start, keep in ((analysis, choice.plan.keep), (choice.start, choice.keep)):
+        if proof is not None and start is analysis:
+            break
+        on_stage("rewrite", None)
+        with unless_it_does_not_run(start.model, known):
+            pruned = rewrite.delete(start.model, start.trace, keep)
+            masked = rewrite.mask(start.model, start.trace, keep)
+        on_stage("prove", None)
+        found = verify.prove(start.model, pruned, masked, known, seed, loaded=proof is not None)
+        proof = found if proof is None else replace(proof, difference=max(proof.difference, found.difference))
+    assert proof is not None
+    return pruned, proof
 
 
 def _refuse_inexact(trace: Trace, plan: Plan, where: str | os.PathLike[str]) -> None:
@@ -168,10 +216,6 @@ def _options(dials: dict[str, Any]) -> Options:
             f"unknown option {', '.join(sorted(unknown))}", hint=f"known are {', '.join(Options.__dataclass_fields__)}"
         )
     return Options(**dials)
-
-
-def _provenance(plan: Plan) -> dict[str, str]:
-    return {"onnxprune.version": importlib.metadata.version("onnxprune"), "onnxprune.original.sha256": plan.digest}
 
 
 def _verify(
@@ -261,4 +305,4 @@ DATA_FREE = (
     "data-free: channels were merged into those most like them, no input was looked at; --data repairs in closed form, and "
     "`--data generated` does where there are none"
 )
-SEEN = "accuracy and agreement were measured on the samples that repair has seen; --eval takes others"
+SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"

@@ -12,8 +12,7 @@ import numpy as np
 
 from onnxprune import sensitivity
 from onnxprune.analysis import Analysis, analyse, refuse_unprunable, removed, unless_it_does_not_run
-from onnxprune.augment import channel_axis, is_enlarged
-from onnxprune.calibration import AIM, ENOUGH, Calibration
+from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.capture import Store
 from onnxprune.channels.readers import readers_of
 from onnxprune.comparison import Stage, quiet
@@ -24,6 +23,7 @@ from onnxprune.generate import generate
 from onnxprune.model import Model, load
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.pruning import budget, importance, repair, rewrite, second_order
+from onnxprune.recovery import Recovery
 from onnxprune.report.document import curve_dict
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
@@ -33,12 +33,8 @@ GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
 STORED, SUMS = 0.4, 0.3
 """Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
-AUTOMATIC = ("crop", "scale", "rotate")
-"""Augmentation, where it is left open and needed."""
 SAVES_NOTHING = 1e-12
 """Share of what is limited below which a channel saves nothing."""
-LOOKED_AT = 64
-"""Samples that are looked at to tell whether images were enlarged."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +54,47 @@ class Workspace:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What goes, and from what.
+
+    Attributes:
+        plan: which channels of the original stay.
+        start: what the last step starts from: the original, or after steps with training what these left of it.
+        keep: (channels of `start`,) which of them stay.
+    """
+
+    plan: Plan
+    start: Analysis
+    keep: BoolArray
+
+
 def make_plan(
     analysis: Analysis, options: Options, on_stage: Stage = quiet, workspace: Workspace | None = None
 ) -> Plan:
+    """Score and allocate; see `choose`."""
+    return choose(analysis, options, on_stage, workspace).plan
+
+
+def choose(
+    analysis: Analysis,
+    options: Options,
+    on_stage: Stage = quiet,
+    workspace: Workspace | None = None,
+    recovery: Recovery | None = None,
+) -> Choice:
     """Score and allocate.
 
-    Progressive steps each aim at an absolute share of the way to the target, so they don't compound. With data, the pruned model
-    is repaired after each, and what follows is chosen by looking at that.
+    Progressive steps each aim at an absolute share of the way to the target, so they don't compound: at equal distances, or as
+    the cubic schedule of Zhu and Gupta, 2017, "To prune, or not to prune", equation 1, which goes fast at first. With data, the
+    pruned model is repaired after each, trained where there is a recovery, and what follows is chosen by looking at that.
 
     Args:
         analysis: of the model.
         options: the dials; `auto` is resolved here.
         on_stage: called as the run goes on.
         workspace: calibration data; None without.
+        recovery: trains between steps; None: nothing does.
 
     Raises:
         ModelError: nothing can be pruned.
@@ -94,7 +118,9 @@ def make_plan(
     current = _Step(analysis, keep, _sizes(analysis))
     for step in range(1, steps + 1):
         on_stage("score", step / steps)
-        limits = _part_of_the_way(goals, macs, analysis.model.params, step / steps)
+        share = step / steps if options.pace == "linear" else 1 - (1 - step / steps) ** 3
+        limits = _part_of_the_way(goals, macs, analysis.model.params, share)
+        start = current
         with unless_it_does_not_run(analysis.model, analysis.trace.input_shapes):
             keep, found = _choose(current, options, limits, step == 1, on_stage, workspace)
         curves = curves or found
@@ -102,9 +128,12 @@ def make_plan(
         if workspace is None:
             current = replace(current, keep=keep)
         elif step < steps:
-            current = _repaired(analysis, keep, workspace, options, on_stage)
+            current = _next(start, keep, analysis, workspace, options, on_stage, recovery, step)
     settings = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
-    return Plan(keep, analysis.model.digest, settings, tuple(path), curves)
+    plan = Plan(keep, analysis.model.digest, settings, tuple(path), curves)
+    if recovery is None or start.analysis is analysis:
+        return Choice(plan, analysis, keep)
+    return Choice(plan, start.analysis, keep[start.keep])
 
 
 @dataclass(frozen=True)
@@ -231,11 +260,23 @@ def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, work
     )
 
 
-def _repaired(analysis: Analysis, keep: BoolArray, workspace: Workspace, options: Options, on_stage: Stage) -> _Step:
-    """Return the model without what has gone so far, repaired, to look at next."""
-    model, trace = analysis.model, analysis.trace
-    pruned = rewrite.delete(model, trace, keep)
-    result, _ = _repair(analysis, pruned, keep, workspace, options, on_stage)
+def _next(
+    start: _Step,
+    keep: BoolArray,
+    analysis: Analysis,
+    workspace: Workspace,
+    options: Options,
+    on_stage: Stage,
+    recovery: Recovery | None,
+    step: int,
+) -> _Step:
+    """Return the model without what has gone so far, repaired, to look at next; where it is trained, from the model before."""
+    trace = analysis.trace
+    before, left = (analysis, keep) if recovery is None else (start.analysis, keep[start.keep])
+    pruned = rewrite.delete(before.model, before.trace, left)
+    result, _ = _repair(before, pruned, left, workspace, options, on_stage)
+    if recovery is not None:
+        result = recovery.between(result, keep, step)
     again = analyse(result, options.ignore, trace.input_shapes, options.grouped, options.heads, options.norms)
     if again.trace.n_channels != int(keep.sum()):
         raise TargetError(
@@ -299,7 +340,7 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
         if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)):
             kinds = AUTOMATIC
             reasons.append("most parameters lie in layers with fewer rows than unknowns")
-        if data.name != GENERATED_NAME and _is_enlarged(data):
+        if data.name != GENERATED_NAME and is_enlarged_data(data):
             kinds = (*AUTOMATIC, "detail")
             reasons.append("the images look enlarged, sharp ones would fare worse")
         if kinds:
@@ -312,12 +353,6 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
         yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))
     finally:
         store.close()
-
-
-def _is_enlarged(data: Data) -> bool:
-    """Tell whether an input holds images that were made larger: what sees fine detail would be taken for superfluous."""
-    feeds = data.rows(0, min(LOOKED_AT, len(data)))
-    return any(is_enlarged(x, channel_axis(x.shape)) for x in feeds.values() if x.ndim == 4)
 
 
 def _is_short(analysis: Analysis, samples: int) -> bool:

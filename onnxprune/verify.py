@@ -55,7 +55,13 @@ class Proof:
 
 
 def prove(
-    original: Model, pruned: Model, masked: Model, known: dict[str, tuple[int, ...]] | None = None, seed: int = 0
+    original: Model,
+    pruned: Model,
+    masked: Model,
+    known: dict[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    *,
+    loaded: bool = False,
 ) -> Proof:
     """Run models on the same seeded inputs, without graph optimisation, and compare every output.
 
@@ -74,6 +80,7 @@ def prove(
         masked: channels there, what reads them zero.
         known: shapes of the data, for dynamic axes other than the batch.
         seed: of the inputs.
+        loaded: whether the original is what it is in memory, not in its file: trained, for instance.
 
     Raises:
         ProofError: two of them differ by more than `TOLERANCE`, or the pruned model does not run.
@@ -84,7 +91,7 @@ def prove(
     shapes = [runtime.concrete_shapes(header, batch, known=known) for batch in batches]
     unit = [runtime.random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
     path = str(original.path)
-    sources: tuple[Source, ...] = (path, original, masked, pruned)
+    sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)
     protos = [unrounded(proto) for proto in _protos(sources)] if any(map(is_quantiser, original.graph.nodes)) else []
     smooth = [proto for proto in protos if proto is not None]

@@ -22,7 +22,7 @@ LAYERS = (
     ("pruning",),
     ("training",),
     ("verify", "comparison", "report", "plan_file", "sensitivity"),
-    ("analysis", "search", "pipeline", "gate"),
+    ("analysis", "recovery", "search", "pipeline", "finetuning", "gate"),
     ("cli",),
 )
 OWNERS = {

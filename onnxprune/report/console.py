@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -184,14 +185,39 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
         parts.append(Text(timing_text(report.latency), style="dim"))
     if report.repair:
         parts.append(Text(repair_text(report.repair), style="dim"))
+    if report.training is not None:
+        parts.append(Text(training_text(report.training), style="dim"))
     if len(report.path) > 1:
         steps = " -> ".join(f"{flops:.1%}" for flops, _ in report.path)
         parts.append(Text(f"FLOPs removed step by step: {steps}", style="dim"))
     parts += [Text(f"note: {note}", style="dim") for note in report.notes]
-    parts += [Text(line) for line in verdict_lines(report.verdict)]
+    parts += [Text(two_figures(report)), *(Text(line) for line in verdict_lines(report.verdict))]
     if report.output:
         parts.append(Text(f"written: {report.output}"))
     return parts
+
+
+def two_figures(report: Report) -> str:
+    """Say in a line what went, and what it cost."""
+    a, b = report.before, report.after
+    removed = f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted"
+    if a.top1 is not None and b.top1 is not None:
+        return f"{removed}; accuracy change: {b.top1 - a.top1:+.2f} points"
+    if "agreement" in report.fidelity:
+        return f"{removed}; agreement with the original: {report.fidelity['agreement']:.2f} %"
+    return removed
+
+
+def training_text(training: dict[str, Any]) -> str:
+    """Say what fine-tuning did, as seen on the samples held out from it."""
+    first, last = training["looks"][0], min(training["looks"], key=lambda look: look["divergence"])
+    best = next((look for look in training["looks"] if look["step"] == training["best_step"]), last)
+    text = f"training: {training['steps']} steps, {training['samples']} samples, {training['seconds']:.0f} s"
+    text += f"; weights of step {training['best_step']}; on samples held out: divergence {first['divergence']:.3g} -> {best['divergence']:.3g}"
+    for name, key in (("agreement", "agreement"), ("top-1", "top1")):
+        if first[key] is not None and best[key] is not None:
+            text += f", {name} {first[key]:.1f} -> {best[key]:.1f} %"
+    return text
 
 
 def repair_text(layers: Sequence[Repaired]) -> str:

@@ -44,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run of `prune`.
+    """A whole run of `prune`, or of `finetune`: then without a proof, and with the teacher as the original.
 
     Attributes:
         model, sha256: the original.
@@ -64,6 +64,7 @@ class Report:
         notes: what a reader should know.
         repair: what was done at each layer, in order.
         curves: what each group loses, where that was measured.
+        training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
     """
 
@@ -80,12 +81,13 @@ class Report:
     layers: tuple[Layer, ...]
     prunable_share: float
     pinned: tuple[tuple[str, str, int], ...]
-    proof: Proof
+    proof: Proof | None
     verdict: Verdict
     path: tuple[tuple[float, float], ...] = ()
     notes: tuple[str, ...] = ()
     repair: tuple[Repaired, ...] = ()
     curves: tuple[Curve, ...] = ()
+    training: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

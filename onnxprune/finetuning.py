@@ -1,0 +1,193 @@
+"""`finetune`: train any pruned model towards the one it came from, by itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import model as models
+from onnxprune import output as outputs
+from onnxprune import plan_file, runtime, verify
+from onnxprune.analysis import Analysis, analyse
+from onnxprune.comparison import Measure, Stage, compare, quiet
+from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.errors import DataError, ModelError
+from onnxprune.model import Model
+from onnxprune.options import Options, Training
+from onnxprune.recovery import augmented, boundaries, without_gated
+from onnxprune.report.document import Figures, Layer, Report
+from onnxprune.training import require_torch
+from onnxprune.types import Check, IntArray, Verdict
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    teacher: str | os.PathLike[str],
+    *,
+    data: DataLike,
+    output: str | os.PathLike[str] | None = None,
+    evaluation: DataLike | None = None,
+    preprocess: Preprocess | str | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    training: Training | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    memory: float = Options.memory,
+    measure: Measure | None = None,
+    on_stage: Stage = quiet,
+) -> tuple[Model, Report]:
+    """Train a model towards the outputs of another one, verify it, and write it when `output` is given.
+
+    Args:
+        model: path of the model to train; it is not changed.
+        teacher: path of the model that it should do as.
+        data: samples to train on; labels are used where there are some.
+        output: where to write the result.
+        evaluation: data to verify on; `data` when None.
+        preprocess: a `Preprocess`, a preset, or a TOML file.
+        plan: the plan.json that the model was pruned by: says which of the teacher's channels it still has, for `Training.features`.
+        training: how.
+        checkpoint: file that the state is kept in, so that the same call goes on after an interrupt.
+        seed: for everything random.
+        memory: bytes for preprocessed samples.
+        measure: how to measure.
+        on_stage: called as the run goes on.
+
+    Returns:
+        The trained model, and the report: "before" in it is the teacher.
+
+    Raises:
+        OnnxPruneError: with a reason; nothing is written then.
+    """
+    require_torch("finetune")
+    training, measure = training or Training(), measure or Measure()
+    destination, state = (None if path is None else Path(path) for path in (output, checkpoint))
+    paths = [Path(p) for p in (model, teacher, plan, data, evaluation, preprocess) if isinstance(p, str | os.PathLike)]
+    for target in (destination, state):
+        if target is not None:
+            outputs.check_destination(target, *(path for path in paths if path.exists()))
+    on_stage("load", None)
+    structure = {} if plan is None else plan_file.structure(Path(plan))
+    student_model, teacher_model = models.load(model), models.load(teacher)
+    for target in (destination, state):
+        if target is not None:
+            outputs.check_destination(target, *student_model.files, *teacher_model.files)
+    _refuse_unlike(student_model, teacher_model)
+    given = load_data(data, inputs_of(teacher_model.header), preprocess)
+    checked_on = given if evaluation is None else load_data(evaluation, inputs_of(teacher_model.header), preprocess)
+    if not len(given):
+        raise DataError("there are no samples to train on", where=given.name, hint="give some")
+    student, original = analyse(student_model, known=given.shapes()), analyse(teacher_model, known=given.shapes())
+    training = augmented(training, given)
+
+    from onnxprune.training import finetune as torch_side  # only here: torch takes seconds to load
+
+    tuned = torch_side.finetune(
+        student_model,
+        teacher_model,
+        given,
+        training,
+        seed=seed,
+        features=_features(original, student, given, plan, structure) if training.features else None,
+        trace=student.trace if training.gate_below is not None else None,
+        state=state,
+        memory=memory / 2,
+        told=lambda share, text: on_stage("train", share, text),
+    )
+    result, keep = tuned.model, np.ones(student.trace.n_channels, dtype=bool)
+    proof = None
+    if tuned.gated is not None and tuned.gated.any():
+        on_stage("prove", None)
+        result, proof = without_gated(tuned, student.trace, given.shapes(), seed)
+        keep = ~tuned.gated
+    on_stage("verify", None)
+    checks = verify.structure(result, teacher_model, strict=verify.full_check(teacher_model) is None)
+    opened = runtime.session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
+    candidate = result.session(threads=measure.threads, where="the trained model")
+    found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
+    checks.append(Check("finite outputs", found.finite, None, found.finite))
+    latency = found.latency
+    times = (None, None) if latency is None else (latency.a, latency.b)
+    spans = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
+    whole = np.ones(original.trace.n_channels, dtype=bool)
+    (macs0, _), (macs1, params1) = original.cost.totals(whole), student.cost.totals(keep)
+    notes = list(tuned.notes)
+    if evaluation is None:
+        notes.append("accuracy and agreement were measured on the samples that were trained on; --eval takes others")
+    report = Report(
+        model=str(teacher_model.path),
+        sha256=teacher_model.digest,
+        output=None,
+        settings={"training": asdict(training), "seed": seed},
+        before=Figures(
+            2 * macs0, macs0, teacher_model.params, teacher_model.size, *found.accuracy_a, times[0], spans[0]
+        ),
+        after=Figures(2 * macs1, macs1, round(params1), result.byte_size(), *found.accuracy_b, times[1], spans[1]),
+        fidelity=found.fidelity,
+        data=found.data,
+        samples=found.samples,
+        latency=latency,
+        layers=_layers(original, student, keep),
+        prunable_share=original.cost.prunable_share(),
+        pinned=(),
+        proof=proof,
+        verdict=Verdict(tuple(checks)),
+        notes=tuple(notes),
+        training=tuned.to_dict(),
+        versions={
+            "onnxprune": importlib.metadata.version("onnxprune"),
+            "onnxruntime": runtime.VERSION,
+            "onnx": onnx.__version__,
+        },
+    )
+    if destination is not None and report.verdict:
+        on_stage("write", None)
+        size = models.save(result, destination, models.provenance(teacher_model.digest))
+        report = replace(report, output=str(destination), after=replace(report.after, size=size))
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return result, report
+
+
+def _refuse_unlike(student: Model, teacher: Model) -> None:
+    failed = [check for check in verify.structure(student, teacher, strict=False) if not check]
+    if failed:
+        raise ModelError(
+            "the model does not have the inputs and outputs of its teacher",
+            where=str(student.path),
+            why="; ".join(check.detail for check in failed),
+            hint="give the model that it was pruned from with --teacher",
+        )
+
+
+def _features(
+    original: Analysis, student: Analysis, data: Data, plan: str | os.PathLike[str] | None, structure: Mapping[str, Any]
+) -> Mapping[str, tuple[int, IntArray | None]]:
+    """Return the activations to compare: with a plan at the end of every group, without those that have the same shape in both."""
+    if plan is not None:
+        traced = analyse(original.model, known=data.shapes(), **structure)
+        chosen = plan_file.read(Path(plan), traced.trace, original.model.digest)
+        return boundaries(traced, chosen.keep, student.model)
+    everything = np.ones(original.trace.n_channels, dtype=bool)
+    found = boundaries(original, everything, student.model)
+    ours, theirs = student.trace.shapes, original.trace.shapes
+    return {name: (axis, None) for name, (axis, _) in found.items() if ours.get(name) == theirs[name]}
+
+
+def _layers(
+    original: Analysis, student: Analysis, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> tuple[Layer, ...]:
+    """Return the layers that both have, by name."""
+    after = {layer.label: layer for layer in student.cost.layers(keep)}
+    return tuple(
+        Layer(a.label, a.op, a.channels, b.channels, a.macs, b.macs, a.params, b.params)
+        for a in original.cost.layers(np.ones(original.trace.n_channels, dtype=bool))
+        if (b := after.get(a.label)) is not None
+    )
