@@ -190,8 +190,10 @@ class Executor:
         value = torch.from_numpy(
             np.array(widened(np.asarray(constant.values)))
         )  # a copy: training must not write into the model
-        if self.channels_last and value.ndim == 4 and trained:
-            value = value.contiguous(memory_format=torch.channels_last)
+        if (
+            self.channels_last and value.ndim == 4 and trained
+        ):  # `contiguous` would leave one channel as it is, and torch then takes the other layout
+            value = value.to(memory_format=torch.channels_last)
         if value.is_floating_point():
             value = value.to(self.device)
         if trained:
@@ -235,7 +237,7 @@ class Executor:
     def _laid_out(self, value: Tensor) -> Tensor:
         if value.dtype in HALF:
             value = value.float()
-        return value.contiguous(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
+        return value.to(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
 
     def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
         """Bring what a node takes to one device, but for what it reads as numbers: shapes are computed on the host."""
