@@ -67,8 +67,8 @@ def _check_kinds(names: Collection[str]) -> None:
 
 
 def channel_axis(shape: Sequence[int | None]) -> int:
-    """Guess where images of a 4-D shape have their channels: 3 if only that axis is as long as colours are, else 1."""
-    return 3 if shape[3] in COLOURS and shape[1] not in COLOURS else 1
+    """Guess where images have their channels: 3 if there are four axes and only that one is as long as colours are, else 1."""
+    return 3 if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS else 1
 
 
 def augment(batch: Array, kinds: Collection[str], rng: np.random.Generator, channels: int = 1) -> Array:

@@ -23,7 +23,9 @@ else:
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array
+Batch = Mapping[str, Any] | Sequence[Any] | Array
+"""Arrays by input name, and perhaps `labels`; or the array of the only input, alone or in a pair with labels."""
+DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -252,7 +254,8 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
 
     Args:
         path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of images,
-            with a sub-folder per class where they are labelled; or arrays, from Python.
+            with a sub-folder per class where they are labelled; or, from Python, arrays, or an iterable of batches (a list, a
+            generator, a DataLoader of torch), each as in `Batch`. Batches are joined: an iterable is read once, to its end.
         inputs: what the model wants.
         preprocess: a `Preprocess`, the name of a preset, or a TOML file.
 
@@ -260,9 +263,11 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
         DataError: anything that does not fit, with what would.
     """
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
-    if isinstance(path, Mapping | np.ndarray):
+    if isinstance(path, Mapping) or _is_array(path):
         given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
         return _from_arrays({name: np.asarray(value) for name, value in given.items()}, inputs, how, "arrays")
+    if not isinstance(path, str | os.PathLike):
+        return _from_arrays(_joined(path, inputs), inputs, how, "batches")
     file = Path(path)
     if file.is_dir():
         return _from_folder(file, inputs, how)
@@ -289,6 +294,77 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
             "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
         ) from error
     return _from_arrays(arrays, inputs, how, file.name, where=str(file))
+
+
+def _is_array(value: object) -> bool:
+    """Tell whether a value is an array, or something that numpy takes for one, such as a tensor of torch."""
+    return hasattr(value, "__array__")
+
+
+def _joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, Array]:
+    """Return all batches of an iterable as one array per name."""
+    if not isinstance(batches, Iterable):
+        raise DataError(
+            f"data of type {type(batches).__name__} are not known",
+            hint="give a path, arrays by input name, or an iterable of batches",
+        )
+    parts: dict[str, list[Array]] = {}
+    for number, batch in enumerate(batches):
+        arrays = _arrays_of(batch, inputs, f"batch {number}")
+        if number and arrays.keys() != parts.keys():
+            raise DataError(
+                "the batches do not have the same arrays",
+                where=f"batch {number}",
+                why=f"it has {', '.join(arrays)}; those before have {', '.join(parts)}",
+                hint="give every batch each input, and labels to all or to none",
+            )
+        for name, array in arrays.items():
+            earlier = parts.setdefault(name, [])
+            if earlier and earlier[0].shape[1:] != array.shape[1:]:
+                raise DataError(
+                    f"the batches of {name} have different shapes",
+                    where=f"batch {number}",
+                    why=f"samples are {list(array.shape[1:])}, those before are {list(earlier[0].shape[1:])}",
+                    hint="give all samples one shape",
+                )
+            earlier.append(array)
+    if not parts:
+        raise DataError(
+            "there are no batches", why="the iterable gave nothing", hint="a generator can be read only once"
+        )
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
+    """Return the arrays of a batch by name: those of the inputs, and labels."""
+    if isinstance(batch, Mapping):
+        named = {name: value for name, value in batch.items() if name == "labels" or name in {i.name for i in inputs}}
+    elif _is_array(batch):
+        named = {_only(inputs, where).name: batch}
+    elif isinstance(batch, Sequence) and 1 <= len(batch) <= 2 and _is_array(batch[0]):
+        named = dict(zip((_only(inputs, where).name, "labels"), batch, strict=False))
+    else:
+        raise DataError(
+            "a batch is of no form that is known",
+            where=where,
+            why=f"it is a {type(batch).__name__}",
+            hint="give arrays by input name, an array for the only input, or a pair of it and labels",
+        )
+    try:
+        arrays = {name: np.asarray(value) for name, value in named.items()}
+    except Exception as error:  # tensors that are on a graphics card, or part of a graph, refuse to be arrays
+        raise DataError(
+            "a batch cannot be read", where=where, why=first_line(error), hint="give it as arrays of numpy"
+        ) from error
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if not lengths or len(set(lengths.values())) > 1 or not all(array.ndim for array in arrays.values()):
+        raise DataError(
+            "the arrays of a batch have no common number of samples",
+            where=where,
+            why=", ".join(f"{name} has {length}" for name, length in lengths.items()) or "it has no input of the model",
+            hint="give samples along the first axis of every array",
+        )
+    return arrays
 
 
 def _only(inputs: Sequence[InputSpec], what: str) -> InputSpec:

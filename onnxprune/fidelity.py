@@ -9,6 +9,9 @@ import numpy as np
 from onnxprune.errors import DataError
 
 Outputs = list[np.ndarray[Any, Any]]
+JITTER_BITS = 4
+ROUNDING_FACTOR = 10
+"""A difference up to this many times what jitter does is put down to rounding."""
 
 
 def scores_of(outputs: Outputs) -> np.ndarray[Any, Any] | None:
@@ -130,6 +133,14 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
     gap = float(np.abs(a[finite] - b[finite]).max())
     scale = max(_range(a), 0.0 if original is None else _range(np.asarray(original).astype(np.float64)))
     return gap / scale if scale else gap
+
+
+def jittered(value: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+    """Change the last bits of floating point inputs."""
+    if value.dtype.kind != "f":
+        return value
+    noise = np.random.default_rng(seed).uniform(-1, 1, value.shape) * JITTER_BITS * np.finfo(value.dtype).eps
+    return np.asarray(value * (1 + noise), dtype=value.dtype)
 
 
 def _range(values: np.ndarray[Any, Any]) -> float:

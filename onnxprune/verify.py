@@ -14,7 +14,7 @@ import onnx
 from onnxprune import runtime
 from onnxprune.data import Data
 from onnxprune.errors import DataError, ModelError, ProofError
-from onnxprune.fidelity import Outputs, relative_difference
+from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.model import STORED_IN, Model, tensors_of
 from onnxprune.quantised import is_quantiser, unrounded
 from onnxprune.types import Check
@@ -27,9 +27,6 @@ TOLERANCE = 1e-4
 PROOF_BATCHES = (1, 3)
 INPUT_SCALES = (1.0, 0.1, 0.01)
 """Standard deviations of the inputs that are tried."""
-JITTER_BITS = 4
-ROUNDING_FACTOR = 10
-"""A difference up to this many times what jitter does is put down to rounding."""
 Progress = Callable[[float], None]
 Source = str | Model | onnx.ModelProto
 """A path, a model, or its proto."""
@@ -146,7 +143,7 @@ def _compare(
         proof = Proof(difference, normalised, batches)
         if max(normalised, difference) <= TOLERANCE:
             return proof, None
-        jittered = [{name: _jittered(value, seed) for name, value in inputs.items()} for inputs in feeds]
+        jittered = [{name: jittered(value, seed) for name, value in inputs.items()} for inputs in feeds]
         rounding = (
             _worst(file, _outputs(file_, jittered, path), file),
             _worst(reference, _outputs(masked, jittered, "the masked model"), file),
@@ -187,14 +184,6 @@ def _worst(expected: list[list[Any]], found: list[list[Any]], original: list[lis
 
 def _scaled(value: np.ndarray[Any, Any], scale: float) -> np.ndarray[Any, Any]:
     return value if value.dtype.kind in "iub" else (value * scale).astype(value.dtype)
-
-
-def _jittered(value: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-    """Change the last bits of floating point inputs."""
-    if value.dtype.kind != "f":
-        return value
-    noise = np.random.default_rng(seed).uniform(-1, 1, value.shape) * JITTER_BITS * np.finfo(value.dtype).eps
-    return np.asarray(value * (1 + noise), dtype=value.dtype)
 
 
 def structure(

@@ -20,8 +20,16 @@ def save(path: Path, key: str, state: State) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with staged(path) as temporary:
-        torch.save({"version": VERSION, "key": key, **state}, temporary)
+    try:
+        with staged(path) as temporary:
+            torch.save({"version": VERSION, "key": key, **state}, temporary)
+    except RuntimeError as error:  # what torch makes of a disk that is full
+        raise OutputError(
+            f"cannot write {path.name}",
+            where=str(path.parent),
+            why=first_line(error),
+            hint="make room there, or give another path",
+        ) from error
 
 
 def load(path: Path, key: str) -> State | None:

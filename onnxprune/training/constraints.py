@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
@@ -14,7 +16,68 @@ from onnxprune.options import Bound
 from onnxprune.training.executor import Executor
 
 INSIDE = 1 - 2.0**-20
-"""A filter is scaled to this much of its bound, so that rounding to single precision does not take it beyond."""
+"""A filter is scaled to this much of its bound, so that it holds however its norm is summed up."""
+STORED = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Where the filters of a weight are.
+
+    Attributes:
+        shape: of the weight, with the groups of a ConvTranspose apart.
+        summed: axes of that shape that a norm runs over.
+    """
+
+    shape: tuple[int, ...]
+    summed: tuple[int, ...]
+
+    def norms(self, weight: Tensor) -> Tensor:
+        """Return the Euclidean norm of each filter, float64, with the axes it ran over kept at length 1."""
+        norms: Tensor = torch.linalg.vector_norm(weight.double().reshape(self.shape), dim=self.summed, keepdim=True)
+        return norms
+
+    def within(self, weight: Tensor, most: float, stays: Tensor | None = None) -> Tensor:
+        """Return the nearest weight all of whose filters have a norm of `most` or less.
+
+        Args:
+            weight: of any float type, which the result has, too, and holds the bound in.
+            most: norm.
+            stays: elements that do not change; together they hold the bound.
+        """
+        over = self.norms(weight) > most
+        if not bool(over.any()):
+            return weight
+        fixed = torch.zeros_like(weight, dtype=torch.bool) if stays is None else stays
+        free = self.norms(weight.masked_fill(fixed, 0))
+        room = ((most * INSIDE) ** 2 - self.norms(weight.masked_fill(~fixed, 0)) ** 2).clamp_min(0).sqrt()
+        factor = torch.where(over, (room / free).nan_to_num(1.0).clamp_max(1.0), 1.0)
+        scaled = toward_zero((weight.double().reshape(self.shape) * factor).reshape(weight.shape), weight.dtype)
+        return torch.where(fixed, weight, scaled)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """All that holds for one weight; `low` and `high` are numbers of the type that is written."""
+
+    name: str
+    stored: torch.dtype
+    low: float
+    high: float
+    norms: tuple[tuple[Filters, float], ...]
+
+    def projected(self, weight: Tensor, stays: Tensor | None = None) -> Tensor:
+        new = weight.clamp(self.low, self.high)
+        new = new if stays is None else torch.where(stays, weight, new)
+        for filters, most in self.norms:
+            new = filters.within(new, most, stays)
+        return new
 
 
 class Constraints:
@@ -29,90 +92,151 @@ class Constraints:
 
         Args:
             executor: its weights.
-            bounds: in the order they were given.
+            bounds: all of them hold, in whatever order they were given.
 
         Raises:
-            OptionError: a bound that names no weight, or a norm where there are no filters.
+            OptionError: a bound that names no weight, a norm where there are no filters, or bounds that exclude each other.
         """
-        axes = filter_axes(executor.model.graph)
-        self._bounds: list[tuple[str, Bound, int | None]] = []
+        tensors = executor.model.graph.tensors()
+        self._stored = {name: STORED[str(np.asarray(tensors[name].values).dtype)] for name in executor.weights}
+        filters = filters_of(executor.model.graph)
+        by_name: dict[str, list[Bound]] = {}
+        notes = []
         for bound in bounds:
-            named = [name for name in executor.weights if fnmatchcase(name, bound.pattern)]
-            if bound.norm is not None:
-                named = [name for name in named if name in axes]
-            if not named:
-                what = "filters" if bound.norm is not None else "trained weights"
-                raise OptionError(
-                    f"--{bound.option} names no {what}",
-                    why=f"no initializer is called {bound.pattern!r}",
-                    hint="names are those that `onnxprune inspect --json` and netron show; * stands for anything",
-                )
-            self._bounds += [(name, bound, axes.get(name)) for name in named]
-        self.notes = tuple(self._violations(executor.weights))
+            for name in _named(bound, executor.weights, filters):
+                by_name.setdefault(name, []).append(bound)
+                notes += _violations(bound, name, executor.weights[name], filters.get(name, ()))
+        self.notes = tuple(notes)
+        self._rules = [
+            _merged(name, self._stored[name], given, filters.get(name, ())) for name, given in by_name.items()
+        ]
 
     def __bool__(self) -> bool:
-        return bool(self._bounds)
+        return bool(self._rules)
 
     @torch.no_grad()
-    def project(self, weights: Mapping[str, Tensor]) -> None:
-        """Move weights to the nearest values that hold every bound, in place."""
-        for name, bound, axis in self._bounds:
-            weight = weights[name]
-            if bound.norm is None:
-                weight.clamp_(bound.low, bound.high)
-                continue
-            assert axis is not None
-            norms = filter_norms(weight, axis)
-            factor = (bound.norm / norms.clamp_min(1e-300) * INSIDE).where(norms > bound.norm, torch.ones_like(norms))
-            weight.copy_(weight.double() * factor.reshape(_along(weight, axis)))
+    def project(self, weights: Mapping[str, Tensor], stays: Mapping[str, Tensor] | None = None) -> None:
+        """Move weights to the nearest values that hold every bound, in place.
+
+        Args:
+            weights: by name.
+            stays: elements that do not change, by name of the weight; they hold the bounds already.
+        """
+        for rule in self._rules:
+            weights[rule.name].copy_(rule.projected(weights[rule.name], (stays or {}).get(rule.name)))
 
     @torch.no_grad()
-    def _violations(self, weights: Mapping[str, Tensor]) -> list[str]:
-        found = []
-        for name, bound, axis in self._bounds:
-            weight = weights[name]
-            if bound.norm is None:
-                count, what = int(((weight < bound.low) | (weight > bound.high)).sum()), "elements"
-                total = weight.numel()
-            else:
-                assert axis is not None
-                norms = filter_norms(weight, axis)
-                count, total, what = int((norms > bound.norm).sum()), norms.numel(), "filters"
-            if count:
-                found.append(
-                    f"--{bound.option}: {count} of {total} {what} of {name} were beyond {bound.text} at the start"
-                )
-        return found
+    def project_beside(self, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+        """The same, but elements that are as in `others`, which hold every bound, stay so to the bit."""
+        self.project(weights, {rule.name: weights[rule.name] == others[rule.name] for rule in self._rules})
+
+    @torch.no_grad()
+    def rounded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights, which hold every bound, as a file holds them: half precision is rounded so that it still does, and is finite."""
+        result = dict(weights)
+        norms = {rule.name: rule.norms for rule in self._rules}
+        for name, weight in weights.items():
+            stored = self._stored[name]
+            if stored.itemsize < weight.dtype.itemsize:
+                limit = torch.finfo(stored).max
+                finite = weight.detach().double().clamp(-limit, limit)
+                value, cut = finite.to(stored), toward_zero(finite, stored)
+                for filters, most in norms.get(name, ()):
+                    over = (filters.norms(value) > most).expand(filters.shape).reshape(value.shape)
+                    value = torch.where(over, cut, value)
+                result[name] = value.to(weight.dtype)
+        return result
 
 
-def filter_norms(weight: Tensor, axis: int) -> Tensor:
-    """Return the Euclidean norm of each filter, (n,) float64."""
-    norms: Tensor = torch.linalg.vector_norm(weight.double().movedim(axis, 0).flatten(1), dim=1)
-    return norms
-
-
-def filter_axes(graph: gs.Graph) -> dict[str, int]:
-    """Return the axis of the filters of every weight that has some."""
-    axes: dict[str, int] = {}
+def filters_of(graph: gs.Graph) -> dict[str, tuple[Filters, ...]]:
+    """Return the filters of every weight that has some: what one channel of an output is computed from, for each use."""
+    found: dict[str, set[Filters]] = {}
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs[:2]):
-            if not isinstance(tensor, gs.Constant) or len(tensor.shape) < 2:
-                continue
-            if node.op == "Conv" and i == 1:
-                axes[tensor.name] = 0
-            elif node.op == "ConvTranspose" and i == 1 and node.attrs.get("group", 1) == 1:
-                axes[tensor.name] = 1
-            elif node.op == "Gemm":
-                axes[tensor.name] = int(not node.attrs.get("transB", 0)) if i else int(node.attrs.get("transA", 0))
-            elif node.op == "MatMul":
-                axes[tensor.name] = len(tensor.shape) - 1 if i else len(tensor.shape) - 2
-    return axes
+            if isinstance(tensor, gs.Constant) and len(tensor.shape) >= 2:
+                filters = _filters(node, i, tuple(tensor.shape))
+                if filters is not None:
+                    found.setdefault(tensor.name, set()).add(filters)
+    return {name: tuple(sorted(each, key=lambda f: (f.shape, f.summed))) for name, each in found.items()}
 
 
-def _along(weight: Tensor, axis: int) -> list[int]:
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    return shape
+def _filters(node: gs.Node, i: int, shape: tuple[int, ...]) -> Filters | None:
+    axes = range(len(shape))
+    if node.op == "Conv" and i == 1:
+        return Filters(shape, tuple(axes[1:]))
+    if node.op == "ConvTranspose" and i == 1:
+        groups = int(node.attrs.get("group", 1))
+        return Filters((groups, shape[0] // groups, *shape[1:]), (1, *(axis + 1 for axis in axes[2:])))
+    if node.op == "Gemm":
+        return Filters(shape, (int(node.attrs.get("transB", 0)) if i else 1 - int(node.attrs.get("transA", 0)),))
+    if node.op == "MatMul":
+        return Filters(shape, (axes[-2] if i else axes[-1],))
+    return None
+
+
+def _named(bound: Bound, weights: Mapping[str, Tensor], filters: Mapping[str, tuple[Filters, ...]]) -> list[str]:
+    named = [name for name in weights if fnmatchcase(name, bound.pattern) and (bound.norm is None or name in filters)]
+    if not named:
+        raise OptionError(
+            f"--{bound.option} names no {'trained weight' if bound.norm is None else 'filters'}",
+            why=f"none of the {len(weights)} weights that are trained fits {bound.pattern!r}",
+            hint=f"they are called {', '.join(list(weights)[:4])}; * stands for anything",
+        )
+    return named
+
+
+def _violations(bound: Bound, name: str, weight: Tensor, filters: Sequence[Filters]) -> list[str]:
+    """Say what of a weight a bound does not hold for."""
+    weight = weight.detach().double()
+    if bound.norm is None:
+        beyond, total, what = (weight < bound.low) | (weight > bound.high), weight.numel(), "elements"
+    else:
+        norms = [each.norms(weight) for each in filters]
+        beyond = torch.cat([(norm > bound.norm).flatten() for norm in norms])
+        total, what = beyond.numel(), "filters"
+    count = int(beyond.sum())
+    if not count:
+        return []
+    return [f"--{bound.option} {bound.text}: {count} of {total} {what} of {name} were beyond it at the start"]
+
+
+def _merged(name: str, stored: torch.dtype, bounds: Sequence[Bound], filters: Sequence[Filters]) -> _Rule:
+    """Return what all bounds of a weight together say."""
+    low, high = max(bound.low for bound in bounds), min(bound.high for bound in bounds)
+    most = min((bound.norm for bound in bounds if bound.norm is not None), default=None)
+    if low > high or (most is not None and not low <= 0 <= high):
+        texts = ", ".join(f"--{bound.option} {bound.text}" for bound in bounds)
+        raise OptionError(
+            f"the bounds of {name} exclude each other",
+            why=f"{texts}: " + ("no value holds all" if low > high else "a norm takes a range with 0 in it"),
+            hint="give patterns that name different weights",
+        )
+    bottom, top = -_at_most(-low, stored), _at_most(high, stored)
+    if bottom > top:  # no number of this type lies between: the nearest one
+        bottom = top = float(torch.tensor(low, dtype=torch.float64).to(stored))
+    return _Rule(name, stored, bottom, top, () if most is None else tuple((each, most) for each in filters))
+
+
+def _at_most(value: float, kind: torch.dtype) -> float:
+    """Return the largest number of a type that is not above a value."""
+    exact = torch.tensor(value, dtype=torch.float64)
+    near = exact.to(kind)
+    if float(near) > value:
+        # the bits of a float are its magnitude and a sign: one less is the next one towards zero, one more away from it
+        near = toward_zero(exact, kind) if value > 0 else _stepped(-near.abs(), torch.ones((), dtype=torch.bool), 1)
+    return float(near)
+
+
+def toward_zero(values: Tensor, kind: torch.dtype) -> Tensor:
+    """Return float64 values in another type, none of them larger in magnitude."""
+    near = values.to(kind)
+    return _stepped(near, near.double().abs() > values.abs(), -1)
+
+
+def _stepped(values: Tensor, where: Tensor, step: int) -> Tensor:
+    """Return values with the magnitude of some of them one step of their type larger or smaller."""
+    bits = values.contiguous().view(BITS[values.dtype.itemsize])
+    return (bits + step * where.to(bits.dtype)).view(values.dtype)
 
 
 class Frozen:
@@ -120,28 +244,27 @@ class Frozen:
 
     Attributes:
         share: of the elements that sat the last step out.
+        stays: which elements these were, by name of their weight.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], below: float) -> None:
         self._weights, self._below = weights, below
-        self._held: dict[str, tuple[Tensor, Tensor]] = {}
+        self._values: dict[str, Tensor] = {}
+        self.stays: dict[str, Tensor] = {}
         self.share = 0.0
 
     def before(self) -> None:
         """Remember, from the gradients as they are now, which elements stay and what they are."""
-        total = held = 0
-        for name, weight in self._weights.items():
-            if weight.grad is None:
-                continue
-            stays = weight.grad.abs() < self._below
-            self._held[name] = (stays, weight.detach().clone())
-            total, held = total + stays.numel(), held + int(stays.sum())
-        self.share = held / max(1, total)
+        trained = {name: weight for name, weight in self._weights.items() if weight.grad is not None}
+        self.stays = {name: w.grad.abs() < self._below for name, w in trained.items() if w.grad is not None}
+        self._values = {name: weight.detach().clone() for name, weight in trained.items()}
+        held = sum(int(stays.sum()) for stays in self.stays.values())
+        self.share = held / max(1, sum(stays.numel() for stays in self.stays.values()))
 
     @torch.no_grad()
     def after(self) -> None:
         """Put back what was not to change: momentum and weight decay move elements without a gradient, too."""
-        for name, (stays, value) in self._held.items():
+        for name, stays in self.stays.items():
             weight = self._weights[name]
-            weight.copy_(torch.where(stays, value, weight))
-        self._held.clear()
+            weight.copy_(torch.where(stays, self._values[name], weight))
+        self._values.clear()

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,35 @@ import torch
 from torch import Tensor
 
 from onnxprune import fidelity, runtime
-from onnxprune.augment import augment, channel_axis
-from onnxprune.data import Array, Data, Feeds
+from onnxprune.data import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.model import Model
 from onnxprune.options import LABELS, RATES, Training
-from onnxprune.training import checkpoint
+from onnxprune.training import checkpoint, parity
+from onnxprune.training.batches import Batches, evaluating
 from onnxprune.training.constraints import Constraints, Frozen
 from onnxprune.training.executor import Executor
-from onnxprune.training.losses import Distance, error
+from onnxprune.training.gates import PATIENCE, Gates
+from onnxprune.training.losses import Distance, Features, all_finite
 from onnxprune.types import BoolArray, IntArray, Trace
 
 WARM_UP = 0.15
 """Share of a one-cycle schedule in which the learning rate rises."""
+FIRST = 0.04
+"""What it starts from, as a share of the highest one."""
+MOMENTUM = 0.9
 LOOKS = 20
-"""Validations, about: one is due whenever another 1/20 of the training is done."""
-MOST_HELD = 1024
-"""Samples that are held out, at most."""
+"""Looks at the samples held out, about: one is due whenever another 1/20 of the training is done."""
 SAVED_EVERY = 30.0
 """Seconds between two states on disk."""
-TOLERANCE = 1e-4
-"""Difference between torch and onnxruntime that is let pass, as a share of the range of an output."""
-MOMENTUM = 0.9
+HASHED = 32
+"""Samples of those that are trained on, and of those that are looked at, by which a state knows its data."""
+WINDOWS = 4
+"""Windows of the global threshold, at least; see `onnxprune.training.gates`."""
+NOTHING = 1e-10
+"""A loss below is rounding."""
+SHOWN = (0.0, 0.05, 0.25, 0.5, 1.0)
+"""Quantiles of the loudness that are told."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +137,29 @@ def finetune(
         told: called as it goes on.
 
     Raises:
-        ModelError: an operator that torch has no function for, or where torch and onnxruntime do not agree.
-        DataError: labels that are out of range.
-        OptionError: a constraint that names nothing.
+        ModelError: an operator that torch has no function for, torch and onnxruntime do not agree, or nothing can be trained or learned.
+        DataError: labels that are out of range, or samples too few for a batch.
+        OptionError: a constraint that names nothing, or labels that are asked for and not there.
         OutputError: a state that cannot be written, or of another run.
         TrainingError: out of memory.
     """
     try:
-        return _Run(student, teacher, data, training, seed, features or {}, trace, state, memory, told).go()
-    except (torch.OutOfMemoryError, MemoryError) as problem:
+        run = _Run(
+            student,
+            teacher,
+            data,
+            training,
+            seed=seed,
+            features=features or {},
+            trace=trace,
+            state=state,
+            memory=memory,
+            told=told,
+        )
+        return run.go()
+    except MemoryError as problem:
         raise _too_large(training.batch) from problem
-    except RuntimeError as problem:
+    except RuntimeError as problem:  # what torch raises on a CPU has no type of its own
         if "allocate memory" in str(problem) or "out of memory" in str(problem):
             raise _too_large(training.batch) from problem
         raise
@@ -153,41 +173,44 @@ def _too_large(batch: int) -> TrainingError:
     )
 
 
-class _Samples:
-    """Preprocessed samples, kept where they take less than what they may; else made anew each time."""
-
-    def __init__(self, data: Data, memory: float) -> None:
-        self._data = data
-        size = sum(value.nbytes for value in data.rows(0, 1).values()) * len(data)
-        self._kept = data.rows(0, len(data)) if size <= memory else None
-
-    def __call__(self, numbers: IntArray) -> Feeds:
-        if self._kept is not None:
-            return {name: value[numbers] for name, value in self._kept.items()}
-        return self._data.take(numbers).rows(0, len(numbers))
-
-
 @dataclass
 class _Progress:
-    """Where a run stands; all that changes, beside the weights."""
+    """Where a run stands; all that changes, beside the weights.
+
+    Attributes:
+        step: steps that are done.
+        spent: seconds.
+        best: step of the best weights; `score` is theirs, the smaller the better. None: the next ones are the best so far.
+        since: looks since then.
+        looks: all of them.
+        losses: of the steps since the last look.
+        frozen: shares of the elements that sat out, summed over the steps.
+        still: steps without a gradient that says anything.
+        finished: whether nothing is left to do.
+    """
 
     step: int = 0
     spent: float = 0.0
     best: int = 0
-    best_divergence: float = math.inf
+    score: float | None = None
+    since: int = 0
     looks: list[Look] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    since: int = 0
+    frozen: float = 0.0
+    still: int = 0
     finished: bool = False
 
 
 class _Run:
+    """One training: what it needs, what it changes, and the course of it."""
+
     def __init__(
         self,
         student: Model,
         teacher: Model,
         data: Data,
         training: Training,
+        *,
         seed: int,
         features: Mapping[str, tuple[int, IntArray | None]],
         trace: Trace | None,
@@ -195,265 +218,102 @@ class _Run:
         memory: float,
         told: Told | None,
     ) -> None:
-        self.training, self.seed, self.data, self.path, self.told = training, seed, data, state, told
-        self.kinds = () if isinstance(training.augment, str) else training.augment
-        self.executor = Executor(student, device=training.device)
+        self.training, self.path, self.told = training, state, told
+        self.executor = _trained(student, training)
         self.teacher = Executor(teacher, device=training.device, trained=lambda name: False)
-        self.executor.training = training.batchnorm == "train"
         self.weights = self.executor.weights
-        if not self.weights:
-            raise ModelError(
-                "nothing can be trained",
-                where=str(student.path),
-                why="there are no float weights",
-                hint="prune the model before it is quantised",
-            )
         self.outputs = [value.name for value in student.graph.outputs]
-        self.features = dict(features) if training.features else {}
-        fixed = data.inputs[0].shape[0] if data.inputs[0].shape else None
-        self.batch = fixed or min(training.batch, max(1, len(data)))
-        self.fitted, self.held = _split(len(data), training.hold_out, self.batch if fixed else 1, seed)
-        self.batch = fixed or min(self.batch, len(self.fitted))
-        if len(self.fitted) < self.batch:
-            raise DataError(
-                "too few samples to train on",
-                where=data.name,
-                why=f"{len(data)} samples, of which {len(self.held)} are held out",
-                hint="give more, or --hold-out 0",
-            )
-        self.samples = _Samples(data, memory)
-        self.targets = self._look_at_teacher()
-        self.distance = Distance.of([torch.from_numpy(o) for o in self.targets], training.temperature)
-        self.labels = None if data.labels is None else np.asarray(data.labels)
-        share = training.labels if training.labels is not None else (LABELS if self.labels is not None else 0.0)
-        self.label_share = self._checked_labels(share)
+        self.batches = Batches(data, training, seed, memory)
+        self.per_step = training.accumulate * self.batches.size
+        self.notes = [note for note in (self._compared(executor) for executor in (self.teacher, self.executor)) if note]
+        self.targets = self._seen(self.teacher)
+        self.distance = self._make_distance()
+        self.features = self._make_features(features) if training.features and features else None
+        self.labels, self.label_share = self._checked(data)
         self.constraints = Constraints(self.executor, training.bounds)
+        self.notes += self.constraints.notes
         self.frozen = None if training.freeze_below is None else Frozen(self.weights, training.freeze_below)
-        self.gates = None
-        if training.gate_below is not None:
-            if trace is None:
-                raise OptionError("--gate-below needs the groups of the model", hint="give its trace")
-            from onnxprune.training.gates import Gates
-
-            self.gates = Gates(self.executor, trace, training.gate_below)
+        self.gates = None if training.gate_below is None else self._make_gates(trace, training.gate_below)
         self.optimizer = self._make_optimizer()
-        self.notes = list(self.constraints.notes)
+        self.key = self._key(seed, features)
         self.progress = _Progress()
-        self.mean = {name: w.detach().clone() for name, w in self.weights.items()} if training.ema else self.weights
-        self.best = {name: w.detach().clone() for name, w in self.weights.items()}
-        self.best_buffers = {name: b.clone() for name, b in self.executor.buffers.items()}
-        self.key = self._key(student, teacher)
-        self.started = time.monotonic()
+        self.constraints.project(self.weights)
+        self.mean = _copies(self.weights) if training.ema else self.weights
+        self.best, self.best_buffers = _copies(self.weights), _copies(self.executor.buffers)
+        self.started = 0.0
 
     # ---------------------------------------------------------------------------------------------------------- the course of it
 
     def go(self) -> Tuned:
-        self._agree()
+        """Train, or go on where a state says."""
         self._resume()
-        progress, training = self.progress, self.training
+        progress = self.progress
         self.started = time.monotonic() - progress.spent
-        saved = time.monotonic()
         if not progress.looks:
-            self.constraints.project(self.weights)
-            self.constraints.project(self.mean)
-            self._look(None)
-        due = 1 + math.floor(self._share() * LOOKS)
-        while not progress.finished and (share := self._share()) < 1:
-            if not self._step(share):
-                break
-            progress.step += 1
-            progress.spent = time.monotonic() - self.started
-            done = self._share()
-            if done * LOOKS >= due or done >= 1:
-                due = 1 + math.floor(done * LOOKS)
-                self._look(float(np.mean(progress.losses)))
-                progress.losses.clear()
-                if training.patience and progress.since >= training.patience:
-                    self.notes.append(
-                        f"stopped after {progress.step} steps: no better for {training.patience} looks at the samples held out"
-                    )
-                    break
-            if self.path is not None and time.monotonic() - saved > SAVED_EVERY:
-                self._save()
+            self._look()
+        saved = time.monotonic()
+        while not progress.finished:
+            self._advance()
+            if self.path is not None and (progress.finished or time.monotonic() - saved > SAVED_EVERY):
+                self._save(self.path)
                 saved = time.monotonic()
-            self._tell(done)
-        progress.finished = True
-        if self.path is not None:
-            self._save()
-        self.constraints.project(self.best)
-        model = self.executor.written(self.best, self.best_buffers)
         return Tuned(
-            model,
+            self.executor.written(self.constraints.rounded(self.best), self.best_buffers),
             progress.step,
-            progress.step * training.accumulate * self.batch,
+            progress.step * self.per_step,
             progress.spent,
             progress.best,
             tuple(progress.looks),
             None if self.gates is None else self.gates.gated,
-            tuple(self.notes),
+            (*self.notes, *self._summary()),
         )
+
+    def _advance(self) -> None:
+        """Take one step, and look where that is due; note when all is done."""
+        progress, patience = self.progress, self.training.patience
+        before = self._share()
+        if not self._step(before):
+            progress.finished = True
+            return
+        progress.step += 1
+        progress.spent = time.monotonic() - self.started
+        done = self._share()
+        if done >= 1 or progress.score is None or math.floor(done * LOOKS) > math.floor(before * LOOKS):
+            self._look()
+            progress.spent = time.monotonic() - self.started
+        stuck = bool(patience) and progress.since >= patience
+        if stuck and done < 1:
+            self.notes.append(
+                f"stopped after {progress.step} steps: {patience} looks at the samples held out without a better one"
+            )
+        progress.finished = stuck or self._share() >= 1
+        self._tell(done)
 
     def _share(self) -> float:
         """Return the share of the training that is done."""
-        training, progress = self.training, self.progress
-        if training.unit == "min":
-            return progress.spent / (60 * training.amount)
-        return progress.step / self._steps()
+        if self.training.unit == "min":
+            return self.progress.spent / (60 * self.training.amount)
+        return self.progress.step / self._steps()
 
     def _steps(self) -> int:
+        """Return how many steps there are, unless the time is limited."""
         training = self.training
-        if training.unit == "steps":
-            return max(1, round(training.amount))
-        return max(1, math.ceil(training.amount * self._per_epoch() / training.accumulate))
-
-    def _per_epoch(self) -> int:
-        return max(1, len(self.fitted) // self.batch)
+        amount = training.amount
+        if training.unit == "epochs":
+            amount = math.ceil(amount * self.batches.per_epoch / training.accumulate)
+        return max(1, round(amount))
 
     def _rate(self, share: float) -> float:
         """Return the learning rate: one-cycle as in Smith and Topin, 2018, "Super-Convergence", with cosines as in fastai."""
         training = self.training
-        top = training.rate if training.rate is not None else RATES[training.optimizer]
+        top = RATES[training.optimizer] if training.rate is None else training.rate
         if training.schedule == "constant":
             return top
         if training.schedule == "cosine":
-            return top * (1 + math.cos(math.pi * share)) / 2
+            return top * _falling(share)
         if share < WARM_UP:
-            return top * (0.04 + 0.96 * (1 - math.cos(math.pi * share / WARM_UP)) / 2)
-        return top * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
-
-    def _step(self, share: float) -> bool:
-        """Take one step; return False, with weights as they were, where the loss is not finite."""
-        training = self.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(share)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for micro in range(training.accumulate):
-            feeds, labels = self._draw(self.progress.step * training.accumulate + micro)
-            loss = self._loss(feeds, labels) / training.accumulate
-            if not bool(torch.isfinite(loss)):
-                self._stop("the loss", feeds)
-                return False
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        gradients = [w for w in self.weights.values() if w.grad is not None]
-        norm = torch.nn.utils.get_total_norm([w.grad for w in gradients if w.grad is not None])
-        if not bool(torch.isfinite(norm)):
-            self._stop("the gradient", feeds)
-            return False
-        if self.gates is not None:
-            self.gates.observe()
-        if self.frozen is not None:
-            self.frozen.before()
-        if training.clip:  # thresholds are held against gradients as they were
-            torch.nn.utils.clip_grads_with_norm_(gradients, training.clip, norm)
-        self.optimizer.step()
-        self.constraints.project(self.weights)
-        if self.frozen is not None:
-            self.frozen.after()
-        if self.gates is not None:
-            self.gates.apply()
-        if training.ema:
-            self._average()
-        self.progress.losses.append(total)
-        return True
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Move the running mean; what did not change stays the same to the bit. Early on it forgets faster than later."""
-        keep = min(self.training.ema, (1 + self.progress.step) / (10 + self.progress.step))
-        for name, weight in self.weights.items():
-            self.mean[name].lerp_(weight.detach(), 1 - keep)
-
-    def _loss(self, feeds: dict[str, Tensor], labels: Tensor | None) -> Tensor:
-        names = list(self.features)
-        with self._precision():
-            with torch.no_grad():
-                wanted = self.teacher(feeds, names)
-            given = self.executor(feeds, names)
-        student, teacher = ([found[name] for name in self.outputs] for found in (given, wanted))
-        loss = self.distance(student, teacher)
-        if labels is not None:
-            share = self.label_share
-            loss = (1 - share) * loss + share * self.distance.labelled(student, labels, self.training.smoothing)
-        if names:
-            parts = []
-            for name, (axis, positions) in self.features.items():
-                target = wanted[name]
-                if positions is not None:
-                    target = target.index_select(axis, torch.from_numpy(positions).to(target.device))
-                parts.append(error(given[name], target))
-            loss = loss + self.training.features * torch.stack(parts).mean()
-        return loss
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.executor.device.type, torch.bfloat16, self.training.precision == "bfloat16")
-
-    def _draw(self, number: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return a batch by its number: all that is random follows from it and the seed, so that a resumed run draws the same."""
-        epoch, place = divmod(number, self._per_epoch())
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.fitted)
-        chosen = np.sort(order[place * self.batch : (place + 1) * self.batch])
-        feeds = self.samples(chosen)
-        if self.kinds:
-            rng = np.random.default_rng((self.seed, 1, number))
-            feeds = {name: augment(x, self.kinds, rng, channel_axis(x.shape)) for name, x in feeds.items()}
-        labels = None
-        if self.label_share and self.labels is not None:
-            labels = torch.from_numpy(self.labels[chosen]).to(self.executor.device)
-        return _tensors(feeds), labels
-
-    # ------------------------------------------------------------------------------------------------------ looking at what is held
-
-    def _look_at_teacher(self) -> fidelity.Outputs:
-        return self._outputs(self.teacher, self.held if self.held.size else self.fitted[:MOST_HELD])
-
-    def _outputs(self, executor: Executor, numbers: IntArray) -> fidelity.Outputs:
-        """Return the outputs for some samples, in batches."""
-        parts = []
-        was, executor.training = executor.training, False
-        with torch.no_grad():
-            for start in range(
-                0, len(numbers) - len(numbers) % self.batch if self._is_fixed() else len(numbers), self.batch
-            ):
-                found = executor(_tensors(self.samples(numbers[start : start + self.batch])))
-                parts.append([found[name].to("cpu").numpy() for name in self.outputs_of(executor)])
-        executor.training = was
-        return runtime.joined(parts)
-
-    def outputs_of(self, executor: Executor) -> list[str]:
-        return [value.name for value in executor.model.graph.outputs]
-
-    def _is_fixed(self) -> bool:
-        return bool(self.data.inputs[0].shape and self.data.inputs[0].shape[0])
-
-    def _look(self, loss: float | None) -> None:
-        """Run what is held out, and keep the weights if they do better there than any before."""
-        progress = self.progress
-        numbers = self.held if self.held.size else self.fitted[:MOST_HELD]
-        current = {name: w.detach().clone() for name, w in self.weights.items()} if self.training.ema else None
-        if current is not None:
-            self._put(self.mean)
-        outputs = self._outputs(self.executor, numbers)
-        divergence = fidelity.divergence(self.targets, outputs)
-        found = fidelity.fidelity(self.targets, outputs)
-        top1 = None
-        if self.labels is not None and self.distance.classes is not None:
-            top1 = fidelity.accuracy(outputs, self.labels[numbers])["top1"]
-        progress.looks.append(Look(progress.step, progress.spent, loss, divergence, found.get("agreement"), top1))
-        score = divergence if top1 is None or not self.label_share else 100 - top1 + min(divergence, 1.0) / 1e3
-        progress.since += 1
-        if score < progress.best_divergence:
-            progress.best_divergence, progress.best, progress.since = score, progress.step, 0
-            self.best = {name: w.detach().clone() for name, w in self.weights.items()}
-            self.best_buffers = {name: b.clone() for name, b in self.executor.buffers.items()}
-        if current is not None:
-            self._put(current)
-
-    @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(values[name])
+            return top * (1 - (1 - FIRST) * _falling(share / WARM_UP))
+        return top * _falling((share - WARM_UP) / (1 - WARM_UP))
 
     def _tell(self, share: float) -> None:
         if self.told is not None:
@@ -462,67 +322,202 @@ class _Run:
             loss = self.progress.losses[-1] if self.progress.losses else last.loss
             self.told(min(1.0, share), f"loss {loss:.3g}{agreement}")
 
-    def _agree(self) -> None:
-        """Hold torch against onnxruntime before anything is trained, for both models.
+    # ----------------------------------------------------------------------------------------------------------------- one step
 
-        Raises:
-            ModelError: they differ.
-        """
-        feeds = self.samples(self.fitted[: self.batch])
-        for executor in (self.teacher, self.executor):
-            model = executor.model
-            expected = runtime.run(model.session(optimise=False), feeds)
-            was, executor.training = executor.training, False
+    def _step(self, share: float) -> bool:
+        """Take one step; return False, with weights as they were, where the loss or its gradient is not finite."""
+        loss = self._accumulate()
+        if loss is None:
+            return False
+        self._watch(loss)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(share)
+        if self.training.clip:  # thresholds are held against gradients as they were
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip)
+        self.optimizer.step()
+        self._restrain()
+        if self.training.ema:
+            self._average()
+        self.progress.losses.append(loss)
+        return True
+
+    def _accumulate(self) -> float | None:
+        """Sum up the gradients of a step; return its loss, or None where something is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        times, total = self.training.accumulate, 0.0
+        for part in range(times):
+            feeds, chosen = self.batches.draw(self.progress.step * times + part)
+            loss = self._loss(feeds, chosen) / times
+            if not all_finite([loss]):
+                self._stop("the loss", feeds)
+                return None
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not all_finite(w.grad for w in self.weights.values() if w.grad is not None):
+            self._stop("the gradient", feeds)
+            return None
+        return total
+
+    def _loss(self, feeds: dict[str, Tensor], chosen: IntArray) -> Tensor:
+        names = () if self.features is None else self.features.names
+        with torch.autocast(self.executor.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
             with torch.no_grad():
-                found = executor(_tensors(feeds))
-            executor.training = was
-            names = self.outputs_of(executor)
-            worst = max(
-                (
-                    fidelity.relative_difference(e.astype(np.float64), found[n].cpu().numpy().astype(np.float64))
-                    for n, e in zip(names, expected, strict=True)
-                    if np.asarray(e).dtype.kind == "f"
-                ),
-                default=0.0,
-            )
-            if worst > TOLERANCE and not all(np.asarray(e).dtype == np.float16 for e in expected):
-                raise ModelError(
-                    "torch and onnxruntime do not agree on this model",
-                    where=str(model.path),
-                    why=f"outputs differ by {worst:.1e} of their range, {TOLERANCE:.0e} is allowed",
-                    hint="leave the training out; please report it",
-                )
+                wanted = self.teacher(feeds, names)
+            given = self.executor(feeds, names)
+        student, teacher = ([found[name] for name in self.outputs] for found in (given, wanted))
+        loss = self.distance(student, teacher)
+        if self.labels is not None and self.label_share:
+            labels = torch.from_numpy(self.labels[chosen]).to(self.executor.device)
+            right = self.distance.labelled(student, labels, self.training.smoothing)
+            loss = (1 - self.label_share) * loss + self.label_share * right
+        if self.features is not None:
+            loss = loss + self.training.features * self.features(given, wanted)
+        return loss
+
+    def _watch(self, loss: float) -> None:
+        """Hold the gradients against thresholds."""
+        progress = self.progress
+        if self.frozen is not None:
+            self.frozen.before()
+            progress.frozen += self.frozen.share
+        if self.gates is None:
+            return
+        if (
+            loss < NOTHING
+        ):  # a student that does what its teacher does: gradients are rounding, and say nothing about channels
+            progress.still += 1
+        elif self.gates.observe().any():
+            progress.score = None  # weights from before have channels that are gone now
+            self.gates.apply(self.best)
+
+    def _restrain(self) -> None:
+        """Put back what was not to move, and hold the bounds."""
+        if self.frozen is not None:
+            self.frozen.after()
+        self.constraints.project(self.weights, None if self.frozen is None else self.frozen.stays)
+        if self.gates is not None:
+            self.gates.apply()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the running mean; what never moved stays the same to the bit. Early on it forgets faster than later."""
+        step = self.progress.step
+        keep = min(self.training.ema, (1 + step) / (10 + step))
+        for name, weight in self.weights.items():
+            self.mean[name].lerp_(weight.detach(), 1 - keep)
+        self.constraints.project_beside(self.mean, self.weights)
+        if self.gates is not None:
+            self.gates.apply(self.mean)
 
     def _stop(self, what: str, feeds: dict[str, Tensor]) -> None:
         where = self.executor.not_finite(feeds)
+        if not where:
+            where = self.teacher.not_finite(feeds)
+            where = f"{where} of the original" if where else ""
         at = f"; the first value that is not finite comes from {where}" if where else ""
         self.notes.append(
-            f"training stopped at step {self.progress.step + 1}: {what} is not finite{at}. The weights are the best ones before, of step {self.progress.best}; a smaller --lr may help"
+            f"training stopped at step {self.progress.step + 1}: {what} is not finite{at}. The weights are the best ones before, "
+            f"of step {self.progress.best}; a smaller --lr may help"
         )
 
-    def _checked_labels(self, share: float) -> float:
-        if not share:
-            return 0.0
-        if self.labels is None:
-            raise OptionError(f"--label-weight {share:g} needs labels", hint="give labelled data, or leave it out")
-        if self.distance.classes is None:
-            raise OptionError(
-                "labels are of no use here",
-                why="no output of the form (samples, classes)",
-                hint="give --label-weight 0",
+    # ------------------------------------------------------------------------------------------------------ looking at what is held
+
+    def _look(self) -> None:
+        """Run what is looked at, and keep the weights if they do better there than any before."""
+        progress = self.progress
+        with self._showing_mean():
+            outputs = self._seen(self.executor)
+        found = fidelity.fidelity(self.targets, outputs)
+        divergence = fidelity.divergence(self.targets, outputs)
+        top1 = None
+        if self.labels is not None:
+            top1 = fidelity.accuracy(outputs, self.labels[self.batches.watched])["top1"]
+        loss = float(np.mean(progress.losses)) if progress.losses else None
+        progress.losses.clear()
+        progress.looks.append(Look(progress.step, progress.spent, loss, divergence, found.get("agreement"), top1))
+        progress.since += 1
+        score = self._score(outputs, divergence, top1)
+        if (progress.score is None or score < progress.score) and all_finite(self.mean.values()):
+            progress.score, progress.best, progress.since = score, progress.step, 0
+            self.best, self.best_buffers = _copies(self.mean), _copies(self.executor.buffers)
+
+    def _score(self, outputs: fidelity.Outputs, divergence: float, top1: float | None) -> float:
+        """Return what the best weights have least of: wrong answers where labels are trained on, else divergence of all outputs."""
+        beside = self.distance.beside(*([torch.from_numpy(o) for o in given] for given in (outputs, self.targets)))
+        if self.distance.classes is not None and beside is not None:
+            divergence += float(beside)
+        if math.isnan(divergence):
+            divergence = math.inf
+        return divergence if top1 is None or not self.label_share else 100 - top1 + min(divergence, 1.0) / 1e3
+
+    def _seen(self, executor: Executor) -> fidelity.Outputs:
+        """Return the outputs for the samples that are looked at."""
+        parts = []
+        with evaluating(executor), torch.no_grad():
+            for feeds in self.batches.looked_at():
+                found = executor(feeds)
+                parts.append([found[name].to("cpu").numpy() for name in self.outputs])
+        return runtime.joined(parts)
+
+    @contextmanager
+    def _showing_mean(self) -> Iterator[None]:
+        """Run with the running mean of the weights; they are put back afterwards, to the bit."""
+        if not self.training.ema:
+            yield
+            return
+        current = _copies(self.weights)
+        _put(self.mean, self.weights)
+        try:
+            yield
+        finally:
+            _put(current, self.weights)
+
+    def _summary(self) -> list[str]:
+        """Say what thresholds did."""
+        notes, progress = [], self.progress
+        if self.frozen is not None and progress.step:
+            share = progress.frozen / progress.step
+            notes.append(
+                f"--freeze-below {self.training.freeze_below:g}: {share:.1%} of the elements sat a step out, on average"
             )
-        classes = fidelity.scores_of(self.targets)
-        assert classes is not None
-        if self.labels.max() >= classes.shape[1]:
-            raise DataError(
-                "a label is out of range",
-                where=self.data.name,
-                why=f"the largest is {self.labels.max()}, the model has {classes.shape[1]} classes",
-                hint="check that the labels belong to this model, or give --label-weight 0",
+        if self.gates is not None:
+            notes.append(
+                f"--gate-below {self.gates.threshold:g}: {int(self.gates.gated.sum())} channels gated; {_loudness(self.gates)}"
             )
-        return share
+            if progress.still:
+                notes.append(
+                    f"{progress.still} of {progress.step} steps did not count for --gate-below: the model already did what the original "
+                    "does, and its gradients say nothing about channels"
+                )
+        return notes
 
     # -------------------------------------------------------------------------------------------------------------- the machinery
+
+    def _compared(self, executor: Executor) -> str:
+        return parity.check(executor, self.batches.feeds(self.batches.few))
+
+    def _make_distance(self) -> Distance:
+        distance = Distance.of([torch.from_numpy(o) for o in self.targets], self.training.temperature)
+        if not distance:
+            raise ModelError(
+                "nothing can be learned from the original",
+                where=str(self.teacher.model.path),
+                why="none of its outputs is a floating point number",
+                hint="leave the training out",
+            )
+        return distance
+
+    def _make_features(self, features: Mapping[str, tuple[int, IntArray | None]]) -> Features:
+        with torch.no_grad(), evaluating(self.teacher):
+            return Features(features, self.teacher(next(self.batches.looked_at()), tuple(features)))
+
+    def _make_gates(self, trace: Trace | None, threshold: float) -> Gates:
+        if trace is None:
+            raise OptionError("--gate-below needs the groups of the model", hint="give its trace")
+        patience = PATIENCE
+        if self.training.unit != "min":
+            patience = max(1, min(PATIENCE, self._steps() // WINDOWS))
+        return Gates(self.executor, trace, threshold, patience=patience)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         training = self.training
@@ -530,39 +525,62 @@ class _Run:
         others = [w for w in self.weights.values() if w.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
-        rate = self._rate(0.0)
         if training.optimizer == "sgd":
-            return torch.optim.SGD(groups, rate, MOMENTUM, nesterov=True)
-        return torch.optim.AdamW(groups, rate)
+            return torch.optim.SGD(groups, self._rate(0.0), MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(groups, self._rate(0.0))
 
-    def _key(self, student: Model, teacher: Model) -> str:
-        """Return a digest of what the course of a training depends on."""
-        digest = hashlib.sha256(
-            json.dumps(
-                [
-                    asdict(self.training),
-                    self.seed,
-                    sorted(self.features),
-                    teacher.digest,
-                    len(self.data),
-                    torch.__version__,
-                ],
-                default=str,
-                sort_keys=True,
-            ).encode()
+    def _checked(self, data: Data) -> tuple[Array | None, float]:
+        """Return the labels, if they are of any use, and the share of the loss that is theirs.
+
+        Raises:
+            OptionError: they are asked for, and there are none, or no classes.
+            DataError: they are out of range.
+        """
+        asked = self.training.labels
+        classes = fidelity.scores_of(self.targets) if self.distance.classes is not None else None
+        if data.labels is None or classes is None:
+            if asked:
+                why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
+                raise OptionError(
+                    f"--label-weight {asked:g} needs labels", why=why, hint="give labelled data, or leave it out"
+                )
+            return None, 0.0
+        labels, share = np.asarray(data.labels), LABELS if asked is None else asked
+        n = classes.shape[1]
+        beyond = labels[(labels < 0) | (labels >= n)]
+        if not beyond.size:
+            return labels, share
+        if not share:
+            return None, 0.0
+        raise DataError(
+            "a label is out of range",
+            where=data.name,
+            why=f"there is a label {beyond[0]}, and the model has {n} classes, from 0",
+            hint="check that the labels belong to this model, or give --label-weight 0",
         )
-        for name, weight in self.weights.items():
+
+    # ----------------------------------------------------------------------------------------------------------- its state on disk
+
+    def _key(self, seed: int, features: Mapping[str, tuple[int, IntArray | None]]) -> str:
+        """Return a digest of what the course of a training depends on."""
+        versions = torch.__version__, runtime.VERSION
+        plain = [asdict(self.training), seed, sorted(features), self.teacher.model.digest, *versions]
+        digest = hashlib.sha256(json.dumps(plain, default=str, sort_keys=True).encode())
+        for name, tensor in (*self.weights.items(), *self.executor.buffers.items()):
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-        for value in self.samples(self.fitted[: min(8, len(self.fitted))]).values():
-            digest.update(np.ascontiguousarray(value).tobytes())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for numbers in (self.batches.fitted, self.batches.watched):
+            digest.update(numbers.tobytes())
+            some = numbers[:: max(1, len(numbers) // HASHED)]
+            for value in self.batches.feeds(some).values():
+                digest.update(value.tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
-    def _save(self) -> None:
-        assert self.path is not None
-        progress = self.progress
+    def _save(self, path: Path) -> None:
         state: checkpoint.State = {
-            "progress": {**asdict(progress)},
+            "progress": asdict(self.progress),
             "weights": {name: w.detach() for name, w in self.weights.items()},
             "mean": {name: w.detach() for name, w in self.mean.items()} if self.training.ema else {},
             "buffers": dict(self.executor.buffers),
@@ -572,7 +590,7 @@ class _Run:
             "gates": None if self.gates is None else self.gates.state_dict(),
             "notes": self.notes,
         }
-        checkpoint.save(self.path, self.key, state)
+        checkpoint.save(path, self.key, state)
 
     def _resume(self) -> None:
         state = None if self.path is None else checkpoint.load(self.path, self.key)
@@ -580,27 +598,56 @@ class _Run:
             return
         found = state["progress"]
         self.progress = _Progress(**{**found, "looks": [Look(**look) for look in found["looks"]]})
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state["weights"][name])
-            for name, value in state["mean"].items():
-                self.mean[name].copy_(value)
-            for name, buffer in self.executor.buffers.items():
-                buffer.copy_(state["buffers"][name])
+        _put(state["weights"], self.weights)
+        _put(state["mean"], self.mean)
+        _put(state["buffers"], self.executor.buffers)
         self.best, self.best_buffers = state["best"], state["best_buffers"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.gates is not None:
             self.gates.load_state_dict(state["gates"])
-        self.notes = [*state["notes"], f"resumed after {self.progress.step} steps"]
+            self.gates.apply()
+        self.notes = state["notes"]
+        if not self.progress.finished:
+            self.notes.append(f"resumed after {self.progress.step} steps")
 
 
-def _split(n: int, share: float, multiple: int, seed: int) -> tuple[IntArray, IntArray]:
-    """Return the numbers of the samples that are fitted, and of those held out; the latter a multiple of a fixed batch."""
-    order = np.random.default_rng((seed, 2)).permutation(n)
-    held = min(MOST_HELD, round(n * share))
-    held -= held % multiple
-    return np.sort(order[held:]), np.sort(order[:held])
+def _trained(student: Model, training: Training) -> Executor:
+    """Return the graph of the student in torch.
+
+    Raises:
+        ModelError: it has nothing that can be trained.
+    """
+    executor = Executor(student, device=training.device)
+    executor.training = training.batchnorm == "train"
+    if not executor.weights:
+        raise ModelError(
+            "nothing can be trained",
+            where=str(student.path),
+            why="there are no float weights",
+            hint="prune the model before it is quantised",
+        )
+    return executor
 
 
-def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
+def _falling(share: float) -> float:
+    """Return half a cosine, from 1 to 0."""
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def _loudness(gates: Gates) -> str:
+    found = gates.quantiles(SHOWN)
+    if not found:
+        return "the training ended before its first window"
+    return "quantiles of the loudness of the others: " + ", ".join(
+        f"{at:.0%} {value:.1e}" for at, value in found.items()
+    )
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _put(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        into[name].copy_(value)

@@ -117,11 +117,12 @@ class Gates:
             self._gate(self.gated | new)
         return new
 
-    def apply(self) -> None:
-        """Set to zero what depends on the channels that are gated."""
+    def apply(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Set to zero what depends on the channels that are gated, in the weights that are trained, or in a running mean of them."""
+        weights = self.executor.weights if weights is None else weights
         with torch.no_grad():
             for name, axis, index in self._zeroed:
-                self.executor.weights[name].index_fill_(axis, index, 0)
+                weights[name].index_fill_(axis, index, 0)
 
     def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:
         """Return quantiles of the loudness in the last window, of the channels that might be gated; none before its end."""
