@@ -22,7 +22,7 @@ from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.model import Model
 from onnxprune.options import LABELS, RATES, Training
 from onnxprune.training import checkpoint, parity
-from onnxprune.training.batches import Batches, evaluating
+from onnxprune.training.batches import Batches, evaluating, tensors
 from onnxprune.training.constraints import Constraints, Frozen
 from onnxprune.training.executor import Executor
 from onnxprune.training.gates import PATIENCE, Gates
@@ -509,7 +509,7 @@ class _Run:
 
     def _make_features(self, features: Mapping[str, tuple[int, IntArray | None]]) -> Features:
         with torch.no_grad(), evaluating(self.teacher):
-            return Features(features, self.teacher(next(self.batches.looked_at()), tuple(features)))
+            return Features(features, self.teacher(tensors(self.batches.feeds(self.batches.few)), tuple(features)))
 
     def _make_gates(self, trace: Trace | None, threshold: float) -> Gates:
         if trace is None:
@@ -643,8 +643,8 @@ def _loudness(gates: Gates) -> str:
     )
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in values.items()}
 
 
 @torch.no_grad()
