@@ -23,9 +23,10 @@ from onnxprune.model import Model
 from onnxprune.options import LABELS, RATES, Training
 from onnxprune.training import checkpoint, parity
 from onnxprune.training.batches import Batches, evaluating, tensors
-from onnxprune.training.constraints import Constraints, Frozen
+from onnxprune.training.constraints import Constraints, Frozen, filters_of
 from onnxprune.training.executor import Executor
 from onnxprune.training.gates import PATIENCE, Gates
+from onnxprune.training.relative import Relative
 from onnxprune.training.losses import Distance, Features, all_finite
 from onnxprune.types import BoolArray, IntArray, Trace
 
@@ -235,6 +236,8 @@ class _Run:
         self.frozen = None if training.freeze_below is None else Frozen(self.weights, training.freeze_below)
         self.gates = None if training.gate_below is None else self._make_gates(trace, training.gate_below)
         self.optimizer = self._make_optimizer()
+        adam = training.optimizer == "adamw"  # steps of the other one are as large as gradients are
+        self.relative = Relative(self.weights, filters_of(student.graph)) if adam else None
         self.key = self._key(seed, features)
         self.progress = _Progress()
         self.constraints.project(self.weights)
@@ -334,7 +337,11 @@ class _Run:
             group["lr"] = self._rate(share)
         if self.training.clip:  # thresholds are held against gradients as they were
             torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip)
+        if self.relative is not None:
+            self.relative.before()
         self.optimizer.step()
+        if self.relative is not None:
+            self.relative.after()
         self._restrain()
         if self.training.ema:
             self._average()
