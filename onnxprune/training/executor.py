@@ -187,12 +187,10 @@ class Executor:
         return self._slots.setdefault(name, len(self._slots)) if name else -1
 
     def _hold(self, constant: gs.Constant, trained: bool) -> None:
-        value = torch.from_numpy(
-            np.array(widened(np.asarray(constant.values)))
-        )  # a copy: training must not write into the model
-        if (
-            self.channels_last and value.ndim == 4 and trained
-        ):  # `contiguous` would leave one channel as it is, and torch then takes the other layout
+        # a copy: training must not write into the model
+        value = torch.from_numpy(np.array(widened(np.asarray(constant.values))))
+        if self.channels_last and value.ndim == 4 and value.is_floating_point():
+            # `contiguous` leaves a single channel as it is, and torch then takes the other layout
             value = value.to(memory_format=torch.channels_last)
         if value.is_floating_point():
             value = value.to(self.device)
