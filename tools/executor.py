@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import gc
 import importlib
 import importlib.util
 import io
@@ -137,9 +138,7 @@ def exported(net: nn.Module, shape: tuple[int, ...], exporter: str) -> models.Mo
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """Return the network with each BatchNormalization in the convolution before it; itself where it has none."""
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
-        return copy.deepcopy(net)
+    """Return the network with each BatchNormalization in the convolution before it."""
     found: nn.Module = fuse(net)
     for parameter in found.parameters():
         parameter.requires_grad_()
@@ -172,12 +171,15 @@ def speed(net: nn.Module, shape: tuple[int, ...], exporter: str, batch: int, run
     outputs = model.header.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
     labels = torch.randint(outputs, (batch,))
     steps: dict[str, Step] = {}
+    makers: dict[str, Callable[[nn.Module], nn.Module]] = {"torch": copy.deepcopy}
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        makers["folded"] = folded
     for kind in ("first", "last"):
         layout = torch.channels_last if kind == "last" else torch.contiguous_format
         laid = x.to(memory_format=layout)
         for half in (False, True):
             suffix = f" {kind}{' bf16' if half else ''}"
-            for name, maker in (("torch", copy.deepcopy), ("folded", folded)):
+            for name, maker in makers.items():
                 module: Any = maker(net)
                 module = module.to(memory_format=layout)
                 steps[name + suffix] = step(module.parameters(), module, laid, labels, half)
@@ -239,8 +241,8 @@ def _speed(records: Record) -> list[str]:
     rows, ratios, gains = [], [], []
     for name, record in records.items():
         t = record["times"]
-        cells = [t["executor last"] / t["torch last"], t["executor last"] / t["folded last"]]
-        cells += [t["executor first"] / t["torch first"], t["executor first"] / t["folded first"]]
+        others = ((kind, f"{other} {kind}") for kind in ("last", "first") for other in ("torch", "folded"))
+        cells = [t[f"executor {kind}"] / t.get(other, t[f"torch {kind}"]) for kind, other in others]
         ratios += cells
         gains.append((t["executor first"] / t["executor last"], t["executor last"] / t["executor last bf16"]))
         cells += gains[-1]
@@ -250,7 +252,7 @@ def _speed(records: Record) -> list[str]:
         "",
         "Forward, backward and SGD on one processor thread; median of runs in turn. A ratio is the time of the executor over that of "
         "the same network written in torch: below 1 the executor is faster. *folded*: the network in torch has its BatchNormalization "
-        "folded into the convolutions, as the loaded graph has. Batch statistics are in neither.",
+        "folded into the convolutions, as the loaded graph has; without any, it is the same network. Batch statistics are in neither.",
         "",
         "| network | nodes | batch | channels last: torch | folded | channels first: torch | folded | gain of channels last | gain of bfloat16 |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -294,6 +296,7 @@ def main() -> None:
         for name, builder in networks().items():
             for exporter in OPSETS if not arguments.only or name in arguments.only else ():
                 torch.manual_seed(0)
+                gc.collect()  # of a network before it
                 net, shape = builder()
                 record = speed(net, shape, exporter, 64 if name in OWN else arguments.batch, arguments.runs)
                 results.setdefault("speed", {})[f"{name}, {exporter}"] = told(f"{name} {exporter}", record)
