@@ -142,6 +142,20 @@ def test_elements_that_stay_do_so_and_the_others_make_room() -> None:
     assert tight.tolist() == [[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
 
 
+def test_a_running_mean_keeps_what_never_moved() -> None:
+    executor = Executor(load(layers()))
+    constraints = Constraints(executor, (Bound("gt", norm=0.5), Bound("cb", -0.1, 0.1)))
+    weights = {name: w.detach().clone() for name, w in executor.weights.items()}
+    constraints.project(weights)
+    mean = {name: w.clone() for name, w in weights.items()}
+    mean["gt"][:, 3:] *= 1.001
+    mean["cb"][0] = 0.11
+    constraints.project_beside(mean, weights)
+    assert torch.equal(mean["gt"][:, :3], weights["gt"][:, :3])
+    assert (norms("gt", mean["gt"].numpy()) <= 0.5).all()
+    assert float(mean["cb"].double().abs().max()) <= 0.1
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_bounds_hold_in_half_precision(kind: str) -> None:
     proto = layers()

@@ -108,6 +108,96 @@ def test_reference_data_fit_the_reference_models(name, model, toml, models):
     assert data.labels.shape == (len(data),)
 
 
+# --------------------------------------------------------------------------------------------- batches from Python
+
+TWO = (*SPEC, InputSpec("z", np.dtype(np.float32), (None, 2)))
+
+
+class Tensor:
+    """What numpy takes for an array, as a tensor of torch."""
+
+    def __init__(self, value: np.ndarray, problem: str = "") -> None:
+        self.value, self.problem = value, problem
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        if self.problem:
+            raise RuntimeError(self.problem)
+        return self.value
+
+
+@pytest.mark.parametrize("form", ["arrays", "mappings", "pairs", "lists", "singles", "tensors", "mappings with labels"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_batches_are_joined(form, lazy, images):
+    labels = np.arange(8)
+    make = {
+        "arrays": lambda x, y: x,
+        "mappings": lambda x, y: {"x": x, "name": "ignored"},
+        "pairs": lambda x, y: (x, y),
+        "lists": lambda x, y: [Tensor(x), Tensor(y)],
+        "singles": lambda x, y: [x],
+        "tensors": lambda x, y: Tensor(x),
+        "mappings with labels": lambda x, y: {"x": x, "labels": y.tolist()},
+    }[form]
+    batches = [make(images[i : i + 3], labels[i : i + 3]) for i in range(0, 8, 3)]
+    data = load_data((batch for batch in batches) if lazy else batches, SPEC)
+    np.testing.assert_array_equal(joined(data), images)
+    assert data.name == "batches"
+    if form in ("pairs", "lists", "mappings with labels"):
+        np.testing.assert_array_equal(data.labels, labels)
+    else:
+        assert data.labels is None
+
+
+def test_batches_are_preprocessed_and_held_to_the_same_rules(images):
+    np.testing.assert_allclose(joined(load_data([images[:4], images[4:]], SPEC, "unit")), images / 255, rtol=1e-6)
+    with pytest.raises(DataError, match="holds NaN or infinity"):
+        load_data([images, images * np.float32(np.inf)], SPEC)
+    with pytest.raises(DataError, match="a label is negative"):
+        load_data([(images, np.full(8, -1))], SPEC)
+
+
+def test_batches_for_several_inputs(images):
+    z = np.arange(16, dtype=np.float32).reshape(8, 2)
+    data = load_data(({"x": images[i : i + 4], "z": z[i : i + 4]} for i in (0, 4)), TWO)
+    np.testing.assert_array_equal(data.rows(0, 8)["z"], z)
+
+
+@pytest.mark.parametrize(
+    ("make", "spec", "says"),
+    [
+        (lambda x: [], SPEC, "there are no batches"),
+        (lambda x: 3, SPEC, "data of type int are not known"),
+        (lambda x: None, SPEC, "data of type NoneType are not known"),
+        (lambda x: [x, "text"], SPEC, "a batch is of no form that is known"),
+        (lambda x: [x.tolist()], SPEC, "a batch is of no form that is known"),
+        (lambda x: [(x, x, x)], SPEC, "a batch is of no form that is known"),
+        (lambda x: b"ab", SPEC, "a batch is of no form that is known"),
+        (lambda x: [x, x[:, :2]], SPEC, "the batches of x have different shapes"),
+        (lambda x: [(x, np.zeros(8, int)), x], SPEC, "the batches do not have the same arrays"),
+        (lambda x: [(x, np.zeros(7, int))], SPEC, "the arrays of a batch have no common number of samples"),
+        (lambda x: [(x[0], np.int64(3))], SPEC, "the arrays of a batch have no common number of samples"),
+        (lambda x: [{"image": x}], SPEC, "the arrays of a batch have no common number of samples"),
+        (lambda x: [x[0], x[1]], SPEC, "input x has another shape"),
+        (lambda x: [x], TWO, "batch 0 holds one input, the model has 2"),
+        (lambda x: [{"x": x}], TWO, "the data don't have every input"),
+        (lambda x: [Tensor(x, "it requires grad")], SPEC, "a batch cannot be read"),
+    ],
+)
+def test_batches_that_do_not_fit(make, spec, says, images):
+    with pytest.raises(DataError, match=says) as caught:
+        load_data(make(images), spec)
+    assert caught.value.hint
+
+
+def test_an_error_of_the_iterable_itself_is_not_hidden(images):
+    def broken():
+        yield images
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        load_data(broken(), SPEC)
+
+
 # --------------------------------------------------------------------------------------------------- preprocessing
 
 

@@ -389,9 +389,8 @@ class _Run:
             progress.frozen += self.frozen.share
         if self.gates is None:
             return
-        if (
-            loss < NOTHING
-        ):  # a student that does what its teacher does: gradients are rounding, and say nothing about channels
+        if loss < NOTHING:
+            # a student that does what its teacher does: gradients are rounding, and say nothing about channels
             progress.still += 1
         elif self.gates.observe().any():
             progress.score = None  # weights from before have channels that are gone now
