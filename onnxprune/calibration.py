@@ -12,6 +12,7 @@ from onnxprune.augment import augment, channel_axis, is_enlarged
 from onnxprune.data import Data
 from onnxprune.errors import DataError
 from onnxprune.runtime import Feeds
+from onnxprune.types import IntArray
 
 BATCH = 32
 """Samples at a time, where the model leaves it open."""
@@ -26,6 +27,8 @@ COPIES = 3
 ENOUGH = 128
 """Samples below which a run warns."""
 AIM = 512
+MOST_HELD = 1024
+"""Samples that training holds out, at most."""
 AUTOMATIC = ("crop", "scale", "rotate")
 """Augmentation, where it is left open and needed."""
 LOOKED_AT = 64
@@ -116,3 +119,24 @@ def is_enlarged_data(data: Data) -> bool:
     """Tell whether an input holds images that were made larger: what sees fine detail would be taken for superfluous."""
     feeds = data.rows(0, min(LOOKED_AT, len(data)))
     return any(is_enlarged(x, channel_axis(x.shape)) for x in feeds.values() if x.ndim == 4)
+
+
+def hold_out(n: int, share: float, multiple: int, seed: int) -> tuple[IntArray, IntArray]:
+    """Part samples into those that are trained on, and those that are held out for looking at how it goes.
+
+    Calibration must not see the latter, either: layers are fitted to what it sees, which would make weights look best as they are at the
+    start.
+
+    Args:
+        n: number of samples.
+        share: that is held out; `MOST_HELD` at most.
+        multiple: of it: a fixed batch.
+        seed: of the choice.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    order = np.random.default_rng((seed, 2)).permutation(n)
+    held = min(MOST_HELD, round(n * share))
+    held -= held % multiple
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -28,9 +28,9 @@ GROUPED = ("positions", "whole")
 HEADS = ("whole", "width")
 NORMS = (AUTO, "keep", "cut")
 OPTIMIZERS = ("adamw", "sgd")
-RATES = {"adamw": 2e-3, "sgd": 2e-2}
-"""Highest learning rate, by optimizer."""
-LABELS = 0.5
+RATES = {"adamw": 3e-3, "sgd": 5e-3}
+"""Highest learning rate, by optimizer; for adamw as a share of the size of a filter, see `onnxprune.training.relative`."""
+LABELS = 0.3
 """Share of the loss that is cross-entropy, where there are labels."""
 RATE_SCHEDULES = ("onecycle", "cosine", "constant")
 BATCHNORMS = ("eval", "train")
@@ -213,7 +213,7 @@ class Training:
         batch: samples per gradient.
         accumulate: gradients that are summed before a step; it is then that of a batch as many times as large.
         optimizer: `adamw` or `sgd` (Nesterov momentum 0.9).
-        rate: highest learning rate; None: `RATES`.
+        rate: highest learning rate; None: `RATES`. For `adamw` it is what an element moves in a step as a share of the size of its filter.
         schedule: `onecycle` (up, then down to nothing), `cosine` (down), `constant`.
         decay: weight decay, of weights with two axes or more.
         clip: norm of the whole gradient, at most; 0: any.
@@ -242,7 +242,7 @@ class Training:
     schedule: str = "onecycle"
     decay: float = 1e-4
     clip: float = 1.0
-    ema: float = 0.0
+    ema: float = 0.99
     temperature: float = 2.0
     features: float = 0.0
     labels: float | None = None

@@ -123,7 +123,8 @@ def prune(
     with contextlib.ExitStack() as scope:
         workspace = None
         if given is not None:
-            workspace = scope.enter_context(workspace_for(given, analysis, options))
+            seen = given if recovery is None else recovery.fitted()
+            workspace = scope.enter_context(workspace_for(seen, analysis, options))
         if plan is not None:
             refuse_unprunable(analysis)
             chosen = plan_file.read(Path(plan), analysis.trace, analysis.model.digest)

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune import verify
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.calibration import AUTOMATIC, is_enlarged_data
+from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.comparison import Stage, quiet
 from onnxprune.data import Data
 from onnxprune.errors import TargetError
@@ -51,6 +51,13 @@ class Recovery:
 
     def __post_init__(self) -> None:
         require_torch("training")
+
+    def fitted(self) -> Data:
+        """Return the samples that training does not hold out."""
+        shape = self.data.inputs[0].shape
+        multiple = (shape[0] if shape else None) or 1
+        fitted, _ = hold_out(len(self.data), self.training.hold_out, multiple, self.options.seed)
+        return self.data.take(fitted)
 
     def between(self, model: Model, keep: BoolArray, step: int) -> Model:
         """Train after one of the steps of a progressive schedule, the last one excepted; nothing is gated there."""

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from onnxprune.augment import augment, channel_axis
+from onnxprune.calibration import MOST_HELD, hold_out
 from onnxprune.data import Array, Data, Feeds
 from onnxprune.errors import DataError, ModelError
 from onnxprune.options import Training
 from onnxprune.training.executor import Executor
 from onnxprune.training.operators.shapes import widened
 from onnxprune.types import IntArray
-
-MOST_HELD = 1024
-"""Samples that are held out, at most; as many of those that are trained on are looked at where none are."""
 
 FEW = 8
 
@@ -52,19 +50,16 @@ class Batches:
         self._kinds = () if isinstance(training.augment, str) else training.augment
         fixed = _fixed_batch(data)
         multiple, most = fixed or 1, max(MOST_HELD, fixed or 0)
-        order = np.random.default_rng((seed, 2)).permutation(len(data))
-        held = min(MOST_HELD, round(len(data) * training.hold_out))
-        held -= held % multiple
-        self.fitted: IntArray = np.sort(order[held:])
+        self.fitted, held = hold_out(len(data), training.hold_out, multiple, seed)
         self.size = fixed or max(1, min(training.batch, len(self.fitted)))
         if len(self.fitted) < self.size:
             raise DataError(
                 "too few samples to train on",
                 where=data.name,
-                why=f"batches have {self.size}; there are {len(data)} samples, {held} of which are held out",
+                why=f"batches have {self.size}; there are {len(data)} samples, {len(held)} of which are held out",
                 hint="give more, or --hold-out 0",
             )
-        self.watched: IntArray = np.sort(order[:held]) if held else self.fitted[:most]
+        self.watched: IntArray = held if held.size else self.fitted[:most]
         self.watched = self.watched[: len(self.watched) - len(self.watched) % multiple]
         self.few = self.watched[: fixed or FEW]
         self.per_epoch = len(self.fitted) // self.size

@@ -22,12 +22,13 @@ from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.model import Model
 from onnxprune.options import LABELS, RATES, Training
 from onnxprune.training import checkpoint, parity
+from onnxprune.training.allocator import keep_memory
 from onnxprune.training.batches import Batches, evaluating, tensors
 from onnxprune.training.constraints import Constraints, Frozen, filters_of
 from onnxprune.training.executor import Executor
 from onnxprune.training.gates import PATIENCE, Gates
-from onnxprune.training.relative import Relative
 from onnxprune.training.losses import Distance, Features, all_finite
+from onnxprune.training.relative import Relative
 from onnxprune.types import BoolArray, IntArray, Trace
 
 WARM_UP = 0.15
@@ -145,6 +146,7 @@ def finetune(
         TrainingError: out of memory.
     """
     try:
+        keep_memory()
         run = _Run(
             student,
             teacher,
@@ -442,19 +444,24 @@ class _Run:
         progress.losses.clear()
         progress.looks.append(Look(progress.step, progress.spent, loss, divergence, found.get("agreement"), top1))
         progress.since += 1
-        score = self._score(outputs, divergence, top1)
+        score = self._score(outputs, divergence)
         if (progress.score is None or score < progress.score) and all_finite(self.mean.values()):
             progress.score, progress.best, progress.since = score, progress.step, 0
             self.best, self.best_buffers = _copies(self.mean), _copies(self.executor.buffers)
 
-    def _score(self, outputs: fidelity.Outputs, divergence: float, top1: float | None) -> float:
-        """Return what the best weights have least of: wrong answers where labels are trained on, else divergence of all outputs."""
-        beside = self.distance.beside(*([torch.from_numpy(o) for o in given] for given in (outputs, self.targets)))
+    def _score(self, outputs: fidelity.Outputs, divergence: float) -> float:
+        """Return what the best weights have least of: the loss, without its temperature, smoothing and activations.
+
+        Where few samples are held out a count of wrong answers would be a matter of chance.
+        """
+        given, wanted = ([torch.from_numpy(o) for o in found] for found in (outputs, self.targets))
+        beside = self.distance.beside(given, wanted)
         if self.distance.classes is not None and beside is not None:
             divergence += float(beside)
-        if math.isnan(divergence):
-            divergence = math.inf
-        return divergence if top1 is None or not self.label_share else 100 - top1 + min(divergence, 1.0) / 1e3
+        if self.labels is not None and self.label_share:
+            right = self.distance.labelled(given, torch.from_numpy(self.labels[self.batches.watched]), 0.0)
+            divergence = (1 - self.label_share) * divergence + self.label_share * float(right)
+        return math.inf if math.isnan(divergence) else divergence
 
     def _seen(self, executor: Executor) -> fidelity.Outputs:
         """Return the outputs for the samples that are looked at."""

@@ -62,4 +62,5 @@ def _of_filters(weight: Tensor, filters: Filters) -> Tensor:
     norms = filters.norms(weight)
     view = weight.reshape(filters.shape)
     count = view.numel() / norms.numel()
-    return (norms / count**0.5).expand(view.shape).reshape(weight.shape).to(weight.dtype)
+    sizes: Tensor = (norms / count**0.5).expand(view.shape).reshape(weight.shape).to(weight.dtype)
+    return sizes
