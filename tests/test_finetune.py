@@ -35,7 +35,7 @@ from onnxprune.training.finetune import Tuned, finetune  # noqa: E402
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]
 ROOT = Path(__file__).parent.parent
-SHORT = Training(amount=12, unit="steps", batch=8, augment=(), clip=0)
+SHORT = Training(amount=12, unit="steps", batch=8, augment=(), clip=0, ema=0)
 
 
 @pytest.fixture(autouse=True)
@@ -316,7 +316,7 @@ def test_a_step_of_sgd_by_hand() -> None:
     x = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
     training = Training(
         amount=1, unit="steps", batch=16, optimizer="sgd", schedule="constant", rate=0.5, decay=0.1, clip=0.05,
-        temperature=3.0, hold_out=0, augment=(),
+        temperature=3.0, hold_out=0, augment=(), ema=0,
     )  # fmt: skip
     found = stored(finetune(student, teacher, data_for(teacher, x), training).model)
     (w, bias), (tw, tb) = (
@@ -446,7 +446,7 @@ def test_augmentation_takes_its_kinds() -> None:
 
 
 def test_a_rate_that_destroys_leaves_the_best_weights() -> None:
-    tuned = tune(training=replace(SHORT, rate=30.0, amount=40))
+    tuned = tune(training=replace(SHORT, rate=300.0, amount=40))
     assert max(look.divergence for look in tuned.looks) > tuned.looks[0].divergence
     best = min(tuned.looks, key=lambda look: look.divergence)
     assert tuned.best == best.step
