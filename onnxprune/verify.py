@@ -143,10 +143,10 @@ def _compare(
         proof = Proof(difference, normalised, batches)
         if max(normalised, difference) <= TOLERANCE:
             return proof, None
-        jittered = [{name: jittered(value, seed) for name, value in inputs.items()} for inputs in feeds]
+        shaken = [{name: jittered(value, seed) for name, value in inputs.items()} for inputs in feeds]
         rounding = (
-            _worst(file, _outputs(file_, jittered, path), file),
-            _worst(reference, _outputs(masked, jittered, "the masked model"), file),
+            _worst(file, _outputs(file_, shaken, path), file),
+            _worst(reference, _outputs(masked, shaken, "the masked model"), file),
         )
         if normalised > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
             what = "the pruned model is not the masked model"
