@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from onnxprune import model as models
 from onnxprune import runtime
@@ -111,6 +113,15 @@ def layers_of(analysis: Analysis, keep: BoolArray) -> tuple[Layer, ...]:
 def pinned_of(trace: Trace) -> tuple[tuple[str, str, int], ...]:
     """Return (reason, node, number of channels) of everything that has to stay."""
     return tuple((pin.reason, pin.node, int(pin.channels.size)) for pin in trace.pins)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a report names."""
+    return {
+        "onnxprune": importlib.metadata.version("onnxprune"),
+        "onnxruntime": runtime.VERSION,
+        "onnx": onnx.__version__,
+    }
 
 
 def inspect(analysis: Analysis) -> Inspection:

@@ -107,6 +107,12 @@ IGNORE = click.option(
     metavar="GLOB",
     help="Layers (node or weight names) that keep all channels; may be repeated.",
 )
+SEED = click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random.")
+EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
+EVAL_BATCH = click.option(
+    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
+)
+NO_LATENCY = click.option("--no-latency", is_flag=True, help="Don't time the models.")
 DATA = _together(
     click.option(
         "--data",
@@ -153,7 +159,7 @@ CALIBRATION = _together(
     click.option(
         "--memory", default="2GB", show_default=True, help="For statistics and activations, beside the models."
     ),
-    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random."),
+    SEED,
 )
 DIALS = _together(
     click.option(
@@ -426,7 +432,7 @@ def plan(
 @MODEL
 @click.option("--output", "-o", type=PATH, required=True, help="Where to write the pruned model.")
 @DATA
-@click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
+@EVALUATION
 @DIALS
 @click.option(
     "--plan",
@@ -449,10 +455,8 @@ def plan(
 )
 @TRAINING
 @TIMING
-@click.option(
-    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
-)
-@click.option("--no-latency", is_flag=True, help="Don't time the models.")
+@EVAL_BATCH
+@NO_LATENCY
 @JSON
 @QUIET
 def prune(
@@ -515,7 +519,7 @@ def prune(
 @click.option("--teacher", type=PATH, required=True, help="The model that it was pruned from.")
 @click.option("--output", "-o", type=PATH, required=True, help="Where to write the trained model.")
 @DATA
-@click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
+@EVALUATION
 @click.option(
     "--for",
     "amount",
@@ -532,12 +536,10 @@ def prune(
 )
 @TRAINING
 @click.option("--memory", default="2GB", show_default=True, help="For preprocessed samples, beside the models.")
-@click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="For everything random.")
+@SEED
 @TIMING
-@click.option(
-    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
-)
-@click.option("--no-latency", is_flag=True, help="Don't time the models.")
+@EVAL_BATCH
+@NO_LATENCY
 @JSON
 @QUIET
 def finetune(
@@ -653,9 +655,7 @@ def sensitivity(
 )
 @click.option("--max-size", type=float, metavar="MB", help="Size of the file in megabytes, at most.")
 @TIMING
-@click.option(
-    "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
-)
+@EVAL_BATCH
 @JSON
 @QUIET
 def check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune import plan_file, runtime, verify
-from onnxprune.analysis import Analysis, analyse
+from onnxprune.analysis import Analysis, analyse, versions
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError
@@ -141,11 +139,7 @@ def finetune(
         verdict=Verdict(tuple(checks)),
         notes=tuple(notes),
         training=tuned.to_dict(),
-        versions={
-            "onnxprune": importlib.metadata.version("onnxprune"),
-            "onnxruntime": runtime.VERSION,
-            "onnx": onnx.__version__,
-        },
+        versions=versions(),
     )
     if destination is not None and report.verdict:
         on_stage("write", None)

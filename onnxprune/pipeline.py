@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxprune import model as models
 from onnxprune import output as outputs
@@ -22,6 +20,7 @@ from onnxprune.analysis import (
     refuse_unprunable,
     removed,
     unless_it_does_not_run,
+    versions,
 )
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
@@ -276,11 +275,7 @@ def _verify(
         notes=(*model.notes, *_notes(analysis, strict, plan, mended, options)),
         repair=mended.layers,
         curves=plan.curves,
-        versions={
-            "onnxprune": importlib.metadata.version("onnxprune"),
-            "onnxruntime": runtime.VERSION,
-            "onnx": onnx.__version__,
-        },
+        versions=versions(),
     )
 
 

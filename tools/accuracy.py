@@ -642,22 +642,27 @@ def run(chosen: Sequence[Entry], cache: Path) -> None:
             continue
         command = [sys.executable, __file__, "--cache", str(cache), "--measure", entry.id]
         record: Record = {"id": entry.id, "digest": digest, "day": date.today().isoformat()}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if line.strip()]
-                what = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
-                record["error"] = f"{what}: {lines[-1][:300] if lines else 'no message'}"
-                print(done.stderr[-3000:], file=sys.stderr)
-            else:
-                record.update(json.loads(done.stdout.splitlines()[-1]))
-                if coverage.package_digest() != digest:
-                    record["error"] = "the sources of the package changed meanwhile"
-        except subprocess.TimeoutExpired:
-            record["error"] = f"not done within {LIMIT:.0f} s"
+        fill(record, command, LIMIT)
         with (cache / "results.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         print(f"{number}/{len(chosen)} {entry.id}: {record.get('error') or brief(record)}", flush=True)
+
+
+def fill(record: Record, command: Sequence[str], limit: float) -> None:
+    """Measure in a process of its own: put what its last line says into a record, or an `error`."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            what = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
+            record["error"] = f"{what}: {lines[-1][:300] if lines else 'no message'}"
+            print(done.stderr[-3000:], file=sys.stderr)
+        else:
+            record.update(json.loads(done.stdout.splitlines()[-1]))
+            if coverage.package_digest() != record["digest"]:
+                record["error"] = "the sources of the package changed meanwhile"
+    except subprocess.TimeoutExpired:
+        record["error"] = f"not done within {limit:.0f} s"
 
 
 def brief(record: Record) -> str:

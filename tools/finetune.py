@@ -271,19 +271,7 @@ def run_all(runs: Sequence[Run], cache: Path) -> None:
         command += ["--duration", run.duration] if run.duration else []
         record: Record = {"id": run.id, "goal": run.goal.id, "seed": run.seed, "digest": digest}
         record["day"] = date.today().isoformat()
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if line.strip()]
-                what = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
-                record["error"] = f"{what}: {lines[-1][:300] if lines else 'no message'}"
-                print(done.stderr[-3000:], file=sys.stderr)
-            else:
-                record.update(json.loads(done.stdout.splitlines()[-1]))
-                if coverage.package_digest() != digest:
-                    record["error"] = "the sources of the package changed meanwhile"
-        except subprocess.TimeoutExpired:
-            record["error"] = f"not done within {LIMIT:.0f} s"
+        accuracy.fill(record, command, LIMIT)
         with (cache / "finetune.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         print(f"{number}/{len(runs)} {run.id}: {record.get('error') or figures(record)}", flush=True)

@@ -42,7 +42,10 @@ from onnxprune import runtime
 from onnxprune.calibration import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.model import Model
+from onnxprune.training.batches import tensors
 from onnxprune.training.executor import Executor
+from onnxprune.training.losses import LEAST, are_probabilities
+from onnxprune.training.losses import scores as classes
 from onnxprune.types import FloatArray, IntArray, Trace
 
 METHODS = ("taylor", "fisher", "hessian")
@@ -50,8 +53,6 @@ DRAWS = {"taylor": 1, "fisher": 4, "hessian": 16}
 """Random vectors per sample."""
 HELD = {"taylor": 3, "fisher": 3, "hessian": 9}
 """What torch holds while it differentiates, in sizes of all activations of a batch; about."""
-LEAST = 1e-12
-"""Probabilities below count as this, as in `onnxprune.verify`."""
 Array = np.ndarray[Any, Any]
 Chunk = tuple[runtime.Feeds, Array | None]
 Progress = Callable[[float], None]
@@ -206,7 +207,7 @@ class _Masked:
         for site, mask in zip(self.places, masks, strict=True):
             key = site.node, site.input
             by_input[key] = by_input[key] * mask if key in by_input else mask
-        return self.executor(_tensors(feeds), masks=by_input), masks
+        return self.executor(tensors(feeds), masks=by_input), masks
 
     def gradient(self, loss: Tensor, masks: list[Tensor], *, again: bool = False) -> Tensor:
         """Return the derivative of a loss, (units, n_channels); `again`: whether more is to be taken of the same outputs."""
@@ -254,12 +255,10 @@ class _Loss:
         for feeds, _ in chunks:
             samples += _count(feeds)
             with torch.no_grad():
-                outputs = executor(_tensors(feeds))
-            self.classifier = next((name for name in self.names if _classes(outputs[name]) is not None), None)
-            if self.classifier is not None:  # decided as in `onnxprune.verify`
-                x = _classes(outputs[self.classifier])
-                assert x is not None
-                self.probabilities = bool((x >= 0).all() and ((x.sum(1) - 1).abs() < 1e-3).all())
+                outputs = executor(tensors(feeds))
+            self.classifier = next((name for name in self.names if classes(outputs[name]) is not None), None)
+            if self.classifier is not None:  # decided as in `onnxprune.fidelity`
+                self.probabilities = are_probabilities(outputs[self.classifier])
                 return
             for name in self.names:
                 x = outputs[name]
@@ -313,18 +312,12 @@ class _Loss:
 
     def _log_probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
         assert self.classifier is not None
-        x = _classes(outputs[self.classifier])
+        x = classes(outputs[self.classifier])
         assert x is not None
         return x.clamp_min(LEAST).log() if self.probabilities else x.log_softmax(1)
 
     def _signs(self, like: Tensor) -> Tensor:
         return torch.randint(0, 2, like.shape, generator=self.generator).to(like.dtype) * 2 - 1
-
-
-def _classes(output: Tensor) -> Tensor | None:
-    """Return the (n, classes) output of a classifier, or None where this one does not look like it; as `onnxprune.fidelity.scores_of`."""
-    x = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
-    return x if x.ndim == 2 and x.shape[1] > 1 and x.is_floating_point() else None
 
 
 def _grad(loss: Tensor, masks: list[Tensor], *, again: bool = False, twice: bool = False) -> Sequence[Tensor]:
@@ -373,7 +366,3 @@ def _samples_at_once(model: Model, trace: Trace, masked: _Masked, memory: float)
 
 def _count(feeds: runtime.Feeds) -> int:
     return len(next(iter(feeds.values())))
-
-
-def _tensors(feeds: runtime.Feeds) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feeds.items()}

@@ -43,7 +43,7 @@ class Distance:
     def of(cls, outputs: Sequence[Tensor], temperature: float = 1.0) -> Distance:
         """Look at outputs of the teacher to tell what they are; integers are nothing that can be learned."""
         classes = next((i for i, output in enumerate(outputs) if scores(output) is not None), None)
-        unit = classes is not None and _are_probabilities(outputs[classes])
+        unit = classes is not None and are_probabilities(outputs[classes])
         learned = [i for i, output in enumerate(outputs) if output.is_floating_point() and output.numel()]
         return cls(classes, unit, temperature, {i: variance(outputs[i]) for i in learned if i != classes})
 
@@ -136,7 +136,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _are_probabilities(output: Tensor) -> bool:
+def are_probabilities(output: Tensor) -> bool:
+    """Tell whether the rows of the output of a classifier are probabilities already, as `onnxprune.fidelity.log_probabilities` does."""
     flat = scores(output)
     assert flat is not None
     total = flat.float().sum(1)
