@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxprune.gate import check
     from onnxprune.options import Training
     from onnxprune.pipeline import Result, prune
+    from onnxprune.sweeping import sweep
 
 _HOMES = {
     "Measure": "comparison",
@@ -28,8 +29,9 @@ _HOMES = {
     "check": "gate",
     "finetune": "finetuning",
     "prune": "pipeline",
+    "sweep": "sweeping",
 }
-__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "Training", "check", "finetune", "prune"]
+__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "Training", "check", "finetune", "prune", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

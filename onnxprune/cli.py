@@ -26,6 +26,7 @@ from onnxprune.options import (
     OPTIMIZERS,
     PACES,
     PRECISIONS,
+    QUANTITIES,
     RATE_SCHEDULES,
     RATES,
     REPAIRS,
@@ -36,6 +37,7 @@ from onnxprune.options import (
     parse_bounds,
     parse_budget,
     parse_memory,
+    parse_shares,
     parse_targets,
 )
 
@@ -84,6 +86,16 @@ class Cli(click.Group):
             ctx.exit(1)
 
 
+class Step(click.ParamType[Any]):
+    """A whole number, or `auto`."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return one of both."""
+        return value if value == AUTO else click.INT.convert(value, param, ctx)
+
+
 def _examples(*lines: str) -> str:
     """Format examples so that click keeps the lines."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
@@ -130,7 +142,7 @@ CALIBRATION = _together(
         type=click.Choice(GROUPED),
         default=DEFAULTS.grouped,
         show_default=True,
-        help="What goes in grouped convolutions: positions of every group, or whole groups.",
+        help="What goes in grouped convolutions: positions of every group, or whole groups; auto: whole ones from eight on, which runs faster.",
     ),
     click.option(
         "--heads",
@@ -161,14 +173,7 @@ CALIBRATION = _together(
     ),
     SEED,
 )
-DIALS = _together(
-    click.option(
-        "--reduce",
-        multiple=True,
-        metavar="WHAT=SHARE",
-        help="Share to remove: flops=50% or params=30%; all given targets hold.",
-    ),
-    click.option("--limit", multiple=True, metavar="WHAT=AMOUNT", help="What may be left: flops=300M, params=1.2M."),
+CHOICE = _together(
     click.option(
         "--importance",
         type=click.Choice(IMPORTANCES),
@@ -202,10 +207,10 @@ DIALS = _together(
     ),
     click.option(
         "--round-to",
-        type=int,
+        type=Step(),
         default=DEFAULTS.round_to,
         show_default=True,
-        help="Channels go in blocks, and end on a multiple, of this.",
+        help="Channels go in blocks, and end on a multiple, of this; auto: what this machine computes at once, as measured.",
     ),
     click.option(
         "--min-channels", type=int, default=DEFAULTS.min_channels, show_default=True, help="Channels every group keeps."
@@ -217,8 +222,36 @@ DIALS = _together(
         show_default=True,
         help="Share of a group that may go at most.",
     ),
-    click.option("--threshold", type=float, help="Remove channels whose importance / mean of the group is below."),
     CALIBRATION,
+)
+DIALS = _together(
+    click.option(
+        "--reduce",
+        multiple=True,
+        metavar="WHAT=SHARE",
+        help=f"Share to remove: flops=50%, latency=30%; of {', '.join(QUANTITIES)}; all given targets hold.",
+    ),
+    click.option(
+        "--limit",
+        multiple=True,
+        metavar="WHAT=AMOUNT",
+        help="What may be left: flops=300M, params=1.2M, size=4MB, memory=64MB, latency=3ms.",
+    ),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="Instead, or beside it: the smallest model that loses no more of top-1 (without labels: of agreement); needs --data.",
+    ),
+    click.option(
+        "--minimise",
+        type=click.Choice(QUANTITIES),
+        default=DEFAULTS.minimise,
+        show_default=True,
+        help="What smallest means for --max-drop.",
+    ),
+    click.option("--threshold", type=float, help="Remove channels whose importance / mean of the group is below."),
+    CHOICE,
 )
 TRAINING = _together(
     click.option("--train-batch", type=int, default=RECIPE.batch, show_default=True, help="Samples per gradient."),
@@ -346,6 +379,18 @@ TIMING = _together(
     click.option("--runs", type=int, default=200, show_default=True, help="Timed runs of each model."),
     click.option("--warmup", type=int, default=20, show_default=True, help="Runs before, not counted."),
 )
+LATENCY_TABLE = click.option(
+    "--latency-table",
+    type=PATH,
+    help="Table that `bench --latency-table` measured on the target machine; else one is measured here where latency is a target.",
+)
+REPAIR = click.option(
+    "--repair",
+    type=click.Choice(REPAIRS),
+    default=DEFAULTS.repair,
+    show_default=True,
+    help="lstsq: fit every layer behind a cut to what it gave before; bias: only its bias; merge: without data, let what reads a channel that goes read the one most like it; auto: lstsq with data, else merge.",
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
@@ -393,6 +438,8 @@ def inspect(model: Path, ignore: tuple[str, ...], as_json: bool) -> None:
 @click.option("--output", "-o", type=PATH, required=True, help="Where to write the plan.")
 @DIALS
 @DATA
+@LATENCY_TABLE
+@TIMING
 @JSON
 @QUIET
 def plan(
@@ -400,6 +447,11 @@ def plan(
     output: Path,
     data: Path | None,
     preprocess: str | None,
+    latency_table: Path | None,
+    batch: int,
+    threads: int,
+    runs: int,
+    warmup: int,
     as_json: bool,
     quiet: bool,
     **dials: Any,
@@ -413,7 +465,8 @@ def plan(
     options = _options(dials)
     check_destination(output, model)
     with _progress(quiet) as on_stage:
-        analysis, chosen = search.plan(model, options, data, preprocess, on_stage)
+        measure = _measure(batch, threads, runs, warmup, 1, True)
+        analysis, chosen = search.plan(model, options, data, preprocess, on_stage, measure, latency_table)
     plan_file.write(output, chosen, analysis.trace, model.name)
     if as_json:
         _print_json(plan_file.to_dict(chosen, analysis.trace, model.name))
@@ -427,6 +480,8 @@ def plan(
         "onnxprune prune model.onnx -o small.onnx --data images/ --preprocess imagenet --limit flops=300M --ignore 'head*'",
         "onnxprune prune model.onnx -o small.onnx --schedule progressive --steps 8 --reduce params=40%",
         "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50% --finetune 3min",
+        "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce latency=30% --limit size=4MB",
+        "onnxprune prune model.onnx -o small.onnx --data data.npz --max-drop 0.5 --minimise latency",
     )
 )
 @MODEL
@@ -440,13 +495,7 @@ def plan(
     type=PATH,
     help="Replay this plan.json; of the dials above, those that choose channels then have no say.",
 )
-@click.option(
-    "--repair",
-    type=click.Choice(REPAIRS),
-    default=DEFAULTS.repair,
-    show_default=True,
-    help="lstsq: fit every layer behind a cut to what it gave before; bias: only its bias; merge: without data, let what reads a channel that goes read the one most like it; auto: lstsq with data, else merge.",
-)
+@REPAIR
 @click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
 @click.option(
     "--finetune",
@@ -454,9 +503,11 @@ def plan(
     help="Train what is left towards the original: 300steps, 2epochs or 3min; needs --data, and torch. Options below say how.",
 )
 @TRAINING
+@LATENCY_TABLE
 @TIMING
 @EVAL_BATCH
 @NO_LATENCY
+@click.option("--force", is_flag=True, help="Write a result even where it is measured to be slower than the original.")
 @JSON
 @QUIET
 def prune(
@@ -475,6 +526,8 @@ def prune(
     warmup: int,
     eval_batch: int,
     no_latency: bool,
+    latency_table: Path | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
     **dials: Any,
@@ -500,6 +553,8 @@ def prune(
             options=options,
             training=recipe,
             checkpoint=checkpoint,
+            latency_table=latency_table,
+            force=force,
         )
     if as_json:
         _print_json(result.report.to_dict())
@@ -695,30 +750,159 @@ def check(
 
 
 @main.command(
-    epilog=_examples("onnxprune bench model.onnx", "onnxprune bench model.onnx small.onnx --threads 2 --batch 8")
+    epilog=_examples(
+        "onnxprune sweep model.onnx -o sizes/ --data data.npz --eval test.npz",
+        "onnxprune sweep model.onnx -o sizes/ --data images/ --preprocess imagenet --targets latency=20%,40%,60% --jobs 2 --plot front.svg",
+    )
+)
+@MODEL
+@click.option(
+    "--output",
+    "-o",
+    type=PATH,
+    required=True,
+    help="Folder for all models, plans and reports; an interrupted sweep goes on there.",
+)
+@click.option(
+    "--targets",
+    default="flops=10%,20%,30%,40%,50%,60%,70%,80%",
+    show_default=True,
+    metavar="WHAT=SHARES",
+    help=f"Shares to remove, one model each; of {', '.join(QUANTITIES)}.",
+)
+@DATA
+@EVALUATION
+@CHOICE
+@REPAIR
+@click.option(
+    "--finetune", metavar="AMOUNT", help="Train each of them: 300steps, 2epochs or 3min; needs --data, and torch."
+)
+@TRAINING
+@LATENCY_TABLE
+@click.option("--jobs", type=int, default=1, show_default=True, help="Models that are made at a time.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Of Dask, in place of --jobs; its workers need to see the same files."
+)
+@click.option("--plot", type=PATH, help="Draw what is lost against what is left: .svg, .png or .pdf; needs matplotlib.")
+@TIMING
+@EVAL_BATCH
+@NO_LATENCY
+@JSON
+@QUIET
+def sweep(
+    model: Path,
+    output: Path,
+    targets: str,
+    data: Path | None,
+    preprocess: str | None,
+    evaluation: Path | None,
+    finetune: str | None,
+    checkpoint: Path | None,
+    latency_table: Path | None,
+    jobs: int,
+    scheduler: str | None,
+    plot: Path | None,
+    batch: int,
+    threads: int,
+    runs: int,
+    warmup: int,
+    eval_batch: int,
+    no_latency: bool,
+    as_json: bool,
+    quiet: bool,
+    **dials: Any,
+) -> None:
+    """Make models of several sizes in one run, each repaired and measured, and say which of them are worth having."""
+    from onnxprune import sweeping
+    from onnxprune.output import check_destination
+    from onnxprune.report import console
+
+    if checkpoint is not None:
+        raise OptionError("a sweep keeps its state in its folder", hint="leave --checkpoint out")
+    if plot is not None:
+        check_destination(plot, model)
+    quantity, shares = parse_shares(targets)
+    recipe = _training(finetune, dials)
+    options = _options({"reduce": (), "limit": (), **dials})
+    measure = _measure(batch, threads, runs, warmup, eval_batch, not no_latency)
+    with _progress(quiet) as on_stage:
+        found = sweeping.sweep(
+            model,
+            output,
+            data=data,
+            evaluation=evaluation,
+            preprocess=preprocess,
+            quantity=quantity,
+            shares=shares,
+            options=options,
+            training=recipe,
+            measure=measure,
+            latency_table=latency_table,
+            jobs=jobs,
+            scheduler=scheduler,
+            on_stage=on_stage,
+        )
+    if plot is not None:
+        from onnxprune.report.plot import draw_front
+
+        draw_front(found, plot)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        console.show(console.sweep_parts(found, str(output), None if plot is None else str(plot)))
+
+
+@main.command(
+    epilog=_examples(
+        "onnxprune bench model.onnx small.onnx --threads 2 --batch 8",
+        "onnxprune bench model.onnx --latency-table table.json    # then, elsewhere: prune model.onnx --latency-table table.json",
+    )
 )
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH, required=False)
+@click.option(
+    "--layers", type=click.IntRange(0), default=10, show_default=True, help="Show so many layers, dearest first."
+)
+@click.option(
+    "--latency-table",
+    type=PATH,
+    help="Measure what each layer takes with fewer channels, and write it here for `prune`.",
+)
 @TIMING
 @JSON
 @QUIET
 def bench(
-    a: Path, b: Path | None, batch: int, threads: int, runs: int, warmup: int, as_json: bool, quiet: bool
+    a: Path,
+    b: Path | None,
+    layers: int,
+    latency_table: Path | None,
+    batch: int,
+    threads: int,
+    runs: int,
+    warmup: int,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Measure the latency of a model, or of two in turn, on random inputs."""
-    from dataclasses import asdict
-
-    from onnxprune import comparison
+    """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
+    from onnxprune import benchmark, targets
+    from onnxprune.output import check_destination
     from onnxprune.report import console
 
     measure = _measure(batch, threads, runs, warmup, 1, True)
+    if latency_table is not None:
+        check_destination(latency_table, a, *([] if b is None else [b]))
     with _progress(quiet) as on_stage:
         on_stage("time", None)
-        latency = comparison.bench([path for path in (a, b) if path is not None], measure)
+        found = benchmark.bench([path for path in (a, b) if path is not None], measure)
+        table = None if latency_table is None else targets.write_table(a, latency_table, measure, on_stage)
     if as_json:
-        _print_json({"schema": "onnxprune.bench/1", **asdict(latency)})
-    else:
-        console.show(console.latency_parts(latency, str(a), str(b)))
+        _print_json({**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})})
+        return
+    console.show(console.bench_parts(found, str(a), str(b), layers))
+    if table is not None:
+        click.echo(
+            f"written: {latency_table} ({len(table.measured)} variants in {table.seconds:.0f} s, median error {table.error:.1%})"
+        )
 
 
 @main.command(epilog=_examples("onnxprune ops", "onnxprune ops --json | jq 'keys'"))

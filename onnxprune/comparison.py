@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, files, runtime, verify
+from onnxprune import fidelity, runtime, verify
 from onnxprune.data import Data
 from onnxprune.errors import OptionError
 
@@ -125,27 +123,3 @@ def compare(
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
         likeness = fidelity.fidelity(*found)
     return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite)
-
-
-def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int = 0) -> runtime.Latency:
-    """Time one model, or two in turn, each on seeded random inputs of its own shapes.
-
-    Raises:
-        ModelError: one cannot be read or run.
-    """
-    protos = [files.read(path)[0] for path in paths]
-    sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
-    feeds = [
-        runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, measure.batch), seed)
-        for opened, proto in zip(sessions, protos, strict=True)
-    ]
-    batch = next(iter(feeds[0].values())).shape[0]
-    return runtime.time_runs(
-        sessions,
-        feeds,
-        runs=measure.runs,
-        warmup=measure.warmup,
-        threads=measure.threads,
-        batch=batch,
-        seconds=measure.seconds,
-    )

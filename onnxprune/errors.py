@@ -8,6 +8,7 @@ OnnxPruneError
 ├── PlanError     a plan.json does not belong to this model, or is damaged
 ├── OutputError   the result cannot be written where it was asked for
 ├── TrainingError fine-tuning cannot go on
+├── LatencyError  a latency table does not belong to this model, or a result would be slower
 └── ProofError    the pruned model differs from the masked one: nothing is written
 """
 
@@ -63,6 +64,10 @@ class OutputError(OnnxPruneError):
 
 class TrainingError(OnnxPruneError):
     """Fine-tuning cannot go on."""
+
+
+class LatencyError(OnnxPruneError):
+    """A latency table cannot be used, or a result is slower than what it came from."""
 
 
 class ProofError(OnnxPruneError):

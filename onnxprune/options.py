@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from onnxprune.errors import OptionError
@@ -24,7 +24,7 @@ DATA_FREE = ("merge", "none")
 """Repairs that look at weights alone."""
 SCHEDULES = ("block", "progressive")
 PACES = ("linear", "cubic")
-GROUPED = ("positions", "whole")
+GROUPED = (AUTO, "positions", "whole")
 HEADS = ("whole", "width")
 NORMS = (AUTO, "keep", "cut")
 OPTIMIZERS = ("adamw", "sgd")
@@ -36,9 +36,14 @@ RATE_SCHEDULES = ("onecycle", "cosine", "constant")
 BATCHNORMS = ("eval", "train")
 PRECISIONS = ("float32", "bfloat16")
 UNITS = ("steps", "epochs", "min")
-QUANTITIES = ("flops", "params")
+QUANTITIES = ("flops", "params", "size", "memory", "latency")
+"""What targets are of: FLOPs per sample, parameters, bytes of the file, bytes of activations alive at once, time of a run."""
+MEASURED = ("size", "memory", "latency")
+"""Quantities that are predicted while channels are chosen, and then measured of the result."""
 LEAST_MEMORY = 64e6
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
+TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+"""Milliseconds in a unit of time."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,10 @@ class Options:
     """How to prune.
 
     Attributes:
-        reduce: share to remove, by quantity: {"flops": 0.5}. All targets hold.
-        limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs.
+        reduce: share to remove, by quantity: {"flops": 0.5}. All targets hold. See `QUANTITIES`.
+        limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs, latency is in milliseconds.
+        max_drop: points of top-1 (without labels: of agreement with the original) that may be lost: of the models that lose no more, the one
+            with the least `minimise`, one of `QUANTITIES`, is looked for.
         importance: one of `IMPORTANCES`; `auto` is `obs` with data, `l2` without.
         schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
         pace: of the progressive schedule: `linear`, the same share in every step, or `cubic`, much at first and little at last.
@@ -59,12 +66,13 @@ class Options:
         augment: kinds of augmentation of them, for the repair, or `auto`: some, where layers with more unknowns than rows hold
             most of the parameters, or the samples are images that were enlarged.
         memory: bytes that statistics and activations may take; what exceeds it goes to temporary files.
-        round_to: the survivors of a group are a multiple of this.
+        round_to: the survivors of a group are a multiple of this; `auto`: of what this machine is measured to compute at once.
         min_channels: channels that every group keeps at least.
         max_ratio: share of a group that may go at most.
         threshold: remove every channel whose importance, divided by the mean of its group, lies below.
         ignore: glob patterns of layers that keep all channels.
-        grouped: what goes in a grouped convolution: the same `positions` of every group, or `whole` groups.
+        grouped: what goes in a grouped convolution: the same `positions` of every group, or `whole` groups; `auto`: whole ones from
+            eight on, which is what runs faster.
         heads: what goes in attention: `whole` heads, or `width` of every head.
         norms: whether channels that a normalisation runs over (LayerNormalization, RMSNormalization, a mean; the embedding of a
             transformer) are to `keep`, or may be `cut`: the statistics then run over what is left, which changes all other channels
@@ -74,6 +82,8 @@ class Options:
 
     reduce: Mapping[str, float] = field(default_factory=dict)
     limit: Mapping[str, float] = field(default_factory=dict)
+    max_drop: float | None = None
+    minimise: str = QUANTITIES[0]
     importance: str = AUTO
     schedule: str = "block"
     steps: int = 5
@@ -83,12 +93,12 @@ class Options:
     samples: int = 512
     augment: tuple[str, ...] | str = AUTO
     memory: float = 2e9
-    round_to: int = 8
+    round_to: int | str = AUTO
     min_channels: int = 1
     max_ratio: float = 0.9
     threshold: float | None = None
     ignore: tuple[str, ...] = ()
-    grouped: str = "positions"
+    grouped: str = AUTO
     heads: str = "whole"
     norms: str = AUTO
     seed: int = 0
@@ -103,9 +113,12 @@ class Options:
             ("grouped", self.grouped, GROUPED),
             ("heads", self.heads, HEADS),
             ("norms", self.norms, NORMS),
+            ("minimise", self.minimise, QUANTITIES),
         ):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise OptionError(f"--max-drop {self.max_drop:g} is out of range", hint="give points from 0 to 100")
         for name, targets in (("reduce", self.reduce), ("limit", self.limit)):
             if not isinstance(targets, Mapping):
                 raise OptionError(f"{name} is {targets!r}", hint='give a mapping, for instance {"flops": 0.5}')
@@ -125,13 +138,14 @@ class Options:
             raise OptionError(f"ignore is {self.ignore!r}", hint="give a list of patterns")
         for name, number, least in (
             ("steps", self.steps, 1),
-            ("round-to", self.round_to, 1),
+            ("round-to", 1 if self.round_to == AUTO else self.round_to, 1.0),
             ("min-channels", self.min_channels, 1),
             ("seed", self.seed, 0),
             ("samples", self.samples, 1),
             ("memory", self.memory, LEAST_MEMORY),
         ):
-            if number < least:
+            whole = isinstance(number, Integral) or name == "memory"
+            if not whole or float(number) < least:
                 raise OptionError(f"--{name} {number} is out of range", hint=f"give {least} or more")
         if not 0 < self.max_ratio <= 1:
             raise OptionError(f"--max-ratio {self.max_ratio} is out of range", hint="give more than 0 and at most 1")
@@ -175,7 +189,7 @@ class Options:
     @property
     def has_target(self) -> bool:
         """Tell whether anything says how much to remove."""
-        return bool(self.reduce or self.limit or self.threshold is not None)
+        return bool(self.reduce or self.limit or self.threshold is not None or self.max_drop is not None)
 
 
 @dataclass(frozen=True)
@@ -334,6 +348,32 @@ def _check_quantity(option: str, quantity: str) -> None:
         raise OptionError(f"--{option} does not know {quantity!r}", hint=f"give one of {', '.join(QUANTITIES)}")
 
 
+def parse_shares(text: str) -> tuple[str, list[float]]:
+    """Read the targets of a sweep: `flops=10%,30%,0.5`.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    quantity, equals, amounts = (part.strip().lower() for part in text.partition("="))
+    if not equals:
+        raise OptionError(
+            f"--targets {text!r} is not of the form QUANTITY=SHARES", hint="for instance --targets flops=20%,40%,60%"
+        )
+    return quantity, [parse_targets("reduce", [f"{quantity}={amount}"])[quantity] for amount in amounts.split(",")]
+
+
+def _unit(quantity: str, amount: str) -> tuple[str, float]:
+    """Split an amount into its number and the factor of its unit."""
+    if quantity == "latency":
+        unit = next((unit for unit in TIMES if amount.endswith(unit)), "")  # `s` ends them all, and comes last
+        return amount.removesuffix(unit).strip(), TIMES.get(unit, 1.0)
+    if quantity in ("size", "memory"):
+        amount = amount.removesuffix("b").strip()
+    if amount[-1:] in SUFFIXES:
+        return amount[:-1].strip(), SUFFIXES[amount[-1]]
+    return amount, 1.0
+
+
 def parse_memory(text: str) -> float:
     """Read an amount of memory: 2GB, 500M, or bytes.
 
@@ -352,7 +392,7 @@ def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
     """Read targets as a person writes them.
 
     Args:
-        option: `reduce` (`flops=50%`, `params=0.3`) or `limit` (`flops=300M`, `params=1.2M`).
+        option: `reduce` (`flops=50%`, `latency=0.3`) or `limit` (`flops=300M`, `size=4MB`, `latency=3ms`).
         texts: what was given.
 
     Raises:
@@ -372,8 +412,8 @@ def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
         factor = 1.0
         if option == "reduce" and amount.endswith("%"):
             amount, factor = amount[:-1], 0.01
-        elif option == "limit" and amount[-1:] in SUFFIXES:
-            amount, factor = amount[:-1], SUFFIXES[amount[-1]]
+        elif option == "limit":
+            amount, factor = _unit(quantity, amount)
         try:
             result[quantity] = float(amount) * factor
         except ValueError:

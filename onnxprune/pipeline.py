@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune import fidelity, plan_file, runtime, verify
 from onnxprune import model as models
 from onnxprune import output as outputs
-from onnxprune import plan_file, runtime, verify
 from onnxprune.analysis import (
     Analysis,
     layers_of,
@@ -26,13 +26,15 @@ from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.model import Model
+from onnxprune.options import DATA_FREE as DATA_FREE_REPAIRS
 from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
 from onnxprune.report.document import Figures, Report
-from onnxprune.search import Choice, Mended, choose, mend, opened, workspace_for
-from onnxprune.types import Check, Plan, Trace, Verdict
+from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, workspace_for
+from onnxprune.targets import Meter, refuse_slower
+from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
 
 WARN_BELOW = 0.5
 """Share of FLOPs that can move, below which a run warns."""
@@ -70,6 +72,8 @@ def prune(
     options: Options | None = None,
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    latency_table: str | os.PathLike[str] | None = None,
+    force: bool = False,
     **dials: Any,
 ) -> Result:
     """Prune a model, prove it, verify it, and write it when `output` is given.
@@ -87,10 +91,12 @@ def prune(
         options: the dials in one value;
         training: how to fine-tune what is left towards the original, on all of `data`; None: not at all.
         checkpoint: file that the state of the training is kept in, so that the same call goes on after an interrupt.
+        latency_table: file with a table that was measured on the target machine; None: one is measured here where latency is a target.
+        force: whether to write a result that is measured to be slower than the original.
         dials: or one by one, fields of `onnxprune.options.Options`: reduce={"flops": 0.5}, importance="l2", …
 
     Raises:
-        OnnxPruneError: with a reason; nothing is written then.
+        OnnxPruneError: with a reason; nothing is written then. `LatencyError`: the result is slower.
     """
     options, measure = options or _options(dials), measure or Measure()
     destination = Path(output) if output is not None else None
@@ -116,7 +122,7 @@ def prune(
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else given
     known = checked_on.shapes() if checked_on is not None else analysis.trace.input_shapes
     options = options.resolved(given is not None)
-    recovery = None
+    recovery = meter = None
     if training is not None:
         recovery = _recovery(analysis, given, training, options, state, on_stage)
     with contextlib.ExitStack() as scope:
@@ -132,7 +138,11 @@ def prune(
             # it may have been edited
             choice = Choice(replace(chosen, path=(removed(analysis, chosen.keep),)), analysis, chosen.keep)
         else:
-            choice = choose(analysis, options, on_stage, workspace, recovery)
+            meter = Meter(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
+            lost = None
+            if options.max_drop is not None and workspace is not None and checked_on is not None:
+                lost = _Loss(analysis, workspace, options, checked_on, measure, on_stage)
+            choice = choose(analysis, options, on_stage, workspace, recovery, meter, lost)
         chosen = choice.plan
         pruned, proof = _deleted(choice, analysis, known, options.seed, on_stage)
         mended = Mended(pruned)
@@ -152,6 +162,11 @@ def prune(
     if workspace is not None and evaluation is None and (mended.layers or tuned):
         mended = replace(mended, notes=(*mended.notes, SEEN))
     report = _verify(analysis, mended, chosen, proof, checked_on, measure, options, on_stage)
+    if meter is not None and meter.wanted:
+        targets = meter.checks(report.latency, mended.model)
+        report = replace(report, verdict=Verdict((*report.verdict.checks, *targets)), latency_table=meter.table)
+    if destination is not None and not force:
+        refuse_slower(analysis.model, mended.model, report.latency, known, measure)
     if tuned is not None and training is not None:
         settings = {**report.settings, "training": asdict(training)}
         report = replace(report, training=tuned.to_dict(), settings=settings)
@@ -196,6 +211,50 @@ def _deleted(
         proof = found if proof is None else replace(proof, difference=max(proof.difference, found.difference))
     assert proof is not None
     return pruned, proof
+
+
+class _Loss:
+    """Measures how many points of top-1, or without labels of agreement, a choice loses after repair."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        workspace: Workspace,
+        options: Options,
+        data: Data,
+        measure: Measure,
+        on_stage: Stage,
+    ) -> None:
+        self._analysis, self._workspace, self._options = analysis, workspace, options
+        self._data, self._batch, self._on_stage = data, measure.eval_batch, on_stage
+        self._reference = self._outputs(analysis.model)
+
+    def _outputs(self, model: Model) -> fidelity.Outputs:
+        return verify.predict(model.session(), self._data, self._batch, str(model.path))
+
+    def __call__(self, keep: BoolArray) -> float:
+        """Return the points."""
+        analysis = self._analysis
+        how = self._options.repair
+        start = merge(analysis.model, analysis.trace, keep) if how == "merge" else analysis.model
+        result = rewrite.delete(start, analysis.trace, keep)
+        if how not in DATA_FREE_REPAIRS and not keep.all():
+            result = mend(analysis, result, keep, self._workspace, self._options, self._on_stage).model
+        self._on_stage("evaluate", None)
+        outputs = self._outputs(result)
+        if self._data.labels is not None:
+            before, after = (
+                fidelity.accuracy(found, self._data.labels)["top1"] for found in (self._reference, outputs)
+            )
+            return before - after
+        agreement = fidelity.fidelity(self._reference, outputs).get("agreement")
+        if agreement is None:
+            raise OptionError(
+                "there is nothing to hold --max-drop against",
+                why="no output of the form (samples, classes)",
+                hint="give --reduce or --limit",
+            )
+        return 100 - agreement
 
 
 def _refuse_inexact(trace: Trace, plan: Plan, where: str | os.PathLike[str]) -> None:

@@ -52,6 +52,7 @@ def session(
     where: str = "the model",
     patient: bool = False,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    profile: str | None = None,
 ) -> ort.InferenceSession:
     """Open an onnxruntime session on the CPU.
 
@@ -63,6 +64,7 @@ def session(
         patient: whether its threads sleep between runs, for runs in turn with numpy: threads that spin would take the processors
             from the threads of its linear algebra.
         weights: values of initializers that the proto names as stored elsewhere; the session reads them where they are.
+        profile: how the file begins that onnxruntime's profiler writes; None: it is off.
 
     Raises:
         ModelError: onnxruntime cannot load it.
@@ -72,6 +74,9 @@ def session(
     options.intra_op_num_threads = threads
     if patient:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     shared = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)) for name, x in (weights or {}).items()}
@@ -293,6 +298,17 @@ def observe(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], names
 # ----------------------------------------------------------------------------------------------------------------- timing
 
 RESAMPLES = 2000
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def __call__(self) -> float:
+        """Return them."""
+        return time.perf_counter() - self._begin
 
 
 @dataclass(frozen=True)

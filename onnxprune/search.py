@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from onnxprune import sensitivity
+from onnxprune import rounding, sensitivity
 from onnxprune.analysis import Analysis, analyse, refuse_unprunable, removed, unless_it_does_not_run
 from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.capture import Store
 from onnxprune.channels.readers import readers_of
-from onnxprune.comparison import Stage, quiet
+from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.generate import NAME as GENERATED_NAME
@@ -25,6 +27,7 @@ from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.pruning import budget, importance, repair, rewrite, second_order
 from onnxprune.recovery import Recovery
 from onnxprune.report.document import curve_dict
+from onnxprune.targets import Lifted, Meter, lift, meet, rules_of, within
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
 
@@ -70,10 +73,14 @@ class Choice:
 
 
 def make_plan(
-    analysis: Analysis, options: Options, on_stage: Stage = quiet, workspace: Workspace | None = None
+    analysis: Analysis,
+    options: Options,
+    on_stage: Stage = quiet,
+    workspace: Workspace | None = None,
+    meter: Meter | None = None,
 ) -> Plan:
     """Score and allocate; see `choose`."""
-    return choose(analysis, options, on_stage, workspace).plan
+    return choose(analysis, options, on_stage, workspace, meter=meter).plan
 
 
 def choose(
@@ -82,8 +89,10 @@ def choose(
     on_stage: Stage = quiet,
     workspace: Workspace | None = None,
     recovery: Recovery | None = None,
+    meter: Meter | None = None,
+    lost: Callable[[BoolArray], float] | None = None,
 ) -> Choice:
-    """Score and allocate.
+    """Score and allocate, and where what is asked for is measured, measure and correct.
 
     Progressive steps each aim at an absolute share of the way to the target, so they don't compound: at equal distances, or as
     the cubic schedule of Zhu and Gupta, 2017, "To prune, or not to prune", equation 1, which goes fast at first. With data, the
@@ -95,6 +104,8 @@ def choose(
         on_stage: called as the run goes on.
         workspace: calibration data; None without.
         recovery: trains between steps; None: nothing does.
+        meter: predicts and measures; None: one is made.
+        lost: points that are lost, as measured, when only these channels of the original stay; needed for `max_drop`.
 
     Raises:
         ModelError: nothing can be pruned.
@@ -108,32 +119,43 @@ def choose(
         )
     options = options.resolved(workspace is not None)
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
-    macs = analysis.cost.totals(keep)[0]
-    goals = _limits(options, macs, analysis.model.params)
+    meter = meter or Meter(analysis, options, Measure(), on_stage=on_stage)
+    options = _rounded(meter, options)
     steps = options.steps if options.schedule == "progressive" else 1
-    rules = budget.Rules(options.round_to, options.min_channels, options.max_ratio)
-    budget.refuse_unreachable(analysis.trace, analysis.cost, keep, rules, goals)  # before anything takes time
     path = []
     curves: tuple[Curve, ...] = ()
     current = _Step(analysis, keep, _sizes(analysis))
     for step in range(1, steps + 1):
         on_stage("score", step / steps)
         share = step / steps if options.pace == "linear" else 1 - (1 - step / steps) ** 3
-        limits = _part_of_the_way(goals, macs, analysis.model.params, share)
         start = current
         with unless_it_does_not_run(analysis.model, analysis.trace.input_shapes):
-            keep, found = _choose(current, options, limits, step == 1, on_stage, workspace)
+            allocate, found = _allocator(current, options, meter, step == 1, on_stage, workspace)
+            if step < steps:
+                keep = allocate(_part_of_the_way(meter, share))
+            elif options.max_drop is None:
+                keep = meet(allocate, functools.partial(_without, current), meter)
+            elif lost is not None:
+                keep = within(allocate, lost, meter, options.max_drop)
+            else:
+                raise OptionError("--max-drop needs data to measure it on", hint="give --data to `prune`")
         curves = curves or found
         path.append(removed(analysis, keep))
         if workspace is None:
             current = replace(current, keep=keep)
         elif step < steps:
             current = _next(start, keep, analysis, workspace, options, on_stage, recovery, step)
-    settings = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
+    settings = _settings(analysis, options)
     plan = Plan(keep, analysis.model.digest, settings, tuple(path), curves)
     if recovery is None or start.analysis is analysis:
         return Choice(plan, analysis, keep)
     return Choice(plan, start.analysis, keep[start.keep])
+
+
+def _settings(analysis: Analysis, options: Options) -> dict[str, object]:
+    """Return what a plan says of how it was made: the options, and the step that channels were rounded to."""
+    plain = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
+    return {**plain, "step": rules_of(analysis.trace, options).round_to}
 
 
 @dataclass(frozen=True)
@@ -148,44 +170,95 @@ class _Step:
     keep: BoolArray
     sizes: Mapping[str, int]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model is the original, whatever of it counts."""
+        return self.analysis.trace.n_channels == self.keep.size
 
-def _choose(
-    current: _Step, options: Options, limits: budget.Limits, first: bool, on_stage: Stage, workspace: Workspace | None
-) -> tuple[BoolArray, tuple[Curve, ...]]:
-    """Return which channels of the original are left after a step, and what was measured."""
+
+def _rounded(meter: Meter, options: Options) -> Options:
+    """Replace `auto` by the step that channels are rounded to: the one that is measured to be cheap, or finer where the target asks for it.
+
+    Raises:
+        TargetError: the target cannot be reached with any.
+    """
+    trace = meter.analysis.trace
+    everything = np.ones(trace.n_channels, dtype=bool)
+    first = rules_of(trace, options)
+    try:
+        budget.refuse_unreachable(trace, meter, everything, first, meter.goals())
+        return options
+    except TargetError:
+        if options.round_to != AUTO:
+            raise
+    for step in (first.round_to, *(step for step in rounding.FINER if step < first.round_to)):
+        try:
+            rules = replace(first, round_to=step, steps={})
+            budget.refuse_unreachable(trace, meter, everything, rules, meter.goals())
+        except TargetError:
+            if step == 1:
+                raise
+        else:
+            return replace(options, round_to=step)
+    raise AssertionError("unreachable")
+
+
+def _without(current: _Step, keep: BoolArray) -> Model:
+    """Return the model of a step without the channels of the original that are not in `keep`."""
+    trace = current.analysis.trace
+    return rewrite.delete(current.analysis.model, trace, keep if current.is_whole else keep[current.keep])
+
+
+class Allocate(Protocol):
+    """Says which channels of the original are left under some limits, rounded to a step in place of that of the options."""
+
+    def __call__(self, limits: budget.Limits, step: int | None = None) -> BoolArray:
+        """See the class; raises TargetError where they cannot be reached."""
+
+
+def _allocator(
+    current: _Step, options: Options, meter: Meter, first: bool, on_stage: Stage, workspace: Workspace | None
+) -> tuple[Allocate, tuple[Curve, ...]]:
+    """Look at a model as a step has it; return what says which channels of the original are left under some limits, and what was measured."""
     analysis = current.analysis
-    model, trace, cost = analysis.model, analysis.trace, analysis.cost
-    whole = trace.n_channels == current.keep.size
-    keep = current.keep if whole else np.ones(trace.n_channels, dtype=bool)
-    rules = budget.Rules(options.round_to, options.min_channels, options.max_ratio, options.scope, current.sizes)
+    model, trace = analysis.model, analysis.trace
+    whole = current.is_whole
+    costs: budget.Costs = meter if whole else Lifted(meter, current.keep)
+    before = current.keep if whole else np.ones(trace.n_channels, dtype=bool)
+    rules = rules_of(trace, options, options.scope, current.sizes)
     curves: tuple[Curve, ...] = ()
     if options.importance in WITH_DATA or options.scope == "sensitivity":
         assert workspace is not None
-        scores, removals = _calibrated_scores(analysis, options, keep, on_stage, workspace)
+        scores, removals = _calibrated_scores(analysis, options, before, on_stage, workspace)
     else:
-        scores, removals = importance.score(model, trace, options.importance, keep, options.seed), []
+        scores, removals = importance.score(model, trace, options.importance, before, options.seed), []
     if options.threshold is not None and first:
-        told = importance.relative(trace, scores, keep) if options.importance in WITH_GRADIENTS else scores
-        keep = budget.below(trace, told, keep, rules, options.threshold)
-    if options.scope == "sensitivity" and not limits.hold(*cost.totals(keep)):
+        told = importance.relative(trace, scores, before) if options.importance in WITH_GRADIENTS else scores
+        before = budget.below(trace, told, before, rules, options.threshold)
+    by_loss = options.scope == "sensitivity" and bool(options.reduce or options.limit or options.max_drop is not None)
+    if by_loss:
         assert workspace is not None
-        macs = cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
+        macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
         curves = sensitivity.curves(
             model, trace, removals, workspace.calibration.plain, macs, workspace.store, _told(on_stage, "measure")
         )
-        keep = budget.allocate_by_loss(trace, cost, curves, keep, rules, limits)
-    else:
-        if options.importance in WITH_GRADIENTS and options.scope == "global":
-            scores = _per_saving(analysis, scores, limits)
-        keep = budget.allocate(trace, cost, scores, keep, rules, limits)
     if workspace is not None:
         for removal in removals:
             removal.drop(workspace.store)
-    if whole:
-        return keep, curves
-    total = current.keep.copy()
-    total[np.flatnonzero(current.keep)[~keep]] = False
-    return total, curves
+
+    def allocate(limits: budget.Limits, step: int | None = None) -> BoolArray:
+        held = rules if step is None else replace(rules, round_to=step, steps={})
+        if limits.hold(*costs.totals(before)):
+            left = before.copy()
+        elif by_loss:
+            left = budget.allocate_by_loss(trace, costs, curves, before, held, limits)
+        else:
+            weighed = options.importance in WITH_GRADIENTS and options.scope == "global"
+            ranks = _per_saving(analysis, scores, limits) if weighed else scores
+            left = budget.allocate(trace, costs, ranks, before, held, limits)
+        return left if whole else lift(left, current.keep)
+
+    return allocate, curves
 
 
 def _per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -> FloatArray:
@@ -194,7 +267,9 @@ def _per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -
     Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
     """
     macs, params = analysis.cost.savings()
-    saved = (macs if limits.macs is not None else 0) + (params if limits.params is not None else 0)
+    of_params = limits.params is not None or limits.size is not None
+    of_macs = limits.macs is not None or limits.latency is not None or limits.memory is not None or not of_params
+    saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
     return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))
 
 
@@ -388,20 +463,14 @@ def _told(on_stage: Stage, name: str) -> Callable[[float], None]:
     return lambda share: on_stage(name, share)
 
 
-def _limits(options: Options, macs: float, params: float) -> budget.Limits:
-    bounds: dict[str, list[float]] = {"flops": [], "params": []}
-    for quantity, share in options.reduce.items():
-        bounds[quantity].append((macs if quantity == "flops" else params) * (1 - share))
-    for quantity, amount in options.limit.items():
-        bounds[quantity].append(amount / 2 if quantity == "flops" else amount)  # FLOPs are 2 x MACs
-    return budget.Limits(min(bounds["flops"], default=None), min(bounds["params"], default=None))
-
-
-def _part_of_the_way(goals: budget.Limits, macs: float, params: float, share: float) -> budget.Limits:
-    def between(whole: float, goal: float | None) -> float | None:
-        return None if goal is None else whole - share * (whole - min(goal, whole))
-
-    return goals if share == 1 else budget.Limits(between(macs, goals.macs), between(params, goals.params))
+def _part_of_the_way(meter: Meter, share: float) -> budget.Limits:
+    """Return bounds at a share of the way from the original to the goals."""
+    whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
+    bounds = (
+        None if goal is None else amount - share * (amount - min(goal, amount))
+        for amount, goal in zip(whole, meter.goals().bounds, strict=True)
+    )
+    return budget.Limits(*bounds)
 
 
 def plan(
@@ -410,13 +479,62 @@ def plan(
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
     on_stage: Stage = quiet,
+    measure: Measure | None = None,
+    latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Plan]:
     """Load a model and choose what would go."""
     analysis, given = opened(model, options, data, preprocess, on_stage)
+    shapes = None if given is None else given.shapes()
+    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
     if given is None:
-        return analysis, make_plan(analysis, options, on_stage)
+        return analysis, make_plan(analysis, options, on_stage, meter=meter)
     with workspace_for(given, analysis, options) as workspace:
-        return analysis, make_plan(analysis, options, on_stage, workspace)
+        return analysis, make_plan(analysis, options, on_stage, workspace, meter)
+
+
+def plans(
+    analysis: Analysis,
+    options: Options,
+    quantity: str,
+    shares: Sequence[float],
+    take: Callable[[float, Plan | TargetError], None],
+    workspace: Workspace | None,
+    measure: Measure,
+    latency_table: str | os.PathLike[str] | None = None,
+    on_stage: Stage = quiet,
+) -> None:
+    """Choose what goes for several targets, in one shot each, from one look at the model.
+
+    Args:
+        analysis: of the model.
+        options: the dials, without targets.
+        quantity: what the shares are of.
+        shares: to remove.
+        take: called with each share, and its plan, or why there is none.
+        workspace: calibration data; None without.
+        measure: how to measure latency.
+        latency_table: file with a table; None: one is measured where it is needed.
+        on_stage: called as it goes on.
+    """
+    refuse_unprunable(analysis)
+    options = options.resolved(workspace is not None)
+    hardest = replace(options, reduce={quantity: max(shares)})
+    meter = Meter(analysis, hardest, measure, table=latency_table, on_stage=on_stage)
+    everything = np.ones(analysis.trace.n_channels, dtype=bool)
+    current = _Step(analysis, everything, _sizes(analysis))
+    with unless_it_does_not_run(analysis.model, analysis.trace.input_shapes):
+        allocate, curves = _allocator(current, hardest, meter, True, on_stage, workspace)
+    for number, share in enumerate(shares):
+        on_stage("plan", number / len(shares))
+        goal = meter.aimed_at(replace(options, reduce={quantity: share}))
+        try:
+            rounded = _rounded(goal, goal.options)
+            step = None if rounded.round_to == AUTO else int(rounded.round_to)
+            keep = meet(functools.partial(allocate, step=step), functools.partial(_without, current), goal)
+        except TargetError as error:
+            take(share, error)
+            continue
+        take(share, Plan(keep, analysis.model.digest, _settings(analysis, rounded), (removed(analysis, keep),), curves))
 
 
 def study(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,21 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune import machine
 from onnxprune.cli import main
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what is measured out of the user's cache, and channels in multiples of 8 whatever the machine computes at once."""
+    folder = tmp_path_factory.mktemp("cache")
+    key = json.dumps(asdict(machine.environment(1, 1)))
+    (folder / "step.json").write_text(json.dumps({key: 8}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXPRUNE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +73,15 @@ def images() -> np.ndarray:
     """Return eight samples for the tiny model, which it puts into different classes."""
     rng = np.random.default_rng(1)
     return (rng.normal(size=(8, 3, 8, 8)) + 3 * rng.normal(size=(8, 3, 1, 1))).astype(np.float32)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """Return a file with 64 samples for the tiny model; no labels."""
+    rng = np.random.default_rng(5)
+    path = tmp_path / "samples.npz"
+    np.savez(path, x=(rng.normal(size=(64, 3, 8, 8)) + 2 * rng.normal(size=(64, 3, 1, 1))).astype(np.float32))
+    return path
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_check_as_json(tiny_path, run):
 def test_bench_as_json(two, tiny_path, run):
     result = run("bench", tiny_path, *([tiny_path] if two else []), "--json", *QUICK, "--batch", "2")
     content = json.loads(result.stdout)
-    assert (result.exit_code, content["schema"]) == (0, "onnxprune.bench/1")
+    assert (result.exit_code, content["schema"]) == (0, "onnxprune.bench/2")
     assert content["a"] > 0
     assert (content["b"] is None) == (not two)
     assert (content["batch"], content["runs"]) == (2, 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,15 +17,6 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 QUICK = ("--no-latency", "--round-to", "1", "-q")
-
-
-@pytest.fixture
-def samples(tmp_path: Path) -> Path:
-    """Return 64 samples for the tiny model; no labels."""
-    rng = np.random.default_rng(5)
-    path = tmp_path / "samples.npz"
-    np.savez(path, x=(rng.normal(size=(64, 3, 8, 8)) + 2 * rng.normal(size=(64, 3, 1, 1))).astype(np.float32))
-    return path
 
 
 def report_of(result) -> dict:

@@ -111,7 +111,7 @@ def largest_block(analysis: Analysis, options: Options, quantity: int) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_schedules_end_at_the_target(name: str, schedule: str, target: tuple[str, float]) -> None:
     analysis, (quantity, share) = analysed(name), target
-    options = Options(reduce={quantity: share}, schedule=schedule, steps=4)
+    options = Options(reduce={quantity: share}, schedule=schedule, steps=4, round_to=8)
     plan = search.make_plan(analysis, options)
     which = ("flops", "params").index(quantity)
     # parameters are those of the file, before BatchNormalization is folded

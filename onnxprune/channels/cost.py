@@ -21,6 +21,41 @@ class LayerCost:
     channels: int
 
 
+class Extents:
+    """Arrays of channels, each kept once, and how many survivors each has."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, int] = {}
+        self._arrays: list[IntArray] = []
+
+    def number(self, channels: IntArray) -> int:
+        """Return the number of an array of channels (-1: always stays)."""
+        number = self._known.setdefault(channels.tobytes(), len(self._arrays))
+        if number == len(self._arrays):
+            self._arrays.append(channels)
+        return number
+
+    def close(self) -> None:
+        """Take no more arrays; before that nothing can be counted."""
+        self.flat = np.concatenate(self._arrays) if self._arrays else np.zeros(0, dtype=np.int64)
+        self.lengths = np.array([a.size for a in self._arrays], dtype=np.int64)
+        self._starts = np.cumsum(self.lengths) - self.lengths
+
+    def survivors(self, keep: BoolArray) -> IntArray:
+        """Return how many channels are left of each array."""
+        alive = np.append(keep, True)[self.flat].astype(np.int64)
+        return np.add.reduceat(alive, self._starts) if self._starts.size else np.zeros(0, dtype=np.int64)
+
+    def shares(self, keep: BoolArray, step: int = 1) -> FloatArray:
+        """Return the share of each array that is left, counted in whole steps, and 1 at the end, which -1 finds."""
+        left = -(-self.survivors(keep) // step) * step
+        return np.append(left / np.maximum(self.lengths, 1), 1.0)
+
+    def channels(self, number: int) -> IntArray:
+        """Return an array by its number."""
+        return self._arrays[number]
+
+
 class CostModel:
     """Count multiply-accumulates (MACs) and parameters without building the pruned model.
 
@@ -33,15 +68,8 @@ class CostModel:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._extents: dict[bytes, int] = {}
-        arrays: list[IntArray] = []
-
-        def extent(channels: IntArray) -> int:
-            number = self._extents.setdefault(channels.tobytes(), len(arrays))
-            if number == len(arrays):
-                arrays.append(channels)
-            return number
-
+        self._extents = Extents()
+        extent = self._extents.number
         uses: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (node, input) -> [(axis, extent)]
         names: dict[tuple[int, int], str] = {}
         self._written: dict[int, int] = {}  # the extent that a layer writes
@@ -80,22 +108,20 @@ class CostModel:
         self._positions = np.array([w.positions for w in works], dtype=np.float64)
         self._work_base = np.array([trace.weight_sizes[w.node, w.input] for w in works], dtype=np.float64)
         self._over = np.array([extent(w.over) if w.over.size else -1 for w in works], dtype=np.int64)
-        self._flat = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
-        self._lengths = np.array([a.size for a in arrays], dtype=np.int64)
-        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._extents.close()
 
-    def _survivors(self, keep: BoolArray) -> IntArray:
-        """Return how many channels are left of each extent."""
-        alive = np.append(keep, True)[self._flat].astype(np.int64)
-        return np.add.reduceat(alive, self._starts) if self._starts.size else np.zeros(0, dtype=np.int64)
-
-    def _count(self, keep: BoolArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return elements left of each sliced tensor, and elements and MACs left of each layer."""
-        share = np.append(self._survivors(keep) / np.maximum(self._lengths, 1), 1.0)  # extent -1: all is left
+    def _count(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return elements left of each sliced tensor, and elements and MACs left of each layer, channels counted in whole steps."""
+        share = self._extents.shares(keep, step)
         elements = self._base.copy()
         np.multiply.at(elements, self._row, share[self._extent])
         layer = np.where(self._work_row >= 0, np.append(elements, 0.0)[self._work_row], self._work_base)
         return elements, layer, layer * self._positions * share[self._over]
+
+    def work(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray]:
+        """Return (MACs per sample, elements of the weight) of each of `Trace.works`, channels counted in whole steps."""
+        _, elements, macs = self._count(keep, step)
+        return macs, elements
 
     def totals(self, keep: BoolArray) -> tuple[float, float]:
         """Return (MACs per sample, parameters) when only the channels in `keep` are left."""
@@ -110,7 +136,8 @@ class CostModel:
         """
         keep = np.ones(self.trace.n_channels, dtype=bool)
         elements, _, macs = self._count(keep)
-        per_extent = np.zeros((2, self._lengths.size + 1))  # extent -1: none
+        lengths = self._extents.lengths
+        per_extent = np.zeros((2, lengths.size + 1))  # extent -1: none
         np.add.at(per_extent[1], self._extent, elements[self._row])
         work_of_row = np.zeros(self._base.size + 1)
         np.add.at(work_of_row, self._work_row, macs)
@@ -118,7 +145,7 @@ class CostModel:
         np.add.at(per_extent[0], self._over, macs)
         found = np.zeros((2, self.trace.n_channels + 1))
         for total, amounts in zip(found, per_extent[:, :-1], strict=True):
-            np.add.at(total, self._flat, np.repeat(amounts / np.maximum(self._lengths, 1), self._lengths))
+            np.add.at(total, self._extents.flat, np.repeat(amounts / np.maximum(lengths, 1), lengths))
         whole = self.totals(keep)
         return found[0, :-1] / max(whole[0], 1.0), found[1, :-1] / max(whole[1], 1.0)
 
@@ -129,19 +156,15 @@ class CostModel:
         for rows, also_whole, size in self._shared:
             versions: dict[tuple[tuple[int, bytes], ...], float] = {(): float(size)} if also_whole else {}
             for row in rows:
-                cuts = ((axis, alive[self._channels(extent)]) for axis, extent in self._slices_of_row[row])
+                cuts = ((axis, alive[self._extents.channels(extent)]) for axis, extent in self._slices_of_row[row])
                 versions[tuple((axis, left.tobytes()) for axis, left in cuts if not left.all())] = float(elements[row])
             correction += sum(versions.values()) - float(elements[rows].sum())
         return correction
 
-    def _channels(self, extent: int) -> IntArray:
-        start = self._starts[extent]
-        return self._flat[start : start + self._lengths[extent]]
-
     def layers(self, keep: BoolArray) -> tuple[LayerCost, ...]:
         """Return the cost of every layer that has a weight."""
         _, params, macs = self._count(keep)
-        survivors = self._survivors(keep)
+        survivors = self._extents.survivors(keep)
         labels, ops = self.trace.labels, self.trace.ops
         return tuple(
             LayerCost(

@@ -41,7 +41,7 @@ class Site(Protocol):
     n_inputs: int
     n_outputs: int
     opset: int
-    whole_groups: bool
+    whole_from: float
     head_width: bool
     cut_norms: bool
 

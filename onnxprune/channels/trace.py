@@ -30,6 +30,8 @@ RUN_BATCHES = (3, 2, 1)
 OBSERVED_ELEMENTS = 4096
 """Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
 MAX_REPORTED = 3
+WHOLE_FROM = {"positions": math.inf, "whole": 1, "auto": 8}
+"""Groups of a convolution from which whole ones go: with fewer channels in each, onnxruntime takes about as long as before."""
 
 
 def trace(
@@ -46,7 +48,7 @@ def trace(
     Args:
         model: a loaded model.
         ignore: glob patterns; layers whose name, weight or group matches keep all channels.
-        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups.
+        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `auto`: whole ones where there are many.
         heads: whether attention loses `whole` heads, or `width` of every head.
         norms: whether to `keep` channels that a normalisation runs over, or that they may be `cut`, which takes repair.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.
@@ -60,7 +62,7 @@ def trace(
     known = _shapes(model, input_shapes)
     facts = Facts()
     walk = _Walk(model.graph, model.opset, facts, known)
-    walk.whole_groups, walk.head_width = grouped == "whole", heads == "width"
+    walk.whole_from, walk.head_width = WHOLE_FROM[grouped], heads == "width"
     walk.cut_norms = norms == "cut"
     walk.run()
     _pin_ignored(facts, model.graph, labels, ignore)
@@ -193,7 +195,7 @@ class _Walk:
         self.graph, self.facts = graph, facts
         self.shapes, self.values = known.tensors, known.integers
         self.ids: dict[str, IntArray] = {}
-        self.whole_groups = False
+        self.whole_from = WHOLE_FROM["positions"]
         self.head_width = False
         self.cut_norms = False
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
@@ -272,7 +274,7 @@ class _Site:
         self.n_inputs = len(node.inputs)
         self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
         self.opset = walk.opset
-        self.whole_groups = walk.whole_groups
+        self.whole_from = walk.whole_from
         self.head_width = walk.head_width
         self.cut_norms = walk.cut_norms
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from onnxprune.channels.cost import CostModel
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.options import SCOPES
-from onnxprune.types import BoolArray, Curve, FloatArray, IntArray, Trace
+from onnxprune.types import BoolArray, Curve, FloatArray, Group, IntArray, Trace
 
 ATTEMPTS = 8
 """How often a block that overshoots the target is left out to look for a nearer one."""
@@ -20,21 +20,66 @@ NEAR = 0.01
 """Overshoot, as a share of what may be left, that needs no further look."""
 
 
+TOLD = (
+    ("MACs", ",.0f"),
+    ("parameters", ",.0f"),
+    ("bytes", ",.0f"),
+    ("bytes of activations", ",.0f"),
+    ("milliseconds", ".3g"),
+)
+"""What the fields of `Limits` are called in an error, and how their amounts are written."""
+
+
+class Costs(Protocol):
+    """What a model costs under any choice of survivors."""
+
+    def totals(self, keep: BoolArray) -> tuple[float, ...]:
+        """Return amounts in the order of the fields of `Limits`; it may end where no limit follows."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """Absolute bounds: what may be left. None: no bound."""
+    """Absolute bounds: what may be left. None: no bound.
+
+    Attributes:
+        macs: multiply-accumulates per sample.
+        params: parameters.
+        size: bytes of the file.
+        memory: bytes of the activations that are alive at once.
+        latency: milliseconds of a run.
+    """
 
     macs: float | None = None
     params: float | None = None
+    size: float | None = None
+    memory: float | None = None
+    latency: float | None = None
 
-    def hold(self, macs: float, params: float) -> bool:
+    @property
+    def bounds(self) -> tuple[float | None, ...]:
+        """The bounds, in the order of the fields."""
+        return self.macs, self.params, self.size, self.memory, self.latency
+
+    def pairs(self, amounts: Sequence[float]) -> Iterator[tuple[float, float]]:
+        """Yield (amount, bound) of everything that is bound."""
+        for n, bound in enumerate(self.bounds):
+            if bound is not None:
+                yield amounts[n], bound
+
+    def hold(self, *amounts: float) -> bool:
         """Tell whether a model of this cost keeps every bound."""
-        return (self.macs is None or macs <= self.macs) and (self.params is None or params <= self.params)
+        return all(amount <= bound for amount, bound in self.pairs(amounts))
 
-    def overshoot(self, macs: float, params: float) -> float:
+    def overshoot(self, *amounts: float) -> float:
         """Return how far below its bounds a model lies, as a share of the nearest one."""
-        pairs = ((macs, self.macs), (params, self.params))
-        return min((1 - value / bound for value, bound in pairs if bound), default=0.0)
+        return min((1 - amount / bound for amount, bound in self.pairs(amounts) if bound), default=0.0)
+
+    def excess(self, *amounts: float) -> float:
+        """Return how far above its bounds a model lies, as shares of them, added up; 0 where all hold.
+
+        With the largest one alone, a step that helps with another limit would count for nothing.
+        """
+        return sum(max(amount / bound - 1, 0.0) for amount, bound in self.pairs(amounts))
 
 
 @dataclass(frozen=True)
@@ -46,6 +91,7 @@ class Rules:
         min_channels: channels that stay in every group at least.
         max_ratio: share of a group's channels that may go at most.
         scope: `global` ranks all blocks of the network together; `uniform` takes the same share of each group.
+        steps: the same as `round_to` for single groups, by name.
         sizes: channels that groups had at first, by name, where some have gone already; shares are shares of that.
     """
 
@@ -54,6 +100,11 @@ class Rules:
     max_ratio: float = 1.0
     scope: str = "global"
     sizes: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    def step(self, group: Group) -> int:
+        """Return what the survivors of a group are a multiple of, in channels: the runtime counts filters."""
+        return -(-self.steps.get(group.name, self.round_to) // group.width)
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -85,7 +136,7 @@ def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -
     for group in trace.groups:
         left = group.channels[keep[group.channels]]
         free = left[~trace.pinned[left] & ~np.isnan(scores[left])]
-        multiple = -(-rules.round_to // group.width)  # filters are what the runtime counts
+        multiple = rules.step(group)
         whole = rules.sizes.get(group.name, group.channels.size)
         least = max(rules.min_channels, int(np.ceil(whole * (1 - rules.max_ratio) - 1e-9)))
         order = free[np.argsort(scores[free], kind="stable")]
@@ -121,9 +172,7 @@ def _nonempty(trace: Trace, keep: BoolArray, blocks: list[Block]) -> list[Block]
     return allowed
 
 
-def allocate(
-    trace: Trace, cost: CostModel, scores: FloatArray, keep: BoolArray, rules: Rules, limits: Limits
-) -> BoolArray:
+def allocate(trace: Trace, cost: Costs, scores: FloatArray, keep: BoolArray, rules: Rules, limits: Limits) -> BoolArray:
     """Remove the fewest blocks, weakest first, with which all limits hold.
 
     Cost falls with every block, so the number of blocks is found by bisection. Where the last block overshoots the target
@@ -180,7 +229,7 @@ SWEEPS = 4
 
 def allocate_by_loss(
     trace: Trace,
-    cost: CostModel,
+    cost: Costs,
     curves: Sequence[Curve],
     keep: BoolArray,
     rules: Rules,
@@ -226,7 +275,7 @@ class _Bag:
     """How many blocks of each group have gone, and what that costs and saves."""
 
     def __init__(
-        self, cost: CostModel, limits: Limits, keep: BoolArray, blocks: dict[str, list[Block]], curves: dict[str, Curve]
+        self, cost: Costs, limits: Limits, keep: BoolArray, blocks: dict[str, list[Block]], curves: dict[str, Curve]
     ) -> None:
         self.cost, self.limits, self.keep = cost, limits, keep
         self.gone = dict.fromkeys(blocks, 0)
@@ -244,13 +293,8 @@ class _Bag:
         return result
 
     def excess(self, keep: BoolArray) -> float:
-        """Return how far above its limits a choice lies, as shares of them, added up; 0 where all hold.
-
-        With the largest one alone, a step that helps with another limit would count for nothing.
-        """
-        macs, params = self.cost.totals(keep)
-        pairs = ((macs, self.limits.macs), (params, self.limits.params))
-        return sum(max(value / bound - 1, 0.0) for value, bound in pairs if bound is not None)
+        """Return how far above its limits a choice lies."""
+        return self.limits.excess(*self.cost.totals(keep))
 
     def _rise(self, name: str, count: int) -> float:
         return float(self.losses[name][count] - self.losses[name][self.gone[name]])
@@ -344,23 +388,24 @@ def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules, thres
     return result
 
 
-def refuse_unreachable(trace: Trace, cost: CostModel, keep: BoolArray, rules: Rules, limits: Limits) -> None:
+def refuse_unreachable(trace: Trace, cost: Costs, keep: BoolArray, rules: Rules, limits: Limits) -> None:
     """Raise TargetError when the limits cannot be reached, in whatever order channels go."""
     smallest = _without(keep, blocks_of(trace, np.zeros(trace.n_channels), keep, rules))
     if not limits.hold(*cost.totals(smallest)):
         raise _unreachable(trace, cost, smallest, limits, rules)
 
 
-def _unreachable(trace: Trace, cost: CostModel, smallest: BoolArray, limits: Limits, rules: Rules) -> TargetError:
+def _unreachable(trace: Trace, cost: Costs, smallest: BoolArray, limits: Limits, rules: Rules) -> TargetError:
     dense = cost.totals(np.ones(trace.n_channels, dtype=bool))
     least = cost.totals(smallest)
     parts = [
-        f"{name} can fall to {value:,.0f} (-{1 - value / whole:.1%}), {bound:,.0f} (-{1 - bound / whole:.1%}) was asked"
-        for name, whole, value, bound in (
-            ("MACs", dense[0], least[0], limits.macs),
-            ("parameters", dense[1], least[1], limits.params),
+        f"{name} can fall to {value:{form}} (-{1 - value / whole:.1%}), {bound:{form}} (-{1 - bound / whole:.1%}) was asked"
+        for (name, form), whole, (value, bound) in (
+            (told, dense[n], (least[n], bound))
+            for n, (told, bound) in enumerate(zip(TOLD, limits.bounds, strict=True))
+            if bound is not None
         )
-        if bound is not None and value > bound
+        if value > bound
     ]
     return TargetError(
         "the target cannot be reached",
@@ -379,10 +424,8 @@ def holders(trace: Trace, rules: Rules) -> Sequence[str]:
     small = sum(
         1
         for group in trace.groups
-        if not trace.pinned[group.channels].all() and group.channels.size * group.width <= rules.round_to
+        if not trace.pinned[group.channels].all() and group.channels.size <= rules.step(group)
     )
-    if small and rules.round_to > 1:
-        lines.append(
-            f"{small} groups have no more than {rules.round_to} channels and stay whole under --round-to {rules.round_to}"
-        )
+    if small and max(rules.round_to, *rules.steps.values(), 1) > 1:
+        lines.append(f"{small} groups have no more channels than they are rounded to, and stay whole")
     return lines

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report.document import Inspection, Layer, Report
+from onnxprune.report.document import Inspection, Layer, Report, Sweep
 from onnxprune.runtime import Latency
 from onnxprune.types import Curve, Plan, Repaired, Trace, Verdict
 
@@ -87,6 +87,9 @@ def layers_table(layers: Sequence[Layer]) -> Table:
     return table
 
 
+if TYPE_CHECKING:
+    from onnxprune.benchmark import Bench, LayerTime
+
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -138,8 +141,9 @@ def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> list[Renderabl
     return [layers_table(layers), "", Text(line), Text(f"written: {path}")]
 
 
-def latency_parts(latency: Latency, a: str, b: str) -> list[RenderableType]:
-    """Return what `bench` prints."""
+def bench_parts(found: Bench, a: str, b: str, layers: int) -> list[RenderableType]:
+    """Return what `bench` prints: whole runs, and the dearest layers."""
+    latency = found.latency
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("model", overflow="fold")
     for column in ("median", "95 % interval", "speed-up"):
@@ -151,7 +155,79 @@ def latency_parts(latency: Latency, a: str, b: str) -> list[RenderableType]:
     table.add_row(Text(a), f"{latency.a:.3f} ms", interval(latency.a_interval), "")
     if latency.b is not None and latency.b_interval is not None:
         table.add_row(Text(b), f"{latency.b:.3f} ms", interval(latency.b_interval), speedup_text(latency))
-    return [table, "", Text(timing_text(latency), style="dim")]
+    parts: list[RenderableType] = [table, ""]
+    if layers and found.layers:
+        parts += [layer_times_table(found.layers[:layers], latency.b is not None)]
+        more = len(found.layers) - layers
+        parts += (
+            [Text(f"and {more} more; --layers {len(found.layers)} shows them all", style="dim")] if more > 0 else []
+        )
+        parts += [""]
+    where = f", on processors {', '.join(map(str, found.pinned))}" if found.pinned else ""
+    parts.append(Text(f"{timing_text(latency)}{where}; {found.environment.processor}", style="dim"))
+    return parts
+
+
+def layer_times_table(rows: Sequence[LayerTime], two: bool) -> Table:
+    """What layers take, from onnxruntime's profiler."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("operator")
+    for column in ("us", *(("after", "speed-up") if two else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        cells = ["" if value is None else f"{value:.0f}" for value in (row.a, row.b)[: 1 + two]]
+        ratio = [f"{row.a / row.b:.2f}x" if row.a and row.b else ""] if two else []
+        table.add_row(Text(row.name), Text(row.op), *cells, *ratio)
+    return table
+
+
+def sweep_parts(found: Sweep, folder: str, plot: str | None) -> list[RenderableType]:
+    """Return what `sweep` prints: a row per model, the Pareto set marked."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("model")
+    for column in ("FLOPs", "parameters", "size", "lost", "KL", "latency", "speed-up"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("front", justify="center", no_wrap=True)
+    table.add_row("(original)", "", "", size(found.size), "", "", _ms(found.latency_ms), "", "")
+    for member in found.members:
+        if member.note:
+            table.add_row(Text(member.name), *[""] * 8)
+            continue
+        low_high = member.speedup_interval
+        speedup = (
+            ""
+            if member.speedup is None or low_high is None
+            else f"{member.speedup:.2f}x ({low_high[0]:.2f} to {low_high[1]:.2f})"
+        )
+        table.add_row(
+            Text(member.name),
+            f"-{member.flops_removed:.1%}",
+            f"-{member.params_removed:.1%}",
+            size(member.size),
+            "" if member.drop is None else f"{member.drop:.2f}",
+            "" if member.kl is None else f"{member.kl:.4f}",
+            _ms(member.latency_ms),
+            speedup,
+            "*" if member.pareto else "",
+        )
+    parts: list[RenderableType] = [table, ""]
+    parts += [Text(f"{member.name}: {member.note}") for member in found.members if member.note]
+    parts.append(
+        Text(
+            f"lost: points of top-1, or without labels of agreement with the original, on {found.data}; KL in nats",
+            style="dim",
+        )
+    )
+    parts.append(
+        Text("*: no other one is both faster (or smaller, where latency was not measured) and better", style="dim")
+    )
+    parts.append(Text(f"written: {folder}" + ("" if plot is None else f", {plot}")))
+    return parts
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f} ms"
 
 
 def timing_text(latency: Latency) -> str:

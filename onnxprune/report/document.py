@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnxprune.channels.cost import LayerCost
+from onnxprune.latency import Table
 from onnxprune.runtime import Latency
 from onnxprune.types import Curve, Repaired, Trace, Verdict
 from onnxprune.verify import Proof
 
 SCHEMA = "onnxprune.report/1"
+SWEEP_SCHEMA = "onnxprune.sweep/1"
 INSPECT_SCHEMA = "onnxprune.inspect/1"
 
 
@@ -66,6 +68,7 @@ class Report:
         curves: what each group loses, where that was measured.
         training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
+        latency_table: what latency was predicted from; None where it was no target.
     """
 
     model: str
@@ -89,6 +92,7 @@ class Report:
     curves: tuple[Curve, ...] = ()
     training: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    latency_table: Table | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with the schema's name and the relative changes."""
@@ -96,6 +100,7 @@ class Report:
         content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
         content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
         content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}
+        content["latency_table"] = None if self.latency_table is None else self.latency_table.summary()
         content["curves"] = [curve_dict(curve) for curve in self.curves]
         change = {
             "flops_removed": 1 - self.after.flops / self.before.flops if self.before.flops else 0.0,
@@ -176,3 +181,51 @@ class Inspection:
             "held": [asdict(held) for held in self.held],
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a family.
+
+    Attributes:
+        name: of its files in the folder: `<name>.onnx`, `<name>.plan.json`, `<name>.json` (its report).
+        target: the share of the quantity that was asked to go.
+        flops_removed, params_removed: shares that went.
+        size: bytes.
+        drop: points of top-1 lost, without labels of agreement; None where neither is known.
+        kl: divergence of the output in nats; None where it is none of classes.
+        latency_ms, speedup, speedup_interval: as measured in turn with the original; None where it was not.
+        verdict: whether all checks passed.
+        pareto: whether no other one is both smaller (or faster, where latency was measured) and no worse.
+        note: why there is no such model; empty where there is one.
+    """
+
+    name: str
+    target: float
+    flops_removed: float = 0.0
+    params_removed: float = 0.0
+    size: int = 0
+    drop: float | None = None
+    kl: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+    speedup_interval: tuple[float, float] | None = None
+    verdict: bool = False
+    pareto: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A family: the quantity that its targets are of, its members from the largest on, and the figures of the original."""
+
+    model: str
+    quantity: str
+    members: tuple[Member, ...]
+    size: int
+    latency_ms: float | None
+    data: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"schema": SWEEP_SCHEMA, **asdict(self)}

@@ -46,7 +46,7 @@ def conv(site: Site) -> list[Ids]:
         out = np.repeat(ids, n_out // groups)
         site.slice(1, 0, out, "follows")
         site.count("group", ids)
-    elif site.whole_groups:
+    elif groups >= site.whole_from:
         out = _whole_groups(site, ids, n_out, groups)
         site.slice(1, 0, out, "writes")
     else:
@@ -215,7 +215,7 @@ def conv_transpose(site: Site) -> list[Ids]:
         out = np.repeat(ids, per_group)
         site.slice(1, 0, ids, "follows")
         site.count("group", ids)
-    elif site.whole_groups:
+    elif groups >= site.whole_from:
         out = _whole_groups(site, ids, per_group * groups, groups)
         site.slice(1, 0, ids, "follows")
     else:

@@ -1,0 +1,116 @@
+"""`bench`: how long one model takes, or two in turn, as a whole and kernel by kernel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxprune import files, machine, profiling, runtime
+from onnxprune.comparison import Measure
+
+SCHEMA = "onnxprune.bench/2"
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Microseconds of a node in each model; None where a model has no such node, or onnxruntime runs it as part of another."""
+
+    name: str
+    op: str
+    a: float | None
+    b: float | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` finds.
+
+    Attributes:
+        latency: of whole runs.
+        layers: from onnxruntime's profiler, dearest in the first model first; kernels that it put in by itself are added up by operator.
+        pinned: processors that the process was kept on.
+        environment: the machine.
+    """
+
+    latency: runtime.Latency
+    layers: tuple[LayerTime, ...]
+    pinned: tuple[int, ...]
+    environment: machine.Environment
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"schema": SCHEMA, **asdict(self.latency), **{k: v for k, v in asdict(self).items() if k != "latency"}}
+
+
+def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int = 0, *, layers: bool = True) -> Bench:
+    """Time one model, or two in turn, each on seeded random inputs of its own shapes.
+
+    Args:
+        paths: one or two.
+        measure: how.
+        seed: of the inputs.
+        layers: whether to look at kernels as well.
+
+    Raises:
+        ModelError: one cannot be read or run.
+    """
+    protos = [files.read(path)[0] for path in paths]
+    with machine.pinned(measure.threads) as processors:
+        sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
+        feeds = [
+            runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, measure.batch), seed)
+            for opened, proto in zip(sessions, protos, strict=True)
+        ]
+        batch = next(iter(feeds[0].values())).shape[0]
+        latency = runtime.time_runs(
+            sessions,
+            feeds,
+            runs=measure.runs,
+            warmup=measure.warmup,
+            threads=measure.threads,
+            batch=batch,
+            seconds=measure.seconds,
+        )
+        del sessions
+        pairs = zip(paths, feeds, strict=True) if layers else ()
+        times = [layer_times(os.fspath(path), inputs, measure.threads) for path, inputs in pairs]
+    return Bench(
+        latency, side_by_side(times) if layers else (), processors, machine.environment(measure.threads, batch)
+    )
+
+
+Times = dict[str, tuple[str, float]]
+"""Operator and microseconds of each node that takes time, by name."""
+
+
+def layer_times(path: str, feeds: runtime.Feeds, threads: int) -> Times:
+    """Return what each node of a model file takes."""
+    proto = onnx.load(path)
+    names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
+    if proto.ByteSize() >= 2**31 or any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        return {}  # nodes can only be told apart after they are named, and so large a model cannot be passed on in memory
+    found: Times = {}
+    for kernel in profiling.profile(proto, feeds, threads=threads, seconds=20.0, where=Path(path).name).kernels:
+        name, op = (f"({kernel.op}, put in by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]
+        found[name] = op, found.get(name, (op, 0.0))[1] + kernel.microseconds
+    return found
+
+
+def side_by_side(times: Sequence[Times]) -> tuple[LayerTime, ...]:
+    """Return the times of one or two models, node by node."""
+    a, b = times[0], times[1] if len(times) > 1 else {}
+    rows = [
+        LayerTime(
+            name,
+            a[name][0] if name in a else b[name][0],
+            a[name][1] if name in a else None,
+            b[name][1] if name in b else None,
+        )
+        for name in dict.fromkeys((*a, *b))
+    ]
+    return tuple(sorted(rows, key=lambda row: -max(row.a or 0.0, row.b or 0.0)))

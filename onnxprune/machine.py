@@ -1,0 +1,78 @@
+"""The machine at hand: what a latency depends on beside the model, and where measurements are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from onnxprune import runtime
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a latency depends on beside the model."""
+
+    processor: str
+    runtime: str
+    threads: int
+    batch: int
+    provider: str = "CPUExecutionProvider"
+
+
+def environment(threads: int, batch: int) -> Environment:
+    """Describe this machine."""
+    return Environment(_processor(), runtime.VERSION, threads, batch)
+
+
+@functools.cache
+def _processor() -> str:
+    cores = os.cpu_count() or 1
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {cores} cores"
+
+
+def cache_folder() -> Path:
+    """Return where tables are kept from run to run."""
+    return Path(os.environ.get("ONNXPRUNE_CACHE") or platformdirs.user_cache_dir("onnxprune", appauthor=False))
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[tuple[int, ...]]:
+    """Keep this process on as many processors as it has threads, so that it does not move from one to another while it is timed.
+
+    Sessions opened inside inherit it. Where the system does not allow it, nothing happens.
+
+    Args:
+        threads: of onnxruntime; 0: its own choice, which is left alone.
+
+    Yields:
+        The processors; empty where nothing was pinned.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        yield ()
+        return
+    allowed = sorted(os.sched_getaffinity(0))
+    if not 0 < threads < len(allowed):
+        yield ()
+        return
+    chosen = tuple(allowed[-threads:])  # the first one serves most interrupts
+    try:
+        os.sched_setaffinity(0, chosen)
+    except OSError:
+        yield ()
+        return
+    try:
+        yield chosen
+    finally:
+        os.sched_setaffinity(0, allowed)

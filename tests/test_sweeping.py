@@ -1,0 +1,165 @@
+"""Sweeps: members as `prune` makes them, the Pareto set, an interrupted sweep that goes on, several workers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import onnxprune
+from onnxprune import Measure, sweeping, workers
+from onnxprune.errors import OptionError, OutputError
+from onnxprune.options import Options
+from onnxprune.report.document import Member
+
+UNTIMED = Measure(latency=False)
+OPTIONS = Options(round_to=2, augment=())
+SHARES = (0.2, 0.5, 0.35)
+
+
+@pytest.fixture
+def call(tiny_path: Path, samples: Path) -> dict:
+    return {
+        "model": tiny_path,
+        "data": samples,
+        "shares": SHARES,
+        "options": OPTIONS,
+        "measure": UNTIMED,
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".onnx"}
+
+
+def test_members_are_what_prune_makes(call: dict, tmp_path: Path) -> None:
+    found = onnxprune.sweep(output_folder=tmp_path / "s", **call)
+    assert [member.target for member in found.members] == sorted(SHARES)
+    for member in found.members:
+        assert member.flops_removed >= member.target
+        assert member.verdict
+        assert member.drop is not None
+        assert (tmp_path / "s" / f"{member.name}.onnx").stat().st_size == pytest.approx(member.size, abs=1000)
+    alone = onnxprune.prune(
+        call["model"],
+        data=call["data"],
+        options=replace(OPTIONS, reduce={"flops": 0.5}),
+        measure=UNTIMED,
+        output=tmp_path / "alone.onnx",
+    )
+    assert (tmp_path / "alone.onnx").read_bytes() == (tmp_path / "s" / "flops-50.onnx").read_bytes()
+    last = found.members[-1]
+    assert last.drop == pytest.approx(100 - alone.report.fidelity["agreement"])
+    content = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert content["schema"] == "onnxprune.sweep/1"
+    assert [member["name"] for member in content["members"]] == ["flops-20", "flops-35", "flops-50"]
+
+
+def test_an_interrupted_sweep_goes_on(call: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxprune.sweep(output_folder=tmp_path / "whole", **call)
+    made: list[str] = []
+    original = sweeping._make_member
+
+    def breaks(job: sweeping._Job) -> dict:
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(job.name)
+        return original(job)
+
+    monkeypatch.setattr(sweeping, "_make_member", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        onnxprune.sweep(output_folder=tmp_path / "s", **call)
+    assert len(files(tmp_path / "s")) == 1
+    monkeypatch.setattr(sweeping, "_make_member", lambda job: made.append(job.name) or original(job))
+    monkeypatch.setattr(sweeping, "plans", lambda *_, **__: pytest.fail("plans are there already"))
+    onnxprune.sweep(output_folder=tmp_path / "s", **call)
+    assert made == ["flops-20", "flops-35", "flops-50"]
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
+
+
+def test_members_are_added(call: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "shares": (0.2,)})
+    made: list[str] = []
+    original = sweeping._make_member
+    monkeypatch.setattr(sweeping, "_make_member", lambda job: made.append(job.name) or original(job))
+    found = onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "shares": (0.2, 0.4)})
+    assert made == ["flops-40"]
+    assert len(found.members) == 2
+
+
+def test_workers_make_the_same(call: dict, tmp_path: Path) -> None:
+    onnxprune.sweep(output_folder=tmp_path / "one", **call)
+    onnxprune.sweep(output_folder=tmp_path / "two", **call, jobs=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_another_sweep_is_not_mixed_in(call: dict, tmp_path: Path) -> None:
+    onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "shares": (0.2,)})
+    with pytest.raises(OutputError, match="another sweep"):
+        onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "options": replace(OPTIONS, round_to=4)})
+
+
+def test_a_target_out_of_reach_is_told(call: dict, tmp_path: Path) -> None:
+    shares = {"shares": (0.2, 0.97), "options": replace(OPTIONS, max_ratio=0.5)}
+    found = onnxprune.sweep(output_folder=tmp_path / "s", **{**call, **shares})
+    assert [bool(member.note) for member in found.members] == [False, True]
+    assert "cannot be reached" in found.members[1].note
+    assert not found.members[1].pareto
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"quantity": "beauty"}, "unknown quantity"),
+        ({"shares": (0.5, 1.0)}, "out of range"),
+        ({"shares": ()}, "out of range"),
+        ({"jobs": 0}, "--jobs"),
+        ({"options": Options(reduce={"flops": 0.5})}, "targets of its own"),
+        ({"options": Options(schedule="progressive")}, "block schedule"),
+    ],
+)
+def test_bad_calls(call: dict, tmp_path: Path, change: dict, says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        onnxprune.sweep(output_folder=tmp_path / "s", **{**call, **change})
+    assert not (tmp_path / "s").exists()
+
+
+def test_pareto_set() -> None:
+    points = {"a": (3.0, 0.0), "b": (2.0, 0.5), "c": (2.5, 0.6), "d": (2.0, 0.4), "e": (1.0, 9.0)}
+    members = [Member(name, 0.5, latency_ms=ms, drop=drop) for name, (ms, drop) in points.items()]
+    assert {member.name for member in members if sweeping._leads(member, members)} == {"a", "d", "e"}
+
+
+def test_command(run, tiny_path: Path, samples: Path, tmp_path: Path) -> None:
+    command = (
+        "sweep", tiny_path, "-o", tmp_path / "s", "--data", samples, "--targets", "flops=20%,40%", "--round-to", "2", "--augment", "none",
+        "--runs", "20", "--plot", tmp_path / "front.svg", "-q",
+    )  # fmt: skip
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert "flops-20" in result.output
+    assert "<svg" in (tmp_path / "front.svg").read_text()
+    again = run(*command, "--json")
+    members = json.loads(again.stdout)["members"]
+    assert [member["target"] for member in members] == [0.2, 0.4]
+    assert all(member["speedup"] for member in members)
+
+
+def test_without_data(models: Path, tmp_path: Path) -> None:
+    found = onnxprune.sweep(
+        models / "small.onnx", tmp_path / "s", shares=(0.2, 0.4), options=Options(round_to=4), measure=UNTIMED
+    )
+    assert [member.kl is not None for member in found.members] == [True, True]
+
+
+def test_a_dask_cluster_makes_the_same(call: dict, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    onnxprune.sweep(output_folder=tmp_path / "one", **call)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, scheduler_port=0, silence_logs=50
+    ) as cluster:
+        onnxprune.sweep(output_folder=tmp_path / "dask", **call, scheduler=cluster.scheduler_address)
+    assert files(tmp_path / "one") == files(tmp_path / "dask")
+    assert workers.ATTEMPTS > 1

@@ -1,0 +1,309 @@
+"""Targets that are measured: predicted, met by measurement, held against the result; and that nothing slower is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder
+
+import onnxprune
+from onnxprune import Measure, memory, runtime, search, targets
+from onnxprune.analysis import Analysis, analyse
+from onnxprune.errors import LatencyError, OptionError, TargetError
+from onnxprune.model import Model, load
+from onnxprune.options import Options
+from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.types import BoolArray
+
+QUICK = Measure(runs=10, warmup=2, seconds=2)
+UNTIMED = Measure(latency=False)
+
+
+@pytest.fixture
+def found(models: Path) -> Analysis:
+    return analyse(load(models / "small.onnx"))
+
+
+class Rigged(targets.Meter):
+    """Measures a latency that the model does not have: its MACs, times a factor that predictions know nothing of."""
+
+    factor = 1.0
+
+    def _latency_table(self) -> Any:
+        return None
+
+    def _of_the_original(self) -> dict[str, float]:
+        macs = self.analysis.cost.totals(np.ones(self.analysis.trace.n_channels, dtype=bool))[0]
+        return {"flops": macs, "params": float(self.analysis.model.params), "latency": macs}
+
+    def totals(self, keep: BoolArray) -> tuple[float, ...]:
+        macs, params = self.analysis.cost.totals(keep)
+        return macs, params, 0.0, 0.0, macs
+
+    def of(self, candidate: Model) -> dict[str, float]:
+        again = analyse(candidate)
+        share = again.cost.totals(np.ones(again.trace.n_channels, dtype=bool))[0] / self.whole["latency"]
+        return {"latency": self.whole["latency"] * share**self.factor}
+
+
+@pytest.fixture
+def rigged(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Callable[[float, Options], BoolArray]:
+    monkeypatch.setattr(targets.latency, "Predictor", lambda *_: None)
+
+    def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
+        meter = Rigged(found, options, QUICK)
+        meter.factor = factor
+        return search.choose(found, options, meter=meter).keep, meter
+
+    return choose
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.6])
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_wrong_predictions_are_corrected(rigged, found: Analysis, factor: float, share: float) -> None:
+    keep, meter = rigged(factor, Options(reduce={"latency": share}, round_to=1))
+    left = meter.of(rewrite.delete(found.model, found.trace, keep))["latency"] / meter.whole["latency"]
+    assert 0.9 * (1 - share) < left <= 1 - share
+
+
+def test_latency_and_another_target_both_hold(rigged, found: Analysis) -> None:
+    options = Options(reduce={"latency": 0.2, "params": 0.5}, round_to=1)
+    keep, meter = rigged(1.3, options)
+    assert found.cost.totals(keep)[1] <= 0.5 * found.model.params
+    assert meter.of(rewrite.delete(found.model, found.trace, keep))["latency"] <= 0.8 * meter.whole["latency"]
+
+
+def test_what_cannot_be_met_says_how_far_it_got(rigged) -> None:
+    with pytest.raises(TargetError) as caught:
+        rigged(0.1, Options(reduce={"latency": 0.6}, round_to=1))
+    assert "latency" in caught.value.why or "milliseconds" in caught.value.why
+
+
+@pytest.mark.parametrize(("quantity", "share"), [("size", 0.4), ("memory", 0.3), ("params", 0.3)])
+def test_counted_targets_are_met(models: Path, quantity: str, share: float, tmp_path: Path) -> None:
+    result = onnxprune.prune(
+        models / "small.onnx", reduce={quantity: share}, round_to=1, measure=UNTIMED, output=tmp_path / "s.onnx"
+    )
+    original = load(models / "small.onnx")
+    if quantity == "size":
+        before, after = original.size, (tmp_path / "s.onnx").stat().st_size
+    elif quantity == "memory":
+        before, after = (memory.peak(m, {"image": (1, 3, 32, 32)}) for m in (original, load(tmp_path / "s.onnx")))
+    else:
+        before, after = result.report.before.params, result.report.after.params
+    slack = 600 if quantity == "size" else 0  # metadata that say where it came from
+    assert after <= (1 - share) * before + slack
+    assert after >= (1 - share) * before * 0.7
+    names = [check.name for check in result.report.verdict.checks]
+    assert (f"{quantity} (bytes)" in names) == (quantity != "params")
+    assert result.report.verdict
+
+
+def test_limits_in_bytes(models: Path) -> None:
+    result = onnxprune.prune(models / "small.onnx", limit={"size": 40e3}, round_to=1, measure=UNTIMED)
+    assert result.model.byte_size() <= 40e3
+
+
+def test_latency_target_on_this_machine(models: Path) -> None:
+    result = onnxprune.prune(
+        models / "resnet.onnx", reduce={"latency": 0.25}, measure=Measure(runs=60, seconds=5), force=True
+    )
+    check = next(check for check in result.report.verdict.checks if check.name == "latency (ms)")
+    assert check.limit is not None
+    assert result.report.latency_table is not None
+    assert result.report.after.flops < result.report.before.flops
+    content = result.report.to_dict()
+    json.dumps(content)
+    assert content["latency_table"]["variants"] > 10
+
+
+def test_a_table_of_another_model_is_refused(models: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.json"
+    targets.write_table(models / "small.onnx", table, QUICK)
+    with pytest.raises(LatencyError, match="of another model"):
+        onnxprune.prune(models / "resnet.onnx", reduce={"latency": 0.2}, latency_table=table, measure=QUICK)
+    result = onnxprune.prune(
+        models / "small.onnx", reduce={"latency": 0.2}, latency_table=table, measure=QUICK, round_to=4, force=True
+    )
+    assert result.report.latency_table is not None
+    assert result.report.latency_table.environment.batch == 1
+
+
+def test_second_run_takes_the_table_from_the_cache(models: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    options = Options(reduce={"latency": 0.2}, round_to=2)
+    found = analyse(load(models / "small.onnx"))
+    targets.Meter(found, options, QUICK)
+    monkeypatch.setattr(targets.latency, "measure", lambda *_, **__: pytest.fail("it was measured again"))
+    again = targets.Meter(found, options, QUICK)
+    assert again.table is not None
+    for path in cache.glob("latency-*.json"):
+        path.write_text("{}")  # damaged
+    monkeypatch.undo()
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(cache))
+    assert targets.Meter(found, options, QUICK).table is not None
+
+
+def timing(a: float, b: float, spread: float = 0.01) -> runtime.Latency:
+    ratio = a / b
+    interval = (ratio * (1 - spread), ratio * (1 + spread))
+    return runtime.Latency(a, (a, a), b, (b, b), ratio, interval, 100, 1, 1)
+
+
+def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
+    original, other = load(models / "small.onnx"), load(models / "small.onnx")
+    known = {"image": (1, 3, 32, 32)}
+    targets.refuse_slower(original, other, timing(1.0, 0.5), known, QUICK)
+    targets.refuse_slower(original, other, timing(1.0, 1.005), known, QUICK)  # as good as equal
+    targets.refuse_slower(original, other, timing(1.0, 1.1, spread=0.2), known, QUICK)  # nobody knows
+    targets.refuse_slower(original, other, None, known, QUICK)
+    with pytest.raises(LatencyError, match="slower than the original") as caught:
+        targets.refuse_slower(original, other, timing(1.0, 1.3), known, QUICK)
+    assert "1.300 ms after" in caught.value.why
+    assert "--force" in caught.value.hint
+
+
+def test_slower_results_are_not_written_unless_forced(models: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(runtime, "time_runs", lambda *_, **__: timing(1.0, 1.3))
+    call = {"reduce": {"flops": 0.3}, "round_to": 1, "output": tmp_path / "s.onnx"}
+    with pytest.raises(LatencyError):
+        onnxprune.prune(models / "small.onnx", **call)
+    assert list(tmp_path.iterdir()) == []
+    onnxprune.prune(models / "small.onnx", **call, force=True)
+    assert (tmp_path / "s.onnx").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- rounding
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    b = Builder((3, 16, 16))
+    x = b.node("Relu", [b.conv("x", 64, 3)])
+    x = b.node("Relu", [b.conv(x, 24, 3)])
+    proto = b.build(b.gemm(b.flatten(b.global_pool(b.conv(x, 96, 3))), 4))
+    onnx.save(proto, tmp_path / "wide.onnx")
+    return tmp_path / "wide.onnx"
+
+
+def counts(analysis: Analysis, keep: BoolArray) -> list[int]:
+    return [
+        int(keep[group.channels].sum())
+        for group in analysis.trace.groups
+        if not analysis.trace.pinned[group.channels].all()
+    ]
+
+
+@pytest.mark.parametrize("step", [8, 16])
+def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int, monkeypatch) -> None:
+    monkeypatch.setattr(targets.rounding, "step", lambda: step)
+    analysis = analyse(load(wide))
+    plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
+    assert all(count % step == 0 or count == 24 for count in counts(analysis, plan.keep))
+    assert plan.settings["step"] == step
+
+
+def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(targets.rounding, "step", lambda: 16)
+    analysis = analyse(load(tiny_path))  # groups of 16: nothing could go
+    plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
+    assert plan.settings["step"] == 8
+    with pytest.raises(TargetError):
+        search.make_plan(analysis, Options(reduce={"flops": 0.4}, round_to=16))
+
+
+def test_the_step_is_measured_once(monkeypatch, tmp_path: Path) -> None:
+    from onnxprune import rounding
+
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "c"))
+    rounding.step.cache_clear()
+    try:
+        found = rounding.step()
+        assert found in rounding.STEPS
+        assert list(json.loads((tmp_path / "c" / "step.json").read_text()).values()) == [found]
+        rounding.step.cache_clear()
+        monkeypatch.setattr(rounding, "_measured", lambda: pytest.fail("it was measured again"))
+        assert rounding.step() == found
+    finally:
+        rounding.step.cache_clear()
+
+
+@pytest.mark.parametrize("value", [0, -8, "often", 2.5])
+def test_steps_that_make_no_sense(value: Any) -> None:
+    with pytest.raises(OptionError):
+        Options(round_to=value)
+
+
+def test_steps_of_single_groups(wide: Path) -> None:
+    analysis = analyse(load(wide))
+    keep = np.ones(analysis.trace.n_channels, dtype=bool)
+    name = analysis.trace.groups[0].name
+    scores = importance.score(analysis.model, analysis.trace, "l2", keep, 0)
+    rules = budget.Rules(round_to=8, steps={name: 32})
+    left = budget.below(analysis.trace, scores, keep, rules, 1.0)
+    assert int(left[analysis.trace.groups[0].channels].sum()) % 32 == 0
+
+
+# --------------------------------------------------------------------------------------------------------- max-drop
+
+
+@pytest.mark.parametrize("minimise", ["flops", "size"])
+def test_smallest_model_within_a_loss(tiny_path: Path, samples: Path, minimise: str) -> None:
+    found = []
+    for most in (1.0, 20.0):
+        report = onnxprune.prune(
+            tiny_path, data=samples, max_drop=most, minimise=minimise, round_to=1, augment=(), measure=UNTIMED
+        ).report
+        assert 100 - report.fidelity["agreement"] <= most + 1e-9
+        found.append(1 - report.after.flops / report.before.flops)
+    assert found[0] <= found[1]
+    assert found[1] > 0.2
+
+
+def test_points_are_of_top1_where_there_are_labels(tiny_path: Path, samples: Path, tmp_path: Path) -> None:
+    x = np.load(samples)["x"]
+    outputs = runtime.run(runtime.session(str(tiny_path)), {"x": x})[0]
+    labels = outputs.argmax(1)
+    labels[:32] = (labels[:32] + 1) % 4  # half of them are wrong before
+    report = onnxprune.prune(
+        tiny_path,
+        data={"x": x},
+        evaluation={"x": x, "labels": labels},
+        max_drop=5.0,
+        round_to=1,
+        augment=(),
+        measure=UNTIMED,
+    ).report
+    assert report.before.top1 == 50.0
+    assert report.after.top1 >= 45.0
+
+
+def test_max_drop_needs_data(models: Path) -> None:
+    with pytest.raises(OptionError, match="max-drop"):
+        onnxprune.prune(models / "small.onnx", max_drop=1.0, measure=UNTIMED)
+
+
+def test_within_finds_the_largest_share(found: Analysis) -> None:
+    options = Options(max_drop=10.0, round_to=1)
+    meter = targets.Meter(found, options, UNTIMED)
+    keep = np.ones(found.trace.n_channels, dtype=bool)
+    scores = importance.score(found.model, found.trace, "l2", keep, 0)
+    whole = found.cost.totals(keep)[0]
+
+    def allocate(limits: budget.Limits) -> BoolArray:
+        return budget.allocate(found.trace, meter, scores, keep, targets.rules_of(found.trace, options), limits)
+
+    def lost(left: BoolArray) -> float:
+        return 20 * (1 - found.cost.totals(left)[0] / whole)
+
+    best = targets.within(allocate, lost, meter, 10.0)
+    assert 0.46 < 1 - found.cost.totals(best)[0] / whole <= 0.5
+    tight = meter.aimed_at(replace(options, reduce={"flops": 0.8}))
+    with pytest.raises(TargetError, match="cannot be reached"):
+        targets.within(allocate, lost, tight, 10.0)
