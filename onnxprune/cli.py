@@ -391,6 +391,12 @@ REPAIR = click.option(
     show_default=True,
     help="lstsq: fit every layer behind a cut to what it gave before; bias: only its bias; merge: without data, let what reads a channel that goes read the one most like it; auto: lstsq with data, else merge.",
 )
+WORKERS = _together(
+    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that work at a time."),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="Of Dask, in place of --jobs; its workers need to see the same files."
+    ),
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
@@ -661,6 +667,7 @@ def finetune(
 @DATA
 @click.option("--plot", type=PATH, help="Draw the curves: .svg, .png or .pdf; needs matplotlib.")
 @CALIBRATION
+@WORKERS
 @JSON
 @QUIET
 def sensitivity(
@@ -668,6 +675,8 @@ def sensitivity(
     data: Path | None,
     preprocess: str | None,
     plot: Path | None,
+    jobs: int,
+    scheduler: str | None,
     as_json: bool,
     quiet: bool,
     **dials: Any,
@@ -681,7 +690,7 @@ def sensitivity(
         check_destination(plot, model)
     options = _options({"reduce": (), "limit": (), **dials})
     with _progress(quiet) as on_stage:
-        analysis, found = search.study(model, options, data, preprocess, on_stage)
+        analysis, found = search.study(model, options, data, preprocess, on_stage, jobs, scheduler)
     if plot is not None:
         from onnxprune.report.plot import draw_curves
 
@@ -779,10 +788,7 @@ def check(
 )
 @TRAINING
 @LATENCY_TABLE
-@click.option("--jobs", type=int, default=1, show_default=True, help="Models that are made at a time.")
-@click.option(
-    "--scheduler", metavar="ADDRESS", help="Of Dask, in place of --jobs; its workers need to see the same files."
-)
+@WORKERS
 @click.option("--plot", type=PATH, help="Draw what is lost against what is left: .svg, .png or .pdf; needs matplotlib.")
 @TIMING
 @EVAL_BATCH

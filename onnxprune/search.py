@@ -6,13 +6,14 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from onnxprune import rounding, sensitivity
+from onnxprune import rounding, sensitivity, workers
 from onnxprune.analysis import Analysis, analyse, refuse_unprunable, removed, unless_it_does_not_run
 from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.capture import Store
@@ -274,7 +275,12 @@ def _per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -
 
 
 def _calibrated_scores(
-    analysis: Analysis, options: Options, keep: BoolArray, on_stage: Stage, workspace: Workspace
+    analysis: Analysis,
+    options: Options,
+    keep: BoolArray,
+    on_stage: Stage,
+    workspace: Workspace,
+    names: Container[str] | None = None,
 ) -> tuple[FloatArray, list[second_order.Removal]]:
     """Return the importance of every channel, and how each group loses its channels where the scope asks for it."""
     model, trace = analysis.model, analysis.trace
@@ -312,6 +318,7 @@ def _calibrated_scores(
             memory=workspace.memory,
             seed=options.seed,
             hold_out=options.scope == "sensitivity",
+            names=names,
             progress=_told(on_stage, "capture"),
         )
     )
@@ -543,8 +550,10 @@ def study(
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
     on_stage: Stage = quiet,
+    jobs: int = 1,
+    scheduler: str | None = None,
 ) -> tuple[Analysis, tuple[Curve, ...]]:
-    """Load a model and measure what each group loses, by second order.
+    """Load a model and measure what each group loses, by second order, some groups at a time on each of several workers.
 
     Raises:
         OptionError: no data.
@@ -555,20 +564,59 @@ def study(
     options = options.resolved(given is not None)
     refuse_unprunable(analysis)
     assert given is not None
+    with threadpool_limits(1):  # sums come out the same, however many workers there are
+        if jobs == 1 and scheduler is None:
+            return analysis, _curves(analysis, given, options, None, on_stage)
+        free = [group.name for group in analysis.trace.groups if not analysis.trace.pinned[group.channels].all()]
+        parts = [
+            part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size
+        ]
+        work = [_Part(os.fspath(model), options, data, preprocess, tuple(part)) for part in parts]
+        left = len(work)
+
+        def done(number: int, found: tuple[Curve, ...]) -> None:
+            nonlocal left
+            left -= 1
+            on_stage("measure", 1 - left / len(work))
+
+        found = workers.run(_study_part, work, workers=jobs, scheduler=scheduler, done=done)
+    return analysis, tuple(curve for curves in found for curve in curves)
+
+
+PARTS = 2
+"""Parts that a worker gets, about: the last ones then don't wait long for each other."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a worker needs to measure some groups."""
+
+    model: str
+    options: Options
+    data: Any
+    preprocess: Any
+    names: tuple[str, ...]
+
+
+def _study_part(part: _Part) -> tuple[Curve, ...]:
+    with threadpool_limits(1):
+        analysis, given = opened(part.model, part.options, part.data, part.preprocess, quiet)
+        assert given is not None
+        return _curves(analysis, given, part.options, part.names, quiet)
+
+
+def _curves(
+    analysis: Analysis, given: Data, options: Options, names: tuple[str, ...] | None, on_stage: Stage
+) -> tuple[Curve, ...]:
+    """Measure what some groups lose; None: all."""
+    model, trace = analysis.model, analysis.trace
     with workspace_for(given, analysis, options) as workspace:
-        keep = np.ones(analysis.trace.n_channels, dtype=bool)
-        _, removals = _calibrated_scores(analysis, options, keep, on_stage, workspace)
-        macs = analysis.cost.totals(keep)[0]
-        found = sensitivity.curves(
-            analysis.model,
-            analysis.trace,
-            removals,
-            workspace.calibration.plain,
-            macs,
-            workspace.store,
-            _told(on_stage, "measure"),
-        )
-    return analysis, found
+        keep = np.ones(trace.n_channels, dtype=bool)
+        _, removals = _calibrated_scores(analysis, options, keep, on_stage, workspace, names)
+        macs, samples = analysis.cost.totals(keep)[0], workspace.calibration.plain
+        told = _told(on_stage, "measure")
+        points = second_order.points_of(trace)
+        return sensitivity.curves(model, trace, removals, samples, macs, workspace.store, told, points)
 
 
 def opened(

@@ -33,6 +33,7 @@ def curves(
     macs: float,
     store: Store,
     progress: Callable[[float], None] | None = None,
+    of: int | None = None,
 ) -> tuple[Curve, ...]:
     """Measure every group at the numbers of channels for which its removal has weights.
 
@@ -48,10 +49,11 @@ def curves(
         macs: of the model, per sample.
         store: where activations and the weights of `removals` are.
         progress: called with the share that is done.
+        of: measurements that `WORK` is for, where these are a part of them; None: these.
     """
     first = {removal.group.name: _first_reader(trace, removal) for removal in removals}
     points = sum(len(removal.weights) for removal in removals)
-    samples = int(np.clip(WORK / max(1.0, macs * points / 2), LEAST_SAMPLES, MOST_SAMPLES))
+    samples = int(np.clip(WORK / max(1.0, macs * (of or points) / 2), LEAST_SAMPLES, MOST_SAMPLES))
     stream = Stream(model, _held(calibration, samples), store)
     reference = stream.finish(model)
     found: dict[str, Curve] = {}

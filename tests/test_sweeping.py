@@ -6,10 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import Measure, sweeping, workers
+from onnxprune import Measure, search, sweeping, workers
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.options import Options
 from onnxprune.report.document import Member
@@ -163,3 +164,13 @@ def test_a_dask_cluster_makes_the_same(call: dict, tmp_path: Path) -> None:
         onnxprune.sweep(output_folder=tmp_path / "dask", **call, scheduler=cluster.scheduler_address)
     assert files(tmp_path / "one") == files(tmp_path / "dask")
     assert workers.ATTEMPTS > 1
+
+
+def test_sensitivity_is_the_same_for_any_number_of_workers(tiny_path: Path, samples: Path) -> None:
+    found = [search.study(tiny_path, Options(augment=()), samples, jobs=jobs)[1] for jobs in (1, 2)]
+    assert len(found[0]) == len(found[1]) > 1
+    for one, two in zip(*found, strict=True):
+        assert one.group == two.group
+        np.testing.assert_array_equal(one.order, two.order)
+        np.testing.assert_array_equal(one.counts, two.counts)
+        np.testing.assert_array_equal(one.losses, two.losses)

@@ -11,7 +11,7 @@ and so on. H is the exact Hessian of the squared error of the reader's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +162,7 @@ def removals(
     memory: float,
     seed: int = 0,
     hold_out: bool = False,
+    names: Container[str] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Removal]:
     """Take every group apart, channel by channel.
@@ -179,9 +180,10 @@ def removals(
         memory: bytes for the covariances of one reader.
         seed: for the choice of positions.
         hold_out: whether to leave out what the calibration holds out.
+        names: of the groups to take apart; None: all.
         progress: called with the share that is done.
     """
-    by_group = readers_of(model, trace)
+    by_group = {name: found for name, found in readers_of(model, trace).items() if names is None or name in names}
     readers = {reader.node: reader for found in by_group.values() for reader in found}
     complete: dict[int, list[str]] = {}
     for name, found in by_group.items():
@@ -350,6 +352,16 @@ class _Part:
         return matrix, self.bias0 + np.einsum("gof,gf->go", self.matrix0 - matrix, self.statistics.mean)
 
 
+def points_of(trace: Trace) -> int:
+    """Return the numbers of channels, over all groups, for which a removal has weights."""
+    free = ((group.channels.size, int((~trace.pinned[group.channels]).sum())) for group in trace.groups)
+    return sum(1 for size, left in free for count in _wanted(size) if count <= min(left, size - 1))
+
+
+def _wanted(size: int) -> list[int]:
+    return sorted({max(1, round(size * share)) for share in SHARES})
+
+
 def _take_apart(
     trace: Trace, group: Group, parts: list[_Part], scores: FloatArray | None, fallback: FloatArray, store: Store
 ) -> Removal:
@@ -358,7 +370,7 @@ def _take_apart(
     left = np.flatnonzero(~trace.pinned[group.channels])
     left = left[np.argsort(given[group.channels[left]], kind="stable")]
     second_order = scores is None and bool(parts)
-    wanted = sorted({max(1, round(size * share)) for share in SHARES})
+    wanted = _wanted(size)
     weights: dict[int, dict[int, tuple[Kept, Kept]]] = {}
     order: list[IntArray] = []
     losses: list[FloatArray] = []
