@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import sys
 import tempfile
 import time
@@ -91,6 +92,7 @@ def entry_of(network: str) -> zoo.Entry:
 def measure(job: Job, cache: Path) -> Record:
     """Run one measurement in this process."""
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["ONNXPRUNE_CACHE"] = folder  # a table is measured, whatever was measured before
         path = Path(folder) / "model.onnx"
         entry = entry_of(job.network)
         if not zoo.cached(entry, cache).exists():
