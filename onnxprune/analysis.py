@@ -141,6 +141,11 @@ def inspect(analysis: Analysis) -> Inspection:
         held=_held(analysis),
         inputs=shapes,
         notes=analysis.model.notes,
+        provenance={
+            entry.key: entry.value
+            for entry in analysis.model.header.metadata_props
+            if entry.key.startswith(models.PROVENANCE)
+        },
     )
 
 

@@ -43,6 +43,7 @@ from onnxprune.options import (
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Measure, Stage
+    from onnxprune.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULTS = Options()
@@ -701,61 +702,172 @@ def sensitivity(
         console.show(console.curve_parts(found, analysis.trace, None if plot is None else str(plot)))
 
 
+LIMITS = _together(
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="Points of top-1 (without labels: of agreement) that may be lost.",
+    ),
+    click.option(
+        "--max-class-drop",
+        type=float,
+        metavar="POINTS",
+        help="Points of recall that any class may lose, beyond chance.",
+    ),
+    click.option("--min-agreement", type=float, metavar="PERCENT", help="Samples with the same top-1, at least."),
+    click.option("--min-cosine", type=float, metavar="C", help="Cosine of the outputs, at least."),
+    click.option("--max-kl", type=float, metavar="NATS", help="Divergence of the outputs, at most."),
+    click.option(
+        "--max-calibration-rise", type=float, metavar="POINTS", help="Rise of the expected calibration error, at most."
+    ),
+    click.option(
+        "--min-speedup",
+        type=float,
+        metavar="RATIO",
+        help="Latency of the baseline / latency of the candidate, at least.",
+    ),
+    click.option("--max-latency", type=float, metavar="MS", help="Milliseconds of a run, at most."),
+    click.option("--max-size", type=float, metavar="MB", help="Size of the file in megabytes, at most."),
+    click.option("--max-params", type=float, metavar="N", help="Parameters, at most."),
+    click.option("--max-memory", type=float, metavar="MB", help="Activations alive at once in megabytes, at most."),
+    click.option("--max-opset", type=int, metavar="N", help="Opset, at most."),
+    click.option(
+        "--domain",
+        "domains",
+        multiple=True,
+        metavar="NAME",
+        help="Operator domain that is allowed beside ai.onnx; may be repeated.",
+    ),
+)
+
+
 @main.command(
     epilog=_examples(
         "onnxprune check small.onnx --baseline model.onnx --data eval.npz --max-drop 0.5 --min-speedup 1.3",
-        "onnxprune check quantised.onnx --baseline model.onnx --data images/ --preprocess imagenet --min-agreement 98",
+        "onnxprune check --init policy.toml",
+        "onnxprune check quantised.onnx --baseline model.onnx --data images/ --preprocess imagenet --policy policy.toml --junit check.xml",
     )
 )
-@click.argument("candidate", type=PATH)
-@click.option("--baseline", type=PATH, required=True, help="The model the candidate should replace.")
+@click.argument("candidate", type=PATH, required=False)
+@click.option("--baseline", type=PATH, help="The model the candidate should replace.")
 @DATA
+@click.option("--policy", type=PATH, help="TOML file with limits; options go before what it says.")
+@click.option("--init", "template", type=PATH, help="Write a commented policy here, and do nothing else.")
+@LIMITS
+@click.option("--strict", is_flag=True, help="Checks that are undecided fail as well.")
 @click.option(
-    "--max-drop", type=float, metavar="POINTS", help="Points of top-1 (without labels: of agreement) that may be lost."
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="Provider of onnxruntime that it must load on; may be repeated. The first runs it.",
 )
-@click.option("--min-agreement", type=float, metavar="PERCENT", help="Samples with the same top-1, at least.")
-@click.option(
-    "--min-speedup", type=float, metavar="RATIO", help="Latency of the baseline / latency of the candidate, at least."
-)
-@click.option("--max-size", type=float, metavar="MB", help="Size of the file in megabytes, at most.")
+@click.option("--junit", type=PATH, help="Write JUnit XML here.")
+@click.option("--sarif", type=PATH, help="Write a SARIF log here.")
+@click.option("--markdown", type=PATH, help="Write a summary for a pull request here.")
+@click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
 @TIMING
 @EVAL_BATCH
+@NO_LATENCY
 @JSON
 @QUIET
 def check(
-    candidate: Path,
-    baseline: Path,
+    candidate: Path | None,
+    baseline: Path | None,
     data: Path | None,
     preprocess: str | None,
-    max_drop: float | None,
-    min_agreement: float | None,
-    min_speedup: float | None,
-    max_size: float | None,
+    policy: Path | None,
+    template: Path | None,
+    strict: bool,
+    providers: tuple[str, ...],
+    junit: Path | None,
+    sarif: Path | None,
+    markdown: Path | None,
+    github: bool,
     batch: int,
     threads: int,
     runs: int,
     warmup: int,
     eval_batch: int,
+    no_latency: bool,
     as_json: bool,
     quiet: bool,
+    **values: Any,
 ) -> None:
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
+    from dataclasses import replace
+
     from onnxprune import gate
+    from onnxprune import policy as policies
+    from onnxprune.output import check_destination
     from onnxprune.report import console
 
-    measure = _measure(batch, threads, runs, warmup, eval_batch, True)
-    limits = gate.Limits(max_drop, min_agreement, min_speedup, None if max_size is None else max_size * 1e6)
+    if template is not None:
+        policies.init(template)
+        click.echo(f"written: {template}")
+        return
+    if candidate is None or baseline is None:
+        raise OptionError("check needs two models", hint="give a CANDIDATE and --baseline MODEL")
+    for target in (junit, sarif, markdown):
+        if target is not None:
+            check_destination(target, candidate, baseline)
+    for name in ("max_size", "max_memory"):
+        values[name] = None if values[name] is None else values[name] * 1e6
+    values["domains"] = values["domains"] or None
+    limits = gate.Limits(**values)
+    if policy is not None:
+        limits = policies.merged(policies.read(policy), limits)
+    measure = _measure(batch, threads, runs, warmup, eval_batch, not no_latency)
+    named = tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in providers or ("CPU",))
     with _progress(quiet) as on_stage:
         verdict = gate.check(
-            candidate, baseline, data=data, preprocess=preprocess, limits=limits, measure=measure, on_stage=on_stage
+            candidate,
+            baseline,
+            data=data,
+            preprocess=preprocess,
+            limits=limits,
+            measure=measure,
+            providers=named,
+            on_stage=on_stage,
         )
+    if strict:
+        verdict = replace(
+            verdict, checks=tuple(replace(c, passed=c.passed and not c.undecided) for c in verdict.checks)
+        )
+    _write_formats(verdict, str(candidate), str(baseline), junit, sarif, markdown)
     if as_json:
         _print_json(gate.to_dict(verdict))
     else:
         for line in console.verdict_lines(verdict):
             click.echo(line)
+    if github:
+        from onnxprune.report import formats
+
+        for line in formats.github(verdict, str(candidate)):
+            click.echo(line, err=as_json)
     if not verdict:
         sys.exit(FAILED)
+
+
+def _write_formats(
+    verdict: Verdict, candidate: str, baseline: str, junit: Path | None, sarif: Path | None, markdown: Path | None
+) -> None:
+    from importlib.metadata import version
+
+    from onnxprune.output import staged
+    from onnxprune.report import formats
+
+    texts: dict[Path, str] = {}
+    if junit is not None:
+        texts[junit] = formats.junit(verdict, candidate)
+    if sarif is not None:
+        texts[sarif] = json.dumps(_plain(formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
+    if markdown is not None:
+        texts[markdown] = formats.markdown(verdict, candidate, baseline)
+    for path, text in texts.items():
+        with staged(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 @main.command(

@@ -11,6 +11,8 @@ import onnx
 from onnxprune import fidelity, runtime, verify
 from onnxprune.data import Data
 from onnxprune.errors import OptionError
+from onnxprune.fidelity import Outputs
+from onnxprune.types import IntArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -62,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same inputs; accuracies are (top-1, top-5) in percent, None without labels."""
+    """Two models on the same inputs; accuracies are (top-1, top-5) in percent, None without labels. `outputs` are those of both."""
 
     accuracy_a: tuple[float | None, float | None]
     accuracy_b: tuple[float | None, float | None]
@@ -71,6 +73,8 @@ class Comparison:
     data: str
     samples: int
     finite: bool
+    outputs: tuple[Outputs, Outputs]
+    labels: IntArray | None
 
 
 def compare(
@@ -122,4 +126,5 @@ def compare(
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
         likeness = fidelity.fidelity(*found)
-    return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite)
+    labels = None if data is None or data.labels is None else data.labels[:samples]
+    return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite, (found[0], found[1]), labels)

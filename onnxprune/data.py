@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
@@ -27,6 +28,10 @@ Batch = Mapping[str, Any] | Sequence[Any] | Array
 """Arrays by input name, and perhaps `labels`; or the array of the only input, alone or in a pair with labels."""
 DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+DIGESTED = 64
+"""Samples that a digest looks at."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,14 @@ class Data:
             for name, source in self.arrays.items()
         }
         return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[samples])
+
+    def digest(self) -> str:
+        """Return what tells these samples from others: a digest of their number and of the first of them, preprocessed."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for name, values in sorted(self.rows(0, min(DIGESTED, len(self))).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of one preprocessed sample batch of size 1, per input."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
 from onnxprune.model import Model, weightless
@@ -42,33 +41,43 @@ def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     Raises:
         ModelError: its shapes can neither be inferred nor observed.
     """
-    light = weightless(model)
+    return _peak(weightless(model), input_shapes, model.to_proto)
+
+
+def peak_of_proto(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the same for a model that was not loaded; see `peak`."""
+    return _peak(proto, input_shapes, lambda: proto)
+
+
+def _peak(
+    light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], whole: Callable[[], onnx.ModelProto]
+) -> int:
     found = runtime.infer_shapes(light, dict(input_shapes))
     shapes = dict(found.full)
     size = itemsizes(found.types)
-    made = [t.name for node in model.graph.nodes for t in node.outputs if t.name]
-    missing = [name for name in made if name not in shapes]
+    nodes = light.graph.node
+    missing = [name for node in nodes for name in node.output if name and name not in shapes]
     if missing:
-        seen = runtime.observe(model.to_proto(), dict(input_shapes), missing, str(model.path))
+        seen = runtime.observe(whole(), dict(input_shapes), missing, "the model")
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
 
     def count(name: str) -> int:
         return math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE)
 
-    takers = Counter(
-        name for node in model.graph.nodes for name in {t.name for t in node.inputs if isinstance(t, gs.Variable)}
-    )
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        takers[value.name] += 1  # never freed
-    alive = sum(count(value.name) for value in model.graph.inputs)
+    inputs = set(input_shapes)
+    activations = inputs | {name for node in nodes for name in node.output if name}
+    takers = Counter(name for node in nodes for name in set(node.input) if name in activations)
+    for name in (*inputs, *(value.name for value in light.graph.output)):
+        takers[name] += 1  # never freed
+    alive = sum(count(name) for name in inputs)
     most = alive
-    for node in model.graph.nodes:
-        alive += sum(count(t.name) for t in node.outputs if t.name)
+    for node in nodes:
+        alive += sum(count(name) for name in node.output if name)
         most = max(most, alive)
-        for name in {t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name}:
+        for name in set(node.input) & activations:
             takers[name] -= 1
             if not takers[name]:
                 alive -= count(name)
-        alive -= sum(count(t.name) for t in node.outputs if t.name and not takers[t.name])
+        alive -= sum(count(name) for name in node.output if name and not takers[name])
     return most

@@ -186,9 +186,19 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
     )
 
 
-def provenance(digest: str) -> dict[str, str]:
-    """Return what a result says of itself in its metadata; `digest` is that of the original."""
-    return {"onnxprune.version": importlib.metadata.version("onnxprune"), "onnxprune.original.sha256": digest}
+PROVENANCE = "onnxprune."
+"""How the keys of metadata begin that say where a model comes from."""
+
+
+def provenance(digest: str, **more: str) -> dict[str, str]:
+    """Return what a result says of itself in its metadata.
+
+    Args:
+        digest: SHA-256 of the original.
+        more: what else there is to say, by key.
+    """
+    found = {"version": importlib.metadata.version("onnxprune"), "original.sha256": digest, **more}
+    return {f"{PROVENANCE}{key}": value for key, value in found.items()}
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:

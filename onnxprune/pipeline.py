@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -176,7 +178,9 @@ def prune(
             both.enter_context(plan_file.written(plan_path, chosen, analysis.trace, analysis.model.path.name))
         if destination is not None:
             on_stage("write", None)
-            size = models.save(pruned, destination, models.provenance(chosen.digest))
+            size = models.save(
+                pruned, destination, models.provenance(chosen.digest, **_provenance(chosen, given, report))
+            )
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if recovery is not None:
         recovery.forget()
@@ -192,6 +196,18 @@ def _recovery(
             hint="give --data; `--data generated` makes some up where there are none",
         )
     return Recovery(analysis, data, augmented(training, data), options, state, on_stage)
+
+
+def _provenance(plan: Plan, data: Data | None, report: Report) -> dict[str, str]:
+    """Return what a written model says of how it was made, beside its version and its original."""
+    settings = plan.settings
+    target = {key: settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if settings.get(key)}
+    return {
+        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes()).hexdigest(),
+        "data": "none" if data is None else f"{data.name}, {len(data)} samples, {data.digest()}",
+        "target": json.dumps(target, sort_keys=True),
+        "verdict": "PASSED" if report.verdict else "FAILED",
+    }
 
 
 def _deleted(

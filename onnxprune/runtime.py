@@ -40,6 +40,8 @@ DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
 its last one is used again where it ends."""
 TOLD_SHAPES = 4
 
+CPU = "CPUExecutionProvider"
+
 ort.set_default_logger_severity(4)
 VERSION: str = ort.__version__
 
@@ -53,8 +55,9 @@ def session(
     patient: bool = False,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     profile: str | None = None,
+    provider: str = CPU,
 ) -> ort.InferenceSession:
-    """Open an onnxruntime session on the CPU.
+    """Open an onnxruntime session.
 
     Args:
         model: a proto, its bytes, or a path.
@@ -64,6 +67,7 @@ def session(
         patient: whether its threads sleep between runs, for runs in turn with numpy: threads that spin would take the processors
             from the threads of its linear algebra.
         weights: values of initializers that the proto names as stored elsewhere; the session reads them where they are.
+        provider: what executes it.
         profile: how the file begins that onnxruntime's profiler writes; None: it is off.
 
     Raises:
@@ -85,8 +89,15 @@ def session(
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(source, str):
         source = os.path.realpath(source)  # external data lie beside the file, not beside a link to it
+    if provider not in ort.get_available_providers():
+        raise ModelError(
+            f"onnxruntime has no {provider} here",
+            where=where,
+            why=f"it has {', '.join(ort.get_available_providers())}",
+            hint="install the onnxruntime of that provider, or name another one",
+        )
     try:
-        opened = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        opened = ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
     except Exception as error:
         raise ModelError(
             "onnxruntime cannot load the model",

@@ -36,6 +36,8 @@ NEAR = 0.05
 UNITS = {"size": "bytes", "memory": "bytes", "latency": "ms"}
 SLOWER = 0.98
 """Speed-up below which a result is slower, if all of its interval lies below 1."""
+FEWEST_RUNS, RESOLUTION = 10, 0.005
+"""Runs and milliseconds below which a difference says nothing."""
 TOLD = 3
 """Layers that are named where a result is slower."""
 Amounts = dict[str, float]
@@ -398,6 +400,8 @@ def refuse_slower(
         return
     if timed.speedup >= SLOWER or timed.speedup_interval[1] >= 1:
         return
+    if timed.runs < FEWEST_RUNS or timed.b is None or timed.b - timed.a < RESOLUTION:
+        return  # nobody can tell
     shapes = runtime.concrete_shapes(original.header, how.batch, known=known)
     raise LatencyError(
         "the result is slower than the original",

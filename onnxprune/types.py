@@ -270,7 +270,8 @@ class Repaired:
 class Check:
     """One line of a verdict: a measured value, held against a limit.
 
-    `limit` is None where the value is only told.
+    `limit` is None where the value is only told. A check is undecided where samples or runs do not suffice to say on which side of the
+    limit the value lies; it does not fail then.
     """
 
     name: str
@@ -278,15 +279,20 @@ class Check:
     limit: float | str | None
     passed: bool
     detail: str = ""
+    undecided: bool = False
 
     def __bool__(self) -> bool:
         return self.passed
 
+    @property
+    def status(self) -> str:
+        """PASSED, FAILED or UNDECIDED."""
+        return "FAILED" if not self.passed else "UNDECIDED" if self.undecided else "PASSED"
+
     def __str__(self) -> str:
-        word = "PASSED" if self.passed else "FAILED"
         value = f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)
         limit = "" if self.limit is None else f" (limit {self.limit})"
-        return f"{word} | {self.name}: {value}{limit}" + (f" | {self.detail}" if self.detail else "")
+        return f"{self.status} | {self.name}: {value}{limit}" + (f" | {self.detail}" if self.detail else "")
 
 
 @dataclass(frozen=True)

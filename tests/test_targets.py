@@ -162,6 +162,8 @@ def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
     targets.refuse_slower(original, other, timing(1.0, 0.5), known, QUICK)
     targets.refuse_slower(original, other, timing(1.0, 1.005), known, QUICK)  # as good as equal
     targets.refuse_slower(original, other, timing(1.0, 1.1, spread=0.2), known, QUICK)  # nobody knows
+    targets.refuse_slower(original, other, timing(0.010, 0.014), known, QUICK)  # microseconds
+    targets.refuse_slower(original, other, replace(timing(1.0, 1.3), runs=3), known, QUICK)
     targets.refuse_slower(original, other, None, known, QUICK)
     with pytest.raises(LatencyError, match="slower than the original") as caught:
         targets.refuse_slower(original, other, timing(1.0, 1.3), known, QUICK)

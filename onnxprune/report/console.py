@@ -244,9 +244,12 @@ def timing_text(latency: Latency) -> str:
 def verdict_lines(verdict: Verdict) -> list[str]:
     """Return one line per check and a last one that sums up."""
     failed = sum(not check for check in verdict.checks)
+    undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
     total = (
         f"FAILED: {failed} of {len(verdict.checks)} checks" if failed else f"PASSED: all {len(verdict.checks)} checks"
     )
+    if undecided:
+        total = f"{total.replace('all ', '')}, {undecided} undecided"
     return [*(str(check) for check in verdict.checks), total]
 
 
@@ -337,6 +340,7 @@ def inspect_parts(found: Inspection) -> list[RenderableType]:
             for h in found.held
         ),
         *(f"note: {note}" for note in found.notes),
+        *(f"{key}: {value}" for key, value in found.provenance.items()),
     ]
     return [layers, "", groups, "", pins, "", *(Text(line) for line in summary)]
 

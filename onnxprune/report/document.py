@@ -153,6 +153,7 @@ class Inspection:
     held: tuple[Held, ...]
     inputs: dict[str, list[int]]
     notes: tuple[str, ...]
+    provenance: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -180,6 +181,7 @@ class Inspection:
             ],
             "held": [asdict(held) for held in self.held],
             "notes": list(self.notes),
+            "provenance": self.provenance,
         }
 
 

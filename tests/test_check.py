@@ -1,0 +1,321 @@
+"""`check` on tampered candidates: each fails with exactly the check that is meant for it; and what is written for other programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import onnxprune
+from onnxprune import policy, runtime
+from onnxprune.errors import OptionError
+from onnxprune.gate import Limits
+from onnxprune.report import formats
+from onnxprune.types import Check, Verdict
+
+MEASURE = onnxprune.Measure(runs=5, warmup=1, seconds=2)
+LIMITS = Limits(max_drop=2, max_class_drop=20, min_agreement=90, max_kl=0.5, min_speedup=0.02)
+Tamper = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture
+def labelled(tiny_path: Path) -> dict[str, np.ndarray]:
+    """Return 400 samples, nine of ten of which the tiny model gets right."""
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(400, 3, 8, 8)) + 3 * rng.normal(size=(400, 3, 1, 1))).astype(np.float32)
+    answers = runtime.run(runtime.session(str(tiny_path)), {"x": x})[0].argmax(axis=1)
+    return {"x": x, "labels": np.where(np.arange(400) % 10, answers, (answers + 1) % 4)}
+
+
+def failed(verdict: Verdict) -> list[str]:
+    return [check.name for check in verdict.checks if not check]
+
+
+def collapse(proto: onnx.ModelProto) -> None:
+    """Never give class 3, and little else."""
+    for tensor in proto.graph.initializer:
+        if tensor.name == "b3":
+            value = numpy_helper.to_array(tensor).copy()
+            value[3] -= 1e3
+            tensor.CopyFrom(numpy_helper.from_array(value, "b3"))
+
+
+def rename(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "z"
+    proto.graph.node[-1].output[0] = "z"
+
+
+def fix_batch(proto: onnx.ModelProto) -> None:
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def break_on_zeros(proto: onnx.ModelProto) -> None:
+    """Divide by what is zero only where all inputs are."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], "max", axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMin", ["x"], ["n"], "min", axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["m", "n"], ["d"], "range"),
+        helper.make_node("Div", ["d", "d"], ["one"], "one"),
+        helper.make_node("Unsqueeze", ["one", "axis"], ["column"], "column"),
+        helper.make_node("Mul", ["y0", "column"], ["y"], "times"),
+    ]
+    proto.graph.node[-1].output[0] = "y0"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "axis"))
+    proto.graph.node.extend(nodes)
+
+
+def another_baseline(proto: onnx.ModelProto) -> None:
+    helper.set_model_props(proto, {"onnxprune.original.sha256": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("tamper", "limits", "names"),
+    [
+        (collapse, Limits(max_class_drop=20), ["largest class drop (points)"]),
+        (rename, LIMITS, ["same outputs"]),
+        (fix_batch, LIMITS, ["same inputs", "same outputs"]),
+        (break_on_zeros, LIMITS, ["runs on odd inputs"]),
+        (another_baseline, LIMITS, ["pruned from the baseline"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_tampered_candidates(
+    tamper: Tamper, limits: Limits, names: list[str], tiny, tiny_path, labelled, tmp_path
+) -> None:
+    tamper(tiny)
+    (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
+    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, limits=limits, measure=MEASURE)
+    assert failed(verdict) == names
+
+
+def test_nan_on_one_sample(tiny, tiny_path, labelled, tmp_path) -> None:
+    break_on_zeros(tiny)
+    (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
+    labelled["x"][7] = 0
+    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, measure=MEASURE)
+    assert failed(verdict) == ["finite outputs"]
+
+
+def test_a_slower_candidate(tiny, tiny_path, tmp_path) -> None:
+    nodes = list(tiny.graph.node)
+    extra = [
+        helper.make_node(
+            "Conv", [f"s{n}" if n else "r1", "w2", "b2"], [f"s{n + 1}"], f"more{n}", kernel_shape=[3, 3], pads=[1] * 4
+        )
+        for n in range(200)
+    ]
+    nodes[2].input[0] = "s200"
+    del tiny.graph.node[:]
+    tiny.graph.node.extend([*nodes[:2], *extra, *nodes[2:]])
+    for tensor in tiny.graph.initializer:
+        if tensor.name == "w2":
+            tensor.CopyFrom(numpy_helper.from_array(0.01 * numpy_helper.to_array(tensor), "w2"))
+    (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
+    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=Limits(min_speedup=0.8), measure=MEASURE)
+    assert failed(verdict) == ["speed-up"]
+
+
+def test_an_identical_model_passes_every_time(tiny_path, labelled) -> None:
+    for _ in range(20):
+        verdict = onnxprune.check(
+            tiny_path,
+            tiny_path,
+            data=labelled,
+            limits=Limits(max_drop=0, max_class_drop=0, min_agreement=100, max_kl=0.01, max_calibration_rise=0),
+            measure=MEASURE,
+        )
+        assert failed(verdict) == []
+        assert all(not check.undecided for check in verdict.checks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"), [(1.1, 1.3, "PASSED"), (0.9, 1.3, "UNDECIDED"), (0.7, 0.9, "FAILED")]
+)
+def test_latency_is_decided_by_its_interval(low, high, status, tiny_path, monkeypatch) -> None:
+    timed = runtime.Latency(1.0, (0.9, 1.1), 1.0, (0.9, 1.1), (low + high) / 2, (low, high), 10, 1, 1)
+    monkeypatch.setattr(runtime, "time_runs", lambda *_, **__: timed)
+    verdict = onnxprune.check(tiny_path, tiny_path, limits=Limits(min_speedup=1.0), measure=MEASURE)
+    check = next(check for check in verdict.checks if check.name == "speed-up")
+    assert check.status == status
+    assert ("noisy" in check.detail) == (high - low > 0.25 * (low + high) / 2)
+
+
+def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> None:
+    for tensor in tiny.graph.initializer:
+        if tensor.name == "w3":
+            noise = np.random.default_rng(0).normal(0, 0.03, (4, 16)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + noise, "w3"))
+    (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
+    free = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, measure=MEASURE)
+    drop = next(check for check in free.checks if check.name == "top-1 drop (points)")
+    assert drop.status == "PASSED"
+    limits = Limits(max_drop=max(float(drop.value), 0) + 0.1)
+    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, limits=limits, measure=MEASURE)
+    assert next(check for check in verdict.checks if check.name == "top-1 drop (points)").status == "UNDECIDED"
+    assert verdict
+
+
+@pytest.mark.parametrize(
+    ("limits", "name"),
+    [
+        (Limits(max_params=10), "parameters"),
+        (Limits(max_memory=10), "activation memory (bytes)"),
+        (Limits(max_opset=10), "opset"),
+        (Limits(min_cosine=1.0, max_latency=0), "latency (ms)"),
+        (Limits(max_size=1), "size (bytes)"),
+    ],
+)
+def test_each_limit_fails_its_check(limits: Limits, name: str, tiny_path) -> None:
+    assert failed(onnxprune.check(tiny_path, tiny_path, limits=limits, measure=MEASURE)) == [name]
+
+
+def test_domains(tiny, tiny_path, tmp_path) -> None:
+    tiny.graph.node[1].op_type, tiny.graph.node[1].domain = "Gelu", "com.microsoft"
+    tiny.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
+    allowed = Limits(domains=("com.microsoft",))
+    assert failed(onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=Limits(domains=()), measure=MEASURE)) == [
+        "operator domains"
+    ]
+    assert onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=allowed, measure=MEASURE)
+
+
+def test_a_provider_that_is_not_there(tiny_path) -> None:
+    verdict = onnxprune.check(
+        tiny_path, tiny_path, providers=(runtime.CPU, "TensorrtExecutionProvider"), measure=MEASURE
+    )
+    assert failed(verdict) == ["loads on Tensorrt"]
+
+
+# ------------------------------------------------------------------------------------------------------------------ formats
+
+VERDICT = Verdict(
+    (
+        Check("a | b", 1.0, 2.0, True, "fine"),
+        Check("drop (points)", 3.25, 0.5, False, "90 -> 86.75 %\nsecond line"),
+        Check("speed-up", 1.01, 1.0, True, "", True),
+    )
+)
+
+
+def test_json_keeps_its_schema(tiny_path, labelled) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    from onnxprune.gate import to_dict
+
+    schema = json.loads(resources.files("onnxprune.report").joinpath("check.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for verdict in (VERDICT, onnxprune.check(tiny_path, tiny_path, data=labelled, measure=MEASURE)):
+        jsonschema.validate(json.loads(json.dumps(to_dict(verdict))), schema)
+
+
+def test_junit() -> None:
+    root = ElementTree.fromstring(formats.junit(VERDICT, "c.onnx"))
+    suite = root.find("testsuite")
+    assert suite is not None
+    assert {key: suite.get(key) for key in ("tests", "failures", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "skipped": "1",
+    }
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["drop (points)"]
+    assert [case.get("name") for case in suite if case.find("skipped") is not None] == ["speed-up"]
+
+
+def test_sarif_and_annotations() -> None:
+    log = formats.sarif(VERDICT, "c.onnx", "1.0")
+    (run,) = log["runs"]
+    assert [result["level"] for result in run["results"]] == ["error", "warning"]
+    assert {result["ruleId"] for result in run["results"]} <= {rule["id"] for rule in run["tool"]["driver"]["rules"]}
+    lines = formats.github(VERDICT, "c.onnx")
+    assert [line.split(" ")[0] for line in lines] == ["::error", "::warning"]
+    assert all("\n" not in line for line in lines)
+
+
+def test_markdown_puts_failures_first() -> None:
+    lines = formats.markdown(VERDICT, "c.onnx", "b.onnx").splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "---" not in line][1:]
+    assert [row.split(" | ")[0] for row in rows] == ["| FAILED", "| UNDECIDED", "| PASSED"]
+    assert all(row.count("|") == 6 for row in rows)
+
+
+# ------------------------------------------------------------------------------------------------------------------- policy
+
+
+def test_policy_that_init_writes_is_read(tmp_path, run, tiny_path) -> None:
+    path = tmp_path / "p.toml"
+    assert run("check", "--init", path).exit_code == 0
+    assert policy.read(path) == Limits(max_drop=0.5, max_class_drop=10, min_speedup=1.0)
+    assert run("check", "--init", path).exit_code == 2
+    every = path.read_text().replace("\n# ", "\n")
+    path.write_text(every[every.index("[limits]") :])
+    assert all(getattr(policy.read(path), name) is not None for name in Limits.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[limits]\nbeauty = 1",
+        "[other]\na = 1",
+        "limits = 3",
+        "[limits]\nmax_drop = 'much'",
+        "[limits",
+        "[limits]\ndomains = 3",
+    ],
+)
+def test_policies_that_make_no_sense(tmp_path, text: str) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(OptionError):
+        policy.read(tmp_path / "p.toml")
+
+
+def test_command_with_a_policy_and_all_formats(run, tiny, tiny_path, labelled, tmp_path) -> None:
+    collapse(tiny)
+    (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
+    np.savez(tmp_path / "d.npz", **labelled)
+    (tmp_path / "p.toml").write_text("[limits]\nmax_class_drop = 20\nmax_size = 1\n")
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("junit", "sarif", "markdown")}
+    options = [part for kind, path in files.items() for part in (f"--{kind}", path)]
+    result = run(
+        "check", tmp_path / "c.onnx", "--baseline", tiny_path, "--data", tmp_path / "d.npz", "--policy", tmp_path / "p.toml", "--max-size", 5,
+        "--runs", 5, "--github", *options,
+    )  # fmt: skip
+    assert result.exit_code == 3
+    assert "FAILED | largest class drop" in result.output
+    assert "FAILED: 1 of" in result.output
+    assert "::error file=" in result.output
+    assert ElementTree.fromstring(files["junit"].read_text()).get("failures") == "1"
+    assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"
+    assert "**FAILED**" in files["markdown"].read_text()
+
+
+def test_undecided_fails_where_it_is_strict(run, tiny_path, monkeypatch) -> None:
+    timed = runtime.Latency(1.0, (0.9, 1.1), 1.0, (0.9, 1.1), 1.0, (0.9, 1.1), 10, 1, 1)
+    monkeypatch.setattr(runtime, "time_runs", lambda *_, **__: timed)
+    command = ("check", tiny_path, "--baseline", tiny_path, "--min-speedup", 1)
+    relaxed = run(*command)
+    assert relaxed.exit_code == 0
+    assert "UNDECIDED | speed-up" in relaxed.output
+    assert "1 undecided" in relaxed.output
+    assert run(*command, "--strict").exit_code == 3
+
+
+def test_provenance_is_shown_and_checked(run, tiny_path, tmp_path) -> None:
+    out = tmp_path / "s.onnx"
+    assert run("prune", tiny_path, "-o", out, "--reduce", "flops=30%", "--round-to", 1, "--no-latency").exit_code == 0
+    shown = json.loads(run("inspect", out, "--json").stdout)["provenance"]
+    assert json.loads(shown["onnxprune.target"]) == {"reduce": {"flops": 0.3}}
+    assert "onnxprune.plan.sha256" in run("inspect", out).output
+    verdict = onnxprune.check(out, tiny_path, measure=MEASURE)
+    assert next(check for check in verdict.checks if check.name == "pruned from the baseline")
+
+
+def test_two_models_are_needed(run, tiny_path) -> None:
+    assert run("check", tiny_path).exit_code == 2
