@@ -12,6 +12,7 @@ import onnx
 from onnxprune import machine, runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.output import staged
+from onnxprune.types import Trace
 
 STEPS = (16, 8)
 """Steps that are told apart."""
@@ -22,7 +23,9 @@ WIDTHS = (48, 56, 64)
 CHEAPER = 0.96
 """Time at a multiple of 8, as a share of that at the next multiple of 16, from which steps of 8 are worth their while."""
 SHARES = 4
-"""Steps that a group can lose, at least, where they are widened."""
+"""Steps that a group has, at least, where it is not narrow."""
+MOST = 0.5
+"""Share of the work in narrow groups from which the network is narrow."""
 SIZE, ROUNDS, RUNS = 28, 7, 6
 
 
@@ -48,12 +51,35 @@ def step() -> int:
     return found
 
 
-def wider(step: int, filters: int) -> int:
-    """Return the step of a group of so many filters: a kernel works on up to four blocks at once, and a last one alone takes longer."""
-    for factor in (4, 2):
-        if filters >= SHARES * factor * step:
-            return factor * step
-    return step
+def steps(trace: Trace) -> tuple[int, dict[str, int]]:
+    """Return the step of a model, and of each of its groups, by name.
+
+    A network that is narrow where it works goes in half the steps of the machine: cut in whole ones its groups would stay whole or lose
+    a quarter and more at once, which costs more accuracy than the time is worth (measured: docs/targets.md). Wide groups go in larger ones:
+    a kernel works on up to four blocks at once, and a last one alone takes longer.
+
+    Args:
+        trace: facts of the model.
+    """
+    base = step()
+    if _share_below(trace, SHARES * base) > MOST:
+        base = max(base // 2, STEPS[-1])
+    found = {}
+    for group in trace.groups:
+        filters = group.channels.size * group.width
+        found[group.name] = next((f * base for f in (4, 2) if filters >= SHARES * f * base), base)
+    return base, found
+
+
+def _share_below(trace: Trace, filters: int) -> float:
+    """Return the share of all multiply-accumulates in layers that write groups of fewer filters."""
+    narrow = {label for group in trace.groups if group.channels.size * group.width < filters for label in group.layers}
+    total = inside = 0.0
+    for work in trace.works:
+        macs = float(trace.weight_sizes[work.node, work.input]) * work.positions
+        total += macs
+        inside += macs if trace.labels[work.layer] in narrow else 0.0
+    return inside / total if total else 0.0
 
 
 def _measured() -> int:

@@ -259,8 +259,7 @@ def rules_of(
     """Return what every group must keep."""
     if options.round_to != AUTO:
         return budget.Rules(int(options.round_to), options.min_channels, options.max_ratio, scope, sizes or {})
-    step = rounding.step()
-    steps = {group.name: rounding.wider(step, group.channels.size * group.width) for group in trace.groups}
+    step, steps = rounding.steps(trace)
     return budget.Rules(step, options.min_channels, options.max_ratio, scope, sizes or {}, steps)
 
 

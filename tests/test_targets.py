@@ -220,6 +220,17 @@ def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypat
         search.make_plan(analysis, Options(reduce={"flops": 0.4}, round_to=16))
 
 
+@pytest.mark.parametrize(("name", "step"), [("resnet", 8), ("mobile", 16), ("small", 16)])
+def test_narrow_networks_go_in_half_steps(models: Path, name: str, step: int, monkeypatch) -> None:
+    monkeypatch.setattr(targets.rounding, "step", lambda: 16)
+    trace = analyse(load(models / f"{name}.onnx")).trace
+    base, steps = targets.rounding.steps(trace)
+    assert base == step
+    for group in trace.groups:
+        filters = group.channels.size * group.width
+        assert steps[group.name] == step * (4 if filters >= 16 * step else 2 if filters >= 8 * step else 1)
+
+
 def test_the_step_is_measured_once(monkeypatch, tmp_path: Path) -> None:
     from onnxprune import rounding
 
