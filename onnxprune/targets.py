@@ -83,7 +83,7 @@ class Meter:
         dense = analysis.cost.totals(everything)[1]
         self._bytes = model.byte_size() / max(dense, 1.0) if "size" in predicted else 0.0
         if "latency" in predicted:
-            self.table = self._latency_table()
+            self.table = self.read_table()
             self._predictor = latency.Predictor(model, trace, analysis.cost, self.table)
         self.whole = self._of_the_original()
 
@@ -187,7 +187,8 @@ class Meter:
             found["latency"] = self._timed((self._original,)).a
         return found
 
-    def _latency_table(self) -> latency.Table:
+    def read_table(self) -> latency.Table:
+        """Return the latency table: from the file that was named, from the cache, or measured and put there."""
         model, trace = self.analysis.model, self.analysis.trace
         where = machine.environment(self.how.threads, self.how.batch)
         rules = rules_of(trace, self.options)

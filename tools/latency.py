@@ -147,10 +147,10 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     analysis, begin = _analysed(path), time.perf_counter()
     meter = targets.Meter(analysis, options, measured)
     built, begin = time.perf_counter() - begin, time.perf_counter()
-    targets.Meter(analysis, options, measured)
-    again = time.perf_counter() - begin
     assert meter.table is not None
-    predictor = latency.Predictor(analysis.model, analysis.trace, analysis.cost, meter.table)
+    read = meter.read_table()
+    predictor = latency.Predictor(analysis.model, analysis.trace, analysis.cost, read)
+    again = time.perf_counter() - begin
     errors = []
     for keep in latency.random_plans(analysis.trace, targets.rules_of(analysis.trace, options), FRESH, seed=99):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
