@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +40,7 @@ from onnxprune.options import (
     parse_shares,
     parse_targets,
 )
+from onnxprune.output import plain
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Measure, Stage
@@ -398,6 +399,11 @@ WORKERS = _together(
         "--scheduler", metavar="ADDRESS", help="Of Dask, in place of --jobs; its workers need to see the same files."
     ),
 )
+REPORT = click.option(
+    "--report",
+    type=PATH,
+    help="Write a report here: .html (one page with plots; pip install 'onnxprune[report]'), .md or .json.",
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
@@ -515,6 +521,7 @@ def plan(
 @EVAL_BATCH
 @NO_LATENCY
 @click.option("--force", is_flag=True, help="Write a result even where it is measured to be slower than the original.")
+@REPORT
 @JSON
 @QUIET
 def prune(
@@ -535,6 +542,7 @@ def prune(
     no_latency: bool,
     latency_table: Path | None,
     force: bool,
+    report: Path | None,
     as_json: bool,
     quiet: bool,
     **dials: Any,
@@ -557,6 +565,8 @@ def prune(
             plan_output=plan_output,
             measure=measure,
             on_stage=on_stage,
+            report_output=report,
+            command=_command(),
             options=options,
             training=recipe,
             checkpoint=checkpoint,
@@ -566,7 +576,7 @@ def prune(
     if as_json:
         _print_json(result.report.to_dict())
     else:
-        console.show(console.report_parts(result.report))
+        console.show([*console.report_parts(result.report), *console.written(report)])
     if not result.report.verdict:
         sys.exit(FAILED)
 
@@ -602,6 +612,7 @@ def prune(
 @TIMING
 @EVAL_BATCH
 @NO_LATENCY
+@REPORT
 @JSON
 @QUIET
 def finetune(
@@ -622,6 +633,7 @@ def finetune(
     warmup: int,
     eval_batch: int,
     no_latency: bool,
+    report: Path | None,
     as_json: bool,
     quiet: bool,
     **dials: Any,
@@ -635,7 +647,7 @@ def finetune(
     recipe = _training(amount, dials)
     measure = _measure(batch, threads, runs, warmup, eval_batch, not no_latency)
     with _progress(quiet) as on_stage:
-        _, report = finetuning.finetune(
+        _, found = finetuning.finetune(
             model,
             teacher,
             data=data,
@@ -649,12 +661,14 @@ def finetune(
             memory=parse_memory(memory),
             measure=measure,
             on_stage=on_stage,
+            report_output=report,
+            command=_command(),
         )
     if as_json:
-        _print_json(report.to_dict())
+        _print_json(found.to_dict())
     else:
-        console.show(console.report_parts(report))
-    if not report.verdict:
+        console.show([*console.report_parts(found), *console.written(report)])
+    if not found.verdict:
         sys.exit(FAILED)
 
 
@@ -862,7 +876,7 @@ def _write_formats(
     if junit is not None:
         texts[junit] = formats.junit(verdict, candidate)
     if sarif is not None:
-        texts[sarif] = json.dumps(_plain(formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
+        texts[sarif] = json.dumps(plain(formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
     if markdown is not None:
         texts[markdown] = formats.markdown(verdict, candidate, baseline)
     for path, text in texts.items():
@@ -905,6 +919,7 @@ def _write_formats(
 @TIMING
 @EVAL_BATCH
 @NO_LATENCY
+@REPORT
 @JSON
 @QUIET
 def sweep(
@@ -926,6 +941,7 @@ def sweep(
     warmup: int,
     eval_batch: int,
     no_latency: bool,
+    report: Path | None,
     as_json: bool,
     quiet: bool,
     **dials: Any,
@@ -959,6 +975,8 @@ def sweep(
             jobs=jobs,
             scheduler=scheduler,
             on_stage=on_stage,
+            report_output=report,
+            command=_command(),
         )
     if plot is not None:
         from onnxprune.report.plot import draw_front
@@ -967,7 +985,8 @@ def sweep(
     if as_json:
         _print_json(found.to_dict())
     else:
-        console.show(console.sweep_parts(found, str(output), None if plot is None else str(plot)))
+        parts = console.sweep_parts(found, str(output), None if plot is None else str(plot))
+        console.show([*parts, *console.written(report)])
 
 
 @main.command(
@@ -1075,6 +1094,11 @@ def _training(amount: str | None, dials: dict[str, Any]) -> Training | None:
     return Training(**values, bounds=bounds, **parse_budget(amount))
 
 
+def _command() -> str:
+    """Return the command line, as a shell takes it."""
+    return shlex.join(["onnxprune", *sys.argv[1:]])
+
+
 def _measure(batch: int, threads: int, runs: int, warmup: int, eval_batch: int, latency: bool) -> Measure:
     from onnxprune.comparison import Measure
 
@@ -1082,18 +1106,7 @@ def _measure(batch: int, threads: int, runs: int, warmup: int, eval_batch: int, 
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(_plain(content), indent=1, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """Turn a value into what JSON knows: numpy scalars into numbers, NaN and infinity into null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(json.dumps(plain(content), indent=1, allow_nan=False))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.recovery import augmented, boundaries, without_gated
+from onnxprune.report import saving
 from onnxprune.report.document import Figures, Layer, Report
 from onnxprune.training import require_torch
 from onnxprune.types import Check, IntArray, Verdict
@@ -40,6 +41,8 @@ def finetune(
     memory: float = Options.memory,
     measure: Measure | None = None,
     on_stage: Stage = quiet,
+    report_output: str | os.PathLike[str] | None = None,
+    command: str | None = None,
 ) -> tuple[Model, Report]:
     """Train a model towards the outputs of another one, verify it, and write it when `output` is given.
 
@@ -57,6 +60,8 @@ def finetune(
         memory: bytes for preprocessed samples.
         measure: how to measure.
         on_stage: called as the run goes on.
+        report_output: where to write the report: .html, .md or .json.
+        command: what it says it was made by; this call when None.
 
     Returns:
         The trained model, and the report: "before" in it is the teacher.
@@ -64,17 +69,21 @@ def finetune(
     Raises:
         OnnxPruneError: with a reason; nothing is written then.
     """
+    command = command or saving.call("finetune", locals())
     require_torch("finetune")
     training, measure = training or Training(), measure or Measure()
-    destination, state = (None if path is None else Path(path) for path in (output, checkpoint))
+    destination, state, page = (None if path is None else Path(path) for path in (output, checkpoint, report_output))
+    if page is not None:
+        saving.check_format(page)
     paths = [Path(p) for p in (model, teacher, plan, data, evaluation, preprocess) if isinstance(p, str | os.PathLike)]
-    for target in (destination, state):
+    for target in (destination, state, page):
         if target is not None:
             outputs.check_destination(target, *(path for path in paths if path.exists()))
+    saving.refuse_same(page, destination, state)
     on_stage("load", None)
     structure = {} if plan is None else plan_file.structure(Path(plan))
     student_model, teacher_model = models.load(model), models.load(teacher)
-    for target in (destination, state):
+    for target in (destination, state, page):
         if target is not None:
             outputs.check_destination(target, *student_model.files, *teacher_model.files)
     _refuse_unlike(student_model, teacher_model)
@@ -145,6 +154,8 @@ def finetune(
         on_stage("write", None)
         size = models.save(result, destination, models.provenance(teacher_model.digest))
         report = replace(report, output=str(destination), after=replace(report.after, size=size))
+    if page is not None:
+        saving.save(page, report, command)
     if state is not None:
         state.unlink(missing_ok=True)
     return result, report

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from onnxprune.errors import OutputError
 
@@ -81,3 +83,14 @@ def check_destination(target: Path, *originals: Path) -> None:
 def same_file(a: Path, b: Path) -> bool:
     """Tell whether two paths lead to one file, through links as well."""
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON knows: numpy scalars into numbers, NaN and infinity into null."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,6 +33,7 @@ from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
+from onnxprune.report import saving
 from onnxprune.report.document import Figures, Report
 from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, workspace_for
 from onnxprune.targets import Meter, refuse_slower
@@ -76,6 +77,8 @@ def prune(
     checkpoint: str | os.PathLike[str] | None = None,
     latency_table: str | os.PathLike[str] | None = None,
     force: bool = False,
+    report_output: str | os.PathLike[str] | None = None,
+    command: str | None = None,
     **dials: Any,
 ) -> Result:
     """Prune a model, prove it, verify it, and write it when `output` is given.
@@ -95,11 +98,14 @@ def prune(
         checkpoint: file that the state of the training is kept in, so that the same call goes on after an interrupt.
         latency_table: file with a table that was measured on the target machine; None: one is measured here where latency is a target.
         force: whether to write a result that is measured to be slower than the original.
+        report_output: where to write the report: .html, .md or .json.
+        command: what it says it was made by; this call when None.
         dials: or one by one, fields of `onnxprune.options.Options`: reduce={"flops": 0.5}, importance="l2", …
 
     Raises:
         OnnxPruneError: with a reason; nothing is written then. `LatencyError`: the result is slower.
     """
+    command = command or saving.call("prune", locals())
     options, measure = options or _options(dials), measure or Measure()
     destination = Path(output) if output is not None else None
     plan_path = Path(plan_output) if plan_output is not None else destination and destination.with_suffix(".plan.json")
@@ -107,17 +113,21 @@ def prune(
         plan_path = None  # the plan that is replayed already lies there
     paths = [Path(path) for path in (model, plan, data, evaluation, preprocess) if isinstance(path, str | os.PathLike)]
     state = None if checkpoint is None else Path(checkpoint)
-    for target in (destination, plan_path, state):
+    page = None if report_output is None else Path(report_output)
+    if page is not None:
+        saving.check_format(page)
+    for target in (destination, plan_path, state, page):
         if target is not None:
             outputs.check_destination(target, *(path for path in paths if path.exists()))
     if destination is not None and plan_path is not None and outputs.same_file(destination, plan_path):
         raise OutputError(
             "the plan would overwrite the model", where=str(destination), hint="give the two different paths"
         )
+    saving.refuse_same(page, destination, plan_path, state)
 
     structure = {} if plan is None else plan_file.structure(Path(plan))  # channels are what they were for the plan
     analysis, given = opened(model, replace(options, **structure), data, preprocess, on_stage)
-    for target in (destination, plan_path):
+    for target in (destination, plan_path, page):
         if target is not None:
             outputs.check_destination(target, *analysis.model.files)  # external data, too
     specs = inputs_of(analysis.model.header)
@@ -182,6 +192,8 @@ def prune(
                 pruned, destination, models.provenance(chosen.digest, **_provenance(chosen, given, report))
             )
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
+    if page is not None:
+        saving.save(page, report, command, plan_file.to_dict(chosen, analysis.trace, analysis.model.path.name))
     if recovery is not None:
         recovery.forget()
     return Result(pruned, chosen, report, analysis.trace)

@@ -20,6 +20,7 @@ from onnxprune.data import Data, DataLike, Preprocess
 from onnxprune.errors import OptionError, OutputError, TargetError
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline import prune
+from onnxprune.report import saving
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 from onnxprune.search import opened, plans, workspace_for
 from onnxprune.types import Plan
@@ -59,6 +60,8 @@ def sweep(
     jobs: int = 1,
     scheduler: str | None = None,
     on_stage: Stage = quiet,
+    report_output: str | os.PathLike[str] | None = None,
+    command: str | None = None,
 ) -> Sweep:
     """Make a family of models, each repaired and measured.
 
@@ -80,12 +83,19 @@ def sweep(
         jobs: processes.
         scheduler: address of a Dask scheduler, in place of them.
         on_stage: called as it goes on.
+        report_output: where to write a report of all members: .html, .md or .json.
+        command: what it says it was made by; this call when None.
 
     Raises:
         OnnxPruneError: with a reason; members that were made stay.
     """
+    command = command or saving.call("sweep", locals())
     options, measure = options or Options(), measure or Measure()
     _refuse(options, quantity, shares, jobs)
+    page = None if report_output is None else Path(report_output)
+    if page is not None:
+        saving.check_format(page)
+        output.check_destination(page, Path(model))
     folder, shares = Path(output_folder), sorted(set(shares))
     _make(folder)
     state = _State(folder, quantity, _settings(model, data, evaluation, preprocess, quantity, options, training))
@@ -125,6 +135,8 @@ def sweep(
                 state.timed(share, _time(Path(model), state.path(share, ".onnx"), measure))
     found = state.family(os.fspath(model), quantity, shares)
     state.save(found)
+    if page is not None:
+        saving.save(page, found, command)
     return found
 
 

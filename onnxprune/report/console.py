@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,29 +34,38 @@ def relative(before: float, after: float) -> str:
     return f"{100 * (after / before - 1):+.1f} %" if before else ""
 
 
+def figure_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Return what was measured: (name, before, after, change)."""
+    a, b = report.before, report.after
+    rows = [
+        ("FLOPs", human(a.flops), human(b.flops), relative(a.flops, b.flops)),
+        ("MACs", human(a.macs), human(b.macs), relative(a.macs, b.macs)),
+        ("parameters", f"{a.params:,}", f"{b.params:,}", relative(a.params, b.params)),
+        ("file size", size(a.size), size(b.size), relative(a.size, b.size)),
+    ]
+    for name, old, new in (("top-1", a.top1, b.top1), ("top-5", a.top5, b.top5)):
+        if old is not None and new is not None:
+            rows.append((name, f"{old:.2f} %", f"{new:.2f} %", f"{new - old:+.2f} points"))
+    latency = report.latency
+    if latency is not None and latency.b is not None:
+        rows.append(("latency", f"{latency.a:.3f} ms", f"{latency.b:.3f} ms", speedup_text(latency)))
+    fidelity = report.fidelity
+    if "agreement" in fidelity:
+        rows.append(("agreement", "100.00 %", f"{fidelity['agreement']:.2f} %", ""))
+    if "cosine" in fidelity:
+        rows.append(("cosine", "1", f"{fidelity['cosine']:.4f}", ""))
+    if "kl" in fidelity:
+        rows.append(("KL", "0", f"{fidelity['kl']:.4f} nats", ""))
+    return rows
+
+
 def figures_table(report: Report) -> Table:
     """Before, after, change."""
-    a, b = report.before, report.after
     table = Table(title=None, show_edge=False, pad_edge=False)
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    table.add_row("FLOPs", human(a.flops), human(b.flops), relative(a.flops, b.flops))
-    table.add_row("MACs", human(a.macs), human(b.macs), relative(a.macs, b.macs))
-    table.add_row("parameters", f"{a.params:,}", f"{b.params:,}", relative(a.params, b.params))
-    table.add_row("file size", size(a.size), size(b.size), relative(a.size, b.size))
-    for name, old, new in (("top-1", a.top1, b.top1), ("top-5", a.top5, b.top5)):
-        if old is not None and new is not None:
-            table.add_row(name, f"{old:.2f} %", f"{new:.2f} %", f"{new - old:+.2f} points")
-    latency = report.latency
-    if latency is not None and latency.b is not None:
-        table.add_row("latency", f"{latency.a:.3f} ms", f"{latency.b:.3f} ms", speedup_text(latency))
-    fidelity = report.fidelity
-    if "agreement" in fidelity:
-        table.add_row("agreement", "100.00 %", f"{fidelity['agreement']:.2f} %", "")
-    if "cosine" in fidelity:
-        table.add_row("cosine", "1", f"{fidelity['cosine']:.4f}", "")
-    if "kl" in fidelity:
-        table.add_row("KL", "0", f"{fidelity['kl']:.4f} nats", "")
+    for row in figure_rows(report):
+        table.add_row(*row)
     return table
 
 
@@ -274,6 +284,11 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
     if report.output:
         parts.append(Text(f"written: {report.output}"))
     return parts
+
+
+def written(path: Path | None) -> list[RenderableType]:
+    """Say where something else was written, if it was."""
+    return [] if path is None else [Text(f"written: {path}")]
 
 
 def two_figures(report: Report) -> str:

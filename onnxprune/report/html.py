@@ -1,0 +1,116 @@
+"""The report as one HTML page: it needs no network and no server, and holds the report itself as data."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import PurePath
+from typing import Any
+
+from onnxprune.errors import OptionError
+from onnxprune.output import plain
+from onnxprune.report import interactive, tables
+from onnxprune.report.console import figure_rows, repair_text, timing_text, training_text, two_figures, verdict_lines
+from onnxprune.report.document import Report, Sweep
+
+CARDS = ("FLOPs", "parameters", "file size", "top-1", "latency", "agreement")
+SIGNS = {"PASSED": "✓", "FAILED": "✗", "UNDECIDED": "?"}
+
+
+def report_page(report: Report, command: str, machine: Mapping[str, str], plan: Mapping[str, Any] | None) -> str:
+    """Return the page of a run.
+
+    Args:
+        report: of the run.
+        command: the command line, or the call, that led to it.
+        machine: what is said of the machine.
+        plan: the plan as it is written; None where there is none.
+
+    Raises:
+        OptionError: Bokeh or Jinja2 is missing.
+    """
+    sources = [f"measured on {report.samples} samples of {report.data}"]
+    if report.latency is not None:
+        sources.append(timing_text(report.latency))
+    if len(report.path) > 1:
+        steps = " → ".join(f"{flops:.1%}" for flops, _ in report.path)
+        sources.append(f"FLOPs removed step by step: {steps}")
+    return _rendered(
+        "report.html.j2",
+        title=PurePath(report.model).name,
+        passed=bool(report.verdict),
+        summary=verdict_lines(report.verdict)[-1],
+        lead=two_figures(report),
+        report=report,
+        signs=SIGNS,
+        cards=[row for row in figure_rows(report) if row[0] in CARDS],
+        figures=tables.figures(report),
+        sources=sources,
+        layer_plots=interactive.layer_plots(report.layers),
+        curve_plots=interactive.curve_plots(report.curves),
+        training_plots=interactive.training_plots(report),
+        training=None if report.training is None else tables.looks(report.training),
+        trained=None if report.training is None else training_text(report.training),
+        pins=tables.pins(report),
+        layers=tables.layers(report),
+        repair=tables.repair(report) if report.repair else None,
+        repaired=repair_text(report.repair) if report.repair else None,
+        settings=tables.pairs("options", "Settings", report.settings),
+        made=tables.pairs("made", "Versions and machine", {**report.versions, **machine}),
+        seed=report.settings.get("seed"),
+        command=command,
+        downloads=[
+            _download("report", report.model, report.to_dict()),
+            *([] if plan is None else [_download("plan", report.model, plan)]),
+        ],
+    )
+
+
+def sweep_page(found: Sweep, command: str, machine: Mapping[str, str]) -> str:
+    """Return the page of a sweep; see `report_page`."""
+    return _rendered(
+        "sweep.html.j2",
+        title=PurePath(found.model).name,
+        found=found,
+        plots=interactive.front_plots(found),
+        members=tables.members(found.members),
+        made=tables.pairs("made", "Machine", machine),
+        command=command,
+        downloads=[_download("sweep", found.model, found.to_dict())],
+    )
+
+
+def _rendered(name: str, **values: Any) -> str:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise OptionError("a report in HTML needs Jinja2", hint="pip install 'onnxprune[report]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("onnxprune.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["embedded"] = _embedded
+    folder = resources.files("onnxprune.report") / "templates"
+    inlined = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    return environment.get_template(name).render(bokeh=interactive.script(), **inlined, **values)
+
+
+def _embedded(value: Any) -> str:
+    """Write JSON that may stand in a script element: nothing in it can end that, or open a comment."""
+    text = json.dumps(plain(value), separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _download(kind: str, model: str, content: Mapping[str, Any]) -> dict[str, str]:
+    text = json.dumps(plain(content), indent=1, allow_nan=False)
+    encoded = base64.b64encode(text.encode()).decode()
+    return {
+        "kind": kind,
+        "file": f"{PurePath(model).stem}.{kind}.json",
+        "href": f"data:application/json;base64,{encoded}",
+    }

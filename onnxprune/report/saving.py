@@ -1,0 +1,108 @@
+"""Write reports in the format that the name of the file asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxprune import machine
+from onnxprune.errors import OptionError, OutputError
+from onnxprune.output import plain, same_file, staged
+from onnxprune.report import markdown
+from onnxprune.report.document import Report, Sweep
+
+ENDINGS = (".html", ".md", ".json")
+
+
+def check_format(path: Path) -> None:
+    """Refuse a report that could not be made, before any work is done.
+
+    Raises:
+        OptionError: an unknown ending, or a package is missing.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise OptionError(
+            f"--report {path} is of an unknown format", hint=f"give a name that ends in {', '.join(ENDINGS)}"
+        )
+    if path.suffix.lower() == ".html":
+        missing = [name for name in ("jinja2", "bokeh") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise OptionError(f"a report in HTML needs {' and '.join(missing)}", hint="pip install 'onnxprune[report]'")
+
+
+def refuse_same(path: Path | None, *others: Path | None) -> None:
+    """Refuse a report that would lie where something else of the run does.
+
+    Raises:
+        OutputError: it would.
+    """
+    if path is not None and any(other is not None and same_file(path, other) for other in others):
+        raise OutputError(
+            "the report would overwrite another result", where=str(path), hint="give another path with --report"
+        )
+
+
+def call(name: str, arguments: Mapping[str, Any]) -> str:
+    """Write a call of the package's Python interface: what differs from nothing, arrays and functions left out."""
+    given = {key: value for key, value in arguments.items() if key not in ("on_stage", "command", "dials")}
+    given |= arguments.get("dials", {})
+    told = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
+    return f"onnxprune.{name}({', '.join(told)})"
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        return repr(os.fspath(value))
+    if isinstance(value, str | int | float) or is_dataclass(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_argument(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_argument, value)) + "]"
+    return f"<{type(value).__name__}>"
+
+
+def save(path: Path, found: Report | Sweep, command: str, plan: Mapping[str, Any] | None = None) -> None:
+    """Write a report.
+
+    Args:
+        path: the ending says which format; see `ENDINGS`.
+        found: what is reported.
+        command: the command line, or the call, that led to it.
+        plan: as it is written to plan.json; None where there is none.
+
+    Raises:
+        OptionError: an unknown ending, or a package is missing.
+        OutputError: the file cannot be written.
+    """
+    check_format(path)
+    with staged(path) as temporary:
+        temporary.write_text(_text(path.suffix.lower(), found, command, plan), encoding="utf-8")
+
+
+def _text(ending: str, found: Report | Sweep, command: str, plan: Mapping[str, Any] | None) -> str:
+    if ending == ".json":
+        return json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
+    if ending == ".md":
+        return markdown.sweep_text(found, command) if isinstance(found, Sweep) else markdown.report_text(found, command)
+    from onnxprune.report import html  # only here: a template and Bokeh take time to load
+
+    if isinstance(found, Sweep):
+        return html.sweep_page(found, command, _machine())
+    return html.report_page(found, command, _machine(), plan)
+
+
+def _machine() -> dict[str, str]:
+    where = machine.environment(0, 0)
+    return {
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": where.processor,
+        "runtime": f"onnxruntime {where.runtime}, {where.provider}",
+    }
