@@ -94,7 +94,10 @@ def _rendered(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["embedded"] = _embedded
+    environment.filters |= {
+        "embedded": _embedded,
+        "sentence": lambda text: text[:1].upper() + text[1:].rstrip(".") + ".",
+    }
     folder = resources.files("onnxprune.report") / "templates"
     inlined = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     return environment.get_template(name).render(bokeh=interactive.script(), **inlined, **values)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import OptionError
+from onnxprune.report.console import human
 from onnxprune.report.document import Layer, Report, Sweep
 from onnxprune.types import Curve
 
 HEIGHT = 340
 NAMED_LAYERS = 40
 """Layers whose names stand at the axis, at most; numbers do where there are more."""
-LONGEST = 22
+LONGEST = 20
 """Characters of a name at the axis or in a legend; what is unlike lies at its end."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9a6fd0", "#8c8c00")
 """Of curves: Okabe and Ito's, told apart by the colour-blind; two that vanish on black or white have others in their place."""
@@ -62,7 +64,7 @@ def layer_plots(layers: Sequence[Layer]) -> list[Plot]:
             layers,
             Plot("flops", "FLOPs per layer", "Side by side: before in grey on the left, after in blue on the right.", {}),
             [(2 * layer.macs_before, 2 * layer.macs_after) for layer in layers],
-            "FLOPs per sample",
+            "FLOPs",
             (0.4, 0.4, 0.2),
         ),
     ]  # fmt: skip
@@ -72,9 +74,10 @@ def _bars(
     layers: Sequence[Layer], plot: Plot, pairs: Sequence[tuple[float, float]], unit: str, shape: tuple[float, ...]
 ) -> Plot:
     """Draw two bars per layer; `shape`: width of the first and of the second, and how far they are moved apart."""
-    from bokeh.models import FixedTicker, HoverTool, NumeralTickFormatter
+    from bokeh.models import FixedTicker, HoverTool
 
     first, second, apart = shape
+    factor, prefix = scale(max(before for before, _ in pairs)) if unit == "FLOPs" else (1, "")
     numbers = list(range(1, len(layers) + 1))
     source = {
         "number": numbers,
@@ -82,27 +85,29 @@ def _bars(
         "right": [number + apart for number in numbers],
         "layer": [layer.name for layer in layers],
         "operator": [layer.op for layer in layers],
-        "before": [before for before, _ in pairs],
-        "after": [after for _, after in pairs],
+        "before": [before / factor for before, _ in pairs],
+        "after": [after / factor for _, after in pairs],
+        "was": [human(before) for before, _ in pairs],
+        "is": [human(after) for _, after in pairs],
         "change": [f"{100 * (after / before - 1):+.1f} %" if before else "" for before, after in pairs],
     }
-    figure = _figure("layer, in the order of the graph", unit)
+    figure = _figure("layer, in the order of the graph", unit if factor == 1 else f"{prefix}{unit} per sample")
     figure.x_range.start, figure.x_range.end = 0.3, len(layers) + 0.7
     figure.y_range.start = 0
     bars = [
         figure.vbar(x=x, top=top, width=width, color=colour, legend_label=top, source=dict(source))
         for x, top, width, colour in (("left", "before", first, BEFORE), ("right", "after", second, AFTER))
     ]
-    number = "{0,0}" if unit == "channels" else "{0.00 a}"
-    told = [("layer", "@layer"), ("operator", "@operator")]
-    told += [("before", f"@before{number}"), ("after", f"@after{number}"), ("change", "@change")]
+    told = [(name, f"@{name}") for name in ("layer", "operator")]
+    told += [("before", "@was"), ("after", "@is"), ("change", "@change")]
     figure.add_tools(HoverTool(renderers=bars[:1], tooltips=told, mode="vline", point_policy="follow_mouse"))
-    figure.yaxis.formatter = NumeralTickFormatter(format="0,0" if unit == "channels" else "0.[0] a")
     figure.xgrid.visible = False
     if len(layers) <= NAMED_LAYERS:
         figure.xaxis.ticker = FixedTicker(ticks=numbers)
-        figure.xaxis.major_label_overrides = {k: short(layer.name) for k, layer in enumerate(layers, 1)}
-        figure.xaxis.major_label_orientation = 0.9
+        figure.xaxis.major_label_overrides = dict(
+            enumerate(short([layer.name.removesuffix(f"/{layer.op}") for layer in layers]), 1)
+        )
+        figure.xaxis.major_label_orientation = math.pi / 2
         figure.height += 100
     return _embedded(figure, plot)
 
@@ -127,18 +132,22 @@ def curve_plots(curves: Sequence[Curve]) -> list[Plot]:
         points.append(
             figure.scatter("share", "loss", source=joined, size=5, color=OTHERS, alpha=0.5, legend_label=label)
         )
-    for curve, colour, marker in zip(named, COLOURS, MARKERS, strict=False):
-        look = {"source": _curve(curve), "color": colour, "legend_label": short(curve.group)}
+    labels = short([curve.group for curve in ranked])
+    for curve, label, colour, marker in zip(named, labels, COLOURS, MARKERS, strict=False):
+        look = {"source": _curve(curve), "color": colour, "legend_label": label}
         figure.line("share", "loss", line_width=2, **look)
         points.append(figure.scatter("share", "loss", size=7, marker=marker, **look))
     told = [("group", "@group"), ("removed", "@removed of @channels (@share{0.0} %)"), ("loss", "@loss{0.000e+0}")]
     figure.add_tools(HoverTool(renderers=points, tooltips=told))
     figure.height += 80
     figure.add_layout(figure.legend[0], "below")
-    figure.legend.ncols = 3
+    figure.legend.ncols = 2
+    figure.legend.location = "left"
+    figure.legend.label_text_font_size = "11px"  # two columns fit a telephone
+    figure.legend.glyph_width = 14
     figure.legend.click_policy = "hide"
-    text = "What each group loses by itself, its readers repaired; a click on a name hides its curve."
-    return [_embedded(figure, Plot("curves", "Sensitivity", text, {}))]
+    text = "Each by itself, its readers repaired; the most sensitive ones by name. A click on a name hides its curve."
+    return [_embedded(figure, Plot("curves", "Loss of each group", text, {}))]
 
 
 def _curve(curve: Curve) -> dict[str, list[Any]]:
@@ -214,10 +223,28 @@ def front_plots(found: Sweep) -> list[Plot]:
     return [_embedded(figure, Plot("front", "What is lost against what it takes", text, {}))]
 
 
-def short(name: str) -> str:
-    """Return the end of a name; two dollar signs would make Bokeh look for a typesetter in the network."""
-    name = name.replace("$$", "$ $")
-    return name if len(name) <= LONGEST else "…" + name[-LONGEST + 1 :]
+def scale(highest: float) -> tuple[float, str]:
+    """Return what numbers are divided by so that the highest one is short, and the prefix of the unit."""
+    return next(
+        ((factor, prefix) for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if highest >= factor), (1, "")
+    )
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Return the ends of names without the parts of the path that they share; no two are alike, as a legend would make one of them.
+
+    Two dollar signs would make Bokeh look for a typesetter in the network.
+    """
+    paths = [name.replace("$$", "$ $").strip("/").split("/") for name in names]
+    for end in (0, -1):
+        while len({path[end] for path in paths}) == 1 and all(len(path) > 1 for path in paths):
+            for path in paths:
+                del path[end]
+    found: dict[str, None] = {}
+    for number, name in enumerate(map("/".join, paths), 1):
+        cut = name if len(name) <= LONGEST else "…" + name[-LONGEST + 1 :]
+        found[f"{cut} ({number})" if cut in found else cut] = None
+    return list(found)
 
 
 def _point_out(figure: Any, points: Any, label: str) -> None:
@@ -239,10 +266,10 @@ def _figure(x: str, y: str, *, logarithmic: bool = False) -> Any:
         y_axis_label=y,
         y_axis_type="log" if logarithmic else "linear",
         background_fill_color=None,
-        border_fill_color=None,
         outline_line_color=None,
     )
     made.toolbar.logo = None
+    made.toolbar.stylesheets = [".bk-divider { opacity: 0.3; }"]
     made.xaxis.major_label_policy = NoOverlap(min_distance=3)
     made.axis.axis_label_text_font_style = "normal"
     made.axis.minor_tick_line_color = None

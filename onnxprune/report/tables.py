@@ -62,8 +62,8 @@ def _layer(number: int, layer: Layer) -> tuple[Cell, ...]:
 
 def pins(report: Report) -> Table:
     """What had to stay, and why."""
-    rows = tuple((_count(channels), node, reason) for reason, node, channels in report.pinned)
-    return Table("pins", "Channels that must stay", ("channels", "node", "because"), rows)
+    rows = tuple((node, reason, _count(channels)) for reason, node, channels in report.pinned)
+    return Table("pins", "Channels that must stay", ("node", "because", "channels"), rows)
 
 
 def repair(report: Report) -> Table:

@@ -6,19 +6,18 @@
   let chosen = null; // by the button; until then the system decides
 
   // Canvases take no colours from style sheets: they are told.
-  function paint() {
+  function look(type) {
     const style = getComputedStyle(root);
-    const [text, dim, line, grid] = ["--text", "--dim", "--line", "--grid"].map((name) => style.getPropertyValue(name).trim());
+    const [page, text, dim, line, grid] = ["--page", "--text", "--dim", "--line", "--grid"].map((name) => style.getPropertyValue(name).trim());
+    if (/Axis$/.test(type)) {
+      return { axis_label_text_color: text, major_label_text_color: dim, axis_line_color: line, major_tick_line_color: line };
+    }
+    return { Figure: { border_fill_color: page }, Grid: { grid_line_color: grid }, Legend: { label_text_color: text, background_fill_color: null } }[type] ?? {};
+  }
+
+  function paint() {
     for (const plot of Bokeh.documents.flatMap((one) => one.roots())) {
-      for (const model of plot.references()) {
-        if (/Axis$/.test(model.type)) {
-          model.setv({ axis_label_text_color: text, major_label_text_color: dim, axis_line_color: line, major_tick_line_color: line });
-        } else if (model.type === "Grid") {
-          model.setv({ grid_line_color: grid });
-        } else if (model.type === "Legend") {
-          model.setv({ label_text_color: text, background_fill_color: null });
-        }
-      }
+      for (const model of plot.references()) model.setv(look(model.type));
     }
   }
 
@@ -35,7 +34,7 @@
 
   // Sort by the column whose heading was pressed; again: the other way round.
   const value = (row, index) => row.cells[index].dataset.sort ?? row.cells[index].textContent;
-  for (const heading of document.querySelectorAll("th")) {
+  for (const heading of document.querySelectorAll("th:has(button)")) {
     heading.querySelector("button").addEventListener("click", () => {
       const table = heading.closest("table");
       const down = heading.ariaSort === "ascending";
@@ -63,6 +62,10 @@
   }
 
   show(wanted());
-  const plots = [...document.querySelectorAll(".plot-data")].map((data) => Bokeh.embed.embed_item(JSON.parse(data.textContent)));
-  Promise.all(plots).then(paint).then(() => (root.dataset.ready = "yes"));
+  const coloured = (key, value) => {
+    if (value?.attributes) Object.assign(value.attributes, look(value.name));
+    return value;
+  };
+  const plots = [...document.querySelectorAll(".plot-data")].map((data) => Bokeh.embed.embed_item(JSON.parse(data.textContent, coloured)));
+  Promise.all(plots).then(() => (root.dataset.ready = "yes"));
 })();
