@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,13 @@ WARN_BELOW = 0.5
 
 @dataclass(frozen=True)
 class Result:
-    """What `prune` returns: the pruned model, the plan, and the report."""
+    """What `prune` returns: the pruned model, the plan, the report, and what a file says of how it was made."""
 
     model: Model
     plan: Plan
     report: Report
     trace: Trace
+    provenance: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pruned model to `path`.
@@ -58,7 +59,7 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        models.save(self.model, path, models.provenance(self.plan.digest))
+        models.save(self.model, path, models.provenance(self.plan.digest, **self.provenance))
 
 
 def prune(
@@ -183,20 +184,19 @@ def prune(
         settings = {**report.settings, "training": asdict(training)}
         report = replace(report, training=tuned.to_dict(), settings=settings)
     pruned = mended.model
+    origin = _provenance(chosen, given, report)
     with contextlib.ExitStack() as both:  # plan and model, or none
         if plan_path is not None:
             both.enter_context(plan_file.written(plan_path, chosen, analysis.trace, analysis.model.path.name))
         if destination is not None:
             on_stage("write", None)
-            size = models.save(
-                pruned, destination, models.provenance(chosen.digest, **_provenance(chosen, given, report))
-            )
+            size = models.save(pruned, destination, models.provenance(chosen.digest, **origin))
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if page is not None:
         saving.save(page, report, command, plan_file.to_dict(chosen, analysis.trace, analysis.model.path.name))
     if recovery is not None:
         recovery.forget()
-    return Result(pruned, chosen, report, analysis.trace)
+    return Result(pruned, chosen, report, analysis.trace, origin)
 
 
 def _recovery(
@@ -216,7 +216,7 @@ def _provenance(plan: Plan, data: Data | None, report: Report) -> dict[str, str]
     target = {key: settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if settings.get(key)}
     return {
         "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes()).hexdigest(),
-        "data": "none" if data is None else f"{data.name}, {len(data)} samples, {data.digest()}",
+        "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
         "verdict": "PASSED" if report.verdict else "FAILED",
     }

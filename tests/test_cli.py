@@ -96,7 +96,7 @@ def test_prune_as_json(tiny_path, images, tmp_path, out, run):
 def test_check_as_json(tiny_path, run):
     result = run("check", tiny_path, "--baseline", tiny_path, "--json", *QUICK)
     content = json.loads(result.stdout)
-    assert (result.exit_code, content["schema"], content["passed"]) == (0, "onnxprune.check/1", True)
+    assert (result.exit_code, content["schema"], content["passed"]) == (0, "onnxprune.check/2", True)
     assert {"onnx checker", "same inputs", "agreement (%)", "speed-up"} <= {c["name"] for c in content["checks"]}
 
 
