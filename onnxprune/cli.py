@@ -822,7 +822,7 @@ def check(
         click.echo(f"written: {template}")
         return
     if candidate is None or baseline is None:
-        raise OptionError("check needs two models", hint="give a CANDIDATE and --baseline MODEL")
+        raise OptionError("Missing models: check needs two", hint="give a CANDIDATE and --baseline MODEL")
     for target in (junit, sarif, markdown):
         if target is not None:
             check_destination(target, candidate, baseline)
