@@ -336,8 +336,8 @@ def _fit(label: str, op: str, features: dict[int, FloatArray], times: FloatArray
 
 def cached(table_for: str, where: machine.Environment, rules: budget.Rules, structure: Sequence[str] = ()) -> Path:
     """Return the file in which a table lies or would lie; `structure` is what says what a channel is, beside the model."""
-    text = json.dumps([table_for, asdict(where), [*structure, rules.round_to, rules.min_channels, rules.max_ratio]])
-    return machine.cache_folder() / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    key = json.dumps([table_for, asdict(where), [*structure, rules.round_to, rules.min_channels, rules.max_ratio]])
+    return machine.cache_folder() / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
 def read(path: Path) -> Table:
@@ -355,7 +355,12 @@ def read(path: Path) -> Table:
     return from_dict(content, str(path))
 
 
+def text(table: Table) -> str:
+    """Return a table as it stands in a file."""
+    return json.dumps(table.to_dict(), indent=1)
+
+
 def write(table: Table, path: Path) -> None:
     """Write a table to a file."""
     with staged(path) as temporary:
-        temporary.write_text(json.dumps(table.to_dict(), indent=1), encoding="utf-8")
+        temporary.write_text(text(table), encoding="utf-8")

@@ -13,6 +13,8 @@ from pathlib import Path
 import platformdirs
 
 from onnxprune import runtime
+from onnxprune.errors import OutputError
+from onnxprune.output import staged
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ def _processor() -> str:
 def cache_folder() -> Path:
     """Return where tables are kept from run to run."""
     return Path(os.environ.get("ONNXPRUNE_CACHE") or platformdirs.user_cache_dir("onnxprune", appauthor=False))
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a file of the cache; one that cannot be written costs time at the next run, nothing else."""
+    with contextlib.suppress(OSError, OutputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 
 from onnxprune import machine, runtime
-from onnxprune.errors import OnnxPruneError
-from onnxprune.output import staged
 from onnxprune.types import Trace
 
 STEPS = (16, 8)
@@ -42,12 +40,7 @@ def step() -> int:
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
     found = _measured()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path) as temporary:
-            temporary.write_text(json.dumps({**known, key: found}), encoding="utf-8")
-    except (OSError, OnnxPruneError):  # a cache that cannot be written costs time, nothing else
-        pass
+    machine.keep(path, json.dumps({**known, key: found}))
     return found
 
 

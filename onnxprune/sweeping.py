@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import files, machine, output, plan_file, runtime, workers
+from onnxprune import output, plan_file, runtime, workers
 from onnxprune.analysis import Analysis, removed
+from onnxprune.benchmark import bench
 from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import Data, DataLike, Preprocess
 from onnxprune.errors import OptionError, OutputError, TargetError
@@ -132,7 +133,7 @@ def sweep(
         for number, share in enumerate(made):
             on_stage("time", number / len(made))
             if not state.is_timed(share):
-                state.timed(share, _time(Path(model), state.path(share, ".onnx"), measure))
+                state.timed(share, bench([model, state.path(share, ".onnx")], measure, layers=False).latency)
     found = state.family(os.fspath(model), quantity, shares)
     state.save(found)
     if page is not None:
@@ -205,20 +206,6 @@ def _make_member(job: _Job) -> dict[str, Any]:
     with output.staged(folder / f"{job.name}.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
-
-
-def _time(original: Path, candidate: Path, measure: Measure) -> runtime.Latency:
-    """Time a member in turn with the original."""
-    proto, _ = files.read(original)
-    with machine.pinned(measure.threads):
-        sessions = [
-            runtime.session(str(path), threads=measure.threads, where=str(path)) for path in (original, candidate)
-        ]
-        feeds = runtime.random_feeds(proto, runtime.workable_shapes(sessions[0], proto, measure.batch), 0)
-        return runtime.time_runs(
-            sessions, [feeds, feeds], runs=measure.runs, warmup=measure.warmup, threads=measure.threads, batch=measure.batch,
-            seconds=measure.seconds,
-        )  # fmt: skip
 
 
 def _name(quantity: str, share: float) -> str:

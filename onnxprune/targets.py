@@ -16,7 +16,7 @@ from onnxprune.analysis import Analysis, analyse
 from onnxprune.channels.trace import node_labels
 from onnxprune.channels.traffic import Traffic
 from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.errors import LatencyError, OnnxPruneError, TargetError
+from onnxprune.errors import LatencyError, TargetError
 from onnxprune.model import Model, load, weightless
 from onnxprune.options import AUTO, MEASURED, Options
 from onnxprune.pruning import budget
@@ -210,21 +210,21 @@ class Meter:
                 return latency.read(path)
             except LatencyError:
                 pass  # damaged: it is measured again
-        table = latency.measure(
-            model,
-            trace,
-            self.analysis.cost,
-            rules,
-            threads=self.how.threads,
-            batch=self.how.batch,
-            progress=lambda share: self.on_stage("table", share),
-        )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            latency.write(table, path)
-        except (OSError, OnnxPruneError):
-            pass  # a cache that cannot be written costs time, nothing else
+        table = _measured_table(self.analysis, self.options, self.how, self.on_stage)
+        machine.keep(path, latency.text(table))
         return table
+
+
+def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage: Stage) -> latency.Table:
+    return latency.measure(
+        analysis.model,
+        analysis.trace,
+        analysis.cost,
+        rules_of(analysis.trace, options),
+        threads=how.threads,
+        batch=how.batch,
+        progress=lambda share: on_stage("table", share),
+    )
 
 
 def write_table(
@@ -241,15 +241,7 @@ def write_table(
     """
     options = options or Options()
     analysis = analyse(load(path), options.ignore, None, options.grouped, options.heads, "cut")
-    table = latency.measure(
-        analysis.model,
-        analysis.trace,
-        analysis.cost,
-        rules_of(analysis.trace, options),
-        threads=how.threads,
-        batch=how.batch,
-        progress=lambda share: on_stage("table", share),
-    )
+    table = _measured_table(analysis, options, how, on_stage)
     latency.write(table, output)
     return table
 
@@ -303,7 +295,7 @@ def meet(
         found = meter.of(build(keep))
         predicted = dict(zip(("macs", "params", *MEASURED), meter.totals(keep), strict=True))
         shares = {q: found[q] / aims[q] for q in meter.wanted}
-        left = meter.totals(keep)[0]
+        left = predicted["macs"]
         if max(shares.values()) <= 1:
             if best is None or left > best[0]:
                 best = left, keep

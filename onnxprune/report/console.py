@@ -15,6 +15,9 @@ from onnxprune.report.document import Inspection, Layer, Report, Sweep
 from onnxprune.runtime import Latency
 from onnxprune.types import Curve, Plan, Repaired, Trace, Verdict
 
+if TYPE_CHECKING:
+    from onnxprune.benchmark import Bench, LayerTime
+
 
 def human(value: float, unit: str = "") -> str:
     """Write a number with a decimal prefix: 20.2 M."""
@@ -96,9 +99,6 @@ def layers_table(layers: Sequence[Layer]) -> Table:
         )
     return table
 
-
-if TYPE_CHECKING:
-    from onnxprune.benchmark import Bench, LayerTime
 
 BARS = " ▁▂▃▄▅▆▇█"
 
