@@ -18,6 +18,8 @@ WITH_GRADIENTS = ("taylor", "fisher", "hessian")
 WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
 """Importances that look at what samples do in the network."""
 IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
+GRANULARITIES = ("filter", "kernel", "group", "rank", "depth")
+"""What goes: channels; taps of kernels; blocks of channels, which leaves groups; directions of a layer; branches, and layers between others."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
 REPAIRS = (AUTO, "lstsq", "bias", "merge", "none")
 DATA_FREE = ("merge", "none")
@@ -55,6 +57,7 @@ class Options:
         limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs, latency is in milliseconds.
         max_drop: points of top-1 (without labels: of agreement with the original) that may be lost: of the models that lose no more, the one
             with the least `minimise`, one of `QUANTITIES`, is looked for.
+        granularity: what may go, of `GRANULARITIES`; several compete by the loss of the output per what they save. All but `filter` need data.
         importance: one of `IMPORTANCES`; `auto` is `obs` with data, `l2` without.
         schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
         pace: of the progressive schedule: `linear`, the same share in every step, or `cubic`, much at first and little at last.
@@ -84,6 +87,7 @@ class Options:
     limit: Mapping[str, float] = field(default_factory=dict)
     max_drop: float | None = None
     minimise: str = QUANTITIES[0]
+    granularity: tuple[str, ...] = GRANULARITIES[:1]
     importance: str = AUTO
     schedule: str = "block"
     steps: int = 5
@@ -117,6 +121,12 @@ class Options:
         ):
             if value not in known:
                 raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
+        unknown = [kind for kind in self.granularity if kind not in GRANULARITIES]
+        if isinstance(self.granularity, str) or unknown or not self.granularity:
+            raise OptionError(
+                f"unknown granularity {', '.join(unknown) or self.granularity!r}",
+                hint=f"choose some of {', '.join(GRANULARITIES)}",
+            )
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise OptionError(f"--max-drop {self.max_drop:g} is out of range", hint="give points from 0 to 100")
         for name, targets in (("reduce", self.reduce), ("limit", self.limit)):
@@ -168,6 +178,7 @@ class Options:
         norms = ("cut" if data and repair == "lstsq" else "keep") if self.norms == AUTO else self.norms
         if not data:
             for option, value, needs in (
+                ("granularity", ",".join(sorted(self.blocks)), bool(self.blocks)),
                 ("importance", importance, importance in WITH_DATA),
                 ("scope", scope, scope == "sensitivity"),
                 ("repair", repair, repair not in DATA_FREE),
@@ -185,6 +196,11 @@ class Options:
                 hint="give --repair lstsq, or --norms keep",
             )
         return replace(self, importance=importance, scope=scope, repair=repair, norms=norms)
+
+    @property
+    def blocks(self) -> frozenset[str]:
+        """What may go beside channels."""
+        return frozenset(self.granularity) - {GRANULARITIES[0]}
 
     @property
     def has_target(self) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -383,11 +383,31 @@ class Mended:
 
 
 def mend(
-    analysis: Analysis, pruned: Model, keep: BoolArray, workspace: Workspace, options: Options, on_stage: Stage = quiet
+    analysis: Analysis,
+    pruned: Model,
+    keep: BoolArray,
+    workspace: Workspace,
+    options: Options,
+    on_stage: Stage = quiet,
+    *,
+    reference: Model | None = None,
+    changed: Set[str] = frozenset(),
 ) -> Mended:
-    """Repair a pruned model as the options say, and keep that only where the output held out says that it is better."""
-    model, layers = _repair(analysis, pruned, keep, workspace, options, on_stage)
-    before, after = sensitivity.losses(analysis.model, (pruned, model), workspace.calibration)
+    """Repair a pruned model as the options say, and keep that only where the output held out says that it is better.
+
+    Args:
+        analysis: of the model that was pruned.
+        pruned: what is left.
+        keep: what that is.
+        workspace: calibration data.
+        options: the dials.
+        on_stage: called as it goes on.
+        reference: what to repair towards, where that is not the model that was analysed.
+        changed: tensors of other layers than those of the reference, where nothing has repaired them yet.
+    """
+    reference = reference or analysis.model
+    model, layers = _repair(analysis, pruned, keep, workspace, options, on_stage, reference, changed)
+    before, after = sensitivity.losses(reference, (pruned, model), workspace.calibration)
     notes = list(workspace.notes)
     if after > before:
         text = f"repair was undone: on inputs held out it moves the output further from the original ({after:.3g} after {before:.3g})"
@@ -450,10 +470,17 @@ def _is_short(analysis: Analysis, samples: int) -> bool:
 
 
 def _repair(
-    analysis: Analysis, pruned: Model, keep: BoolArray, workspace: Workspace, options: Options, on_stage: Stage
+    analysis: Analysis,
+    pruned: Model,
+    keep: BoolArray,
+    workspace: Workspace,
+    options: Options,
+    on_stage: Stage,
+    reference: Model | None = None,
+    changed: Set[str] = frozenset(),
 ) -> tuple[Model, tuple[Repaired, ...]]:
     return repair.repair(
-        analysis.model,
+        reference or analysis.model,
         pruned,
         analysis.trace,
         keep,
@@ -462,6 +489,7 @@ def _repair(
         memory=workspace.memory,
         only_bias=options.repair == "bias",
         seed=options.seed,
+        changed=changed,
         progress=_told(on_stage, "repair"),
     )
 

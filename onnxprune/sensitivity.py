@@ -16,6 +16,7 @@ from onnxprune.pruning import rewrite
 from onnxprune.pruning.second_order import Removal
 from onnxprune.types import Curve, Trace
 
+Array = np.ndarray[Any, Any]
 WORK = 3e12
 """Multiply-accumulates that all measurements together may take; the number of samples follows from it."""
 LEAST_SAMPLES, MOST_SAMPLES = 16, 256
@@ -53,15 +54,11 @@ def curves(
     """
     first = {removal.group.name: _first_reader(trace, removal) for removal in removals}
     points = sum(len(removal.weights) for removal in removals)
-    samples = int(np.clip(WORK / max(1.0, macs * (of or points) / 2), LEAST_SAMPLES, MOST_SAMPLES))
-    stream = Stream(model, _held(calibration, samples), store)
-    reference = stream.finish(model)
+    probe = Probe(model, calibration, macs * (of or points), store)
     found: dict[str, Curve] = {}
     done = 0
     for removal in sorted(removals, key=lambda removal: first[removal.group.name]):
-        start = first[removal.group.name]
-        if start < len(stream.nodes):
-            stream.advance(stream.inputs[start])
+        probe.advance(first[removal.group.name])
         losses = []
         for gone, weights in removal.weights.items():
             keep = np.ones(trace.n_channels, dtype=bool)
@@ -72,8 +69,7 @@ def curves(
                 layer = linear_of(_same(variant, model, node, aligned))
                 assert layer is not None
                 layer.write(store.get(matrix), store.get(bias) if layer.has_bias else None)
-            outputs = stream.finish(variant) if aligned else _whole(variant, _held(calibration, samples))
-            losses.append(fidelity.divergence(reference, outputs))
+            losses.append(probe.loss(variant, aligned=aligned))
             done += 1
             if progress:
                 progress(done / points)
@@ -82,8 +78,46 @@ def curves(
         counts = np.array([0, *removal.weights], dtype=np.int64)
         guide = np.maximum.accumulate(np.concatenate([[0.0], removal.losses]))
         found[removal.group.name] = Curve(removal.group.name, removal.order, counts, values, guide)
-    stream.close()
+    probe.close()
     return tuple(found[removal.group.name] for removal in removals)
+
+
+class Probe:
+    """Measures what the output of a model loses with one layer changed; what lies before it runs once.
+
+    Args:
+        model: the original.
+        calibration: the samples; those that are held out are used, as many as `WORK` allows.
+        macs: of the model, per sample, times the measurements that there will be.
+        store: where activations are.
+    """
+
+    def __init__(self, model: Model, calibration: Calibration, macs: float, store: Store) -> None:
+        samples = int(np.clip(WORK / max(1.0, macs / 2), LEAST_SAMPLES, MOST_SAMPLES))
+        self._batches = _held(calibration, samples)
+        self._stream = Stream(model, self._batches, store)
+        self._reference = self._stream.finish(model)
+
+    def advance(self, n: int) -> None:
+        """Run up to the inputs of node n; nodes are asked for in the order in which they run."""
+        if n < len(self._stream.nodes):
+            self._stream.advance(self._stream.inputs[n])
+
+    def mean(self, name: str, axis: int) -> Array:
+        """Return the mean of a tensor that `advance` was asked for over all its axes but one."""
+        stream = self._stream
+        values = [np.moveaxis(stream.read(name, batch), axis, 0) for batch in range(stream.n_batches)]
+        flat = np.concatenate([value.reshape(value.shape[0], -1) for value in values], axis=1)
+        return np.asarray(flat.mean(axis=1, dtype=np.float64))
+
+    def loss(self, variant: Model, *, aligned: bool = True) -> float:
+        """Return the divergence of the output; `aligned`: the nodes are those of the model, in the same order."""
+        outputs = self._stream.finish(variant) if aligned else _whole(variant, self._batches)
+        return fidelity.divergence(self._reference, outputs)
+
+    def close(self) -> None:
+        """Forget the activations."""
+        self._stream.close()
 
 
 def losses(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class Meter:
         shapes: of the inputs, where data say so.
         table: file with a latency table; None: one is measured, and kept in the user's cache.
         on_stage: called as it goes on.
+        original: what goals are shares of, where `analysis` is of what other edits have left of it.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Meter:
         shapes: dict[str, tuple[int, ...]] | None = None,
         table: str | os.PathLike[str] | None = None,
         on_stage: Stage = quiet,
+        original: Analysis | None = None,
     ) -> None:
         self.analysis, self.options, self.how, self.on_stage = analysis, options, how, on_stage
+        self.original = original or analysis
         self._known = shapes or analysis.trace.input_shapes
         self._table_path = table
         self.wanted = tuple(q for q in MEASURED if q in options.reduce or q in options.limit)
@@ -174,8 +177,8 @@ class Meter:
         )
 
     def _of_the_original(self) -> Amounts:
-        model = self.analysis.model
-        macs = self.analysis.cost.totals(np.ones(self.analysis.trace.n_channels, dtype=bool))[0]
+        model = self.original.model
+        macs = self.original.cost.totals(np.ones(self.original.trace.n_channels, dtype=bool))[0]
         found = {"flops": macs, "params": float(model.params)}
         if "size" in self.wanted:
             found["size"] = float(model.size)
@@ -256,10 +259,26 @@ def rules_of(
     return budget.Rules(step, options.min_channels, options.max_ratio, scope, sizes or {}, steps)
 
 
+class Gauge(Protocol):
+    """Predicts and measures what a choice costs; `Meter` is one, of channels."""
+
+    wanted: tuple[str, ...]
+    whole: Amounts
+
+    def goals(self) -> budget.Limits:
+        """Return the bounds, in absolute amounts."""
+
+    def totals(self, keep: BoolArray, /) -> tuple[float, ...]:
+        """Predict amounts in the order of `budget.Limits`."""
+
+    def of(self, candidate: Model) -> Amounts:
+        """Measure a model."""
+
+
 def meet(
     allocate: Callable[[budget.Limits], BoolArray],
     build: Callable[[BoolArray], Model],
-    meter: Meter,
+    meter: Gauge,
 ) -> BoolArray:
     """Choose channels so that the measured result keeps every bound: choose, measure, correct, repeat.
 

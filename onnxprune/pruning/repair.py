@@ -19,7 +19,7 @@ Networks", eq. 2, made in sequence and on every coupled layer). Four refinements
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,14 +83,15 @@ def repair(
     only_bias: bool = False,
     depth: int = DEPTH,
     seed: int = 0,
+    changed: Set[str] = frozenset(),
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Model, tuple[Repaired, ...]]:
     """Fit the layers of a pruned model, in the order in which they run.
 
     Args:
-        original: the model that was traced.
-        pruned: the same without the channels that are not in `keep`.
-        trace: facts of the original.
+        original: what is fitted to, tensor by tensor by name; a layer whose output it does not have is only fitted with those behind it.
+        pruned: the model that was traced, without the channels that are not in `keep`.
+        trace: facts of the model that was traced: `original`, or that with other layers in place of some.
         keep: (n_channels,) True where a channel stays.
         calibration: the samples.
         store: for activations.
@@ -98,6 +99,7 @@ def repair(
         only_bias: whether weights stay and only biases are fitted (bias correction by the mean).
         depth: how many layers are fitted together, at most; 1 leaves it at each by itself.
         seed: for the choice of positions, where there are more than needed.
+        changed: names of tensors that layers give which are not those of the original, and have not been fitted yet.
         progress: called with the share that is done.
 
     Returns:
@@ -106,9 +108,9 @@ def repair(
     result = pruned.copy()
     before, after = Stream(original, calibration, store), Stream(result, calibration, store)
     alive = np.append(keep, True)
-    jobs = list(_jobs(after, trace, alive))
+    jobs = list(_jobs(after, trace, alive, {*before.producer}, changed))
     samples = len(calibration) * calibration.batch
-    plans = {} if only_bias else _blocks(after, jobs, trace, alive, depth, samples)
+    plans = {} if only_bias else _blocks(after, {*before.producer}, jobs, trace, alive, depth, samples)
     done: dict[int, Repaired] = {}
     together: dict[int, Repaired] = {}
     for number, job in enumerate(jobs):
@@ -144,20 +146,23 @@ def _of_block(label: str, layer: Linear, rows: int, errors: tuple[float, float])
     return Repaired(label, rows, layer.effective()[0].shape[2], *errors, np.inf)
 
 
-def _jobs(stream: Stream, trace: Trace, alive: BoolArray) -> Iterator[Job]:
-    """Yield every linear layer whose input is not what it was."""
+def _jobs(stream: Stream, trace: Trace, alive: BoolArray, there: Set[str], changed: Set[str]) -> Iterator[Job]:
+    """Yield every linear layer that is not what it was, or whose input is not, if the original has what it gives."""
     layers = linear_layers(stream.model.graph)
     reads = {f.node for f in trace.slices if f.role == "reads" and not alive[f.channels].all()}
     cut = {f.node for f in trace.slices if not alive[f.channels].all()}
     touched: set[str] = set()
     for n, names in enumerate(stream.inputs):
-        if n in cut or not touched.isdisjoint(names):
+        new = any(t.name in changed for t in stream.nodes[n].outputs)
+        if n in cut or new or not touched.isdisjoint(names):
             touched |= {t.name for t in stream.nodes[n].outputs}
         layer = layers.get(n)
-        if layer is None or (n not in reads and stream.nodes[n].inputs[layer.x].name not in touched):
+        if layer is None or not (new or n in reads or stream.nodes[n].inputs[layer.x].name in touched):
             continue
         x, y = stream.nodes[n].inputs[layer.x].name, stream.nodes[n].outputs[0].name
         other, target = _sum_of(stream, trace, layers, n, y)
+        if target not in there:
+            continue
         yield Job(n, layer, x, target, other, _flat(stream, target))
 
 
@@ -277,11 +282,12 @@ def _fit(
 
 
 def _blocks(
-    stream: Stream, jobs: list[Job], trace: Trace, alive: BoolArray, depth: int, samples: int
+    stream: Stream, there: Set[str], jobs: list[Job], trace: Trace, alive: BoolArray, depth: int, samples: int
 ) -> dict[int, blocks.Block]:
     """Return the layers that are fitted together with each one, of those that pruning has touched, as many as `WORK` allows."""
     layers = linear_layers(stream.model.graph)
     free = {f.node for f in trace.slices if not alive[f.channels].all()} | {job.node for job in jobs}
+    free |= {n for n in layers if stream.nodes[n].outputs[0].name not in there}
 
     def block(job: Job, depth: int) -> blocks.Block | None:
         return blocks.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
