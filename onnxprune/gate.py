@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +356,12 @@ def _at_most(name: str, value: float, limit: float | None, detail: str) -> Check
 
 def _at_least(name: str, value: float, limit: float | None, detail: str) -> Check:
     return Check(name, value, limit, limit is None or value >= limit - ROUNDING, detail)
+
+
+def strict(verdict: Verdict) -> Verdict:
+    """Return a verdict in which checks that are undecided fail."""
+    checks = (replace(check, passed=check.passed and not check.undecided) for check in verdict.checks)
+    return replace(verdict, checks=tuple(checks))
 
 
 def to_dict(verdict: Verdict) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from onnxprune.runtime import Latency
 from onnxprune.types import Curve, Plan, Repaired, Trace, Verdict
 
 if TYPE_CHECKING:
+    from onnxprune import latency as latencies
     from onnxprune.benchmark import Bench, LayerTime
 
 
@@ -178,6 +179,12 @@ def bench_parts(found: Bench, a: str, b: str, layers: int) -> list[RenderableTyp
     return parts
 
 
+def latency_table_parts(table: latencies.Table, path: Path) -> list[RenderableType]:
+    """Say what was measured for `--latency-table`, and where it is."""
+    variants, seconds = len(table.measured), table.seconds
+    return [Text(f"written: {path} ({variants} variants in {seconds:.0f} s, median error {table.error:.1%})")]
+
+
 def layer_times_table(rows: Sequence[LayerTime], two: bool) -> Table:
     """What layers take, from onnxruntime's profiler."""
     table = Table(show_edge=False, pad_edge=False)
@@ -261,6 +268,11 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     if undecided:
         total = f"{total.replace('all ', '')}, {undecided} undecided"
     return [*(str(check) for check in verdict.checks), total]
+
+
+def verdict_parts(verdict: Verdict) -> list[RenderableType]:
+    """Return what `check` prints."""
+    return [Text(line) for line in verdict_lines(verdict)]
 
 
 def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]:
@@ -363,10 +375,11 @@ def inspect_parts(found: Inspection) -> list[RenderableType]:
 def show(parts: Sequence[RenderableType], console: Console | None = None) -> None:
     """Print to stdout; a pipe gets plain text of a fixed width."""
     console = console or Console(soft_wrap=False)
-    if not console.is_terminal:
+    plain = not console.is_terminal
+    if plain:
         console = Console(width=160, file=console.file)
     for part in parts:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=plain and isinstance(part, Text))
 
 
 def operators_table(rows: Sequence[tuple[str, str]]) -> Table:

@@ -1,0 +1,56 @@
+"""`onnxprune bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxprune.cli.common import PATH, TIMING
+from onnxprune.cli.group import examples
+from onnxprune.cli.terminal import TERMINAL, Terminal
+
+if TYPE_CHECKING:
+    from onnxprune.comparison import Measure
+
+
+@click.command(
+    epilog=examples(
+        "onnxprune bench model.onnx small.onnx --threads 2 --batch 8",
+        "onnxprune bench model.onnx --latency-table table.json    # then, elsewhere: prune model.onnx --latency-table table.json",
+    )
+)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH, required=False)
+@click.option(
+    "--layers", type=click.IntRange(0), default=10, show_default=True, help="Show so many layers, dearest first."
+)
+@click.option(
+    "--latency-table",
+    type=PATH,
+    help="Measure what each layer takes with fewer channels, and write it here for `prune`.",
+)
+@TIMING
+@TERMINAL
+def bench(
+    a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: Measure, terminal: Terminal
+) -> None:
+    """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
+    from onnxprune import benchmark, targets
+    from onnxprune.output import check_destination
+    from onnxprune.report import console
+
+    if latency_table is not None:
+        check_destination(latency_table, a, *([] if b is None else [b]))
+    with terminal.progress() as on_stage:
+        on_stage("time", None)
+        found = benchmark.bench([path for path in (a, b) if path is not None], measure)
+        table = None if latency_table is None else targets.write_table(a, latency_table, measure, on_stage)
+    terminal.show(
+        lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},
+        lambda: [
+            *console.bench_parts(found, str(a), str(b), layers),
+            *([] if table is None or latency_table is None else console.latency_table_parts(table, latency_table)),
+        ],
+    )

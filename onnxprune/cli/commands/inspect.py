@@ -1,0 +1,26 @@
+"""`onnxprune inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune.cli.common import MODEL
+from onnxprune.cli.dials import IGNORE
+from onnxprune.cli.group import examples
+from onnxprune.cli.terminal import ANSWER, Terminal
+
+
+@click.command(epilog=examples("onnxprune inspect model.onnx", "onnxprune inspect model.onnx --json | jq .pins"))
+@MODEL
+@IGNORE
+@ANSWER
+def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
+    """Show groups, what must stay and why, and what each layer costs."""
+    from onnxprune import analysis
+    from onnxprune.model import load
+    from onnxprune.report import console
+
+    found = analysis.inspect(analysis.analyse(load(model), ignore))
+    terminal.show(found.to_dict, lambda: console.inspect_parts(found))

@@ -1,0 +1,18 @@
+"""`onnxprune ops`."""
+
+from __future__ import annotations
+
+import click
+
+from onnxprune.cli.group import examples
+from onnxprune.cli.terminal import ANSWER, Terminal
+
+
+@click.command(epilog=examples("onnxprune ops", "onnxprune ops --json | jq 'keys'"))
+@ANSWER
+def ops(terminal: Terminal) -> None:
+    """Show the support matrix: each operator, and what becomes of channels there."""
+    from onnxprune.channels.ops import support
+    from onnxprune.report import console
+
+    terminal.show(lambda: dict(support()), lambda: [console.operators_table(support())])

@@ -1,0 +1,54 @@
+"""`onnxprune sensitivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune.cli.common import DATA, MODEL, PATH, WORKERS
+from onnxprune.cli.dials import STUDIED
+from onnxprune.cli.group import examples
+from onnxprune.cli.terminal import TERMINAL, Terminal
+from onnxprune.options import Options
+
+
+@click.command(
+    epilog=examples(
+        "onnxprune sensitivity model.onnx --data data.npz",
+        "onnxprune sensitivity model.onnx --data images/ --preprocess imagenet --plot curves.svg",
+    )
+)
+@MODEL
+@DATA
+@click.option("--plot", type=PATH, help="Draw the curves: .svg, .png or .pdf; needs matplotlib.")
+@STUDIED
+@WORKERS
+@TERMINAL
+def sensitivity(
+    model: Path,
+    data: Path | None,
+    preprocess: str | None,
+    plot: Path | None,
+    options: Options,
+    jobs: int,
+    scheduler: str | None,
+    terminal: Terminal,
+) -> None:
+    """Measure what the output loses as each group by itself loses channels, its readers being repaired."""
+    from onnxprune import search
+    from onnxprune.output import check_destination
+    from onnxprune.report import console
+
+    if plot is not None:
+        check_destination(plot, model)
+    with terminal.progress() as on_stage:
+        analysis, found = search.study(model, options, data, preprocess, on_stage, jobs, scheduler)
+    if plot is not None:
+        from onnxprune.report.plot import draw_curves
+
+        draw_curves(found, plot)
+    terminal.show(
+        lambda: search.curves_dict(analysis, found),
+        lambda: console.curve_parts(found, analysis.trace, None if plot is None else str(plot)),
+    )
