@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.channels.cost import CostModel
+from onnxprune.channels.cost import CostModel, LayerCost
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.model import Model
@@ -92,22 +92,43 @@ def refuse_unprunable(analysis: Analysis) -> None:
     )
 
 
-def removed(analysis: Analysis, keep: BoolArray) -> tuple[float, float]:
-    """Return the shares of FLOPs and of parameters that are gone."""
-    whole, _ = analysis.cost.totals(np.ones_like(keep))
+def removed(analysis: Analysis, keep: BoolArray, original: Analysis | None = None) -> tuple[float, float]:
+    """Return the shares of FLOPs and of parameters that are gone, of the model or of the original that it is another form of."""
+    original = original or analysis
+    whole, _ = original.cost.totals(np.ones(original.trace.n_channels, dtype=bool))
     macs, params = analysis.cost.totals(keep)
-    before = analysis.model.params
+    before = original.model.params
     return 1 - macs / whole if whole else 0.0, 1 - params / before if before else 0.0
 
 
-def layers_of(analysis: Analysis, keep: BoolArray) -> tuple[Layer, ...]:
-    """Return every layer with a weight, before and after."""
-    before = analysis.cost.layers(np.ones_like(keep))
-    after = analysis.cost.layers(keep)
-    return tuple(
-        Layer(a.label, a.op, a.channels, b.channels, a.macs, b.macs, a.params, b.params)
-        for a, b in zip(before, after, strict=True)
-    )
+def layers_of(analysis: Analysis, keep: BoolArray, original: Analysis | None = None) -> tuple[Layer, ...]:
+    """Return every layer with a weight, before and after.
+
+    Where layers were given another form, `original` says what they were: one that became two is there twice, the new one with nothing
+    before; one that is gone has nothing after.
+    """
+    original = original or analysis
+    before = {layer.label: layer for layer in original.cost.layers(np.ones(original.trace.n_channels, dtype=bool))}
+    after = {layer.label: layer for layer in analysis.cost.layers(keep)}
+    none = LayerCost("", "", 0, 0, 0)
+    found = []
+    for label in _in_order(list(before), list(after)):
+        a, b = before.get(label, none), after.get(label, none)
+        found.append(Layer(label, a.op or b.op, a.channels, b.channels, a.macs, b.macs, a.params, b.params))
+    return tuple(found)
+
+
+def _in_order(before: list[str], after: list[str]) -> list[str]:
+    """Return all labels: those of the result in its order, and what is gone behind what was before it."""
+    there = set(after)
+    behind: dict[str, list[str]] = {}
+    last = ""
+    for label in before:
+        if label in there:
+            last = label
+        else:
+            behind.setdefault(last, []).append(label)
+    return [*behind.get("", []), *(name for label in after for name in (label, *behind.get(label, [])))]
 
 
 def pinned_of(trace: Trace) -> tuple[tuple[str, str, int], ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import fidelity, plan_file, runtime, verify
+from onnxprune import fidelity, plan_file, reforming, runtime, verify
 from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune.analysis import (
@@ -27,6 +27,7 @@ from onnxprune.analysis import (
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
+from onnxprune.granularity import edits
 from onnxprune.model import Model
 from onnxprune.options import DATA_FREE as DATA_FREE_REPAIRS
 from onnxprune.options import Options, Training
@@ -143,43 +144,57 @@ def prune(
         if given is not None:
             seen = given if recovery is None else recovery.fitted()
             workspace = scope.enter_context(workspace_for(seen, analysis, options))
+        base, ready = reforming.Base(analysis, analysis.model), None
         if plan is not None:
-            refuse_unprunable(analysis)
-            chosen = plan_file.read(Path(plan), analysis.trace, analysis.model.digest)
+            base = _replayed(base, Path(plan), options, workspace, on_stage)
+            if not base.chosen:
+                refuse_unprunable(analysis)
+            chosen = plan_file.read(Path(plan), base.analysis.trace, analysis.model.digest)
             if options.repair != "lstsq":
-                _refuse_inexact(analysis.trace, chosen, plan)
-            # it may have been edited
-            choice = Choice(replace(chosen, path=(removed(analysis, chosen.keep),)), analysis, chosen.keep)
+                _refuse_inexact(base.analysis.trace, chosen, plan)
+            choice = Choice(chosen, base.analysis, chosen.keep)  # it may have been edited
         else:
             meter = Meter(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
-            lost = None
-            if options.max_drop is not None and workspace is not None and checked_on is not None:
-                lost = _Loss(analysis, workspace, options, checked_on, measure, on_stage)
-            choice = choose(analysis, options, on_stage, workspace, recovery, meter, lost)
+
+            def choose_from(base: reforming.Base, meter: Meter) -> Choice:
+                lost = trainer = None
+                if options.max_drop is not None and workspace is not None and checked_on is not None:
+                    lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
+                if recovery is not None:
+                    trainer = replace(recovery, original=base.teacher)
+                return choose(base.analysis, options, on_stage, workspace, trainer, meter, lost, base.reference)
+
+            found = reforming.decide(base, options, workspace, meter, choose_from, on_stage)
+            base, choice, meter, ready = found.base, found.choice, found.meter, found.mended
+        whole, analysis = analysis, base.analysis
+        path = choice.plan.path[:-1] if plan is None else ()
+        choice = replace(choice, plan=replace(choice.plan, path=(*path, removed(analysis, choice.plan.keep, whole))))
         chosen = choice.plan
-        pruned, proof = _deleted(choice, analysis, known, options.seed, on_stage)
-        mended = Mended(pruned)
+        pruned, proof = _deleted(choice, base, known, options.seed, on_stage)
+        mended = ready or Mended(pruned)
         if options.repair == "merge":
             merged = rewrite.delete(merge(analysis.model, analysis.trace, chosen.keep), analysis.trace, chosen.keep)
             mended = Mended(merged, notes=(DATA_FREE,))
-        elif workspace is not None and options.repair != "none" and not chosen.keep.all():
-            mended = mend(choice.start, pruned, choice.keep, workspace, options, on_stage)
+        elif ready is None and workspace is not None and options.repair != "none" and not chosen.keep.all():
+            mended = mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=base.reference)
+        mended = _with_base(mended, base)
     tuned = None
     if recovery is not None:
+        recovery = replace(recovery, original=base.teacher)
         tuned, keep, again = recovery.last(mended.model, chosen.keep)
         chosen = replace(chosen, keep=keep)
         mended = replace(mended, model=tuned.model, notes=(*mended.notes, *tuned.notes))
         if again is not None:
-            chosen = replace(chosen, path=(*chosen.path, removed(analysis, keep)))
+            chosen = replace(chosen, path=(*chosen.path, removed(analysis, keep, whole)))
             proof = replace(proof, difference=max(proof.difference, again.difference))
     if workspace is not None and evaluation is None and (mended.layers or tuned):
         mended = replace(mended, notes=(*mended.notes, SEEN))
-    report = _verify(analysis, mended, chosen, proof, checked_on, measure, options, on_stage)
+    report = _verify(whole, analysis, mended, chosen, proof, checked_on, measure, options, on_stage)
     if meter is not None and meter.wanted:
         targets = meter.checks(report.latency, mended.model)
         report = replace(report, verdict=Verdict((*report.verdict.checks, *targets)), latency_table=meter.table)
     if destination is not None and not force:
-        refuse_slower(analysis.model, mended.model, report.latency, known, measure)
+        refuse_slower(whole.model, mended.model, report.latency, known, measure)
     if tuned is not None and training is not None:
         settings = {**report.settings, "training": asdict(training)}
         report = replace(report, training=tuned.to_dict(), settings=settings)
@@ -199,6 +214,24 @@ def prune(
     return Result(pruned, chosen, report, analysis.trace, origin)
 
 
+def _replayed(
+    base: reforming.Base, path: Path, options: Options, workspace: Workspace | None, on_stage: Stage
+) -> reforming.Base:
+    """Make the edits of layers that a plan holds."""
+    rounds = [
+        [edits.from_dict(entry, str(path)) for entry in part]
+        for part in plan_file.blocks(path, base.analysis.model.digest)
+    ]
+    return reforming.replayed(base, rounds, options, workspace, on_stage)
+
+
+def _with_base(mended: Mended, base: reforming.Base) -> Mended:
+    """Add what was done to layers before channels went to what a report says of repair."""
+    last = {layer.label: layer for layer in mended.layers}
+    first = tuple(layer for layer in base.layers if layer.label not in last)
+    return replace(mended, layers=(*first, *mended.layers), notes=(*base.notes, *mended.notes))
+
+
 def _recovery(
     analysis: Analysis, data: Data | None, training: Training, options: Options, state: Path | None, on_stage: Stage
 ) -> Recovery:
@@ -215,25 +248,30 @@ def _provenance(plan: Plan, data: Data | None, report: Report) -> dict[str, str]
     settings = plan.settings
     target = {key: settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if settings.get(key)}
     return {
-        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes()).hexdigest(),
+        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + _blocks_text(plan)).hexdigest(),
         "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
         "verdict": "PASSED" if report.verdict else "FAILED",
     }
 
 
+def _blocks_text(plan: Plan) -> bytes:
+    return json.dumps([list(map(dict, part)) for part in plan.blocks]).encode() if plan.blocks else b""
+
+
 def _deleted(
-    choice: Choice, analysis: Analysis, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
+    choice: Choice, base: reforming.Base, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
 ) -> tuple[Model, verify.Proof]:
-    """Delete what a plan says, and prove it: on the original, and on what training has made of it on the way."""
-    proof = None
-    for start, keep in ((analysis, choice.plan.keep), (choice.start, choice.keep)):
-        if proof is not None and start is analysis:
-            break
+    """Delete what a plan says, and prove it: on what it speaks of, and on what training has made of that on the way."""
+    proof = base.proof
+    trained = choice.start is not base.analysis
+    for start, keep in ((base.analysis, choice.plan.keep), *(((choice.start, choice.keep),) if trained else ())):
         on_stage("rewrite", None)
         with unless_it_does_not_run(start.model, known):
             pruned = rewrite.delete(start.model, start.trace, keep)
             masked = rewrite.mask(start.model, start.trace, keep)
+        if keep.all() and proof is not None:
+            continue
         on_stage("prove", None)
         found = verify.prove(start.model, pruned, masked, known, seed, loaded=proof is not None)
         proof = found if proof is None else replace(proof, difference=max(proof.difference, found.difference))
@@ -246,28 +284,31 @@ class _Loss:
 
     def __init__(
         self,
-        analysis: Analysis,
+        base: reforming.Base,
+        original: Model,
         workspace: Workspace,
         options: Options,
         data: Data,
         measure: Measure,
         on_stage: Stage,
     ) -> None:
-        self._analysis, self._workspace, self._options = analysis, workspace, options
+        self._base, self._workspace, self._options = base, workspace, options
         self._data, self._batch, self._on_stage = data, measure.eval_batch, on_stage
-        self._reference = self._outputs(analysis.model)
+        self._reference = self._outputs(original)
 
     def _outputs(self, model: Model) -> fidelity.Outputs:
         return verify.predict(model.session(), self._data, self._batch, str(model.path))
 
     def __call__(self, keep: BoolArray) -> float:
         """Return the points."""
-        analysis = self._analysis
+        analysis = self._base.analysis
         how = self._options.repair
         start = merge(analysis.model, analysis.trace, keep) if how == "merge" else analysis.model
         result = rewrite.delete(start, analysis.trace, keep)
         if how not in DATA_FREE_REPAIRS and not keep.all():
-            result = mend(analysis, result, keep, self._workspace, self._options, self._on_stage).model
+            result = mend(
+                analysis, result, keep, self._workspace, self._options, self._on_stage, reference=self._base.reference
+            ).model
         self._on_stage("evaluate", None)
         outputs = self._outputs(result)
         if self._data.labels is not None:
@@ -306,6 +347,7 @@ def _options(dials: dict[str, Any]) -> Options:
 
 
 def _verify(
+    whole: Analysis,
     analysis: Analysis,
     mended: Mended,
     plan: Plan,
@@ -315,7 +357,7 @@ def _verify(
     options: Options,
     on_stage: Stage,
 ) -> Report:
-    model, trace, cost = analysis.model, analysis.trace, analysis.cost
+    model, trace = whole.model, analysis.trace
     on_stage("verify", None)
     strict = verify.full_check(model) is None
     checks = verify.structure(mended.model, model, strict=strict)
@@ -334,8 +376,8 @@ def _verify(
     candidate = mended.model.session(threads=measure.threads, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     latency = found.latency
-    everything = np.ones(trace.n_channels, dtype=bool)
-    (macs0, _), (macs1, params1) = cost.totals(everything), cost.totals(plan.keep)
+    everything = np.ones(whole.trace.n_channels, dtype=bool)
+    (macs0, _), (macs1, params1) = whole.cost.totals(everything), analysis.cost.totals(plan.keep)
     intervals = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
     times = (None, None) if latency is None else (latency.a, latency.b)
     before = Figures(2 * macs0, macs0, model.params, model.size, *found.accuracy_a, times[0], intervals[0])
@@ -353,22 +395,24 @@ def _verify(
         data=found.data,
         samples=found.samples,
         latency=latency,
-        layers=layers_of(analysis, plan.keep),
-        prunable_share=cost.prunable_share(),
+        layers=layers_of(analysis, plan.keep, whole),
+        prunable_share=whole.cost.prunable_share(),
         pinned=pinned_of(trace),
         proof=proof,
         verdict=Verdict(tuple(checks)),
         path=plan.path,
-        notes=(*model.notes, *_notes(analysis, strict, plan, mended, options)),
+        notes=(*model.notes, *_notes(analysis, whole, strict, plan, mended, options)),
         repair=mended.layers,
         curves=plan.curves,
         versions=versions(),
     )
 
 
-def _notes(analysis: Analysis, strict: bool, plan: Plan, mended: Mended, options: Options) -> list[str]:
+def _notes(
+    analysis: Analysis, whole: Analysis, strict: bool, plan: Plan, mended: Mended, options: Options
+) -> list[str]:
     notes = []
-    share = analysis.cost.prunable_share()
+    share = whole.cost.prunable_share()
     if share < WARN_BELOW:
         notes.append(f"only {share:.0%} of the FLOPs can move; `onnxprune inspect` says why")
     if not strict:
@@ -379,7 +423,7 @@ def _notes(analysis: Analysis, strict: bool, plan: Plan, mended: Mended, options
             f"inexact: {cut} of the channels that went lie under a normalisation, whose statistics now run over what is left: that "
             "equals the masked model with its statistics over the same channels, and repair makes up for it; --norms keep leaves them"
         )
-    if options.repair == "none" and not plan.keep.all():
+    if options.repair == "none" and not (plan.keep.all() and not plan.blocks):
         notes.append("nothing was repaired: the weights that survive are as they were")
     return [*notes, *mended.notes]
 

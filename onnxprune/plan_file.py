@@ -25,6 +25,7 @@ def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": {"name": model_name, "sha256": plan.digest},
         "settings": plan.settings,
+        **({"blocks": [list(map(dict, part)) for part in plan.blocks]} if plan.blocks else {}),
         "path": [{"flops_removed": flops, "params_removed": params} for flops, params in plan.path],
         "groups": [
             {
@@ -70,46 +71,45 @@ def structure(path: Path) -> dict[str, Any]:
         return {}
 
 
+def blocks(path: Path, digest: str) -> tuple[tuple[dict[str, Any], ...], ...]:
+    """Return the edits of layers in a plan, in rounds; what they are is for `onnxprune.granularity.edits` to say.
+
+    Raises:
+        PlanError: not a plan, or for another model.
+    """
+    content = _content(path, digest)
+    rounds = content.get("blocks", [])
+    plain = isinstance(rounds, list) and all(
+        isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in rounds
+    )
+    if not plain:
+        raise PlanError("`blocks` is no list of rounds", where=str(path), why=f"it is {str(rounds)[:40]}", hint=RENEW)
+    return tuple(tuple(part) for part in rounds)
+
+
 def read(path: Path, trace: Trace, digest: str) -> Plan:
     """Read a plan made for this model, perhaps edited.
+
+    Args:
+        path: of the file.
+        trace: of the model, or where the plan has blocks of what these leave of it.
+        digest: of the model.
 
     Raises:
         PlanError: not a plan, for another model, or one that deletes what must stay.
     """
+    content = _content(path, digest)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         groups = {str(entry["name"]): entry for entry in content["groups"]}
         complete = len(groups) == len(content["groups"])
-        schema, made_for = content["schema"], content["model"]["sha256"]
         steps = tuple((float(step["flops_removed"]), float(step["params_removed"])) for step in content.get("path", []))
         settings = dict(content.get("settings", {}))
-    except OSError as error:
-        raise PlanError(
-            "the plan cannot be read",
-            where=str(path),
-            why=error.strerror or str(error),
-            hint="check the path given to --plan",
-        ) from error
     except KeyError as error:
         raise PlanError(
             "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
         ) from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
-    if schema != SCHEMA:
-        raise PlanError(
-            "the plan has another schema",
-            where=str(path),
-            why=f"it is {schema!r}, this version reads {SCHEMA!r}",
-            hint=RENEW,
-        )
-    if made_for != digest:
-        raise PlanError(
-            "the plan was made for another model",
-            where=str(path),
-            why=f"SHA-256 {str(made_for)[:12]}… instead of {digest[:12]}…",
-            hint=RENEW,
-        )
     names = {group.name for group in trace.groups}
     if set(groups) != names or not complete:
         odd = ", ".join(sorted(set(groups) ^ names)[:3])
@@ -157,4 +157,39 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
                 why="all channels of one branch are gone",
                 hint="keep one of each branch",
             )
-    return Plan(keep, digest, settings, steps)
+    return Plan(keep, digest, settings, steps, blocks=tuple(tuple(part) for part in content.get("blocks", ())))
+
+
+def _content(path: Path, digest: str) -> dict[str, Any]:
+    """Return what a plan file holds, made for a model of this digest."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema, made_for = content["schema"], content["model"]["sha256"]
+    except OSError as error:
+        raise PlanError(
+            "the plan cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            hint="check the path given to --plan",
+        ) from error
+    except KeyError as error:
+        raise PlanError(
+            "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
+        ) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
+    if schema != SCHEMA:
+        raise PlanError(
+            "the plan has another schema",
+            where=str(path),
+            why=f"it is {schema!r}, this version reads {SCHEMA!r}",
+            hint=RENEW,
+        )
+    if made_for != digest:
+        raise PlanError(
+            "the plan was made for another model",
+            where=str(path),
+            why=f"SHA-256 {str(made_for)[:12]}… instead of {digest[:12]}…",
+            hint=RENEW,
+        )
+    return content

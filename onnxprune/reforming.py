@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,23 +12,24 @@ import numpy as np
 
 from onnxprune import runtime, sensitivity, verify
 from onnxprune.analysis import Analysis, analyse, unless_it_does_not_run
-from onnxprune.channels.linear import linear_layers
+from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.channels.readers import Reader
 from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
-from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank
+from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, to_dict
 from onnxprune.granularity.losses import Gram
-from onnxprune.granularity.rewriting import Bases, reform
+from onnxprune.granularity.rewriting import Bases, RefusalError, reform
 from onnxprune.granularity.timing import Saving, Timer
 from onnxprune.model import Model
-from onnxprune.options import WITH_DATA, Options
+from onnxprune.moments import threads_for
+from onnxprune.options import QUANTITIES, WITH_DATA, Options
 from onnxprune.pruning import budget, rewrite, second_order
 from onnxprune.rounding import FINER, steps
-from onnxprune.search import Workspace, mend
+from onnxprune.search import Choice, Mended, Workspace, mend, settings
 from onnxprune.targets import Meter, meet
-from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
+from onnxprune.types import BoolArray, FloatArray, Plan, Repaired, Trace
 
 USUAL = 0.03
 """Error of a layer, as a share of its output's variance, of the edit that is measured for all of its kind: about what will be chosen."""
@@ -95,9 +97,33 @@ class Base:
     notes: tuple[str, ...] = ()
 
     @property
+    def teacher(self) -> Analysis:
+        """What to train towards: the original, with the facts of what is left of it."""
+        return replace(self.analysis, model=self.reference)
+
+    @property
+    def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
+        """The edits as they stand in a plan, with what each costs and saves."""
+        return tuple(tuple(_entry(choice) for choice in part) for part in self.chosen)
+
+    @property
     def edits(self) -> tuple[tuple[Edit, ...], ...]:
         """The edits, in rounds."""
         return tuple(tuple(c.edit if isinstance(c, Scored) else c for c in part) for part in self.chosen)
+
+
+def _entry(choice: Scored | Edit) -> dict[str, Any]:
+    if not isinstance(choice, Scored):
+        return to_dict(choice)
+    saving = choice.saving
+    why = {
+        "error": choice.error,
+        "divergence": choice.loss,
+        "milliseconds": [saving.before, saving.after],
+        "macs_removed": saving.macs,
+        "params_removed": saving.params,
+    }
+    return {**to_dict(choice.edit), "why": why}
 
 
 # ------------------------------------------------------------------------------------------------------------------ study
@@ -177,18 +203,11 @@ def _scored(
     for candidate, saving in faster:
         if not isinstance(candidate.edit, Merged):
             by_node.setdefault(candidate.nodes[-1], []).append((candidate, saving))
-    readers = {
-        n: Reader(n, layers[n], np.zeros((shape[0], shape[2]), dtype=np.int64))
-        for n in by_node
-        if n in layers
-        for shape in (layers[n].matrix(layers[n].values).shape,)
-    }
+    readers = {n: _reader(n, layers[n]) for n in by_node if n in layers}
     macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
     points = len({(n, type(c.edit), getattr(c.edit, "form", "")) for n, found in by_node.items() for c, _ in found})
     probe = sensitivity.Probe(model, workspace.calibration.plain, macs * max(points, 1), workspace.store)
-    statistics = second_order.collect(
-        model, trace, workspace.calibration.plain, readers, workspace.store, workspace.memory * ROOM, options.seed, hold_out=True
-    )  # fmt: skip
+    statistics = _collected(analysis, readers, options, workspace)
     scored: list[Scored] = []
     bases: dict[tuple[str, str], FloatArray] = {}
     for number, n in enumerate(sorted(by_node)):
@@ -197,8 +216,9 @@ def _scored(
         if n in layers:
             at, seen = next(statistics)
             assert at == n
-            gram = Gram(layers[n], _weighing(seen, options.importance), seen.mean)
-            scored += _of_layer(analysis, n, gram, by_node[n], probe, bases)
+            with threads_for(seen.mean.shape[1]):
+                gram = Gram(layers[n], _weighing(seen, options.importance), seen.mean)
+                scored += _of_layer(analysis, n, gram, by_node[n], probe, bases)
         else:
             scored += _of_branch(analysis, n, by_node[n], probe)
     probe.close()
@@ -316,10 +336,10 @@ class BlockMeter:
 
     def __init__(self, meter: Meter, scored: Sequence[Scored]) -> None:
         self.meter, self.wanted, self.whole = meter, meter.wanted, meter.whole
-        self._start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
+        self.start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
         if "latency" in meter.wanted:
-            self._start[4] = meter.whole["latency"]
-        size = self._start[2] / max(self._start[1], 1.0)
+            self.start[4] = meter.whole["latency"]
+        size = self.start[2] / max(self.start[1], 1.0)
         self._saves = np.array(
             [
                 [s.saving.macs, s.saving.params, s.saving.params * size, 0.0, s.saving.before - s.saving.after]
@@ -333,7 +353,7 @@ class BlockMeter:
 
     def totals(self, chosen: BoolArray) -> tuple[float, ...]:
         """Predict amounts in the order of `budget.Limits`."""
-        return tuple(np.maximum(self._start - self._saves[chosen].sum(axis=0), 0.0).tolist())
+        return tuple(np.maximum(self.start - self._saves[chosen].sum(axis=0), 0.0).tolist())
 
     def of(self, candidate: Model) -> dict[str, float]:
         """Measure a model."""
@@ -342,7 +362,7 @@ class BlockMeter:
     def gains(self, limits: budget.Limits | None = None) -> FloatArray:
         """Return what each edit saves of what is bound, as shares of the whole, added up."""
         bounds = (limits or self.goals()).bounds
-        whole = np.maximum(self._start, 1e-30)
+        whole = np.maximum(self.start, 1e-30)
         here = [n for n, bound in enumerate(bounds) if bound is not None]
         if not here:
             here = [0]
@@ -380,14 +400,39 @@ def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray
     return chosen
 
 
-def alone(
-    base: Base, found: Study, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet
-) -> Base:
-    """Choose edits so that they meet the targets without any channel going.
+def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
+    """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
+    one before has left.
 
     Raises:
         TargetError: they cannot.
     """
+    rounds = options.steps if options.schedule == "progressive" else 1
+    start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
+    original = meter
+    for number in range(1, rounds + 1):
+        found = study(base, options, workspace, meter, on_stage)
+        share = number / rounds if options.pace == "linear" else 1 - (1 - number / rounds) ** 3
+        bounds = (
+            None if goal is None else amount - share * (amount - min(goal, amount))
+            for amount, goal in zip(start.tolist(), original.goals().bounds, strict=True)
+        )
+        limits = None if number == rounds else budget.Limits(*bounds)
+        base = _round(base, found, options, workspace, meter, limits, on_stage)
+        meter = original.on(base.analysis)
+    return base
+
+
+def _round(
+    base: Base,
+    found: Study,
+    options: Options,
+    workspace: Workspace,
+    meter: Meter,
+    limits: budget.Limits | None,
+    on_stage: Stage,
+) -> Base:
+    """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
     gains = gauge.gains()
 
@@ -415,12 +460,176 @@ def alone(
     def build(chosen: BoolArray) -> Model:
         return _edited(base, _taken(found, chosen), found.bases, options)[0].analysis.model
 
-    chosen = meet(allocate, build, gauge)
+    chosen = allocate(limits) if limits is not None else meet(allocate, build, gauge)
     return apply(base, _taken(found, chosen), found.bases, options, workspace, on_stage)
 
 
 def _taken(found: Study, chosen: BoolArray) -> tuple[Scored, ...]:
     return tuple(s for s, flag in zip(found.scored, chosen, strict=True) if flag)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to meet the targets.
+
+    Attributes:
+        base: what channels were chosen from.
+        choice: which of them stay.
+        meter: of the base.
+        mended: what is left, repaired; None where that has still to be done.
+    """
+
+    base: Base
+    choice: Choice
+    meter: Meter
+    mended: Mended | None = None
+
+
+def decide(
+    base: Base,
+    options: Options,
+    workspace: Workspace | None,
+    meter: Meter,
+    choose_from: Callable[[Base, Meter], Choice],
+    on_stage: Stage = quiet,
+) -> Contender:
+    """Choose what goes, of what the options let go.
+
+    Args:
+        base: the original.
+        options: the dials, resolved.
+        workspace: calibration data; None without.
+        meter: of the original.
+        choose_from: chooses channels from a base so that the targets are met.
+        on_stage: called as it goes on.
+
+    Raises:
+        TargetError: the targets cannot be met.
+    """
+    if not options.blocks:
+        return Contender(base, choose_from(base, meter), meter)
+    assert workspace is not None  # `Options.resolved` has seen to it
+    if "filter" in options.granularity:
+        found = contend(Contender(base, choose_from(base, meter), meter), options, workspace, choose_from, on_stage)
+    else:
+        last = alone(base, options, workspace, meter, on_stage)
+        keep = np.ones(last.analysis.trace.n_channels, dtype=bool)
+        plan = Plan(keep, base.analysis.model.digest, settings(base.analysis, options))
+        found = Contender(last, Choice(plan, last.analysis, keep), meter.on(last.analysis))
+    plan = replace(found.choice.plan, blocks=found.base.blocks)
+    return replace(found, choice=replace(found.choice, plan=plan))
+
+
+def contend(
+    first: Contender,
+    options: Options,
+    workspace: Workspace,
+    choose_from: Callable[[Base, Meter], Choice],
+    on_stage: Stage = quiet,
+) -> Contender:
+    """Let other edits than those of channels compete with these, and return what loses least.
+
+    At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
+    the edit with the largest surplus; channels do the rest of the way. That is done at some prices around it, and the results, repaired,
+    are held against each other on samples held out.
+
+    Args:
+        first: channels alone.
+        options: the dials.
+        workspace: calibration data.
+        choose_from: chooses channels from a base so that the targets are met.
+        on_stage: called as it goes on.
+    """
+    original = first.base.analysis
+    found = study(first.base, options, workspace, first.meter, on_stage)
+    gauge = BlockMeter(first.meter, found.scored)
+    gains = gauge.gains()
+    price = price_of(first, gauge)
+    best = replace(first, mended=_mended(first, options, workspace, on_stage))
+    told = [_told(first, _loss(best, original, workspace))]
+    seen = {np.zeros(len(found.scored), dtype=bool).tobytes()}
+    for factor in FACTORS:
+        chosen = pick(found.scored, gains, factor * price)
+        if chosen.tobytes() in seen:
+            continue
+        seen.add(chosen.tobytes())
+        base = apply(first.base, _taken(found, chosen), found.bases, options, workspace, on_stage)
+        meter = first.meter.on(base.analysis)
+        try:
+            here = Contender(base, choose_from(base, meter), meter)
+        except TargetError as error:
+            told.append(f"{int(chosen.sum())} layers of another form: {error}")
+            continue
+        here = replace(here, mended=_mended(here, options, workspace, on_stage))
+        told.append(_told(here, _loss(here, original, workspace)))
+        if _is_better(here, best, original, options, workspace):
+            best = here
+    notes = [*best.base.notes, *found.notes, "held against each other: " + "; ".join(told)]
+    return replace(best, base=replace(best.base, notes=tuple(notes)))
+
+
+FACTORS = (0.3, 1.0, 3.0)
+"""Of the price of the last channels, what edits are chosen at."""
+
+
+def _told(contender: Contender, loss: float) -> str:
+    edits = sum(len(part) for part in contender.base.chosen)
+    return (
+        f"divergence {loss:.3g} with {edits} layers of another form"
+        if edits
+        else f"divergence {loss:.3g} by channels alone"
+    )
+
+
+def _is_better(one: Contender, other: Contender, original: Analysis, options: Options, workspace: Workspace) -> bool:
+    if options.max_drop is None:
+        return _loss(one, original, workspace) < _loss(other, original, workspace)
+    at = QUANTITIES.index(options.minimise)
+    return one.meter.totals(one.choice.plan.keep)[at] < other.meter.totals(other.choice.plan.keep)[at]
+
+
+def _mended(contender: Contender, options: Options, workspace: Workspace, on_stage: Stage) -> Mended:
+    choice, reference = contender.choice, contender.base.reference
+    pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
+    if choice.keep.all() or options.repair not in ("lstsq", "bias"):
+        return Mended(pruned, notes=workspace.notes)
+    return mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=reference)
+
+
+def _loss(contender: Contender, original: Analysis, workspace: Workspace) -> float:
+    assert contender.mended is not None
+    return sensitivity.losses(original.model, [contender.mended.model], workspace.calibration)[0]
+
+
+def price_of(contender: Contender, gauge: BlockMeter) -> float:
+    """Return what the last channels to go have cost: divergence of the output per share of what is bound, the median over the groups."""
+    plan, meter = contender.choice.plan, contender.meter
+    curves = {curve.group: curve for curve in plan.curves}
+    whole = np.maximum(gauge.start, 1e-30)
+    bound = [n for n, limit in enumerate(meter.goals().bounds) if limit is not None] or [0]
+
+    def cost(keep: BoolArray) -> float:
+        return float((np.array(meter.totals(keep))[bound] / whole[bound]).sum())
+
+    here = cost(plan.keep)
+    ratios = []
+    for group in meter.analysis.trace.groups:
+        curve = curves.get(group.name)
+        gone = 0 if curve is None else int((~plan.keep[curve.order]).sum())
+        if curve is None or not gone:
+            continue
+        back = max(1, min(gone, curve.order.size // 8))
+        more = plan.keep.copy()
+        more[curve.order[gone - back : gone]] = True
+        lost = curve.at(np.array([gone - back, gone]))
+        saved = cost(more) - here
+        if saved > 0:
+            ratios.append(float(lost[1] - lost[0]) / saved)
+    return float(np.median(ratios)) if ratios else DEFAULT_PRICE
+
+
+DEFAULT_PRICE = 0.1
+"""Divergence per share of the cost, where the channels' own price is not known."""
 
 
 # ------------------------------------------------------------------------------------------------------------------ apply
@@ -558,3 +767,57 @@ def sides_of(trace: Trace, label: str) -> dict[str, Any]:
         if free:
             found[name] = channels
     return found
+
+
+def replayed(
+    base: Base,
+    rounds: Sequence[Sequence[Edit]],
+    options: Options,
+    workspace: Workspace | None,
+    on_stage: Stage = quiet,
+) -> Base:
+    """Make the edits of a plan; directions follow from the data, without any from the weights.
+
+    Raises:
+        PlanError: an edit that cannot be made.
+    """
+    for edits in rounds:
+        bases = {} if workspace is None else _bases(base.analysis, edits, options, workspace)
+        base = apply(base, edits, bases, options, workspace, on_stage)
+    return base
+
+
+def _bases(
+    analysis: Analysis, edits: Sequence[Edit], options: Options, workspace: Workspace
+) -> dict[tuple[str, str], FloatArray]:
+    layers = linear_layers(analysis.model.graph)
+    numbers = {label: n for n, label in enumerate(analysis.trace.labels)}
+    wanted = {numbers[e.layer]: e for e in edits if isinstance(e, Rank) and numbers.get(e.layer) in layers}
+    readers = {n: _reader(n, layers[n]) for n in wanted}
+    found: dict[tuple[str, str], FloatArray] = {}
+    for n, seen in _collected(analysis, readers, options, workspace):
+        edit, gram = wanted[n], Gram(layers[n], _weighing(seen, options.importance), seen.mean)
+        with contextlib.suppress(RefusalError):  # the edit itself will say why
+            basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
+            found[edit.layer, edit.form] = basis[:, :, : edit.rank]
+    return found
+
+
+def _reader(n: int, layer: Linear) -> Reader:
+    groups, _, features = layer.matrix(layer.values).shape
+    return Reader(n, layer, np.zeros((groups, features), dtype=np.int64))
+
+
+def _collected(
+    analysis: Analysis, readers: dict[int, Reader], options: Options, workspace: Workspace
+) -> Iterator[tuple[int, second_order.Statistics]]:
+    return second_order.collect(
+        analysis.model,
+        analysis.trace,
+        workspace.calibration.plain,
+        readers,
+        workspace.store,
+        workspace.memory * ROOM,
+        options.seed,
+        hold_out=True,
+    )

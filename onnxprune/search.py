@@ -92,6 +92,7 @@ def choose(
     recovery: Recovery | None = None,
     meter: Meter | None = None,
     lost: Callable[[BoolArray], float] | None = None,
+    reference: Model | None = None,
 ) -> Choice:
     """Score and allocate, and where what is asked for is measured, measure and correct.
 
@@ -107,6 +108,7 @@ def choose(
         recovery: trains between steps; None: nothing does.
         meter: predicts and measures; None: one is made.
         lost: points that are lost, as measured, when only these channels of the original stay; needed for `max_drop`.
+        reference: what steps are repaired towards, where that is not the model itself.
 
     Raises:
         ModelError: nothing can be pruned.
@@ -145,15 +147,14 @@ def choose(
         if workspace is None:
             current = replace(current, keep=keep)
         elif step < steps:
-            current = _next(start, keep, analysis, workspace, options, on_stage, recovery, step)
-    settings = _settings(analysis, options)
-    plan = Plan(keep, analysis.model.digest, settings, tuple(path), curves)
+            current = _next(start, keep, analysis, workspace, options, on_stage, recovery, step, reference)
+    plan = Plan(keep, analysis.model.digest, settings(analysis, options), tuple(path), curves)
     if recovery is None or start.analysis is analysis:
         return Choice(plan, analysis, keep)
     return Choice(plan, start.analysis, keep[start.keep])
 
 
-def _settings(analysis: Analysis, options: Options) -> dict[str, object]:
+def settings(analysis: Analysis, options: Options) -> dict[str, object]:
     """Return what a plan says of how it was made: the options, and the step that channels were rounded to."""
     plain = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
     return {**plain, "step": rules_of(analysis.trace, options).round_to}
@@ -351,12 +352,13 @@ def _next(
     on_stage: Stage,
     recovery: Recovery | None,
     step: int,
+    reference: Model | None = None,
 ) -> _Step:
     """Return the model without what has gone so far, repaired, to look at next; where it is trained, from the model before."""
     trace = analysis.trace
     before, left = (analysis, keep) if recovery is None else (start.analysis, keep[start.keep])
     pruned = rewrite.delete(before.model, before.trace, left)
-    result, _ = _repair(before, pruned, left, workspace, options, on_stage)
+    result, _ = _repair(before, pruned, left, workspace, options, on_stage, reference or before.model)
     if recovery is not None:
         result = recovery.between(result, keep, step)
     again = analyse(result, options.ignore, trace.input_shapes, options.grouped, options.heads, options.norms)
@@ -569,7 +571,7 @@ def plans(
         except TargetError as error:
             take(share, error)
             continue
-        take(share, Plan(keep, analysis.model.digest, _settings(analysis, rounded), (removed(analysis, keep),), curves))
+        take(share, Plan(keep, analysis.model.digest, settings(analysis, rounded), (removed(analysis, keep),), curves))
 
 
 def study(

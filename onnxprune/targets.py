@@ -96,6 +96,12 @@ class Meter:
         other.options = options
         return other
 
+    def on(self, analysis: Analysis) -> Meter:
+        """Return one for what other edits have made of the original, with the same goals; its latency table is measured here."""
+        return Meter(
+            analysis, self.options, self.how, shapes=self._known, on_stage=self.on_stage, original=self.original
+        )
+
     def totals(self, keep: BoolArray) -> tuple[float, ...]:
         """Predict amounts in the order of `budget.Limits`; 0 for what nothing is asked of."""
         macs, params = self.analysis.cost.totals(keep)

@@ -6,6 +6,7 @@ Channels are numbered 0 … n-1 over the whole model; arrays of channel numbers 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -236,6 +237,8 @@ class Plan:
         settings: the options that led to it, as written to plan.json.
         path: one (share of FLOPs removed, share of parameters removed) per progressive step.
         curves: what each group loses, where that was measured.
+        blocks: edits of layers that came before, in rounds, as they stand in plan.json, with what each costs and saves; `keep` then speaks of
+            what they have left of the model.
     """
 
     keep: BoolArray
@@ -243,6 +246,7 @@ class Plan:
     settings: dict[str, object] = field(default_factory=dict)
     path: tuple[tuple[float, float], ...] = ()
     curves: tuple[Curve, ...] = ()
+    blocks: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from onnxprune.cli.common import SEED
 from onnxprune.cli.family import family
 from onnxprune.options import (
     AUTO,
+    GRANULARITIES,
     GROUPED,
     HEADS,
     IMPORTANCES,
@@ -36,6 +37,18 @@ class Step(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return one of both."""
         return value if value == AUTO else click.INT.convert(value, param, ctx)
+
+
+class Granularity(click.ParamType):  # type: ignore[type-arg]
+    """Some of what may go, with commas between, or `auto` for all of it."""
+
+    name = "kinds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return them as they were written, apart."""
+        if isinstance(value, tuple):
+            return value
+        return GRANULARITIES if value == AUTO else tuple(part.strip() for part in value.split(","))
 
 
 def _options(values: dict[str, Any]) -> Options:
@@ -92,6 +105,14 @@ STRUCTURE = (
     SEED,
 )
 """What may go, and the samples by which that is judged."""
+GRANULARITY = click.option(
+    "--granularity",
+    type=Granularity(),
+    default=",".join(DEFAULTS.granularity),
+    show_default=True,
+    metavar="KINDS",
+    help=f"What may go, of {','.join(GRANULARITIES)}: channels; taps of kernels; blocks of channels (leaves groups); directions of layers; branches. auto: all, by loss per saving, as measured. All but filter take data.",
+)
 CHOICE = (
     click.option(
         "--importance",
@@ -183,9 +204,9 @@ REPAIR = click.option(
 
 STUDIED = family("options", _options, *STRUCTURE)
 """Options of `sensitivity`."""
-PLANNED = family("options", _options, *TARGETS, *CHOICE)
+PLANNED = family("options", _options, *TARGETS, GRANULARITY, *CHOICE)
 """Options of `plan`."""
 SWEPT = family("options", _options, *CHOICE, REPAIR)
 """Options of `sweep`, which has targets of its own."""
-PRUNED = family("options", _options, *TARGETS, *CHOICE, REPAIR)
+PRUNED = family("options", _options, *TARGETS, GRANULARITY, *CHOICE, REPAIR)
 """Options of `prune`."""
