@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import fidelity, plan_file, reforming, runtime, verify
+from onnxprune import fidelity, plan_file, runtime, verify
 from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune.analysis import (
@@ -34,6 +34,8 @@ from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
+from onnxprune.reforming.base import Base, replayed
+from onnxprune.reforming.choose import decide
 from onnxprune.report import saving
 from onnxprune.report.document import Figures, Report
 from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, workspace_for
@@ -144,7 +146,7 @@ def prune(
         if given is not None:
             seen = given if recovery is None else recovery.fitted()
             workspace = scope.enter_context(workspace_for(seen, analysis, options))
-        base, ready = reforming.Base(analysis, analysis.model), None
+        base, ready = Base(analysis, analysis.model), None
         if plan is not None:
             base = _replayed(base, Path(plan), options, workspace, on_stage)
             if not base.chosen:
@@ -156,7 +158,7 @@ def prune(
         else:
             meter = Meter(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
 
-            def choose_from(base: reforming.Base, meter: Meter) -> Choice:
+            def choose_from(base: Base, meter: Meter) -> Choice:
                 lost = trainer = None
                 if options.max_drop is not None and workspace is not None and checked_on is not None:
                     lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
@@ -164,7 +166,7 @@ def prune(
                     trainer = replace(recovery, original=base.teacher)
                 return choose(base.analysis, options, on_stage, workspace, trainer, meter, lost, base.reference)
 
-            found = reforming.decide(base, options, workspace, meter, choose_from, on_stage)
+            found = decide(base, options, workspace, meter, choose_from, on_stage)
             base, choice, meter, ready = found.base, found.choice, found.meter, found.mended
         whole, analysis = analysis, base.analysis
         path = choice.plan.path[:-1] if plan is None else ()
@@ -214,18 +216,16 @@ def prune(
     return Result(pruned, chosen, report, analysis.trace, origin)
 
 
-def _replayed(
-    base: reforming.Base, path: Path, options: Options, workspace: Workspace | None, on_stage: Stage
-) -> reforming.Base:
+def _replayed(base: Base, path: Path, options: Options, workspace: Workspace | None, on_stage: Stage) -> Base:
     """Make the edits of layers that a plan holds."""
     rounds = [
         [edits.from_dict(entry, str(path)) for entry in part]
         for part in plan_file.blocks(path, base.analysis.model.digest)
     ]
-    return reforming.replayed(base, rounds, options, workspace, on_stage)
+    return replayed(base, rounds, options, workspace, on_stage)
 
 
-def _with_base(mended: Mended, base: reforming.Base) -> Mended:
+def _with_base(mended: Mended, base: Base) -> Mended:
     """Add what was done to layers before channels went to what a report says of repair."""
     last = {layer.label: layer for layer in mended.layers}
     first = tuple(layer for layer in base.layers if layer.label not in last)
@@ -260,7 +260,7 @@ def _blocks_text(plan: Plan) -> bytes:
 
 
 def _deleted(
-    choice: Choice, base: reforming.Base, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
+    choice: Choice, base: Base, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
 ) -> tuple[Model, verify.Proof]:
     """Delete what a plan says, and prove it: on what it speaks of, and on what training has made of that on the way."""
     proof = base.proof
@@ -284,7 +284,7 @@ class _Loss:
 
     def __init__(
         self,
-        base: reforming.Base,
+        base: Base,
         original: Model,
         workspace: Workspace,
         options: Options,

@@ -510,25 +510,6 @@ def _part_of_the_way(meter: Meter, share: float) -> budget.Limits:
     return budget.Limits(*bounds)
 
 
-def plan(
-    model: str | os.PathLike[str],
-    options: Options,
-    data: DataLike | None = None,
-    preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    measure: Measure | None = None,
-    latency_table: str | os.PathLike[str] | None = None,
-) -> tuple[Analysis, Plan]:
-    """Load a model and choose what would go."""
-    analysis, given = opened(model, options, data, preprocess, on_stage)
-    shapes = None if given is None else given.shapes()
-    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
-    if given is None:
-        return analysis, make_plan(analysis, options, on_stage, meter=meter)
-    with workspace_for(given, analysis, options) as workspace:
-        return analysis, make_plan(analysis, options, on_stage, workspace, meter)
-
-
 def plans(
     analysis: Analysis,
     options: Options,

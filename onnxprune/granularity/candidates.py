@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.channels.linear import Conv, Linear, Product, linear_layers
 from onnxprune.channels.trace import node_labels
-from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Taps
+from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, Taps
 from onnxprune.granularity.rewriting import RefusalError, merge_layers
 from onnxprune.model import Model
 from onnxprune.normalise import captured_names
@@ -50,6 +50,7 @@ def layer_candidates(layer: Linear, label: str, n: int, kinds: frozenset[str], s
     if isinstance(layer, Conv) and "kernel" in kinds and math.prod(layer.kernel) > 1:
         for taps in _taps(layer.kernel):
             yield Candidate(Kernel(label, taps), (n,))
+        yield from (Candidate(edit, (n,)) for edit in _splits(layer, label, step))
     thick = groups == 1 or min(outputs, layer.values.shape[1]) >= FEWEST
     if "rank" in kinds and thick:
         yield from (Candidate(edit, (n,)) for edit in _ranks(layer, label, step))
@@ -60,6 +61,18 @@ def layer_candidates(layer: Linear, label: str, n: int, kinds: frozenset[str], s
             fits = not outputs % parts and not inputs % parts and min(outputs, inputs) // parts >= FEWEST
             if plain and fits:
                 yield Candidate(Grouped(label, parts, tuple(range(inputs)), tuple(range(outputs))), (n,))
+
+
+def _splits(layer: Conv, label: str, step: int) -> Iterator[Split]:
+    """Yield what half of the filters may lose: one ring of taps, or all but one tap."""
+    plain = layer.groups == 1 or (layer.values.shape[1] == 1 and layer.values.shape[0] == layer.groups)
+    filters = layer.values.shape[0]
+    count = round(filters / 2 / step) * step
+    if layer.transposed or not plain or not FEWEST <= count <= filters - FEWEST:
+        return
+    for ring in dict.fromkeys((2, max(layer.kernel) - max(layer.kernel) % 2)):
+        taps = tuple(((size - max(1, size - ring)) // 2, 1, max(1, size - ring)) for size in layer.kernel)
+        yield Split(label, taps, tuple(range(filters)), count)
 
 
 def _taps(kernel: tuple[int, ...]) -> Iterator[tuple[Taps, ...]]:

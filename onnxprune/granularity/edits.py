@@ -26,6 +26,26 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Taps of some filters go: the layer becomes two, side by side, the first with a smaller kernel.
+
+    Attributes:
+        taps: that stay of the first.
+        filters: number of the filter at each place, those of the first layer in front.
+        count: filters of the first layer.
+    """
+
+    granularity: ClassVar[str] = "kernel"
+    layer: str
+    taps: tuple[Taps, ...]
+    filters: tuple[int, ...]
+    count: int
+
+    def __str__(self) -> str:
+        return f"kernel of {'x'.join(str(count) for _, _, count in self.taps)} taps for {self.count} filters"
+
+
+@dataclass(frozen=True)
 class Grouped:
     """Blocks of channels go: each of `groups` blocks of filters reads one block of the input.
 
@@ -86,8 +106,8 @@ class Merged:
         return f"merged into {self.into}"
 
 
-Edit = Kernel | Grouped | Rank | Depth | Merged
-KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in (Kernel, Grouped, Rank, Depth, Merged)}
+Edit = Kernel | Split | Grouped | Rank | Depth | Merged
+KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in (Kernel, Split, Grouped, Rank, Depth, Merged)}
 
 
 def to_dict(edit: Edit) -> dict[str, Any]:

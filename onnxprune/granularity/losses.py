@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.channels.linear import Conv, Linear
-from onnxprune.granularity.edits import Grouped, Kernel
+from onnxprune.granularity.edits import Grouped, Kernel, Split
 from onnxprune.granularity.rewriting import gather, kept_features, spread
 from onnxprune.types import FloatArray, IntArray
 
@@ -52,23 +52,47 @@ class Gram:
         """Return the bias that keeps the mean of the output with another matrix, (groups, outputs)."""
         return np.asarray(self._bias + np.einsum("gof,gf->go", self.matrix - matrix, self.mean))
 
-    def without(self, edit: Kernel | Grouped) -> tuple[FloatArray, float]:
+    def without(self, edit: Kernel | Split | Grouped) -> tuple[FloatArray, float]:
         """Return the best matrix with what an edit leaves, and its error as a share of the variance of the output."""
-        keep = kept_features(edit, self.layer)
-        if keep.shape[1] == 1:  # the same features of all outputs
-            index = np.flatnonzero(keep[0, 0])
-            matrix, caught = self._regressed(self.product, index)
+        if isinstance(edit, Kernel):
+            matrix, caught = self._regressed(self.product, self._features(edit))
             return matrix, max(0.0, 1 - caught / self.total)
+        if isinstance(edit, Split):
+            small = self._cropped(edit)
+            cut = np.zeros(small.shape[0] * small.shape[1], dtype=bool)
+            cut[list(edit.filters[: edit.count])] = True
+            cut = cut.reshape(small.shape[:2])
+            matrix = np.where(cut[:, :, None], small, self.matrix)
+            return matrix, max(0.0, float(self.filter_errors(small)[cut].sum()) / self.total)
+        keep = kept_features(edit, self.layer)
         matrix = np.zeros_like(self.matrix)
         caught = 0.0
-        size = keep.shape[1] // edit.groups  # type: ignore[union-attr]
-        for block in range(edit.groups):  # type: ignore[union-attr]
-            rows = list(edit.outputs[block * size : (block + 1) * size])  # type: ignore[union-attr]
+        size = keep.shape[1] // edit.groups
+        for block in range(edit.groups):
+            rows = list(edit.outputs[block * size : (block + 1) * size])
             index = np.flatnonzero(keep[0, rows[0]])
             part, more = self._regressed(self.product[:, rows], index)
             matrix[:, rows] = part
             caught += more
         return matrix, max(0.0, 1 - caught / self.total)
+
+    def _features(self, edit: Kernel | Split) -> IntArray:
+        """Return the features that some taps see."""
+        return np.flatnonzero(kept_features(Kernel(edit.layer, edit.taps), self.layer)[0, 0])
+
+    def _cropped(self, edit: Split) -> FloatArray:
+        """Return the best matrix if all filters lost the taps that some lose."""
+        return self._regressed(self.product, self._features(edit))[0]
+
+    def filter_errors(self, matrix: FloatArray) -> FloatArray:
+        """Return the squared error of each output with another matrix, (groups, outputs)."""
+        gap = self.matrix - matrix
+        return np.asarray(np.einsum("gof,gof->go", self._times(gap), gap))
+
+    def dispensable(self, edit: Split) -> tuple[int, ...]:
+        """Return the filters, those that lose least with the taps of an edit in front."""
+        order = np.argsort(self.filter_errors(self._cropped(edit)).reshape(-1), kind="stable")
+        return (*np.sort(order[: edit.count]).tolist(), *np.sort(order[edit.count :]).tolist())
 
     def _regressed(self, product: FloatArray, index: IntArray) -> tuple[FloatArray, float]:
         """Regress outputs on some features; return the matrix and what it catches of their variance."""

@@ -17,14 +17,15 @@ from onnxprune import runtime
 from onnxprune.channels.linear import Conv, Linear, Product, linear_layers
 from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
-from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank
+from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
 from onnxprune.model import Model, weightless
 from onnxprune.normalise import remove_dead
-from onnxprune.types import FloatArray
+from onnxprune.types import FloatArray, IntArray
 
 Array = np.ndarray[Any, Any]
 Bases = Mapping[str, FloatArray]
 """Of layers that lose directions: an orthonormal basis, (groups, outputs, outputs), the most important direction first."""
+SPLIT_IS_INPUT = 13
 ARGUMENTS_ARE_INPUTS = 10
 """Opset from which Slice takes its bounds as inputs."""
 BETWEEN = "__rank"
@@ -43,12 +44,14 @@ class Reformed:
     Attributes:
         masked: dense, with what goes set to zero.
         model: with smaller layers; equal to `masked`.
-        changed: names of the tensors that rewritten layers write, and that had these names before.
+        changed: names of the tensors that rewritten layers write: of those that were there before, and of `parts`.
+        parts: new tensors that hold some channels of an old one: (name, old name, their numbers).
     """
 
     masked: Model
     model: Model
     changed: frozenset[str]
+    parts: tuple[tuple[str, str, IntArray], ...] = ()
 
 
 def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
@@ -67,6 +70,7 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
     layers = linear_layers(model.graph)
     sizes = runtime.infer_shapes(weightless(model), {}).partial
     changed: set[str] = set()
+    parts: list[tuple[str, str, IntArray]] = []
     targets = [result.graph.nodes[numbers[edit.layer]] if edit.layer in numbers else None for edit in edits]
     masks = list(masked.graph.nodes)
     partners = {edit.layer: result.graph.nodes[numbers[edit.into]] for edit in edits if isinstance(edit, Merged)}
@@ -89,7 +93,14 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
             matrix = masked_matrix(edit, layers[n], bases.get(edit.layer))
             twin = replace(layers[n], node=masks[n])
             twin.write(matrix, None)
-            rewrite(result.graph, edit, replace(layers[n], node=node), matrix, sizes.get(node.inputs[layers[n].x].name))
+            shape = sizes.get(node.inputs[layers[n].x].name)
+            layer = replace(layers[n], node=node)
+            if isinstance(edit, Split):
+                found = _split(result.graph, layer, edit, matrix, shape)
+                parts += found
+                changed |= {name for name, _, _ in found}
+            else:
+                rewrite(result.graph, edit, layer, matrix, shape)
             changed.add(masks[n].outputs[0].name)
         except RefusalError as reason:
             raise PlanError(
@@ -101,10 +112,10 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
     for graph in (masked.graph, result.graph):
         graph.toposort()
         remove_dead(graph)
-    return Reformed(masked, result, frozenset(changed))
+    return Reformed(masked, result, frozenset(changed), tuple(parts))
 
 
-def masked_matrix(edit: Kernel | Grouped | Rank, layer: Linear, basis: FloatArray | None) -> FloatArray:
+def masked_matrix(edit: Kernel | Split | Grouped | Rank, layer: Linear, basis: FloatArray | None) -> FloatArray:
     """Return the matrix of a layer, (groups, outputs, features), with what goes set to zero.
 
     Raises:
@@ -116,13 +127,26 @@ def masked_matrix(edit: Kernel | Grouped | Rank, layer: Linear, basis: FloatArra
     return np.asarray(np.where(kept_features(edit, layer), matrix, 0.0))
 
 
-def kept_features(edit: Kernel | Grouped, layer: Linear) -> np.ndarray[Any, Any]:
+def kept_features(edit: Kernel | Split | Grouped, layer: Linear) -> np.ndarray[Any, Any]:
     """Return which elements of the matrix stay, (groups, outputs, features) or what broadcasts to it.
 
     Raises:
         RefusalError: the edit does not fit the layer.
     """
     groups, outputs, features = layer.matrix(layer.values).shape
+    if isinstance(edit, Split):
+        total = groups * outputs
+        if sorted(edit.filters) != list(range(total)) or not 0 < edit.count < total:
+            raise RefusalError(f"its {total} filters are not each there once, in two parts")
+        if (
+            not isinstance(layer, Conv)
+            or layer.transposed
+            or not (groups == 1 or outputs == layer.values.shape[1] == 1)
+        ):
+            raise RefusalError("it is no convolution of one group, or of one filter for each channel")
+        cut = np.zeros(total, dtype=bool)
+        cut[list(edit.filters[: edit.count])] = True
+        return np.asarray(~cut.reshape(groups, outputs, 1) | kept_features(Kernel(edit.layer, edit.taps), layer))
     if isinstance(edit, Kernel):
         if not isinstance(layer, Conv) or len(edit.taps) != len(layer.kernel):
             raise RefusalError("it has no kernel of so many axes")
@@ -281,6 +305,60 @@ def _sliced(graph: gs.Graph, node: gs.Node, starts: list[int], stops: list[int],
     ]
     graph.nodes.append(gs.Node("Slice", f"{output.name}__node", {}, [x, *bounds], [output]))
     return output
+
+
+def _split(
+    graph: gs.Graph, layer: Linear, edit: Split, matrix: FloatArray, shape: Sequence[int | None] | None
+) -> list[tuple[str, str, IntArray]]:
+    """Put two layers side by side, the first with fewer taps; return what each of them writes of the old output."""
+    assert isinstance(layer, Conv)
+    second, dtype = layer.node, layer.values.dtype
+    y, order = second.outputs[0], np.array(edit.filters)
+    halves = order[: edit.count], order[edit.count :]
+    weight = layer.unmatrix(matrix)
+    biased = len(second.inputs) > 2 and bool(second.inputs[2].name)
+    bias = second.inputs[2].values if biased else None
+    sorted_already = np.array_equal(order, np.arange(order.size))
+    sources = [second.inputs[0]] * 2
+    if layer.groups > 1:
+        x = (
+            second.inputs[0]
+            if sorted_already
+            else _gathered(graph, second.inputs[0], gs.Variable(f"{y.name}__in_order"), order)
+        )
+        sources = _halves(graph, x, y.name, [half.size for half in halves])
+    first = second.copy([sources[0], second.inputs[1]], [])
+    first.name = f"{second.name}__part" if second.name else ""
+    graph.nodes.append(first)
+    outputs = [gs.Variable(f"{y.name}__part{number}") for number in range(2)]
+    for number, (node, half) in enumerate(((first, halves[0]), (second, halves[1]))):
+        operands = [
+            sources[number],
+            gs.Constant(f"{outputs[number].name}__weight", np.ascontiguousarray(weight[half]).astype(dtype)),
+        ]
+        if bias is not None:
+            operands.append(gs.Constant(f"{outputs[number].name}__bias", bias[half]))
+        node.inputs, node.outputs = operands, [outputs[number]]
+        if layer.groups > 1:
+            node.attrs["group"] = int(half.size)
+    small = replace(layer, node=first, groups=int(halves[0].size) if layer.groups > 1 else 1)
+    _crop(graph, small, Kernel(edit.layer, edit.taps), small.matrix(first.inputs[1].values.astype(np.float64)), shape)
+    joined = y if sorted_already else gs.Variable(f"{y.name}__joined")
+    graph.nodes.append(gs.Node("Concat", f"{y.name}__join", {"axis": 1}, list(outputs), [joined]))
+    if not sorted_already:
+        _gathered(graph, joined, y, np.argsort(order))
+    return [(output.name, y.name, half) for output, half in zip(outputs, halves, strict=True)]
+
+
+def _halves(graph: gs.Graph, x: gs.Tensor, name: str, sizes: list[int]) -> list[gs.Variable]:
+    outputs = [gs.Variable(f"{name}__half{number}") for number in range(len(sizes))]
+    attrs, operands = {"axis": 1}, [x]
+    if (graph.opset or SPLIT_IS_INPUT) < SPLIT_IS_INPUT:
+        attrs["split"] = sizes  # type: ignore[assignment]
+    else:
+        operands.append(gs.Constant(f"{name}__sizes", np.array(sizes, dtype=np.int64)))
+    graph.nodes.append(gs.Node("Split", f"{name}__halve", attrs, operands, list(outputs)))
+    return outputs
 
 
 # ------------------------------------------------------------------------------------------------------------------- rank

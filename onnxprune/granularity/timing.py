@@ -14,7 +14,7 @@ from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import node_labels
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OnnxPruneError
-from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Rank
+from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Rank, Split
 from onnxprune.granularity.rewriting import reform
 from onnxprune.model import Model, weightless
 from onnxprune.types import Trace
@@ -201,6 +201,8 @@ def _shape_of(edit: Edit) -> tuple[Any, ...]:
     """Return what the time of an edit depends on."""
     if isinstance(edit, Kernel):
         return ("kernel", *edit.taps)
+    if isinstance(edit, Split):
+        return ("split", edit.taps, edit.count, list(edit.filters) == sorted(edit.filters))
     if isinstance(edit, Rank):
         return ("rank", edit.rank, edit.form)
     if isinstance(edit, Grouped):

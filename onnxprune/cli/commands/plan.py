@@ -41,16 +41,18 @@ def plan(
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
-    from onnxprune import plan_file, search
+    from onnxprune import plan_file
     from onnxprune.analysis import layers_of
     from onnxprune.output import check_destination
+    from onnxprune.reforming import choose
     from onnxprune.report import console
 
     check_destination(output, model)
     with terminal.progress() as on_stage:
-        analysis, chosen = search.plan(model, options, data, preprocess, on_stage, measure, latency_table)
-    plan_file.write(output, chosen, analysis.trace, model.name)
+        whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
+    chosen, left = found.choice.plan, found.base.analysis
+    plan_file.write(output, chosen, left.trace, model.name)
     terminal.show(
-        lambda: plan_file.to_dict(chosen, analysis.trace, model.name),
-        lambda: console.plan_parts(layers_of(analysis, chosen.keep), chosen, str(output)),
+        lambda: plan_file.to_dict(chosen, left.trace, model.name),
+        lambda: console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)),
     )

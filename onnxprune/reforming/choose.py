@@ -1,0 +1,358 @@
+"""Choose edits: alone, or in competition with channels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxprune import sensitivity
+from onnxprune.analysis import Analysis
+from onnxprune.comparison import Measure, Stage, quiet
+from onnxprune.data import DataLike, Preprocess
+from onnxprune.errors import TargetError
+from onnxprune.granularity.edits import Depth, Merged
+from onnxprune.model import Model
+from onnxprune.options import QUANTITIES, Options
+from onnxprune.pruning import budget, rewrite
+from onnxprune.reforming.base import Base, Scored, apply, edited
+from onnxprune.reforming.study import Study, study
+from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, settings, workspace_for
+from onnxprune.targets import Meter, meet
+from onnxprune.types import BoolArray, FloatArray, Plan
+
+PRICES = (1e-9, 1e9)
+HALVINGS = 60
+
+
+class BlockMeter:
+    """Predicts and measures what a choice of edits costs, as `Meter` does for channels.
+
+    Args:
+        meter: of the base.
+        scored: edits, of which some are chosen.
+    """
+
+    def __init__(self, meter: Meter, scored: Sequence[Scored]) -> None:
+        self.meter, self.wanted, self.whole = meter, meter.wanted, meter.whole
+        self.start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
+        if "latency" in meter.wanted:
+            self.start[4] = meter.whole["latency"]
+        size = self.start[2] / max(self.start[1], 1.0)
+        self._saves = np.array(
+            [
+                [s.saving.macs, s.saving.params, s.saving.params * size, 0.0, s.saving.before - s.saving.after]
+                for s in scored
+            ]
+        ).reshape(len(scored), 5)
+
+    def goals(self) -> budget.Limits:
+        """Return the bounds."""
+        return self.meter.goals()
+
+    def totals(self, chosen: BoolArray) -> tuple[float, ...]:
+        """Predict amounts in the order of `budget.Limits`."""
+        return tuple(np.maximum(self.start - self._saves[chosen].sum(axis=0), 0.0).tolist())
+
+    def of(self, candidate: Model) -> dict[str, float]:
+        """Measure a model."""
+        return self.meter.of(candidate)
+
+    def gains(self, limits: budget.Limits | None = None) -> FloatArray:
+        """Return what each edit saves of what is bound, as shares of the whole, added up."""
+        bounds = (limits or self.goals()).bounds
+        whole = np.maximum(self.start, 1e-30)
+        here = [n for n, bound in enumerate(bounds) if bound is not None]
+        if not here:
+            here = [0]
+        return np.asarray((self._saves[:, here] / whole[here]).sum(axis=1))
+
+
+def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray:
+    """Choose edits for a price: what a share of the cost is worth in divergence of the output. At most one in each layer.
+
+    Of each layer the edit with the largest surplus (price times gain, less loss); a branch goes where that is worth more than all that
+    would be done within it.
+    """
+    chosen = np.zeros(len(scored), dtype=bool)
+    surplus = price * gains - np.array([s.loss for s in scored])
+    taken: dict[int, int] = {}
+    order = np.argsort(-surplus, kind="stable")
+    for number in order:
+        if surplus[number] <= 0:
+            break
+        if isinstance(scored[number].edit, Depth | Merged):
+            continue
+        nodes = scored[number].candidate.nodes
+        if not any(n in taken for n in nodes):
+            taken.update(dict.fromkeys(nodes, int(number)))
+    for number in order:
+        if surplus[number] <= 0:
+            break
+        if not isinstance(scored[number].edit, Depth | Merged):
+            continue
+        inside = {taken[n] for n in scored[number].candidate.nodes if n in taken}
+        if surplus[number] > sum(float(surplus[i]) for i in inside):
+            taken = {n: i for n, i in taken.items() if i not in inside}
+            taken.update(dict.fromkeys(scored[number].candidate.nodes, int(number)))
+    chosen[sorted(set(taken.values()))] = True
+    return chosen
+
+
+def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
+    """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
+    one before has left.
+
+    Raises:
+        TargetError: they cannot.
+    """
+    rounds = options.steps if options.schedule == "progressive" else 1
+    start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
+    original = meter
+    for number in range(1, rounds + 1):
+        found = study(base, options, workspace, meter, on_stage)
+        share = number / rounds if options.pace == "linear" else 1 - (1 - number / rounds) ** 3
+        bounds = (
+            None if goal is None else amount - share * (amount - min(goal, amount))
+            for amount, goal in zip(start.tolist(), original.goals().bounds, strict=True)
+        )
+        limits = None if number == rounds else budget.Limits(*bounds)
+        base = _round(base, found, options, workspace, meter, limits, on_stage)
+        meter = original.on(base.analysis)
+    return base
+
+
+def _round(
+    base: Base,
+    found: Study,
+    options: Options,
+    workspace: Workspace,
+    meter: Meter,
+    limits: budget.Limits | None,
+    on_stage: Stage,
+) -> Base:
+    """Choose edits that keep some limits as predicted, or without any the goals as measured."""
+    gauge = BlockMeter(meter, found.scored)
+    gains = gauge.gains()
+
+    def allocate(limits: budget.Limits) -> BoolArray:
+        low, high = PRICES
+        most = pick(found.scored, gains, high)
+        if not limits.hold(*gauge.totals(most)):
+            reached = gauge.totals(most)
+            raise TargetError(
+                "the target cannot be reached",
+                why="; ".join(
+                    f"{value:.4g} is the least, {bound:.4g} was asked"
+                    for value, bound in limits.pairs(reached)
+                    if value > bound
+                )
+                + f", with {int(most.sum())} layers of another form",
+                hint="ask for less, or let channels go as well: --granularity auto",
+            )
+        for _ in range(HALVINGS):
+            middle = math.sqrt(low * high)
+            holds = limits.hold(*gauge.totals(pick(found.scored, gains, middle)))
+            low, high = (low, middle) if holds else (middle, high)
+        return pick(found.scored, gains, high)
+
+    def build(chosen: BoolArray) -> Model:
+        return edited(base, _taken(found, chosen), found.bases, options)[0].analysis.model
+
+    chosen = allocate(limits) if limits is not None else meet(allocate, build, gauge)
+    return apply(base, _taken(found, chosen), found.bases, options, workspace, on_stage)
+
+
+def _taken(found: Study, chosen: BoolArray) -> tuple[Scored, ...]:
+    return tuple(s for s, flag in zip(found.scored, chosen, strict=True) if flag)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to meet the targets.
+
+    Attributes:
+        base: what channels were chosen from.
+        choice: which of them stay.
+        meter: of the base.
+        mended: what is left, repaired; None where that has still to be done.
+    """
+
+    base: Base
+    choice: Choice
+    meter: Meter
+    mended: Mended | None = None
+
+
+def decide(
+    base: Base,
+    options: Options,
+    workspace: Workspace | None,
+    meter: Meter,
+    choose_from: Callable[[Base, Meter], Choice],
+    on_stage: Stage = quiet,
+) -> Contender:
+    """Choose what goes, of what the options let go.
+
+    Args:
+        base: the original.
+        options: the dials, resolved.
+        workspace: calibration data; None without.
+        meter: of the original.
+        choose_from: chooses channels from a base so that the targets are met.
+        on_stage: called as it goes on.
+
+    Raises:
+        TargetError: the targets cannot be met.
+    """
+    if not options.blocks:
+        return Contender(base, choose_from(base, meter), meter)
+    assert workspace is not None  # `Options.resolved` has seen to it
+    if "filter" in options.granularity:
+        found = contend(Contender(base, choose_from(base, meter), meter), options, workspace, choose_from, on_stage)
+    else:
+        last = alone(base, options, workspace, meter, on_stage)
+        keep = np.ones(last.analysis.trace.n_channels, dtype=bool)
+        plan = Plan(keep, base.analysis.model.digest, settings(base.analysis, options))
+        found = Contender(last, Choice(plan, last.analysis, keep), meter.on(last.analysis))
+    plan = replace(found.choice.plan, blocks=found.base.blocks)
+    return replace(found, choice=replace(found.choice, plan=plan))
+
+
+def contend(
+    first: Contender,
+    options: Options,
+    workspace: Workspace,
+    choose_from: Callable[[Base, Meter], Choice],
+    on_stage: Stage = quiet,
+) -> Contender:
+    """Let other edits than those of channels compete with these, and return what loses least.
+
+    At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
+    the edit with the largest surplus; channels do the rest of the way. That is done at some prices around it, and the results, repaired,
+    are held against each other on samples held out.
+
+    Args:
+        first: channels alone.
+        options: the dials.
+        workspace: calibration data.
+        choose_from: chooses channels from a base so that the targets are met.
+        on_stage: called as it goes on.
+    """
+    original = first.base.analysis
+    found = study(first.base, options, workspace, first.meter, on_stage)
+    gauge = BlockMeter(first.meter, found.scored)
+    gains = gauge.gains()
+    price = price_of(first, gauge)
+    best = replace(first, mended=_mended(first, options, workspace, on_stage))
+    told = [_told(first, _loss(best, original, workspace))]
+    seen = {np.zeros(len(found.scored), dtype=bool).tobytes()}
+    for factor in FACTORS:
+        chosen = pick(found.scored, gains, factor * price)
+        if chosen.tobytes() in seen:
+            continue
+        seen.add(chosen.tobytes())
+        base = apply(first.base, _taken(found, chosen), found.bases, options, workspace, on_stage)
+        meter = first.meter.on(base.analysis)
+        try:
+            here = Contender(base, choose_from(base, meter), meter)
+        except TargetError as error:
+            told.append(f"{int(chosen.sum())} layers of another form: {error}")
+            continue
+        here = replace(here, mended=_mended(here, options, workspace, on_stage))
+        told.append(_told(here, _loss(here, original, workspace)))
+        if _is_better(here, best, original, options, workspace):
+            best = here
+    notes = [*best.base.notes, *found.notes, "held against each other: " + "; ".join(told)]
+    return replace(best, base=replace(best.base, notes=tuple(notes)))
+
+
+FACTORS = (0.3, 1.0, 3.0)
+"""Of the price of the last channels, what edits are chosen at."""
+
+
+def _told(contender: Contender, loss: float) -> str:
+    edits = sum(len(part) for part in contender.base.chosen)
+    return (
+        f"divergence {loss:.3g} with {edits} layers of another form"
+        if edits
+        else f"divergence {loss:.3g} by channels alone"
+    )
+
+
+def _is_better(one: Contender, other: Contender, original: Analysis, options: Options, workspace: Workspace) -> bool:
+    if options.max_drop is None:
+        return _loss(one, original, workspace) < _loss(other, original, workspace)
+    at = QUANTITIES.index(options.minimise)
+    return one.meter.totals(one.choice.plan.keep)[at] < other.meter.totals(other.choice.plan.keep)[at]
+
+
+def _mended(contender: Contender, options: Options, workspace: Workspace, on_stage: Stage) -> Mended:
+    choice, reference = contender.choice, contender.base.reference
+    pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
+    if choice.keep.all() or options.repair not in ("lstsq", "bias"):
+        return Mended(pruned, notes=workspace.notes)
+    return mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=reference)
+
+
+def _loss(contender: Contender, original: Analysis, workspace: Workspace) -> float:
+    assert contender.mended is not None
+    return sensitivity.losses(original.model, [contender.mended.model], workspace.calibration)[0]
+
+
+def price_of(contender: Contender, gauge: BlockMeter) -> float:
+    """Return what the last channels to go have cost: divergence of the output per share of what is bound, the median over the groups."""
+    plan, meter = contender.choice.plan, contender.meter
+    curves = {curve.group: curve for curve in plan.curves}
+    whole = np.maximum(gauge.start, 1e-30)
+    bound = [n for n, limit in enumerate(meter.goals().bounds) if limit is not None] or [0]
+
+    def cost(keep: BoolArray) -> float:
+        return float((np.array(meter.totals(keep))[bound] / whole[bound]).sum())
+
+    here = cost(plan.keep)
+    ratios = []
+    for group in meter.analysis.trace.groups:
+        curve = curves.get(group.name)
+        gone = 0 if curve is None else int((~plan.keep[curve.order]).sum())
+        if curve is None or not gone:
+            continue
+        back = max(1, min(gone, curve.order.size // 8))
+        more = plan.keep.copy()
+        more[curve.order[gone - back : gone]] = True
+        lost = curve.at(np.array([gone - back, gone]))
+        saved = cost(more) - here
+        if saved > 0:
+            ratios.append(float(lost[1] - lost[0]) / saved)
+    return float(np.median(ratios)) if ratios else DEFAULT_PRICE
+
+
+DEFAULT_PRICE = 0.1
+"""Divergence per share of the cost, where the channels' own price is not known."""
+
+
+def plan(
+    model: str | os.PathLike[str],
+    options: Options,
+    data: DataLike | None = None,
+    preprocess: Preprocess | str | None = None,
+    on_stage: Stage = quiet,
+    measure: Measure | None = None,
+    latency_table: str | os.PathLike[str] | None = None,
+) -> tuple[Analysis, Contender]:
+    """Load a model and choose what would go; return both."""
+    analysis, given = opened(model, options, data, preprocess, on_stage)
+    shapes = None if given is None else given.shapes()
+    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
+    resolved = options.resolved(given is not None)
+    with contextlib.ExitStack() as scope:
+        workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
+
+        def choose_from(base: Base, meter: Meter) -> Choice:
+            return choose(base.analysis, options, on_stage, workspace, meter=meter, reference=base.reference)
+
+        return analysis, decide(Base(analysis, analysis.model), resolved, workspace, meter, choose_from, on_stage)

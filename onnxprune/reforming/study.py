@@ -1,0 +1,226 @@
+"""Time and score every edit that comes into question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune import runtime, sensitivity
+from onnxprune.analysis import Analysis
+from onnxprune.channels.linear import linear_layers
+from onnxprune.comparison import Stage, quiet
+from onnxprune.granularity import candidates
+from onnxprune.granularity.candidates import Candidate
+from onnxprune.granularity.edits import Depth, Grouped, Kernel, Merged, Rank, Split
+from onnxprune.granularity.losses import Gram
+from onnxprune.granularity.timing import Saving, Timer
+from onnxprune.moments import threads_for
+from onnxprune.options import Options
+from onnxprune.reforming.base import Base, Scored
+from onnxprune.reforming.statistics import collected, reader_of, weighing
+from onnxprune.rounding import FINER, steps
+from onnxprune.search import Workspace
+from onnxprune.targets import Meter
+from onnxprune.types import FloatArray, Trace
+
+USUAL = 0.03
+"""Error of a layer, as a share of its output's variance, of the edit that is measured for all of its kind: about what will be chosen."""
+MOST_LOST = 1e3
+"""Loss of the output from which an edit is not looked at."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What came into question, what is needed to do it, and what was left out, and why.
+
+    Attributes:
+        scored: edits that are faster.
+        bases: directions of layers, see `onnxprune.granularity.rewriting.Bases`.
+        notes: what a reader should know.
+    """
+
+    scored: tuple[Scored, ...]
+    bases: Mapping[tuple[str, str], FloatArray]
+    notes: tuple[str, ...]
+
+
+def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Study:
+    """Time and score every edit that comes into question.
+
+    Each layer is timed by itself before and after; what is not faster is not looked at further. The error of those that are left follows
+    from the Gram matrix of the layer's input, the weights that stay being adjusted; for one edit of each kind in each layer the loss
+    of the output is measured, and those of the others are taken to be in the same proportion as their errors.
+
+    Args:
+        base: the model.
+        options: the dials.
+        workspace: calibration data.
+        meter: says how to time.
+        on_stage: called as it goes on.
+    """
+    analysis = base.analysis
+    model, trace = analysis.model, analysis.trace
+    layers = linear_layers(model.graph)
+    ignored = set() if not options.ignore else _ignored(trace, options.ignore)
+    shapes = runtime.concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
+    timer = Timer(model, trace, shapes, meter.how.batch, meter.how.threads)
+    found: list[Candidate] = []
+    kinds, step = options.blocks, _step(trace, options)
+    for n, layer in layers.items():
+        if trace.labels[n] not in ignored:
+            found += candidates.layer_candidates(layer, trace.labels[n], n, kinds, step)
+    if "depth" in kinds:
+        found += (c for c in candidates.branches(model) if not _touches(c, trace, ignored))
+        found += (c for c in candidates.pairs(model) if not _touches(c, trace, ignored))
+    faster: list[tuple[Candidate, Saving]] = []
+    slower = 0
+    for number, candidate in enumerate(found):
+        on_stage("time layers", number / len(found))
+        saving = timer.saving(candidate.edit, candidate.nodes)
+        if saving is not None and saving.is_faster:
+            faster.append((candidate, saving))
+        elif saving is not None:
+            slower += 1
+    notes = []
+    if slower:
+        notes.append(
+            f"{slower} of {len(found)} edits of layers that came into question were measured not to be faster, and were left"
+        )
+    scored, bases = _scored(analysis, faster, options, workspace, on_stage)
+    return Study(tuple(scored), bases, tuple(notes))
+
+
+def _ignored(trace: Trace, patterns: Iterable[str]) -> set[str]:
+    from fnmatch import fnmatchcase
+
+    return {label for label in trace.labels if any(fnmatchcase(label, pattern) for pattern in patterns)}
+
+
+def _touches(candidate: Candidate, trace: Trace, ignored: set[str]) -> bool:
+    return any(trace.labels[n] in ignored for n in candidate.nodes)
+
+
+def _step(trace: Trace, options: Options) -> int:
+    return int(options.round_to) if isinstance(options.round_to, int) else max(steps(trace)[0], FINER[0])
+
+
+def _scored(
+    analysis: Analysis,
+    faster: Sequence[tuple[Candidate, Saving]],
+    options: Options,
+    workspace: Workspace,
+    on_stage: Stage,
+) -> tuple[list[Scored], dict[tuple[str, str], FloatArray]]:
+    model, trace = analysis.model, analysis.trace
+    layers = linear_layers(model.graph)
+    by_node: dict[int, list[tuple[Candidate, Saving]]] = {}
+    exact = [Scored(c, saving, 0.0, 0.0) for c, saving in faster if isinstance(c.edit, Merged)]
+    for candidate, saving in faster:
+        if not isinstance(candidate.edit, Merged):
+            by_node.setdefault(candidate.nodes[-1], []).append((candidate, saving))
+    readers = {n: reader_of(n, layers[n]) for n in by_node if n in layers}
+    macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
+    points = len({(n, type(c.edit), getattr(c.edit, "form", "")) for n, found in by_node.items() for c, _ in found})
+    probe = sensitivity.Probe(model, workspace.calibration.plain, macs * max(points, 1), workspace.store)
+    statistics = collected(analysis, readers, options, workspace)
+    scored: list[Scored] = []
+    bases: dict[tuple[str, str], FloatArray] = {}
+    for number, n in enumerate(sorted(by_node)):
+        on_stage("score layers", number / len(by_node))
+        probe.advance(n)
+        if n in layers:
+            at, seen = next(statistics)
+            assert at == n
+            with threads_for(seen.mean.shape[1]):
+                gram = Gram(layers[n], weighing(seen, options.importance), seen.mean)
+                scored += _of_layer(analysis, n, gram, by_node[n], probe, bases)
+        else:
+            scored += _of_branch(analysis, n, by_node[n], probe)
+    probe.close()
+    return [*exact, *(found for found in scored if found.loss < MOST_LOST)], bases
+
+
+def _of_layer(
+    analysis: Analysis,
+    n: int,
+    gram: Gram,
+    found: Sequence[tuple[Candidate, Saving]],
+    probe: sensitivity.Probe,
+    bases: dict[tuple[str, str], FloatArray],
+) -> list[Scored]:
+    """Score the edits of one layer."""
+    by_kind: dict[str, list[tuple[Candidate, Saving, float, FloatArray | None]]] = {}
+    label = analysis.trace.labels[n]
+    errors: dict[str, FloatArray] = {}
+    for candidate, saving in found:
+        edit = candidate.edit
+        if isinstance(edit, Rank):
+            if edit.form not in errors:
+                basis, errors[edit.form] = gram.directions() if edit.form == "channel" else gram.separable()
+                most = max(c.edit.rank for c, _ in found if isinstance(c.edit, Rank) and c.edit.form == edit.form)
+                bases[label, edit.form] = basis[:, :, :most]
+            by_kind.setdefault(edit.form, []).append((candidate, saving, float(errors[edit.form][edit.rank]), None))
+            continue
+        assert isinstance(edit, Kernel | Split | Grouped)
+        if isinstance(edit, Split):
+            edit = replace(edit, filters=gram.dispensable(edit))
+        if isinstance(edit, Grouped):
+            inputs, outputs = gram.blocks(edit.groups)
+            edit = replace(edit, inputs=inputs, outputs=outputs)
+        matrix, error = gram.without(edit)
+        by_kind.setdefault(type(edit).__name__, []).append((replace(candidate, edit=edit), saving, error, matrix))
+    scored = []
+    for kind, rows in by_kind.items():
+        rows = _undominated(rows)
+        candidate, _, error, fitted = min(rows, key=lambda row: abs(math.log(max(row[2], 1e-9) / USUAL)))
+        if fitted is None:
+            assert isinstance(candidate.edit, Rank)
+            fitted = gram.projected(bases[label, kind], candidate.edit.rank, kind == "spatial")
+        variant = analysis.model.copy()
+        layer = replace(gram.layer, node=variant.graph.nodes[n])
+        layer.write(fitted, gram.bias(fitted) if gram.layer.holds_bias and not _adds(gram.layer) else None)
+        loss = probe.loss(variant)
+        scored += [Scored(c, saving, e, loss * e / max(error, 1e-12)) for c, saving, e, _ in rows]
+    return scored
+
+
+def _adds(layer: Any) -> bool:
+    return getattr(layer, "adds", None) is not None
+
+
+def _undominated(rows: list[tuple[Candidate, Saving, float, Any]]) -> list[tuple[Candidate, Saving, float, Any]]:
+    """Leave out what saves less time than another one that loses no more."""
+    best: list[tuple[Candidate, Saving, float, Any]] = []
+    for row in sorted(rows, key=lambda row: (row[2], row[1].after)):
+        if not best or row[1].after < best[-1][1].after:
+            best.append(row)
+    return best
+
+
+def _of_branch(
+    analysis: Analysis, n: int, found: Sequence[tuple[Candidate, Saving]], probe: sensitivity.Probe
+) -> list[Scored]:
+    """Score the branches of one sum: each is replaced by its mean, which is what later layers can make up for at least."""
+    import onnx_graphsurgeon as gs
+
+    scored = []
+    for candidate, saving in found:
+        edit = candidate.edit
+        assert isinstance(edit, Depth)
+        variant = analysis.model.copy()
+        node = variant.graph.nodes[n]
+        branch = node.inputs[1 - edit.stays]
+        shape = analysis.trace.shapes[branch.name]
+        axis = analysis.trace.carried.get(branch.name, (1 if len(shape) > 1 else 0, None))[0]
+        mean = probe.mean(branch.name, axis)
+        around = [1] * len(shape)
+        around[axis] = -1
+        node.inputs[1 - edit.stays] = gs.Constant(
+            f"{node.outputs[0].name}__mean", mean.reshape(around).astype(np.float32)
+        )
+        scored.append(Scored(candidate, saving, 1.0, probe.loss(variant)))
+    return scored
