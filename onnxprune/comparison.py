@@ -101,19 +101,15 @@ def compare(
                 (a["top1"], a.get("top5")) for a in (fidelity.accuracy(outputs, data.labels) for outputs in found)
             ]
         name, samples = data.name, len(found[0][0])
-        batch = data.inputs[0].shape[0] or measure.batch  # a model of a fixed batch runs on no other
-        feeds = data.rows(0, min(batch, len(data)))
-        if len(data) < batch:
-            feeds = {key: np.resize(value, (batch, *value.shape[1:])) for key, value in feeds.items()}
     else:
         samples = RANDOM_SAMPLES if runtime.has_dynamic_batch(proto) else 1
         inputs = runtime.random_feeds(proto, runtime.workable_shapes(original, proto, samples), seed)
         found = [[np.atleast_1d(o) for o in runtime.run(opened, inputs)] for opened in (original, candidate)]
         name = "random inputs"
-        feeds = runtime.random_feeds(proto, runtime.workable_shapes(original, proto, measure.batch), seed)
     latency = None
     if measure.latency:
         on_stage("time", None)
+        feeds = timed_feeds(original, proto, data, measure.batch, seed)
         latency = runtime.time_runs(
             (original, candidate),
             (feeds, feeds),
@@ -128,3 +124,16 @@ def compare(
         likeness = fidelity.fidelity(*found)
     labels = None if data is None or data.labels is None else data.labels[:samples]
     return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite, (found[0], found[1]), labels)
+
+
+def timed_feeds(
+    opened: ort.InferenceSession, proto: onnx.ModelProto, data: Data | None, batch: int, seed: int = 0
+) -> runtime.Feeds:
+    """Return inputs to time a model on: the first samples of the data, or seeded random ones."""
+    if data is None:
+        return runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, batch), seed)
+    batch = data.inputs[0].shape[0] or batch  # a model of a fixed batch runs on no other
+    feeds = data.rows(0, min(batch, len(data)))
+    if len(data) < batch:
+        feeds = {key: np.resize(value, (batch, *value.shape[1:])) for key, value in feeds.items()}
+    return feeds

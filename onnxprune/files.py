@@ -27,9 +27,15 @@ def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
     Raises:
         ModelError: as for `load`.
     """
+    _, proto, size = read_with_digest(path)
+    return proto, size
+
+
+def read_with_digest(path: str | os.PathLike[str]) -> tuple[str, onnx.ModelProto, int]:
+    """Return the SHA-256 of the file as well, in front; see `read`."""
     with damaged(Path(path)):
-        _, proto, files = parse(Path(path))
-        return proto, sum(file.stat().st_size for file in files)
+        digest, proto, files = parse(Path(path))
+        return digest, proto, sum(file.stat().st_size for file in files)
 
 
 @contextmanager

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, files, memory, runtime, statistics, verify
-from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet
+from onnxprune import fidelity, files, footprint, memory, rounds, runtime, statistics, verify
+from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, timed_feeds
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.fidelity import relative_difference
 from onnxprune.types import Check, Verdict
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 SCHEMA = "onnxprune.check/2"
 BATCHES = (1, 2, 7)
@@ -30,7 +33,7 @@ REPEATS = 3
 SAME = 1e-6
 """Difference between them, as a share of the output's range, that is put down to the order of sums."""
 NOISY = 0.25
-"""Width of the interval of a speed-up, as a share of it, from which the machine is called noisy."""
+"""Range of the speed-up over the rounds, as a share of it, from which the machine is called noisy."""
 ROUNDING = 1e-9
 """A value this much beyond its limit still counts as equal to it: 92.5 - 92.0 is not quite 0.5."""
 ORIGINAL = "onnxprune.original.sha256"
@@ -52,6 +55,7 @@ class Limits:
         max_size: bytes on disk.
         max_params: parameters.
         max_memory: bytes of activations that are alive at once.
+        max_peak_memory: bytes that a process takes to load and run it, at its peak.
         max_opset: of the standard operators.
         domains: operator domains that are allowed; "ai.onnx" always is.
     """
@@ -67,6 +71,7 @@ class Limits:
     max_size: float | None = None
     max_params: float | None = None
     max_memory: float | None = None
+    max_peak_memory: float | None = None
     max_opset: int | None = None
     domains: tuple[str, ...] | None = None
 
@@ -84,6 +89,7 @@ class Limits:
             ("max_size", math.inf, "a size of 0 or more"),
             ("max_params", math.inf, amount),
             ("max_memory", math.inf, amount),
+            ("max_peak_memory", math.inf, amount),
             ("max_opset", math.inf, amount),
         ):
             value = getattr(self, name)
@@ -122,40 +128,53 @@ def check(
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
-    (ours, size), (theirs, _) = files.read(candidate), files.read(baseline)
+    (ours, size), (digest, theirs, _) = files.read(candidate), files.read_with_digest(baseline)
     checks = verify.structure(ours, theirs, strict=verify.full_check(theirs) is None)
-    checks += [*_origin(ours, Path(baseline)), *_operators(ours, limits)]
+    checks += [*_origin(ours, digest), *_operators(ours, limits)]
     if not all(checks):
         return Verdict(tuple(checks))
     loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
-    original = runtime.session(
-        os.fspath(baseline), threads=measure.threads, where=os.fspath(baseline), provider=providers[0]
-    )
+
+    def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
+        return runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
+
+    original = open_model(baseline)
     opened = list(_loads(candidate, providers, measure.threads))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    found = compare(original, ran, ours, loaded, measure, on_stage)
+    found = compare(original, ran, ours, loaded, replace(measure, latency=False), on_stage)
+    feeds = timed_feeds(original, ours, loaded, measure.batch)
+    raced = None
+    if measure.latency:
+        raced = rounds.race(
+            (lambda: open_model(baseline), lambda: open_model(candidate)),
+            feeds,
+            runs=measure.runs,
+            warmup=measure.warmup,
+            seconds=measure.seconds,
+            progress=lambda share: on_stage("time", share),
+        )
     on_stage("verify", None)
     checks += [
         Check("finite outputs", found.finite, None, found.finite),
         *(_robustness(original, ran, ours, loaded) if found.finite else ()),
         *_accuracy(found, limits),
         *(_by_label(found, limits) if found.finite else ()),
-        *_speed(found, limits),
-        Check("size (bytes)", float(size), limits.max_size, limits.max_size is None or size <= limits.max_size),
-        *_counts(ours, loaded, limits, measure),
+        *(() if raced is None else _speed(raced, limits, measure, len(next(iter(feeds.values()))))),
+        _at_most("size (bytes)", float(size), limits.max_size, "of the file and of the weights beside it"),
+        _parameters(ours, limits),
+        *_memory((baseline, theirs), (candidate, ours), feeds, limits, measure.threads, providers[0]),
     ]
     return Verdict(tuple(checks))
 
 
-def _origin(candidate: onnx.ModelProto, baseline: Path) -> Iterator[Check]:
-    """Check that a model which says what it was pruned from was pruned from the baseline."""
+def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
+    """Check that a model which says what it was pruned from was pruned from the baseline, whose SHA-256 is `digest`."""
     said = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
     if said is None:
         return
-    digest = hashlib.sha256(baseline.read_bytes()).hexdigest()
     detail = "" if said == digest else f"it was pruned from {said[:12]}…, the baseline is {digest[:12]}…"
     yield Check("pruned from the baseline", said == digest, None, said == digest, detail)
 
@@ -314,17 +333,23 @@ def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
     )
 
 
-def _speed(found: Comparison, limits: Limits) -> Iterator[Check]:
-    latency = found.latency
-    if latency is None or latency.speedup is None or latency.speedup_interval is None or latency.b is None:
-        return
-    low, high = latency.speedup_interval
-    detail = f"95 % interval {low:.2f} to {high:.2f}, batch {latency.batch}, threads {latency.threads or 'default'}"
-    if high - low > NOISY * latency.speedup:
+def _speed(found: rounds.Race, limits: Limits, measure: Measure, batch: int) -> Iterator[Check]:
+    """Decide by all rounds; a time in milliseconds only where nothing else kept the processors busy."""
+    ratios, times = found.ratios, np.array(found.b)
+    ratio, low, high = (float(of(ratios)) for of in (np.median, np.min, np.max))
+    detail = f"{low:.2f} to {high:.2f} in {len(ratios)} rounds, {found.runs} runs, batch {batch}, threads {measure.threads or 'default'}"
+    if high - low > NOISY * ratio:
         detail += "; the machine is noisy"
-    yield _between("speed-up", latency.speedup, limits.min_speedup, low, high, detail, at_least=True)
-    if limits.max_latency is not None and latency.b_interval is not None:
-        yield _between("latency (ms)", latency.b, limits.max_latency, *latency.b_interval, "", at_least=False)
+    if found.busy:
+        detail += f"; others kept {found.others:.1f} processors busy"
+    yield _between("speed-up", ratio, limits.min_speedup, low, high, detail, at_least=True)
+    if limits.max_latency is not None:
+        least, most = float(times.min()), float(times.max())
+        alone = (
+            least / (1 + (found.others or 0.0)) if found.busy else least
+        )  # what it could be where nobody takes a share
+        told = f"{least:.3f} to {most:.3f}" + (f"; {alone:.3f} perhaps on a quiet machine" if found.busy else "")
+        yield _between("latency (ms)", float(np.median(times)), limits.max_latency, alone, most, told, at_least=False)
 
 
 def _between(
@@ -337,17 +362,37 @@ def _between(
     return Check(name, value, limit, possibly, detail, possibly and not surely)
 
 
-def _counts(proto: onnx.ModelProto, data: Data | None, limits: Limits, measure: Measure) -> Iterator[Check]:
+def _parameters(proto: onnx.ModelProto, limits: Limits) -> Check:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
     params = float(sum(math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in floats))
-    yield _at_most("parameters", params, limits.max_params, "floats among the initializers")
-    if limits.max_memory is None:
-        return
-    known = None if data is None else data.shapes()
-    opened = runtime.session(proto)
-    shapes = runtime.workable_shapes(opened, proto, measure.batch) if known is None else known
-    found = memory.peak_of_proto(proto, runtime.concrete_shapes(proto, measure.batch, known=shapes))
-    yield _at_most("activation memory (bytes)", float(found), limits.max_memory, f"batch {measure.batch}")
+    return _at_most("parameters", params, limits.max_params, "floats among the initializers")
+
+
+Named = tuple["str | os.PathLike[str]", onnx.ModelProto]
+
+
+def _memory(
+    baseline: Named, candidate: Named, feeds: runtime.Feeds, limits: Limits, threads: int, provider: str
+) -> Iterator[Check]:
+    """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
+    batch = len(next(iter(feeds.values())))
+    shapes = {name: value.shape for name, value in feeds.items()}
+    try:
+        before, after = (float(memory.peak_of_proto(proto, shapes)) for _, proto in (baseline, candidate))
+    except OnnxPruneError:
+        if limits.max_memory is not None:
+            raise
+    else:
+        change = f"activations alive at once, batch {batch}; {before:.6g} in the baseline"
+        yield _at_most("activation memory (bytes)", after, limits.max_memory, change)
+    with ThreadPoolExecutor() as pool:
+        opens = partial(footprint.measure, feeds=feeds, threads=threads, provider=provider)
+        took = list(pool.map(opens, (baseline[0], candidate[0])))
+    if took[0] is not None and took[1] is not None:
+        change = f"that a process takes to load and run it, batch {batch}; {took[0]:.6g} for the baseline"
+        yield _at_most("peak memory (bytes)", float(took[1]), limits.max_peak_memory, change)
+    elif limits.max_peak_memory is not None:
+        raise OptionError("--max-peak-memory needs Linux, which tells what a process takes", hint="leave the limit out")
 
 
 def _at_most(name: str, value: float, limit: float | None, detail: str) -> Check:

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import platformdirs
 from onnxprune import runtime
 from onnxprune.errors import OutputError
 from onnxprune.output import staged
+
+LEAST_SECONDS = 0.1
+"""The system counts processor time in hundredths of a second; of less than this it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,34 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         yield chosen
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Callable[[], float | None]]:
+    """Watch what other processes take of the processors.
+
+    Yields:
+        A function that returns, at the end, how many processors they kept busy on average; None where the system does not tell.
+    """
+    begin, first = _processor_seconds(), time.perf_counter()
+    last: list[tuple[tuple[float, float] | None, float]] = []
+    try:
+        yield lambda: _others(begin, last[0][0], last[0][1] - first) if last else None
+    finally:
+        last.append((_processor_seconds(), time.perf_counter()))
+
+
+def _others(begin: tuple[float, float] | None, end: tuple[float, float] | None, seconds: float) -> float | None:
+    if begin is None or end is None or seconds < LEAST_SECONDS:
+        return None
+    return max(0.0, (end[0] - begin[0]) - (end[1] - begin[1])) / seconds
+
+
+def _processor_seconds() -> tuple[float, float] | None:
+    """Return how long all processors were busy since the system started, and how long for this process."""
+    try:
+        words = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+        user, nice, system, _, _, irq, softirq = (int(word) / os.sysconf("SC_CLK_TCK") for word in words[1:8])
+    except (OSError, ValueError):
+        return None
+    return user + nice + system + irq + softirq, time.process_time()

@@ -14,6 +14,8 @@ from onnxprune.model import Model, weightless
 
 DEFAULT_ITEMSIZE = 4
 """Bytes of an element of a type that nobody knows."""
+LARGE = 1024
+"""Elements of an initializer from which only its shape is looked at."""
 
 
 def itemsizes(types: Mapping[str, int]) -> dict[str, int]:
@@ -46,7 +48,19 @@ def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def peak_of_proto(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the same for a model that was not loaded; see `peak`."""
-    return _peak(proto, input_shapes, lambda: proto)
+    return _peak(_light(proto), input_shapes, lambda: proto)
+
+
+def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its large initializers turned into inputs."""
+    graph = proto.graph
+    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > LARGE]
+    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= LARGE]
+    given = [onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
+    light = onnx.helper.make_graph(graph.node, graph.name, [*graph.input, *given], graph.output, small)
+    return onnx.helper.make_model(
+        light, ir_version=proto.ir_version, opset_imports=proto.opset_import, functions=proto.functions
+    )
 
 
 def _peak(

@@ -32,6 +32,7 @@ min_speedup = 1.0             # latency of the baseline / latency of the candida
 # max_size = 4e6              # bytes of the file
 # max_params = 1e6
 # max_memory = 16e6           # bytes of activations that are alive at once
+# max_peak_memory = 200e6     # bytes that a process takes to load and run it
 # max_opset = 21              # what the target's runtime reads
 # domains = ["com.microsoft"] # operator domains beside ai.onnx
 """

@@ -354,6 +354,7 @@ def time_runs(
     threads: int,
     batch: int,
     seconds: float = 60.0,
+    fewest: int = 10,
 ) -> Latency:
     """Time one or two sessions, run in turn so that a drift of the machine meets both.
 
@@ -364,7 +365,8 @@ def time_runs(
         warmup: runs of each that don't count.
         threads: only told in the result.
         batch: only told in the result.
-        seconds: stop early when the counted runs take longer than this, after ten runs at least.
+        seconds: stop early when the counted runs take longer than this.
+        fewest: runs of each that are made all the same.
     """
     for _ in range(warmup):
         for opened, inputs in zip(sessions, feeds, strict=True):
@@ -377,7 +379,7 @@ def time_runs(
             start = time.perf_counter()
             sessions[index].run(None, feeds[index])
             times[index].append(1e3 * (time.perf_counter() - start))
-        if count >= 9 and time.perf_counter() - begin > seconds:
+        if count + 1 >= fewest and time.perf_counter() - begin > seconds:
             break
     rows = np.array(times)
     picks = np.random.default_rng(0).integers(0, rows.shape[1], (RESAMPLES, rows.shape[1]))

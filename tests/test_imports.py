@@ -30,6 +30,8 @@ LAYERS = (
         "profiling",
         "rounding",
         "memory",
+        "footprint",
+        "rounds",
         "statistics",
     ),
     ("capture", "calibration", "moments"),

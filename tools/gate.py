@@ -1,26 +1,38 @@
 #!/usr/bin/env python3
-"""Simulate how often `check --max-drop` fails models whose true drop is known, and write docs/gate.md's table.
+"""Find out how often `check` errs, and write docs/gate.md's tables.
 
-A model and its candidate are a joint distribution of being right; evaluation sets are drawn from it, and the decision is the one of
-`check` itself. Without a file the table is printed.
+Accuracy: a model and its candidate are a joint distribution of being right; evaluation sets are drawn from it, and the decision on
+`--max-drop` is the one of `check` itself. Latency: identical models and one that has 1.5 times the layers are checked while processes that
+do nothing but compute keep processors busy.
 
 Example:
-    python tools/gate.py                # print the table
-    python tools/gate.py --write        # put it into docs/gate.md
+    python tools/gate.py                # print the tables
+    python tools/gate.py --write        # put them into docs/gate.md
+    python tools/gate.py latency --write
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import gate, statistics
+from onnxprune import gate, machine, statistics
+from onnxprune.comparison import Measure
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gate.md"
-START, END = "<!-- simulation: start -->", "<!-- simulation: end -->"
+MARKS = "<!-- {0}: start -->", "<!-- {0}: end -->"
 SAMPLES = (1_000, 10_000)
 DROPS = (0.0, 0.25, 0.5, 1.0)
 CHANGED = (2.0, 4.0, 8.0)
@@ -55,20 +67,101 @@ def table(sets: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+# ---------------------------------------------------------------------------------------------------------------- latency
+
+CHECKS = 20
+LAYERS = 16
+"""Of the model that is checked against one with half as many more."""
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Keep some processors busy."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def chain(layers: int, path: Path) -> Path:
+    """Write a model of as many equal layers."""
+    weight = numpy_helper.from_array(np.full((32, 32, 3, 3), 1e-3, np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", [f"t{n}", "w"], [f"t{n + 1}"], kernel_shape=[3, 3], pads=[1] * 4)
+        for n in range(layers)
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 32, 28, 28]) for name in ("t0", f"t{layers}")]
+    nodes[-1].output[0] = ends[1].name = "y"
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+def latency_table(checks: int) -> str:
+    """Return the table."""
+    lines = [
+        f"{checks} checks a row, `--min-speedup 1`, batch 1, on {machine.environment(1, 1).processor}.",
+        "",
+        "| candidate | busy processes | threads | PASSED | UNDECIDED | FAILED | speed-ups told | seconds a check |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        chains = [chain(layers, Path(folder, f"{layers}.onnx")) for layers in (LAYERS, LAYERS * 3 // 2)]
+        pairs = {f"identical (`{name}`)": (ROOT / "models" / f"{name}.onnx",) * 2 for name in ("small", "resnet")}
+        for label, (baseline, candidate) in {**pairs, "1.5 times the layers": (chains[0], chains[1])}.items():
+            for processes in (0, 1, 2):
+                for threads in (1, 2):
+                    begin, found = time.perf_counter(), []
+                    with busy(processes):
+                        for _ in range(checks):
+                            verdict = gate.check(
+                                candidate,
+                                baseline,
+                                limits=gate.Limits(min_speedup=1.0),
+                                measure=Measure(threads=threads),
+                            )
+                            found += [check for check in verdict.checks if check.name == "speed-up"]
+                    counts = Counter(check.status for check in found)
+                    told = [float(check.value) for check in found]
+                    cells = (
+                        label,
+                        str(processes),
+                        str(threads),
+                        *(str(counts[word]) for word in ("PASSED", "UNDECIDED", "FAILED")),
+                        f"{min(told):.2f} to {max(told):.2f}",
+                        f"{(time.perf_counter() - begin) / checks:.1f}",
+                    )
+                    lines.append(f"| {' | '.join(cells)} |")
+                    print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Print the table, or write it."""
+    """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", nargs="?", choices=("accuracy", "latency"), help="only this one")
     parser.add_argument("--sets", type=int, default=SETS, metavar="N", help="evaluation sets a row")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/gate.md")
+    parser.add_argument("--checks", type=int, default=CHECKS, metavar="N", help="checks a row")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/gate.md")
     arguments = parser.parse_args()
-    found = table(arguments.sets)
-    if not arguments.write:
-        print(found)
-        return
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{found}\n{END}{after}", encoding="utf-8")
+    for mark, make in (
+        ("accuracy", lambda: table(arguments.sets)),
+        ("latency", lambda: latency_table(arguments.checks)),
+    ):
+        if arguments.table not in (None, mark):
+            continue
+        found = make()
+        if not arguments.write:
+            print(found)
+            continue
+        start, end = (text.format(mark) for text in MARKS)
+        page = PAGE.read_text(encoding="utf-8")
+        before, _, rest = page.partition(start)
+        _, _, after = rest.partition(end)
+        PAGE.write_text(f"{before}{start}\n\n{found}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def _limits(values: dict[str, Any]) -> Limits:
     from onnxprune.gate import Limits
 
     policy = values.pop("policy")
-    for name in ("max_size", "max_memory"):
+    for name in ("max_size", "max_memory", "max_peak_memory"):
         values[name] = None if values[name] is None else values[name] * 1e6
     limits = Limits(**{**values, "domains": values["domains"] or None})
     return limits if policy is None else policies.merged(policies.read(policy), limits)
@@ -65,6 +65,12 @@ LIMITS = family(
     click.option("--max-size", type=float, metavar="MB", help="Size of the file in megabytes, at most."),
     click.option("--max-params", type=float, metavar="N", help="Parameters, at most."),
     click.option("--max-memory", type=float, metavar="MB", help="Activations alive at once in megabytes, at most."),
+    click.option(
+        "--max-peak-memory",
+        type=float,
+        metavar="MB",
+        help="Memory that a process takes to load and run it in megabytes, at most.",
+    ),
     click.option("--max-opset", type=int, metavar="N", help="Opset, at most."),
     click.option(
         "--domain",
