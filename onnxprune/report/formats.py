@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from onnxprune.types import Check, Verdict
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"FAILED": "error", "UNDECIDED": "warning", "PASSED": "none"}
+
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML document may hold."""
 
 
 def _value(check: Check) -> str:
@@ -35,8 +40,11 @@ def junit(verdict: Verdict, candidate: str, seconds: float = 0.0) -> str:
         elif check.status == "UNDECIDED":
             ElementTree.SubElement(case, "skipped", {"message": str(check)})
         ElementTree.SubElement(case, "system-out").text = str(check)
+    for element in root.iter():
+        element.text = element.text and NOT_XML.sub("?", element.text)
+        element.attrib.update({key: NOT_XML.sub("?", value) for key, value in element.attrib.items()})
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
 def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:
@@ -48,7 +56,7 @@ def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:
             "ruleId": names[check.name],
             "level": LEVELS[check.status],
             "message": {"text": str(check)},
-            "locations": [{"physicalLocation": {"artifactLocation": {"uri": candidate.replace("\\", "/")}}}],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(candidate.replace("\\", "/"))}}}],
         }
         for check in verdict.checks
         if check.status != "PASSED"
