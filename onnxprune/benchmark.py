@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxprune import files, machine, profiling, runtime
-from onnxprune.comparison import Measure
+from onnxprune.comparison import Measure, Stage, quiet
 
 SCHEMA = "onnxprune.bench/2"
 
@@ -47,7 +47,14 @@ class Bench:
         return {"schema": SCHEMA, **asdict(self.latency), **{k: v for k, v in asdict(self).items() if k != "latency"}}
 
 
-def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int = 0, *, layers: bool = True) -> Bench:
+def bench(
+    paths: Sequence[str | os.PathLike[str]],
+    measure: Measure,
+    seed: int = 0,
+    *,
+    layers: bool = True,
+    on_stage: Stage = quiet,
+) -> Bench:
     """Time one model, or two in turn, each on seeded random inputs of its own shapes.
 
     Args:
@@ -55,10 +62,12 @@ def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int =
         measure: how.
         seed: of the inputs.
         layers: whether to look at kernels as well.
+        on_stage: called as it goes on.
 
     Raises:
         ModelError: one cannot be read or run.
     """
+    on_stage("load", None)
     protos = [files.read(path)[0] for path in paths]
     with machine.pinned(measure.threads) as processors:
         sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
@@ -75,10 +84,13 @@ def bench(paths: Sequence[str | os.PathLike[str]], measure: Measure, seed: int =
             threads=measure.threads,
             batch=batch,
             seconds=measure.seconds,
+            progress=lambda share: on_stage("time", share),
         )
         del sessions
-        pairs = zip(paths, feeds, strict=True) if layers else ()
-        times = [layer_times(os.fspath(path), inputs, measure.threads) for path, inputs in pairs]
+        times = []
+        for number, (path, inputs) in enumerate(zip(paths, feeds, strict=True) if layers else ()):
+            on_stage("layers", number / len(paths))
+            times.append(layer_times(os.fspath(path), inputs, measure.threads))
     return Bench(
         latency, side_by_side(times) if layers else (), processors, machine.environment(measure.threads, batch)
     )

@@ -108,7 +108,7 @@ def compare(
         name = "random inputs"
     latency = None
     if measure.latency:
-        on_stage("time", None)
+        on_stage("time", 0.0)
         feeds = timed_feeds(original, proto, data, measure.batch, seed)
         latency = runtime.time_runs(
             (original, candidate),
@@ -118,6 +118,7 @@ def compare(
             threads=measure.threads,
             batch=next(iter(feeds.values())).shape[0],
             seconds=measure.seconds,
+            progress=lambda share: on_stage("time", share),
         )
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`

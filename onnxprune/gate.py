@@ -157,15 +157,18 @@ def check(
             progress=lambda share: on_stage("time", share),
         )
     on_stage("verify", None)
+    odd = list(_robustness(original, ran, ours, loaded)) if found.finite else []
+    on_stage("memory", None)
+    took = list(_memory((baseline, theirs), (candidate, ours), feeds, limits, measure.threads, providers[0]))
     checks += [
         Check("finite outputs", found.finite, None, found.finite),
-        *(_robustness(original, ran, ours, loaded) if found.finite else ()),
+        *odd,
         *_accuracy(found, limits),
         *(_by_label(found, limits) if found.finite else ()),
         *(() if raced is None else _speed(raced, limits, measure, len(next(iter(feeds.values()))))),
         _at_most("size (bytes)", float(size), limits.max_size, "of the file and of the weights beside it"),
         _parameters(ours, limits),
-        *_memory((baseline, theirs), (candidate, ours), feeds, limits, measure.threads, providers[0]),
+        *took,
     ]
     return Verdict(tuple(checks))
 

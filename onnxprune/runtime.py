@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,6 +309,8 @@ def observe(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], names
 # ----------------------------------------------------------------------------------------------------------------- timing
 
 RESAMPLES = 2000
+TOLD = 0.2
+"""Seconds between reports of progress."""
 
 
 class Clock:
@@ -355,6 +357,7 @@ def time_runs(
     batch: int,
     seconds: float = 60.0,
     fewest: int = 10,
+    progress: Callable[[float], None] | None = None,
 ) -> Latency:
     """Time one or two sessions, run in turn so that a drift of the machine meets both.
 
@@ -367,18 +370,22 @@ def time_runs(
         batch: only told in the result.
         seconds: stop early when the counted runs take longer than this.
         fewest: runs of each that are made all the same.
+        progress: called now and then, between runs, with the share that is done.
     """
     for _ in range(warmup):
         for opened, inputs in zip(sessions, feeds, strict=True):
             run(opened, inputs)
     times: list[list[float]] = [[] for _ in sessions]
     order = list(range(len(sessions)))
-    begin = time.perf_counter()
+    begin = told = time.perf_counter()
     for count in range(runs):
         for index in order if count % 2 == 0 else reversed(order):
             start = time.perf_counter()
             sessions[index].run(None, feeds[index])
             times[index].append(1e3 * (time.perf_counter() - start))
+        if progress and time.perf_counter() - told > TOLD:
+            told = time.perf_counter()
+            progress(max((count + 1) / runs, min(1.0, (told - begin) / seconds)))
         if count + 1 >= fewest and time.perf_counter() - begin > seconds:
             break
     rows = np.array(times)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OnnxPruneError
 
 FAILED = 3
@@ -23,8 +24,8 @@ class Cli(click.Group):
         except OnnxPruneError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted: nothing was written", err=True)
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}", err=True)
             ctx.exit(INTERRUPTED)
         except MemoryError:
             click.echo(

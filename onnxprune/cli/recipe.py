@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from onnxprune.augment import parse_kinds
 from onnxprune.cli.common import PATH
 from onnxprune.cli.family import Decorator, family
+from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OptionError
 from onnxprune.options import (
     AUTO,
@@ -173,3 +175,10 @@ def _training(values: dict[str, Any]) -> Training | None:
 def trained(amount: Decorator) -> Decorator:
     """Return the family of all these options, and of the one named `amount` that says how long."""
     return family("training", _training, amount, *TRAINING)
+
+
+def kept(checkpoint: Path | None) -> str:
+    """Say what an interrupted training leaves behind."""
+    if checkpoint is None or not checkpoint.exists():
+        return NOTHING
+    return f"no model was written; the same command goes on from {checkpoint}"

@@ -1,11 +1,13 @@
-"""Where a command says what it found and how far it is: results on stdout, progress on stderr."""
+"""Where a command says what it found and how far it is: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
     from onnxprune.comparison import Stage
 
+NOTHING = "nothing was written"
+PATIENCE, PAUSE = 5.0, 15.0
+"""Seconds until the first plain line about a run, and between it and the next."""
+NARROW = 80
+"""Columns of a terminal from which there is room for the whole line of progress."""
+
 
 @dataclass(frozen=True)
 class Terminal:
@@ -27,10 +35,12 @@ class Terminal:
     Attributes:
         as_json: the result is JSON instead of tables.
         quiet: no progress.
+        verbose: also what was decided, and what each stage took.
     """
 
     as_json: bool = False
     quiet: bool = False
+    verbose: bool = False
 
     def show(self, content: Callable[[], dict[str, Any]], parts: Callable[[], Sequence[RenderableType]]) -> None:
         """Print a result: `content` as JSON, or `parts` as tables."""
@@ -41,42 +51,130 @@ class Terminal:
 
             console.show(parts())
 
+    def explain(self, lines: Callable[[], Sequence[str]]) -> None:
+        """Print to stderr what only those want to know who ask for it."""
+        if self.verbose:
+            for line in lines():
+                click.echo(line, err=True)
+
     @contextmanager
-    def progress(self) -> Iterator[Stage]:
-        """Show the stage of the run, and the share of it where that is known, on a terminal's stderr."""
-        if self.quiet or not sys.stderr.isatty():
-            from onnxprune.comparison import quiet as silent
+    def progress(self, left: Callable[[], str] = lambda: NOTHING) -> Iterator[Stage]:
+        """Show the stage of the run, and the share and the time left of it where they are known, on stderr.
 
-            yield silent
+        A terminal gets a bar; anything else a plain line now and then, of runs that take long.
+
+        Args:
+            left: says, after an interrupt, what is left on disk.
+        """
+        with ExitStack() as stack:
+            if self.quiet:
+                stages = Stages(self.verbose)
+            elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+                stages = stack.enter_context(_bar(self.verbose))
+            else:
+                stages = Lines(self.verbose)
+            try:
+                yield stages
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(left()) from None
+            finally:
+                stages.end()
+
+
+class Stages:
+    """What goes on in a run, and since when; shows nothing but, where it is verbose, what each stage took."""
+
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
+        self._stage, self._begin = "", time.perf_counter()
+
+    def __call__(self, stage: str, share: float | None, detail: str = "") -> None:
+        """See `onnxprune.comparison.Stage`."""
+        new = stage != self._stage
+        if new:
+            self.end()
+            self._stage, self._begin = stage, time.perf_counter()
+        self.show(stage, share, detail, new)
+
+    def end(self) -> None:
+        """End the stage."""
+        if self._stage and self._verbose:
+            self.say(f"{self.seconds:7.1f} s  {self._stage}")
+        self._stage = ""
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began."""
+        return time.perf_counter() - self._begin
+
+    def show(self, stage: str, share: float | None, detail: str, new: bool) -> None:
+        """Show how far it is."""
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        click.echo(line, err=True)
+
+
+class Lines(Stages):
+    """The same in plain lines: none of a short run, few of a long one."""
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__(verbose)
+        self._next = time.monotonic() + PATIENCE
+
+    def show(self, stage: str, share: float | None, detail: str, new: bool) -> None:
+        """Print a line where it is time to."""
+        if time.monotonic() < self._next:
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        self._next = time.monotonic() + PAUSE
+        parts = [] if share is None else [f"{share:.0%}"]
+        if share and self.seconds > 1:
+            parts.append(f"about {_duration(self.seconds * (1 - share) / share)} left")
+        self.say(f"{stage}: {', '.join([*parts, *([detail] if detail else [])]) or 'begun'}")
 
-        columns = (
-            TextColumn("{task.description:<9}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("start", total=None, detail="")
-            last = ""
 
-            def on_stage(stage: str, share: float | None, detail: str = "") -> None:
-                nonlocal last
-                if stage != last:
-                    progress.reset(task, description=stage, total=None if share is None else 1.0, detail=detail)
-                    last = stage
-                if share is not None:
-                    progress.update(task, completed=share, total=1.0, detail=detail)
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
-            yield on_stage
+
+@contextmanager
+def _bar(verbose: bool) -> Iterator[Stages]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description:<9}", table_column=Column(no_wrap=True)),
+        BarColumn(40 if console.width >= NARROW else 10),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+    ]
+
+    class Bar(Stages):
+        def show(self, stage: str, share: float | None, detail: str, new: bool) -> None:
+            total = None if share is None else 1.0
+            if new:
+                for task in progress.task_ids:
+                    progress.remove_task(task)
+                progress.add_task(stage, total=total, detail=detail)
+            progress.update(progress.task_ids[-1], completed=share, total=total, detail=detail)
+
+        def say(self, line: str) -> None:
+            progress.console.print(line, highlight=False, markup=False)
+
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task("start", total=None, detail="")
+        yield Bar(verbose)
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+VERBOSE = click.option(
+    "--verbose", "-v", is_flag=True, help="Say on stderr what was decided, and how long each stage took."
+)
 ANSWER = family("terminal", lambda values: Terminal(**values), JSON)
 """Options of a command that answers at once."""
-TERMINAL = family("terminal", lambda values: Terminal(**values), JSON, QUIET)
+TERMINAL = family("terminal", lambda values: Terminal(**values), JSON, QUIET, VERBOSE)
 """Options of a command that takes its time."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from onnxprune.report.document import Inspection, Layer, Report, Sweep
 from onnxprune.runtime import Latency
-from onnxprune.types import Curve, Plan, Repaired, Trace, Verdict
+from onnxprune.types import Curve, Pin, Plan, Repaired, Trace, Verdict
 
 if TYPE_CHECKING:
     from onnxprune import latency as latencies
@@ -298,6 +301,35 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
     return parts
 
 
+def setting_lines(settings: Mapping[str, Any]) -> list[str]:
+    """Say what each dial was set to, or chosen to be where it was `auto`."""
+    told = {key: value for key, value in settings.items() if value not in (None, "", (), [], {})}
+    return [f"decided: {', '.join(f'{key} {_setting(value)}' for key, value in told.items())}"] if told else []
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_setting(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list | tuple):
+        return "+".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def pin_lines(pins: Sequence[Pin]) -> list[str]:
+    """Say what must stay, and why."""
+    return [f"stays: {pin.channels.size} channels at {pin.node} ({pin.op}): {pin.reason}" for pin in pins]
+
+
+def decisions(report: Report) -> list[str]:
+    """Say what a run decided, and why."""
+    fitted = [
+        f"repaired: {layer.label}, error {layer.before:.3g} -> {layer.after:.3g} on rows held out"
+        for layer in report.repair
+    ]
+    pins = [f"stays: {count} channels at {node}: {reason}" for reason, node, count in report.pinned]
+    return [*setting_lines(report.settings), *pins, *fitted]
+
+
 def written(path: Path | None) -> list[RenderableType]:
     """Say where something else was written, if it was."""
     return [] if path is None else [Text(f"written: {path}")]
@@ -340,19 +372,19 @@ def inspect_parts(found: Inspection) -> list[RenderableType]:
     layers.add_column("layer", overflow="fold")
     layers.add_column("operator")
     for column in ("channels", "MACs", "parameters"):
-        layers.add_column(column, justify="right")
+        layers.add_column(column, justify="right", no_wrap=True)
     for layer in found.layers:
         layers.add_row(Text(layer.label), Text(layer.op), str(layer.channels), human(layer.macs), f"{layer.params:,}")
     groups = Table(show_edge=False, pad_edge=False)
     groups.add_column("group", overflow="fold")
     for column in ("channels", "free"):
-        groups.add_column(column, justify="right")
+        groups.add_column(column, justify="right", no_wrap=True)
     groups.add_column("written by", overflow="fold")
     for group in trace.groups:
         free = int((~trace.pinned[group.channels]).sum())
         groups.add_row(Text(group.name), str(group.channels.size), str(free), Text(", ".join(group.layers)))
     pins = Table(show_edge=False, pad_edge=False)
-    pins.add_column("channels that must stay", justify="right")
+    pins.add_column("channels that must stay", justify="right", no_wrap=True)
     for column in ("node", "operator", "because"):
         pins.add_column(column, overflow="fold")
     for pin in trace.pins:
@@ -377,16 +409,69 @@ def show(parts: Sequence[RenderableType], console: Console | None = None) -> Non
     console = console or Console(soft_wrap=False)
     plain = not console.is_terminal
     if plain:
-        console = Console(width=160, file=console.file)
+        console = Console(width=WIDTH, file=console.file)
     for part in parts:
-        console.print(part, highlight=False, soft_wrap=plain and isinstance(part, Text))
+        if isinstance(part, Table) and least_width(part) > console.width:
+            for line in folded(part):
+                console.print(wrapped(line, console.width), highlight=False, soft_wrap=True)
+        elif isinstance(part, Text):
+            console.print(part if plain else wrapped(part, console.width), highlight=False, soft_wrap=True)
+        else:
+            console.print(part, highlight=False)
+
+
+WIDTH = 160
+"""Columns of what goes into a pipe or a file."""
+FOLDABLE = 16
+"""Columns that a cell of words should have at least; figures need as many as they are long."""
+BETWEEN = 3
+"""Columns between two cells."""
+
+
+def least_width(table: Table) -> int:
+    """Return how many columns a table takes whose figures are whole."""
+    widths = []
+    for column in table.columns:
+        longest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        widths.append(min(longest, FOLDABLE) if column.overflow == "fold" else longest)
+    return sum(widths) + BETWEEN * (len(widths) - 1)
+
+
+NAMES = ("", "layer", "group", "model", "operator")
+"""Headings of a first column that says what a row is about."""
+GLUED = re.compile(r"(?<=[\d:]) (?=\S)")
+"""Where no line may end: between a figure and its unit, and between a heading and its value."""
+GLUE = "\N{NO-BREAK SPACE}"
+
+
+def folded(table: Table) -> Iterator[Text]:
+    """Yield a table as lines for a narrow terminal: what a row is about, and below it the other cells, each behind its heading."""
+    heads = [str(column.header) for column in table.columns]
+    for number, head in enumerate(heads):
+        if head == "after":  # says nothing once it does not stand beside what was before
+            heads[number] = f"{heads[number - 1]} after"
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        first, *others = (str(cell) for cell in cells)
+        yield Text(first if heads[0] in NAMES else f"{heads[0]}: {first}")
+        told = [f"{head}: {cell}" if head else cell for head, cell in zip(heads[1:], others, strict=True) if cell]
+        if told:
+            yield Text(f"  {', '.join(told)}")
+
+
+def wrapped(text: Text, width: int) -> Text:
+    """Break a text into lines between words, but not between a figure and its unit."""
+    indent = "  " if text.plain.startswith("  ") else ""
+    lines = textwrap.wrap(
+        GLUED.sub(GLUE, text.plain), width, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
+    )
+    return Text("\n".join(lines).replace(GLUE, " "), style=text.style)
 
 
 def operators_table(rows: Sequence[tuple[str, str]]) -> Table:
     """Return what `ops` prints."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("operator", no_wrap=True)
-    table.add_column("what becomes of channels there")
+    table.add_column("what becomes of channels there", overflow="fold")
     for operator, text in rows:
         table.add_row(operator, Text(text))
     return table

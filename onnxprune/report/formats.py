@@ -44,7 +44,7 @@ def junit(verdict: Verdict, candidate: str, seconds: float = 0.0) -> str:
         element.text = element.text and NOT_XML.sub("?", element.text)
         element.attrib.update({key: NOT_XML.sub("?", value) for key, value in element.attrib.items()})
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n"
+    return str(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True), "utf-8") + "\n"
 
 
 def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:

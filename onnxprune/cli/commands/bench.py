@@ -44,8 +44,7 @@ def bench(
     if latency_table is not None:
         check_destination(latency_table, a, *([] if b is None else [b]))
     with terminal.progress() as on_stage:
-        on_stage("time", None)
-        found = benchmark.bench([path for path in (a, b) if path is not None], measure)
+        found = benchmark.bench([path for path in (a, b) if path is not None], measure, on_stage=on_stage)
         table = None if latency_table is None else targets.write_table(a, latency_table, measure, on_stage)
     terminal.show(
         lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},

@@ -10,7 +10,7 @@ import click
 
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, SEED, command_line
 from onnxprune.cli.group import FAILED, examples
-from onnxprune.cli.recipe import CHECKPOINT, trained
+from onnxprune.cli.recipe import CHECKPOINT, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.options import Options, Training, parse_memory
@@ -73,7 +73,7 @@ def finetune(
 
     if data is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
-    with terminal.progress() as on_stage:
+    with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         _, found = finetuning.finetune(
             model,
             teacher,
@@ -91,6 +91,7 @@ def finetune(
             report_output=report,
             command=command_line(),
         )
+    terminal.explain(lambda: console.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:
         sys.exit(FAILED)

@@ -9,18 +9,22 @@ import click
 from onnxprune.cli.common import MODEL
 from onnxprune.cli.dials import IGNORE
 from onnxprune.cli.group import examples
-from onnxprune.cli.terminal import ANSWER, Terminal
+from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
 @click.command(epilog=examples("onnxprune inspect model.onnx", "onnxprune inspect model.onnx --json | jq .pins"))
 @MODEL
 @IGNORE
-@ANSWER
+@TERMINAL
 def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
     """Show groups, what must stay and why, and what each layer costs."""
     from onnxprune import analysis
     from onnxprune.model import load
     from onnxprune.report import console
 
-    found = analysis.inspect(analysis.analyse(load(model), ignore))
+    with terminal.progress() as on_stage:
+        on_stage("load", None)
+        loaded = load(model)
+        on_stage("trace", None)
+        found = analysis.inspect(analysis.analyse(loaded, ignore))
     terminal.show(found.to_dict, lambda: console.inspect_parts(found))

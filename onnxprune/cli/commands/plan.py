@@ -52,6 +52,7 @@ def plan(
         whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
     chosen, left = found.choice.plan, found.base.analysis
     plan_file.write(output, chosen, left.trace, model.name)
+    terminal.explain(lambda: [*console.setting_lines(chosen.settings), *console.pin_lines(left.trace.pins)])
     terminal.show(
         lambda: plan_file.to_dict(chosen, left.trace, model.name),
         lambda: console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)),

@@ -11,7 +11,7 @@ import click
 from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, command_line
 from onnxprune.cli.dials import PRUNED
 from onnxprune.cli.group import FAILED, examples
-from onnxprune.cli.recipe import CHECKPOINT, trained
+from onnxprune.cli.recipe import CHECKPOINT, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.options import Options, Training
 
@@ -75,7 +75,7 @@ def prune(
     from onnxprune import pipeline
     from onnxprune.report import console
 
-    with terminal.progress() as on_stage:
+    with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = pipeline.prune(
             model,
             output=output,
@@ -95,6 +95,7 @@ def prune(
             force=force,
         )
     found = result.report
+    terminal.explain(lambda: console.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:
         sys.exit(FAILED)

@@ -21,7 +21,7 @@ from onnxprune.cli.common import (
 from onnxprune.cli.dials import SWEPT
 from onnxprune.cli.group import examples
 from onnxprune.cli.recipe import trained
-from onnxprune.cli.terminal import TERMINAL, Terminal
+from onnxprune.cli.terminal import NOTHING, TERMINAL, Terminal
 from onnxprune.options import QUANTITIES, Options, Training, parse_shares
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def sweep(
     if plot is not None:
         check_destination(plot, model)
     quantity, shares = parse_shares(targets)
-    with terminal.progress() as on_stage:
+    with terminal.progress(lambda: _left(output, len(shares))) as on_stage:
         found = sweeping.sweep(
             model,
             output,
@@ -116,3 +116,9 @@ def sweep(
         draw_front(found, plot)
     drawn = None if plot is None else str(plot)
     terminal.show(found.to_dict, lambda: [*console.sweep_parts(found, str(output), drawn), *console.written(report)])
+
+
+def _left(folder: Path, wanted: int) -> str:
+    """Say what an interrupted sweep leaves behind."""
+    whole = len(list(folder.glob("*.onnx")))
+    return f"{whole} of {wanted} models are in {folder}; the same command goes on there" if whole else NOTHING
