@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +15,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from click.shell_completion import ShellComplete
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import analysis
+from onnxprune import analysis, data, options
 from onnxprune.cli import main
+from onnxprune.options import SCOPES
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
 HALF = ("--reduce", "flops=50%")
@@ -45,6 +49,87 @@ def test_help_has_examples(command, flag, run):
 def test_every_option_is_explained(command):
     unexplained = [p.name for p in main.commands[command].params if p.param_type_name == "option" and not p.help]
     assert unexplained == []
+
+
+def examples_of(command: str) -> list[str]:
+    """Return the example lines in the help of a command."""
+    epilog = main.commands[command].epilog
+    return [line.strip() for line in epilog.partition("Examples:\n")[2].splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", list(main.commands))
+def test_every_command_has_examples_that_parse(command):
+    examples = examples_of(command)
+    assert len(examples) >= 2
+    for example in examples:
+        name, said, *words = shlex.split(example, comments=True)
+        assert (name, said) == ("onnxprune", command)
+        words = words[: words.index("|")] if "|" in words else words
+        main.commands[command].make_context(said, words)  # raises UsageError
+
+
+# ----------------------------------------------------------------------------------------------------- shell completion
+
+
+def completed(*words: str) -> list[tuple[str, str]]:
+    """Return (type, value) of what a shell offers for the last word."""
+    *before, last = words
+    found = ShellComplete(main, {}, "onnxprune", "_ONNXPRUNE_COMPLETE").get_completions(before, last)
+    return [(item.type, item.value) for item in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        (("pr",), ["prune"]),
+        (("prune", "--importance", "ta"), ["taylor"]),
+        (("prune", "m.onnx", "--scope", ""), list(SCOPES)),
+        (("prune", "--reduce", "f"), ["flops="]),
+        (("sweep", "--targets", "la"), ["latency="]),
+        (("prune", "--augment", "flip,c"), ["flip,crop"]),
+        (("prune", "--augment", "flip,f"), []),
+        (("prune", "--round-to", "a"), ["auto"]),
+        (("prune", "--data", "gen"), ["generated"]),
+        (("check", "--preprocess", "im"), ["imagenet"]),
+        (("finetune", "--device", "c"), ["cpu", "cuda"]),
+        (("bench", "--verb"), ["--verbose"]),
+    ],
+)
+def test_completion(words, offers):
+    assert [value for _, value in completed(*words)] == offers
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "mod"),
+        ("prune", "-o", ""),
+        ("prune", "--data", "images/"),
+        ("prune", "--data", ""),
+        ("check", "c.onnx", "--baseline", "m"),
+        ("check", "--preprocess", "./p"),
+    ],
+)
+def test_completion_of_files(words):
+    assert [kind for kind, _ in completed(*words)] == ["file"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell):
+    environment = {**os.environ, "_ONNXPRUNE_COMPLETE": f"{shell}_source"}
+    code = "from onnxprune.cli import main; main(prog_name='onnxprune')"
+    if shell == "bash" and not shutil.which("bash"):
+        pytest.skip("there is no bash")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert f"_ONNXPRUNE_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_names_of_presets_are_those_that_there_are():
+    assert tuple(data.PRESETS) == options.PRESETS
+
+
+# ------------------------------------------------------------------------------------------------------------- version
 
 
 def test_version_is_that_of_the_package(run):

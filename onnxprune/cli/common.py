@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxprune.cli.family import family, together
-from onnxprune.options import Options
+from onnxprune.cli.values import File, Words
+from onnxprune.options import PRESETS, Options
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Measure
 
-PATH = click.Path(path_type=Path, readable=False)  # what is wrong with a path, those who open it can say better
+PATH = File()
 MODEL = click.argument("model", type=PATH)
 SEED = click.option("--seed", type=int, default=Options().seed, show_default=True, help="For everything random.")
 EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
 DATA = together(
     click.option(
         "--data",
-        type=PATH,
+        type=File("generated"),
         help="A .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`: made-up inputs.",
     ),
     click.option(
-        "--preprocess", metavar="PRESET|TOML", help="How values are scaled: unit, imagenet, tf, or a TOML file."
+        "--preprocess",
+        type=Words(PRESETS, file=True),
+        metavar="PRESET|TOML",
+        help="How values are scaled: unit, imagenet, tf, or a TOML file.",
     ),
 )
 LATENCY_TABLE = click.option(

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from onnxprune.augment import parse_kinds
+from onnxprune.augment import KINDS, parse_kinds
 from onnxprune.cli.common import SEED
 from onnxprune.cli.family import family
+from onnxprune.cli.values import Granularity, Step, Words
 from onnxprune.options import (
     AUTO,
     GRANULARITIES,
@@ -27,28 +28,6 @@ from onnxprune.options import (
 )
 
 DEFAULTS = Options()
-
-
-class Step(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
-    """A whole number, or `auto`."""
-
-    name = "integer|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return one of both."""
-        return value if value == AUTO else click.INT.convert(value, param, ctx)
-
-
-class Granularity(click.ParamType):  # type: ignore[type-arg]
-    """Some of what may go, with commas between, or `auto` for all of it."""
-
-    name = "kinds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return them as they were written, apart."""
-        if isinstance(value, tuple):
-            return value
-        return GRANULARITIES if value == AUTO else tuple(part.strip() for part in value.split(","))
 
 
 def _options(values: dict[str, Any]) -> Options:
@@ -94,6 +73,7 @@ STRUCTURE = (
     ),
     click.option(
         "--augment",
+        type=Words((AUTO, "none", *KINDS), separator=","),
         default=AUTO,
         show_default=True,
         metavar="KINDS",
@@ -168,12 +148,14 @@ CHOICE = (
 TARGETS = (
     click.option(
         "--reduce",
+        type=Words([f"{quantity}=" for quantity in QUANTITIES]),
         multiple=True,
         metavar="WHAT=SHARE",
         help=f"Share to remove: flops=50%, latency=30%; of {', '.join(QUANTITIES)}; all given targets hold.",
     ),
     click.option(
         "--limit",
+        type=Words([f"{quantity}=" for quantity in QUANTITIES]),
         multiple=True,
         metavar="WHAT=AMOUNT",
         help="What may be left: flops=300M, params=1.2M, size=4MB, memory=64MB, latency=3ms.",

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from onnxprune.augment import parse_kinds
+from onnxprune.augment import KINDS, parse_kinds
 from onnxprune.cli.common import PATH
 from onnxprune.cli.family import Decorator, family
 from onnxprune.cli.terminal import NOTHING
+from onnxprune.cli.values import Words
 from onnxprune.errors import OptionError
 from onnxprune.options import (
     AUTO,
@@ -99,6 +100,7 @@ TRAINING = (
     click.option("--smoothing", type=float, default=RECIPE.smoothing, show_default=True, help="Of the labels."),
     click.option(
         "--train-augment",
+        type=Words((AUTO, "none", *KINDS), separator=","),
         default=AUTO,
         show_default=True,
         metavar="KINDS",
@@ -140,7 +142,13 @@ TRAINING = (
         show_default=True,
         help="Statistics of BatchNormalization that could not be folded: as they are, or of the batch.",
     ),
-    click.option("--device", default=RECIPE.device, show_default=True, help="Of torch: cpu, cuda, mps."),
+    click.option(
+        "--device",
+        type=Words(("cpu", "cuda", "mps")),
+        default=RECIPE.device,
+        show_default=True,
+        help="Of torch: cpu, cuda, mps.",
+    ),
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),

@@ -22,6 +22,7 @@ from onnxprune.cli.dials import SWEPT
 from onnxprune.cli.group import examples
 from onnxprune.cli.recipe import trained
 from onnxprune.cli.terminal import NOTHING, TERMINAL, Terminal
+from onnxprune.cli.values import Words
 from onnxprune.options import QUANTITIES, Options, Training, parse_shares
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--targets",
+    type=Words([f"{quantity}=" for quantity in QUANTITIES]),
     default="flops=10%,20%,30%,40%,50%,60%,70%,80%",
     show_default=True,
     metavar="WHAT=SHARES",
