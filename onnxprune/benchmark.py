@@ -12,8 +12,11 @@ import onnx
 
 from onnxprune import files, machine, profiling, runtime
 from onnxprune.comparison import Measure, Stage, quiet
+from onnxprune.model import Model
 
 SCHEMA = "onnxprune.bench/2"
+SECONDS = 20.0
+"""That looking at the kernels of one model should take, at most."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,27 @@ Times = dict[str, tuple[str, float]]
 """Operator and microseconds of each node that takes time, by name."""
 
 
-def layer_times(path: str, feeds: runtime.Feeds, threads: int) -> Times:
-    """Return what each node of a model file takes."""
-    proto = onnx.load(path)
+def layer_times(source: str | Model, feeds: runtime.Feeds, threads: int, seconds: float = SECONDS) -> Times:
+    """Return what each node of a model, or of a model file, takes; nothing for a file whose weights lie beside it, or that has 2 GB.
+
+    Args:
+        source: the model, or the path of the file.
+        feeds: inputs.
+        threads: of onnxruntime, within an operator.
+        seconds: that it should take.
+    """
+    if isinstance(source, Model):
+        (proto, weights), where = source.stub(), source.path.name
+    else:
+        proto, weights, where = onnx.load(source), None, Path(source).name
+        external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
+        if external or proto.ByteSize() >= 2**31:
+            return {}  # nodes can only be told apart after they are named, and so large a model cannot be passed on in memory
     names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
-    if proto.ByteSize() >= 2**31 or any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        return {}  # nodes can only be told apart after they are named, and so large a model cannot be passed on in memory
     found: Times = {}
-    for kernel in profiling.profile(proto, feeds, threads=threads, seconds=20.0, where=Path(path).name).kernels:
+    for kernel in profiling.profile(
+        proto, feeds, weights=weights, threads=threads, seconds=seconds, where=where
+    ).kernels:
         name, op = (f"({kernel.op}, put in by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]
         found[name] = op, found.get(name, (op, 0.0))[1] + kernel.microseconds
     return found

@@ -64,7 +64,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same inputs; accuracies are (top-1, top-5) in percent, None without labels. `outputs` are those of both."""
+    """Two models on the same inputs.
+
+    Accuracies are (top-1, top-5) in percent, None without labels. `outputs` are those of both, `feeds` the batch that both are timed on.
+    """
 
     accuracy_a: tuple[float | None, float | None]
     accuracy_b: tuple[float | None, float | None]
@@ -75,6 +78,7 @@ class Comparison:
     finite: bool
     outputs: tuple[Outputs, Outputs]
     labels: IntArray | None
+    feeds: runtime.Feeds
 
 
 def compare(
@@ -124,7 +128,8 @@ def compare(
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
         likeness = fidelity.fidelity(*found)
     labels = None if data is None or data.labels is None else data.labels[:samples]
-    return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite, (found[0], found[1]), labels)
+    outputs = (found[0], found[1])
+    return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite, outputs, labels, feeds)
 
 
 def timed_feeds(

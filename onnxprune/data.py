@@ -185,6 +185,13 @@ class Data:
             feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
         return feeds
 
+    def stored(self, name: str, sample: int) -> Array:
+        """Return a sample of an input before any arithmetic: an array as it is stored, an image as its bytes, resized and cropped."""
+        source = self.arrays[name]
+        if isinstance(source, np.ndarray):
+            return cast(Array, source[sample])
+        return _read_image(source[sample], self.preprocess or Preprocess())
+
     def take(self, samples: Array) -> Data:
         """Return the data of some samples, by their numbers."""
         arrays = {

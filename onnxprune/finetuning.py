@@ -20,7 +20,8 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.recovery import augmented, boundaries, without_gated
-from onnxprune.report import saving
+from onnxprune.report import grouping, saving
+from onnxprune.report.details import details
 from onnxprune.report.document import Figures, Layer, Report
 from onnxprune.training import require_torch
 from onnxprune.types import Check, IntArray, Verdict
@@ -121,6 +122,11 @@ def finetune(
     found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
     checks.append(Check("finite outputs", found.finite, None, found.finite))
     latency = found.latency
+    closer = None
+    if page is not None:
+        on_stage("profile", None)
+        around = grouping.groups(original.trace, grouping.survivors(student.trace, keep))
+        closer = details((str(teacher_model.path), result), found, checked_on, measure.threads, around)
     times = (None, None) if latency is None else (latency.a, latency.b)
     spans = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
     whole = np.ones(original.trace.n_channels, dtype=bool)
@@ -149,6 +155,7 @@ def finetune(
         notes=tuple(notes),
         training=tuned.to_dict(),
         versions=versions(),
+        details=closer,
     )
     if destination is not None and report.verdict:
         on_stage("write", None)

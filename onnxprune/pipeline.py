@@ -36,7 +36,8 @@ from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
 from onnxprune.reforming.base import Base, replayed
 from onnxprune.reforming.choose import decide
-from onnxprune.report import saving
+from onnxprune.report import grouping, saving
+from onnxprune.report.details import details
 from onnxprune.report.document import Figures, Report
 from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, workspace_for
 from onnxprune.targets import Meter, refuse_slower
@@ -191,7 +192,9 @@ def prune(
             proof = replace(proof, difference=max(proof.difference, again.difference))
     if workspace is not None and evaluation is None and (mended.layers or tuned):
         mended = replace(mended, notes=(*mended.notes, SEEN))
-    report = _verify(whole, analysis, mended, chosen, proof, checked_on, measure, options, on_stage)
+    report = _verify(
+        whole, analysis, mended, chosen, proof, checked_on, measure, options, on_stage, detailed=page is not None
+    )
     if meter is not None and meter.wanted:
         targets = meter.checks(report.latency, mended.model)
         report = replace(report, verdict=Verdict((*report.verdict.checks, *targets)), latency_table=meter.table)
@@ -356,6 +359,8 @@ def _verify(
     measure: Measure,
     options: Options,
     on_stage: Stage,
+    *,
+    detailed: bool,
 ) -> Report:
     model, trace = whole.model, analysis.trace
     on_stage("verify", None)
@@ -376,6 +381,11 @@ def _verify(
     candidate = mended.model.session(threads=measure.threads, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     latency = found.latency
+    closer = None
+    if detailed:
+        on_stage("profile", None)
+        around = grouping.groups(trace, grouping.survivors(trace, plan.keep))
+        closer = details((str(model.path), mended.model), found, data, measure.threads, around)
     everything = np.ones(whole.trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = whole.cost.totals(everything), analysis.cost.totals(plan.keep)
     intervals = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
@@ -405,6 +415,7 @@ def _verify(
         repair=mended.layers,
         curves=plan.curves,
         versions=versions(),
+        details=closer,
     )
 
 

@@ -47,7 +47,7 @@ OWNERS = {
     "torch": {"training"},
     "onnxruntime": {"runtime"},
     "onnx_graphsurgeon": {"model", "normalise", "quantised", "channels", "pruning.rewrite", "training"},
-    "PIL": {"data"},
+    "PIL": {"data", "report.thumbnails"},
     "joblib": {"workers"},
     "dask": {"workers"},
     "distributed": {"workers"},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnxprune.channels.cost import LayerCost
 from onnxprune.latency import Table
+from onnxprune.report.details import Details
 from onnxprune.runtime import Latency
 from onnxprune.types import Curve, Repaired, Trace, Verdict
 from onnxprune.verify import Proof
@@ -69,6 +70,7 @@ class Report:
         training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
         latency_table: what latency was predicted from; None where it was no target.
+        details: what takes time of its own; None where no report was asked for.
     """
 
     model: str
@@ -93,10 +95,12 @@ class Report:
     training: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     latency_table: Table | None = None
+    details: Details | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with the schema's name and the relative changes."""
-        content = asdict(self)
+        content = asdict(replace(self, details=None))
+        content["details"] = None if self.details is None else self.details.to_dict()
         content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
         content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
         content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}
