@@ -110,10 +110,10 @@ def compare(
         inputs = runtime.random_feeds(proto, runtime.workable_shapes(original, proto, samples), seed)
         found = [[np.atleast_1d(o) for o in runtime.run(opened, inputs)] for opened in (original, candidate)]
         name = "random inputs"
+    feeds = timed_feeds(original, proto, data, measure.batch, seed)
     latency = None
     if measure.latency:
         on_stage("time", 0.0)
-        feeds = timed_feeds(original, proto, data, measure.batch, seed)
         latency = runtime.time_runs(
             (original, candidate),
             (feeds, feeds),

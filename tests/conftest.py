@@ -14,9 +14,11 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from reports import PLAN, made_report
 
 from onnxprune import machine
 from onnxprune.cli import main
+from onnxprune.report import saving
 
 Run = Callable[..., Result]
 
@@ -90,6 +92,15 @@ def out(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a report as a page, with everything that may be in one."""
+    pytest.importorskip("bokeh")
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    saving.save(path, made_report(20), "onnxprune prune 'a <model>.onnx'", PLAN)
+    return path
 
 
 @pytest.fixture

@@ -4,67 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
+from reports import EVIL, PLAN, made_report
 
 import onnxprune
 from onnxprune.errors import OptionError
 from onnxprune.report import interactive, saving
-from onnxprune.report.document import Figures, Layer, Member, Report, Sweep
-from onnxprune.types import Check, Curve, Repaired, Verdict
+from onnxprune.report.document import Member, Sweep
 
 SECTIONS = {
-    "verdict", "figures", "shape", "sensitivity", "training", "pins", "layers", "repair", "notes", "run", "downloads",
+    "verdict", "figures", "shape", "sensitivity", "training", "classes", "changed", "groups", "pins", "layers", "repair", "notes", "run",
+    "downloads",
 }  # fmt: skip
-EVIL = "</script><script>alert(1)</script>$$x$$"
-PLAN = {"schema": "onnxprune.plan/1", "groups": []}
 QUICK = ("--no-latency", "--reduce", "flops=40%", "--round-to", "1")
-
-
-def made_report(layers: int) -> Report:
-    """Return a report with everything that may be in one, and a layer whose name is evil."""
-    rng = np.random.default_rng(0)
-    names = [EVIL, *(f"/backbone/stage{n // 9}/block{n % 9}/conv/Conv" for n in range(1, layers))]
-    some = tuple(Layer(name, "Conv", 64, int(rng.integers(1, 64)), 10**6, 10**5, 1000, 500) for name in names)
-    curves = [Curve(name, np.arange(64), np.array([0, 8, 32]), np.array([0.0, 0.01, rng.random()])) for name in names]
-    looks = [
-        {"step": step, "seconds": 0.1, "loss": None, "divergence": 1 / (step + 1), "agreement": 90.0, "top1": None}
-        for step in (0, 10)
-    ]
-    checks = (
-        Check("fits", True, None, True),
-        Check("latency", 2.0, 1.0, False, "a <detail>"),
-        Check("lost", 0.5, 0.4, True, "too few samples", undecided=True),
-    )
-    return Report(
-        model="folder/model.onnx",
-        sha256="0" * 64,
-        output="small.onnx",
-        settings={"reduce": {"flops": 0.5}, "seed": 7},
-        before=Figures(2e6, 1e6, 1000, 4000, 90.0),
-        after=Figures(1e6, 5e5, 500, 2000, 89.0),
-        fidelity={"agreement": 98.5},
-        data="data.npz",
-        samples=10,
-        latency=None,
-        layers=some,
-        prunable_share=0.9,
-        pinned=(("it is the model's <output>", EVIL, 10),),
-        proof=None,
-        verdict=Verdict(checks),
-        notes=("a <b>note</b>",),
-        repair=tuple(Repaired(name, 100, 9, 1.0, 0.5, float("inf")) for name in names[1:]),
-        curves=tuple(curves),
-        training={"steps": 10, "samples": 320, "seconds": 1.0, "best_step": 10, "looks": looks, "gated": None},
-        versions={"onnxprune": "0.1.0"},
-    )
 
 
 class Page(HTMLParser):
@@ -84,14 +41,6 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-@pytest.fixture(scope="module")
-def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("bokeh")
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    saving.save(path, made_report(20), "onnxprune prune 'a <model>.onnx'", PLAN)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +66,10 @@ def test_page_has_every_section(page):
     assert {link["href"] for link in page.all("a")} >= {f"#{name}" for name in SECTIONS - {"verdict"}}
     assert len(page.all("h1")) == 1
     labelled = {
-        attributes[key] for _, attributes in page.tags for key in ("aria-labelledby", "for") if key in attributes
+        one
+        for _, attributes in page.tags
+        for key in ("aria-labelledby", "aria-describedby", "aria-controls", "for")
+        for one in (attributes.get(key) or "").split()
     }
     assert labelled <= set(ids)
 
@@ -126,14 +78,16 @@ def test_page_can_be_used_without_eyes(page):
     assert page.all("html")[0]["lang"] == "en"
     assert page.all("a")[0]["class"] == "skip"
     assert len(page.all("caption")) == len(page.all("table"))
-    assert {label["for"] for label in page.all("label")} == {field["id"] for field in page.all("input")}
+    fields = {field["id"] for field in page.all("input") if field["type"] == "search"}
+    assert {label["for"] for label in page.all("label") if "for" in label} == fields
+    assert all(image["alt"] for image in page.all("img"))
     assert all(heading["scope"] == "col" for heading in page.all("th"))
     assert {"PASSED", "FAILED", "UNDECIDED"} <= {word.strip() for word in page.words}
 
 
 def test_names_are_text_and_nothing_else(page, page_path):
     text = page_path.read_text(encoding="utf-8")
-    assert len(page.all("script")) == 2 + sum(one.get("class") == "plot-data" for one in page.all("script"))
+    assert len(page.all("script")) == 2 + sum(one.get("type") == "application/json" for one in page.all("script"))
     assert "alert(1)</script>" not in text
     assert EVIL in page.words
     assert "a <b>note</b>" in page.words
@@ -162,10 +116,12 @@ def test_page_of_many_layers_stays_small(tmp_path):
 def test_sections_without_content_are_not_there(tmp_path):
     pytest.importorskip("bokeh")
     path = tmp_path / "report.html"
-    bare = replace(made_report(2), layers=(), curves=(), training=None, repair=(), pinned=(), notes=(), fidelity={})
+    bare = replace(
+        made_report(2), layers=(), curves=(), training=None, repair=(), pinned=(), notes=(), fidelity={}, details=None
+    )
     saving.save(path, bare, "onnxprune")
     ids = {attributes.get("id") for _, attributes in Page(path.read_text(encoding="utf-8")).tags}
-    assert not ids & {"shape", "sensitivity", "training", "repair"}
+    assert not ids & {"shape", "sensitivity", "training", "repair", "classes", "changed", "groups"}
     assert ids >= {"verdict", "pins", "layers", "notes"}
 
 
@@ -190,7 +146,12 @@ def test_markdown_has_verdict_figures_layers_and_notes(tmp_path):
     assert "\\</script\\>" in text
     assert "    onnxprune prune model.onnx" in text
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("| ")}
-    assert widths == {5, 11}
+    assert widths == {5, 7, 9, 14}
+    assert "| 1 | /backbone/stage0/block1/conv/Conv | /backbone/stage0/block1/conv/Conv, " in text.replace(
+        "| 2 |", "| 1 |"
+    )
+    assert "## Classes" in text
+    assert "Samples whose prediction changed (24 of 30)" in text
 
 
 def test_json_is_the_report(tmp_path):
@@ -268,90 +229,3 @@ def test_report_of_a_call_shows_the_call(tiny_path, samples, out):
     text = path.read_text(encoding="utf-8")
     assert f"    onnxprune.prune(model='{tiny_path}', data='{samples}', measure=Measure(" in text
     assert "reduce={'flops': 0.4}, round_to=1)" in text
-
-
-# --------------------------------------------------------------------------------------------------------- browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    required = os.environ.get("ONNXPRUNE_BROWSER") == "required"
-    playwright = None if required else pytest.importorskip("playwright.sync_api")
-    if playwright is None:
-        from playwright import sync_api as playwright
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None and required:
-        pytest.fail("there is no chromium, and ONNXPRUNE_BROWSER says that one is required")
-    if chromium is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
-def opened(browser, page_path):
-    """Return the page in a browser that prefers light, and what its console and the network were told."""
-    tab = browser.new_page(color_scheme="light")
-    trouble: list[str] = []
-    tab.on("console", lambda message: message.type in ("error", "warning") and trouble.append(message.text))
-    tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on(
-        "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or trouble.append(request.url)
-    )
-    tab.goto(page_path.as_uri())
-    tab.wait_for_selector("html[data-ready=yes]")
-    yield tab
-    assert trouble == []
-    tab.close()
-
-
-def test_plots_are_drawn(opened):
-    assert opened.locator(".plot").count() == 5
-    assert all(plot.locator("canvas").count() for plot in opened.locator(".plot").all())
-
-
-def test_tables_sort_by_what_their_numbers_are(opened):
-    table, heading = opened.locator("#layers-table"), opened.locator("#layers-table th").nth(4)
-
-    def column() -> list[int]:
-        return [int(text) for text in table.locator("tbody tr td:nth-child(5)").all_inner_texts()]
-
-    heading.locator("button").press("Enter")
-    assert heading.get_attribute("aria-sort") == "ascending"
-    assert column() == sorted(column())
-    heading.locator("button").press("Enter")
-    assert heading.get_attribute("aria-sort") == "descending"
-    assert column() == sorted(column(), reverse=True)
-
-
-def test_search_leaves_the_rows_that_match(opened):
-    opened.get_by_label("Search layers").fill("STAGE1/")
-    shown = opened.locator("#layers-table tbody tr:visible").all_inner_texts()
-    assert len(shown) == 9
-    assert all("stage1/" in row for row in shown)
-    assert opened.locator("output[for=layers-search]").inner_text() == "9 of 20 rows"
-    opened.get_by_label("Search layers").fill("")
-    assert opened.locator("#layers-table tbody tr:visible").count() == 20
-
-
-def test_theme_follows_the_button(opened):
-    def colour() -> str:
-        return opened.evaluate("getComputedStyle(document.body).backgroundColor")
-
-    light, button = colour(), opened.get_by_role("button", name="Dark", exact=True)
-    assert button.get_attribute("aria-pressed") == "false"
-    button.click()
-    assert button.get_attribute("aria-pressed") == "true"
-    assert colour() != light
-    button.click()
-    assert colour() == light
-
-
-def test_download_is_the_report(opened, tmp_path):
-    with opened.expect_download() as coming:
-        opened.locator("a.download").first.click()
-    assert coming.value.suggested_filename == "model.report.json"
-    coming.value.save_as(tmp_path / "found.json")
-    assert json.loads((tmp_path / "found.json").read_text())["schema"] == "onnxprune.report/1"

@@ -53,7 +53,7 @@ OWNERS = {
     "distributed": {"workers"},
     "platformdirs": {"machine"},
     "matplotlib": {"report.plot"},
-    "bokeh": {"report.interactive"},
+    "bokeh": {"report.interactive", "report.bars"},
     "jinja2": {"report.html"},
     "rich": {"report.console", "cli"},
 }

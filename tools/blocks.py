@@ -150,9 +150,7 @@ def train(name: str, folder: Path, seed: int = 0) -> None:
     ]
     steps = len(images) // BATCH
     optimizer = torch.optim.SGD(groups, lr=RATE, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, EPOCHS * steps, pct_start=0.2, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, EPOCHS * steps, pct_start=0.2, cycle_momentum=False)
     for epoch in range(EPOCHS):
         start, total = time.perf_counter(), 0.0
         model.train()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
 from onnxprune.errors import OptionError
 from onnxprune.output import plain
-from onnxprune.report import interactive, tables
+from onnxprune.report import bars, interactive, tables
 from onnxprune.report.console import figure_rows, repair_text, timing_text, training_text, two_figures, verdict_lines
+from onnxprune.report.details import Changed, Details
 from onnxprune.report.document import Report, Sweep
 
 CARDS = ("FLOPs", "parameters", "file size", "top-1", "latency", "agreement")
@@ -48,11 +50,14 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
         cards=[row for row in figure_rows(report) if row[0] in CARDS],
         figures=tables.figures(report),
         sources=sources,
-        layer_plots=interactive.layer_plots(report.layers),
+        shape="Channels, FLOPs and latency" if report.details and report.details.layer_times else "Channels and FLOPs",
+        layer_plots=bars.layer_plots(report),
         curve_plots=interactive.curve_plots(report.curves),
+        curves=tables.curves(report) if report.curves else None,
         training_plots=interactive.training_plots(report),
         training=None if report.training is None else tables.looks(report.training),
         trained=None if report.training is None else training_text(report.training),
+        **_closer(report.details or Details(), {layer.name: layer.op for layer in report.layers}),
         pins=tables.pins(report),
         layers=tables.layers(report),
         repair=tables.repair(report) if report.repair else None,
@@ -66,6 +71,32 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
             *([] if plan is None else [_download("plan", report.model, plan)]),
         ],
     )
+
+
+def _closer(found: Details, ops: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the page shows of classes, samples and groups."""
+    return {
+        "class_plots": bars.class_plots(found),
+        "classes": tables.classes(found) if found.classes else None,
+        "changes": found.changes,
+        "pictures": [(one, *_told(one)) for one in found.changed if one.picture],
+        "changed": tables.changed(found) if found.changed else None,
+        "nodes": found.groups,
+        "short_names": interactive.short(
+            [node.name.removesuffix(f"/{ops.get(node.name)}") for node in found.groups], 48
+        ),
+        "graph": [asdict(node) for node in found.groups],
+        "groups": tables.groups(found) if found.groups else None,
+    }
+
+
+def _told(one: Changed) -> tuple[str, str]:
+    """Return what became of a sample, and what its picture shows for those who do not see it."""
+    text = f"was {one.before} ({one.confidence_before:.0f} % sure), is {one.after} ({one.confidence_after:.0f} % sure)"
+    if one.label is None:
+        return "", f"Sample {one.sample}, {text}"
+    verdicts = {one.before: "✗ now wrong", one.after: "✓ now right"}
+    return verdicts.get(one.label, "≠ wrong both times"), f"Sample {one.sample} of class {one.label}, {text}"
 
 
 def sweep_page(found: Sweep, command: str, machine: Mapping[str, str]) -> str:
@@ -99,7 +130,8 @@ def _rendered(name: str, **values: Any) -> str:
         "sentence": lambda text: text[:1].upper() + text[1:].rstrip(".") + ".",
     }
     folder = resources.files("onnxprune.report") / "templates"
-    inlined = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    inlined = {one: (folder / f"page.{one}").read_text(encoding="utf-8") for one in ("css", "js")}
+    inlined["groups_js"] = (folder / "groups.js").read_text(encoding="utf-8")
     return environment.get_template(name).render(bokeh=interactive.script(), **inlined, **values)
 
 

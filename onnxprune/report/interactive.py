@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.errors import OptionError
-from onnxprune.report.console import human
-from onnxprune.report.document import Layer, Report, Sweep
+from onnxprune.report.document import Report, Sweep
 from onnxprune.types import Curve
 
 HEIGHT = 340
-NAMED_LAYERS = 40
-"""Layers whose names stand at the axis, at most; numbers do where there are more."""
 LONGEST = 20
 """Characters of a name at the axis or in a legend; what is unlike lies at its end."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9a6fd0", "#8c8c00")
-"""Of curves: Okabe and Ito's, told apart by the colour-blind; two that vanish on black or white have others in their place."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#bf6f9b", "#b87a00", "#3a94c9", "#9a6fd0", "#8c8c00")
+"""Of curves: near Okabe and Ito's, told apart by the colour-blind, and with a contrast of 3 at least on light and dark pages."""
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x", "star")
-BEFORE, AFTER, OTHERS = "#9aa7b5", "#2f7fc4", "#8a939c"
+BEFORE, AFTER, OTHERS = "#7d8894", "#2f7fc4", "#7d8894"
 LEAST = 1e-12
 """Of a loss on a logarithmic scale."""
 
@@ -48,70 +44,6 @@ def script() -> str:
     return str(Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw[0])
 
 
-def layer_plots(layers: Sequence[Layer]) -> list[Plot]:
-    """Return channels per layer, and FLOPs per layer."""
-    if not layers:
-        return []
-    return [
-        _bars(
-            layers,
-            Plot("channels", "Channels per layer", "Grey: before; blue, in front of it: what is left.", {}),
-            [(layer.channels_before, layer.channels_after) for layer in layers],
-            "channels",
-            (0.8, 0.8, 0.0),
-        ),
-        _bars(
-            layers,
-            Plot("flops", "FLOPs per layer", "Side by side: before in grey on the left, after in blue on the right.", {}),
-            [(2 * layer.macs_before, 2 * layer.macs_after) for layer in layers],
-            "FLOPs",
-            (0.4, 0.4, 0.2),
-        ),
-    ]  # fmt: skip
-
-
-def _bars(
-    layers: Sequence[Layer], plot: Plot, pairs: Sequence[tuple[float, float]], unit: str, shape: tuple[float, ...]
-) -> Plot:
-    """Draw two bars per layer; `shape`: width of the first and of the second, and how far they are moved apart."""
-    from bokeh.models import FixedTicker, HoverTool
-
-    first, second, apart = shape
-    factor, prefix = scale(max(before for before, _ in pairs)) if unit == "FLOPs" else (1, "")
-    numbers = list(range(1, len(layers) + 1))
-    source = {
-        "number": numbers,
-        "left": [number - apart for number in numbers],
-        "right": [number + apart for number in numbers],
-        "layer": [layer.name for layer in layers],
-        "operator": [layer.op for layer in layers],
-        "before": [before / factor for before, _ in pairs],
-        "after": [after / factor for _, after in pairs],
-        "was": [human(before) for before, _ in pairs],
-        "is": [human(after) for _, after in pairs],
-        "change": [f"{100 * (after / before - 1):+.1f} %" if before else "" for before, after in pairs],
-    }
-    figure = _figure("layer, in the order of the graph", unit if factor == 1 else f"{prefix}{unit} per sample")
-    figure.x_range.start, figure.x_range.end = 0.3, len(layers) + 0.7
-    figure.y_range.start = 0
-    bars = [
-        figure.vbar(x=x, top=top, width=width, color=colour, legend_label=top, source=dict(source))
-        for x, top, width, colour in (("left", "before", first, BEFORE), ("right", "after", second, AFTER))
-    ]
-    told = [(name, f"@{name}") for name in ("layer", "operator")]
-    told += [("before", "@was"), ("after", "@is"), ("change", "@change")]
-    figure.add_tools(HoverTool(renderers=bars[:1], tooltips=told, mode="vline", point_policy="follow_mouse"))
-    figure.xgrid.visible = False
-    if len(layers) <= NAMED_LAYERS:
-        figure.xaxis.ticker = FixedTicker(ticks=numbers)
-        figure.xaxis.major_label_overrides = dict(
-            enumerate(short([layer.name.removesuffix(f"/{layer.op}") for layer in layers]), 1)
-        )
-        figure.xaxis.major_label_orientation = math.pi / 2
-        figure.height += 100
-    return _embedded(figure, plot)
-
-
 def curve_plots(curves: Sequence[Curve]) -> list[Plot]:
     """Return what each group loses against the share of its channels that is gone; the most sensitive ones are named."""
     from bokeh.models import HoverTool
@@ -119,7 +51,7 @@ def curve_plots(curves: Sequence[Curve]) -> list[Plot]:
     ranked = sorted((curve for curve in curves if curve.counts.size > 1), key=lambda curve: -float(curve.losses[-1]))
     if not ranked:
         return []
-    figure = _figure("channels removed, percent of those that may go", "loss at the output", logarithmic=True)
+    figure = blank("channels removed, percent of those that may go", "loss at the output", logarithmic=True)
     points = []
     named, others = ranked[: len(COLOURS)], ranked[len(COLOURS) :]
     if others:
@@ -147,7 +79,7 @@ def curve_plots(curves: Sequence[Curve]) -> list[Plot]:
     figure.legend.glyph_width = 14
     figure.legend.click_policy = "hide"
     text = "Each by itself, its readers repaired; the most sensitive ones by name. A click on a name hides its curve."
-    return [_embedded(figure, Plot("curves", "Loss of each group", text, {}))]
+    return [embedded(figure, Plot("curves", "Loss of each group", text, {}))]
 
 
 def _curve(curve: Curve) -> dict[str, list[Any]]:
@@ -175,7 +107,7 @@ def training_plots(report: Report) -> list[Plot]:
         lines = {key: label for key, label in keys.items() if any(look[key] is not None for look in looks)}
         if not lines:
             continue
-        figure = _figure("step", "percent" if name == "percent" else "divergence", logarithmic=name == "divergence")
+        figure = blank("step", "percent" if name == "percent" else "divergence", logarithmic=name == "divergence")
         for (key, label), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
             rows = [(look["step"], look[key]) for look in looks if look[key] is not None]
             source = {"step": [step for step, _ in rows], "value": [max(value, LEAST) for _, value in rows]}
@@ -184,43 +116,76 @@ def training_plots(report: Report) -> list[Plot]:
             _point_out(figure, figure.scatter("step", "value", size=6, marker=marker, **look), label)
         figure.vspan(x=[best], color=OTHERS, line_dash="dashed")
         text = f"On the samples held out; the weights are those of step {best}, at the dashed line."
-        found.append(_embedded(figure, Plot(name, title, text, {})))
+        found.append(embedded(figure, Plot(name, title, text, {})))
     return found
 
 
 def front_plots(found: Sweep) -> list[Plot]:
-    """Return what each model of a sweep loses, against its latency or, where that was not measured, its FLOPs."""
-    from bokeh.models import HoverTool
-
+    """Return what each model of a sweep loses, against its FLOPs and, where that was measured, its latency."""
     members = [member for member in found.members if not member.note]
     if not members:
         return []
     timed = all(member.latency_ms is not None for member in members)
     dropped = all(member.drop is not None for member in members)
-    rows = [
-        (
-            member.name,
-            (member.latency_ms if timed else 100 * (1 - member.flops_removed)) or 0.0,
-            (member.drop if dropped else member.kl) or 0.0,
-            member.pareto,
+    loss = "points lost" if dropped else "KL, nats"
+
+    def rows(costs: Sequence[float]) -> list[tuple[str, float, float, bool]]:
+        lost = [(member.drop if dropped else member.kl) or 0.0 for member in members]
+        return [(one.name, x, y, one.pareto) for one, x, y in zip(members, costs, lost, strict=True)]
+
+    flops = rows([100 * (1 - member.flops_removed) for member in members])
+    text = "Further left is smaller, further down is better; the cross is the original."
+    plots = [
+        _front(
+            Plot("front-flops", "What is lost against FLOPs", text, {}), flops, "FLOPs left, %", loss, 100.0, not timed
         )
-        for member in members
     ]
-    figure = _figure("latency, ms" if timed else "FLOPs left, percent", "points lost" if dropped else "KL, nats")
+    if timed:
+        latency = rows([member.latency_ms or 0.0 for member in members])
+        text = "Further left is faster, further down is better; the cross is the original."
+        named = Plot("front", "What is lost against latency", text, {})
+        plots.insert(0, _front(named, latency, "latency, ms", loss, found.latency_ms, True))
+    return plots
+
+
+def _front(
+    plot: Plot,
+    rows: Sequence[tuple[str, float, float, bool]],
+    cost: str,
+    loss: str,
+    original: float | None,
+    joined: bool,
+) -> Plot:
+    """Draw (name, cost, loss, on the front); `joined`: whether the front is one of these costs, so that a line makes sense."""
+    from bokeh.models import HoverTool
+
+    figure = blank(cost, loss)
     keys = ("model", "x", "lost")
-    front = sorted((row[:3] for row in rows if row[3]), key=lambda row: row[1])
-    behind = [row[:3] for row in rows if not row[3]]
     shown = []
-    for some, label, colour, marker in ((front, "Pareto set", AFTER, "circle"), (behind, "others", OTHERS, "x")):
+    for on_front, label, colour, marker in ((True, "Pareto set", AFTER, "circle"), (False, "others", OTHERS, "square")):
+        some = sorted((row[:3] for row in rows if row[3] is on_front), key=lambda row: row[1])
         if some:
             look = {"source": dict(zip(keys, map(list, zip(*some, strict=True)), strict=True)), "color": colour}
-            if marker == "circle":
+            if on_front and joined:
                 figure.line("x", "lost", line_width=2, legend_label=label, **look)
             shown.append(figure.scatter("x", "lost", size=9, marker=marker, legend_label=label, **look))
-    told = [("model", "@model"), ("latency, ms" if timed else "FLOPs left, %", "@x{0.000}"), ("lost", "@lost{0.0000}")]
+    if original is not None:
+        source = {"model": ["the original"], "x": [original], "lost": [0.0]}
+        shown.append(
+            figure.scatter(
+                "x",
+                "lost",
+                size=11,
+                marker="cross",
+                line_width=2,
+                color=COLOURS[1],
+                source=source,
+                legend_label="original",
+            )
+        )
+    told = [("model", "@model"), (cost, "@x{0.000}"), (loss, "@lost{0.0000}")]
     figure.add_tools(HoverTool(renderers=shown, tooltips=told))
-    text = "Further left is faster, further down is better."
-    return [_embedded(figure, Plot("front", "What is lost against what it takes", text, {}))]
+    return embedded(figure, plot)
 
 
 def scale(highest: float) -> tuple[float, str]:
@@ -230,7 +195,7 @@ def scale(highest: float) -> tuple[float, str]:
     )
 
 
-def short(names: Sequence[str]) -> list[str]:
+def short(names: Sequence[str], longest: int = LONGEST) -> list[str]:
     """Return the ends of names without the parts of the path that they share; no two are alike, as a legend would make one of them.
 
     Two dollar signs would make Bokeh look for a typesetter in the network.
@@ -242,7 +207,7 @@ def short(names: Sequence[str]) -> list[str]:
                 del path[end]
     found: dict[str, None] = {}
     for number, name in enumerate(map("/".join, paths), 1):
-        cut = name if len(name) <= LONGEST else "…" + name[-LONGEST + 1 :]
+        cut = name if len(name) <= longest else "…" + name[-longest + 1 :]
         found[f"{cut} ({number})" if cut in found else cut] = None
     return list(found)
 
@@ -253,7 +218,8 @@ def _point_out(figure: Any, points: Any, label: str) -> None:
     figure.add_tools(HoverTool(renderers=[points], tooltips=[("step", "@step"), (label, "@value{0.0000}")]))
 
 
-def _figure(x: str, y: str, *, logarithmic: bool = False) -> Any:
+def blank(x: str, y: str, *, logarithmic: bool = False) -> Any:
+    """Return a figure without anything in it, by the labels of its axes."""
     from bokeh.models import NoOverlap
     from bokeh.plotting import figure
 
@@ -276,7 +242,8 @@ def _figure(x: str, y: str, *, logarithmic: bool = False) -> Any:
     return made
 
 
-def _embedded(figure: Any, plot: Plot) -> Plot:
+def embedded(figure: Any, plot: Plot) -> Plot:
+    """Return a plot with what the page embeds."""
     from bokeh.core.types import ID
     from bokeh.embed import json_item
 

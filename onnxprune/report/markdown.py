@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnxprune.report import tables
 from onnxprune.report.console import repair_text, timing_text, training_text, two_figures, verdict_lines
+from onnxprune.report.details import Details
 from onnxprune.report.document import Report, Sweep
 from onnxprune.report.tables import Table
 
+MOST_CLASSES = 20
+"""Classes that are listed; a pull request is no place for a thousand."""
 SIGNIFICANT = ("<", ">", "|", "`", "*", "_", "[", "]", "\\")
 
 
@@ -20,6 +25,8 @@ def report_text(report: Report, command: str) -> str:
     if report.latency is not None:
         lines.append(_plain(f"{timing_text(report.latency)}."))
     lines += ["", "## Layers", "", *_table(tables.layers(report))]
+    if report.details is not None:
+        lines += _closer(report.details)
     notes = list(report.notes)
     if report.repair:
         notes.append(repair_text(report.repair))
@@ -28,6 +35,22 @@ def report_text(report: Report, command: str) -> str:
     notes += [", ".join(f"{name} {version}" for name, version in report.versions.items())] if report.versions else []
     lines += ["", "## Notes", "", *(f"- {_plain(note)}" for note in notes)]
     return "\n".join([*lines, "", *_code(command)])
+
+
+def _closer(found: Details) -> list[str]:
+    """Return classes, samples whose prediction changed, and groups."""
+    lines: list[str] = []
+    if found.classes:
+        worst = replace(found, classes=tuple(sorted(found.classes, key=lambda one: -one.drop)[:MOST_CLASSES]))
+        shown = f", the {MOST_CLASSES} that lose most" if len(found.classes) > MOST_CLASSES else ""
+        table = tables.classes(worst)
+        lines += ["", "## Classes", "", f"{table.caption}{shown}.", "", *_table(table)]
+    if found.changed:
+        table = tables.changed(found)
+        lines += ["", "## Changed", "", f"{table.caption}.", "", *_table(table)]
+    if found.groups:
+        lines += ["", "## Groups", "", *_table(tables.groups(found))]
+    return lines
 
 
 def sweep_text(found: Sweep, command: str) -> str:

@@ -6,11 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.report.console import figure_rows, human, relative
+import numpy as np
+
+from onnxprune.benchmark import LayerTime
+from onnxprune.report.console import SHOWN, figure_rows, human, relative
+from onnxprune.report.details import Details
 from onnxprune.report.document import Layer, Member, Report
 
-Cell = str | tuple[str, float]
-"""A text, or a text and the number that its column is sorted by."""
+
+@dataclass(frozen=True)
+class Names:
+    """Several names in one cell; the page folds them where there are many."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
+
+Cell = str | tuple[str, float] | Names
+"""A text, a text and the number that its column is sorted by, or names."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """Return the rows as they are read."""
-        return [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in self.rows]
+        return [[cell[0] if isinstance(cell, tuple) else str(cell) for cell in row] for row in self.rows]
 
     def numeric(self) -> list[bool]:
         """Tell of each column whether it holds numbers."""
@@ -38,10 +53,82 @@ def figures(report: Report) -> Table:
 
 
 def layers(report: Report) -> Table:
-    """Channels, FLOPs and parameters of each layer."""
-    columns = ("#", "layer", "operator", "channels", "after", "FLOPs", "after", "change", "parameters", "after")
-    rows = tuple(_layer(number, layer) for number, layer in enumerate(report.layers, 1))
-    return Table("layers", "Layers with a weight, in the order of the graph", columns, rows)
+    """Channels, FLOPs, parameters and, where it was measured, latency of each layer."""
+    columns: tuple[str, ...] = ("#", "layer", "operator", "channels", "after", "FLOPs", "after", "change")
+    columns += ("parameters", "after")
+    rows = [_layer(number, layer) for number, layer in enumerate(report.layers, 1)]
+    if report.details is not None and report.details.layer_times:
+        times = {row.name: row for row in report.details.layer_times}
+        columns += ("latency, µs", "after", "speed-up")
+        rows = [(*row, *_times(times.get(layer.name))) for row, layer in zip(rows, report.layers, strict=True)]
+    return Table("layers", "Layers with a weight, in the order of the graph", columns, tuple(rows))
+
+
+def _times(found: LayerTime | None) -> tuple[Cell, ...]:
+    if found is None:
+        return ("", "", "")
+    ratio: Cell = (f"{found.a / found.b:.2f}x", found.a / found.b) if found.a and found.b else ""
+    return (_microseconds(found.a), _microseconds(found.b), ratio)
+
+
+def _microseconds(value: float | None) -> Cell:
+    return "" if value is None else (f"{value:.0f}", value)
+
+
+def classes(found: Details) -> Table:
+    """How often each class is recognised."""
+    columns = ("class", "samples", "before, %", "after, %", "change, points", "lost at least, at 95 %")
+    rows = tuple(
+        (
+            one.name,
+            _count(one.samples),
+            (f"{one.before:.2f}", one.before),
+            (f"{one.after:.2f}", one.after),
+            (f"{one.after - one.before:+.2f}", one.after - one.before),
+            (f"{max(one.low, 0.0):.2f}", max(one.low, 0.0)),
+        )
+        for one in found.classes
+    )
+    caption = "Accuracy per class" if found.labelled else "Agreement with the original, per class that it predicts"
+    return Table("classes", caption, columns, rows)
+
+
+def changed(found: Details) -> Table:
+    """The samples whose prediction changed."""
+    labelled = any(one.label is not None for one in found.changed)
+    columns = ("sample", *(("label",) if labelled else ()), "before", "after", "sure before, %", "sure after, %")
+    rows = tuple(
+        (
+            _count(one.sample),
+            *((one.label or "",) if labelled else ()),
+            one.before,
+            one.after,
+            (f"{one.confidence_before:.1f}", one.confidence_before),
+            (f"{one.confidence_after:.1f}", one.confidence_after),
+        )
+        for one in found.changed
+    )
+    shown = f"{len(found.changed)} of {found.changes:,}" if found.changes > len(found.changed) else str(found.changes)
+    return Table("changed", f"Samples whose prediction changed ({shown}), those that changed most first", columns, rows)
+
+
+def groups(found: Details) -> Table:
+    """Layers that belong together."""
+    columns = ("#", "group", "layers that write it", "channels", "after", "change", "must stay", "because")
+    rows = tuple(
+        (
+            _count(number),
+            one.name,
+            Names(one.writers),
+            _count(one.before),
+            "" if one.after is None else _count(one.after),
+            "" if one.after is None else (relative(one.before, one.after), one.after / one.before),
+            _count(one.pinned),
+            Names(one.reasons),
+        )
+        for number, one in enumerate(found.groups, 1)
+    )
+    return Table("groups", "Groups, in the order of the graph", columns, rows)
 
 
 def _layer(number: int, layer: Layer) -> tuple[Cell, ...]:
@@ -82,6 +169,18 @@ def repair(report: Report) -> Table:
         for number, layer in enumerate(report.repair, 1)
     )
     return Table("repair", "Repair, in the order of its steps; squared errors on rows held out", columns, rows)
+
+
+def curves(report: Report) -> Table:
+    """What each group loses with some shares of its channels gone, most sensitive first."""
+    columns = ("group", "may go", *(f"-{share:.1%}" for share in SHOWN))
+    rows = []
+    for curve in sorted(report.curves, key=lambda one: -float(one.losses[-1])):
+        free, reach = int(curve.order.size), int(curve.counts[-1])
+        gone = [round(share * free) for share in SHOWN]
+        losses = [float(curve.at(np.array(count))) if count <= reach else None for count in gone]
+        rows.append((curve.group, _count(free), *map(_figure, losses)))
+    return Table("curves", "Loss of each group, with a share of its channels gone", columns, tuple(rows))
 
 
 def looks(training: Mapping[str, Any]) -> Table:

@@ -21,6 +21,11 @@
     }
   }
 
+  // The printer does not wait for the next frame.
+  function paintNow() {
+    for (const view of Bokeh.index) view.paint?.(); // documents are in it, too
+  }
+
   function show(theme) {
     root.dataset.theme = theme;
     toggle.setAttribute("aria-pressed", String(theme === "dark"));
@@ -29,8 +34,17 @@
   const wanted = () => chosen ?? (system.matches ? "dark" : "light");
   toggle.addEventListener("click", () => show((chosen = wanted() === "dark" ? "light" : "dark")));
   system.addEventListener("change", () => show(wanted()));
-  addEventListener("beforeprint", () => show("light"));
-  addEventListener("afterprint", () => show(wanted()));
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    show("light");
+    paintNow();
+    folded = [...document.querySelectorAll("td details:not([open])")];
+    for (const one of folded) one.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
+    show(wanted());
+  });
 
   // Sort by the column whose heading was pressed; again: the other way round.
   const value = (row, index) => row.cells[index].dataset.sort ?? row.cells[index].textContent;
@@ -50,7 +64,7 @@
   }
 
   // Hide the rows that do not hold what was typed.
-  for (const field of document.querySelectorAll("input[type=search]")) {
+  for (const field of document.querySelectorAll("input[data-table]")) {
     const rows = [...document.getElementById(field.dataset.table).tBodies[0].rows];
     const count = field.parentElement.querySelector("output");
     field.addEventListener("input", () => {
@@ -67,5 +81,35 @@
     return value;
   };
   const plots = [...document.querySelectorAll(".plot-data")].map((data) => Bokeh.embed.embed_item(JSON.parse(data.textContent, coloured)));
-  Promise.all(plots).then(() => (root.dataset.ready = "yes"));
+
+  // Bokeh's buttons are boxes without a name: give them what a button has, and the plot what a picture has.
+  function name(plot) {
+    const inside = (root) => [...root.querySelectorAll("*")].flatMap((one) => [one, ...(one.shadowRoot ? inside(one.shadowRoot) : [])]);
+    const caption = plot.closest("figure").querySelector("figcaption");
+    const all = inside(plot);
+    all.filter((one) => one.matches("canvas")).forEach((one, number) => {
+      if (number) return one.setAttribute("aria-hidden", "true");
+      one.setAttribute("role", "img");
+      one.setAttribute("aria-label", caption.textContent);
+    });
+    for (const one of all) {
+      if (one.matches(".bk-events")) {
+        one.setAttribute("role", "group"); // it can be focused
+        one.setAttribute("aria-label", `Plot: ${caption.querySelector("strong").textContent}`);
+      } else if (one.matches(".bk-OnOffButton, .bk-ClickButton")) {
+        one.setAttribute("role", "button");
+        one.setAttribute("aria-label", one.title || "Plot tool");
+        if (!one.matches(".bk-OnOffButton")) continue;
+        const pressed = () => one.setAttribute("aria-pressed", String(one.classList.contains("bk-active")));
+        new MutationObserver(pressed).observe(one, { attributeFilter: ["class"] });
+        pressed();
+      }
+    }
+  }
+
+  Promise.all(plots).then(() => {
+    document.querySelectorAll(".plot").forEach(name);
+    root.dataset.ready = "yes";
+    performance.mark("ready"); // for whoever measures
+  });
 })();
