@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, tim
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.fidelity import relative_difference
+from onnxprune.report.document import CHECK_SCHEMA, Judgement
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-SCHEMA = "onnxprune.check/2"
+SCHEMA = CHECK_SCHEMA
 BATCHES = (1, 2, 7)
 """Sizes of batches that must run, where the batch is dynamic."""
 EXTREME = 1e3
@@ -414,9 +415,4 @@ def strict(verdict: Verdict) -> Verdict:
 
 def to_dict(verdict: Verdict) -> dict[str, Any]:
     """Return plain values for JSON; its schema is `check.schema.json` in `onnxprune.report`."""
-    return {
-        "schema": SCHEMA,
-        "passed": bool(verdict),
-        "undecided": sum(check.undecided for check in verdict.checks),
-        "checks": [{**asdict(check), "status": check.status} for check in verdict.checks],
-    }
+    return Judgement("", "", verdict).to_dict()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import pytest
 from reports import EVIL, PLAN, made_report
 
@@ -82,7 +83,7 @@ def test_page_can_be_used_without_eyes(page):
     assert {label["for"] for label in page.all("label") if "for" in label} == fields
     assert all(image["alt"] for image in page.all("img"))
     assert all(heading["scope"] == "col" for heading in page.all("th"))
-    assert {"PASSED", "FAILED", "UNDECIDED"} <= {word.strip() for word in page.words}
+    assert {"✓ PASSED", "✗ FAILED", "? UNDECIDED"} <= {word.strip() for word in page.words}
 
 
 def test_names_are_text_and_nothing_else(page, page_path):
@@ -176,6 +177,35 @@ def test_sweep_can_be_reported(ending, tmp_path):
     text = path.read_text(encoding="utf-8")
     assert all(member.name in text for member in members)
     assert "it cannot be reached" in text
+
+
+@pytest.mark.parametrize("ending", saving.ENDINGS)
+def test_check_can_be_reported(ending, tiny_path, samples, out, run):
+    pytest.importorskip("bokeh")
+    path = out / f"check{ending}"
+    done = run(
+        "check", tiny_path, "--baseline", tiny_path, "--data", samples, "--max-drop", "0.5", "--no-latency", "-q",
+        "--report", path,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    text = path.read_text(encoding="utf-8")
+    assert "agreement drop (points)" in text
+    if ending == ".json":
+        schema = json.loads((Path(saving.__file__).parent / "check.schema.json").read_text())
+        jsonschema.validate(json.loads(text), schema)
+    if ending == ".html":
+        found = Page(text)
+        assert "PASSED: all" in text
+        assert {row["id"] for row in found.all("table")} == {"checks-table", "made-table"}
+        assert path.stat().st_size < 100_000  # Bokeh is left out
+        link = next(one for one in found.all("a") if "download" in one)
+        assert link["download"] == "tiny.check.json"
+
+
+def test_report_of_a_check_is_refused_before_any_work(tiny_path, out, refused):
+    common = ("check", tiny_path, "--baseline", tiny_path, "--no-latency", "-q")
+    refused(*common, "--report", out / "check.pdf", says=".html, .md, .json", code=2)
+    refused(*common, "--markdown", out / "a.md", "--report", out / "a.md", says="overwrite another result")
 
 
 # ---------------------------------------------------------------------------------------------------- command line

@@ -8,7 +8,25 @@ import shutil
 
 import pytest
 
-from onnxprune.report import interactive
+from onnxprune.report import interactive, saving
+from onnxprune.report.document import Judgement, Member, Sweep
+from onnxprune.types import Check, Verdict
+
+SWEEP = Sweep(
+    "model.onnx",
+    "flops",
+    (
+        Member("flops-50", 0.5, 0.5, 0.4, 2000, 0.1, 0.01, 2.0, 1.5, (1.4, 1.6), verdict=True, pareto=True),
+        Member("flops-60", 0.6, 0.6, 0.4, 1000, 0.3, 0.02, 2.5, 1.2, (1.1, 1.3), verdict=True),
+        Member("flops-90", 0.9, note="it cannot be reached"),
+    ),
+    4000,
+    3.0,
+    "10 samples",
+)
+JUDGEMENT = Judgement(
+    "a.onnx", "b.onnx", Verdict((Check("fits", True, None, True), Check("drop", 2.0, 1.0, False, "a <detail>")))
+)
 
 NEEDS_A_NAME = {
     "button", "link", "searchbox", "checkbox", "listbox", "option", "image", "img", "region", "table", "figure", "navigation",
@@ -325,4 +343,29 @@ def test_print_is_light_and_whole(browser, page_path):
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.locator("td details[open]").count() == 0
     assert tab.pdf(format="A4")[:5] == b"%PDF-"
+    tab.close()
+
+
+# ------------------------------------------------------------------------------------------------------ other pages
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("found", [SWEEP, JUDGEMENT], ids=["sweep", "check"])
+def test_other_pages_work_as_well(browser, found, theme, tmp_path):
+    pytest.importorskip("bokeh")
+    path = tmp_path / "page.html"
+    saving.save(path, found, "onnxprune")
+    tab = browser.new_page(color_scheme=theme, viewport={"width": 390, "height": 800})
+    trouble: list[str] = []
+    tab.on("console", lambda message: message.type in ("error", "warning") and trouble.append(message.text))
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]")
+    assert tab.evaluate(CONTRAST) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.locator("th button").first.press("Enter")
+    assert tab.locator("th").first.get_attribute("aria-sort") == "ascending"
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate("document.documentElement.dataset.theme") == "light"
+    assert trouble == []
     tab.close()

@@ -128,6 +128,28 @@ def curve_dict(curve: Curve) -> dict[str, Any]:
     }
 
 
+CHECK_SCHEMA = "onnxprune.check/2"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `check` finds of a candidate that should replace a baseline; both are paths as they were given."""
+
+    candidate: str
+    baseline: str
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; its schema is `check.schema.json`."""
+        checks = self.verdict.checks
+        return {
+            "schema": CHECK_SCHEMA,
+            "passed": bool(self.verdict),
+            "undecided": sum(check.undecided for check in checks),
+            "checks": [{**asdict(check), "status": check.status} for check in checks],
+        }
+
+
 @dataclass(frozen=True)
 class Held:
     """What one reason, at all nodes of one operator, keeps from being pruned.

@@ -15,10 +15,9 @@ from onnxprune.output import plain
 from onnxprune.report import bars, interactive, tables
 from onnxprune.report.console import figure_rows, repair_text, timing_text, training_text, two_figures, verdict_lines
 from onnxprune.report.details import Changed, Details
-from onnxprune.report.document import Report, Sweep
+from onnxprune.report.document import Judgement, Report, Sweep
 
 CARDS = ("FLOPs", "parameters", "file size", "top-1", "latency", "agreement")
-SIGNS = {"PASSED": "✓", "FAILED": "✗", "UNDECIDED": "?"}
 
 
 def report_page(report: Report, command: str, machine: Mapping[str, str], plan: Mapping[str, Any] | None) -> str:
@@ -46,7 +45,7 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
         summary=verdict_lines(report.verdict)[-1],
         lead=two_figures(report),
         report=report,
-        signs=SIGNS,
+        told_checks=report.verdict.checks,
         cards=[row for row in figure_rows(report) if row[0] in CARDS],
         figures=tables.figures(report),
         sources=sources,
@@ -113,6 +112,24 @@ def sweep_page(found: Sweep, command: str, machine: Mapping[str, str]) -> str:
     )
 
 
+def check_page(found: Judgement, command: str, machine: Mapping[str, str]) -> str:
+    """Return the page of a gate's verdict; see `report_page`."""
+    return _rendered(
+        "check.html.j2",
+        title=PurePath(found.candidate).name,
+        found=found,
+        passed=bool(found.verdict),
+        summary=verdict_lines(found.verdict)[-1],
+        lead=f"May {PurePath(found.candidate).name} replace {PurePath(found.baseline).name}?",
+        told_checks=[check for check in found.verdict.checks if check.status != "PASSED"],
+        checks=tables.checks(found.verdict),
+        made=tables.pairs("made", "Machine", machine),
+        command=command,
+        downloads=[_download("check", found.candidate, found.to_dict())],
+        bokeh="",  # there are no plots
+    )
+
+
 def _rendered(name: str, **values: Any) -> str:
     try:
         import jinja2
@@ -125,6 +142,7 @@ def _rendered(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["statuses"] = tables.STATUSES
     environment.filters |= {
         "embedded": _embedded,
         "sentence": lambda text: text[:1].upper() + text[1:].rstrip(".") + ".",
@@ -132,7 +150,9 @@ def _rendered(name: str, **values: Any) -> str:
     folder = resources.files("onnxprune.report") / "templates"
     inlined = {one: (folder / f"page.{one}").read_text(encoding="utf-8") for one in ("css", "js")}
     inlined["groups_js"] = (folder / "groups.js").read_text(encoding="utf-8")
-    return environment.get_template(name).render(bokeh=interactive.script(), **inlined, **values)
+    if "bokeh" not in values:
+        values["bokeh"] = interactive.script()
+    return environment.get_template(name).render(**inlined, **values)
 
 
 def _embedded(value: Any) -> str:

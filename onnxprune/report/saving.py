@@ -14,10 +14,11 @@ from typing import Any
 from onnxprune import machine
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.output import plain, same_file, staged
-from onnxprune.report import markdown
-from onnxprune.report.document import Report, Sweep
+from onnxprune.report import formats, markdown
+from onnxprune.report.document import Judgement, Report, Sweep
 
 ENDINGS = (".html", ".md", ".json")
+Found = Report | Sweep | Judgement
 
 
 def check_format(path: Path) -> None:
@@ -68,7 +69,7 @@ def _argument(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
 
-def save(path: Path, found: Report | Sweep, command: str, plan: Mapping[str, Any] | None = None) -> None:
+def save(path: Path, found: Found, command: str, plan: Mapping[str, Any] | None = None) -> None:
     """Write a report.
 
     Args:
@@ -86,16 +87,26 @@ def save(path: Path, found: Report | Sweep, command: str, plan: Mapping[str, Any
         temporary.write_text(_text(path.suffix.lower(), found, command, plan), encoding="utf-8")
 
 
-def _text(ending: str, found: Report | Sweep, command: str, plan: Mapping[str, Any] | None) -> str:
+def _text(ending: str, found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
     if ending == ".json":
         return json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
     if ending == ".md":
-        return markdown.sweep_text(found, command) if isinstance(found, Sweep) else markdown.report_text(found, command)
+        return _markdown(found, command)
     from onnxprune.report import html  # only here: a template and Bokeh take time to load
 
     if isinstance(found, Sweep):
         return html.sweep_page(found, command, _machine())
+    if isinstance(found, Judgement):
+        return html.check_page(found, command, _machine())
     return html.report_page(found, command, _machine(), plan)
+
+
+def _markdown(found: Found, command: str) -> str:
+    if isinstance(found, Sweep):
+        return markdown.sweep_text(found, command)
+    if isinstance(found, Judgement):
+        return formats.markdown(found.verdict, found.candidate, found.baseline)
+    return markdown.report_text(found, command)
 
 
 def _machine() -> dict[str, str]:

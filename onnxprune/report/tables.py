@@ -12,6 +12,7 @@ from onnxprune.benchmark import LayerTime
 from onnxprune.report.console import SHOWN, figure_rows, human, relative
 from onnxprune.report.details import Details
 from onnxprune.report.document import Layer, Member, Report
+from onnxprune.types import Verdict
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,28 @@ def pairs(name: str, caption: str, values: Mapping[str, Any]) -> Table:
         else:
             flat.append((key, told(value)))
     return Table(name, caption, ("name", "value"), tuple(flat))
+
+
+STATUSES = {"PASSED": "✓ PASSED", "FAILED": "✗ FAILED", "UNDECIDED": "? UNDECIDED"}
+"""Each with a sign, which needs no colour."""
+
+
+def checks(verdict: Verdict) -> Table:
+    """All checks, those that failed first."""
+    order = {"FAILED": 0, "UNDECIDED": 1, "PASSED": 2}
+    rows = tuple(
+        (
+            STATUSES[check.status],
+            check.name,
+            told(check.value),
+            "" if check.limit is None else told(check.limit),
+            check.detail,
+        )
+        for check in sorted(verdict.checks, key=lambda one: order[one.status])
+    )
+    return Table(
+        "checks", "Checks, those that failed first", ("status", "check", "value", "limit", "how sure, and why"), rows
+    )
 
 
 def members(found: tuple[Member, ...]) -> Table:

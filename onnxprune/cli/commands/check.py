@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.common import DATA, MEASURE, PATH
+from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
 from onnxprune.cli.family import family
 from onnxprune.cli.group import FAILED, examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -107,6 +107,7 @@ LIMITS = family(
 @click.option("--sarif", type=PATH, help="Write a SARIF log here.")
 @click.option("--markdown", type=PATH, help="Write a summary for a pull request here.")
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
+@REPORT
 @MEASURE
 @TERMINAL
 def check(
@@ -122,13 +123,15 @@ def check(
     sarif: Path | None,
     markdown: Path | None,
     github: bool,
+    report: Path | None,
     measure: Measure,
     terminal: Terminal,
 ) -> None:
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
     from onnxprune import gate, policy
     from onnxprune.output import check_destination
-    from onnxprune.report import console, formats
+    from onnxprune.report import console, formats, saving
+    from onnxprune.report.document import Judgement
 
     if template is not None:
         policy.init(template)
@@ -136,9 +139,12 @@ def check(
         return
     if candidate is None or baseline is None:
         raise OptionError("Missing models: check needs two", hint="give a CANDIDATE and --baseline MODEL")
-    for target in (junit, sarif, markdown):
+    for target in (junit, sarif, markdown, report):
         if target is not None:
             check_destination(target, candidate, baseline)
+    if report is not None:
+        saving.check_format(report)
+        saving.refuse_same(report, junit, sarif, markdown)
     named = tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in providers or ("CPU",))
     with terminal.progress() as on_stage:
         verdict = gate.check(
@@ -153,7 +159,9 @@ def check(
         )
     verdict = gate.strict(verdict) if strict else verdict
     _write_formats(verdict, str(candidate), str(baseline), junit, sarif, markdown)
-    terminal.show(lambda: gate.to_dict(verdict), lambda: console.verdict_parts(verdict))
+    if report is not None:
+        saving.save(report, Judgement(str(candidate), str(baseline), verdict), command_line())
+    terminal.show(lambda: gate.to_dict(verdict), lambda: [*console.verdict_parts(verdict), *console.written(report)])
     if github:
         for line in formats.github(verdict, str(candidate)):
             click.echo(line, err=terminal.as_json)

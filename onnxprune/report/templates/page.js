@@ -3,6 +3,7 @@
   const root = document.documentElement;
   const toggle = document.getElementById("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
+  const drawn = globalThis.Bokeh ?? { documents: [], index: [] }; // a page without plots goes without it
   let chosen = null; // by the button; until then the system decides
 
   // Canvases take no colours from style sheets: they are told.
@@ -16,14 +17,14 @@
   }
 
   function paint() {
-    for (const plot of Bokeh.documents.flatMap((one) => one.roots())) {
+    for (const plot of drawn.documents.flatMap((one) => one.roots())) {
       for (const model of plot.references()) model.setv(look(model.type));
     }
   }
 
   // The printer does not wait for the next frame.
   function paintNow() {
-    for (const view of Bokeh.index) view.paint?.(); // documents are in it, too
+    for (const view of drawn.index) view.paint?.(); // documents are in it, too
   }
 
   function show(theme) {
@@ -45,6 +46,15 @@
     for (const one of folded) one.open = false;
     show(wanted());
   });
+
+  // What Bokeh shows under the pointer takes the colours of the page; its own are too pale to read.
+  const tips = new CSSStyleSheet();
+  tips.replaceSync(".bk-tooltip-row-label { color: inherit !important; font-weight: 600; }");
+  new MutationObserver((found) => {
+    for (const one of found.flatMap((change) => [...change.addedNodes])) {
+      if (one.matches?.(".bk-Tooltip")) one.shadowRoot.adoptedStyleSheets.push(tips);
+    }
+  }).observe(document.body, { childList: true });
 
   // Sort by the column whose heading was pressed; again: the other way round.
   const value = (row, index) => row.cells[index].dataset.sort ?? row.cells[index].textContent;
