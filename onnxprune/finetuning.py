@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune import plan_file, runtime, verify
-from onnxprune.analysis import Analysis, analyse, versions
+from onnxprune.analysis import Analysis, analyse, pinned_of, versions
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError
@@ -149,7 +149,7 @@ def finetune(
         latency=latency,
         layers=_layers(original, student, keep),
         prunable_share=original.cost.prunable_share(),
-        pinned=(),
+        pinned=pinned_of(original.trace),
         proof=proof,
         verdict=Verdict(tuple(checks)),
         notes=tuple(notes),
