@@ -369,3 +369,21 @@ def test_other_pages_work_as_well(browser, found, theme, tmp_path):
     assert tab.evaluate("document.documentElement.dataset.theme") == "light"
     assert trouble == []
     tab.close()
+
+
+def test_pointer_tells_of_the_models_of_a_sweep(browser, tmp_path):
+    pytest.importorskip("bokeh")
+    path = tmp_path / "page.html"
+    saving.save(path, SWEEP, "onnxprune")
+    tab = browser.new_page()
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]")
+    place = """([x, y]) => {
+      const view = [...Bokeh.index].find((one) => one.frame);
+      const box = view.el.getBoundingClientRect();
+      return [box.left + view.frame.x_scale.compute(x), box.top + view.frame.y_scale.compute(y)];
+    }"""
+    for model, point in (("flops-50", [2.0, 0.1]), ("flops-60", [2.5, 0.3]), ("the original", [3.0, 0.0])):
+        tab.mouse.move(*tab.evaluate(place, point))
+        tab.locator(".bk-tooltip-content").filter(has_text=model).wait_for(state="visible", timeout=5000)
+    tab.close()

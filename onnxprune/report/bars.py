@@ -56,7 +56,7 @@ def layer_plots(report: Report) -> list[Plot]:
     times = {} if report.details is None else {row.name: (row.a, row.b) for row in report.details.layer_times}
     if times:
         latency = [times.get(name, (None, None)) for name in names]
-        text = f"{SIDES} From onnxruntime's profiler, one model after the other, in the mean of the middle half of the runs. {_rest(times, names)}"
+        text = f"{SIDES} From onnxruntime's profiler: mean of the middle half of the runs, the lower one of two turns. {_rest(times, names)}"
         plots.append(
             _drawn(_Bars(names, ops, latency, BESIDE, axis, kind, "µs"), Plot("latency", "Latency per layer", text, {}))
         )

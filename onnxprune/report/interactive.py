@@ -135,6 +135,7 @@ def front_plots(found: Sweep) -> list[Plot]:
 
     flops = rows([100 * (1 - member.flops_removed) for member in members])
     text = "Further left is smaller, further down is better; the cross is the original."
+    text += " The Pareto set is that of latency." if timed else ""
     plots = [
         _front(
             Plot("front-flops", "What is lost against FLOPs", text, {}), flops, "FLOPs left, %", loss, 100.0, not timed
