@@ -14,9 +14,12 @@ Example:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -24,6 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import Measure, machine
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "report.md"
@@ -132,20 +138,16 @@ def measured(pages: list[tuple[str, Path]]) -> str:
     return "\n".join(lines).format(version=version) + "\n"
 
 
-class opened:  # noqa: N801
-    """A new headless Chromium."""
+@contextlib.contextmanager
+def opened() -> Iterator[Browser]:
+    """Start a new headless Chromium."""
+    from playwright.sync_api import sync_playwright
 
-    def __enter__(self):
-        from playwright.sync_api import sync_playwright
-
-        self._driver = sync_playwright().start()
-        path = shutil.which("chromium") or shutil.which("google-chrome")
-        self._browser = self._driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        return self._browser
-
-    def __exit__(self, *_: object) -> None:
-        self._browser.close()
-        self._driver.stop()
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def pictures(page: Path, folder: Path) -> None:

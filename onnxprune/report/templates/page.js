@@ -35,10 +35,12 @@
   const wanted = () => chosen ?? (system.matches ? "dark" : "light");
   toggle.addEventListener("click", () => show((chosen = wanted() === "dark" ? "light" : "dark")));
   system.addEventListener("change", () => show(wanted()));
+  const PAPER = 660; // pixels that fit on a page, A4 or Letter
   let folded = [];
   addEventListener("beforeprint", () => {
     show("light");
     paintNow();
+    for (const plot of document.querySelectorAll(".plot")) plot.style.setProperty("--shrink", Math.min(1, PAPER / plot.clientWidth));
     folded = [...document.querySelectorAll("td details:not([open])")];
     for (const one of folded) one.open = true;
   });
@@ -46,6 +48,9 @@
     for (const one of folded) one.open = false;
     show(wanted());
   });
+
+  const paper = new CSSStyleSheet();
+  paper.replaceSync("@media print { .bk-Toolbar { visibility: hidden; } }");
 
   // What Bokeh shows under the pointer takes the colours of the page; its own are too pale to read.
   const tips = new CSSStyleSheet();
@@ -97,6 +102,7 @@
     const inside = (root) => [...root.querySelectorAll("*")].flatMap((one) => [one, ...(one.shadowRoot ? inside(one.shadowRoot) : [])]);
     const caption = plot.closest("figure").querySelector("figcaption");
     const all = inside(plot);
+    for (const one of all) one.shadowRoot?.adoptedStyleSheets.push(paper);
     all.filter((one) => one.matches("canvas")).forEach((one, number) => {
       if (number) return one.setAttribute("aria-hidden", "true");
       one.setAttribute("role", "img");
