@@ -170,8 +170,8 @@ def prune(
             found = decide(base, options, workspace, meter, choose_from, on_stage)
             base, choice, meter, ready = found.base, found.choice, found.meter, found.mended
         whole, analysis = analysis, base.analysis
-        path = choice.plan.path[:-1] if plan is None else ()
-        choice = replace(choice, plan=replace(choice.plan, path=(*path, removed(analysis, choice.plan.keep, whole))))
+        if plan is not None:
+            choice = replace(choice, plan=replace(chosen, path=(removed(analysis, chosen.keep, whole),)))
         chosen = choice.plan
         pruned, proof = _deleted(choice, base, known, options.seed, on_stage)
         mended = ready or Mended(pruned)
@@ -414,6 +414,7 @@ def _verify(
         notes=(*model.notes, *_notes(analysis, whole, strict, plan, mended, options)),
         repair=mended.layers,
         curves=plan.curves,
+        blocks=plan.blocks,
         versions=versions(),
         details=closer,
     )

@@ -96,6 +96,11 @@ class Meter:
         other.options = options
         return other
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether what layers take was measured on another machine."""
+        return self._table_path is not None
+
     def on(self, analysis: Analysis) -> Meter:
         """Return one for what other edits have made of the original, with the same goals; its latency table is measured here."""
         return Meter(

@@ -87,7 +87,7 @@ class Base:
 
 def _entry(choice: Scored | Edit) -> dict[str, Any]:
     if not isinstance(choice, Scored):
-        return to_dict(choice)
+        return {**to_dict(choice), "what": str(choice)}
     saving = choice.saving
     why = {
         "error": choice.error,
@@ -96,7 +96,7 @@ def _entry(choice: Scored | Edit) -> dict[str, Any]:
         "macs_removed": saving.macs,
         "params_removed": saving.params,
     }
-    return {**to_dict(choice.edit), "why": why}
+    return {**to_dict(choice.edit), "what": str(choice.edit), "why": why}
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune import sensitivity
-from onnxprune.analysis import Analysis
+from onnxprune.analysis import Analysis, removed
 from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import DataLike, Preprocess
-from onnxprune.errors import TargetError
+from onnxprune.errors import OptionError, TargetError
 from onnxprune.granularity.edits import Depth, Merged
 from onnxprune.model import Model
 from onnxprune.options import QUANTITIES, Options
@@ -212,6 +212,12 @@ def decide(
     if not options.blocks:
         return Contender(base, choose_from(base, meter), meter)
     assert workspace is not None  # `Options.resolved` has seen to it
+    if meter.is_elsewhere:
+        raise OptionError(
+            "--latency-table does not go with other granularities than filter",
+            why="layers of another form are timed on this machine, the table says what channels take on another one",
+            hint="run it on the target machine without --latency-table, or leave out --granularity",
+        )
     if "filter" in options.granularity:
         found = contend(Contender(base, choose_from(base, meter), meter), options, workspace, choose_from, on_stage)
     else:
@@ -219,7 +225,9 @@ def decide(
         keep = np.ones(last.analysis.trace.n_channels, dtype=bool)
         plan = Plan(keep, base.analysis.model.digest, settings(base.analysis, options))
         found = Contender(last, Choice(plan, last.analysis, keep), meter.on(last.analysis))
-    plan = replace(found.choice.plan, blocks=found.base.blocks)
+    plan = found.choice.plan
+    path = (*plan.path[:-1], removed(found.base.analysis, plan.keep, base.analysis))
+    plan = replace(plan, path=path, blocks=found.base.blocks)
     return replace(found, choice=replace(found.choice, plan=plan))
 
 

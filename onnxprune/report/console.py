@@ -152,7 +152,7 @@ def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> list[Renderabl
     """Return what `plan` prints."""
     flops, params = plan.path[-1]
     line = f"FLOPs -{flops:.1%}, parameters -{params:.1%}; {int((~plan.keep).sum())} of {plan.keep.size} channels go"
-    return [layers_table(layers), "", Text(line), Text(f"written: {path}")]
+    return [layers_table(layers), "", *block_lines(plan.blocks), Text(line), Text(f"written: {path}")]
 
 
 def bench_parts(found: Bench, a: str, b: str, layers: int) -> list[RenderableType]:
@@ -287,6 +287,7 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
     parts.append(Text(f"measured on {report.samples} samples of {report.data}", style="dim"))
     if report.latency is not None:
         parts.append(Text(timing_text(report.latency), style="dim"))
+    parts += block_lines(report.blocks)
     if report.repair:
         parts.append(Text(repair_text(report.repair), style="dim"))
     if report.training is not None:
@@ -299,6 +300,14 @@ def report_parts(report: Report, *, layers: bool = True) -> list[RenderableType]
     if report.output:
         parts.append(Text(f"written: {report.output}"))
     return parts
+
+
+def block_lines(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> list[Text]:
+    """Say which layers were given another form, those that were given the same one together."""
+    forms: dict[str, list[str]] = {}
+    for entry in (entry for part in blocks for entry in part):
+        forms.setdefault(str(entry["what"]), []).append(str(entry["layer"]))
+    return [Text(f"{what}: {', '.join(layers)}", style="dim") for what, layers in sorted(forms.items())]
 
 
 def setting_lines(settings: Mapping[str, Any]) -> list[str]:

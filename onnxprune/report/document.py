@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -70,6 +71,7 @@ class Report:
         training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
         latency_table: what latency was predicted from; None where it was no target.
+        blocks: layers that were given another form, in rounds, as they stand in the plan.
         details: what takes time of its own; None where no report was asked for.
     """
 
@@ -95,6 +97,7 @@ class Report:
     training: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     latency_table: Table | None = None
+    blocks: tuple[tuple[Mapping[str, Any], ...], ...] = ()
     details: Details | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
         **_closer(report.details or Details(), {layer.name: layer.op for layer in report.layers}),
         pins=tables.pins(report),
         layers=tables.layers(report),
+        blocks=tables.blocks(report) if report.blocks else None,
         repair=tables.repair(report) if report.repair else None,
         repaired=repair_text(report.repair) if report.repair else None,
         settings=tables.pairs("options", "Settings", report.settings),

@@ -25,6 +25,8 @@ def report_text(report: Report, command: str) -> str:
     if report.latency is not None:
         lines.append(_plain(f"{timing_text(report.latency)}."))
     lines += ["", "## Layers", "", *_table(tables.layers(report))]
+    if report.blocks:
+        lines += ["", "## Layers of another form", "", *_table(tables.blocks(report))]
     if report.details is not None:
         lines += _closer(report.details)
     notes = list(report.notes)

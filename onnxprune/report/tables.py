@@ -154,6 +154,20 @@ def pins(report: Report) -> Table:
     return Table("pins", "Channels that must stay", ("node", "because", "channels"), rows)
 
 
+def blocks(report: Report) -> Table:
+    """Layers that were given another form, what that was thought to cost, and what it was measured to save by itself."""
+    columns = ("layer", "form", "error of the layer", "divergence of the output", "ms before", "ms after")
+    rows = []
+    for entry in (entry for part in report.blocks for entry in part):
+        why = entry.get("why", {})
+        before, after = why.get("milliseconds", (None, None))
+        values = (why.get("error"), why.get("divergence"), before, after)
+        rows.append((entry["layer"], entry["what"], *(("", 0.0) if v is None else (f"{v:.3g}", v) for v in values)))
+    return Table(
+        "blocks", "Layers of another form; each cost and time is that of the layer by itself", columns, tuple(rows)
+    )
+
+
 def repair(report: Report) -> Table:
     """What repair did at each layer."""
     columns = ("#", "layer", "rows", "unknowns", "error before", "error after", "error left")
