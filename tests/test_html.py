@@ -126,6 +126,17 @@ def test_sections_without_content_are_not_there(tmp_path):
     assert ids >= {"verdict", "pins", "layers", "notes"}
 
 
+def test_layers_of_another_form_have_a_section(tmp_path):
+    pytest.importorskip("bokeh")
+    path = tmp_path / "report.html"
+    entry = {"layer": EVIL, "what": "split in two", "why": {"error": 0.1, "milliseconds": (2.0, 1.0)}}
+    saving.save(path, replace(made_report(2), blocks=((entry,),)), "onnxprune")
+    found = Page(path.read_text(encoding="utf-8"))
+    assert "blocks" in {attributes.get("id") for _, attributes in found.tags}
+    assert "#blocks" in {link["href"] for link in found.all("a")}
+    assert "split in two" in found.words
+
+
 def test_short_names_are_never_alike():
     names = ["/a/stage1/block/conv/Conv", "/a/stage2/block/conv/Conv"]
     assert interactive.short(names) == ["stage1", "stage2"]
