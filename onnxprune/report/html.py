@@ -146,6 +146,7 @@ def _rendered(name: str, **values: Any) -> str:
     environment.globals["statuses"] = tables.STATUSES
     environment.filters |= {
         "embedded": _embedded,
+        "told": tables.told,
         "sentence": lambda text: text[:1].upper() + text[1:].rstrip(".") + ".",
     }
     folder = resources.files("onnxprune.report") / "templates"
