@@ -14,7 +14,7 @@ from graphs import cnn_models, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from test_zoo import EXPORTERS, HEAVY, PRUNABLE, ZOO, fill
+from test_zoo import EXPORTERS, ZOO, fill
 
 from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
@@ -211,20 +211,17 @@ def reformable(model: Model, edits: Iterator[Edit]) -> list[Edit]:
             del found[str(error.where)]
 
 
-ZOO_CASES = [
-    pytest.param(exporter, name, id=f"{exporter}-{name}")
-    for number, name in enumerate(sorted(set(PRUNABLE) - set(HEAVY)))
-    for exporter in EXPORTERS[number % 2 :: 2]
-]
-"""Each network by one of the exporters; tools/blocks.py has both."""
+LIGHT = ("efficientnet_b0", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_1")  # fmt: skip
+"""Networks that take seconds; `tools/blocks.py --zoo` goes over all of them."""
+ZOO_CASES = [pytest.param(EXPORTERS[n % 2], name, id=f"{EXPORTERS[n % 2]}-{name}") for n, name in enumerate(LIGHT)]
 
 
 @pytest.mark.parametrize(("exporter", "name"), ZOO_CASES)
 def test_networks_are_the_masked_ones(exporter: str, name: str) -> None:
     model = load(fill(ZOO / f"{exporter}-{name}.onnx.z"))
     rng = np.random.default_rng(len(name))
-    edits = reformable(model, some(model, rng, 0.1))
-    assert len(edits) > 1
+    edits = reformable(model, some(model, rng, 0.3))
+    assert len(edits) > 5
     found = reform(model, edits, {})
     proof = verify.prove(model, found.model, found.masked, analyse(model).trace.input_shapes, loaded=True)
     assert proof.difference <= verify.TOLERANCE

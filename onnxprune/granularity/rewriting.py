@@ -178,10 +178,10 @@ def project(matrix: FloatArray, layer: Linear, edit: Rank, basis: FloatArray | N
     if not 1 <= edit.rank <= min(parts.shape[-2:]):
         raise RefusalError(f"it has {min(parts.shape[-2:])} directions, {edit.rank} cannot be left")
     if edit.form == "channel":
-        left = np.linalg.svd(matrix, full_matrices=False)[0] if basis is None else basis
+        left = directions(matrix @ np.swapaxes(matrix, 1, 2)) if basis is None else basis
         left = left[:, :, : edit.rank]
         return np.asarray(left @ (np.swapaxes(left, 1, 2) @ matrix))
-    left = np.linalg.svd(parts, full_matrices=False)[0] if basis is None else basis[0]
+    left = directions(parts @ parts.T) if basis is None else basis[0]
     left = left[:, : edit.rank]
     return gather(left @ (left.T @ parts), layer)
 
@@ -365,9 +365,20 @@ def _halves(graph: gs.Graph, x: gs.Tensor, name: str, sizes: list[int]) -> list[
 
 
 def factors(matrix: FloatArray, rank: int) -> tuple[FloatArray, FloatArray]:
-    """Return (.., outputs, rank) with orthonormal columns and (.., rank, features), whose product is a matrix of that rank."""
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    return left[..., :rank], values[..., :rank, None] * right[..., :rank, :]
+    """Return (.., outputs, rank) and (.., rank, features), whose product is a matrix of that rank."""
+    turned = np.swapaxes(matrix, -1, -2)
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        left = directions(matrix @ turned)[..., :rank]
+        return left, np.swapaxes(left, -1, -2) @ matrix
+    right = directions(turned @ matrix)[..., :rank]
+    return matrix @ right, np.swapaxes(right, -1, -2)
+
+
+def directions(scatter: FloatArray) -> FloatArray:
+    """Return the eigenvectors of a symmetric matrix, the largest eigenvalue first, each with its largest element above zero."""
+    vectors = np.linalg.eigh(scatter)[1][..., ::-1]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=-2, keepdims=True), axis=-2)
+    return np.asarray(vectors * np.where(largest < 0, -1, 1))
 
 
 def _between(graph: gs.Graph, layer: Linear, weight: Array, attrs: dict[str, Any]) -> gs.Variable:
@@ -375,7 +386,7 @@ def _between(graph: gs.Graph, layer: Linear, weight: Array, attrs: dict[str, Any
     node = layer.node
     output = gs.Variable(f"{node.outputs[0].name}{BETWEEN}")
     operands = list(node.inputs[:2])
-    operands[layer.weight] = gs.Constant(f"{node.inputs[layer.weight].name}{BETWEEN}", weight)
+    operands[layer.weight] = gs.Constant(f"{output.name}__weight", weight)
     label = f"{node.name}{BETWEEN}" if node.name else ""
     graph.nodes.append(gs.Node(node.op, label, attrs, operands, [output], node.domain))
     node.inputs[layer.x] = output
@@ -390,7 +401,7 @@ def _thin_conv(graph: gs.Graph, layer: Conv, rank: int, matrix: FloatArray) -> N
     node.op = "Conv"
     node.attrs = {"group": layer.groups, "kernel_shape": [1] * n, "strides": [1] * n, "pads": [0] * 2 * n}
     weight = left.reshape(-1, left.shape[2], *([1] * n)).astype(dtype)
-    node.inputs[1] = gs.Constant(f"{node.outputs[0].name}{BETWEEN}__weight", weight)
+    node.inputs[1] = gs.Constant(f"{node.outputs[0].name}__second_weight", weight)
 
 
 def _thin_product(graph: gs.Graph, layer: Linear, rank: int, matrix: FloatArray) -> None:
@@ -406,7 +417,7 @@ def _thin_product(graph: gs.Graph, layer: Linear, rank: int, matrix: FloatArray)
     second = layer.unmatrix(left).astype(dtype)
     _between(graph, layer, first, attrs)
     node.attrs.pop("transA", None)
-    node.inputs[layer.weight] = gs.Constant(f"{node.outputs[0].name}{BETWEEN}__weight", second)
+    node.inputs[layer.weight] = gs.Constant(f"{node.outputs[0].name}__second_weight", second)
 
 
 def _separate(
@@ -434,7 +445,7 @@ def _separate(
     node.attrs = half(False)
     outputs = matrix.shape[1]
     wide = left.reshape(outputs, -1, rank).transpose(0, 2, 1).reshape(outputs, rank, 1, *kernel[1:]).astype(dtype)
-    node.inputs[1] = gs.Constant(f"{node.outputs[0].name}{BETWEEN}__weight", np.ascontiguousarray(wide))
+    node.inputs[1] = gs.Constant(f"{node.outputs[0].name}__second_weight", np.ascontiguousarray(wide))
 
 
 # ------------------------------------------------------------------------------------------------------------------ group
@@ -452,7 +463,7 @@ def _group(graph: gs.Graph, layer: Linear, edit: Grouped, matrix: FloatArray) ->
     weight = np.concatenate(blocks).reshape(outputs.size, each_in, *kernel)
     if isinstance(layer, Conv):
         node.attrs["group"] = groups
-        node.inputs[1] = gs.Constant(f"{node.inputs[1].name}__blocks", weight.astype(layer.values.dtype))
+        node.inputs[1] = gs.Constant(f"{node.outputs[0].name}__blocks_weight", weight.astype(layer.values.dtype))
     else:
         _as_conv(graph, layer, weight, groups)
     x, y = node.inputs[0], node.outputs[0]
@@ -461,7 +472,7 @@ def _group(graph: gs.Graph, layer: Linear, edit: Grouped, matrix: FloatArray) ->
     if not np.array_equal(outputs, np.arange(outputs.size)):
         if len(node.inputs) > 2 and node.inputs[2].name:
             bias = node.inputs[2]
-            node.inputs[2] = gs.Constant(f"{bias.name}__blocks", bias.values.reshape(-1)[outputs])
+            node.inputs[2] = gs.Constant(f"{y.name}__blocks_bias", bias.values.reshape(-1)[outputs])
         before = gs.Variable(f"{y.name}__blocks")
         node.outputs = [before]
         _gathered(graph, before, y, np.argsort(outputs))
@@ -485,9 +496,9 @@ def _as_conv(graph: gs.Graph, layer: Linear, weight: FloatArray, groups: int) ->
         target = gs.Constant(f"{y.name}__{label}", np.array(shape, dtype=np.int64))
         graph.nodes.append(gs.Node("Reshape", f"{y.name}__{label}__node", {}, [source, target], [output]))
     dtype = layer.values.dtype
-    operands = [raised, gs.Constant(f"{node.inputs[1].name}__blocks", weight.astype(dtype))]
+    operands = [raised, gs.Constant(f"{y.name}__blocks_weight", weight.astype(dtype))]
     if len(node.inputs) > 2 and node.inputs[2].name:
-        operands.append(gs.Constant(f"{node.inputs[2].name}__flat", layer.effective()[1].reshape(-1).astype(dtype)))
+        operands.append(gs.Constant(f"{y.name}__blocks_bias", layer.effective()[1].reshape(-1).astype(dtype)))
     node.op, node.attrs = "Conv", {"group": groups, "kernel_shape": [1]}
     node.inputs, node.outputs = operands, [flat]
 

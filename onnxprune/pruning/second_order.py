@@ -91,6 +91,7 @@ def collect(
     seed: int,
     *,
     hold_out: bool = False,
+    apart: bool = False,
 ) -> Iterator[tuple[int, Statistics]]:
     """Yield the statistics of each reader's input, in graph order; the model runs once.
 
@@ -103,12 +104,14 @@ def collect(
         memory: bytes that one covariance may take with all that is done with it.
         seed: for the choice of positions, where there are more than needed.
         hold_out: whether to leave out what the calibration holds out.
+        apart: whether the positions of a reader are the same whatever other readers there are.
     """
     stream = Stream(model, calibration, store)
     used = [b for b in range(stream.n_batches) if not hold_out or calibration.split(b, HELD_EVERY)[0] != slice(0, 0)]
     rng = np.random.default_rng(seed)
     for node, reader in sorted(readers.items()):
         layer = reader.layer
+        rng = np.random.default_rng((seed, node)) if apart else rng
         x_name, y_name = layer.node.inputs[layer.x].name, layer.node.outputs[0].name
         stream.advance([x_name])
         groups, features = reader.channels.shape

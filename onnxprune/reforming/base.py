@@ -20,6 +20,7 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import Bases, RefusalError, reform
 from onnxprune.granularity.timing import Saving
 from onnxprune.model import Model
+from onnxprune.moments import threads_for
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 from onnxprune.reforming.statistics import collected, reader_of, weighing
@@ -280,8 +281,11 @@ def _bases(
     readers = {n: reader_of(n, layers[n]) for n in wanted}
     found: dict[tuple[str, str], FloatArray] = {}
     for n, seen in collected(analysis, readers, options, workspace):
-        edit, gram = wanted[n], Gram(layers[n], weighing(seen, options.importance), seen.mean)
+        edit = wanted[n]
+        with threads_for(seen.mean.shape[1]):
+            gram = Gram(layers[n], weighing(seen, options.importance), seen.mean)
         with contextlib.suppress(RefusalError):  # the edit itself will say why
-            basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
+            with threads_for(seen.mean.shape[1]):
+                basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
             found[edit.layer, edit.form] = basis[:, :, : edit.rank]
     return found

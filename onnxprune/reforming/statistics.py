@@ -51,4 +51,5 @@ def collected(
         workspace.memory * ROOM,
         options.seed,
         hold_out=True,
+        apart=True,
     )
