@@ -1,0 +1,215 @@
+"""Layers are given another form so that targets are met, by whichever kind of edit loses least; plans say so and can be replayed.
+
+Times of layers are replaced by their multiplications: what is measured has no say in what is tested here.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from test_granularity import residual
+
+import onnxprune
+from onnxprune import verify
+from onnxprune.analysis import analyse
+from onnxprune.granularity import timing
+from onnxprune.granularity.candidates import Candidate
+from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
+from onnxprune.granularity.timing import Saving
+from onnxprune.model import load
+from onnxprune.options import GRANULARITIES
+from onnxprune.reforming.base import Base, Scored, apply
+from onnxprune.reforming.choose import pick
+
+FAST = onnxprune.Measure(latency=False)
+
+
+@pytest.fixture(autouse=True)
+def by_macs(monkeypatch):
+    """Let a layer take as long as it multiplies."""
+    monkeypatch.setattr(timing.Timer, "_timed", lambda self, sessions, feeds: FakeTimes())
+    real = timing.Timer._measure
+
+    def measured(self, edit, nodes):
+        found = real(self, edit, nodes)
+        if found is None:
+            return None
+        before = timing._costs(self._original(nodes)[0])[0]
+        return Saving(before / 1e6, (before - found.macs) / 1e6, found.macs, found.params)
+
+    monkeypatch.setattr(timing.Timer, "_measure", measured)
+
+
+class FakeTimes:
+    a = b = 1.0
+
+
+def pruned(path, samples, granularity, **dials):
+    return onnxprune.prune(
+        path, data=samples, measure=FAST, granularity=granularity, **{"reduce": {"flops": 0.4}, "round_to": 2, **dials}
+    )
+
+
+@pytest.mark.parametrize("kind", ["kernel", "rank"])
+def test_a_target_is_met_without_any_channel_going(kind, tiny_path, samples):
+    result = pruned(tiny_path, samples, (kind,))
+    assert result.report.after.flops <= 0.6 * result.report.before.flops
+    assert result.plan.keep.all()
+    entries = [entry for part in result.plan.blocks for entry in part]
+    assert entries
+    for entry in entries:
+        before, after = entry["why"]["milliseconds"]
+        assert after < before
+        assert entry["why"]["divergence"] >= 0
+    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.path[-1][0] == pytest.approx(1 - result.report.after.flops / result.report.before.flops)
+    assert onnx.checker.check_model(result.model.to_proto(), full_check=True) is None
+    assert any(str(entry["what"]) in str(result.report.to_dict()["blocks"]) for entry in entries)
+
+
+def test_a_plan_with_blocks_is_replayed_to_the_same_model(tiny_path, samples, out):
+    first = onnxprune.prune(
+        tiny_path, data=samples, measure=FAST, granularity=("rank", "kernel"), reduce={"flops": 0.4}, round_to=2,
+        output=out / "a.onnx",
+    )  # fmt: skip
+    again = onnxprune.prune(tiny_path, data=samples, measure=FAST, plan=out / "a.plan.json", output=out / "b.onnx")
+    assert [e["layer"] for e in first.plan.blocks[0]] == [e["layer"] for e in again.plan.blocks[0]]
+    one, two = (onnx.load(out / name).graph for name in ("a.onnx", "b.onnx"))
+    assert one == two
+
+
+def test_an_edited_block_counts(tiny_path, samples, out):
+    onnxprune.prune(
+        tiny_path,
+        data=samples,
+        measure=FAST,
+        granularity=("rank",),
+        reduce={"flops": 0.4},
+        round_to=2,
+        output=out / "a.onnx",
+    )
+    path = out / "a.plan.json"
+    plan = json.loads(path.read_text())
+    plan["blocks"] = [[{"kind": "kernel", "layer": "conv2", "taps": [[1, 1, 1], [0, 1, 3]]}]]
+    groups = {group["name"] for group in plan["groups"]}
+    plan["groups"] = [group for group in plan["groups"] if not group["name"].endswith("__rank")]
+    assert len(groups) >= len(plan["groups"])
+    path.write_text(json.dumps(plan))
+    result = onnxprune.prune(tiny_path, data=samples, measure=FAST, plan=path)
+    weight = next(n for n in result.model.graph.nodes if n.name == "conv2").inputs[1]
+    assert weight.shape == (16, 16, 1, 3)
+
+
+def test_a_block_of_a_plan_that_cannot_be_made_is_refused(tiny_path, samples, out, refused):
+    onnxprune.prune(tiny_path, data=samples, measure=FAST, reduce={"flops": 0.4}, round_to=2, output=out / "a.onnx")
+    path = out / "a.plan.json"
+    plan = json.loads(path.read_text())
+    for blocks, says in (
+        ([[{"kind": "rank", "layer": "conv2", "rank": 99, "form": "channel"}]], "directions"),
+        ([[{"kind": "fold", "layer": "conv2"}]], "cannot be read"),
+        ("all", "no list of rounds"),
+    ):
+        path.write_text(json.dumps({**plan, "blocks": blocks}))
+        refused("prune", tiny_path, "-o", out / "b.onnx", "--plan", path, "--data", samples, says=says)
+
+
+def test_what_takes_data_says_so(tiny_path, out, refused):
+    refused(
+        "prune", tiny_path, "-o", out / "b.onnx", "--granularity", "rank,filter", "--reduce", "flops=30%",
+        says=("--granularity rank needs inputs", "--data"), code=2,
+    )  # fmt: skip
+    refused(
+        "prune",
+        tiny_path,
+        "-o",
+        out / "b.onnx",
+        "--granularity",
+        "block",
+        "--reduce",
+        "flops=30%",
+        says="filter, kernel",
+        code=2,
+    )
+
+
+def test_a_target_that_blocks_alone_cannot_reach_is_refused(tiny_path, samples, out, refused):
+    refused(
+        "prune", tiny_path, "-o", out / "b.onnx", "--granularity", "depth", "--reduce", "flops=30%", "--data", samples,
+        says=("the target cannot be reached", "--granularity auto"),
+    )  # fmt: skip
+
+
+def test_all_compete(tiny_path, samples):
+    result = pruned(tiny_path, samples, GRANULARITIES, reduce={"flops": 0.5})
+    told = next(note for note in result.report.notes if note.startswith("held against each other"))
+    losses = [float(part.split("divergence ")[1].split()[0]) for part in told.split(";") if "divergence" in part]
+    assert len(losses) > 1
+    assert result.report.after.flops <= 0.5 * result.report.before.flops
+    alone = pruned(tiny_path, samples, ("filter",), reduce={"flops": 0.5})
+    assert min(losses) <= losses[0]
+    if not result.plan.blocks:
+        assert (result.plan.keep == alone.plan.keep).all()
+
+
+def test_progressive_steps_take_blocks_by_blocks(tiny_path, samples):
+    result = pruned(tiny_path, samples, ("rank", "kernel"), schedule="progressive", steps=2)
+    assert 1 <= len(result.plan.blocks) <= 2
+    assert result.report.after.flops <= 0.6 * result.report.before.flops
+
+
+def test_ignored_layers_keep_their_form(tiny_path, samples):
+    result = pruned(tiny_path, samples, ("rank", "kernel"), ignore=("conv1", "head"), reduce={"flops": 0.3})
+    assert {entry["layer"] for part in result.plan.blocks for entry in part} == {"conv2"}
+
+
+def test_importances_weigh_blocks(tiny_path, samples):
+    forms = {}
+    for importance in ("obs", "l2", "activation"):
+        result = pruned(tiny_path, samples, ("kernel",), importance=importance, scope="global")
+        forms[importance] = [entry["why"]["error"] for entry in result.plan.blocks[0]]
+    assert len({json.dumps(found) for found in forms.values()}) > 1
+
+
+def test_groups_are_folded_into_their_neighbours(tiny_path, samples):
+    model = load(tiny_path)
+    analysis = analyse(model)
+    rng = np.random.default_rng(0)
+    edit = Grouped("conv2", 2, tuple(map(int, rng.permutation(16))), tuple(map(int, rng.permutation(16))))
+    from onnxprune.options import Options
+
+    found = apply(Base(analysis, model), [edit], {}, Options().resolved(False), None)
+    assert [node.op for node in found.analysis.model.graph.nodes] == [node.op for node in model.graph.nodes]
+    assert found.proof.difference <= verify.TOLERANCE
+    assert found.analysis.model.graph.nodes[2].attrs["group"] == 2
+
+
+def test_a_branch_goes_and_what_is_left_is_repaired():
+    model = residual()
+    analysis = analyse(model)
+    from onnxprune.options import Options
+
+    found = apply(Base(analysis, model), [Depth("sum", 0)], {}, Options().resolved(False), None)
+    assert "outer" not in [node.name for node in found.analysis.model.graph.nodes]
+    assert found.proof.difference <= verify.TOLERANCE
+
+
+def scored(edit, nodes, loss):
+    return Scored(Candidate(edit, nodes), Saving(1.0, 0.5, 1.0, 1.0), 0.1, loss)
+
+
+def test_the_price_decides():
+    whole = ((0, 1, 3), (0, 1, 3))
+    found = [
+        scored(Rank("a", 4, "channel"), (0,), 0.1),
+        scored(Rank("a", 2, "channel"), (0,), 0.5),
+        scored(Kernel("b", whole), (1,), 0.4),
+        scored(Depth("sum", 0), (0, 1, 2), 0.7),
+    ]
+    gains = np.array([0.1, 0.3, 0.2, 0.4])
+    assert not pick(found, gains, 0.1).any()
+    assert pick(found, gains, 1.5).tolist() == [True, False, False, False]
+    assert pick(found, gains, 2.1).tolist() == [False, True, True, False]
+    assert pick(found, np.array([0.1, 0.1, 0.1, 0.9]), 2.0).tolist() == [False, False, False, True]
