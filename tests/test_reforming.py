@@ -13,7 +13,7 @@ import pytest
 from test_granularity import residual
 
 import onnxprune
-from onnxprune import verify
+from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
 from onnxprune.granularity import timing
 from onnxprune.granularity.candidates import Candidate
@@ -171,6 +171,40 @@ def test_importances_weigh_blocks(tiny_path, samples):
         result = pruned(tiny_path, samples, ("kernel",), importance=importance, scope="global")
         forms[importance] = [entry["why"]["error"] for entry in result.plan.blocks[0]]
     assert len({json.dumps(found) for found in forms.values()}) > 1
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("importance", ["taylor", "fisher", "hessian"])
+def test_gradients_weigh_blocks(importance, tiny_path, samples):
+    result = pruned(tiny_path, samples, ("kernel", "rank"), importance=importance)
+    assert result.report.after.flops <= 0.6 * result.report.before.flops
+    assert all(entry["why"]["divergence"] >= 0 for entry in result.plan.blocks[0])
+
+
+@pytest.mark.torch
+def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
+    from onnxprune.calibration import Calibration
+    from onnxprune.data import inputs_of, load_data
+    from onnxprune.fidelity import divergence
+    from onnxprune.training import gradients
+
+    model = load(tiny_path)
+    analysis = analyse(model)
+    calibration = Calibration.of(load_data(samples, inputs_of(model.header), None), 64)
+    directions, seen = gradients.of_weights(model, analysis.trace, calibration, "fisher", {2: 1})
+    assert seen == 64
+    weight = model.graph.nodes[2].inputs[1]
+    feeds = calibration.data.rows(0, 64)
+    before = runtime.run(model.session(), feeds)
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(8):
+        change = 0.02 * rng.standard_normal(weight.shape).astype(np.float32)
+        other = model.copy()
+        other.graph.nodes[2].inputs[1].values = weight.values + change
+        risen = divergence(before, runtime.run(other.session(), feeds))
+        ratios.append(gradients.of_change(directions[2], change, seen) / risen)
+    assert 0.5 < np.median(ratios) < 2  # a variance, from 32 draws
 
 
 def test_groups_are_folded_into_their_neighbours(tiny_path, samples):

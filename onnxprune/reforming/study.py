@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,27 @@ import numpy as np
 from onnxprune import runtime, sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.channels.linear import linear_layers
+from onnxprune.channels.readers import Reader
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
-from onnxprune.granularity.edits import Depth, Grouped, Kernel, Merged, Rank, Split
+from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
 from onnxprune.granularity.losses import Gram
+from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
 from onnxprune.moments import threads_for
-from onnxprune.options import Options
+from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.rounding import FINER, steps
 from onnxprune.search import Workspace
 from onnxprune.targets import Meter
+from onnxprune.training import require_torch
 from onnxprune.types import FloatArray, Trace
 
 USUAL = 0.03
 """Error of a layer, as a share of its output's variance, of the edit that is measured for all of its kind: about what will be chosen."""
+Slope = Callable[[FloatArray], float]
 MOST_LOST = 1e3
 """Loss of the output from which an edit is not looked at."""
 
@@ -123,6 +128,7 @@ def _scored(
         if not isinstance(candidate.edit, Merged):
             by_node.setdefault(candidate.nodes[-1], []).append((candidate, saving))
     readers = {n: reader_of(n, layers[n]) for n in by_node if n in layers}
+    slopes = _slopes(analysis, readers, options, workspace, on_stage)
     macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
     points = len({(n, type(c.edit), getattr(c.edit, "form", "")) for n, found in by_node.items() for c, _ in found})
     probe = sensitivity.Probe(model, workspace.calibration.plain, macs * max(points, 1), workspace.store)
@@ -137,7 +143,7 @@ def _scored(
             assert at == n
             with threads_for(seen.mean.shape[1]):
                 gram = Gram(layers[n], weighing(seen, options.importance), seen.mean)
-                scored += _of_layer(analysis, n, gram, by_node[n], probe, bases)
+                scored += _of_layer(analysis, n, gram, by_node[n], probe, bases, slopes.get(n))
         else:
             scored += _of_branch(analysis, n, by_node[n], probe)
     probe.close()
@@ -151,8 +157,9 @@ def _of_layer(
     found: Sequence[tuple[Candidate, Saving]],
     probe: sensitivity.Probe,
     bases: dict[tuple[str, str], FloatArray],
+    slope: Slope | None,
 ) -> list[Scored]:
-    """Score the edits of one layer."""
+    """Score the edits of one layer: by the error of its output, or where there are gradients by what the loss rises by."""
     by_kind: dict[str, list[tuple[Candidate, Saving, float, FloatArray | None]]] = {}
     label = analysis.trace.labels[n]
     errors: dict[str, FloatArray] = {}
@@ -184,8 +191,41 @@ def _of_layer(
         layer = replace(gram.layer, node=variant.graph.nodes[n])
         layer.write(fitted, gram.bias(fitted) if gram.layer.holds_bias and not _adds(gram.layer) else None)
         loss = probe.loss(variant)
-        scored += [Scored(c, saving, e, loss * e / max(error, 1e-12)) for c, saving, e, _ in rows]
+        if slope is None:
+            scored += [Scored(c, saving, e, loss * e / max(error, 1e-12)) for c, saving, e, _ in rows]
+            continue
+        risen = {id(c): slope(_change(gram, c.edit, bases)) for c, _, _, _ in rows}
+        scored += [Scored(c, s, e, loss * risen[id(c)] / max(risen[id(candidate)], 1e-30)) for c, s, e, _ in rows]
     return scored
+
+
+def _change(gram: Gram, edit: Edit, bases: Mapping[tuple[str, str], FloatArray]) -> FloatArray:
+    """Return what an edit adds to a weight, nothing making up for it."""
+    assert isinstance(edit, Kernel | Split | Grouped | Rank)
+    basis = bases[edit.layer, edit.form] if isinstance(edit, Rank) else None
+    return np.asarray(gram.layer.unmatrix((masked_matrix(edit, gram.layer, basis) - gram.matrix) / gram.layer.alpha))
+
+
+def _slopes(
+    analysis: Analysis, readers: Mapping[int, Reader], options: Options, workspace: Workspace, on_stage: Stage
+) -> dict[int, Slope]:
+    """Return what says how much the loss rises with a change of the weight of each layer, where gradients are asked for."""
+    if options.importance not in WITH_GRADIENTS:
+        return {}
+    require_torch(f"--importance {options.importance}")
+    from onnxprune.training import gradients  # only here: torch takes seconds to load
+
+    found, samples = gradients.of_weights(
+        analysis.model,
+        analysis.trace,
+        workspace.calibration.plain,
+        options.importance,
+        {n: reader.layer.weight for n, reader in readers.items()},
+        memory=workspace.memory,
+        seed=options.seed,
+        progress=lambda share: on_stage("gradients", share),
+    )
+    return {n: partial(gradients.of_change, directions, samples=samples) for n, directions in found.items()}
 
 
 def _adds(layer: Any) -> bool:

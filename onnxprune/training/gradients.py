@@ -30,7 +30,7 @@ All scores are in the units of the loss, over the whole network: they are compar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,10 @@ DRAWS = {"taylor": 1, "fisher": 4, "hessian": 16}
 """Random vectors per sample."""
 HELD = {"taylor": 3, "fisher": 3, "hessian": 9}
 """What torch holds while it differentiates, in sizes of all activations of a batch; about."""
+LEAST_DIRECTIONS, DIRECTIONS = 4, 32
+"""Random vectors, of all samples together, for changes of weights; fewer where they would take too much memory."""
+TINY = 1e-12
+"""Of a weight below which its gradient is not known from that of its mask."""
 Array = np.ndarray[Any, Any]
 Chunk = tuple[runtime.Feeds, Array | None]
 Progress = Callable[[float], None]
@@ -188,6 +192,77 @@ def scores(
             hint="use --importance obs, which needs no gradients",
         )
     return np.maximum(total / max(1, seen), 0)  # the true diagonal is nowhere negative, its estimate may be
+
+
+def of_weights(
+    model: Model,
+    trace: Trace,
+    calibration: Calibration,
+    method: str,
+    weights: Mapping[int, int],
+    *,
+    memory: float = 1e9,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[int, Array], int]:
+    """Return random directions in which the loss changes with the weights of layers, for changes of any pattern: see `of_change`.
+
+    The signs of `_Loss.noise` are drawn for each sample by itself, so that gradients may be summed over the samples before anything is
+    squared: what lies between two of them vanishes in the mean.
+
+    Args:
+        model: the traced model.
+        trace: its facts.
+        calibration: the samples, without augmentation; `taylor` takes their labels where there are any.
+        method: one of `METHODS`; `hessian` is what `fisher` is, as both estimate one number.
+        weights: the input of each node that takes its weight.
+        memory: bytes for what torch holds of a batch, and for what is returned.
+        seed: for all that is drawn.
+        progress: called with the share that is done.
+
+    Returns:
+        By node (draws, *weight), and the number of samples.
+    """
+    executor = Executor(model, trained=lambda name: False)
+    stored = {n: model.graph.nodes[n].inputs[i].values for n, i in weights.items()}
+    places = [Site(n, i, 0, np.zeros(0, dtype=np.int64), stored[n].ndim, 0) for n, i in weights.items()]
+    size = _samples_at_once(
+        model, trace, _Masked(executor, sites(model, trace), trace.n_channels), memory / 2 / HELD[method]
+    )
+    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(seed))
+    elements = sum(value.size for value in stored.values())
+    draws = 1 if method == "taylor" else int(np.clip(memory / 2 / (4 * max(1, elements)), LEAST_DIRECTIONS, DIRECTIONS))
+    total = {n: np.zeros((draws, *value.shape), dtype=np.float32) for n, value in stored.items()}
+    seen = 0
+    for feeds, labels in _chunks(calibration, size):
+        masks = [torch.ones(stored[site.node].shape, requires_grad=True) for site in places]
+        outputs = executor(
+            tensors(feeds), masks={(s.node, s.input): mask for s, mask in zip(places, masks, strict=True)}
+        )
+        for draw in range(draws):
+            value = loss.first_order(outputs, labels) if method == "taylor" else loss.noise(outputs)
+            for site, gradient in zip(places, _grad(value, masks, again=draw < draws - 1), strict=True):
+                total[site.node][draw] += gradient.numpy()
+        seen += _count(feeds)
+        if progress:
+            progress(min(1.0, seen / len(calibration.data)))
+    for n, value in stored.items():  # of the mask is that of the weight times the weight
+        total[n] = np.divide(total[n], value, out=np.zeros_like(total[n]), where=np.abs(value) > TINY)
+    return total, seen
+
+
+def of_change(directions: Array, change: Array, samples: int) -> float:
+    """Return what the loss of a sample is expected to rise by when a weight changes.
+
+    Args:
+        directions: (draws, *weight) of `of_weights`; of one draw, first order.
+        change: to add to the weight.
+        samples: that were seen.
+    """
+    along = np.tensordot(directions.astype(np.float64), change, axes=change.ndim)
+    if len(directions) == 1:
+        return float(np.abs(along[0]) / samples)
+    return float(np.mean(along**2) / (2 * samples))
 
 
 class _Masked:
