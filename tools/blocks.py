@@ -5,24 +5,58 @@ Five networks that are common in another way each: the residual reference model,
 rich in 5x5 and 7x7 kernels, all at half or a quarter of their width and trained on Fashion-MNIST by `--train` (one pass each, some minutes).
 Each is pruned to the same latency by channels alone, by every other granularity alone, and by all of them.
 
+The page also says on how many layers of the 28 networks of tests/zoo the rewritten layers gave what the masked ones give (`--zoo`).
+
+Every measurement runs in a process of its own and is kept as a line of JSON in the folder of the models; what is there already is not run
+again until the sources of the package change. Leave the machine alone meanwhile: times decide what is chosen.
+
 Example:
-    python tools/blocks.py --train all --models build/blocks     # once
-    python tools/blocks.py --models build/blocks                 # measure, and write the page
-    python tools/blocks.py --models build/blocks --only vgg16
+    python tools/blocks.py --train all              # once; needs torch
+    python tools/blocks.py                          # measure, about half an hour on two cores, and write the page
+    python tools/blocks.py --only 'vgg16/*'
+    python tools/blocks.py --zoo                    # the proofs, on the structure of 28 networks from both exporters
+    python tools/blocks.py --report                 # the page alone
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import make_models
+import accuracy
+import coverage
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE, PLOT = ROOT / "docs" / "blocks.md", ROOT / "docs" / "blocks.svg"
+MODES = {
+    "filter": ("filter",),
+    "auto": ("filter", "kernel", "group", "rank", "depth"),
+    "rank": ("rank",),
+    "kernel": ("kernel",),
+    "group": ("group",),
+    "depth": ("depth",),
+}
+SUMMARY = {
+    "resnet": "residual reference model",
+    "vgg16": "VGG16, a quarter of its width",
+    "resnet50": "ResNet-50, a quarter of its width",
+    "googlenet": "GoogLeNet, half of its width",
+    "large_kernels": "inverted residuals with 5x5 and 7x7 kernels",
+}
+TARGET = 0.5
+CLEARLY = 0.8
+"""Share of the loss by channels alone below which another one is clearly less."""
+LIMIT = 1800.0
+Record = dict[str, Any]
 EPOCHS, RATE, DECAY, BATCH = 1, 0.05, 5e-4, 64
 SIDE = 32
 
@@ -137,6 +171,7 @@ def networks() -> dict[str, Any]:
 
 def train(name: str, folder: Path, seed: int = 0) -> None:
     """Train one network on the 60,000 training images, and export it."""
+    import make_models
     import torch
     from torch.nn import functional
 
@@ -177,15 +212,255 @@ def train(name: str, folder: Path, seed: int = 0) -> None:
     )  # fmt: skip
 
 
+# ----------------------------------------------------------------------------------------------------------------- measure
+
+
+def samples(split: str, count: int | None, name: str, side: int) -> dict[str, Any]:
+    """Return images as a network takes them, and their labels; a seeded choice of so many, or all."""
+    import make_models
+    import torch
+
+    images, labels = make_models.load(split)  # type: ignore[arg-type]
+    if count is not None:
+        chosen = np.random.default_rng(0).permutation(len(images))[:count]
+        images, labels = images[chosen], labels[chosen]
+    return {name: make_models.prepare(torch.from_numpy(images), (1, side, side)).numpy(), "labels": labels}
+
+
+def measure(network: str, mode: str, folder: Path) -> Record:
+    """Prune one network one way, and return what came of it."""
+    import onnx
+
+    import onnxprune
+    from onnxprune import benchmark, runtime
+
+    path = ROOT / "models" / "resnet.onnx" if network == "resnet" else folder / f"{network}.onnx"
+    value = onnx.load(path, load_external_data=False).graph.input[0]
+    side = value.type.tensor_type.shape.dim[2].dim_value
+    calibration = samples("train", 512, value.name, side)
+    del calibration["labels"]
+    start = time.perf_counter()
+    result = onnxprune.prune(
+        path,
+        data=calibration,
+        evaluation=samples("t10k", None, value.name, side),
+        reduce={"latency": TARGET},
+        granularity=MODES[mode],
+        measure=onnxprune.Measure(runs=400),
+        force=True,
+    )
+    seconds = time.perf_counter() - start
+    report = result.report
+    assert report.latency is not None
+    blocks = [entry for part in report.blocks for entry in part]
+    feeds = runtime.random_feeds(result.model.header, {value.name: (1, 1, side, side)}, 0)
+    rows = benchmark.side_by_side([benchmark.layer_times(source, feeds, 1) for source in (str(path), result.model)])
+    times = []
+    for entry in blocks:
+        mine = [row for row in rows if row.name == entry["layer"] or row.name.startswith(f"{entry['layer']}__")]
+        before, after = (sum(t for row in mine if (t := getattr(row, side)) is not None) for side in ("a", "b"))
+        times.append((entry["layer"], before, after))
+    return {
+        "before": report.before.top1,
+        "after": report.after.top1,
+        "kl": report.fidelity.get("kl"),
+        "flops": 1 - report.after.flops / report.before.flops,
+        "params": 1 - report.after.params / report.before.params,
+        "ms": (report.latency.a, report.latency.b),
+        "interval": report.latency.speedup_interval,
+        "speedup": report.latency.speedup,
+        "difference": None if report.proof is None else report.proof.difference,
+        "forms": Counter(entry["kind"] if entry["kind"] != "rank" else f"rank, {entry['form']}" for entry in blocks),
+        "times": times,
+        "notes": [note for note in report.notes if "held against" in note or "measured not to be" in note],
+        "seconds": seconds,
+    }
+
+
+def read(folder: Path) -> list[Record]:
+    """Return all that was measured, oldest first."""
+    file = folder / "results.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def run(wanted: Sequence[str], folder: Path) -> None:
+    """Measure what is not there yet."""
+    known = {(record["id"], record["digest"]) for record in read(folder) if "error" not in record}
+    for number, name in enumerate(wanted, start=1):
+        record: Record = {"id": name, "digest": coverage.package_digest(), "day": date.today().isoformat()}
+        if (name, record["digest"]) in known:
+            continue
+        accuracy.fill(record, [sys.executable, __file__, "--models", str(folder), "--measure", name], LIMIT)
+        with (folder / "results.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        kl = record.get("kl")
+        said = (
+            record.get("error")
+            or f"top-1 {record['before']:.2f} -> {record['after']:.2f}, KL {kl:.4f}, {record['speedup']:.2f}x"
+        )
+        print(f"{number}/{len(wanted)} {name}: {said}", flush=True)
+
+
+def zoo(folder: Path) -> None:
+    """Prove random edits of every layer of every network of the zoo, and keep what was found."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import test_granularity as tests
+    import test_zoo
+
+    from onnxprune import verify
+    from onnxprune.analysis import analyse
+    from onnxprune.granularity.rewriting import reform
+
+    known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}
+    for name in sorted(set(test_zoo.PRUNABLE) - set(test_zoo.HEAVY)):
+        for exporter in test_zoo.EXPORTERS:
+            entry = f"zoo/{exporter}-{name}"
+            if entry in known:
+                continue
+            model = tests.load(test_zoo.fill(test_zoo.ZOO / f"{exporter}-{name}.onnx.z"))
+            edits = tests.reformable(model, tests.some(model, np.random.default_rng(0), 0.5))
+            found = reform(model, edits, {})
+            shapes = analyse(model).trace.input_shapes
+            proof = verify.prove(model, found.model, found.masked, shapes, loaded=True)
+            record = {
+                "id": entry,
+                "digest": coverage.package_digest(),
+                "day": date.today().isoformat(),
+                "edits": Counter(edit.granularity for edit in edits),
+                "difference": proof.difference,
+            }
+            with (folder / "results.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+            print(f"{entry}: {dict(record['edits'])}, {proof.difference:.1e}", flush=True)
+
+
+# -------------------------------------------------------------------------------------------------------------------- page
+
+
+def latest(folder: Path) -> dict[str, Record]:
+    """Return the newest record of everything."""
+    return {record["id"]: record for record in read(folder)}
+
+
+def rows(found: dict[str, Record]) -> Iterator[str]:
+    """Yield the table of all measurements."""
+    yield "| network | granularity | latency | FLOPs | top-1 | KL | layers of another form | minutes |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: |"
+    for network, summary in SUMMARY.items():
+        for mode in MODES:
+            record = found.get(f"{network}/{mode}")
+            if record is None:
+                continue
+            head = f"| {summary if mode == 'filter' else ''} | `{mode}` |"
+            if "error" in record:
+                yield f"{head} {record['error'].split(': ')[-1][:120].replace('|', '/')} | | | | | |"
+                continue
+            forms = ", ".join(f"{count} {kind}" for kind, count in sorted(record["forms"].items()))
+            before, after = record["ms"]
+            yield (
+                f"{head} {before:.3f} -> {after:.3f} ms (-{1 - after / before:.0%}) | -{record['flops']:.0%} | "
+                f"{record['before']:.2f} -> {record['after']:.2f} | {record['kl']:.4f} | {forms} | {record['seconds'] / 60:.1f} |"
+            )
+
+
+def reach(found: dict[str, Record]) -> Iterator[str]:
+    """Yield what was asked for, and what was measured."""
+    pairs = {n: (found.get(f"{n}/filter", {}), found.get(f"{n}/auto", {})) for n in SUMMARY}
+    pairs = {n: (a, b) for n, (a, b) in pairs.items() if "kl" in a and "kl" in b}
+    no_worse = [n for n, (a, b) in pairs.items() if b["kl"] <= a["kl"]]
+    clearly = [n for n, (a, b) in pairs.items() if b["kl"] <= CLEARLY * a["kl"]]
+    times = [time for _, b in pairs.values() for time in b["times"]]
+    slower = [time for time in times if time[2] > time[1]]
+    yield f"- `auto` loses no more (KL on the test images) than `filter` on {len(no_worse)} of {len(pairs)} networks, and clearly less (at most {CLEARLY:.0%}) on {len(clearly)}."
+    yield (
+        f"- Of {len(times)} layers that `auto` gave another form, {len(slower)} are slower than the one they replaced, as onnxruntime's profiler has it in the whole network"
+        + (
+            ": " + ", ".join(f"`{layer}` {before:.1f} -> {after:.1f} us" for layer, before, after in slower) + "."
+            if slower
+            else "."
+        )
+    )
+    proofs = [record for name, record in found.items() if name.startswith("zoo/")]
+    if proofs:
+        edits = sum((Counter(record["edits"]) for record in proofs), Counter())
+        worst = max(record["difference"] for record in proofs)
+        yield f"- Rewritten layers gave what masked ones give, to {worst:.0e} of the range (1e-4 is allowed), on {len(proofs)} networks of the zoo, with {', '.join(f'{count} edits of {kind}' for kind, count in sorted(edits.items()))}."
+
+
+def plot(found: dict[str, Record]) -> None:
+    """Draw the losses side by side."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "onnxprune", "font.size": 10})
+    import matplotlib.pyplot as plt
+
+    networks = [n for n in SUMMARY if "kl" in found.get(f"{n}/filter", {}) and "kl" in found.get(f"{n}/auto", {})]
+    figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    for number, (mode, hatch) in enumerate((("filter", ""), ("auto", "//"))):
+        places = np.arange(len(networks)) + 0.4 * number - 0.2
+        values = [found[f"{n}/{mode}"]["kl"] for n in networks]
+        bars = axes.bar(places, values, 0.38, label=mode, hatch=hatch, edgecolor="white")
+        axes.bar_label(bars, [f"{found[f'{n}/{mode}']['after']:.1f} %" for n in networks], fontsize=8)
+    axes.set_xticks(np.arange(len(networks)), networks)
+    axes.set_yscale("log")
+    axes.set_ylabel("KL on the test images (nats)")
+    axes.set_title("At half the latency: loss, and top-1 above each bar")
+    axes.legend(frameon=False)
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
+def page(folder: Path) -> str:
+    """Return the measured part of the page."""
+    found = latest(folder)
+    used = [record for name, record in found.items() if not name.startswith("zoo/") and "error" not in record]
+    digests = Counter(record["digest"] for record in used)
+    days = sorted({record["day"] for record in used})
+    lines = [
+        *rows(found), "", "![Losses side by side](blocks.svg)", "", *reach(found), "",
+        f"Measured {' and '.join(days)} with sources {', '.join(f'{d} ({n})' for d, n in digests.most_common())}; {coverage.machine() if hasattr(coverage, 'machine') else ''}".rstrip("; ") + ".",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+MARKS = ("<!-- measured: start -->", "<!-- measured: end -->")
+
+
+def write(folder: Path) -> None:
+    """Put what was measured between the marks of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    PAGE.write_text(f"{before}{MARKS[0]}\n{page(folder)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    plot(latest(folder))
+
+
 def main() -> int:
     """Run what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=ROOT / "build" / "blocks", help="folder of the networks")
-    parser.add_argument("--train", help="train one network, or all, instead of measuring")
+    parser.add_argument(
+        "--models", type=Path, default=ROOT / "build" / "blocks", help="folder of the networks and results"
+    )
+    parser.add_argument("--train", metavar="NAME", help="train one network, or all, instead of measuring")
+    parser.add_argument("--only", action="append", metavar="GLOB", help="measure these alone: network/granularity")
+    parser.add_argument("--zoo", action="store_true", help="prove edits on the zoo instead of measuring")
+    parser.add_argument("--report", action="store_true", help="write the page from what is there")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.models.mkdir(parents=True, exist_ok=True)
+    if args.measure:
+        print(json.dumps(measure(*args.measure.split("/"), args.models)))
+        return 0
     if args.train:
         for name in networks() if args.train == "all" else [args.train]:
             train(name, args.models)
+        return 0
+    if args.zoo:
+        zoo(args.models)
+    elif not args.report:
+        every = [f"{network}/{mode}" for mode in MODES for network in SUMMARY]
+        chosen = [name for name in every if any(fnmatch.fnmatch(name, g) for g in args.only or ("*",))]
+        run(chosen, args.models)
+    write(args.models)
     return 0
 
 
