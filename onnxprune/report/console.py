@@ -450,6 +450,8 @@ NAMES = ("", "layer", "group", "model", "operator")
 """Headings of a first column that says what a row is about."""
 GLUED = re.compile(r"(?<=[\d:]) (?=\S)")
 """Where no line may end: between a figure and its unit, and between a heading and its value."""
+WHOLE = 36
+"""Columns of a cell and its heading up to which they are not broken."""
 GLUE = "\N{NO-BREAK SPACE}"
 
 
@@ -457,14 +459,16 @@ def folded(table: Table) -> Iterator[Text]:
     """Yield a table as lines for a narrow terminal: what a row is about, and below it the other cells, each behind its heading."""
     heads = [str(column.header) for column in table.columns]
     for number, head in enumerate(heads):
-        if head == "after":  # says nothing once it does not stand beside what was before
+        if (
+            head == "after" and heads[number - 1] != "before"
+        ):  # says nothing once it does not stand beside what was before
             heads[number] = f"{heads[number - 1]} after"
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         first, *others = (str(cell) for cell in cells)
         yield Text(first if heads[0] in NAMES else f"{heads[0]}: {first}")
         told = [f"{head}: {cell}" if head else cell for head, cell in zip(heads[1:], others, strict=True) if cell]
         if told:
-            yield Text(f"  {', '.join(told)}")
+            yield Text(f"  {', '.join(each if len(each) > WHOLE else each.replace(' ', GLUE) for each in told)}")
 
 
 def wrapped(text: Text, width: int) -> Text:
