@@ -121,7 +121,7 @@ def sweep(
         )
         for share in waiting
     ]
-    on_stage("prune", 0.0 if work else None)
+    on_stage("prune", 0.0 if work else None, f"0 of {len(waiting)}" if work else "")
 
     def told(number: int, report: dict[str, Any]) -> None:
         state.made(waiting[number], report)

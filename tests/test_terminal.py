@@ -126,6 +126,24 @@ def test_a_long_time_is_told_in_minutes(monkeypatch, capsys):
     assert capsys.readouterr().err == "train: 10%, about 9 min left\n"
 
 
+def test_bar_counts_down_however_slow_the_stage_is(monkeypatch):
+    """A stage that reports every minute has a time left as well."""
+    now = [0.0]
+    for clock in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(terminals.time, clock, lambda: now[0])
+    stream = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=stream, width=70, force_terminal=True))
+    with terminals._bar(False) as stages:
+        stages("prune", 0.0, "0 of 4")
+        for done in (1, 2):
+            now[0] = 60.0 * done
+            stages("prune", done / 4, f"{done} of 4")
+        now[0] += 20
+        stages.say("a line")
+    shown = ESCAPE.sub("", stream.getvalue())
+    assert "100 s left 2 of 4" in shown
+
+
 def test_verbose_tells_what_each_stage_took(capsys):
     stages = Stages(True)
     stages("load", None)

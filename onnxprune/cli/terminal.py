@@ -107,6 +107,10 @@ class Stages:
         """Since the stage began."""
         return time.perf_counter() - self._begin
 
+    def left(self, share: float | None) -> float | None:
+        """Return the seconds that the rest of the stage will take, if it goes on as it went; None where that is not known yet."""
+        return self.seconds * (1 - share) / share if share and self.seconds > 1 else None
+
     def show(self, stage: str, share: float | None, detail: str, new: bool) -> None:
         """Show how far it is."""
 
@@ -128,8 +132,8 @@ class Lines(Stages):
             return
         self._next = time.monotonic() + PAUSE
         parts = [] if share is None else [f"{share:.0%}"]
-        if share and self.seconds > 1:
-            parts.append(f"about {_duration(self.seconds * (1 - share) / share)} left")
+        if (left := self.left(share)) is not None:
+            parts.append(f"about {_duration(left)} left")
         self.say(f"{stage}: {', '.join([*parts, *([detail] if detail else [])]) or 'begun'}")
 
 
@@ -140,15 +144,23 @@ def _duration(seconds: float) -> str:
 @contextmanager
 def _bar(verbose: bool) -> Iterator[Stages]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
     from rich.table import Column
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        """Count down to the end of the stage; rich's own column forgets what was more than half a minute ago."""
+
+        def render(self, task: Task) -> Text:
+            end = task.fields.get("end")
+            return Text("" if end is None else f"{_duration(max(0.0, end - time.monotonic()))} left", no_wrap=True)
 
     console = Console(stderr=True)
     columns: list[ProgressColumn] = [
         TextColumn("{task.description:<9}", table_column=Column(no_wrap=True)),
         BarColumn(40 if console.width >= NARROW else 10),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeLeft(),
         TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     ]
 
@@ -159,7 +171,9 @@ def _bar(verbose: bool) -> Iterator[Stages]:
                 for task in progress.task_ids:
                     progress.remove_task(task)
                 progress.add_task(stage, total=total, detail=detail)
-            progress.update(progress.task_ids[-1], completed=share, total=total, detail=detail)
+            left = self.left(share)
+            end = None if left is None else time.monotonic() + left
+            progress.update(progress.task_ids[-1], completed=share, total=total, detail=detail, end=end)
 
         def say(self, line: str) -> None:
             progress.console.print(line, highlight=False, markup=False)
