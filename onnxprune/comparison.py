@@ -120,7 +120,7 @@ def compare(
             runs=measure.runs,
             warmup=measure.warmup,
             threads=measure.threads,
-            batch=next(iter(feeds.values())).shape[0],
+            batch=(*next(iter(feeds.values())).shape, 1)[0],
             seconds=measure.seconds,
             progress=lambda share: on_stage("time", share),
         )

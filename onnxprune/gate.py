@@ -166,7 +166,7 @@ def check(
         *odd,
         *_accuracy(found, limits),
         *(_by_label(found, limits) if found.finite else ()),
-        *(() if raced is None else _speed(raced, limits, measure, len(next(iter(feeds.values()))))),
+        *(() if raced is None else _speed(raced, limits, measure, _batch(feeds))),
         _at_most("size (bytes)", float(size), limits.max_size, "of the file and of the weights beside it"),
         _parameters(ours, limits),
         *took,
@@ -356,6 +356,11 @@ def _speed(found: rounds.Race, limits: Limits, measure: Measure, batch: int) -> 
         yield _between("latency (ms)", float(np.median(times)), limits.max_latency, alone, most, told, at_least=False)
 
 
+def _batch(feeds: runtime.Feeds) -> int:
+    first = np.shape(next(iter(feeds.values())))
+    return first[0] if first else 1
+
+
 def _between(
     name: str, value: float, limit: float | None, low: float, high: float, detail: str, *, at_least: bool
 ) -> Check:
@@ -379,7 +384,7 @@ def _memory(
     baseline: Named, candidate: Named, feeds: runtime.Feeds, limits: Limits, threads: int, provider: str
 ) -> Iterator[Check]:
     """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
-    batch = len(next(iter(feeds.values())))
+    batch = _batch(feeds)
     shapes = {name: value.shape for name, value in feeds.items()}
     try:
         before, after = (float(memory.peak_of_proto(proto, shapes)) for _, proto in (baseline, candidate))
