@@ -22,8 +22,8 @@ SHARES = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625)
 GROUPS = (2, 4, 8)
 FEWEST = 8
 """Directions, and channels of a block, below which a layer is too thin to run well."""
-ALL_AXES = 2
-"""Spatial axes up to which every combination of taps is looked at."""
+ALL_TAPS = 9
+"""Taps of a kernel up to which every combination along its axes is looked at; of larger ones what is alike along all, or along one alone."""
 LEAST_GAIN = 0.1
 """Share of the multiplications that directions must save: the sizes of two layers are known before they are timed."""
 
@@ -82,7 +82,7 @@ def _taps(kernel: tuple[int, ...]) -> Iterator[tuple[Taps, ...]]:
     for taps in itertools.product(*each):
         reduced = [axis for axis, (own, full) in enumerate(zip(taps, whole, strict=True)) if own != full]
         alike = len(set(taps)) == 1 and len(reduced) == len(kernel)
-        if reduced and (len(kernel) <= ALL_AXES or len(reduced) == 1 or alike):
+        if reduced and (math.prod(kernel) <= ALL_TAPS or len(reduced) == 1 or alike):
             yield taps
 
 

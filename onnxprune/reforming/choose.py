@@ -279,7 +279,7 @@ def contend(
     return replace(best, base=replace(best.base, notes=tuple(notes)))
 
 
-FACTORS = (0.3, 1.0, 3.0)
+FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""
 
 
