@@ -100,7 +100,7 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
                 parts += found
                 changed |= {name for name, _, _ in found}
             else:
-                rewrite(result.graph, edit, layer, matrix, shape)
+                rewrite(result.graph, edit, layer, matrix, shape, bases.get(edit.layer))
             changed.add(masks[n].outputs[0].name)
         except RefusalError as reason:
             raise PlanError(
@@ -175,6 +175,8 @@ def kept_features(edit: Kernel | Split | Grouped, layer: Linear) -> np.ndarray[A
 def project(matrix: FloatArray, layer: Linear, edit: Rank, basis: FloatArray | None) -> FloatArray:
     """Return a matrix with no more directions than an edit leaves, those of the basis, or where there is none of its own singular vectors."""
     parts = spread(matrix, layer) if edit.form == "spatial" else matrix
+    if basis is not None and basis.shape[-2] != parts.shape[-2]:
+        raise RefusalError("the directions are those of another layer")
     if not 1 <= edit.rank <= min(parts.shape[-2:]):
         raise RefusalError(f"it has {min(parts.shape[-2:])} directions, {edit.rank} cannot be left")
     if edit.form == "channel":
@@ -210,6 +212,7 @@ def rewrite(
     layer: Linear,
     matrix: FloatArray,
     shape: Sequence[int | None] | None,
+    basis: FloatArray | None = None,
 ) -> None:
     """Put a smaller layer, or two, in the place of one.
 
@@ -219,6 +222,7 @@ def rewrite(
         layer: as it is; its node is used again for what writes the output.
         matrix: `masked_matrix`.
         shape: of its input, None where a size is dynamic or unknown.
+        basis: of the directions that are left, where the matrix was made with one.
 
     Raises:
         RefusalError: it cannot be done on this layer.
@@ -229,11 +233,11 @@ def rewrite(
     elif isinstance(edit, Grouped):
         _group(graph, layer, edit, matrix)
     elif edit.form == "spatial":
-        _separate(graph, layer, edit.rank, matrix, shape)
+        _separate(graph, layer, edit.rank, matrix, shape, basis)
     elif isinstance(layer, Conv):
-        _thin_conv(graph, layer, edit.rank, matrix)
+        _thin_conv(graph, layer, edit.rank, matrix, basis)
     else:
-        _thin_product(graph, layer, edit.rank, matrix)
+        _thin_product(graph, layer, edit.rank, matrix, basis)
 
 
 # ----------------------------------------------------------------------------------------------------------------- kernel
@@ -364,8 +368,11 @@ def _halves(graph: gs.Graph, x: gs.Tensor, name: str, sizes: list[int]) -> list[
 # ------------------------------------------------------------------------------------------------------------------- rank
 
 
-def factors(matrix: FloatArray, rank: int) -> tuple[FloatArray, FloatArray]:
-    """Return (.., outputs, rank) and (.., rank, features), whose product is a matrix of that rank."""
+def factors(matrix: FloatArray, rank: int, basis: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
+    """Return (.., outputs, rank) and (.., rank, features), whose product is a matrix of that rank; `basis` spans its columns."""
+    if basis is not None:
+        left = basis[..., :rank]
+        return left, np.swapaxes(left, -1, -2) @ matrix
     turned = np.swapaxes(matrix, -1, -2)
     if matrix.shape[-2] <= matrix.shape[-1]:
         left = directions(matrix @ turned)[..., :rank]
@@ -393,8 +400,8 @@ def _between(graph: gs.Graph, layer: Linear, weight: Array, attrs: dict[str, Any
     return output
 
 
-def _thin_conv(graph: gs.Graph, layer: Conv, rank: int, matrix: FloatArray) -> None:
-    left, right = factors(matrix, rank)
+def _thin_conv(graph: gs.Graph, layer: Conv, rank: int, matrix: FloatArray, basis: FloatArray | None) -> None:
+    left, right = factors(matrix, rank, basis)
     node, dtype = layer.node, layer.values.dtype
     _between(graph, layer, layer.unmatrix(right).astype(dtype), dict(node.attrs))
     n = len(layer.kernel)
@@ -404,13 +411,13 @@ def _thin_conv(graph: gs.Graph, layer: Conv, rank: int, matrix: FloatArray) -> N
     node.inputs[1] = gs.Constant(f"{node.outputs[0].name}__second_weight", weight)
 
 
-def _thin_product(graph: gs.Graph, layer: Linear, rank: int, matrix: FloatArray) -> None:
+def _thin_product(graph: gs.Graph, layer: Linear, rank: int, matrix: FloatArray, basis: FloatArray | None) -> None:
     if not isinstance(layer, Product) or layer.node.op not in ("Gemm", "MatMul"):
         raise RefusalError(f"{layer.node.op} is not split")
     node = layer.node
     if node.op == "Gemm" and (layer.weight != 1 or layer.alpha != 1.0 or layer.beta != 1.0):
         raise RefusalError("its weight is the first operand, or it has factors")
-    left, right = factors(matrix, rank)
+    left, right = factors(matrix, rank, basis)
     dtype = layer.values.dtype
     attrs = {key: value for key, value in node.attrs.items() if key in ("transA", "transB")}
     first = layer.unmatrix(right).astype(dtype)
@@ -421,9 +428,14 @@ def _thin_product(graph: gs.Graph, layer: Linear, rank: int, matrix: FloatArray)
 
 
 def _separate(
-    graph: gs.Graph, layer: Linear, rank: int, matrix: FloatArray, shape: Sequence[int | None] | None
+    graph: gs.Graph,
+    layer: Linear,
+    rank: int,
+    matrix: FloatArray,
+    shape: Sequence[int | None] | None,
+    basis: FloatArray | None,
 ) -> None:
-    left, right = factors(spread(matrix, layer), rank)
+    left, right = factors(spread(matrix, layer), rank, None if basis is None else basis[0])
     assert isinstance(layer, Conv)
     pads, n = explicit_pads(layer, shape), len(layer.kernel)
     node, dtype = layer.node, layer.values.dtype

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
 from onnxprune.channels.cost import CostModel
+from onnxprune.channels.linear import Conv, linear_layers
 from onnxprune.channels.trace import node_labels
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OnnxPruneError
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Rank, Split
 from onnxprune.granularity.rewriting import reform
 from onnxprune.model import Model, weightless
-from onnxprune.types import Trace
+from onnxprune.types import FloatArray, Trace
 
 RUNS, WARMUP, SECONDS = 40, 3, 0.25
 """Of each edit, most."""
@@ -117,7 +120,7 @@ class Timer:
         if isinstance(edit, Depth):
             timed = self._timed([opened], feeds)
             return Saving(timed.a, 0.0, macs, params)
-        changed = reform(model, [edit], {}).model
+        changed = reform(model, [edit], _any_basis(model, edit)).model
         less_macs, less_params = _costs(changed)
         timed = self._timed([opened, changed.session(threads=self.threads)], feeds)
         assert timed.b is not None
@@ -185,6 +188,18 @@ class Timer:
             ir_version=self.model.graph.ir_version,
         )
         return replace(self.model, graph=graph, header=header, batchnorms={})
+
+
+def _any_basis(model: Model, edit: Edit) -> dict[str, FloatArray]:
+    """Return directions that cost nothing to find: what a layer takes does not depend on which ones they are."""
+    layer = linear_layers(model.graph).get(0)
+    if not isinstance(edit, Rank) or layer is None:
+        return {}
+    groups, outputs, _ = layer.matrix(layer.values).shape
+    others = math.prod(layer.kernel[1:]) if isinstance(layer, Conv) and edit.form == "spatial" else 1
+    return {
+        edit.layer: np.broadcast_to(np.eye(outputs * others)[:, : edit.rank], (groups, outputs * others, edit.rank))
+    }
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:

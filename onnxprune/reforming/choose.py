@@ -219,7 +219,7 @@ def decide(
             hint="run it on the target machine without --latency-table, or leave out --granularity",
         )
     if "filter" in options.granularity:
-        found = contend(Contender(base, choose_from(base, meter), meter), options, workspace, choose_from, on_stage)
+        found = contend(base, options, workspace, meter, choose_from, on_stage)
     else:
         last = alone(base, options, workspace, meter, on_stage)
         keep = np.ones(last.analysis.trace.n_channels, dtype=bool)
@@ -232,49 +232,63 @@ def decide(
 
 
 def contend(
-    first: Contender,
+    base: Base,
     options: Options,
     workspace: Workspace,
+    meter: Meter,
     choose_from: Callable[[Base, Meter], Choice],
     on_stage: Stage = quiet,
 ) -> Contender:
     """Let other edits than those of channels compete with these, and return what loses least.
 
     At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
-    the edit with the largest surplus; channels do the rest of the way. That is done at some prices around it, and the results, repaired,
+    the edit with the largest surplus; channels do the rest of the way. That is done at some prices below it, and the results, repaired,
     are held against each other on samples held out.
 
     Args:
-        first: channels alone.
+        base: the original.
         options: the dials.
         workspace: calibration data.
+        meter: of the original.
         choose_from: chooses channels from a base so that the targets are met.
         on_stage: called as it goes on.
+
+    Raises:
+        TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    original = first.base.analysis
-    found = study(first.base, options, workspace, first.meter, on_stage)
-    gauge = BlockMeter(first.meter, found.scored)
-    gains = gauge.gains()
-    price = price_of(first, gauge)
-    best = replace(first, mended=_mended(first, options, workspace, on_stage))
-    told = [_told(first, _loss(best, original, workspace))]
+    original = base.analysis
+    best: Contender | None = None
+    try:
+        best = Contender(base, choose_from(base, meter), meter)
+    except TargetError as error:
+        unmet = error
+        told = [f"channels alone: {error.why}"]
+    found = study(base, options, workspace, meter, on_stage)
+    gauge = BlockMeter(meter, found.scored)
+    gains, price = gauge.gains(), DEFAULT_PRICE
+    if best is not None:
+        price = price_of(best, gauge)
+        best = replace(best, mended=_mended(best, options, workspace, on_stage))
+        told = [_told(best, _loss(best, original, workspace))]
     seen = {np.zeros(len(found.scored), dtype=bool).tobytes()}
     for factor in FACTORS:
         chosen = pick(found.scored, gains, factor * price)
         if chosen.tobytes() in seen:
             continue
         seen.add(chosen.tobytes())
-        base = apply(first.base, _taken(found, chosen), found.bases, options, workspace, on_stage)
-        meter = first.meter.on(base.analysis)
+        other = apply(base, _taken(found, chosen), found.bases, options, workspace, on_stage)
+        measured = meter.on(other.analysis)
         try:
-            here = Contender(base, choose_from(base, meter), meter)
+            here = Contender(other, choose_from(other, measured), measured)
         except TargetError as error:
             told.append(f"{int(chosen.sum())} layers of another form: {error}")
             continue
         here = replace(here, mended=_mended(here, options, workspace, on_stage))
         told.append(_told(here, _loss(here, original, workspace)))
-        if _is_better(here, best, original, options, workspace):
+        if best is None or _is_better(here, best, original, options, workspace):
             best = here
+    if best is None:
+        raise unmet
     notes = [*best.base.notes, *found.notes, "held against each other: " + "; ".join(told)]
     return replace(best, base=replace(best.base, notes=tuple(notes)))
 
