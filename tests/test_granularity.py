@@ -24,7 +24,8 @@ from onnxprune.errors import PlanError
 from onnxprune.granularity import candidates
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, from_dict, to_dict
 from onnxprune.granularity.losses import Gram
-from onnxprune.granularity.rewriting import RefusalError, masked_matrix, reform
+from onnxprune.granularity.refusal import RefusalError
+from onnxprune.granularity.rewriting import masked_matrix, reform
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
 

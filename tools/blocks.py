@@ -45,12 +45,16 @@ MODES = {
     "group": ("group",),
     "depth": ("depth",),
 }
+REAL = ("open-nsfw", "lite0-dynamo")
+"""Trained on photographs by others; what they and the photographs come from is told in tools/accuracy.py."""
 SUMMARY = {
     "resnet": "residual reference model",
     "vgg16": "VGG16, a quarter of its width",
     "resnet50": "ResNet-50, a quarter of its width",
     "googlenet": "GoogLeNet, half of its width",
     "large_kernels": "inverted residuals with 5x5 and 7x7 kernels",
+    "open-nsfw": "open_nsfw, a thin ResNet-50, photographs",
+    "lite0-dynamo": "EfficientNet-lite0 (5x5 kernels), photographs",
 }
 TARGET = 0.5
 CLEARLY = 0.8
@@ -234,16 +238,21 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     import onnxprune
     from onnxprune import benchmark, runtime
 
-    path = ROOT / "models" / "resnet.onnx" if network == "resnet" else folder / f"{network}.onnx"
-    value = onnx.load(path, load_external_data=False).graph.input[0]
-    side = value.type.tensor_type.shape.dim[2].dim_value
-    calibration = samples("train", 512, value.name, side)
-    del calibration["labels"]
+    if network in REAL:
+        task = accuracy.task(network, ROOT / "build" / "accuracy")
+        path, data, evaluation, how = task.path, task.data, task.evaluation, task.preprocess
+    else:
+        path, how = ROOT / "models" / "resnet.onnx" if network == "resnet" else folder / f"{network}.onnx", None
+        value = onnx.load(path).graph.input[0]
+        side = value.type.tensor_type.shape.dim[2].dim_value
+        data, evaluation = samples("train", 512, value.name, side), samples("t10k", None, value.name, side)
+        del data["labels"]
     start = time.perf_counter()
     result = onnxprune.prune(
         path,
-        data=calibration,
-        evaluation=samples("t10k", None, value.name, side),
+        data=data,
+        evaluation=evaluation,
+        preprocess=how,
         reduce={"latency": TARGET},
         granularity=MODES[mode],
         measure=onnxprune.Measure(runs=400),
@@ -253,16 +262,18 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     report = result.report
     assert report.latency is not None
     blocks = [entry for part in report.blocks for entry in part]
-    feeds = runtime.random_feeds(result.model.header, {value.name: (1, 1, side, side)}, 0)
+    shapes = runtime.concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
+    feeds = runtime.random_feeds(result.model.header, shapes, 0)
     rows = benchmark.side_by_side([benchmark.layer_times(source, feeds, 1) for source in (str(path), result.model)])
     times = []
     for entry in blocks:
         mine = [row for row in rows if row.name == entry["layer"] or row.name.startswith(f"{entry['layer']}__")]
-        before, after = (sum(t for row in mine if (t := getattr(row, side)) is not None) for side in ("a", "b"))
+        before, after = (sum(t for row in mine if (t := getattr(row, of)) is not None) for of in ("a", "b"))
         times.append((entry["layer"], before, after))
     return {
         "before": report.before.top1,
         "after": report.after.top1,
+        "agreement": report.fidelity.get("agreement"),
         "kl": report.fidelity.get("kl"),
         "flops": 1 - report.after.flops / report.before.flops,
         "params": 1 - report.after.params / report.before.params,
@@ -275,6 +286,13 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         "notes": [note for note in report.notes if "held against" in note or "measured not to be" in note],
         "seconds": seconds,
     }
+
+
+def kept(record: Record) -> str:
+    """Say what is left of the accuracy, or without labels of the agreement."""
+    if record["before"] is None:
+        return f"agreement {record['agreement']:.1f}"
+    return f"{record['before']:.2f} -> {record['after']:.2f}"
 
 
 def read(folder: Path) -> list[Record]:
@@ -294,10 +312,7 @@ def run(wanted: Sequence[str], folder: Path) -> None:
         with (folder / "results.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         kl = record.get("kl")
-        said = (
-            record.get("error")
-            or f"top-1 {record['before']:.2f} -> {record['after']:.2f}, KL {kl:.4f}, {record['speedup']:.2f}x"
-        )
+        said = record.get("error") or f"{kept(record)}, KL {kl:.4f}, {record['speedup']:.2f}x"
         print(f"{number}/{len(wanted)} {name}: {said}", flush=True)
 
 
@@ -359,7 +374,7 @@ def rows(found: dict[str, Record]) -> Iterator[str]:
             before, after = record["ms"]
             yield (
                 f"{head} {before:.3f} -> {after:.3f} ms (-{1 - after / before:.0%}) | -{record['flops']:.0%} | "
-                f"{record['before']:.2f} -> {record['after']:.2f} | {record['kl']:.4f} | {forms} | {record['seconds'] / 60:.1f} |"
+                f"{kept(record)} | {record['kl']:.4f} | {forms} | {record['seconds'] / 60:.1f} |"
             )
 
 
@@ -401,11 +416,11 @@ def plot(found: dict[str, Record]) -> None:
         places = np.arange(len(networks)) + 0.4 * number - 0.2
         values = [found[f"{n}/{mode}"]["kl"] for n in networks]
         bars = axes.bar(places, values, 0.38, label=mode, hatch=hatch, edgecolor="white")
-        axes.bar_label(bars, [f"{found[f'{n}/{mode}']['after']:.1f} %" for n in networks], fontsize=8)
+        axes.bar_label(bars, [kept(found[f"{n}/{mode}"]).split()[-1] for n in networks], fontsize=8)
     axes.set_xticks(np.arange(len(networks)), networks)
     axes.set_yscale("log")
     axes.set_ylabel("KL on the test images (nats)")
-    axes.set_title("At half the latency: loss, and top-1 above each bar")
+    axes.set_title("At half the latency: loss, and top-1 or agreement (%) above each bar")
     axes.legend(frameon=False)
     figure.savefig(PLOT, metadata={"Date": None})
 

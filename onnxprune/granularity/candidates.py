@@ -12,8 +12,9 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.channels.linear import Conv, Linear, Product, linear_layers
 from onnxprune.channels.trace import node_labels
+from onnxprune.granularity.depth import merge_layers
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, Taps
-from onnxprune.granularity.rewriting import RefusalError, merge_layers
+from onnxprune.granularity.refusal import RefusalError
 from onnxprune.model import Model
 from onnxprune.normalise import captured_names
 

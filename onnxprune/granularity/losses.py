@@ -20,7 +20,8 @@ import numpy as np
 
 from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.edits import Grouped, Kernel, Split
-from onnxprune.granularity.rewriting import gather, kept_features, spread
+from onnxprune.granularity.rank import gather, spread
+from onnxprune.granularity.rewriting import kept_features
 from onnxprune.types import FloatArray, IntArray
 
 SWEEPS = 8

@@ -17,7 +17,8 @@ from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
 from onnxprune.granularity.losses import Gram
-from onnxprune.granularity.rewriting import Bases, RefusalError, reform
+from onnxprune.granularity.refusal import RefusalError
+from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
 from onnxprune.model import Model
 from onnxprune.moments import threads_for
