@@ -262,7 +262,7 @@ def contend(
         best = Contender(base, choose_from(base, meter), meter)
     except TargetError as error:
         unmet = error
-        told = [f"channels alone: {error.why}"]
+        told = [f"channels alone cannot reach the target ({_short(error)})"]
     found = study(base, options, workspace, meter, on_stage)
     gauge = BlockMeter(meter, found.scored)
     gains, price = gauge.gains(), DEFAULT_PRICE
@@ -281,7 +281,7 @@ def contend(
         try:
             here = Contender(other, choose_from(other, measured), measured)
         except TargetError as error:
-            told.append(f"{int(chosen.sum())} layers of another form: {error}")
+            told.append(f"{int(chosen.sum())} layers of another form cannot reach the target ({_short(error)})")
             continue
         here = replace(here, mended=_mended(here, options, workspace, on_stage))
         told.append(_told(here, _loss(here, original, workspace)))
@@ -295,6 +295,11 @@ def contend(
 
 FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""
+
+
+def _short(error: TargetError) -> str:
+    """Return the first reason: the others say what holds channels."""
+    return str(error.why).split("; ")[0]
 
 
 def _told(contender: Contender, loss: float) -> str:
