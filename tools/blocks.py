@@ -237,6 +237,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
 
     import onnxprune
     from onnxprune import benchmark, runtime
+    from onnxprune.errors import TargetError
 
     if network in REAL:
         task = accuracy.task(network, ROOT / "build" / "accuracy")
@@ -248,16 +249,19 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         data, evaluation = samples("train", 512, value.name, side), samples("t10k", None, value.name, side)
         del data["labels"]
     start = time.perf_counter()
-    result = onnxprune.prune(
-        path,
-        data=data,
-        evaluation=evaluation,
-        preprocess=how,
-        reduce={"latency": TARGET},
-        granularity=MODES[mode],
-        measure=onnxprune.Measure(runs=400),
-        force=True,
-    )
+    try:
+        result = onnxprune.prune(
+            path,
+            data=data,
+            evaluation=evaluation,
+            preprocess=how,
+            reduce={"latency": TARGET},
+            granularity=MODES[mode],
+            measure=onnxprune.Measure(runs=400),
+            force=True,
+        )
+    except TargetError as error:
+        return {"error": f"{error}".splitlines()[0] + ": " + str(error.why).split(", with")[0]}
     seconds = time.perf_counter() - start
     report = result.report
     assert report.latency is not None
@@ -357,6 +361,12 @@ def latest(folder: Path) -> dict[str, Record]:
     return {record["id"]: record for record in read(folder)}
 
 
+def form_of(kind: str) -> str:
+    """Return a kind of edit as the table calls it."""
+    words = kind.replace(",", "").replace("(", "").replace(")", "").split()
+    return " ".join(reversed(words))
+
+
 def rows(found: dict[str, Record]) -> Iterator[str]:
     """Yield the table of all measurements."""
     yield "| network | granularity | latency | FLOPs | top-1 | KL | layers of another form | minutes |"
@@ -368,11 +378,9 @@ def rows(found: dict[str, Record]) -> Iterator[str]:
                 continue
             head = f"| {summary if mode == 'filter' else ''} | `{mode}` |"
             if "error" in record:
-                yield f"{head} {record['error'].split(': ')[-1][:120].replace('|', '/')} | | | | | |"
+                yield f"{head} {record['error'][:160].replace('|', '/')} | | | | | |"
                 continue
-            forms = ", ".join(
-                f"{count} x {kind.replace(', ', ' of ')}" for kind, count in sorted(record["forms"].items())
-            )
+            forms = ", ".join(f"{count} x {form_of(kind)}" for kind, count in sorted(record["forms"].items()))
             before, after = record["ms"]
             yield (
                 f"{head} {before:.3f} -> {after:.3f} ms (-{1 - after / before:.0%}) | -{record['flops']:.0%} | "
