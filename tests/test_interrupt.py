@@ -21,6 +21,11 @@ PATIENCE = 120.0
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send")
 
 
+def heeds_interrupts() -> None:
+    """Let SIGINT do what it does in a terminal: what a shell runs in the background ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Return a function that interrupts a command, once its stderr or the disk say that it is time; it returns exit code and last line."""
@@ -35,6 +40,7 @@ def interrupted(tmp_path: Path) -> Callable[..., tuple[int, str]]:
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 env={**os.environ, "TMPDIR": str(temporary)},
+                preexec_fn=heeds_interrupts,
             )
             begin = time.monotonic()
             while not when(log.read_text()):
