@@ -135,7 +135,7 @@ def test_a_rewritten_layer_is_the_masked_one(drawn: tuple[Model, Edit]) -> None:
     except PlanError as error:
         why = str(error.why)
         reasons = (
-            "its padding", "taps at its edge", "directions", "no convolution of one group", "groups", "transposed", "in two parts",
+            "its padding", "nothing but its padding", "taps at its edge", "directions", "no convolution of one group", "groups", "transposed", "in two parts",
         )  # fmt: skip
         assert any(reason in why for reason in reasons), why
         return
@@ -163,6 +163,16 @@ def test_input_is_cut_where_pads_would_be_negative(opset: int) -> None:
     proof = verify.prove(model, found.model, found.masked, {"x": (1, 3, 11, 13)}, loaded=True)
     assert proof.difference <= verify.TOLERANCE
     assert found.model.graph.nodes[1].inputs[1].shape == (4, 3, 3, 3)
+
+
+def test_taps_that_see_nothing_but_padding_are_not_left_alone() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    attrs = {"kernel_shape": [3, 3], "dilations": [12, 12], "pads": [12] * 4}
+    model = layer_model("Conv", weight, attrs, 10, 3)
+    with pytest.raises(PlanError, match="cannot be given"):
+        reform(model, [Kernel("layer", ((0, 1, 1), (1, 1, 1)))], {})
+    found = reform(model, [Kernel("layer", ((1, 1, 1), (1, 1, 1)))], {})
+    assert apart(found.masked, found.model) < 1e-4
 
 
 # ------------------------------------------------------------------------------------------------------ whole networks

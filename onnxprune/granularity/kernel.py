@@ -61,6 +61,10 @@ def crop(graph: gs.Graph, layer: Conv, edit: Kernel, matrix: FloatArray, shape: 
         begins.append(pads[axis] - first * dilation)
         ends.append(pads[axis + n] - (layer.kernel[axis] - 1 - last) * dilation)
         dilations.append(dilation * step if count > 1 else 1)
+    for axis, (low, high) in enumerate(map(sorted, zip(begins, ends, strict=True))):
+        size = None if shape is None or len(shape) != n + 2 else shape[axis + 2]
+        if not layer.transposed and low < 0 < high and (size is None or size + low <= 0):
+            raise RefusalError("the taps that stay may see nothing but its padding")
     if layer.transposed and min(begins + ends) < 0:
         raise RefusalError("taps at its edge reach further than its padding")
     node = layer.node
