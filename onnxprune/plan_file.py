@@ -99,17 +99,11 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
         PlanError: not a plan, for another model, or one that deletes what must stay.
     """
     content = _content(path, digest)
-    try:
+    with _damaged(path):
         groups = {str(entry["name"]): entry for entry in content["groups"]}
         complete = len(groups) == len(content["groups"])
         steps = tuple((float(step["flops_removed"]), float(step["params_removed"])) for step in content.get("path", []))
         settings = dict(content.get("settings", {}))
-    except KeyError as error:
-        raise PlanError(
-            "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
-        ) from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
     names = {group.name for group in trace.groups}
     if set(groups) != names or not complete:
         odd = ", ".join(sorted(set(groups) ^ names)[:3])
@@ -160,11 +154,25 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
     return Plan(keep, digest, settings, steps, blocks=tuple(tuple(part) for part in content.get("blocks", ())))
 
 
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Say of what is missing in a plan, or of another kind, that the file is damaged."""
+    try:
+        yield
+    except KeyError as error:
+        raise PlanError(
+            "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
+        ) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
+
+
 def _content(path: Path, digest: str) -> dict[str, Any]:
     """Return what a plan file holds, made for a model of this digest."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema, made_for = content["schema"], content["model"]["sha256"]
+        with _damaged(path):
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            schema, made_for = content["schema"], content["model"]["sha256"]
     except OSError as error:
         raise PlanError(
             "the plan cannot be read",
@@ -172,12 +180,6 @@ def _content(path: Path, digest: str) -> dict[str, Any]:
             why=error.strerror or str(error),
             hint="check the path given to --plan",
         ) from error
-    except KeyError as error:
-        raise PlanError(
-            "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
-        ) from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
     if schema != SCHEMA:
         raise PlanError(
             "the plan has another schema",

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.channels.linear import Conv, Linear
-from onnxprune.granularity.edits import Grouped, Kernel, Split
-from onnxprune.granularity.rank import gather, spread
+from onnxprune.granularity.edits import Grouped, Kernel, Rank, Split
+from onnxprune.granularity.rank import project, spread
 from onnxprune.granularity.rewriting import kept_features
 from onnxprune.types import FloatArray, IntArray
 
@@ -133,11 +133,7 @@ class Gram:
 
     def projected(self, basis: FloatArray, rank: int, spatial: bool) -> FloatArray:
         """Return the matrix with the first directions of a basis."""
-        left = basis[:, :, :rank]
-        if spatial:
-            parts = spread(self.matrix, self.layer)
-            return gather(left[0] @ (left[0].T @ parts), self.layer)
-        return np.asarray(left @ (np.swapaxes(left, 1, 2) @ self.matrix))
+        return project(self.matrix, self.layer, Rank("", rank, "spatial" if spatial else "channel"), basis)
 
     def blocks(self, groups: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return an order of the input channels, and of the filters, in which most of the output comes from blocks on the diagonal.

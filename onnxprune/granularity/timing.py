@@ -208,8 +208,7 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 def _costs(model: Model) -> tuple[float, float]:
     traced = trace_model(model)
-    keep = ~traced.pinned | True
-    return CostModel(traced).totals(keep)
+    return CostModel(traced).totals(np.ones(traced.n_channels, dtype=bool))
 
 
 def _shape_of(edit: Edit) -> tuple[Any, ...]:

@@ -67,12 +67,9 @@ def permute(model: Model, trace: Trace, order: IntArray) -> Model | None:
         None where something depends on the order: a tensor that holds some channels and not those that would take their place, or a
         constant with positions.
     """
+    if not may_permute(trace, order):
+        return None
     moved = order != np.arange(order.size)
-    everywhere = [*trace.extents, *(fact.channels for fact in trace.slices)]
-    if any(_moved(channels, moved) and _places(channels, order) is None for channels in everywhere):
-        return None
-    if any(_moved(lookup.channels, moved) for lookup in trace.lookups):
-        return None
     result = model.copy()
     made: dict[tuple[Any, ...], gs.Constant] = {}
     origin: dict[int, tuple[str, int, list[IntArray]]] = {}
@@ -92,6 +89,15 @@ def permute(model: Model, trace: Trace, order: IntArray) -> Model | None:
         result.graph.nodes[node].inputs[position] = made[key]
     _name(result, made, origin)
     return result
+
+
+def may_permute(trace: Trace, order: IntArray) -> bool:
+    """Tell whether channels may take another order; see `permute`."""
+    moved = order != np.arange(order.size)
+    everywhere = [*trace.extents, *(fact.channels for fact in trace.slices)]
+    if any(_moved(channels, moved) and _places(channels, order) is None for channels in everywhere):
+        return False
+    return not any(_moved(lookup.channels, moved) for lookup in trace.lookups)
 
 
 def _moved(channels: IntArray, moved: BoolArray) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,6 @@ class Base:
         """The edits as they stand in a plan, with what each costs and saves."""
         return tuple(tuple(_entry(choice) for choice in part) for part in self.chosen)
 
-    @property
-    def edits(self) -> tuple[tuple[Edit, ...], ...]:
-        """The edits, in rounds."""
-        return tuple(tuple(c.edit if isinstance(c, Scored) else c for c in part) for part in self.chosen)
-
 
 def _entry(choice: Scored | Edit) -> dict[str, Any]:
     if not isinstance(choice, Scored):
@@ -106,7 +101,6 @@ class _Made:
     masked: Model
     changed: frozenset[str]
     folded: str = ""
-    given: tuple[Scored | Edit, ...] = field(default=())
 
 
 def apply(
@@ -219,7 +213,7 @@ def _fold(base: Base, edits: Sequence[Edit]) -> tuple[Model, Model, list[Edit], 
                 continue
             trial = order.copy()
             trial[channels] = channels[list(wanted)]
-            if rewrite.permute(model, trace, trial) is None:
+            if not rewrite.may_permute(trace, trial):
                 left.append(edit.layer)
                 continue
             order = trial
@@ -283,10 +277,8 @@ def _bases(
     found: dict[tuple[str, str], FloatArray] = {}
     for n, seen in collected(analysis, readers, options, workspace):
         edit = wanted[n]
-        with threads_for(seen.mean.shape[1]):
+        with threads_for(seen.mean.shape[1]), contextlib.suppress(RefusalError):  # the edit itself will say why
             gram = Gram(layers[n], weighing(seen, options.importance), seen.mean)
-        with contextlib.suppress(RefusalError):  # the edit itself will say why
-            with threads_for(seen.mean.shape[1]):
-                basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
+            basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
             found[edit.layer, edit.form] = basis[:, :, : edit.rank]
     return found

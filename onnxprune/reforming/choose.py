@@ -180,12 +180,14 @@ class Contender:
         choice: which of them stay.
         meter: of the base.
         mended: what is left, repaired; None where that has still to be done.
+        loss: divergence of its output on samples held out.
     """
 
     base: Base
     choice: Choice
     meter: Meter
     mended: Mended | None = None
+    loss: float = math.inf
 
 
 def decide(
@@ -268,8 +270,8 @@ def contend(
     gains, price = gauge.gains(), DEFAULT_PRICE
     if best is not None:
         price = price_of(best, gauge)
-        best = replace(best, mended=_mended(best, options, workspace, on_stage))
-        told = [_told(best, _loss(best, original, workspace))]
+        best = _mended(best, original, options, workspace, on_stage)
+        told = [_told(best)]
     seen = {np.zeros(len(found.scored), dtype=bool).tobytes()}
     for factor in FACTORS:
         chosen = pick(found.scored, gains, factor * price)
@@ -283,9 +285,9 @@ def contend(
         except TargetError as error:
             told.append(f"{int(chosen.sum())} layers of another form cannot reach the target ({_short(error)})")
             continue
-        here = replace(here, mended=_mended(here, options, workspace, on_stage))
-        told.append(_told(here, _loss(here, original, workspace)))
-        if best is None or _is_better(here, best, original, options, workspace):
+        here = _mended(here, original, options, workspace, on_stage)
+        told.append(_told(here))
+        if best is None or _is_better(here, best, options):
             best = here
     if best is None:
         raise unmet
@@ -302,33 +304,32 @@ def _short(error: TargetError) -> str:
     return str(error.why).split("; ")[0]
 
 
-def _told(contender: Contender, loss: float) -> str:
+def _told(contender: Contender) -> str:
     edits = sum(len(part) for part in contender.base.chosen)
-    return (
-        f"divergence {loss:.3g} with {edits} layers of another form"
-        if edits
-        else f"divergence {loss:.3g} by channels alone"
+    return f"divergence {contender.loss:.3g} " + (
+        f"with {edits} layers of another form" if edits else "by channels alone"
     )
 
 
-def _is_better(one: Contender, other: Contender, original: Analysis, options: Options, workspace: Workspace) -> bool:
+def _is_better(one: Contender, other: Contender, options: Options) -> bool:
     if options.max_drop is None:
-        return _loss(one, original, workspace) < _loss(other, original, workspace)
+        return one.loss < other.loss
     at = QUANTITIES.index(options.minimise)
     return one.meter.totals(one.choice.plan.keep)[at] < other.meter.totals(other.choice.plan.keep)[at]
 
 
-def _mended(contender: Contender, options: Options, workspace: Workspace, on_stage: Stage) -> Mended:
+def _mended(
+    contender: Contender, original: Analysis, options: Options, workspace: Workspace, on_stage: Stage
+) -> Contender:
+    """Repair what is left, and measure how far its output is from that of the original."""
     choice, reference = contender.choice, contender.base.reference
     pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
     if choice.keep.all() or options.repair not in ("lstsq", "bias"):
-        return Mended(pruned, notes=workspace.notes)
-    return mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=reference)
-
-
-def _loss(contender: Contender, original: Analysis, workspace: Workspace) -> float:
-    assert contender.mended is not None
-    return sensitivity.losses(original.model, [contender.mended.model], workspace.calibration)[0]
+        mended = Mended(pruned, notes=workspace.notes)
+    else:
+        mended = mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=reference)
+    loss = sensitivity.losses(original.model, [mended.model], workspace.calibration)[0]
+    return replace(contender, mended=mended, loss=loss)
 
 
 def price_of(contender: Contender, gauge: BlockMeter) -> float:
