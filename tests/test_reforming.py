@@ -160,9 +160,17 @@ def test_progressive_steps_take_blocks_by_blocks(tiny_path, samples):
     assert result.report.after.flops <= 0.6 * result.report.before.flops
 
 
-def test_ignored_layers_keep_their_form(tiny_path, samples):
-    result = pruned(tiny_path, samples, ("rank", "kernel"), ignore=("conv1", "head"), reduce={"flops": 0.3})
+@pytest.mark.parametrize("ignore", [("conv1", "head"), ("w1", "w3")])
+def test_ignored_layers_keep_their_form(ignore, tiny_path, samples):
+    result = pruned(tiny_path, samples, ("rank", "kernel"), ignore=ignore, reduce={"flops": 0.3})
     assert {entry["layer"] for part in result.plan.blocks for entry in part} == {"conv2"}
+
+
+def test_a_layer_is_ignored_by_the_name_of_its_weight_as_well(tiny_path, samples):
+    result = pruned(tiny_path, samples, ("rank", "kernel"), ignore=("w2",), reduce={"flops": 0.05})
+    layers = {entry["layer"] for part in result.plan.blocks for entry in part}
+    assert layers
+    assert "conv2" not in layers
 
 
 def test_importances_weigh_blocks(tiny_path, samples):

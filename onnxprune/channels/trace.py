@@ -387,14 +387,19 @@ class _Site:
         self._walk.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
 
 
+def matching(graph: gs.Graph, labels: Sequence[str], pattern: str) -> set[int]:
+    """Return the numbers of the nodes whose label, or a constant of which, has a name that a glob pattern matches."""
+    return {
+        n
+        for n, node in enumerate(graph.nodes)
+        if fnmatch.fnmatchcase(labels[n], pattern)
+        or any(isinstance(t, gs.Constant) and fnmatch.fnmatchcase(t.name, pattern) for t in node.inputs)
+    }
+
+
 def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns: Sequence[str]) -> None:
     for pattern in patterns:
-        matched = {
-            n
-            for n, node in enumerate(graph.nodes)
-            if fnmatch.fnmatchcase(labels[n], pattern)
-            or any(isinstance(t, gs.Constant) and fnmatch.fnmatchcase(t.name, pattern) for t in node.inputs)
-        }
+        matched = matching(graph, labels, pattern)
         if not matched:
             some = ", ".join(labels[n] for n in facts.block_nodes[:MAX_REPORTED])
             raise OptionError(

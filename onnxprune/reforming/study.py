@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from onnxprune import runtime, sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.channels.linear import linear_layers
 from onnxprune.channels.readers import Reader
+from onnxprune.channels.trace import matching
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
@@ -70,17 +72,17 @@ def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
     analysis = base.analysis
     model, trace = analysis.model, analysis.trace
     layers = linear_layers(model.graph)
-    ignored = set() if not options.ignore else _ignored(trace, options.ignore)
+    ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
     shapes = runtime.concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
     timer = Timer(model, trace, shapes, meter.how.batch, meter.how.threads)
     found: list[Candidate] = []
     kinds, step = options.blocks, _step(trace, options)
     for n, layer in layers.items():
-        if trace.labels[n] not in ignored:
+        if n not in ignored:
             found += candidates.layer_candidates(layer, trace.labels[n], n, kinds, step)
     if "depth" in kinds:
-        found += (c for c in candidates.branches(model) if not _touches(c, trace, ignored))
-        found += (c for c in candidates.pairs(model) if not _touches(c, trace, ignored))
+        whole = itertools.chain(candidates.branches(model), candidates.pairs(model))
+        found += (candidate for candidate in whole if ignored.isdisjoint(candidate.nodes))
     faster: list[tuple[Candidate, Saving]] = []
     slower = 0
     for number, candidate in enumerate(found):
@@ -97,16 +99,6 @@ def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
         )
     scored, bases = _scored(analysis, faster, options, workspace, on_stage)
     return Study(tuple(scored), bases, tuple(notes))
-
-
-def _ignored(trace: Trace, patterns: Iterable[str]) -> set[str]:
-    from fnmatch import fnmatchcase
-
-    return {label for label in trace.labels if any(fnmatchcase(label, pattern) for pattern in patterns)}
-
-
-def _touches(candidate: Candidate, trace: Trace, ignored: set[str]) -> bool:
-    return any(trace.labels[n] in ignored for n in candidate.nodes)
 
 
 def _step(trace: Trace, options: Options) -> int:
