@@ -85,7 +85,8 @@ class Moments:
 
     def add(self, x: Array, r: Array) -> None:
         """Add rows: x (groups, n, features), r (groups, n, outputs)."""
-        x = x - self.shift
+        if self.shift.any():
+            x = x - self.shift
         self.n += x.shape[1]
         transposed = np.swapaxes(x, 1, 2)
         if self.like is None:

@@ -39,7 +39,7 @@ from onnxprune.reforming.choose import decide
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Figures, Report
-from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, workspace_for
+from onnxprune.search import Choice, Mended, Workspace, choose, opened, workspace_for
 from onnxprune.targets import Meter, refuse_slower
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
 
@@ -178,8 +178,8 @@ def prune(
         if options.repair == "merge":
             merged = rewrite.delete(merge(analysis.model, analysis.trace, chosen.keep), analysis.trace, chosen.keep)
             mended = Mended(merged, notes=(DATA_FREE,))
-        elif ready is None and workspace is not None and options.repair != "none" and not chosen.keep.all():
-            mended = mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=base.reference)
+        elif ready is None and workspace is not None:
+            mended = base.mended(choice.start, pruned, choice.keep, workspace, options, on_stage)
         mended = _with_base(mended, base)
     tuned = None
     if recovery is not None:
@@ -308,10 +308,8 @@ class _Loss:
         how = self._options.repair
         start = merge(analysis.model, analysis.trace, keep) if how == "merge" else analysis.model
         result = rewrite.delete(start, analysis.trace, keep)
-        if how not in DATA_FREE_REPAIRS and not keep.all():
-            result = mend(
-                analysis, result, keep, self._workspace, self._options, self._on_stage, reference=self._base.reference
-            ).model
+        if how not in DATA_FREE_REPAIRS:
+            result = self._base.mended(analysis, result, keep, self._workspace, self._options, self._on_stage).model
         self._on_stage("evaluate", None)
         outputs = self._outputs(result)
         if self._data.labels is not None:

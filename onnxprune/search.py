@@ -394,6 +394,7 @@ def mend(
     *,
     reference: Model | None = None,
     changed: Set[str] = frozenset(),
+    depth: int = repair.DEPTH,
 ) -> Mended:
     """Repair a pruned model as the options say, and keep that only where the output held out says that it is better.
 
@@ -406,9 +407,10 @@ def mend(
         on_stage: called as it goes on.
         reference: what to repair towards, where that is not the model that was analysed.
         changed: tensors of other layers than those of the reference, where nothing has repaired them yet.
+        depth: how many layers are fitted together, at most.
     """
     reference = reference or analysis.model
-    model, layers = _repair(analysis, pruned, keep, workspace, options, on_stage, reference, changed)
+    model, layers = _repair(analysis, pruned, keep, workspace, options, on_stage, reference, changed, depth)
     before, after = sensitivity.losses(reference, (pruned, model), workspace.calibration)
     notes = list(workspace.notes)
     if after > before:
@@ -480,6 +482,7 @@ def _repair(
     on_stage: Stage,
     reference: Model | None = None,
     changed: Set[str] = frozenset(),
+    depth: int = repair.DEPTH,
 ) -> tuple[Model, tuple[Repaired, ...]]:
     return repair.repair(
         reference or analysis.model,
@@ -490,6 +493,7 @@ def _repair(
         store=workspace.store,
         memory=workspace.memory,
         only_bias=options.repair == "bias",
+        depth=depth,
         seed=options.seed,
         changed=changed,
         progress=_told(on_stage, "repair"),

@@ -251,6 +251,31 @@ def test_drawn_networks_are_the_masked_ones(proto: onnx.ModelProto, seed: int) -
 # ------------------------------------------------------------------------------------------------------- orders of channels
 
 
+@settings(max_examples=30, deadline=None)
+@given(cnn_models(), st.integers(0, 2**16))
+def test_what_came_of_an_edit_may_be_given_another(proto: onnx.ModelProto, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = load(proto)
+    for _ in range(3):
+        found = reform(model, reformable(model, some(model, rng)), {})
+        names = [t.name for node in found.model.graph.nodes for t in node.outputs if t.name]
+        assert len(set(names)) == len(names)
+        shapes = analyse(model).trace.input_shapes
+        proof = verify.prove(model, found.model, found.masked, shapes, loaded=True)
+        assert proof.difference <= verify.TOLERANCE
+        model = found.model
+
+
+def test_the_second_of_two_layers_becomes_two() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 6, 3, 3)).astype(np.float32)
+    model = layer_model("Conv", weight, {"kernel_shape": [3, 3], "pads": [1] * 4}, 9, 6)
+    for edit in (Rank("layer", 6, "spatial"), Rank("layer", 3, "channel"), Rank("layer", 2, "channel")):
+        found = reform(model, [edit], {})
+        assert apart(found.masked, found.model) < 1e-4
+        model = found.model
+    assert [node.name for node in model.graph.nodes] == ["layer__rank", "layer__rank_2", "layer__rank_3", "layer"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(cnn_models(), st.integers(0, 2**16))
 def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
@@ -343,6 +368,22 @@ def test_errors_of_directions(form: Any) -> None:
             assert left(gram, rows, matrix) == pytest.approx(errors[rank], rel=1e-6)
             plain = masked_matrix(Rank("layer", rank, form), gram.layer, None)
             assert left(gram, rows, plain) >= errors[rank] - 1e-9
+
+
+@pytest.mark.parametrize("kind", ["split", "group"])
+def test_edits_of_fewer_channels_are_put_in_the_terms_of_all(kind: str) -> None:
+    wide, _ = gram_of(np.random.default_rng(0).standard_normal((16, 8, 3, 3)).astype(np.float32))
+    taps = ((0, 1, 3), (1, 1, 1))
+    narrow: Split | Grouped = Split("layer", taps, tuple(range(8)), 4)
+    if kind == "group":
+        narrow = Grouped("layer", 2, tuple(range(4)), tuple(range(8)))
+    edit = wide.anew(narrow)
+    assert edit is not None
+    masked_matrix(edit, wide.layer, None)  # refuses what does not fit
+    if isinstance(edit, Split):
+        assert edit.count == 8
+        assert edit.filters == wide.dispensable(edit)
+    assert wide.anew(Grouped("layer", 3, tuple(range(3)), tuple(range(6)))) is None
 
 
 def test_planted_blocks_are_found() -> None:

@@ -81,6 +81,33 @@ def test_a_plan_with_blocks_is_replayed_to_the_same_model(tiny_path, samples, ou
     assert one == two
 
 
+@pytest.fixture
+def planted(tiny, out):
+    """Return a file with the tiny model, in whose second layer all taps but the one in the middle say next to nothing."""
+    weight = next(w for w in tiny.graph.initializer if w.name == "w2")
+    values = onnx.numpy_helper.to_array(weight) * np.where(np.arange(9).reshape(3, 3) == 4, 3.0, 0.02)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), "w2"))
+    onnx.save(tiny, out / "planted.onnx")
+    return out / "planted.onnx"
+
+
+def test_taps_that_say_nothing_go_before_any_channel(planted, samples):
+    result = pruned(planted, samples, GRANULARITIES, reduce={"flops": 0.6}, round_to=1)
+    assert [(entry["kind"], entry["layer"]) for entry in result.plan.blocks[0]] == [("kernel", "conv2")]
+    assert result.plan.keep.all()
+
+
+def test_a_plan_with_blocks_and_channels_is_replayed_to_the_same_model(planted, samples, out):
+    dials = {"data": samples, "measure": FAST, "round_to": 1}
+    first = onnxprune.prune(
+        planted, granularity=("filter", "kernel"), reduce={"flops": 0.9}, output=out / "a.onnx", **dials
+    )
+    assert "conv2" in [entry["layer"] for entry in first.plan.blocks[0]]
+    assert not first.plan.keep.all()
+    onnxprune.prune(planted, plan=out / "a.plan.json", output=out / "b.onnx", **dials)
+    assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
+
+
 def test_an_edited_block_counts(tiny_path, samples, out):
     onnxprune.prune(
         tiny_path,

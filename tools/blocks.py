@@ -61,7 +61,7 @@ CLEARLY = 0.8
 """Share of the loss by channels alone below which another one is clearly less."""
 LIMIT = 1800.0
 Record = dict[str, Any]
-EPOCHS, RATE, DECAY, BATCH = 1, 0.05, 5e-4, 64
+EPOCHS, RATE, DECAY, BATCH = 3, 0.05, 5e-4, 64
 SIDE = 32
 
 

@@ -14,6 +14,7 @@ one column of the kernel sees.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,18 @@ class Gram:
         """Return the filters, those that lose least with the taps of an edit in front."""
         order = np.argsort(self.filter_errors(self._cropped(edit)).reshape(-1), kind="stable")
         return (*np.sort(order[: edit.count]).tolist(), *np.sort(order[edit.count :]).tolist())
+
+    def anew(self, edit: Split | Grouped) -> Split | Grouped | None:
+        """Return an edit of the same layer with another number of channels in the terms of this one; None where it does not fit."""
+        outputs = self.matrix.shape[0] * self.matrix.shape[1]
+        if isinstance(edit, Split):
+            edit = replace(edit, count=round(edit.count * outputs / len(edit.filters)), filters=tuple(range(outputs)))
+            return replace(edit, filters=self.dispensable(edit))
+        inputs = self.layer.values.shape[1] if isinstance(self.layer, Conv) else self.matrix.shape[2]
+        if outputs % edit.groups or inputs % edit.groups:
+            return None
+        first, second = self.blocks(edit.groups)
+        return replace(edit, inputs=first, outputs=second)
 
     def _regressed(self, product: FloatArray, index: IntArray) -> tuple[FloatArray, float]:
         """Regress outputs on some features; return the matrix and what it catches of their variance."""

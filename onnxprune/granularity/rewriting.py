@@ -6,7 +6,8 @@ weights alone: whatever they are, taps that stay are sliced out, blocks on the d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +64,7 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
     numbers = {label: n for n, label in enumerate(node_labels(model.graph))}
     layers = linear_layers(model.graph)
     sizes = runtime.infer_shapes(weightless(model), {}).partial
+    before = _named(result.graph)
     changed: set[str] = set()
     parts: list[tuple[str, str, IntArray]] = []
     targets = [result.graph.nodes[numbers[edit.layer]] if edit.layer in numbers else None for edit in edits]
@@ -106,7 +108,33 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
     for graph in (masked.graph, result.graph):
         graph.toposort()
         remove_dead(graph)
+    _tell_apart(result.graph, before)
     return Reformed(masked, result, frozenset(changed), tuple(parts))
+
+
+def _named(graph: gs.Graph) -> dict[int, Any]:
+    """Return the tensors and nodes of a graph that have a name, by identity."""
+    found = {id(t): t for node in graph.nodes for t in (*node.inputs, *node.outputs)} | {id(n): n for n in graph.nodes}
+    return {key: thing for key, thing in found.items() if thing.name}
+
+
+def _tell_apart(graph: gs.Graph, before: Mapping[int, Any]) -> None:
+    """Give what is new a name of its own: a layer that came of one edit may be given another."""
+    found = _named(graph)
+    taken: dict[bool, set[str]] = {True: set(), False: set()}  # nodes and tensors may share names
+    for key, thing in found.items():
+        if key in before:
+            taken[isinstance(thing, gs.Node)].add(thing.name)
+    for key, thing in found.items():
+        if key not in before:
+            others = taken[isinstance(thing, gs.Node)]
+            thing.name = _free(thing.name, others)
+            others.add(thing.name)
+
+
+def _free(name: str, taken: Set[str]) -> str:
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def masked_matrix(edit: Kernel | Split | Grouped | Rank, layer: Linear, basis: FloatArray | None) -> FloatArray:

@@ -35,7 +35,8 @@ from onnxprune.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threa
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
-LEAST_ROWS = 20_000
+LEAST_ROWS, LEAST_ROWS_OF_GROUPS = 20_000, 4_000
+"""Rows that a layer is fitted on at least, where there are so many; of a layer in groups, whose matrices are small, each of which sees all rows."""
 ROWS_PER_FEATURE = 40
 FEWEST_ROWS = 512
 """Rows that a layer is fitted on whatever the memory, where there are so many."""
@@ -192,11 +193,15 @@ def _flat(stream: Stream, name: str) -> Flat:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Some rows of a layer: what it sees, (groups, n, features), what is wanted there, (groups, n, outputs), and the other term."""
+    """Some rows of a layer: what it sees, (groups, n, features), what is wanted there, (groups, n, outputs), and the other term.
+
+    `given` is what its first weights give there, the other term with it.
+    """
 
     x: Array
     wanted: Array
     other: Array | float
+    given: Array | None = None
 
 
 def _fit(
@@ -218,7 +223,8 @@ def _fit(
     if survivors is None or int(survivors.sum()) != groups * outputs:
         return Repaired(label, 0, features, 0.0, 0.0, np.inf)
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
-    total = int(np.sqrt(memory / (32.0 * groups))) if wide else max(LEAST_ROWS, ROWS_PER_FEATURE * features)
+    least = LEAST_ROWS if groups == 1 else LEAST_ROWS_OF_GROUPS
+    total = int(np.sqrt(memory / (32.0 * groups))) if wide else max(least, ROWS_PER_FEATURE * features)
     total = max(FEWEST_ROWS, min(total, int(memory / (8.0 * groups * (features + 3 * outputs)))))
     train, held = _gather(job, before, after, survivors, calibration, total, seed)
     n_rows = sum(seen.x.shape[1] for seen in (*train, *held))
@@ -227,25 +233,34 @@ def _fit(
 
     centre = layer.has_bias
     shift = train[0].x.mean(axis=1, keepdims=True) if centre else np.zeros_like(train[0].x[:, :1])
-    start = matrix0, bias0
+    start: Weights = (
+        matrix0,
+        bias0 + np.einsum("gof,gf->go", matrix0, shift[:, 0]),
+    )  # all below is in terms of shifted rows
+    train, held = ([_started(seen, shift, start) for seen in part] for part in (train, held))
     kind: Any = Rows if wide else Moments
 
     def sums(parts: list[_Seen], at: Weights | None, like: Any = None) -> Any:
         """Add up what the first weights miss, targets being moved onto what the weights `at` give."""
-        result = kind(shift, outputs, centre=centre, like=like)
+        result = kind(np.zeros_like(shift), outputs, centre=centre, like=like)
         for seen in parts:
-            result.add(seen.x, _missed(seen, start, job.flat, at))
+            there = None if at is None or job.flat == UNBOUNDED else seen.given if at is start else _given(seen, at)
+            result.add(seen.x, _missed(seen, seen.given, job.flat, there))
         return result
 
     def error(parts: list[_Seen], weights: Weights) -> float:
         """Return the mean squared error of some weights, what is cut off not counting."""
-        missed = [_missed(seen, weights, job.flat, weights) for seen in parts]
-        square = sum(float(np.einsum("gno,gno->", part, part, dtype=np.float64)) for part in missed)
-        return float(square / sum(part.shape[1] for part in missed))
+        square = rows = 0.0
+        for seen in parts:
+            given = seen.given if weights is start else _given(seen, weights)
+            missed = _missed(seen, given, job.flat, given)
+            square += float(np.einsum("gno,gno->", missed, missed, dtype=np.float64))
+            rows += missed.shape[1]
+        return square / rows
 
     def changed(solution: tuple[FloatArray, FloatArray]) -> Weights:
         matrix, bias = solution
-        return matrix0 + matrix, bias0 + bias - np.einsum("gof,gf->go", matrix, shift[:, 0])
+        return matrix0 + matrix, start[1] + bias
 
     at_first = error(held, start)
     unchanged = Repaired(label, n_rows, features, at_first, at_first, np.inf)
@@ -277,7 +292,8 @@ def _fit(
         return unchanged
     every = seen_sums.joined(sums(held, None))  # once more, on all rows
     layer_weights = solver(every)(sums([*train, *held], None if job.flat == UNBOUNDED else weights, every))
-    layer.write(layer_weights[0], layer_weights[1] if layer.has_bias else None)
+    matrix, bias = layer_weights
+    layer.write(matrix, bias - np.einsum("gof,gf->go", matrix, shift[:, 0]) if layer.has_bias else None)
     return Repaired(label, n_rows, features, at_first, at_last, fit.penalty)
 
 
@@ -391,21 +407,25 @@ def _joined(parts: list[_Seen]) -> list[_Seen]:
     return result
 
 
-def _missed(seen: _Seen, weights: Weights, flat: Flat, at: Weights | None) -> Array:
-    """Return what is wanted less what some weights give; where both lie on a flat part, what the weights `at` give is wanted."""
+def _started(seen: _Seen, shift: Array, start: Weights) -> _Seen:
+    """Shift rows, where they are, and keep what the first weights give there: it is asked for again and again."""
+    np.subtract(seen.x, shift, out=seen.x)
+    return replace(seen, given=_given(seen, start))
 
-    def given(some: Weights) -> Array:
-        matrix, bias = (part.astype(np.float32) for part in some)
-        return np.asarray(seen.x @ np.swapaxes(matrix, 1, 2) + bias[:, None, :] + seen.other)
 
-    result = given(weights)
+def _given(seen: _Seen, weights: Weights) -> Array:
+    matrix, bias = (part.astype(np.float32) for part in weights)
+    return np.asarray(seen.x @ np.swapaxes(matrix, 1, 2) + bias[:, None, :] + seen.other)
+
+
+def _missed(seen: _Seen, given: Array | None, flat: Flat, there: Array | None) -> Array:
+    """Return what is wanted less what is given; where it lies on a flat part, as what is `there` does, that is wanted."""
     wanted = seen.wanted
-    if at is not None and flat != UNBOUNDED:
+    if there is not None and flat != UNBOUNDED:
         low, high = flat
-        there = result if at is weights else given(at)
         wanted = np.where(wanted <= low, np.minimum(there, low), wanted)
         wanted = np.where(wanted >= high, np.maximum(there, high), wanted)
-    return np.asarray(wanted - result)
+    return np.asarray(wanted - given)
 
 
 def _survivors(job: Job, y: Array, trace: Trace, alive: BoolArray) -> BoolArray | None:

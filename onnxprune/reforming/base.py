@@ -24,9 +24,10 @@ from onnxprune.model import Model
 from onnxprune.moments import threads_for
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
+from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.search import Workspace, mend
-from onnxprune.types import FloatArray, IntArray, Repaired, Trace
+from onnxprune.search import Mended, Workspace, mend
+from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Scored:
         saving: milliseconds, multiplications, parameters.
         error: of the layer, as a share of the variance of its output, after the rest has made up for what goes; 0: exact.
         loss: divergence of the output, expected from one measurement for each kind of edit in a layer.
+        layers: labels of all nodes that it concerns.
     """
 
     candidate: Candidate
     saving: Saving
     error: float
     loss: float
+    layers: frozenset[str] = frozenset()
 
     @property
     def edit(self) -> Edit:
@@ -60,6 +63,7 @@ class Base:
         reference: the original with its channels in the order of `analysis`: what to repair towards.
         chosen: the edits, in rounds; each round in the terms of what the one before left.
         proof: that each gave what the dense layers give with what went set to zero; None without edits.
+        changed: names of tensors that layers of another form give: those have been fitted one by one, and are to be fitted together.
         layers: what repair did.
         notes: what a reader should know.
     """
@@ -68,6 +72,7 @@ class Base:
     reference: Model
     chosen: tuple[tuple[Scored | Edit, ...], ...] = ()
     proof: verify.Proof | None = None
+    changed: frozenset[str] = frozenset()
     layers: tuple[Repaired, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -75,6 +80,25 @@ class Base:
     def teacher(self) -> Analysis:
         """What to train towards: the original, with the facts of what is left of it."""
         return replace(self.analysis, model=self.reference)
+
+    def mended(
+        self,
+        start: Analysis,
+        pruned: Model,
+        keep: BoolArray,
+        workspace: Workspace,
+        options: Options,
+        on_stage: Stage,
+        *,
+        depth: int = DEPTH,
+    ) -> Mended:
+        """Repair what channels have left of it, or of what training has made of it on the way; see `onnxprune.search.mend`."""
+        if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
+            return Mended(pruned, notes=workspace.notes)
+        reference, changed = self.reference, self.changed
+        return mend(
+            start, pruned, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=depth
+        )
 
     @property
     def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
@@ -111,7 +135,7 @@ def apply(
     workspace: Workspace | None,
     on_stage: Stage = quiet,
 ) -> Base:
-    """Make one round of edits, prove it, and repair what is left.
+    """Make one round of edits, prove it, and repair what is left, layer by layer: when channels have gone, more is done.
 
     Raises:
         PlanError: an edit that cannot be made.
@@ -141,13 +165,15 @@ def apply(
     analysis = after.analysis
     if workspace is not None and options.repair in ("lstsq", "bias"):
         keep = np.ones(analysis.trace.n_channels, dtype=bool)
+        reference, changed = after.reference, made.changed
         mended = mend(
-            analysis, model, keep, workspace, options, on_stage, reference=after.reference, changed=made.changed
+            analysis, model, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=1
         )
         notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
         layers = mended.layers
         analysis = analyse(mended.model, options.ignore, known, options.grouped, options.heads, options.norms)
-    return replace(after, analysis=analysis, proof=proof, layers=layers, notes=tuple(notes))
+    changed = base.changed | made.changed
+    return replace(after, analysis=analysis, proof=proof, changed=changed, layers=layers, notes=tuple(notes))
 
 
 def edited(
@@ -262,23 +288,42 @@ def replayed(
         PlanError: an edit that cannot be made.
     """
     for edits in rounds:
-        bases = {} if workspace is None else _bases(base.analysis, edits, options, workspace)
+        bases: Mapping[tuple[str, str], FloatArray] = {}
+        if workspace is not None:
+            _, bases = fitted(base.analysis, edits, options, workspace)
         base = apply(base, edits, bases, options, workspace, on_stage)
     return base
 
 
-def _bases(
-    analysis: Analysis, edits: Sequence[Edit], options: Options, workspace: Workspace
-) -> dict[tuple[str, str], FloatArray]:
+def fitted(
+    analysis: Analysis, edits: Sequence[Edit], options: Options, workspace: Workspace, *, anew: bool = False
+) -> tuple[list[Edit | None], dict[tuple[str, str], FloatArray]]:
+    """Find what edits take from the data of a model: directions, and where they are chosen anew, filters and orders of channels.
+
+    Args:
+        analysis: of the model.
+        edits: of its layers.
+        options: the dials.
+        workspace: calibration data.
+        anew: whether the edits were chosen in the same network with fewer channels, and are to be put in the terms of this one.
+
+    Returns:
+        The edits, without those that this model has no place for, and directions.
+    """
     layers = linear_layers(analysis.model.graph)
     numbers = {label: n for n, label in enumerate(analysis.trace.labels)}
-    wanted = {numbers[e.layer]: e for e in edits if isinstance(e, Rank) and numbers.get(e.layer) in layers}
+    kinds = (Rank, Split, Grouped) if anew else (Rank,)
+    wanted = {numbers[e.layer]: e for e in edits if isinstance(e, kinds) and numbers.get(e.layer) in layers}
     readers = {n: reader_of(n, layers[n]) for n in wanted}
     found: dict[tuple[str, str], FloatArray] = {}
+    again: dict[int, Edit | None] = {}
     for n, seen in collected(analysis, readers, options, workspace):
         edit = wanted[n]
         with threads_for(seen.mean.shape[1]), contextlib.suppress(RefusalError):  # the edit itself will say why
             gram = Gram(layers[n], weighing(seen, options.importance), seen.mean)
-            basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
-            found[edit.layer, edit.form] = basis[:, :, : edit.rank]
-    return found
+            if isinstance(edit, Rank):
+                basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
+                found[edit.layer, edit.form] = basis[:, :, : edit.rank]
+            else:
+                again[id(edit)] = gram.anew(edit)
+    return [again.get(id(edit), edit) for edit in edits], found

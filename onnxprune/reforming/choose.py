@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune import sensitivity
-from onnxprune.analysis import Analysis, removed
+from onnxprune.analysis import Analysis, analyse, removed
 from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import DataLike, Preprocess
 from onnxprune.errors import OptionError, TargetError
@@ -19,9 +19,10 @@ from onnxprune.granularity.edits import Depth, Merged
 from onnxprune.model import Model
 from onnxprune.options import QUANTITIES, Options
 from onnxprune.pruning import budget, rewrite
-from onnxprune.reforming.base import Base, Scored, apply, edited
+from onnxprune.pruning.repair import DEPTH
+from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, Mended, Workspace, choose, mend, opened, settings, workspace_for
+from onnxprune.search import Choice, Mended, Workspace, choose, opened, settings, workspace_for
 from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, FloatArray, Plan
 
@@ -245,7 +246,8 @@ def contend(
 
     At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
     the edit with the largest surplus; channels do the rest of the way. That is done at some prices below it, and the results, repaired,
-    are held against each other on samples held out.
+    are held against each other on samples held out. Edits are looked at in the original first, then, in further rounds, in what
+    the best so far has left, where they save what they will in the end; those that are chosen are made in the original as well.
 
     Args:
         base: the original.
@@ -258,45 +260,158 @@ def contend(
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    original = base.analysis
-    best: Contender | None = None
+    contest = _Contest(base, options, workspace, choose_from, on_stage)
+    best = unmet = None
     try:
-        best = Contender(base, choose_from(base, meter), meter)
+        best = contest.tried(base, meter)
     except TargetError as error:
         unmet = error
-        told = [f"channels alone cannot reach the target ({_short(error)})"]
-    found = study(base, options, workspace, meter, on_stage)
-    gauge = BlockMeter(meter, found.scored)
-    gains, price = gauge.gains(), DEFAULT_PRICE
-    if best is not None:
-        price = price_of(best, gauge)
-        best = _mended(best, original, options, workspace, on_stage)
-        told = [_told(best)]
-    seen = {np.zeros(len(found.scored), dtype=bool).tobytes()}
-    for factor in FACTORS:
-        chosen = pick(found.scored, gains, factor * price)
-        if chosen.tobytes() in seen:
-            continue
-        seen.add(chosen.tobytes())
-        other = apply(base, _taken(found, chosen), found.bases, options, workspace, on_stage)
-        measured = meter.on(other.analysis)
-        try:
-            here = Contender(other, choose_from(other, measured), measured)
-        except TargetError as error:
-            told.append(f"{int(chosen.sum())} layers of another form cannot reach the target ({_short(error)})")
-            continue
-        here = _mended(here, original, options, workspace, on_stage)
-        told.append(_told(here))
-        if best is None or _is_better(here, best, options):
-            best = here
+        contest.told.append(f"channels alone cannot reach the target ({_short(error)})")
+    found, price = study(base, options, workspace, meter, on_stage), DEFAULT_PRICE if best is None else price_of(best)
+    notes = found.notes
+    best = contest.round(best, found, price, meter, whole=True)
+    for _ in range(ROUNDS):
+        if best is None:
+            break
+        before, best = best, contest.round(best, *contest.study(best, meter), meter)
+        if best is before:
+            break
     if best is None:
+        assert unmet is not None
         raise unmet
-    notes = [*best.base.notes, *found.notes, "held against each other: " + "; ".join(told)]
-    return replace(best, base=replace(best.base, notes=tuple(notes)))
+    best = contest.finished(best)
+    return replace(best, base=replace(best.base, notes=(*best.base.notes, *notes, contest.summary())))
 
 
 FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""
+ROUNDS = 4
+"""How often further edits are looked at, at most."""
+
+
+class _Contest:
+    """Ways to meet the targets, one after the other, and what became of them."""
+
+    def __init__(
+        self,
+        base: Base,
+        options: Options,
+        workspace: Workspace,
+        choose_from: Callable[[Base, Meter], Choice],
+        on_stage: Stage,
+    ) -> None:
+        self.base, self.options, self.workspace = base, options, workspace
+        self.choose_from, self.on_stage = choose_from, on_stage
+        self.told: list[str] = []
+        self.alone: Contender | None = None
+        self.seen: set[tuple[str, ...]] = set()
+        self.bases: dict[tuple[str, str], FloatArray] = {}
+
+    def tried(self, base: Base, meter: Meter) -> Contender:
+        """Choose channels from a base, repair what is left layer by layer, and measure what it loses.
+
+        Raises:
+            TargetError: the targets cannot be met.
+        """
+        found = self._mended(Contender(base, self.choose_from(base, meter), meter), depth=1)
+        if not base.chosen:
+            self.alone = found
+        self.told.append(_told(found))
+        return found
+
+    def study(self, best: Contender, meter: Meter) -> tuple[Study, float]:
+        """Look at further edits in what the best so far has left; return them and the price."""
+        assert best.mended is not None
+        options, left, known = self.options, best.mended.model, self.base.analysis.trace.input_shapes
+        analysis = analyse(left, options.ignore, known, options.grouped, options.heads, options.norms)
+        found = study(Base(analysis, left), options, self.workspace, meter, self.on_stage)
+        taken = {s.edit.layer for s in _edits(best)}
+        there = set(self.base.analysis.trace.labels)
+        free = (
+            s
+            for s in found.scored
+            if s.edit.layer in there and (isinstance(s.edit, Depth) or s.layers <= there - taken)
+        )
+        return replace(found, scored=tuple(free)), price_of(best)
+
+    def round(
+        self, best: Contender | None, found: Study, price: float, meter: Meter, *, whole: bool = False
+    ) -> Contender | None:
+        """Choose from some edits at a price; return the best that comes of it, or that was there.
+
+        Args:
+            best: that was there; its edits stay.
+            found: edits.
+            price: what the last channels cost.
+            meter: of the original.
+            whole: whether the edits are of the original, or of what the best has left.
+        """
+        gains = BlockMeter(meter, found.scored).gains()
+        start = best
+        for factor in FACTORS:
+            chosen = pick(found.scored, gains, factor * price)
+            edits = self._together(start, _taken(found, chosen), None if not whole else found)
+            key = tuple(sorted(str((s.edit.layer, s.edit)) for s in edits))
+            if not chosen.any() or key in self.seen:
+                continue
+            self.seen.add(key)
+            other = apply(self.base, edits, self.bases, self.options, self.workspace, self.on_stage)
+            try:
+                here = self.tried(other, meter.on(other.analysis))
+            except TargetError as error:
+                self.told.append(f"{len(edits)} layers of another form cannot reach the target ({_short(error)})")
+                continue
+            if best is None or _is_better(here, best, self.options):
+                best = here
+        return best
+
+    def _together(self, best: Contender | None, scored: tuple[Scored, ...], whole: Study | None) -> tuple[Scored, ...]:
+        """Return the edits of the best so far and further ones, in the terms of the original; `whole`: where that is what they are of."""
+        if whole is not None:
+            self._keep(whole.bases)
+            return scored
+        assert best is not None
+        placed, bases = fitted(self.base.analysis, [s.edit for s in scored], self.options, self.workspace, anew=True)
+        self._keep(bases)
+        further = [
+            replace(s, candidate=replace(s.candidate, edit=edit))
+            for s, edit in zip(scored, placed, strict=True)
+            if edit is not None
+        ]
+        gone = {label for s in further if isinstance(s.edit, Depth) for label in s.layers}
+        return (*(s for s in _edits(best) if s.edit.layer not in gone), *further)
+
+    def _keep(self, bases: Mapping[tuple[str, str], FloatArray]) -> None:
+        """Remember directions, all of them in the original: of each layer as many as any edit has asked for."""
+        for key, basis in bases.items():
+            if key not in self.bases or basis.shape[-1] > self.bases[key].shape[-1]:
+                self.bases[key] = basis
+
+    def finished(self, best: Contender) -> Contender:
+        """Repair the best, and where it has edits channels alone, as far as can be; return the better one."""
+        found = self._mended(best, depth=DEPTH)
+        if not best.base.chosen or self.alone is None:
+            return found
+        other = self._mended(self.alone, depth=DEPTH)
+        self.told.append(f"layers fitted together: {_told(found)}, {_told(other)}")
+        return found if _is_better(found, other, self.options) else other
+
+    def summary(self) -> str:
+        """Return what a reader should know."""
+        return "held against each other: " + "; ".join(self.told)
+
+    def _mended(self, contender: Contender, depth: int) -> Contender:
+        choice, original = contender.choice, self.base.analysis.model
+        pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
+        mended = contender.base.mended(
+            choice.start, pruned, choice.keep, self.workspace, self.options, self.on_stage, depth=depth
+        )
+        loss = sensitivity.losses(original, [mended.model], self.workspace.calibration)[0]
+        return replace(contender, mended=mended, loss=loss)
+
+
+def _edits(contender: Contender) -> tuple[Scored, ...]:
+    return tuple(s for part in contender.base.chosen for s in part if isinstance(s, Scored))
 
 
 def _short(error: TargetError) -> str:
@@ -318,25 +433,11 @@ def _is_better(one: Contender, other: Contender, options: Options) -> bool:
     return one.meter.totals(one.choice.plan.keep)[at] < other.meter.totals(other.choice.plan.keep)[at]
 
 
-def _mended(
-    contender: Contender, original: Analysis, options: Options, workspace: Workspace, on_stage: Stage
-) -> Contender:
-    """Repair what is left, and measure how far its output is from that of the original."""
-    choice, reference = contender.choice, contender.base.reference
-    pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
-    if choice.keep.all() or options.repair not in ("lstsq", "bias"):
-        mended = Mended(pruned, notes=workspace.notes)
-    else:
-        mended = mend(choice.start, pruned, choice.keep, workspace, options, on_stage, reference=reference)
-    loss = sensitivity.losses(original.model, [mended.model], workspace.calibration)[0]
-    return replace(contender, mended=mended, loss=loss)
-
-
-def price_of(contender: Contender, gauge: BlockMeter) -> float:
+def price_of(contender: Contender) -> float:
     """Return what the last channels to go have cost: divergence of the output per share of what is bound, the median over the groups."""
     plan, meter = contender.choice.plan, contender.meter
     curves = {curve.group: curve for curve in plan.curves}
-    whole = np.maximum(gauge.start, 1e-30)
+    whole = np.maximum(BlockMeter(meter, ()).start, 1e-30)
     bound = [n for n, limit in enumerate(meter.goals().bounds) if limit is not None] or [0]
 
     def cost(keep: BoolArray) -> float:

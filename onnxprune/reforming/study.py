@@ -98,7 +98,8 @@ def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
             f"{slower} of {len(found)} edits of layers that came into question were measured not to be faster, and were left"
         )
     scored, bases = _scored(analysis, faster, options, workspace, on_stage)
-    return Study(tuple(scored), bases, tuple(notes))
+    named = (replace(s, layers=frozenset(trace.labels[m] for m in s.candidate.nodes)) for s in scored)
+    return Study(tuple(named), bases, tuple(notes))
 
 
 def _step(trace: Trace, options: Options) -> int:
