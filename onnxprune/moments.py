@@ -97,13 +97,6 @@ class Moments:
             self.xr += transposed @ r
             self.rr += float(np.einsum("gno,gno->", r, r, dtype=np.float64))
 
-    def joined(self, other: Moments) -> Moments:
-        """Return the moments of both sets of rows; `other` has the same shift."""
-        both = Moments(self.shift, self.r.shape[1], centre=self.centre)
-        for name in ("n", "x", "xx", "r", "xr", "rr"):
-            setattr(both, name, getattr(self, name) + getattr(other, name))
-        return both
-
     def covariance(self) -> FloatArray:
         """Return the covariance of x, (groups, features, features)."""
         mean = self.x / self.n
@@ -185,12 +178,6 @@ class Rows:
         self.parts[1].append(r)
         if self.like is None:
             self.parts[0].append(x - self.shift)
-
-    def joined(self, other: Rows) -> Rows:
-        """Return both sets of rows."""
-        both = Rows(self.shift, self.outputs, centre=self.centre)
-        both.parts = ([*self._x(), *other._x()], [*self.parts[1], *other.parts[1]])
-        return both
 
     def _x(self) -> list[Array]:
         return self.parts[0] if self.like is None else self.like._x()

@@ -160,18 +160,6 @@ def test_error_is_that_of_the_rows(kind, groups):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_joined_rows_are_both(kind):
-    x, r = rows_of(300)
-    shift = x[:, :10].mean(axis=1, keepdims=True)
-    whole = added(kind, x, r, shift=shift)
-    both = added(kind, x[:, :200], r[:, :200], shift=shift).joined(added(kind, x[:, 200:], r[:, 200:], shift=shift))
-    assert both.n == 300
-    matrix = whole.solver(0.01)(whole)
-    np.testing.assert_allclose(both.solver(0.01)(both), matrix, rtol=1e-4, atol=1e-5)
-    assert both.error((matrix, both.bias(matrix))) == pytest.approx(whole.error((matrix, whole.bias(matrix))), rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_other_outputs_take_over_the_sums_of_the_features(kind):
     x, r = rows_of(300)
     other = r[:, :, ::-1] * 2 - 1
@@ -183,15 +171,6 @@ def test_other_outputs_take_over_the_sums_of_the_features(kind):
     np.testing.assert_allclose(again.bias(solve(again)), own.bias(solve(own)), atol=1e-5)
     solution = solve(own), own.bias(solve(own))
     assert again.error(solution) == pytest.approx(own.error(solution), rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_outputs_take_over_joined_rows(kind):
-    x, r = rows_of(300)
-    shift = np.zeros((1, 1, 6), np.float32)
-    every = added(kind, x[:, :200], r[:, :200], shift=shift).joined(added(kind, x[:, 200:], r[:, 200:], shift=shift))
-    again = added(kind, x, -r, shift=shift, like=every)
-    np.testing.assert_allclose(every.solver(0.01)(again), -every.solver(0.01)(every), rtol=1e-4, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------------- ridge

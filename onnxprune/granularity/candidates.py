@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.channels.linear import Conv, Linear, Product, linear_layers
 from onnxprune.channels.trace import node_labels
-from onnxprune.granularity.depth import merge_layers
+from onnxprune.granularity.depth import merged
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, Taps
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.model import Model
@@ -173,8 +173,7 @@ def pairs(model: Model) -> Iterator[Candidate]:
         second = number[id(users[0])]
         if second not in layers or not taken.isdisjoint((n, second)):
             continue
-        trial = model.copy().graph
         with contextlib.suppress(RefusalError):
-            merge_layers(trial, trial.nodes[n], trial.nodes[second])
+            merged(model.graph, layer, layers[second])
             taken |= {n, second}
             yield Candidate(Merged(labels[n], labels[second]), (n, second))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, linear_layers
+from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.types import FloatArray
 
@@ -56,43 +56,48 @@ def mask_branch(graph: gs.Graph, node: gs.Node, stays: int) -> None:
     node.inputs[goes] = zero
 
 
-def merge_layers(graph: gs.Graph, first: gs.Node, second: gs.Node) -> None:
-    """Make two convolutions, one of them of a single tap, or two Gemms, one layer; it takes the place of the second.
+def merge_layers(graph: gs.Graph, first: Linear, second: Linear) -> None:
+    """Make two layers one; it takes the place of the second.
 
     Raises:
         RefusalError: that would not be exact.
     """
-    layers = {id(layer.node): layer for layer in linear_layers(graph).values()}
-    a, b = layers.get(id(first)), layers.get(id(second))
-    middle = first.outputs[0]
-    if a is None or b is None or len(middle.outputs) != 1 or any(middle is t for t in graph.outputs):
-        raise RefusalError("something else takes what lies between them")
-    if second.inputs[b.x] is not middle:
-        raise RefusalError("they do not follow each other")
-    outer, outer_bias = b.effective()
-    inner, inner_bias = a.effective()
-    if isinstance(a, Conv) and isinstance(b, Conv):
-        attrs, matrix, bias = _composed(a, b, inner[0], inner_bias[0], outer[0])
-        kernel = attrs["kernel_shape"]
-        weight = matrix.reshape(matrix.shape[0], -1, *kernel)
-    elif first.op == second.op == "Gemm" and a.weight == b.weight == 1 and not second.attrs.get("transA", 0):
-        attrs = {key: value for key, value in first.attrs.items() if key == "transA"} | {"transB": 1}
-        weight, bias = outer[0] @ inner[0], outer[0] @ inner_bias[0]
-    else:
-        raise RefusalError(f"{first.op} and {second.op} are not merged")
-    dtype = b.values.dtype
-    bias = bias + outer_bias[0]
-    x = first.inputs[a.x]
-    name = second.outputs[0].name
-    first.inputs.clear()
-    first.outputs.clear()
-    second.attrs = attrs
-    second.inputs = [
+    attrs, weight, bias = merged(graph, first, second)
+    name, dtype = second.node.outputs[0].name, second.values.dtype
+    x = first.node.inputs[first.x]
+    first.node.inputs.clear()
+    first.node.outputs.clear()
+    second.node.attrs = attrs
+    second.node.inputs = [
         x,
         gs.Constant(f"{name}__merged_weight", np.ascontiguousarray(weight).astype(dtype)),
         gs.Constant(f"{name}__merged_bias", bias.astype(dtype)),
     ]
     graph.nodes = [node for node in graph.nodes if node.outputs]
+
+
+def merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], FloatArray, FloatArray]:
+    """Return attributes, weight and bias of the layer that two convolutions, one of them of a single tap, or two Gemms come to.
+
+    Raises:
+        RefusalError: there is no such layer, or something else takes what lies between.
+    """
+    middle = a.node.outputs[0]
+    if len(middle.outputs) != 1 or any(middle is t for t in graph.outputs):
+        raise RefusalError("something else takes what lies between them")
+    if b.node.inputs[b.x] is not middle:
+        raise RefusalError("they do not follow each other")
+    outer, outer_bias = b.effective()
+    inner, inner_bias = a.effective()
+    if isinstance(a, Conv) and isinstance(b, Conv):
+        attrs, matrix, bias = _composed(a, b, inner[0], inner_bias[0], outer[0])
+        weight = matrix.reshape(matrix.shape[0], -1, *attrs["kernel_shape"])
+    elif a.node.op == b.node.op == "Gemm" and a.weight == b.weight == 1 and not b.node.attrs.get("transA", 0):
+        attrs = {key: value for key, value in a.node.attrs.items() if key == "transA"} | {"transB": 1}
+        weight, bias = outer[0] @ inner[0], outer[0] @ inner_bias[0]
+    else:
+        raise RefusalError(f"{a.node.op} and {b.node.op} are not merged")
+    return attrs, weight, bias + outer_bias[0]
 
 
 def _composed(

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
-from onnxprune.channels.linear import Conv, Linear, linear_layers
+from onnxprune.channels.linear import Conv, Linear, linear_layers, linear_of
 from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
 from onnxprune.granularity.depth import drop_branch, mask_branch, merge_layers
@@ -82,9 +82,11 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
             if n not in layers:
                 raise RefusalError(f"{node.op} is no layer with a stored float weight")
             if isinstance(edit, Merged):
-                second = partners[edit.layer]
-                merge_layers(result.graph, node, second)
-                changed.add(second.outputs[0].name)
+                first, second = (linear_of(part) for part in (node, partners[edit.layer]))
+                if first is None or second is None:
+                    raise RefusalError(f"{edit.into} is no layer with a stored float weight")
+                merge_layers(result.graph, first, second)
+                changed.add(second.node.outputs[0].name)
                 continue
             matrix = masked_matrix(edit, layers[n], bases.get(edit.layer))
             twin = replace(layers[n], node=masks[n])

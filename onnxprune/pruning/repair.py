@@ -290,9 +290,7 @@ def _fit(
     at_last = error(held, weights)
     if not at_last < at_first * (1 - LEAST_GAIN):
         return unchanged
-    every = seen_sums.joined(sums(held, None))  # once more, on all rows
-    layer_weights = solver(every)(sums([*train, *held], None if job.flat == UNBOUNDED else weights, every))
-    matrix, bias = layer_weights
+    matrix, bias = weights
     layer.write(matrix, bias - np.einsum("gof,gf->go", matrix, shift[:, 0]) if layer.has_bias else None)
     return Repaired(label, n_rows, features, at_first, at_last, fit.penalty)
 

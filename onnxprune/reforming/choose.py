@@ -279,12 +279,14 @@ def contend(
     if best is None:
         assert unmet is not None
         raise unmet
-    best = contest.finished(best)
+    best = contest.finished()
     return replace(best, base=replace(best.base, notes=(*best.base.notes, *notes, contest.summary())))
 
 
 FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""
+FINALISTS = 2
+"""Of the ways with edits, how many are repaired as far as can be."""
 ROUNDS = 4
 """How often further edits are looked at, at most."""
 
@@ -304,6 +306,7 @@ class _Contest:
         self.choose_from, self.on_stage = choose_from, on_stage
         self.told: list[str] = []
         self.alone: Contender | None = None
+        self.others: list[Contender] = []
         self.seen: set[tuple[str, ...]] = set()
         self.bases: dict[tuple[str, str], FloatArray] = {}
 
@@ -314,7 +317,9 @@ class _Contest:
             TargetError: the targets cannot be met.
         """
         found = self._mended(Contender(base, self.choose_from(base, meter), meter), depth=1)
-        if not base.chosen:
+        if base.chosen:
+            self.others.append(found)
+        else:
             self.alone = found
         self.told.append(_told(found))
         return found
@@ -361,7 +366,7 @@ class _Contest:
             except TargetError as error:
                 self.told.append(f"{len(edits)} layers of another form cannot reach the target ({_short(error)})")
                 continue
-            if best is None or _is_better(here, best, self.options):
+            if best is None or _rank(here) < _rank(best):
                 best = here
         return best
 
@@ -387,14 +392,12 @@ class _Contest:
             if key not in self.bases or basis.shape[-1] > self.bases[key].shape[-1]:
                 self.bases[key] = basis
 
-    def finished(self, best: Contender) -> Contender:
-        """Repair the best, and where it has edits channels alone, as far as can be; return the better one."""
-        found = self._mended(best, depth=DEPTH)
-        if not best.base.chosen or self.alone is None:
-            return found
-        other = self._mended(self.alone, depth=DEPTH)
-        self.told.append(f"layers fitted together: {_told(found)}, {_told(other)}")
-        return found if _is_better(found, other, self.options) else other
+    def finished(self) -> Contender:
+        """Repair channels alone, and the best with edits, as far as can be; return the best."""
+        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=_rank)[:FINALISTS]]
+        found = [self._mended(contender, depth=DEPTH) for contender in last]
+        self.told += [f"layers fitted together: {_told(contender)}" for contender in found]
+        return min(found, key=_rank)
 
     def summary(self) -> str:
         """Return what a reader should know."""
@@ -426,11 +429,12 @@ def _told(contender: Contender) -> str:
     )
 
 
-def _is_better(one: Contender, other: Contender, options: Options) -> bool:
+def _rank(contender: Contender) -> float:
+    """Return what the best has least of: the loss, or where that is bound what is minimised."""
+    options = contender.meter.options
     if options.max_drop is None:
-        return one.loss < other.loss
-    at = QUANTITIES.index(options.minimise)
-    return one.meter.totals(one.choice.plan.keep)[at] < other.meter.totals(other.choice.plan.keep)[at]
+        return contender.loss
+    return contender.meter.totals(contender.choice.plan.keep)[QUANTITIES.index(options.minimise)]
 
 
 def price_of(contender: Contender) -> float:
