@@ -240,6 +240,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     from onnxprune import benchmark, fidelity, runtime, verify
     from onnxprune.data import inputs_of, load_data
     from onnxprune.errors import TargetError
+    from onnxprune.model import load
 
     if network in REAL:
         task = accuracy.task(network, ROOT / "build" / "accuracy")
@@ -276,7 +277,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         mine = [row for row in rows if row.name == entry["layer"] or row.name.startswith(f"{entry['layer']}__")]
         before, after = (sum(t for row in mine if (t := getattr(row, of)) is not None) for of in ("a", "b"))
         times.append((entry["layer"], before, after))
-    original = onnxprune.load(path)
+    original = load(path)
     calibrated = load_data(data, inputs_of(original.header), how)
     outputs = [verify.predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
     return {
