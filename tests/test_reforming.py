@@ -22,7 +22,7 @@ from onnxprune.granularity.timing import Saving
 from onnxprune.model import load
 from onnxprune.options import GRANULARITIES
 from onnxprune.reforming.base import Base, Scored, apply
-from onnxprune.reforming.choose import pick
+from onnxprune.reforming.prices import pick
 
 FAST = onnxprune.Measure(latency=False)
 

@@ -1,0 +1,246 @@
+"""Let edits compete with channels: ways to meet the targets, held against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from onnxprune import sensitivity
+from onnxprune.analysis import analyse
+from onnxprune.comparison import Stage, quiet
+from onnxprune.errors import TargetError
+from onnxprune.granularity.edits import Depth
+from onnxprune.options import QUANTITIES, Options
+from onnxprune.pruning import rewrite
+from onnxprune.pruning.repair import DEPTH
+from onnxprune.reforming.base import Base, Scored, apply, fitted
+from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, pick, price_of, taken
+from onnxprune.reforming.study import Study, study
+from onnxprune.search import Choice, Mended, Workspace
+from onnxprune.targets import Meter
+from onnxprune.types import FloatArray
+
+FACTORS = (0.1, 0.3, 1.0)
+"""Of the price of the last channels, what edits are chosen at."""
+FINALISTS = 2
+"""Of the ways with edits, how many are repaired as far as can be."""
+ROUNDS = 4
+"""How often further edits are looked at, at most."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to meet the targets.
+
+    Attributes:
+        base: what channels were chosen from.
+        choice: which of them stay.
+        meter: of the base.
+        mended: what is left, repaired; None where that has still to be done.
+        loss: divergence of its output on samples held out.
+    """
+
+    base: Base
+    choice: Choice
+    meter: Meter
+    mended: Mended | None = None
+    loss: float = math.inf
+
+
+def contend(
+    base: Base,
+    options: Options,
+    workspace: Workspace,
+    meter: Meter,
+    choose_from: Callable[[Base, Meter], Choice],
+    on_stage: Stage = quiet,
+) -> Contender:
+    """Let other edits than those of channels compete with these, and return what loses least.
+
+    At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
+    the edit with the largest surplus; channels do the rest of the way. That is done at some prices below it, and the results, repaired,
+    are held against each other on samples held out. Edits are looked at in the original first, then, in further rounds, in what
+    the best so far has left, where they save what they will in the end; those that are chosen are made in the original as well.
+
+    Args:
+        base: the original.
+        options: the dials.
+        workspace: calibration data.
+        meter: of the original.
+        choose_from: chooses channels from a base so that the targets are met.
+        on_stage: called as it goes on.
+
+    Raises:
+        TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
+    """
+    contest = _Contest(base, options, workspace, choose_from, on_stage)
+    best = unmet = None
+    try:
+        best = contest.tried(base, meter)
+    except TargetError as error:
+        unmet = error
+        contest.told.append(f"channels alone cannot reach the target ({_short(error)})")
+    found, price = (
+        study(base, options, workspace, meter, on_stage),
+        DEFAULT_PRICE if best is None else price_of(best.choice.plan, best.meter),
+    )
+    notes = found.notes
+    best = contest.round(best, found, price, meter, whole=True)
+    for _ in range(ROUNDS):
+        if best is None:
+            break
+        before, best = best, contest.round(best, *contest.study(best, meter), meter)
+        if best is before:
+            break
+    if best is None:
+        assert unmet is not None
+        raise unmet
+    best = contest.finished()
+    return replace(best, base=replace(best.base, notes=(*best.base.notes, *notes, contest.summary())))
+
+
+class _Contest:
+    """Ways to meet the targets, one after the other, and what became of them."""
+
+    def __init__(
+        self,
+        base: Base,
+        options: Options,
+        workspace: Workspace,
+        choose_from: Callable[[Base, Meter], Choice],
+        on_stage: Stage,
+    ) -> None:
+        self.base, self.options, self.workspace = base, options, workspace
+        self.choose_from, self.on_stage = choose_from, on_stage
+        self.told: list[str] = []
+        self.alone: Contender | None = None
+        self.others: list[Contender] = []
+        self.seen: set[tuple[str, ...]] = set()
+        self.bases: dict[tuple[str, str], FloatArray] = {}
+
+    def tried(self, base: Base, meter: Meter) -> Contender:
+        """Choose channels from a base, repair what is left layer by layer, and measure what it loses.
+
+        Raises:
+            TargetError: the targets cannot be met.
+        """
+        found = self._mended(Contender(base, self.choose_from(base, meter), meter), depth=1)
+        if base.chosen:
+            self.others.append(found)
+        else:
+            self.alone = found
+        self.told.append(_told(found))
+        return found
+
+    def study(self, best: Contender, meter: Meter) -> tuple[Study, float]:
+        """Look at further edits in what the best so far has left; return them and the price."""
+        assert best.mended is not None
+        options, left, known = self.options, best.mended.model, self.base.analysis.trace.input_shapes
+        analysis = analyse(left, options.ignore, known, options.grouped, options.heads, options.norms)
+        found = study(Base(analysis, left), options, self.workspace, meter, self.on_stage)
+        taken = {s.edit.layer for s in _edits(best)}
+        there = set(self.base.analysis.trace.labels)
+        free = (
+            s
+            for s in found.scored
+            if s.edit.layer in there and (isinstance(s.edit, Depth) or s.layers <= there - taken)
+        )
+        return replace(found, scored=tuple(free)), price_of(best.choice.plan, best.meter)
+
+    def round(
+        self, best: Contender | None, found: Study, price: float, meter: Meter, *, whole: bool = False
+    ) -> Contender | None:
+        """Choose from some edits at a price; return the best that comes of it, or that was there.
+
+        Args:
+            best: that was there; its edits stay.
+            found: edits.
+            price: what the last channels cost.
+            meter: of the original.
+            whole: whether the edits are of the original, or of what the best has left.
+        """
+        gains = BlockMeter(meter, found.scored).gains()
+        start = best
+        for factor in FACTORS:
+            chosen = pick(found.scored, gains, factor * price)
+            edits = self._together(start, taken(found.scored, chosen), found if whole else None)
+            key = tuple(sorted(str((s.edit.layer, s.edit)) for s in edits))
+            if not chosen.any() or key in self.seen:
+                continue
+            self.seen.add(key)
+            other = apply(self.base, edits, self.bases, self.options, self.workspace, self.on_stage)
+            try:
+                here = self.tried(other, meter.on(other.analysis))
+            except TargetError as error:
+                self.told.append(f"{len(edits)} layers of another form cannot reach the target ({_short(error)})")
+                continue
+            if best is None or _rank(here) < _rank(best):
+                best = here
+        return best
+
+    def _together(self, best: Contender | None, scored: tuple[Scored, ...], whole: Study | None) -> tuple[Scored, ...]:
+        """Return the edits of the best so far and further ones, in the terms of the original; `whole`: where that is what they are of."""
+        if whole is not None:
+            self._keep(whole.bases)
+            return scored
+        assert best is not None
+        placed, bases = fitted(self.base.analysis, [s.edit for s in scored], self.options, self.workspace, anew=True)
+        self._keep(bases)
+        further = [
+            replace(s, candidate=replace(s.candidate, edit=edit))
+            for s, edit in zip(scored, placed, strict=True)
+            if edit is not None
+        ]
+        gone = {label for s in further if isinstance(s.edit, Depth) for label in s.layers}
+        return (*(s for s in _edits(best) if s.edit.layer not in gone), *further)
+
+    def _keep(self, bases: Mapping[tuple[str, str], FloatArray]) -> None:
+        """Remember directions, all of them in the original: of each layer as many as any edit has asked for."""
+        for key, basis in bases.items():
+            if key not in self.bases or basis.shape[-1] > self.bases[key].shape[-1]:
+                self.bases[key] = basis
+
+    def finished(self) -> Contender:
+        """Repair channels alone, and the best with edits, as far as can be; return the best."""
+        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=_rank)[:FINALISTS]]
+        found = [self._mended(contender, depth=DEPTH) for contender in last]
+        self.told += [f"layers fitted together: {_told(contender)}" for contender in found]
+        return min(found, key=_rank)
+
+    def summary(self) -> str:
+        """Return what a reader should know."""
+        return "held against each other: " + "; ".join(self.told)
+
+    def _mended(self, contender: Contender, depth: int) -> Contender:
+        choice, original = contender.choice, self.base.analysis.model
+        pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
+        mended = contender.base.mended(
+            choice.start, pruned, choice.keep, self.workspace, self.options, self.on_stage, depth=depth
+        )
+        loss = sensitivity.losses(original, [mended.model], self.workspace.calibration)[0]
+        return replace(contender, mended=mended, loss=loss)
+
+
+def _edits(contender: Contender) -> tuple[Scored, ...]:
+    return tuple(s for part in contender.base.chosen for s in part if isinstance(s, Scored))
+
+
+def _short(error: TargetError) -> str:
+    """Return the first reason: the others say what holds channels."""
+    return str(error.why).split("; ")[0]
+
+
+def _told(contender: Contender) -> str:
+    edits = sum(len(part) for part in contender.base.chosen)
+    return f"divergence {contender.loss:.3g} " + (
+        f"with {edits} layers of another form" if edits else "by channels alone"
+    )
+
+
+def _rank(contender: Contender) -> float:
+    """Return what the best has least of: the loss, or where that is bound what is minimised."""
+    options = contender.meter.options
+    if options.max_drop is None:
+        return contender.loss
+    return contender.meter.totals(contender.choice.plan.keep)[QUANTITIES.index(options.minimise)]
