@@ -357,6 +357,8 @@ def _next(
     """Return the model without what has gone so far, repaired, to look at next; where it is trained, from the model before."""
     trace = analysis.trace
     before, left = (analysis, keep) if recovery is None else (start.analysis, keep[start.keep])
+    if before is not analysis:
+        reference = before.model  # what was trained has fewer channels than the original
     pruned = rewrite.delete(before.model, before.trace, left)
     result, _ = _repair(before, pruned, left, workspace, options, on_stage, reference or before.model)
     if recovery is not None:

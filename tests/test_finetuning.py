@@ -11,7 +11,9 @@ import pytest
 
 import onnxprune
 from onnxprune import runtime
+from onnxprune.analysis import analyse
 from onnxprune.options import Training, parse_bounds
+from onnxprune.pruning import repair
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -73,6 +75,22 @@ def test_progressive_trains_between_steps(run, tiny_path, samples, out):
     assert replayed.exit_code == 0, replayed.output
     shapes = [[i.dims for i in onnx.load(out / name).graph.initializer] for name in ("a.onnx", "b.onnx")]
     assert sorted(map(str, shapes[0])) == sorted(map(str, shapes[1]))
+
+
+def test_what_was_trained_is_repaired_towards_a_model_of_as_many_channels(monkeypatch, tiny_path, samples):
+    real, seen = repair.repair, []
+
+    def spied(original, pruned, trace, *args, **kwargs):
+        seen.append((analyse(original).trace.n_channels, trace.n_channels))
+        return real(original, pruned, trace, *args, **kwargs)
+
+    monkeypatch.setattr(repair, "repair", spied)
+    onnxprune.prune(
+        tiny_path, data=samples, reduce={"flops": 0.6}, round_to=1, schedule="progressive", steps=3,
+        training=onnxprune.Training(amount=20, unit="steps"), measure=onnxprune.Measure(latency=False),
+    )  # fmt: skip
+    assert len({channels for channels, _ in seen}) > 1
+    assert all(channels == known for channels, known in seen)
 
 
 def test_channels_that_are_gated_are_deleted(run, tiny, tmp_path, samples, out):

@@ -96,6 +96,8 @@ class Base:
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
             return Mended(pruned, notes=workspace.notes)
         reference, changed = self.reference, self.changed
+        if start is not self.analysis:  # it has fewer channels than the original, and has been fitted and trained
+            reference, changed = start.model, frozenset()
         return mend(
             start, pruned, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=depth
         )
