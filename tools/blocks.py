@@ -425,7 +425,8 @@ def reach(found: dict[str, Record]) -> Iterator[str]:
     if proofs:
         edits = sum((Counter(record["edits"]) for record in proofs), Counter())
         worst = max(record["difference"] for record in proofs)
-        yield f"- Rewritten layers gave what masked ones give, to {worst:.0e} of the range (1e-4 is allowed), on {len(proofs)} exports of the zoo, with {', '.join(f'{count} edits of {kind}' for kind, count in sorted(edits.items()))}."
+        sources = Counter(record["digest"] for record in proofs)
+        yield f"- Rewritten layers gave what masked ones give, to {worst:.0e} of the range (1e-4 is allowed), on {len(proofs)} exports of the zoo, with {', '.join(f'{count} edits of {kind}' for kind, count in sorted(edits.items()))} (sources {', '.join(f'{d}: {n}' for d, n in sources.most_common())})."
 
 
 def plot(found: dict[str, Record]) -> None:
