@@ -29,7 +29,6 @@ from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.granularity import edits
 from onnxprune.model import Model
-from onnxprune.options import DATA_FREE as DATA_FREE_REPAIRS
 from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
@@ -308,8 +307,7 @@ class _Loss:
         how = self._options.repair
         start = merge(analysis.model, analysis.trace, keep) if how == "merge" else analysis.model
         result = rewrite.delete(start, analysis.trace, keep)
-        if how not in DATA_FREE_REPAIRS:
-            result = self._base.mended(analysis, result, keep, self._workspace, self._options, self._on_stage).model
+        result = self._base.mended(analysis, result, keep, self._workspace, self._options, self._on_stage).model
         self._on_stage("evaluate", None)
         outputs = self._outputs(result)
         if self._data.labels is not None:

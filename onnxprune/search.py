@@ -130,12 +130,11 @@ def choose(
     current = _Step(analysis, keep, _sizes(analysis))
     for step in range(1, steps + 1):
         on_stage("score", step / steps)
-        share = step / steps if options.pace == "linear" else 1 - (1 - step / steps) ** 3
         start = current
         with unless_it_does_not_run(analysis.model, analysis.trace.input_shapes):
             allocate, found = _allocator(current, options, meter, step == 1, on_stage, workspace)
             if step < steps:
-                keep = allocate(_part_of_the_way(meter, share))
+                keep = allocate(part_of_the_way(meter, options, step / steps))
             elif options.max_drop is None:
                 keep = meet(allocate, functools.partial(_without, current), meter)
             elif lost is not None:
@@ -363,7 +362,7 @@ def _next(
     result, _ = _repair(before, pruned, left, workspace, options, on_stage, reference or before.model)
     if recovery is not None:
         result = recovery.between(result, keep, step)
-    again = analyse(result, options.ignore, trace.input_shapes, options.grouped, options.heads, options.norms)
+    again = analysed(result, options, trace.input_shapes)
     if again.trace.n_channels != int(keep.sum()):
         raise TargetError(
             "the progressive schedule cannot follow this model",
@@ -371,6 +370,17 @@ def _next(
             hint="use --schedule block",
         )
     return _Step(again, keep, _sizes(analysis))
+
+
+def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]]) -> Analysis:
+    """Trace what a run has made of its model, as the options, resolved, say.
+
+    Args:
+        model: what is left.
+        options: the dials.
+        known: shapes of the inputs of the original.
+    """
+    return analyse(model, options.ignore, known, options.grouped, options.heads, options.norms)
 
 
 def _sizes(analysis: Analysis) -> dict[str, int]:
@@ -506,8 +516,10 @@ def _told(on_stage: Stage, name: str) -> Callable[[float], None]:
     return lambda share: on_stage(name, share)
 
 
-def _part_of_the_way(meter: Meter, share: float) -> budget.Limits:
-    """Return bounds at a share of the way from the original to the goals."""
+def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limits:
+    """Return bounds between the original and the goals, when some share of the steps is done."""
+    if options.pace == "cubic":
+        share = 1 - (1 - share) ** 3
     whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
     bounds = (
         None if goal is None else amount - share * (amount - min(goal, amount))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune import verify
-from onnxprune.analysis import Analysis, analyse, unless_it_does_not_run
+from onnxprune.analysis import Analysis, unless_it_does_not_run
 from onnxprune.channels.linear import linear_layers
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity.candidates import Candidate
@@ -26,7 +26,7 @@ from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.search import Mended, Workspace, mend
+from onnxprune.search import Mended, Workspace, analysed, mend
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
 
 
@@ -173,7 +173,7 @@ def apply(
         )
         notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
         layers = mended.layers
-        analysis = analyse(mended.model, options.ignore, known, options.grouped, options.heads, options.norms)
+        analysis = analysed(mended.model, options, known)
     changed = base.changed | made.changed
     return replace(after, analysis=analysis, proof=proof, changed=changed, layers=layers, notes=tuple(notes))
 
@@ -191,7 +191,7 @@ def edited(
     }
     made = reform(model, edits, of_layer)
     trace = base.analysis.trace
-    analysis = analyse(made.model, options.ignore, trace.input_shapes, options.grouped, options.heads, options.norms)
+    analysis = analysed(made.model, options, trace.input_shapes)
     reference = _with_parts(reference, made.parts)
     after = replace(base, analysis=analysis, reference=reference, chosen=(*base.chosen, tuple(chosen)))
     return after, _Made(made.masked, made.changed, folded)

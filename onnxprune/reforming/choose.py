@@ -21,7 +21,7 @@ from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
 from onnxprune.reforming.prices import BlockMeter, pick, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, Workspace, choose, opened, settings, workspace_for
+from onnxprune.search import Choice, Workspace, choose, opened, part_of_the_way, settings, workspace_for
 from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
 
@@ -80,16 +80,10 @@ def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
         TargetError: they cannot.
     """
     rounds = options.steps if options.schedule == "progressive" else 1
-    start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
     original = meter
     for number in range(1, rounds + 1):
         found = study(base, options, workspace, meter, on_stage)
-        share = number / rounds if options.pace == "linear" else 1 - (1 - number / rounds) ** 3
-        bounds = (
-            None if goal is None else amount - share * (amount - min(goal, amount))
-            for amount, goal in zip(start.tolist(), original.goals().bounds, strict=True)
-        )
-        limits = None if number == rounds else budget.Limits(*bounds)
+        limits = None if number == rounds else part_of_the_way(original, options, number / rounds)
         base = _round(base, found, options, workspace, meter, limits, on_stage)
         meter = original.on(base.analysis)
     return base

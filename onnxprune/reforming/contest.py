@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from onnxprune import sensitivity
-from onnxprune.analysis import analyse
 from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
@@ -17,7 +16,7 @@ from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.base import Base, Scored, apply, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, pick, price_of, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, Mended, Workspace
+from onnxprune.search import Choice, Mended, Workspace, analysed
 from onnxprune.targets import Meter
 from onnxprune.types import FloatArray
 
@@ -136,15 +135,15 @@ class _Contest:
     def study(self, best: Contender, meter: Meter) -> tuple[Study, float]:
         """Look at further edits in what the best so far has left; return them and the price."""
         assert best.mended is not None
-        options, left, known = self.options, best.mended.model, self.base.analysis.trace.input_shapes
-        analysis = analyse(left, options.ignore, known, options.grouped, options.heads, options.norms)
-        found = study(Base(analysis, left), options, self.workspace, meter, self.on_stage)
-        taken = {s.edit.layer for s in _edits(best)}
+        left = best.mended.model
+        analysis = analysed(left, self.options, self.base.analysis.trace.input_shapes)
+        found = study(Base(analysis, left), self.options, self.workspace, meter, self.on_stage)
+        rewritten = {s.edit.layer for s in _edits(best)}
         there = set(self.base.analysis.trace.labels)
         free = (
             s
             for s in found.scored
-            if s.edit.layer in there and (isinstance(s.edit, Depth) or s.layers <= there - taken)
+            if s.edit.layer in there and (isinstance(s.edit, Depth) or s.layers <= there - rewritten)
         )
         return replace(found, scored=tuple(free)), price_of(best.choice.plan, best.meter)
 

@@ -66,7 +66,7 @@ def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray
     """
     chosen = np.zeros(len(scored), dtype=bool)
     surplus = price * gains - np.array([s.loss for s in scored])
-    taken: dict[int, int] = {}
+    at_node: dict[int, int] = {}
     order = np.argsort(-surplus, kind="stable")
     for number in order:
         if surplus[number] <= 0:
@@ -74,18 +74,18 @@ def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray
         if isinstance(scored[number].edit, Depth | Merged):
             continue
         nodes = scored[number].candidate.nodes
-        if not any(n in taken for n in nodes):
-            taken.update(dict.fromkeys(nodes, int(number)))
+        if not any(n in at_node for n in nodes):
+            at_node.update(dict.fromkeys(nodes, int(number)))
     for number in order:
         if surplus[number] <= 0:
             break
         if not isinstance(scored[number].edit, Depth | Merged):
             continue
-        inside = {taken[n] for n in scored[number].candidate.nodes if n in taken}
+        inside = {at_node[n] for n in scored[number].candidate.nodes if n in at_node}
         if surplus[number] > sum(float(surplus[i]) for i in inside):
-            taken = {n: i for n, i in taken.items() if i not in inside}
-            taken.update(dict.fromkeys(scored[number].candidate.nodes, int(number)))
-    chosen[sorted(set(taken.values()))] = True
+            at_node = {n: i for n, i in at_node.items() if i not in inside}
+            at_node.update(dict.fromkeys(scored[number].candidate.nodes, int(number)))
+    chosen[sorted(set(at_node.values()))] = True
     return chosen
 
 
