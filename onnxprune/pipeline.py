@@ -164,7 +164,7 @@ def prune(
                     lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
                 if recovery is not None:
                     trainer = replace(recovery, original=base.teacher)
-                return choose(base.analysis, options, on_stage, workspace, trainer, meter, lost, base.reference)
+                return choose(base.analysis, meter.options, on_stage, workspace, trainer, meter, lost, base.reference)
 
             found = decide(base, options, workspace, meter, choose_from, on_stage)
             base, choice, meter, ready = found.base, found.choice, found.meter, found.mended

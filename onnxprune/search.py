@@ -57,6 +57,11 @@ class Workspace:
     memory: float
     notes: tuple[str, ...] = ()
 
+    @property
+    def plain(self) -> Workspace:
+        """The same without augmented samples."""
+        return replace(self, calibration=self.calibration.plain)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -389,11 +394,19 @@ def _sizes(analysis: Analysis) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Mended:
-    """A pruned model after repair, what was done at each layer, and what a reader should know."""
+    """A pruned model after repair.
+
+    Attributes:
+        model: what came of it.
+        layers: what was done at each layer.
+        notes: what a reader should know.
+        loss: divergence of its output from what it was repaired towards, on samples held out; NaN where that was not measured.
+    """
 
     model: Model
     layers: tuple[Repaired, ...] = ()
     notes: tuple[str, ...] = ()
+    loss: float = math.nan
 
 
 def mend(
@@ -427,11 +440,11 @@ def mend(
     notes = list(workspace.notes)
     if after > before:
         text = f"repair was undone: on inputs held out it moves the output further from the original ({after:.3g} after {before:.3g})"
-        return Mended(pruned, (), (*notes, text))
+        return Mended(pruned, (), (*notes, text), before)
     kept = sum(1 for layer in layers if layer.after >= layer.before)
     if kept:
         notes.append(f"{kept} of {len(layers)} layers keep their weights: no change predicted the rows held out better")
-    return Mended(model, layers, tuple(notes))
+    return Mended(model, layers, tuple(notes), after)
 
 
 def is_generated(data: object) -> bool:
@@ -516,10 +529,14 @@ def _told(on_stage: Stage, name: str) -> Callable[[float], None]:
     return lambda share: on_stage(name, share)
 
 
+def paced(options: Options, share: float) -> float:
+    """Return how far the way to the goals is, when some share of the steps is done."""
+    return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
+
+
 def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limits:
     """Return bounds between the original and the goals, when some share of the steps is done."""
-    if options.pace == "cubic":
-        share = 1 - (1 - share) ** 3
+    share = paced(options, share)
     whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
     bounds = (
         None if goal is None else amount - share * (amount - min(goal, amount))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ HALVINGS = 8
 """Models that are tried to find the smallest one within a loss: the share that goes is then known to 1/256."""
 AIM = 0.985
 """What is aimed at, as a share of a bound on latency: two measurements of one model differ by some percent."""
-NEAR = 0.05
-"""Share below a bound that needs no further correction."""
+NEAR = 0.02
+"""Share below a bound that needs no further correction: about what two measurements of one model differ by."""
 UNITS = {"size": "bytes", "memory": "bytes", "latency": "ms"}
 SLOWER = 0.98
 """Speed-up below which a result is slower, if all of its interval lies below 1."""
@@ -55,7 +56,7 @@ class Meter:
         shapes: of the inputs, where data say so.
         table: file with a latency table; None: one is measured, and kept in the user's cache.
         on_stage: called as it goes on.
-        original: what goals are shares of, where `analysis` is of what other edits have left of it.
+        original: measures the original, where `analysis` is of what other edits have left of it; it has the same goals.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class Meter:
         shapes: dict[str, tuple[int, ...]] | None = None,
         table: str | os.PathLike[str] | None = None,
         on_stage: Stage = quiet,
-        original: Analysis | None = None,
+        original: Meter | None = None,
     ) -> None:
         self.analysis, self.options, self.how, self.on_stage = analysis, options, how, on_stage
-        self.original = original or analysis
+        self.share: float = 1.0 if original is None else original.share
         self._known = shapes or analysis.trace.input_shapes
         self._table_path = table
         self.wanted = tuple(q for q in MEASURED if q in options.reduce or q in options.limit)
@@ -88,12 +89,16 @@ class Meter:
         if "latency" in predicted:
             self.table = self.read_table()
             self._predictor = latency.Predictor(model, trace, analysis.cost, self.table)
-        self.whole = self._of_the_original()
+        self._original: ort.InferenceSession | None = None
+        if original is None:
+            self.whole = self._of_the_original()
+        else:
+            self.whole, self._original = original.whole, original._original
 
-    def aimed_at(self, options: Options) -> Meter:
-        """Return one for other amounts of the same quantities, without measuring anew."""
+    def aimed_at(self, options: Options, share: float = 1.0) -> Meter:
+        """Return one for other amounts of the same quantities, or a part of the way there, without measuring anew."""
         other = copy.copy(self)
-        other.options = options
+        other.options, other.share = options, share
         return other
 
     @property
@@ -103,9 +108,7 @@ class Meter:
 
     def on(self, analysis: Analysis) -> Meter:
         """Return one for what other edits have made of the original, with the same goals; its latency table is measured here."""
-        return Meter(
-            analysis, self.options, self.how, shapes=self._known, on_stage=self.on_stage, original=self.original
-        )
+        return Meter(analysis, self.options, self.how, shapes=self._known, on_stage=self.on_stage, original=self)
 
     def totals(self, keep: BoolArray) -> tuple[float, ...]:
         """Predict amounts in the order of `budget.Limits`; 0 for what nothing is asked of."""
@@ -125,6 +128,11 @@ class Meter:
             bound = amount / 2 if quantity == "flops" else amount  # FLOPs are 2 x MACs
             before = bounds[quantity]
             bounds[quantity] = bound if before is None else min(bound, before)
+        if self.share < 1:
+            for quantity, goal in bounds.items():
+                amount = self.whole[quantity]
+                if goal is not None and goal < amount:
+                    bounds[quantity] = amount - self.share * (amount - goal)
         return budget.Limits(
             bounds["flops"], bounds["params"], bounds.get("size"), bounds.get("memory"), bounds.get("latency")
         )
@@ -134,6 +142,7 @@ class Meter:
         found = self._counted(candidate)
         if "latency" in self.wanted:
             self.on_stage("time", None)
+            assert self._original is not None
             sessions = (self._original, candidate.session(threads=self.how.threads, where="the pruned model"))
             timed = self._timed(sessions)
             assert timed.b is not None
@@ -188,8 +197,8 @@ class Meter:
         )
 
     def _of_the_original(self) -> Amounts:
-        model = self.original.model
-        macs = self.original.cost.totals(np.ones(self.original.trace.n_channels, dtype=bool))[0]
+        model = self.analysis.model
+        macs = self.analysis.cost.totals(np.ones(self.analysis.trace.n_channels, dtype=bool))[0]
         found = {"flops": macs, "params": float(model.params)}
         if "size" in self.wanted:
             found["size"] = float(model.size)
@@ -286,6 +295,29 @@ class Gauge(Protocol):
         """Measure a model."""
 
 
+def _aims(meter: Gauge) -> Amounts:
+    goals = meter.goals()
+    return {q: getattr(goals, q) * (AIM if q == "latency" else 1.0) for q in meter.wanted}
+
+
+def too_far(meter: Gauge, candidate: Model, predicted: Sequence[float]) -> budget.Limits | None:
+    """Measure a model; return the bounds on predicted amounts that are enough, where it goes further than all that is measured asks for.
+
+    Args:
+        meter: with the goals.
+        candidate: the model.
+        predicted: amounts of it, in the order of `budget.Limits`.
+    """
+    if not meter.wanted:
+        return None
+    found, aims = meter.of(candidate), _aims(meter)
+    shares = {q: found[q] / aims[q] for q in meter.wanted}
+    if max(shares.values()) >= 1 - NEAR:
+        return None
+    amounts = dict(zip(("macs", "params", *MEASURED), predicted, strict=True))
+    return replace(meter.goals(), **{q: amounts[q] / share for q, share in shares.items()})
+
+
 def meet(
     allocate: Callable[[budget.Limits], BoolArray],
     build: Callable[[BoolArray], Model],
@@ -293,8 +325,9 @@ def meet(
 ) -> BoolArray:
     """Choose channels so that the measured result keeps every bound: choose, measure, correct, repeat.
 
-    A bound on what is predicted is moved by as much as the measurement of the last result was off. Of the choices that were measured to
-    hold, the largest is taken.
+    A bound on what is predicted is moved by as much as the measurement of the last result was off; where that leads back to a choice that
+    was measured already, to the middle between bounds that held and bounds that did not. Of the choices that were measured to hold, the
+    largest is taken.
 
     Args:
         allocate: what stays under some bounds on predicted amounts.
@@ -307,10 +340,11 @@ def meet(
     goals = meter.goals()
     if not meter.wanted:
         return allocate(goals)
-    aims = {q: getattr(goals, q) * (AIM if q == "latency" else 1.0) for q in meter.wanted}
+    aims = _aims(meter)
     bounds = dict(aims)
     best: tuple[float, BoolArray] | None = None
     nearest: Amounts = {}
+    around: dict[bool, Amounts] = {}  # the last bounds that held, and that did not
     seen: set[bytes] = set()
     for _ in range(ATTEMPTS):
         try:
@@ -320,12 +354,18 @@ def meet(
                 raise
             break
         if keep.tobytes() in seen:
-            break
+            if len(around) < 2:
+                break
+            bounds = {q: math.sqrt(around[True][q] * around[False][q]) for q in bounds}
+            keep = allocate(replace(goals, **bounds))
+            if keep.tobytes() in seen:
+                break
         seen.add(keep.tobytes())
         found = meter.of(build(keep))
         predicted = dict(zip(("macs", "params", *MEASURED), meter.totals(keep), strict=True))
         shares = {q: found[q] / aims[q] for q in meter.wanted}
         left = predicted["macs"]
+        around[max(shares.values()) <= 1] = bounds
         if max(shares.values()) <= 1:
             if best is None or left > best[0]:
                 best = left, keep

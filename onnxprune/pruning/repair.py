@@ -30,6 +30,7 @@ from onnxprune.capture import Store, Stream
 from onnxprune.channels import blocks
 from onnxprune.channels.flat import UNBOUNDED, Flat, flat_of
 from onnxprune.channels.linear import Linear, linear_layers
+from onnxprune.errors import ProofError
 from onnxprune.model import Model
 from onnxprune.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
@@ -427,9 +428,22 @@ def _missed(seen: _Seen, given: Array | None, flat: Flat, there: Array | None) -
 
 
 def _survivors(job: Job, y: Array, trace: Trace, alive: BoolArray) -> BoolArray | None:
-    """Return which outputs of the original layer are left; None where they lie on another axis than the layer writes."""
+    """Return which outputs of the original layer are left; None where they lie on another axis than the layer writes.
+
+    Raises:
+        ProofError: what is aimed at has other channels than what was traced.
+    """
     axis = job.layer.channel_axis % y.ndim
     carried = trace.carried.get(job.target)
     if carried is None:
         return np.ones(y.shape[axis], dtype=bool)
-    return alive[carried[1]] if carried[0] == axis else None
+    if carried[0] != axis:
+        return None
+    if len(carried[1]) != y.shape[axis]:
+        raise ProofError(
+            "repair cannot aim at what it was given",
+            where=trace.labels[job.node],
+            why=f"it has {y.shape[axis]} channels there, {len(carried[1])} were traced",
+            hint="nothing was written; this is a defect of onnxprune: please report it",
+        )
+    return alive[carried[1]]

@@ -137,7 +137,8 @@ def apply(
     workspace: Workspace | None,
     on_stage: Stage = quiet,
 ) -> Base:
-    """Make one round of edits, prove it, and repair what is left, layer by layer: when channels have gone, more is done.
+    """Make one round of edits, prove it, and repair what is left, layer by layer and without augmented samples: when channels have gone,
+    more is done.
 
     Raises:
         PlanError: an edit that cannot be made.
@@ -169,7 +170,7 @@ def apply(
         keep = np.ones(analysis.trace.n_channels, dtype=bool)
         reference, changed = after.reference, made.changed
         mended = mend(
-            analysis, model, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=1
+            analysis, model, keep, workspace.plain, options, on_stage, reference=reference, changed=changed, depth=1
         )
         notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
         layers = mended.layers

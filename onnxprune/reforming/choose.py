@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,14 +18,11 @@ from onnxprune.options import Options
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
-from onnxprune.reforming.prices import BlockMeter, pick, taken
+from onnxprune.reforming.prices import BlockMeter, cheapest, taken
 from onnxprune.reforming.study import Study, study
 from onnxprune.search import Choice, Workspace, choose, opened, part_of_the_way, settings, workspace_for
 from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
-
-PRICES = (1e-9, 1e9)
-HALVINGS = 60
 
 
 def decide(
@@ -100,13 +96,11 @@ def _round(
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
-    gains = gauge.gains()
 
     def allocate(limits: budget.Limits) -> BoolArray:
-        low, high = PRICES
-        most = pick(found.scored, gains, high)
-        if not limits.hold(*gauge.totals(most)):
-            reached = gauge.totals(most)
+        chosen = cheapest(gauge, limits)
+        reached = gauge.totals(chosen)
+        if not limits.hold(*reached):
             raise TargetError(
                 "the target cannot be reached",
                 why="; ".join(
@@ -114,14 +108,10 @@ def _round(
                     for value, bound in limits.pairs(reached)
                     if value > bound
                 )
-                + f", with {int(most.sum())} layers of another form",
+                + f", with {int(chosen.sum())} layers of another form",
                 hint="ask for less, or let channels go as well: --granularity auto",
             )
-        for _ in range(HALVINGS):
-            middle = math.sqrt(low * high)
-            holds = limits.hold(*gauge.totals(pick(found.scored, gains, middle)))
-            low, high = (low, middle) if holds else (middle, high)
-        return pick(found.scored, gains, high)
+        return chosen
 
     def build(chosen: BoolArray) -> Model:
         return edited(base, taken(found.scored, chosen), found.bases, options)[0].analysis.model
@@ -148,6 +138,6 @@ def plan(
         workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
 
         def choose_from(base: Base, meter: Meter) -> Choice:
-            return choose(base.analysis, options, on_stage, workspace, meter=meter, reference=base.reference)
+            return choose(base.analysis, meter.options, on_stage, workspace, meter=meter, reference=base.reference)
 
         return analysis, decide(Base(analysis, analysis.model), resolved, workspace, meter, choose_from, on_stage)

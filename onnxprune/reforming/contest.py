@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from onnxprune import sensitivity
@@ -12,18 +13,21 @@ from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.options import QUANTITIES, Options
 from onnxprune.pruning import rewrite
+from onnxprune.pruning.budget import Limits
 from onnxprune.pruning.repair import DEPTH
-from onnxprune.reforming.base import Base, Scored, apply, fitted
-from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, pick, price_of, taken
+from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
+from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, Mended, Workspace, analysed
-from onnxprune.targets import Meter
+from onnxprune.search import Choice, Mended, Workspace, analysed, paced
+from onnxprune.targets import Meter, too_far
 from onnxprune.types import FloatArray
 
 FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""
 FINALISTS = 2
 """Of the ways with edits, how many are repaired as far as can be."""
+CORRECTIONS = 3
+"""How often edits for a price are chosen, at most."""
 ROUNDS = 4
 """How often further edits are looked at, at most."""
 
@@ -62,6 +66,9 @@ def contend(
     are held against each other on samples held out. Edits are looked at in the original first, then, in further rounds, in what
     the best so far has left, where they save what they will in the end; those that are chosen are made in the original as well.
 
+    Steps of the progressive schedule each go a part of the way like that, and start from the edits of the one before. The last ones, and
+    channels alone, then lose their channels by steps.
+
     Args:
         base: the original.
         options: the dials.
@@ -74,29 +81,19 @@ def contend(
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
     contest = _Contest(base, options, workspace, choose_from, on_stage)
-    best = unmet = None
-    try:
-        best = contest.tried(base, meter)
-    except TargetError as error:
-        unmet = error
-        contest.told.append(f"channels alone cannot reach the target ({_short(error)})")
-    found, price = (
-        study(base, options, workspace, meter, on_stage),
-        DEFAULT_PRICE if best is None else price_of(best.choice.plan, best.meter),
-    )
-    notes = found.notes
-    best = contest.round(best, found, price, meter, whole=True)
-    for _ in range(ROUNDS):
-        if best is None:
-            break
-        before, best = best, contest.round(best, *contest.study(best, meter), meter)
-        if best is before:
-            break
-    if best is None:
-        assert unmet is not None
-        raise unmet
+    best: Contender | None = None
+    for goal in _on_the_way(meter, options):
+        best = contest.met(goal, best)
     best = contest.finished()
-    return replace(best, base=replace(best.base, notes=(*best.base.notes, *notes, contest.summary())))
+    return replace(best, base=replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary())))
+
+
+def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
+    """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
+    at_once = replace(options, schedule="block")
+    steps = options.steps if options.schedule == "progressive" and options.max_drop is None else 1
+    for step in range(1, steps + 1):
+        yield meter.aimed_at(at_once, paced(options, step / steps))
 
 
 class _Contest:
@@ -113,10 +110,52 @@ class _Contest:
         self.base, self.options, self.workspace = base, options, workspace
         self.choose_from, self.on_stage = choose_from, on_stage
         self.told: list[str] = []
+        self.notes: tuple[str, ...] = ()
         self.alone: Contender | None = None
         self.others: list[Contender] = []
         self.seen: set[tuple[str, ...]] = set()
         self.bases: dict[tuple[str, str], FloatArray] = {}
+
+    def met(self, goal: Meter, start: Contender | None) -> Contender:
+        """Return the best of the ways to meet some goals, of those that are tried.
+
+        Args:
+            goal: of the original.
+            start: the best for goals that were nearer; None: there were none.
+
+        Raises:
+            TargetError: the goals cannot be met.
+        """
+        self.alone, self.others, self.seen = None, [], set()
+        if goal.share < 1:
+            self.told.append(f"{goal.share:.0%} of the way")
+        elif start is not None:
+            self.told.append("all the way")
+        best = unmet = None
+        try:
+            best = self.tried(self.base, goal)
+        except TargetError as error:
+            unmet = error
+            self.told.append(f"channels alone cannot reach the target ({_short(error)})")
+        if start is not None and start.base.chosen:
+            with contextlib.suppress(TargetError):
+                again = self.tried(start.base, start.meter.aimed_at(goal.options, goal.share))
+                best = again if best is None or _rank(again) < _rank(best) else best
+        if start is None or best is None:
+            found = study(self.base, self.options, self.workspace, goal, self.on_stage)
+            self.notes = found.notes
+            price = DEFAULT_PRICE if best is None else price_of(best.choice.plan, best.meter)
+            best = self.round(best, found, price, goal, whole=True)
+        for _ in range(ROUNDS):
+            if best is None:
+                break
+            before, best = best, self.round(best, *self.study(best, goal), goal)
+            if best is before:
+                break
+        if best is None:
+            assert unmet is not None
+            raise unmet
+        return best
 
     def tried(self, base: Base, meter: Meter) -> Contender:
         """Choose channels from a base, repair what is left layer by layer, and measure what it loses.
@@ -159,13 +198,12 @@ class _Contest:
             meter: of the original.
             whole: whether the edits are of the original, or of what the best has left.
         """
-        gains = BlockMeter(meter, found.scored).gains()
+        gauge = BlockMeter(meter if best is None else best.meter, found.scored)
         start = best
         for factor in FACTORS:
-            chosen = pick(found.scored, gains, factor * price)
-            edits = self._together(start, taken(found.scored, chosen), found if whole else None)
+            edits = self._enough(start, found, gauge, factor * price, meter, whole)
             key = tuple(sorted(str((s.edit.layer, s.edit)) for s in edits))
-            if not chosen.any() or key in self.seen:
+            if not edits or key in self.seen:
                 continue
             self.seen.add(key)
             other = apply(self.base, edits, self.bases, self.options, self.workspace, self.on_stage)
@@ -177,6 +215,23 @@ class _Contest:
             if best is None or _rank(here) < _rank(best):
                 best = here
         return best
+
+    def _enough(
+        self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: Meter, whole: bool
+    ) -> tuple[Scored, ...]:
+        """Choose edits for a price; fewer of them where the goals are measured to be met without any channel going."""
+        limits: Limits | None = gauge.goals()
+        edits: tuple[Scored, ...] = ()
+        for _ in range(CORRECTIONS):
+            if limits is None:
+                break
+            chosen = cheapest(gauge, limits, price)
+            if not chosen.any():
+                return ()
+            edits = self._together(start, taken(found.scored, chosen), found if whole else None)
+            made, _ = edited(self.base, edits, self.bases, self.options)
+            limits = too_far(meter, made.analysis.model, gauge.totals(chosen))
+        return edits
 
     def _together(self, best: Contender | None, scored: tuple[Scored, ...], whole: Study | None) -> tuple[Scored, ...]:
         """Return the edits of the best so far and further ones, in the terms of the original; `whole`: where that is what they are of."""
@@ -203,6 +258,8 @@ class _Contest:
     def finished(self) -> Contender:
         """Repair channels alone, and the best with edits, as far as can be; return the best."""
         last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=_rank)[:FINALISTS]]
+        if self.options.schedule == "progressive":
+            last = [self._stepped(contender) for contender in last]
         found = [self._mended(contender, depth=DEPTH) for contender in last]
         self.told += [f"layers fitted together: {_told(contender)}" for contender in found]
         return min(found, key=_rank)
@@ -211,13 +268,23 @@ class _Contest:
         """Return what a reader should know."""
         return "held against each other: " + "; ".join(self.told)
 
+    def _stepped(self, contender: Contender) -> Contender:
+        """Choose channels again, by steps."""
+        meter = contender.meter.aimed_at(self.options)
+        return replace(contender, choice=self.choose_from(contender.base, meter), meter=meter)
+
     def _mended(self, contender: Contender, depth: int) -> Contender:
+        """Repair what is left, to look at it layer by layer and without augmented samples."""
         choice, original = contender.choice, self.base.analysis.model
+        workspace = self.workspace.plain if depth == 1 else self.workspace
         pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
         mended = contender.base.mended(
-            choice.start, pruned, choice.keep, self.workspace, self.options, self.on_stage, depth=depth
+            choice.start, pruned, choice.keep, workspace, self.options, self.on_stage, depth=depth
         )
-        loss = sensitivity.losses(original, [mended.model], self.workspace.calibration)[0]
+        loss = mended.loss
+        towards_something_else = choice.start is not contender.base.analysis
+        if math.isnan(loss) or towards_something_else:
+            loss = sensitivity.losses(original, [mended.model], workspace.calibration)[0]
         return replace(contender, mended=mended, loss=loss)
 
 

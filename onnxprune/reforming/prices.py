@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,10 @@ from onnxprune.pruning import budget
 from onnxprune.reforming.base import Scored
 from onnxprune.targets import Meter
 from onnxprune.types import BoolArray, FloatArray, Plan
+
+LOWEST, HIGHEST = 1e-9, 1e9
+"""Prices between which edits are chosen."""
+HALVINGS = 60
 
 
 class BlockMeter:
@@ -25,9 +30,8 @@ class BlockMeter:
 
     def __init__(self, meter: Meter, scored: Sequence[Scored]) -> None:
         self.meter, self.wanted, self.whole = meter, meter.wanted, meter.whole
+        self.scored = scored
         self.start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
-        if "latency" in meter.wanted:
-            self.start[4] = meter.whole["latency"]
         size = self.start[2] / max(self.start[1], 1.0)
         self._saves = np.array(
             [
@@ -87,6 +91,18 @@ def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray
             at_node.update(dict.fromkeys(scored[number].candidate.nodes, int(number)))
     chosen[sorted(set(at_node.values()))] = True
     return chosen
+
+
+def cheapest(gauge: BlockMeter, limits: budget.Limits, price: float = HIGHEST) -> BoolArray:
+    """Choose edits for the least price, up to some, at which limits hold as predicted; at that price, where they do at none."""
+    gains = gauge.gains()
+    low, high = min(LOWEST, price), price
+    if limits.hold(*gauge.totals(pick(gauge.scored, gains, high))):
+        for _ in range(HALVINGS):
+            middle = math.sqrt(low * high)
+            holds = limits.hold(*gauge.totals(pick(gauge.scored, gains, middle)))
+            low, high = (low, middle) if holds else (middle, high)
+    return pick(gauge.scored, gains, high)
 
 
 def taken(scored: Sequence[Scored], chosen: BoolArray) -> tuple[Scored, ...]:
