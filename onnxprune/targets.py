@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 6
 """How often a choice is measured and corrected."""
 HALVINGS = 8
-"""Models that are tried to find the smallest one within a loss: the share that goes is then known to 1/256."""
+"""Models that are tried to find the smallest one within a loss: the share that goes is then known to 1/256. As many middles between bounds."""
 AIM = 0.985
 """What is aimed at, as a share of a bound on latency: two measurements of one model differ by some percent."""
 NEAR = 0.02
@@ -326,7 +326,7 @@ def meet(
     """Choose channels so that the measured result keeps every bound: choose, measure, correct, repeat.
 
     A bound on what is predicted is moved by as much as the measurement of the last result was off; where that leads back to a choice that
-    was measured already, to the middle between bounds that held and bounds that did not. Of the choices that were measured to hold, the
+    was measured already, to a middle between bounds that held and bounds that did not. Of the choices that were measured to hold, the
     largest is taken.
 
     Args:
@@ -345,7 +345,7 @@ def meet(
     best: tuple[float, BoolArray] | None = None
     nearest: Amounts = {}
     around: dict[bool, Amounts] = {}  # the last bounds that held, and that did not
-    seen: set[bytes] = set()
+    seen: dict[bytes, bool] = {}
     for _ in range(ATTEMPTS):
         try:
             keep = allocate(replace(goals, **bounds))
@@ -353,20 +353,21 @@ def meet(
             if best is None and not nearest:
                 raise
             break
-        if keep.tobytes() in seen:
-            if len(around) < 2:
+        for _ in range(HALVINGS):
+            if keep.tobytes() not in seen or len(around) < 2:
                 break
             bounds = {q: math.sqrt(around[True][q] * around[False][q]) for q in bounds}
             keep = allocate(replace(goals, **bounds))
-            if keep.tobytes() in seen:
-                break
-        seen.add(keep.tobytes())
+            around[seen.get(keep.tobytes(), True)] = bounds
+        if keep.tobytes() in seen:
+            break
         found = meter.of(build(keep))
         predicted = dict(zip(("macs", "params", *MEASURED), meter.totals(keep), strict=True))
         shares = {q: found[q] / aims[q] for q in meter.wanted}
         left = predicted["macs"]
-        around[max(shares.values()) <= 1] = bounds
-        if max(shares.values()) <= 1:
+        holds = seen[keep.tobytes()] = max(shares.values()) <= 1
+        around[holds] = bounds
+        if holds:
             if best is None or left > best[0]:
                 best = left, keep
             if max(shares.values()) >= 1 - NEAR:

@@ -20,9 +20,11 @@ from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
 from onnxprune.granularity.timing import Saving
 from onnxprune.model import load
-from onnxprune.options import GRANULARITIES
+from onnxprune.options import GRANULARITIES, Options
+from onnxprune.pruning import rewrite
 from onnxprune.reforming.base import Base, Scored, apply
-from onnxprune.reforming.prices import pick
+from onnxprune.reforming.prices import BlockMeter, cheapest, pick
+from onnxprune.targets import Meter
 
 FAST = onnxprune.Measure(latency=False)
 
@@ -187,6 +189,54 @@ def test_progressive_steps_take_blocks_by_blocks(tiny_path, samples):
     assert result.report.after.flops <= 0.6 * result.report.before.flops
 
 
+def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
+    """The first step is met by taps that say nothing; channels go later, and the plan gives the same again."""
+    dials = {"data": samples, "measure": FAST, "round_to": 1}
+    result = onnxprune.prune(
+        planted, granularity=("filter", "kernel"), reduce={"flops": 0.9}, schedule="progressive", steps=3,
+        output=out / "a.onnx", **dials,
+    )  # fmt: skip
+    told = next(note for note in result.report.notes if note.startswith("held against each other"))
+    first = told[told.index("33% of the way") : told.index("67% of the way")]
+    assert "with 1 layers of another form" in first
+    assert "all the way" in told
+    assert "conv2" in [entry["layer"] for entry in result.plan.blocks[0]]
+    assert not result.plan.keep.all()
+    assert len(result.plan.path) == 3
+    assert result.plan.settings["schedule"] == "progressive"
+    assert result.report.after.flops <= 0.1 * result.report.before.flops
+    assert result.report.proof.difference <= verify.TOLERANCE
+    onnxprune.prune(planted, plan=out / "a.plan.json", output=out / "b.onnx", **dials)
+    assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
+
+
+def test_what_a_later_round_starts_from_is_what_is_left(models):
+    model = load(models / "small.onnx")
+    analysis = analyse(model)
+    options = Options(reduce={"latency": 0.5})
+    meter = Meter(analysis, options, onnxprune.Measure(runs=10, warmup=2, seconds=2))
+    keep = np.ones(analysis.trace.n_channels, dtype=bool)
+    keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
+    keep[analysis.trace.pinned] = True
+    left = meter.on(analyse(rewrite.delete(model, analysis.trace, keep)))
+    assert BlockMeter(left, ()).start[0] < 0.6 * BlockMeter(meter, ()).start[0]
+    assert BlockMeter(left, ()).start[4] < 0.9 * BlockMeter(meter, ()).start[4]
+    assert left.goals() == meter.goals()
+
+
+def test_edits_go_no_further_than_the_goals(tiny_path):
+    analysis = analyse(load(tiny_path))
+    meter = Meter(analysis, Options(reduce={"flops": 0.5}), FAST)
+    macs = meter.whole["flops"]
+    found = [
+        Scored(Candidate(Rank(str(n), 4, "channel"), (n,)), Saving(1.0, 0.5, macs * 0.2, 0.0), 0.1, 0.1 * (n + 1))
+        for n in range(5)
+    ]
+    gauge = BlockMeter(meter, found)
+    assert cheapest(gauge, gauge.goals()).tolist() == [True, True, True, False, False]
+    assert cheapest(gauge, gauge.goals(), 1.1).tolist() == [True, True, False, False, False], "channels do the rest"
+
+
 @pytest.mark.parametrize("ignore", [("conv1", "head"), ("w1", "w3")])
 def test_ignored_layers_keep_their_form(ignore, tiny_path, samples):
     result = pruned(tiny_path, samples, ("rank", "kernel"), ignore=ignore, reduce={"flops": 0.3})
@@ -247,7 +297,6 @@ def test_groups_are_folded_into_their_neighbours(tiny_path, samples):
     analysis = analyse(model)
     rng = np.random.default_rng(0)
     edit = Grouped("conv2", 2, tuple(map(int, rng.permutation(16))), tuple(map(int, rng.permutation(16))))
-    from onnxprune.options import Options
 
     found = apply(Base(analysis, model), [edit], {}, Options().resolved(False), None)
     assert [node.op for node in found.analysis.model.graph.nodes] == [node.op for node in model.graph.nodes]
@@ -258,7 +307,6 @@ def test_groups_are_folded_into_their_neighbours(tiny_path, samples):
 def test_a_branch_goes_and_what_is_left_is_repaired():
     model = residual()
     analysis = analyse(model)
-    from onnxprune.options import Options
 
     found = apply(Base(analysis, model), [Depth("sum", 0)], {}, Options().resolved(False), None)
     assert "outer" not in [node.name for node in found.analysis.model.graph.nodes]

@@ -80,6 +80,60 @@ def test_latency_and_another_target_both_hold(rigged, found: Analysis) -> None:
     assert meter.of(rewrite.delete(found.model, found.trace, keep))["latency"] <= 0.8 * meter.whole["latency"]
 
 
+class Steps:
+    """Measures so many of the sizes that there are as more than predicted."""
+
+    wanted, whole = ("latency",), {"latency": 100.0}
+
+    def __init__(self, measured: dict[float, float]) -> None:
+        self.measured = measured
+        self.sizes = sorted(measured)
+        self.asked: list[float] = []
+
+    def goals(self) -> budget.Limits:
+        return budget.Limits(latency=50.0)
+
+    def totals(self, keep: BoolArray) -> tuple[float, ...]:
+        size = self.sizes[int(keep.sum()) - 1]
+        return size, 0.0, 0.0, 0.0, size
+
+    def of(self, candidate: Any) -> dict[str, float]:
+        self.asked.append(candidate)
+        return {"latency": self.measured[candidate]}
+
+    def allocate(self, limits: budget.Limits) -> BoolArray:
+        count = sum(size <= limits.latency for size in self.sizes)
+        return np.arange(len(self.sizes)) < count
+
+    def build(self, keep: BoolArray) -> Any:
+        return self.sizes[int(keep.sum()) - 1]
+
+
+def test_corrections_that_turn_in_circles_are_halved() -> None:
+    steps = Steps({20.0: 21.0, 44.0: 46.0, 47.0: 49.0, 48.0: 50.5, 90.0: 95.0})
+    keep = targets.meet(steps.allocate, steps.build, steps)
+    assert steps.build(keep) == 47.0
+    assert len(steps.asked) == len(set(steps.asked)) <= targets.ATTEMPTS
+
+
+def test_what_goes_too_far_says_what_is_enough() -> None:
+    steps = Steps({40.0: 30.0, 48.0: 49.0})
+    enough = targets.too_far(steps, 40.0, (40.0, 0.0, 0.0, 0.0, 40.0))
+    assert enough is not None
+    assert enough.latency == pytest.approx(50 * targets.AIM * 40 / 30)
+    assert targets.too_far(steps, 48.0, (48.0, 0.0, 0.0, 0.0, 48.0)) is None
+
+
+def test_a_part_of_the_way(found: Analysis) -> None:
+    options = Options(reduce={"params": 0.5}, limit={"flops": 1e9})
+    meter = targets.Meter(found, options, UNTIMED)
+    half = meter.aimed_at(options, 0.5)
+    assert half.goals().params == pytest.approx(0.75 * found.model.params)
+    assert half.on(found).goals() == half.goals()
+    assert half.goals().macs == meter.goals().macs == 5e8, "what holds already is no further away"
+    assert meter.goals().params == 0.5 * found.model.params
+
+
 def test_what_cannot_be_met_says_how_far_it_got(rigged) -> None:
     with pytest.raises(TargetError) as caught:
         rigged(0.1, Options(reduce={"latency": 0.6}, round_to=1))
