@@ -15,6 +15,7 @@ from test_granularity import residual
 import onnxprune
 from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
+from onnxprune.errors import TargetError
 from onnxprune.granularity import timing
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
@@ -22,6 +23,7 @@ from onnxprune.granularity.timing import Saving
 from onnxprune.model import load
 from onnxprune.options import GRANULARITIES, Options
 from onnxprune.pruning import rewrite
+from onnxprune.reforming import contest
 from onnxprune.reforming.base import Base, Scored, apply
 from onnxprune.reforming.prices import BlockMeter, cheapest, pick
 from onnxprune.targets import Meter
@@ -208,6 +210,28 @@ def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
     assert result.report.proof.difference <= verify.TOLERANCE
     onnxprune.prune(planted, plan=out / "a.plan.json", output=out / "b.onnx", **dials)
     assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
+
+
+def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatch):
+    dials = {
+        "data": samples, "measure": FAST, "round_to": 1, "granularity": ("filter", "kernel"), "reduce": {"flops": 0.9},
+        "schedule": "progressive", "steps": 2,
+    }  # fmt: skip
+    real = contest._Contest._stepped
+
+    def stepped(self, contender):
+        if not contender.base.chosen or everything:
+            raise TargetError("no", why="coupled otherwise; and more", hint="none")
+        return real(self, contender)
+
+    monkeypatch.setattr(contest._Contest, "_stepped", stepped)
+    everything = False
+    result = onnxprune.prune(planted, **dials)
+    assert result.plan.blocks
+    assert any("channels alone cannot reach the target by steps (coupled otherwise)" in n for n in result.report.notes)
+    everything = True
+    with pytest.raises(TargetError, match="no"):
+        onnxprune.prune(planted, **dials)
 
 
 def test_what_a_later_round_starts_from_is_what_is_left(models):

@@ -256,12 +256,26 @@ class _Contest:
                 self.bases[key] = basis
 
     def finished(self) -> Contender:
-        """Repair channels alone, and the best with edits, as far as can be; return the best."""
+        """Repair channels alone, and the best with edits, as far as can be; return the best.
+
+        Raises:
+            TargetError: by steps none of them can meet the targets.
+        """
         last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=_rank)[:FINALISTS]]
-        if self.options.schedule == "progressive":
-            last = [self._stepped(contender) for contender in last]
-        found = [self._mended(contender, depth=DEPTH) for contender in last]
-        self.told += [f"layers fitted together: {_told(contender)}" for contender in found]
+        found: list[Contender] = []
+        unmet: TargetError | None = None
+        for contender in last:
+            try:
+                stepped = self._stepped(contender) if self.options.schedule == "progressive" else contender
+            except TargetError as error:
+                unmet = error
+                self.told.append(f"{_named(contender)} cannot reach the target by steps ({_short(error)})")
+                continue
+            found.append(self._mended(stepped, depth=DEPTH))
+            self.told.append(f"layers fitted together: {_told(found[-1])}")
+        if not found:
+            assert unmet is not None
+            raise unmet
         return min(found, key=_rank)
 
     def summary(self) -> str:
@@ -297,11 +311,14 @@ def _short(error: TargetError) -> str:
     return str(error.why).split("; ")[0]
 
 
-def _told(contender: Contender) -> str:
+def _named(contender: Contender) -> str:
     edits = sum(len(part) for part in contender.base.chosen)
-    return f"divergence {contender.loss:.3g} " + (
-        f"with {edits} layers of another form" if edits else "by channels alone"
-    )
+    return f"{edits} layers of another form" if edits else "channels alone"
+
+
+def _told(contender: Contender) -> str:
+    how = "with" if contender.base.chosen else "by"
+    return f"divergence {contender.loss:.3g} {how} {_named(contender)}"
 
 
 def _rank(contender: Contender) -> float:
