@@ -13,7 +13,7 @@ again until the sources of the package change. Leave the machine alone meanwhile
 
 Example:
     python tools/blocks.py --train all              # once; needs torch
-    python tools/blocks.py                          # measure, about half an hour on two cores, and write the page
+    python tools/blocks.py                          # measure, about an hour on two cores, and write the page
     python tools/blocks.py --only 'vgg16/*'
     python tools/blocks.py --zoo                    # the proofs, on the structure of 28 networks from both exporters
     python tools/blocks.py --report                 # the page alone
@@ -338,7 +338,7 @@ def zoo(folder: Path) -> None:
     from onnxprune.granularity.rewriting import reform
 
     known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}
-    for name in sorted(set(test_zoo.PRUNABLE) - set(test_zoo.HEAVY)):
+    for name in sorted(test_zoo.PRUNABLE):
         for exporter in test_zoo.EXPORTERS:
             entry = f"zoo/{exporter}-{name}"
             if entry in known:
