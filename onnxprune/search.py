@@ -536,13 +536,8 @@ def paced(options: Options, share: float) -> float:
 
 def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limits:
     """Return bounds between the original and the goals, when some share of the steps is done."""
-    share = paced(options, share)
     whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
-    bounds = (
-        None if goal is None else amount - share * (amount - min(goal, amount))
-        for amount, goal in zip(whole, meter.goals().bounds, strict=True)
-    )
-    return budget.Limits(*bounds)
+    return meter.goals().part(whole, paced(options, share))
 
 
 def plans(

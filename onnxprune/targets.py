@@ -128,14 +128,12 @@ class Meter:
             bound = amount / 2 if quantity == "flops" else amount  # FLOPs are 2 x MACs
             before = bounds[quantity]
             bounds[quantity] = bound if before is None else min(bound, before)
-        if self.share < 1:
-            for quantity, goal in bounds.items():
-                amount = self.whole[quantity]
-                if goal is not None and goal < amount:
-                    bounds[quantity] = amount - self.share * (amount - goal)
-        return budget.Limits(
+        goals = budget.Limits(
             bounds["flops"], bounds["params"], bounds.get("size"), bounds.get("memory"), bounds.get("latency")
         )
+        if self.share == 1:
+            return goals
+        return goals.part([self.whole.get(quantity, 0.0) for quantity in ("flops", "params", *MEASURED)], self.share)
 
     def of(self, candidate: Model) -> Amounts:
         """Measure a model; latency in turn with the original, so that a slow moment of the machine meets both."""
@@ -310,12 +308,42 @@ def too_far(meter: Gauge, candidate: Model, predicted: Sequence[float]) -> budge
     """
     if not meter.wanted:
         return None
+    _, shares, bounds = _measured(meter, candidate, predicted)
+    return None if max(shares.values()) >= 1 - NEAR else replace(meter.goals(), **bounds)
+
+
+def _measured(meter: Gauge, candidate: Model, predicted: Sequence[float]) -> tuple[Amounts, Amounts, Amounts]:
+    """Measure a model; return what it takes, as shares of what is aimed at, and the bounds on predicted amounts that would have been right."""
     found, aims = meter.of(candidate), _aims(meter)
-    shares = {q: found[q] / aims[q] for q in meter.wanted}
-    if max(shares.values()) >= 1 - NEAR:
-        return None
     amounts = dict(zip(("macs", "params", *MEASURED), predicted, strict=True))
-    return replace(meter.goals(), **{q: amounts[q] / share for q, share in shares.items()})
+    shares = {q: found[q] / aims[q] for q in meter.wanted}
+    return found, shares, {q: amounts[q] / shares[q] for q in meter.wanted}
+
+
+def _between(
+    allocate: Callable[[budget.Limits], BoolArray],
+    goals: budget.Limits,
+    around: dict[bool, Amounts],
+    seen: Mapping[bytes, bool],
+) -> tuple[BoolArray, Amounts] | None:
+    """Return a choice that was not measured, between bounds that held and bounds that did not, and its bounds; None where there is none.
+
+    Args:
+        allocate: what stays under some bounds on predicted amounts.
+        goals: what else is bound.
+        around: the last bounds that held (True), and that did not (False); brought closer together.
+        seen: which of the choices that were measured held.
+    """
+    if len(around) < 2:
+        return None
+    for _ in range(HALVINGS):
+        bounds = {q: math.sqrt(around[True][q] * around[False][q]) for q in around[True]}
+        keep = allocate(replace(goals, **bounds))
+        held = seen.get(keep.tobytes())
+        if held is None:
+            return keep, bounds
+        around[held] = bounds
+    return None
 
 
 def meet(
@@ -349,31 +377,26 @@ def meet(
     for _ in range(ATTEMPTS):
         try:
             keep = allocate(replace(goals, **bounds))
+            if keep.tobytes() in seen:
+                between = _between(allocate, goals, around, seen)
+                if between is None:
+                    break
+                keep, bounds = between
         except TargetError:
             if best is None and not nearest:
                 raise
             break
-        for _ in range(HALVINGS):
-            if keep.tobytes() not in seen or len(around) < 2:
-                break
-            bounds = {q: math.sqrt(around[True][q] * around[False][q]) for q in bounds}
-            keep = allocate(replace(goals, **bounds))
-            around[seen.get(keep.tobytes(), True)] = bounds
-        if keep.tobytes() in seen:
-            break
-        found = meter.of(build(keep))
-        predicted = dict(zip(("macs", "params", *MEASURED), meter.totals(keep), strict=True))
-        shares = {q: found[q] / aims[q] for q in meter.wanted}
-        left = predicted["macs"]
+        predicted = meter.totals(keep)
+        found, shares, further = _measured(meter, build(keep), predicted)
         holds = seen[keep.tobytes()] = max(shares.values()) <= 1
         around[holds] = bounds
         if holds:
-            if best is None or left > best[0]:
-                best = left, keep
+            if best is None or predicted[0] > best[0]:
+                best = predicted[0], keep
             if max(shares.values()) >= 1 - NEAR:
                 break
         nearest = found if not nearest or max(shares.values()) < max(nearest[q] / aims[q] for q in aims) else nearest
-        bounds = {q: predicted[q] / shares[q] for q in bounds}
+        bounds = further
     if best is None:
         raise TargetError(
             "the target cannot be reached",

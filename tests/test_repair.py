@@ -23,6 +23,7 @@ from onnxprune.calibration import Calibration
 from onnxprune.capture import Store
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data import inputs_of, load_data
+from onnxprune.errors import ProofError
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.repair import repair
@@ -666,3 +667,19 @@ def test_the_residual_reference_model_keeps_its_accuracy(models: Path):
     assert len(found.report.repair) == 15  # 14 see what has changed, and one layer gives it
     assert sum(layer.after < layer.before for layer in found.report.repair) >= 12
     assert len(json.loads(json.dumps(found.report.to_dict()))["repair"]) == 15
+
+
+def test_a_target_of_other_channels_than_were_traced_is_refused(tiny: onnx.ModelProto) -> None:
+    model = load(tiny)
+    trace = trace_model(model)
+    keep = np.ones(trace.n_channels, dtype=bool)
+    for group in trace.groups:
+        keep[group.channels[:2][~trace.pinned[group.channels[:2]]]] = False
+    left = rewrite.delete(model, trace, keep)
+    smaller = trace_model(left)
+    again = np.ones(smaller.n_channels, dtype=bool)
+    again[smaller.groups[0].channels[:2]] = False
+    calibration = Calibration.of(load_data(inputs(model, 16, 0), inputs_of(model.header)), 16)
+    pruned = rewrite.delete(left, smaller, again)
+    with pytest.raises(ProofError, match="cannot aim"):
+        repair(model, pruned, smaller, again, calibration, store=Store(1e9), memory=1e9)

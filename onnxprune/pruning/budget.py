@@ -70,6 +70,14 @@ class Limits:
         """Tell whether a model of this cost keeps every bound."""
         return all(amount <= bound for amount, bound in self.pairs(amounts))
 
+    def part(self, amounts: Sequence[float], share: float) -> Limits:
+        """Return bounds some share of the way from these amounts; one that holds already stays."""
+        bounds = (
+            bound if bound is None or bound >= amount else amount - share * (amount - bound)
+            for amount, bound in zip(amounts, self.bounds, strict=True)
+        )
+        return Limits(*bounds)
+
     def overshoot(self, *amounts: float) -> float:
         """Return how far below its bounds a model lies, as a share of the nearest one."""
         return min((1 - amount / bound for amount, bound in self.pairs(amounts) if bound), default=0.0)
