@@ -16,6 +16,7 @@ from onnxprune.channels.cost import CostModel, LayerCost
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.model import Model
+from onnxprune.options import Options
 from onnxprune.pruning import budget
 from onnxprune.report.document import Held, Inspection, Layer
 from onnxprune.types import BoolArray, Pin, Trace
@@ -47,6 +48,17 @@ def analyse(
     with unless_it_does_not_run(model, known):
         traced = trace_model(model, ignore=ignore, input_shapes=known, grouped=grouped, heads=heads, norms=norms)
         return Analysis(model, traced, CostModel(traced))
+
+
+def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]]) -> Analysis:
+    """Trace what a run has made of its model, as the options, resolved, say.
+
+    Args:
+        model: what is left.
+        options: the dials.
+        known: shapes of the inputs of the original.
+    """
+    return analyse(model, options.ignore, known, options.grouped, options.heads, options.norms)
 
 
 @contextlib.contextmanager

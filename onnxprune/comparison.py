@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +32,11 @@ RANDOM_SAMPLES = 16
 
 def quiet(stage: str, share: float | None, detail: str = "") -> None:
     """Say nothing."""
+
+
+def share_of(on_stage: Stage, name: str) -> Callable[[float], None]:
+    """Return what tells the share of one stage that is done."""
+    return lambda share: on_stage(name, share)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune import plan_file, runtime, verify
-from onnxprune.analysis import Analysis, analyse, pinned_of, versions
+from onnxprune.analysis import Analysis, analyse, layers_of, pinned_of, versions
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError
@@ -22,7 +22,7 @@ from onnxprune.options import Options, Training
 from onnxprune.recovery import augmented, boundaries, without_gated
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
-from onnxprune.report.document import Figures, Layer, Report
+from onnxprune.report.document import Report, figures
 from onnxprune.training import require_torch
 from onnxprune.types import Check, IntArray, Verdict
 
@@ -121,16 +121,16 @@ def finetune(
     candidate = result.session(threads=measure.threads, where="the trained model")
     found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
     checks.append(Check("finite outputs", found.finite, None, found.finite))
-    latency = found.latency
     closer = None
     if page is not None:
         on_stage("profile", None)
         around = grouping.groups(original.trace, grouping.survivors(student.trace, keep))
         closer = details((str(teacher_model.path), result), found, checked_on, measure.threads, around)
-    times = (None, None) if latency is None else (latency.a, latency.b)
-    spans = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
     whole = np.ones(original.trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = original.cost.totals(whole), student.cost.totals(keep)
+    before, after = figures(
+        found, (macs0, teacher_model.params, teacher_model.size), (macs1, round(params1), result.byte_size())
+    )
     notes = list(tuned.notes)
     if evaluation is None:
         notes.append("accuracy and agreement were measured on the samples that were trained on; --eval takes others")
@@ -139,15 +139,13 @@ def finetune(
         sha256=teacher_model.digest,
         output=None,
         settings={"training": asdict(training), "seed": seed},
-        before=Figures(
-            2 * macs0, macs0, teacher_model.params, teacher_model.size, *found.accuracy_a, times[0], spans[0]
-        ),
-        after=Figures(2 * macs1, macs1, round(params1), result.byte_size(), *found.accuracy_b, times[1], spans[1]),
+        before=before,
+        after=after,
         fidelity=found.fidelity,
         data=found.data,
         samples=found.samples,
-        latency=latency,
-        layers=_layers(original, student, keep),
+        latency=found.latency,
+        layers=layers_of(student, keep, original),
         prunable_share=original.cost.prunable_share(),
         pinned=pinned_of(original.trace),
         proof=proof,
@@ -191,15 +189,3 @@ def _features(
     found = boundaries(original, everything, student.model)
     ours, theirs = student.trace.shapes, original.trace.shapes
     return {name: (axis, None) for name, (axis, _) in found.items() if ours.get(name) == theirs[name]}
-
-
-def _layers(
-    original: Analysis, student: Analysis, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> tuple[Layer, ...]:
-    """Return the layers that both have, by name."""
-    after = {layer.label: layer for layer in student.cost.layers(keep)}
-    return tuple(
-        Layer(a.label, a.op, a.channels, b.channels, a.macs, b.macs, a.params, b.params)
-        for a in original.cost.layers(np.ones(original.trace.n_channels, dtype=bool))
-        if (b := after.get(a.label)) is not None
-    )

@@ -28,6 +28,7 @@ from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.granularity import edits
+from onnxprune.mending import Mended
 from onnxprune.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
@@ -37,10 +38,11 @@ from onnxprune.reforming.base import Base, replayed
 from onnxprune.reforming.choose import decide
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
-from onnxprune.report.document import Figures, Report
-from onnxprune.search import Choice, Mended, Workspace, choose, opened, workspace_for
+from onnxprune.report.document import Report, figures
+from onnxprune.search import Choice, choose
 from onnxprune.targets import Meter, refuse_slower
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
+from onnxprune.workspace import Workspace, opened, workspace_for
 
 WARN_BELOW = 0.5
 """Share of FLOPs that can move, below which a run warns."""
@@ -376,7 +378,6 @@ def _verify(
     original = runtime.session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
     candidate = mended.model.session(threads=measure.threads, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
-    latency = found.latency
     closer = None
     if detailed:
         on_stage("profile", None)
@@ -384,12 +385,7 @@ def _verify(
         closer = details((str(model.path), mended.model), found, data, measure.threads, around)
     everything = np.ones(whole.trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = whole.cost.totals(everything), analysis.cost.totals(plan.keep)
-    intervals = (None, None) if latency is None else (latency.a_interval, latency.b_interval)
-    times = (None, None) if latency is None else (latency.a, latency.b)
-    before = Figures(2 * macs0, macs0, model.params, model.size, *found.accuracy_a, times[0], intervals[0])
-    after = Figures(
-        2 * macs1, macs1, round(params1), mended.model.byte_size(), *found.accuracy_b, times[1], intervals[1]
-    )
+    before, after = figures(found, (macs0, model.params, model.size), (macs1, round(params1), mended.model.byte_size()))
     return Report(
         model=str(model.path),
         sha256=model.digest,
@@ -400,7 +396,7 @@ def _verify(
         fidelity=found.fidelity,
         data=found.data,
         samples=found.samples,
-        latency=latency,
+        latency=found.latency,
         layers=layers_of(analysis, plan.keep, whole),
         prunable_share=whole.cost.prunable_share(),
         pinned=pinned_of(trace),

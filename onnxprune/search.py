@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from onnxprune import rounding, sensitivity, workers
-from onnxprune.analysis import Analysis, analyse, refuse_unprunable, removed, unless_it_does_not_run
-from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
-from onnxprune.capture import Store
-from onnxprune.channels.readers import readers_of
-from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune import rounding, sensitivity
+from onnxprune.analysis import Analysis, analysed, refuse_unprunable, removed, unless_it_does_not_run
+from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import OptionError, TargetError
-from onnxprune.generate import NAME as GENERATED_NAME
-from onnxprune.generate import generate
-from onnxprune.model import Model, load
+from onnxprune.mending import repaired
+from onnxprune.model import Model
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, repair, rewrite, second_order
+from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.recovery import Recovery
-from onnxprune.report.document import curve_dict
+from onnxprune.scoring import calibrated_scores, per_saving
 from onnxprune.targets import Lifted, Meter, lift, meet, rules_of, within
-from onnxprune.training import require_torch
-from onnxprune.types import BoolArray, Curve, FloatArray, Plan, Repaired
-
-SCHEMA = "onnxprune.sensitivity/1"
-GENERATED = "generated"
-"""What `--data` takes for inputs that are made up."""
-STORED, SUMS = 0.4, 0.3
-"""Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
-SAVES_NOTHING = 1e-12
-"""Share of what is limited below which a channel saves nothing."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where calibrated stages keep what they need.
-
-    Attributes:
-        calibration: the samples.
-        store: activations, in memory or in files.
-        memory: bytes for the sums of one layer.
-        notes: what a reader should know of the samples.
-    """
-
-    calibration: Calibration
-    store: Store
-    memory: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def plain(self) -> Workspace:
-        """The same without augmented samples."""
-        return replace(self, calibration=self.calibration.plain)
+from onnxprune.types import BoolArray, Curve, Plan
+from onnxprune.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -235,7 +197,7 @@ def _allocator(
     curves: tuple[Curve, ...] = ()
     if options.importance in WITH_DATA or options.scope == "sensitivity":
         assert workspace is not None
-        scores, removals = _calibrated_scores(analysis, options, before, on_stage, workspace)
+        scores, removals = calibrated_scores(analysis, options, before, on_stage, workspace)
     else:
         scores, removals = importance.score(model, trace, options.importance, before, options.seed), []
     if options.threshold is not None and first:
@@ -246,7 +208,7 @@ def _allocator(
         assert workspace is not None
         macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
         curves = sensitivity.curves(
-            model, trace, removals, workspace.calibration.plain, macs, workspace.store, _told(on_stage, "measure")
+            model, trace, removals, workspace.calibration.plain, macs, workspace.store, share_of(on_stage, "measure")
         )
     if workspace is not None:
         for removal in removals:
@@ -260,91 +222,11 @@ def _allocator(
             left = budget.allocate_by_loss(trace, costs, curves, before, held, limits)
         else:
             weighed = options.importance in WITH_GRADIENTS and options.scope == "global"
-            ranks = _per_saving(analysis, scores, limits) if weighed else scores
+            ranks = per_saving(analysis, scores, limits) if weighed else scores
             left = budget.allocate(trace, costs, ranks, before, held, limits)
         return left if whole else lift(left, current.keep)
 
     return allocate, curves
-
-
-def _per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -> FloatArray:
-    """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
-
-    Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
-    """
-    macs, params = analysis.cost.savings()
-    of_params = limits.params is not None or limits.size is not None
-    of_macs = limits.macs is not None or limits.latency is not None or limits.memory is not None or not of_params
-    saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
-    return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))
-
-
-def _calibrated_scores(
-    analysis: Analysis,
-    options: Options,
-    keep: BoolArray,
-    on_stage: Stage,
-    workspace: Workspace,
-    names: Container[str] | None = None,
-) -> tuple[FloatArray, list[second_order.Removal]]:
-    """Return the importance of every channel, and how each group loses its channels where the scope asks for it."""
-    model, trace = analysis.model, analysis.trace
-    plain = options.importance not in WITH_DATA
-    fallback = importance.score(model, trace, options.importance if plain else "l2", keep, options.seed)
-    given: FloatArray | None = fallback
-    if not plain:
-        kind = options.importance
-        given = None
-        if kind in WITH_GRADIENTS:
-            given = _gradient_scores(analysis, options, on_stage, workspace)
-            if options.scope != "sensitivity":
-                return given, []
-        elif kind != "obs":
-            given = second_order.activation_scores(
-                model,
-                trace,
-                workspace.calibration.plain,
-                kind,
-                store=workspace.store,
-                memory=workspace.memory,
-                seed=options.seed,
-            )
-            given = np.where(np.isnan(given), fallback, given)
-            if options.scope != "sensitivity":
-                return given, []
-    found = list(
-        second_order.removals(
-            model,
-            trace,
-            workspace.calibration.plain,
-            scores=given,
-            fallback=fallback,
-            store=workspace.store,
-            memory=workspace.memory,
-            seed=options.seed,
-            hold_out=options.scope == "sensitivity",
-            names=names,
-            progress=_told(on_stage, "capture"),
-        )
-    )
-    if given is None:
-        given = second_order.scores_of(trace, found, fallback)
-    return given, found
-
-
-def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
-    require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
-
-    return gradients.scores(
-        analysis.model,
-        analysis.trace,
-        workspace.calibration.plain,
-        options.importance,
-        memory=workspace.memory,
-        seed=options.seed,
-        progress=_told(on_stage, "gradients"),
-    )
 
 
 def _next(
@@ -364,7 +246,7 @@ def _next(
     if before is not analysis:
         reference = before.model  # what was trained has fewer channels than the original
     pruned = rewrite.delete(before.model, before.trace, left)
-    result, _ = _repair(before, pruned, left, workspace, options, on_stage, reference or before.model)
+    result, _ = repaired(before, pruned, left, workspace, options, on_stage, reference or before.model)
     if recovery is not None:
         result = recovery.between(result, keep, step)
     again = analysed(result, options, trace.input_shapes)
@@ -377,156 +259,8 @@ def _next(
     return _Step(again, keep, _sizes(analysis))
 
 
-def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]]) -> Analysis:
-    """Trace what a run has made of its model, as the options, resolved, say.
-
-    Args:
-        model: what is left.
-        options: the dials.
-        known: shapes of the inputs of the original.
-    """
-    return analyse(model, options.ignore, known, options.grouped, options.heads, options.norms)
-
-
 def _sizes(analysis: Analysis) -> dict[str, int]:
     return {group.name: group.channels.size for group in analysis.trace.groups}
-
-
-@dataclass(frozen=True)
-class Mended:
-    """A pruned model after repair.
-
-    Attributes:
-        model: what came of it.
-        layers: what was done at each layer.
-        notes: what a reader should know.
-        loss: divergence of its output from what it was repaired towards, on samples held out; NaN where that was not measured.
-    """
-
-    model: Model
-    layers: tuple[Repaired, ...] = ()
-    notes: tuple[str, ...] = ()
-    loss: float = math.nan
-
-
-def mend(
-    analysis: Analysis,
-    pruned: Model,
-    keep: BoolArray,
-    workspace: Workspace,
-    options: Options,
-    on_stage: Stage = quiet,
-    *,
-    reference: Model | None = None,
-    changed: Set[str] = frozenset(),
-    depth: int = repair.DEPTH,
-) -> Mended:
-    """Repair a pruned model as the options say, and keep that only where the output held out says that it is better.
-
-    Args:
-        analysis: of the model that was pruned.
-        pruned: what is left.
-        keep: what that is.
-        workspace: calibration data.
-        options: the dials.
-        on_stage: called as it goes on.
-        reference: what to repair towards, where that is not the model that was analysed.
-        changed: tensors of other layers than those of the reference, where nothing has repaired them yet.
-        depth: how many layers are fitted together, at most.
-    """
-    reference = reference or analysis.model
-    model, layers = _repair(analysis, pruned, keep, workspace, options, on_stage, reference, changed, depth)
-    before, after = sensitivity.losses(reference, (pruned, model), workspace.calibration)
-    notes = list(workspace.notes)
-    if after > before:
-        text = f"repair was undone: on inputs held out it moves the output further from the original ({after:.3g} after {before:.3g})"
-        return Mended(pruned, (), (*notes, text), before)
-    kept = sum(1 for layer in layers if layer.after >= layer.before)
-    if kept:
-        notes.append(f"{kept} of {len(layers)} layers keep their weights: no change predicted the rows held out better")
-    return Mended(model, layers, tuple(notes), after)
-
-
-def is_generated(data: object) -> bool:
-    """Tell whether inputs are to be made up."""
-    return isinstance(data, str | os.PathLike) and os.fspath(data) == GENERATED and not os.path.exists(data)
-
-
-def generated(analysis: Analysis, options: Options) -> Data:
-    """Return made-up inputs for a model."""
-    return generate(inputs_of(analysis.model.header), analysis.trace.input_shapes, options.samples, options.seed)
-
-
-@contextlib.contextmanager
-def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[Workspace]:
-    """Prepare calibration on some data, and clean up after it."""
-    notes = []
-    if data.name == GENERATED_NAME:
-        notes.append("data-free: inputs were generated, no sample of the real ones was seen")
-    elif len(data) < ENOUGH:
-        notes.append(f"{len(data)} samples are few to calibrate on: aim for {AIM}")
-    kinds = options.augment
-    if isinstance(kinds, str):
-        kinds, reasons = (), []
-        if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)):
-            kinds = AUTOMATIC
-            reasons.append("most parameters lie in layers with fewer rows than unknowns")
-        if data.name != GENERATED_NAME and is_enlarged_data(data):
-            kinds = (*AUTOMATIC, "detail")
-            reasons.append("the images look enlarged, sharp ones would fare worse")
-        if kinds:
-            notes.append(
-                f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
-            )
-    store = Store(options.memory * STORED)
-    try:
-        calibration = Calibration.of(data, options.samples, tuple(kinds), options.seed)
-        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))
-    finally:
-        store.close()
-
-
-def _is_short(analysis: Analysis, samples: int) -> bool:
-    """Tell whether layers with more unknowns per output than they will see rows hold most of the parameters."""
-    trace = analysis.trace
-    found = {r.node: r for readers in readers_of(analysis.model, trace).values() for r in readers}
-    short = 0
-    for reader in found.values():
-        shape = trace.shapes[reader.layer.node.outputs[0].name]
-        rows = samples * math.prod(shape) // shape[reader.layer.channel_axis] / max(1, shape[0])
-        short += reader.layer.values.size if rows < reader.channels.shape[1] else 0
-    return short > analysis.model.params / 2
-
-
-def _repair(
-    analysis: Analysis,
-    pruned: Model,
-    keep: BoolArray,
-    workspace: Workspace,
-    options: Options,
-    on_stage: Stage,
-    reference: Model | None = None,
-    changed: Set[str] = frozenset(),
-    depth: int = repair.DEPTH,
-) -> tuple[Model, tuple[Repaired, ...]]:
-    return repair.repair(
-        reference or analysis.model,
-        pruned,
-        analysis.trace,
-        keep,
-        workspace.calibration,
-        store=workspace.store,
-        memory=workspace.memory,
-        only_bias=options.repair == "bias",
-        depth=depth,
-        seed=options.seed,
-        changed=changed,
-        progress=_told(on_stage, "repair"),
-    )
-
-
-def _told(on_stage: Stage, name: str) -> Callable[[float], None]:
-    return lambda share: on_stage(name, share)
 
 
 def paced(options: Options, share: float) -> float:
@@ -583,112 +317,3 @@ def plans(
             take(share, error)
             continue
         take(share, Plan(keep, analysis.model.digest, settings(analysis, rounded), (removed(analysis, keep),), curves))
-
-
-def study(
-    model: str | os.PathLike[str],
-    options: Options,
-    data: DataLike | None = None,
-    preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    jobs: int = 1,
-    scheduler: str | None = None,
-) -> tuple[Analysis, tuple[Curve, ...]]:
-    """Load a model and measure what each group loses, by second order, some groups at a time on each of several workers.
-
-    Raises:
-        OptionError: no data.
-        ModelError: nothing can be pruned.
-    """
-    options = replace(options, importance="obs", scope="sensitivity")
-    analysis, given = opened(model, options, data, preprocess, on_stage)
-    options = options.resolved(given is not None)
-    refuse_unprunable(analysis)
-    assert given is not None
-    with threadpool_limits(1):  # sums come out the same, however many workers there are
-        if jobs == 1 and scheduler is None:
-            return analysis, _curves(analysis, given, options, None, on_stage)
-        free = [group.name for group in analysis.trace.groups if not analysis.trace.pinned[group.channels].all()]
-        parts = [
-            part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size
-        ]
-        work = [_Part(os.fspath(model), options, data, preprocess, tuple(part)) for part in parts]
-        left = len(work)
-
-        def done(number: int, found: tuple[Curve, ...]) -> None:
-            nonlocal left
-            left -= 1
-            on_stage("measure", 1 - left / len(work))
-
-        found = workers.run(_study_part, work, workers=jobs, scheduler=scheduler, done=done)
-    return analysis, tuple(curve for curves in found for curve in curves)
-
-
-PARTS = 2
-"""Parts that a worker gets, about: the last ones then don't wait long for each other."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a worker needs to measure some groups."""
-
-    model: str
-    options: Options
-    data: Any
-    preprocess: Any
-    names: tuple[str, ...]
-
-
-def _study_part(part: _Part) -> tuple[Curve, ...]:
-    with threadpool_limits(1):
-        analysis, given = opened(part.model, part.options, part.data, part.preprocess, quiet)
-        assert given is not None
-        return _curves(analysis, given, part.options, part.names, quiet)
-
-
-def _curves(
-    analysis: Analysis, given: Data, options: Options, names: tuple[str, ...] | None, on_stage: Stage
-) -> tuple[Curve, ...]:
-    """Measure what some groups lose; None: all."""
-    model, trace = analysis.model, analysis.trace
-    with workspace_for(given, analysis, options) as workspace:
-        keep = np.ones(trace.n_channels, dtype=bool)
-        _, removals = _calibrated_scores(analysis, options, keep, on_stage, workspace, names)
-        macs, samples = analysis.cost.totals(keep)[0], workspace.calibration.plain
-        told = _told(on_stage, "measure")
-        points = second_order.points_of(trace)
-        return sensitivity.curves(model, trace, removals, samples, macs, workspace.store, told, points)
-
-
-def opened(
-    model: str | os.PathLike[str],
-    options: Options,
-    data: DataLike | None,
-    preprocess: Preprocess | str | None,
-    on_stage: Stage,
-) -> tuple[Analysis, Data | None]:
-    """Load a model and its data, real or generated."""
-    on_stage("load", None)
-    loaded = load(model)
-    given = None
-    if data is not None and not is_generated(data):
-        given = load_data(data, inputs_of(loaded.header), preprocess)
-    norms = options.norms if options.norms != AUTO else options.resolved(data is not None).norms
-    known = None if given is None else given.shapes()
-    analysis = analyse(loaded, options.ignore, known, options.grouped, options.heads, norms)
-    if data is not None and given is None:
-        given = generated(analysis, options)
-    return analysis, given
-
-
-def curves_dict(analysis: Analysis, curves: tuple[Curve, ...]) -> dict[str, object]:
-    """Return what `sensitivity --json` prints."""
-    return {
-        "schema": SCHEMA,
-        "model": {"path": str(analysis.model.path), "sha256": analysis.model.digest},
-        "groups": [curve_dict(curve) for curve in curves],
-        "held": [
-            {"node": p.node, "operator": p.op, "reason": p.reason, "channels": int(p.channels.size)}
-            for p in analysis.trace.pins
-        ],
-    }

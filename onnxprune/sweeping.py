@@ -23,8 +23,9 @@ from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline import prune
 from onnxprune.report import saving
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
-from onnxprune.search import opened, plans, workspace_for
+from onnxprune.search import plans
 from onnxprune.types import Plan
+from onnxprune.workspace import opened, workspace_for
 
 STATE = "sweep.json"
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -15,7 +15,7 @@ from onnxprune.calibration import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
 from onnxprune.data import InputSpec, inputs_of, load_data
 from onnxprune.errors import DataError
 from onnxprune.options import Options
-from onnxprune.search import workspace_for
+from onnxprune.workspace import workspace_for
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import Measure, search, sweeping, workers
+from onnxprune import Measure, curves, sweeping, workers
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.options import Options
 from onnxprune.report.document import Member
@@ -167,7 +167,7 @@ def test_a_dask_cluster_makes_the_same(call: dict, tmp_path: Path) -> None:
 
 
 def test_sensitivity_is_the_same_for_any_number_of_workers(tiny_path: Path, samples: Path) -> None:
-    found = [search.study(tiny_path, Options(augment=()), samples, jobs=jobs)[1] for jobs in (1, 2)]
+    found = [curves.study(tiny_path, Options(augment=()), samples, jobs=jobs)[1] for jobs in (1, 2)]
     assert len(found[0]) == len(found[1]) > 1
     for one, two in zip(*found, strict=True):
         assert one.group == two.group

@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.edits import Grouped, Kernel, Rank, Split
-from onnxprune.granularity.rank import project, spread
+from onnxprune.granularity.rank import directions, project, spread
 from onnxprune.granularity.rewriting import kept_features
 from onnxprune.types import FloatArray, IntArray
 
@@ -188,7 +188,7 @@ class Gram:
 
 
 def _leading(scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
-    values, vectors = np.linalg.eigh((scatter + np.swapaxes(scatter, 1, 2)) / 2)
-    values = np.maximum(values[:, ::-1], 0)
+    values, vectors = directions(scatter)
+    values = np.maximum(values, 0)
     left: Any = values.sum() - np.concatenate([[0.0], np.cumsum(values.sum(axis=0))])
-    return np.ascontiguousarray(vectors[:, :, ::-1]), np.maximum(left / (values.sum() + TINY), 0)
+    return np.ascontiguousarray(vectors), np.maximum(left / (values.sum() + TINY), 0)

@@ -27,10 +27,10 @@ def project(matrix: FloatArray, layer: Linear, edit: Rank, basis: FloatArray | N
     if not 1 <= edit.rank <= min(parts.shape[-2:]):
         raise RefusalError(f"it has {min(parts.shape[-2:])} directions, {edit.rank} cannot be left")
     if edit.form == "channel":
-        left = directions(matrix @ np.swapaxes(matrix, 1, 2)) if basis is None else basis
+        left = directions(matrix @ np.swapaxes(matrix, 1, 2))[1] if basis is None else basis
         left = left[:, :, : edit.rank]
         return np.asarray(left @ (np.swapaxes(left, 1, 2) @ matrix))
-    left = directions(parts @ parts.T) if basis is None else basis[0]
+    left = directions(parts @ parts.T)[1] if basis is None else basis[0]
     left = left[:, : edit.rank]
     return gather(left @ (left.T @ parts), layer)
 
@@ -60,17 +60,18 @@ def factors(matrix: FloatArray, rank: int, basis: FloatArray | None = None) -> t
         return left, np.swapaxes(left, -1, -2) @ matrix
     turned = np.swapaxes(matrix, -1, -2)
     if matrix.shape[-2] <= matrix.shape[-1]:
-        left = directions(matrix @ turned)[..., :rank]
+        left = directions(matrix @ turned)[1][..., :rank]
         return left, np.swapaxes(left, -1, -2) @ matrix
-    right = directions(turned @ matrix)[..., :rank]
+    right = directions(turned @ matrix)[1][..., :rank]
     return matrix @ right, np.swapaxes(right, -1, -2)
 
 
-def directions(scatter: FloatArray) -> FloatArray:
-    """Return the eigenvectors of a symmetric matrix, the largest eigenvalue first, each with its largest element above zero."""
-    vectors = np.linalg.eigh(scatter)[1][..., ::-1]
+def directions(scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the eigenvalues of a symmetric matrix, the largest first, and its eigenvectors, each with its largest element above zero."""
+    values, vectors = np.linalg.eigh((scatter + np.swapaxes(scatter, -1, -2)) / 2)
+    vectors = vectors[..., ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=-2, keepdims=True), axis=-2)
-    return np.asarray(vectors * np.where(largest < 0, -1, 1))
+    return values[..., ::-1], np.asarray(vectors * np.where(largest < 0, -1, 1))
 
 
 def _between(graph: gs.Graph, layer: Linear, weight: Array, attrs: dict[str, Any]) -> gs.Variable:

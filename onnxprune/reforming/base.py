@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune import verify
-from onnxprune.analysis import Analysis, unless_it_does_not_run
+from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.channels.linear import linear_layers
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity.candidates import Candidate
@@ -20,14 +20,15 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
+from onnxprune.mending import Mended, mend
 from onnxprune.model import Model
 from onnxprune.moments import threads_for
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.search import Mended, Workspace, analysed, mend
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
+from onnxprune.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Base:
         *,
         depth: int = DEPTH,
     ) -> Mended:
-        """Repair what channels have left of it, or of what training has made of it on the way; see `onnxprune.search.mend`."""
+        """Repair what channels have left of it, or of what training has made of it on the way; see `onnxprune.mending.mend`."""
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
             return Mended(pruned, notes=workspace.notes)
         reference, changed = self.reference, self.changed

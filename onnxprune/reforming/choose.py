@@ -20,9 +20,10 @@ from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
 from onnxprune.reforming.prices import BlockMeter, cheapest, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, Workspace, choose, opened, part_of_the_way, settings, workspace_for
+from onnxprune.search import Choice, choose, part_of_the_way, settings
 from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
+from onnxprune.workspace import Workspace, opened, workspace_for
 
 
 def decide(

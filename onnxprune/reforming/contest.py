@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from onnxprune import sensitivity
+from onnxprune.analysis import analysed
 from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
+from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.budget import Limits
@@ -18,9 +20,10 @@ from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, Mended, Workspace, analysed, paced
+from onnxprune.search import Choice, paced
 from onnxprune.targets import Meter, too_far
 from onnxprune.types import FloatArray
+from onnxprune.workspace import Workspace
 
 FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""

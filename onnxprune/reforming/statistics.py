@@ -11,8 +11,8 @@ from onnxprune.channels.linear import Linear
 from onnxprune.channels.readers import Reader
 from onnxprune.options import WITH_DATA, Options
 from onnxprune.pruning import second_order
-from onnxprune.search import Workspace
 from onnxprune.types import FloatArray
+from onnxprune.workspace import Workspace
 
 ROOM = 1.25
 """Of the memory for sums: here a covariance lies beside fewer copies of itself than where its inverse is needed."""

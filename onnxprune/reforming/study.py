@@ -28,10 +28,10 @@ from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.rounding import FINER, steps
-from onnxprune.search import Workspace
 from onnxprune.targets import Meter
 from onnxprune.training import require_torch
 from onnxprune.types import FloatArray, Trace
+from onnxprune.workspace import Workspace
 
 USUAL = 0.03
 """Error of a layer, as a share of its output's variance, of the edit that is measured for all of its kind: about what will be chosen."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnxprune.channels.cost import LayerCost
+from onnxprune.comparison import Comparison
 from onnxprune.latency import Table
 from onnxprune.report.details import Details
 from onnxprune.runtime import Latency
@@ -30,6 +31,20 @@ class Figures:
     top5: float | None = None
     latency_ms: float | None = None
     latency_interval_ms: tuple[float, float] | None = None
+
+
+def figures(
+    found: Comparison, before: tuple[float, int, int], after: tuple[float, int, int]
+) -> tuple[Figures, Figures]:
+    """Return both columns: MACs, parameters and bytes of each model as given, the rest as measured."""
+    columns = []
+    for (macs, params, size), (top1, top5) in ((before, found.accuracy_a), (after, found.accuracy_b)):
+        columns.append(Figures(2 * macs, macs, params, size, top1, top5))
+    first, second = columns
+    if (latency := found.latency) is not None:
+        first = replace(first, latency_ms=latency.a, latency_interval_ms=latency.a_interval)
+        second = replace(second, latency_ms=latency.b, latency_interval_ms=latency.b_interval)
+    return first, second
 
 
 @dataclass(frozen=True)

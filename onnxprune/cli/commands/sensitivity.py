@@ -36,19 +36,19 @@ def sensitivity(
     terminal: Terminal,
 ) -> None:
     """Measure what the output loses as each group by itself loses channels, its readers being repaired."""
-    from onnxprune import search
+    from onnxprune import curves
     from onnxprune.output import check_destination
     from onnxprune.report import console
 
     if plot is not None:
         check_destination(plot, model)
     with terminal.progress() as on_stage:
-        analysis, found = search.study(model, options, data, preprocess, on_stage, jobs, scheduler)
+        analysis, found = curves.study(model, options, data, preprocess, on_stage, jobs, scheduler)
     if plot is not None:
         from onnxprune.report.plot import draw_curves
 
         draw_curves(found, plot)
     terminal.show(
-        lambda: search.curves_dict(analysis, found),
+        lambda: curves.curves_dict(analysis, found),
         lambda: console.curve_parts(found, analysis.trace, None if plot is None else str(plot)),
     )

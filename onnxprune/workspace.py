@@ -1,0 +1,119 @@
+"""The samples a run looks at, and where what it sees of them is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from onnxprune.analysis import Analysis, analyse
+from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
+from onnxprune.capture import Store
+from onnxprune.channels.readers import readers_of
+from onnxprune.comparison import Stage
+from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.generate import NAME as GENERATED_NAME
+from onnxprune.generate import generate
+from onnxprune.model import load
+from onnxprune.options import AUTO, Options
+
+GENERATED = "generated"
+"""What `--data` takes for inputs that are made up."""
+STORED, SUMS = 0.4, 0.3
+"""Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where calibrated stages keep what they need.
+
+    Attributes:
+        calibration: the samples.
+        store: activations, in memory or in files.
+        memory: bytes for the sums of one layer.
+        notes: what a reader should know of the samples.
+    """
+
+    calibration: Calibration
+    store: Store
+    memory: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> Workspace:
+        """The same without augmented samples."""
+        return replace(self, calibration=self.calibration.plain)
+
+
+@contextlib.contextmanager
+def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[Workspace]:
+    """Prepare calibration on some data, and clean up after it."""
+    notes = []
+    if data.name == GENERATED_NAME:
+        notes.append("data-free: inputs were generated, no sample of the real ones was seen")
+    elif len(data) < ENOUGH:
+        notes.append(f"{len(data)} samples are few to calibrate on: aim for {AIM}")
+    kinds = options.augment
+    if isinstance(kinds, str):
+        kinds, reasons = (), []
+        if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)):
+            kinds = AUTOMATIC
+            reasons.append("most parameters lie in layers with fewer rows than unknowns")
+        if data.name != GENERATED_NAME and is_enlarged_data(data):
+            kinds = (*AUTOMATIC, "detail")
+            reasons.append("the images look enlarged, sharp ones would fare worse")
+        if kinds:
+            notes.append(
+                f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
+            )
+    store = Store(options.memory * STORED)
+    try:
+        calibration = Calibration.of(data, options.samples, tuple(kinds), options.seed)
+        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))
+    finally:
+        store.close()
+
+
+def _is_short(analysis: Analysis, samples: int) -> bool:
+    """Tell whether layers with more unknowns per output than they will see rows hold most of the parameters."""
+    trace = analysis.trace
+    found = {r.node: r for readers in readers_of(analysis.model, trace).values() for r in readers}
+    short = 0
+    for reader in found.values():
+        shape = trace.shapes[reader.layer.node.outputs[0].name]
+        rows = samples * math.prod(shape) // shape[reader.layer.channel_axis] / max(1, shape[0])
+        short += reader.layer.values.size if rows < reader.channels.shape[1] else 0
+    return short > analysis.model.params / 2
+
+
+def is_generated(data: object) -> bool:
+    """Tell whether inputs are to be made up."""
+    return isinstance(data, str | os.PathLike) and os.fspath(data) == GENERATED and not os.path.exists(data)
+
+
+def generated(analysis: Analysis, options: Options) -> Data:
+    """Return made-up inputs for a model."""
+    return generate(inputs_of(analysis.model.header), analysis.trace.input_shapes, options.samples, options.seed)
+
+
+def opened(
+    model: str | os.PathLike[str],
+    options: Options,
+    data: DataLike | None,
+    preprocess: Preprocess | str | None,
+    on_stage: Stage,
+) -> tuple[Analysis, Data | None]:
+    """Load a model and its data, real or generated."""
+    on_stage("load", None)
+    loaded = load(model)
+    given = None
+    if data is not None and not is_generated(data):
+        given = load_data(data, inputs_of(loaded.header), preprocess)
+    norms = options.norms if options.norms != AUTO else options.resolved(data is not None).norms
+    known = None if given is None else given.shapes()
+    analysis = analyse(loaded, options.ignore, known, options.grouped, options.heads, norms)
+    if data is not None and given is None:
+        given = generated(analysis, options)
+    return analysis, given
