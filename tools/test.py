@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Run everything a change must pass: ruff, mypy and the tests. Further arguments go to pytest.
 
+Without any, every test runs, on as many workers as there are cores, four at most.
+
 Where there is a browser, or CI is set, the tests that need one fail instead of being left out.
 """
 
@@ -18,6 +20,7 @@ STEPS = (
     ("ruff", "format", "--check", "."),
     ("mypy",),
 )
+WORKERS = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -26,7 +29,7 @@ def main() -> int:
     environment = dict(os.environ)
     if os.environ.get("CI") or any(map(shutil.which, BROWSERS)):
         environment.setdefault("ONNXPRUNE_BROWSER", "required")
-    for module, *arguments in (*STEPS, ("pytest", *sys.argv[1:])):
+    for module, *arguments in (*STEPS, ("pytest", *(sys.argv[1:] or WORKERS))):
         print(f"== {module} {' '.join(arguments)}", flush=True)
         code = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment).returncode
         if code:
