@@ -6,6 +6,7 @@ Times of layers are replaced by their multiplications: what is measured has no s
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -232,6 +233,34 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
     everything = True
     with pytest.raises(TargetError, match="no"):
         onnxprune.prune(planted, **dials)
+
+
+@pytest.mark.parametrize(("less", "taken"), [(0.01, False), (0.05, True)])
+def test_of_equal_ways_the_one_with_fewer_edits_is_taken(less, taken, planted, samples, monkeypatch):
+    real = contest._Contest._mended
+
+    def mended(self, contender, depth):
+        found = real(self, contender, depth)
+        return found if depth == 1 else replace(found, loss=1 - less if contender.base.chosen else 1.0)
+
+    monkeypatch.setattr(contest._Contest, "_mended", mended)
+    assert bool(pruned(planted, samples, ("filter", "kernel"), reduce={"flops": 0.9}).plan.blocks) == taken
+
+
+def test_edits_that_lose_more_than_the_best_has_lost_get_no_channels_chosen(planted, samples, monkeypatch):
+    made = []
+
+    def costly(*args):
+        made.append(replace(apply(*args), loss=100.0))
+        return made[-1]
+
+    monkeypatch.setattr(contest, "apply", costly)
+    result = pruned(planted, samples, ("filter", "kernel"), reduce={"flops": 0.9})
+    assert made
+    assert not result.plan.blocks
+    told = next(note for note in result.report.notes if note.startswith("held against each other"))
+    assert "lose 100 before any channel goes" in told
+    assert "with" not in told
 
 
 def test_what_a_later_round_starts_from_is_what_is_left(models):

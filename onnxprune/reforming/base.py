@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,6 +68,7 @@ class Base:
         changed: names of tensors that layers of another form give: those have been fitted one by one, and are to be fitted together.
         layers: what repair did.
         notes: what a reader should know.
+        loss: divergence of its output from the original on samples held out; NaN where that was not measured.
     """
 
     analysis: Analysis
@@ -76,6 +78,7 @@ class Base:
     changed: frozenset[str] = frozenset()
     layers: tuple[Repaired, ...] = ()
     notes: tuple[str, ...] = ()
+    loss: float = math.nan
 
     @property
     def teacher(self) -> Analysis:
@@ -166,6 +169,7 @@ def apply(
         )
     notes = [*base.notes, *((made.folded,) if made.folded else ())]
     layers: tuple[Repaired, ...] = ()
+    loss = math.nan
     analysis = after.analysis
     if workspace is not None and options.repair in ("lstsq", "bias"):
         keep = np.ones(analysis.trace.n_channels, dtype=bool)
@@ -174,10 +178,10 @@ def apply(
             analysis, model, keep, workspace.plain, options, on_stage, reference=reference, changed=changed, depth=1
         )
         notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
-        layers = mended.layers
+        layers, loss = mended.layers, mended.loss
         analysis = analysed(mended.model, options, known)
     changed = base.changed | made.changed
-    return replace(after, analysis=analysis, proof=proof, changed=changed, layers=layers, notes=tuple(notes))
+    return replace(after, analysis=analysis, proof=proof, changed=changed, layers=layers, notes=tuple(notes), loss=loss)
 
 
 def edited(

@@ -31,6 +31,8 @@ FINALISTS = 2
 """Of the ways with edits, how many are repaired as far as can be."""
 CORRECTIONS = 3
 """How often edits for a price are chosen, at most."""
+TIE = 0.02
+"""Share by which losses differ that are taken to be equal: the way with fewer edits is better then."""
 ROUNDS = 4
 """How often further edits are looked at, at most."""
 
@@ -210,6 +212,9 @@ class _Contest:
                 continue
             self.seen.add(key)
             other = apply(self.base, edits, self.bases, self.options, self.workspace, self.on_stage)
+            if best is not None and self.options.max_drop is None and other.loss >= best.loss:
+                self.told.append(f"{len(edits)} layers of another form lose {other.loss:.3g} before any channel goes")
+                continue
             try:
                 here = self.tried(other, meter.on(other.analysis))
             except TargetError as error:
@@ -259,7 +264,7 @@ class _Contest:
                 self.bases[key] = basis
 
     def finished(self) -> Contender:
-        """Repair channels alone, and the best with edits, as far as can be; return the best.
+        """Repair channels alone, and the best with edits, as far as can be; return the best, of equal ones the one with fewest edits.
 
         Raises:
             TargetError: by steps none of them can meet the targets.
@@ -279,7 +284,8 @@ class _Contest:
         if not found:
             assert unmet is not None
             raise unmet
-        return min(found, key=_rank)
+        least = min(map(_rank, found)) * (1 + TIE)
+        return min((c for c in found if _rank(c) <= least), key=_edit_count)
 
     def summary(self) -> str:
         """Return what a reader should know."""
@@ -314,8 +320,12 @@ def _short(error: TargetError) -> str:
     return str(error.why).split("; ")[0]
 
 
+def _edit_count(contender: Contender) -> int:
+    return sum(len(part) for part in contender.base.chosen)
+
+
 def _named(contender: Contender) -> str:
-    edits = sum(len(part) for part in contender.base.chosen)
+    edits = _edit_count(contender)
     return f"{edits} layers of another form" if edits else "channels alone"
 
 
