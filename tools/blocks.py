@@ -446,6 +446,7 @@ def plot(found: dict[str, Record]) -> None:
         axes.bar_label(bars, [kept(found[f"{n}/{mode}"]).split()[-1] for n in networks], fontsize=8)
     axes.set_xticks(np.arange(len(networks)), networks)
     axes.set_yscale("log")
+    axes.margins(y=0.12)
     axes.set_ylabel("KL on the test images (nats)")
     axes.set_title("At half the latency: loss, and top-1 or agreement (%) above each bar")
     axes.legend(frameon=False)
