@@ -50,13 +50,13 @@ def analyse(
         return Analysis(model, traced, CostModel(traced))
 
 
-def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]]) -> Analysis:
-    """Trace what a run has made of its model, as the options, resolved, say.
+def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]] | None) -> Analysis:
+    """Trace a model, or what a run has made of it, as the options, resolved, say.
 
     Args:
-        model: what is left.
+        model: it.
         options: the dials.
-        known: shapes of the inputs of the original.
+        known: shapes of its inputs, or of those of the original.
     """
     return analyse(model, options.ignore, known, options.grouped, options.heads, options.norms)
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxprune import files, machine, profiling, runtime
-from onnxprune.comparison import Measure, Stage, quiet
+from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.model import Model
 
 SCHEMA = "onnxprune.bench/2"
@@ -87,7 +87,7 @@ def bench(
             threads=measure.threads,
             batch=batch,
             seconds=measure.seconds,
-            progress=lambda share: on_stage("time", share),
+            progress=share_of(on_stage, "time"),
         )
         del sessions
         times = []

@@ -128,7 +128,7 @@ def compare(
             threads=measure.threads,
             batch=(*next(iter(feeds.values())).shape, 1)[0],
             seconds=measure.seconds,
-            progress=lambda share: on_stage("time", share),
+            progress=share_of(on_stage, "time"),
         )
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnxprune import fidelity, files, footprint, memory, rounds, runtime, statistics, verify
-from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, timed_feeds
+from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, share_of, timed_feeds
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.fidelity import relative_difference
@@ -155,7 +155,7 @@ def check(
             runs=measure.runs,
             warmup=measure.warmup,
             seconds=measure.seconds,
-            progress=lambda share: on_stage("time", share),
+            progress=share_of(on_stage, "time"),
         )
     on_stage("verify", None)
     odd = list(_robustness(original, ran, ours, loaded)) if found.finite else []

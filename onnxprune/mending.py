@@ -78,13 +78,13 @@ def repaired(
     workspace: Workspace,
     options: Options,
     on_stage: Stage,
-    reference: Model | None = None,
+    reference: Model,
     changed: Set[str] = frozenset(),
     depth: int = repair.DEPTH,
 ) -> tuple[Model, tuple[Repaired, ...]]:
     """Repair a pruned model as the options say, whatever comes of it; see `mend`, and `onnxprune.pruning.repair.repair`."""
     return repair.repair(
-        reference or analysis.model,
+        reference,
         pruned,
         analysis.trace,
         keep,

@@ -205,6 +205,11 @@ class Options:
         return frozenset(self.granularity) - {GRANULARITIES[0]}
 
     @property
+    def rounds(self) -> int:
+        """Steps in which the target is approached: one, unless the schedule is progressive."""
+        return self.steps if self.schedule == "progressive" else 1
+
+    @property
     def has_target(self) -> bool:
         """Tell whether anything says how much to remove."""
         return bool(self.reduce or self.limit or self.threshold is not None or self.max_drop is not None)

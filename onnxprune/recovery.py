@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune import verify
-from onnxprune.analysis import Analysis, analyse
+from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.comparison import Stage, quiet
 from onnxprune.data import Data
@@ -76,7 +76,7 @@ class Recovery:
             The result, what is left of the original in it, and the proof that deleting what was gated changed nothing; None where
             nothing was.
         """
-        share = AT_THE_END if self.options.schedule == "progressive" and self.options.steps > 1 else 1.0
+        share = AT_THE_END if self.options.rounds > 1 else 1.0
         training = replace(self.training, amount=self.training.amount * share)
         trace = None
         if training.gate_below is not None:
@@ -97,8 +97,7 @@ class Recovery:
 
     def traced(self, model: Model) -> Trace:
         """Return the facts of a model that was pruned by this run."""
-        o = self.options
-        return analyse(model, (), self.original.trace.input_shapes, o.grouped, o.heads, o.norms).trace
+        return analysed(model, replace(self.options, ignore=()), self.original.trace.input_shapes).trace
 
     def forget(self) -> None:
         """Remove the states: the run is over."""

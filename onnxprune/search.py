@@ -91,7 +91,7 @@ def choose(
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     meter = meter or Meter(analysis, options, Measure(), on_stage=on_stage)
     options = _rounded(meter, options)
-    steps = options.steps if options.schedule == "progressive" else 1
+    steps = options.rounds
     path = []
     curves: tuple[Curve, ...] = ()
     current = _Step(analysis, keep, _sizes(analysis))

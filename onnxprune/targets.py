@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from onnxprune import latency, machine, memory, profiling, rounding, runtime
-from onnxprune.analysis import Analysis, analyse
+from onnxprune.analysis import Analysis, analysed
 from onnxprune.channels.trace import node_labels
 from onnxprune.channels.traffic import Traffic
-from onnxprune.comparison import Measure, Stage, quiet
+from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
 from onnxprune.model import Model, load, weightless
 from onnxprune.options import AUTO, MEASURED, Options
@@ -244,7 +244,7 @@ def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage
         rules_of(analysis.trace, options),
         threads=how.threads,
         batch=how.batch,
-        progress=lambda share: on_stage("table", share),
+        progress=share_of(on_stage, "table"),
     )
 
 
@@ -261,7 +261,7 @@ def write_table(
         options: with `ignore`, `round_to` and what else says which channels may go.
     """
     options = options or Options()
-    analysis = analyse(load(path), options.ignore, None, options.grouped, options.heads, "cut")
+    analysis = analysed(load(path), replace(options, norms="cut"), None)
     table = _measured_table(analysis, options, how, on_stage)
     latency.write(table, output)
     return table

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from onnxprune.analysis import Analysis, analyse
+from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.capture import Store
 from onnxprune.channels.readers import readers_of
@@ -113,7 +113,7 @@ def opened(
         given = load_data(data, inputs_of(loaded.header), preprocess)
     norms = options.norms if options.norms != AUTO else options.resolved(data is not None).norms
     known = None if given is None else given.shapes()
-    analysis = analyse(loaded, options.ignore, known, options.grouped, options.heads, norms)
+    analysis = analysed(loaded, replace(options, norms=norms), known)
     if data is not None and given is None:
         given = generated(analysis, options)
     return analysis, given

@@ -461,7 +461,7 @@ def page(folder: Path) -> str:
     days = sorted({record["day"] for record in used})
     lines = [
         *rows(found), "", "![Losses side by side](blocks.svg)", "", *reach(found), "",
-        f"Measured {' and '.join(days)} with sources {', '.join(f'{d} ({n})' for d, n in digests.most_common())}; {coverage.machine() if hasattr(coverage, 'machine') else ''}".rstrip("; ") + ".",
+        f"Measured {' and '.join(days)} with sources {', '.join(f'{d} ({n})' for d, n in digests.most_common())}.",
     ]  # fmt: skip
     return "\n".join(lines)
 

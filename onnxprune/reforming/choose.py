@@ -76,7 +76,7 @@ def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
     Raises:
         TargetError: they cannot.
     """
-    rounds = options.steps if options.schedule == "progressive" else 1
+    rounds = options.rounds
     original = meter
     for number in range(1, rounds + 1):
         found = study(base, options, workspace, meter, on_stage)

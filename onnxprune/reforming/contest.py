@@ -96,7 +96,7 @@ def contend(
 def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
     """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
     at_once = replace(options, schedule="block")
-    steps = options.steps if options.schedule == "progressive" and options.max_drop is None else 1
+    steps = options.rounds if options.max_drop is None else 1
     for step in range(1, steps + 1):
         yield meter.aimed_at(at_once, paced(options, step / steps))
 

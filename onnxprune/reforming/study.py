@@ -16,7 +16,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.channels.linear import linear_layers
 from onnxprune.channels.readers import Reader
 from onnxprune.channels.trace import matching
-from onnxprune.comparison import Stage, quiet
+from onnxprune.comparison import Stage, quiet, share_of
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
@@ -216,7 +216,7 @@ def _slopes(
         {n: reader.layer.weight for n, reader in readers.items()},
         memory=workspace.memory,
         seed=options.seed,
-        progress=lambda share: on_stage("gradients", share),
+        progress=share_of(on_stage, "gradients"),
     )
     return {n: partial(gradients.of_change, directions, samples=samples) for n, directions in found.items()}
 

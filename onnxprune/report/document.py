@@ -37,10 +37,8 @@ def figures(
     found: Comparison, before: tuple[float, int, int], after: tuple[float, int, int]
 ) -> tuple[Figures, Figures]:
     """Return both columns: MACs, parameters and bytes of each model as given, the rest as measured."""
-    columns = []
-    for (macs, params, size), (top1, top5) in ((before, found.accuracy_a), (after, found.accuracy_b)):
-        columns.append(Figures(2 * macs, macs, params, size, top1, top5))
-    first, second = columns
+    first = Figures(2 * before[0], *before, *found.accuracy_a)
+    second = Figures(2 * after[0], *after, *found.accuracy_b)
     if (latency := found.latency) is not None:
         first = replace(first, latency_ms=latency.a, latency_interval_ms=latency.a_interval)
         second = replace(second, latency_ms=latency.b, latency_interval_ms=latency.b_interval)
