@@ -11,35 +11,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
-    from onnxprune.data import Preprocess
+    from onnxprune.comparison import Measure as Measure
+    from onnxprune.data import Preprocess as Preprocess
     from onnxprune.errors import OnnxPruneError
-    from onnxprune.finetuning import finetune
-    from onnxprune.gate import check
-    from onnxprune.options import Training
-    from onnxprune.pipeline import Result, prune
-    from onnxprune.sweeping import sweep
+    from onnxprune.gate import Limits as GateLimits
+    from onnxprune.options import Options, Training
+    from onnxprune.pipeline.bench import bench
+    from onnxprune.pipeline.check import check
+    from onnxprune.pipeline.finetune import finetune
+    from onnxprune.pipeline.inspect import inspect
+    from onnxprune.pipeline.plan import plan
+    from onnxprune.pipeline.prune import prune
+    from onnxprune.pipeline.sensitivity import sensitivity
+    from onnxprune.pipeline.sweep import sweep
 
 _HOMES = {
-    "Measure": "comparison",
+    "GateLimits": "gate:Limits",
     "OnnxPruneError": "errors",
-    "Preprocess": "data",
-    "Result": "pipeline",
+    "Options": "options",
     "Training": "options",
-    "check": "gate",
-    "finetune": "finetuning",
-    "prune": "pipeline",
-    "sweep": "sweeping",
+    "bench": "pipeline.bench",
+    "check": "pipeline.check",
+    "finetune": "pipeline.finetune",
+    "inspect": "pipeline.inspect",
+    "plan": "pipeline.plan",
+    "prune": "pipeline.prune",
+    "sensitivity": "pipeline.sensitivity",
+    "sweep": "pipeline.sweep",
 }
-__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "Training", "check", "finetune", "prune", "sweep"]
+"""Module of each public name, and its name there where that is another one."""
+_ARGUMENTS = {"Measure": "comparison", "Preprocess": "data"}
+"""Types of some arguments, which may be given as plain values as well."""
+__all__ = [
+    "GateLimits",
+    "OnnxPruneError",
+    "Options",
+    "Training",
+    "bench",
+    "check",
+    "finetune",
+    "inspect",
+    "plan",
+    "prune",
+    "sensitivity",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used, so that `import onnxprune` stays light."""
-    if name not in _HOMES:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("onnxprune")
+    home = {**_HOMES, **_ARGUMENTS}.get(name)
+    if home is None:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"onnxprune.{_HOMES[name]}"), name)
+    module, _, symbol = home.partition(":")
+    return getattr(importlib.import_module(f"onnxprune.{module}"), symbol or name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

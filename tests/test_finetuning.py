@@ -152,12 +152,12 @@ def test_python_says_the_same(tiny_path, samples, out):
         tiny_path, data=samples, reduce={"flops": 0.4}, training=training, round_to=1, measure=quick
     )
     result.save(out / "a.onnx")
-    model, report = onnxprune.finetune(
+    tuned = onnxprune.finetune(
         out / "a.onnx", tiny_path, data=samples, training=training, measure=quick, output=out / "b.onnx"
     )
-    assert report.training is not None
+    assert tuned.report.training is not None
     x = np.load(samples)["x"][:4]
-    expected = runtime.run(model.session(), {"x": x})[0]
+    expected = runtime.run(tuned.model.session(), {"x": x})[0]
     np.testing.assert_allclose(runtime.run(runtime.session(str(out / "b.onnx")), {"x": x})[0], expected, atol=1e-6)
 
 

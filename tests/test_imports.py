@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import onnxprune
+from onnxprune.pipeline import arguments
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
@@ -39,22 +40,18 @@ LAYERS = (
     ("pruning",),
     ("granularity",),
     ("training",),
-    ("verify", "comparison", "report", "plan_file", "sensitivity", "latency", "benchmark"),
+    ("verify", "comparison", "report", "plan_file", "latency", "benchmark"),
     (
         "analysis",
-        "targets",
-        "recovery",
         "workspace",
-        "mending",
-        "scoring",
-        "curves",
-        "search",
-        "pipeline",
-        "finetuning",
+        "repair",
+        "importance",
+        "targets",
+        "allocation",
         "gate",
         "policy",
         "workers",
-        "sweeping",
+        "pipeline",
         "reforming",
     ),
     ("cli",),
@@ -171,8 +168,17 @@ def test_import_and_help_stay_light(statement):
 
 @pytest.mark.parametrize("name", onnxprune.__all__)
 def test_public_name_resolves(name):
-    assert getattr(onnxprune, name).__name__ == name
+    assert getattr(onnxprune, name).__name__ == name.removeprefix("Gate")
     assert name in dir(onnxprune)
+
+
+def test_arguments_are_the_fields_of_the_options():
+    fields = {*onnxprune.Options.__dataclass_fields__, *onnxprune.Measure.__dataclass_fields__}
+    assert set(arguments.Fields.__annotations__) == fields
+
+
+def test_version_is_public():
+    assert onnxprune.__version__
 
 
 def test_unknown_name_is_an_attribute_error():

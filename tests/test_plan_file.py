@@ -9,9 +9,10 @@ import pytest
 
 from onnxprune import analysis as analysing
 from onnxprune import model as model_files
-from onnxprune import plan_file, search
+from onnxprune import plan_file
 from onnxprune.errors import PlanError
 from onnxprune.options import Options
+from onnxprune.pipeline import schedule
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def analysis(tiny_path):
 
 @pytest.fixture
 def plan(analysis):
-    return search.make_plan(analysis, Options(reduce={"flops": 0.5}, round_to=1))
+    return schedule.make_plan(analysis, Options(reduce={"flops": 0.5}, round_to=1))
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 from onnxprune import analysis as analysing
-from onnxprune import model, search
+from onnxprune import model
+from onnxprune.pipeline import schedule
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 import scipy.sparse.csgraph
@@ -31,7 +32,7 @@ def peak():
 before = peak()
 loaded = model.load(sys.argv[1])
 analysis = analysing.analyse(loaded)
-plan = search.make_plan(analysis, Options(reduce={"flops": 0.3}))
+plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.3}))
 pruned = rewrite.delete(loaded, analysis.trace, plan.keep)
 print(peak() - before)
 """

@@ -14,7 +14,8 @@ from graphs import DRAWN, Builder, cnn_models, load
 from hypothesis import given, settings
 from onnx import numpy_helper
 
-from onnxprune import fidelity, runtime, sensitivity
+from onnxprune import fidelity, runtime
+from onnxprune.allocation import sensitivity
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.channels.cost import CostModel

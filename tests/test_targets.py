@@ -14,11 +14,12 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune import Measure, memory, runtime, search, targets
+from onnxprune import Measure, memory, runtime, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.model import Model, load
 from onnxprune.options import Options
+from onnxprune.pipeline import schedule
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.types import BoolArray
 
@@ -60,7 +61,7 @@ def rigged(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Callable[[float,
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
         meter = Rigged(found, options, QUICK)
         meter.factor = factor
-        return search.choose(found, options, meter=meter).keep, meter
+        return schedule.make_plan(found, options, meter=meter).keep, meter
 
     return choose
 
@@ -260,7 +261,7 @@ def counts(analysis: Analysis, keep: BoolArray) -> list[int]:
 def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int, monkeypatch) -> None:
     monkeypatch.setattr(targets.rounding, "step", lambda: step)
     analysis = analyse(load(wide))
-    plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
+    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert all(count % step == 0 or count == 24 for count in counts(analysis, plan.keep))
     assert plan.settings["step"] == step
 
@@ -268,10 +269,10 @@ def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int,
 def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(targets.rounding, "step", lambda: 16)
     analysis = analyse(load(tiny_path))  # groups of 16: nothing could go
-    plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
+    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert plan.settings["step"] == 8
     with pytest.raises(TargetError):
-        search.make_plan(analysis, Options(reduce={"flops": 0.4}, round_to=16))
+        schedule.make_plan(analysis, Options(reduce={"flops": 0.4}, round_to=16))
 
 
 @pytest.mark.parametrize(("name", "step"), [("resnet", 8), ("mobile", 16), ("small", 16)])

@@ -16,9 +16,9 @@ from onnxprune import model as models
 from onnxprune import runtime, verify
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.options import Options
+from onnxprune.pipeline.schedule import make_plan
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.pruning.merge import merge
-from onnxprune.search import make_plan
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")

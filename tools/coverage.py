@@ -81,9 +81,10 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     from onnxprune import analysis as analysing
     from onnxprune import files as onnx_files
     from onnxprune import model as models
-    from onnxprune import runtime, search, verify
+    from onnxprune import runtime, verify
     from onnxprune.errors import TargetError
     from onnxprune.options import Options
+    from onnxprune.pipeline import schedule
     from onnxprune.pruning import rewrite
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count
@@ -109,7 +110,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         stage[0] = "plan"
         try:
             with clock("plan", first=share == TARGETS[0]):
-                plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
+                plan = schedule.make_plan(analysis, Options(reduce={"flops": asked}))
         except TargetError as error:
             result["short"] = error.why
             most = re.search(r"MACs can fall to [\d,]+ \(-([\d.]+)%\)", error.why)
@@ -117,7 +118,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
             if asked <= 0:
                 record["targets"][str(share)] = {**result, "reached": 0.0}
                 continue
-            plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
+            plan = schedule.make_plan(analysis, Options(reduce={"flops": asked}))
         with clock("delete", first=share == TARGETS[0]):
             pruned = rewrite.delete(model, analysis.trace, plan.keep)
         record.setdefault("peak_stages", peak_memory())

@@ -21,13 +21,13 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
-from onnxprune.mending import Mended, mend
 from onnxprune.model import Model
 from onnxprune.moments import threads_for
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.statistics import collected, reader_of, weighing
+from onnxprune.repair.network import NetworkRepair, RepairResult
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
 from onnxprune.workspace import Workspace
 
@@ -85,26 +85,21 @@ class Base:
         """What to train towards: the original, with the facts of what is left of it."""
         return replace(self.analysis, model=self.reference)
 
-    def mended(
+    def repaired(
         self,
-        start: Analysis,
         pruned: Model,
         keep: BoolArray,
         workspace: Workspace,
         options: Options,
-        on_stage: Stage,
+        on_stage: Stage = quiet,
         *,
         depth: int = DEPTH,
-    ) -> Mended:
-        """Repair what channels have left of it, or of what training has made of it on the way; see `onnxprune.mending.mend`."""
+    ) -> RepairResult:
+        """Repair this model without the channels that are not in `keep`; see `onnxprune.repair.network`."""
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
-            return Mended(pruned, notes=workspace.notes)
-        reference, changed = self.reference, self.changed
-        if start is not self.analysis:  # it has fewer channels than the original, and has been fitted and trained
-            reference, changed = start.model, frozenset()
-        return mend(
-            start, pruned, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=depth
-        )
+            return RepairResult(pruned, notes=workspace.notes)
+        task = NetworkRepair(self.analysis, pruned, keep, self.reference, self.changed, depth)
+        return task.fit_if_better(workspace, options, on_stage)
 
     @property
     def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
@@ -173,10 +168,8 @@ def apply(
     analysis = after.analysis
     if workspace is not None and options.repair in ("lstsq", "bias"):
         keep = np.ones(analysis.trace.n_channels, dtype=bool)
-        reference, changed = after.reference, made.changed
-        mended = mend(
-            analysis, model, keep, workspace.plain, options, on_stage, reference=reference, changed=changed, depth=1
-        )
+        task = NetworkRepair(analysis, model, keep, after.reference, made.changed, depth=1)
+        mended = task.fit_if_better(workspace.plain, options, on_stage)
         notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
         layers, loss = mended.layers, mended.loss
         analysis = analysed(mended.model, options, known)

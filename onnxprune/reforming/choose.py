@@ -2,71 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
-from onnxprune.analysis import Analysis, removed
-from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.allocation.problem import part_of_the_way, settings
+from onnxprune.analysis import removed
+from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline.opening import from_model
+from onnxprune.pipeline.run import Run
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Base, apply, edited
-from onnxprune.reforming.contest import Contender, contend
+from onnxprune.reforming.contest import contend
 from onnxprune.reforming.prices import BlockMeter, cheapest, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, choose, part_of_the_way, settings
 from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
-from onnxprune.workspace import Workspace, opened, workspace_for
+from onnxprune.workspace import Workspace
 
 
-def decide(
-    base: Base,
-    options: Options,
-    workspace: Workspace | None,
-    meter: Meter,
-    choose_from: Callable[[Base, Meter], Choice],
-    on_stage: Stage = quiet,
-) -> Contender:
-    """Choose what goes, of what the options let go.
-
-    Args:
-        base: the original.
-        options: the dials, resolved.
-        workspace: calibration data; None without.
-        meter: of the original.
-        choose_from: chooses channels from a base so that the targets are met.
-        on_stage: called as it goes on.
+def decide(run: Run) -> Run:
+    """Choose what goes, of what the options let go, where that is more than channels.
 
     Raises:
+        OptionError: a latency table of another machine.
         TargetError: the targets cannot be met.
     """
-    if not options.blocks:
-        return Contender(base, choose_from(base, meter), meter)
-    assert workspace is not None  # `Options.resolved` has seen to it
-    if meter.is_elsewhere:
+    assert run.workspace is not None  # `Options.resolved` has seen to it
+    assert run.meter is not None
+    if run.meter.is_elsewhere:
         raise OptionError(
             "--latency-table does not go with other granularities than filter",
             why="layers of another form are timed on this machine, the table says what channels take on another one",
             hint="run it on the target machine without --latency-table, or leave out --granularity",
         )
-    if "filter" in options.granularity:
-        found = contend(base, options, workspace, meter, choose_from, on_stage)
+    if "filter" in run.options.granularity:
+        found = contend(run, run.meter)
     else:
-        last = alone(base, options, workspace, meter, on_stage)
-        keep = np.ones(last.analysis.trace.n_channels, dtype=bool)
-        plan = Plan(keep, base.analysis.model.digest, settings(base.analysis, options))
-        found = Contender(last, Choice(plan, last.analysis, keep), meter.on(last.analysis))
-    plan = found.choice.plan
-    path = (*plan.path[:-1], removed(found.base.analysis, plan.keep, base.analysis))
-    plan = replace(plan, path=path, blocks=found.base.blocks)
-    return replace(found, choice=replace(found.choice, plan=plan))
+        base = alone(run.edited, run.options, run.workspace, run.meter, run.on_stage)
+        found = replace(from_model(run, base), meter=run.meter.on(base.analysis))
+        plan = Plan(found.keep, run.original.model.digest, settings(run.original, run.options))
+        found = replace(found, plan=plan)
+    path = (*found.path[:-1], removed(found.edited.analysis, found.keep, run.original))
+    return replace(found, path=path, plan=replace(found.plan, path=path, blocks=found.edited.blocks))
 
 
 def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
@@ -119,26 +98,3 @@ def _round(
 
     chosen = allocate(limits) if limits is not None else meet(allocate, build, gauge)
     return apply(base, taken(found.scored, chosen), found.bases, options, workspace, on_stage)
-
-
-def plan(
-    model: str | os.PathLike[str],
-    options: Options,
-    data: DataLike | None = None,
-    preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    measure: Measure | None = None,
-    latency_table: str | os.PathLike[str] | None = None,
-) -> tuple[Analysis, Contender]:
-    """Load a model and choose what would go; return both."""
-    analysis, given = opened(model, options, data, preprocess, on_stage)
-    shapes = None if given is None else given.shapes()
-    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
-    resolved = options.resolved(given is not None)
-    with contextlib.ExitStack() as scope:
-        workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
-
-        def choose_from(base: Base, meter: Meter) -> Choice:
-            return choose(base.analysis, meter.options, on_stage, workspace, meter=meter, reference=base.reference)
-
-        return analysis, decide(Base(analysis, analysis.model), resolved, workspace, meter, choose_from, on_stage)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from onnxprune import sensitivity
+from onnxprune.allocation.problem import paced
 from onnxprune.analysis import analysed
-from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
-from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
+from onnxprune.pipeline.opening import from_model
+from onnxprune.pipeline.run import Run
+from onnxprune.pipeline.schedule import select_channels
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.budget import Limits
 from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.search import Choice, paced
+from onnxprune.repair.network import RepairResult, divergences
 from onnxprune.targets import Meter, too_far
 from onnxprune.types import FloatArray
-from onnxprune.workspace import Workspace
 
 FACTORS = (0.1, 0.3, 1.0)
 """Of the price of the last channels, what edits are chosen at."""
@@ -42,28 +42,28 @@ class Contender:
     """One way to meet the targets.
 
     Attributes:
-        base: what channels were chosen from.
-        choice: which of them stay.
-        meter: of the base.
+        run: with the edited model, the channels of it that stay, and the meter of it.
         mended: what is left, repaired; None where that has still to be done.
         loss: divergence of its output on samples held out.
     """
 
-    base: Base
-    choice: Choice
-    meter: Meter
-    mended: Mended | None = None
+    run: Run
+    mended: RepairResult | None = None
     loss: float = math.inf
 
+    @property
+    def base(self) -> Base:
+        """What channels were chosen from."""
+        return self.run.edited
 
-def contend(
-    base: Base,
-    options: Options,
-    workspace: Workspace,
-    meter: Meter,
-    choose_from: Callable[[Base, Meter], Choice],
-    on_stage: Stage = quiet,
-) -> Contender:
+    @property
+    def meter(self) -> Meter:
+        """The meter of the base."""
+        assert self.run.meter is not None
+        return self.run.meter
+
+
+def contend(run: Run, meter: Meter) -> Run:
     """Let other edits than those of channels compete with these, and return what loses least.
 
     At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
@@ -75,22 +75,19 @@ def contend(
     channels alone, then lose their channels by steps.
 
     Args:
-        base: the original.
-        options: the dials.
-        workspace: calibration data.
+        run: with the original.
         meter: of the original.
-        choose_from: chooses channels from a base so that the targets are met.
-        on_stage: called as it goes on.
 
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    contest = _Contest(base, options, workspace, choose_from, on_stage)
+    contest = _Contest(run)
     best: Contender | None = None
-    for goal in _on_the_way(meter, options):
+    for goal in _on_the_way(meter, run.options):
         best = contest.met(goal, best)
     best = contest.finished()
-    return replace(best, base=replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary())))
+    edited = replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary()))
+    return replace(best.run, edited=edited, ready=best.mended)
 
 
 def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
@@ -104,16 +101,10 @@ def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
 class _Contest:
     """Ways to meet the targets, one after the other, and what became of them."""
 
-    def __init__(
-        self,
-        base: Base,
-        options: Options,
-        workspace: Workspace,
-        choose_from: Callable[[Base, Meter], Choice],
-        on_stage: Stage,
-    ) -> None:
-        self.base, self.options, self.workspace = base, options, workspace
-        self.choose_from, self.on_stage = choose_from, on_stage
+    def __init__(self, run: Run) -> None:
+        assert run.workspace is not None
+        self.run, self.base = run, run.edited
+        self.options, self.workspace, self.on_stage = run.options, run.workspace, run.on_stage
         self.told: list[str] = []
         self.notes: tuple[str, ...] = ()
         self.alone: Contender | None = None
@@ -149,7 +140,7 @@ class _Contest:
         if start is None or best is None:
             found = study(self.base, self.options, self.workspace, goal, self.on_stage)
             self.notes = found.notes
-            price = DEFAULT_PRICE if best is None else price_of(best.choice.plan, best.meter)
+            price = DEFAULT_PRICE if best is None else price_of(best.run.plan, best.meter)
             best = self.round(best, found, price, goal, whole=True)
         for _ in range(ROUNDS):
             if best is None:
@@ -168,7 +159,7 @@ class _Contest:
         Raises:
             TargetError: the targets cannot be met.
         """
-        found = self._mended(Contender(base, self.choose_from(base, meter), meter), depth=1)
+        found = self._mended(Contender(self._selected(base, meter)), depth=1)
         if base.chosen:
             self.others.append(found)
         else:
@@ -189,7 +180,7 @@ class _Contest:
             for s in found.scored
             if s.edit.layer in there and (isinstance(s.edit, Depth) or s.layers <= there - rewritten)
         )
-        return replace(found, scored=tuple(free)), price_of(best.choice.plan, best.meter)
+        return replace(found, scored=tuple(free)), price_of(best.run.plan, best.meter)
 
     def round(
         self, best: Contender | None, found: Study, price: float, meter: Meter, *, whole: bool = False
@@ -291,23 +282,25 @@ class _Contest:
         """Return what a reader should know."""
         return "held against each other: " + "; ".join(self.told)
 
+    def _selected(self, base: Base, meter: Meter) -> Run:
+        """Choose channels from a base."""
+        return select_channels(replace(from_model(self.run, base), meter=meter, options=meter.options))
+
     def _stepped(self, contender: Contender) -> Contender:
         """Choose channels again, by steps."""
-        meter = contender.meter.aimed_at(self.options)
-        return replace(contender, choice=self.choose_from(contender.base, meter), meter=meter)
+        return replace(contender, run=self._selected(contender.base, contender.meter.aimed_at(self.options)))
 
     def _mended(self, contender: Contender, depth: int) -> Contender:
         """Repair what is left, to look at it layer by layer and without augmented samples."""
-        choice, original = contender.choice, self.base.analysis.model
+        run, original = contender.run, self.base.analysis.model
         workspace = self.workspace.plain if depth == 1 else self.workspace
-        pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
-        mended = contender.base.mended(
-            choice.start, pruned, choice.keep, workspace, self.options, self.on_stage, depth=depth
-        )
+        start = run.start.model
+        pruned = rewrite.delete(start.analysis.model, start.analysis.trace, run.left)
+        mended = start.repaired(pruned, run.left, workspace, self.options, self.on_stage, depth=depth)
         loss = mended.loss
-        towards_something_else = choice.start is not contender.base.analysis
+        towards_something_else = start is not contender.base
         if math.isnan(loss) or towards_something_else:
-            loss = sensitivity.losses(original, [mended.model], workspace.calibration)[0]
+            loss = divergences(original, [mended.model], workspace.calibration)[0]
         return replace(contender, mended=mended, loss=loss)
 
 
@@ -339,4 +332,4 @@ def _rank(contender: Contender) -> float:
     options = contender.meter.options
     if options.max_drop is None:
         return contender.loss
-    return contender.meter.totals(contender.choice.plan.keep)[QUANTITIES.index(options.minimise)]
+    return contender.meter.totals(contender.run.plan.keep)[QUANTITIES.index(options.minimise)]

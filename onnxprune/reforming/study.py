@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import runtime, sensitivity
+from onnxprune import runtime
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.channels.linear import linear_layers
 from onnxprune.channels.readers import Reader

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
 from onnxprune.cli.family import family
 from onnxprune.cli.group import FAILED, examples
@@ -128,10 +129,9 @@ def check(
     terminal: Terminal,
 ) -> None:
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
-    from onnxprune import gate, policy
+    from onnxprune import policy
     from onnxprune.output import check_destination
     from onnxprune.report import console, formats, saving
-    from onnxprune.report.document import Judgement
 
     if template is not None:
         policy.init(template)
@@ -145,23 +145,23 @@ def check(
     if report is not None:
         saving.check_format(report)
         saving.refuse_same(report, junit, sarif, markdown)
-    named = tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in providers or ("CPU",))
     with terminal.progress() as on_stage:
-        verdict = gate.check(
+        result = onnxprune.check(
             candidate,
             baseline,
             data=data,
             preprocess=preprocess,
             limits=limits,
+            strict=strict,
+            providers=providers or ("CPU",),
             measure=measure,
-            providers=named,
             on_stage=on_stage,
         )
-    verdict = gate.strict(verdict) if strict else verdict
+    verdict = result.verdict
     _write_formats(verdict, str(candidate), str(baseline), junit, sarif, markdown)
     if report is not None:
-        saving.save(report, Judgement(str(candidate), str(baseline), verdict), command_line())
-    terminal.show(lambda: gate.to_dict(verdict), lambda: [*console.verdict_parts(verdict), *console.written(report)])
+        saving.save(report, result.report, command_line())
+    terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
     if github:
         for line in formats.github(verdict, str(candidate)):
             click.echo(line, err=terminal.as_json)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, SEED, command_line
 from onnxprune.cli.group import FAILED, examples
 from onnxprune.cli.recipe import CHECKPOINT, kept, trained
@@ -68,13 +69,12 @@ def finetune(
     terminal: Terminal,
 ) -> None:
     """Train a pruned model towards the one it came from, without labels or with, and write it."""
-    from onnxprune import finetuning
     from onnxprune.report import console
 
     if data is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        _, found = finetuning.finetune(
+        result = onnxprune.finetune(
             model,
             teacher,
             data=data,
@@ -91,6 +91,7 @@ def finetune(
             report_output=report,
             command=command_line(),
         )
+    found = result.report
     terminal.explain(lambda: console.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:

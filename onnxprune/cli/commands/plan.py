@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, PATH, TIMING
 from onnxprune.cli.dials import PLANNED
 from onnxprune.cli.group import examples
@@ -41,19 +42,20 @@ def plan(
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
-    from onnxprune import plan_file
-    from onnxprune.analysis import layers_of
-    from onnxprune.output import check_destination
-    from onnxprune.reforming import choose
     from onnxprune.report import console
 
-    check_destination(output, model)
     with terminal.progress() as on_stage:
-        whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
-    chosen, left = found.choice.plan, found.base.analysis
-    plan_file.write(output, chosen, left.trace, model.name)
-    terminal.explain(lambda: [*console.setting_lines(chosen.settings), *console.pin_lines(left.trace.pins)])
-    terminal.show(
-        lambda: plan_file.to_dict(chosen, left.trace, model.name),
-        lambda: console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)),
+        found = onnxprune.plan(
+            model,
+            output=output,
+            data=data,
+            preprocess=preprocess,
+            latency_table=latency_table,
+            measure=measure,
+            on_stage=on_stage,
+            options=options,
+        )
+    terminal.explain(
+        lambda: [*console.setting_lines(found.plan.settings), *console.pin_lines(found.analysis.trace.pins)]
     )
+    terminal.show(lambda: found.report, lambda: console.plan_parts(found.layers, found.plan, str(output)))

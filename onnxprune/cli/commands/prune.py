@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, command_line
 from onnxprune.cli.dials import PRUNED
 from onnxprune.cli.group import FAILED, examples
@@ -72,11 +73,10 @@ def prune(
     terminal: Terminal,
 ) -> None:
     """Prune a model, prove it equal to the masked one, measure it, and write it."""
-    from onnxprune import pipeline
     from onnxprune.report import console
 
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        result = pipeline.prune(
+        result = onnxprune.prune(
             model,
             output=output,
             data=data,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import (
     DATA,
     EVALUATION,
@@ -86,7 +87,6 @@ def sweep(
     terminal: Terminal,
 ) -> None:
     """Make models of several sizes in one run, each repaired and measured, and say which of them are worth having."""
-    from onnxprune import sweeping
     from onnxprune.output import check_destination
     from onnxprune.report import console
 
@@ -94,7 +94,7 @@ def sweep(
         check_destination(plot, model)
     quantity, shares = parse_shares(targets)
     with terminal.progress(lambda: _left(output, len(shares))) as on_stage:
-        found = sweeping.sweep(
+        result = onnxprune.sweep(
             model,
             output,
             data=data,
@@ -112,6 +112,7 @@ def sweep(
             report_output=report,
             command=command_line(),
         )
+    found = result.report
     if plot is not None:
         from onnxprune.report.plot import draw_front
 

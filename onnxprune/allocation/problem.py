@@ -1,0 +1,204 @@
+"""The choice of channels as one problem: scores, measured losses, costs and rules, all in channels of one model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from onnxprune import rounding
+from onnxprune.allocation import sensitivity
+from onnxprune.analysis import Analysis
+from onnxprune.comparison import Stage, quiet, share_of
+from onnxprune.errors import TargetError
+from onnxprune.importance.registry import calibrated_scores, per_saving
+from onnxprune.model import Model
+from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.pruning.second_order import Removal
+from onnxprune.targets import Meter, rules_of
+from onnxprune.types import BoolArray, Curve, FloatArray
+from onnxprune.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class AllocationProblem:
+    """Which channels of a model stay, under some limits.
+
+    Scores may come from a model that holds fewer channels: an earlier step of a schedule has deleted the others, and repaired what is
+    left. They are given in channels of the model that the limits are meant for.
+
+    Attributes:
+        analysis: of the model that the limits are meant for.
+        scored: of the model that scores come from.
+        held: (n_channels,) channels that `scored` holds.
+        meter: predicts costs.
+        keep: (n_channels,) channels that are left before.
+        rules: what a group must keep.
+        scores: (n_channels,) importance; NaN where a channel has gone.
+        savings: of MACs and of parameters, (n_channels,) each, to divide the scores by; None: scores are ranked as they are.
+        curves: measured losses of the groups; empty where they are not measured.
+        by_loss: whether channels go by the curves.
+    """
+
+    analysis: Analysis
+    scored: Analysis
+    held: BoolArray
+    meter: Meter
+    keep: BoolArray
+    rules: budget.Rules
+    scores: FloatArray
+    savings: tuple[FloatArray, FloatArray] | None = None
+    curves: tuple[Curve, ...] = ()
+    by_loss: bool = False
+
+    def allocate(self, limits: budget.Limits) -> BoolArray:
+        """Return the channels that stay, (n_channels,).
+
+        Raises:
+            TargetError: the limits cannot be reached.
+        """
+        trace = self.analysis.trace
+        if limits.hold(*self.meter.totals(self.keep)):
+            return self.keep.copy()
+        if self.by_loss:
+            return budget.allocate_by_loss(trace, self.meter, self.curves, self.keep, self.rules, limits)
+        scores = self.scores if self.savings is None else per_saving(self.scores, self.savings, limits)
+        return budget.allocate(trace, self.meter, scores, self.keep, self.rules, limits)
+
+    def build(self, keep: BoolArray) -> Model:
+        """Return the scored model without the channels that are not in `keep`."""
+        return rewrite.delete(self.scored.model, self.scored.trace, keep[self.held])
+
+    def rounded_to(self, multiple: int) -> AllocationProblem:
+        """Return the same problem with another channel multiple."""
+        return replace(self, rules=replace(self.rules, round_to=multiple, steps={}))
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How channels are scored.
+
+    Attributes:
+        options: of the run, resolved.
+        meter: predicts costs.
+        workspace: calibration samples; None where scores come from weights.
+        on_stage: progress callback.
+    """
+
+    options: Options
+    meter: Meter
+    workspace: Workspace | None = None
+    on_stage: Stage = quiet
+
+    def problem(
+        self, analysis: Analysis, keep: BoolArray, scored: Analysis, held: BoolArray, *, first: bool = True
+    ) -> AllocationProblem:
+        """Score the channels that are left.
+
+        Args:
+            analysis: of the model that the limits are meant for.
+            keep: (n_channels,) channels that are left.
+            scored: of the model that scores come from.
+            held: (n_channels,) channels of `analysis` that `scored` holds, in the same order.
+            first: whether nothing has gone yet: --threshold counts then.
+        """
+        options, trace = self.options, analysis.trace
+        rules = rules_of(scored.trace, options, options.scope)
+        local = keep[held]
+        removals: list[Removal] = []
+        if options.importance in WITH_DATA or options.scope == "sensitivity":
+            assert self.workspace is not None
+            scores, removals = calibrated_scores(scored, options, local, self.on_stage, self.workspace)
+        else:
+            scores = importance.score(scored.model, scored.trace, options.importance, local, options.seed)
+        if options.threshold is not None and first:
+            normed = (
+                importance.relative(trace, scores, keep) if options.importance in WITH_GRADIENTS else scores
+            )  # the others are relative already
+            keep = budget.below(trace, normed, keep, rules, options.threshold)
+        by_loss = options.scope == "sensitivity" and bool(
+            options.reduce or options.limit or options.max_drop is not None
+        )
+        curves: tuple[Curve, ...] = ()
+        if by_loss:
+            assert self.workspace is not None
+            curves = self._curves(scored, removals, self.workspace)
+        if self.workspace is not None:
+            for removal in removals:
+                removal.drop(self.workspace.store)
+        ids = np.flatnonzero(held)
+        savings = None
+        if options.importance in WITH_GRADIENTS and options.scope == "global":
+            macs, params = scored.cost.savings()
+            savings = _spread(macs, held), _spread(params, held)
+        curves = tuple(replace(curve, order=ids[curve.order]) for curve in curves)
+        return AllocationProblem(
+            analysis, scored, held, self.meter, keep, rules, _spread(scores, held), savings, curves, by_loss
+        )
+
+    def _curves(self, scored: Analysis, removals: list[Removal], workspace: Workspace) -> tuple[Curve, ...]:
+        macs = scored.cost.totals(np.ones(scored.trace.n_channels, dtype=bool))[0]
+        return sensitivity.curves(
+            scored.model,
+            scored.trace,
+            removals,
+            workspace.calibration.plain,
+            macs,
+            workspace.store,
+            share_of(self.on_stage, "measure"),
+        )
+
+
+def _spread(values: FloatArray, held: BoolArray) -> FloatArray:
+    """Return values of the channels that are held in place of all channels; NaN for the others."""
+    result = np.full(held.size, np.nan)
+    result[held] = values
+    return result
+
+
+def with_multiple(meter: Meter, options: Options) -> Options:
+    """Replace `auto` by a channel multiple: the one that is measured to be cheap, or a finer one where the target asks for it.
+
+    Raises:
+        TargetError: no multiple reaches the target.
+    """
+    trace = meter.analysis.trace
+    everything = np.ones(trace.n_channels, dtype=bool)
+    first = rules_of(trace, options)
+    try:
+        budget.refuse_unreachable(trace, meter, everything, first, meter.goals())
+        return options
+    except TargetError:
+        if options.round_to != AUTO:
+            raise
+    for multiple in (first.round_to, *(finer for finer in rounding.FINER if finer < first.round_to)):
+        try:
+            rules = replace(first, round_to=multiple, steps={})
+            budget.refuse_unreachable(trace, meter, everything, rules, meter.goals())
+        except TargetError:
+            if multiple == 1:
+                raise
+        else:
+            return replace(options, round_to=multiple)
+    raise AssertionError("unreachable")
+
+
+def paced(options: Options, share: float) -> float:
+    """Return the share of the way to the goals after a share of the steps.
+
+    Source: Zhu and Gupta, 2017, "To prune, or not to prune", equation 1, for the cubic pace, which removes most in the first steps.
+    """
+    return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
+
+
+def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limits:
+    """Return bounds between the original and the goals, after a share of the steps."""
+    whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
+    return meter.goals().part(whole, paced(options, share))
+
+
+def settings(analysis: Analysis, options: Options) -> dict[str, object]:
+    """Return what a plan says of how it was made: the options, and the channel multiple."""
+    plain = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
+    return {**plain, "step": rules_of(analysis.trace, options).round_to}

@@ -1,0 +1,118 @@
+"""`prune`: the whole run, from a model file to a smaller one that is proven and measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune import output as outputs
+from onnxprune.comparison import Measure, quiet
+from onnxprune.comparison import Stage as ProgressCallback
+from onnxprune.data import DataLike, Preprocess
+from onnxprune.options import Options, Training
+from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.distillation import DELETE_GATED, TRAIN
+from onnxprune.pipeline.opening import LOAD, calibration
+from onnxprune.pipeline.reporting import (
+    CHECK_ORIGINAL,
+    CHECK_PRUNED,
+    FINISH_PLAN,
+    HOLD_TARGETS,
+    MEASURE,
+    NOTE_SAMPLES,
+    REPORT,
+    WRITE,
+    provenance,
+)
+from onnxprune.pipeline.results import ModelResult
+from onnxprune.pipeline.rewriting import REPAIR, REWRITE
+from onnxprune.pipeline.run import Destinations, Run, Sources, execute
+from onnxprune.pipeline.selection import REPLAY, SELECT
+from onnxprune.report import saving
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnxprune.pipeline.arguments import Fields
+
+
+def prune(
+    model: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    data: DataLike | None = None,
+    evaluation: DataLike | None = None,
+    preprocess: Preprocess | str | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    plan_output: str | os.PathLike[str] | None = None,
+    measure: Measure | None = None,
+    on_stage: ProgressCallback = quiet,
+    options: Options | None = None,
+    training: Training | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    latency_table: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    report_output: str | os.PathLike[str] | None = None,
+    command: str | None = None,
+    **fields: Unpack[Fields],
+) -> ModelResult:
+    """Prune a model, prove it, verify it, and write it when `output` is given.
+
+    Args:
+        model: path of an ONNX file; it is not changed.
+        output: where to write the result; the plan goes beside it as `<name>.plan.json` unless `plan_output` says otherwise.
+        data: calibration samples: a path as for `--data`, or arrays.
+        evaluation: samples to verify on; `data` when None.
+        preprocess: a `Preprocess`, a preset, or a TOML file.
+        plan: a plan.json to replay; options that choose channels have no say then.
+        plan_output: where to write the plan.
+        measure: benchmark config.
+        on_stage: progress callback.
+        options: all options of the selection and the repair in one value.
+        training: how to train what is left towards the original, on all of `data`; None: not at all.
+        checkpoint: file that keeps the state of the training, so that the same call goes on after an interrupt.
+        latency_table: file with a table that was measured on the target machine; None: one is measured here where latency is a target.
+        force: write a result even where it is measured to be slower than the original.
+        report_output: where to write the report: .html, .md or .json.
+        command: what the report says it was made by; this call when None.
+        fields: in place of `options` and `measure`, their fields one by one: reduce={"flops": 0.5}, importance="l2", …
+
+    Raises:
+        OnnxPruneError: with a reason; nothing is written then. `LatencyError`: the result is slower.
+    """
+    command = command or saving.call("prune", locals())
+    options, measure = parted(fields, options, measure)
+    run = Run(
+        Sources(Path(model), data, evaluation, preprocess, _path(plan), latency_table=_path(latency_table)),
+        _destinations(_path(output), _path(plan), _path(plan_output), _path(report_output), _path(checkpoint)),
+        options,
+        training,
+        measure,
+        on_stage,
+        command,
+        force=force,
+    )
+    with contextlib.ExitStack() as scope:
+        selected = SELECT if plan is None else REPLAY
+        run = execute(run, (LOAD, calibration(scope), CHECK_ORIGINAL, selected, REWRITE, REPAIR))
+    run = execute(
+        run, (TRAIN, DELETE_GATED, FINISH_PLAN, CHECK_PRUNED, MEASURE, HOLD_TARGETS, NOTE_SAMPLES, REPORT, WRITE)
+    )
+    return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _destinations(
+    model: Path | None, replayed: Path | None, plan: Path | None, report: Path | None, checkpoint: Path | None
+) -> Destinations:
+    """Return what is written; a plan that lies where it would be written anyway is replayed, and left as it is."""
+    if plan is None and model is not None:
+        plan = model.with_suffix(".plan.json")
+        if replayed is not None and outputs.same_file(plan, replayed):
+            plan = None
+    return Destinations(model, plan, report, checkpoint)

@@ -1,0 +1,112 @@
+"""Repair a pruned network, and keep the repair only where held-out samples say that it is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from onnxprune import fidelity, runtime
+from onnxprune.analysis import Analysis
+from onnxprune.calibration import Calibration
+from onnxprune.comparison import Stage, quiet, share_of
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.pruning import repair
+from onnxprune.types import BoolArray, Repaired
+from onnxprune.workspace import Workspace
+
+MOST_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """A pruned model after repair.
+
+    Attributes:
+        model: with the repaired weights, or as it was pruned where repair was undone.
+        layers: one record for each repaired layer.
+        notes: for the report.
+        loss: divergence of the output from the reference on held-out samples; NaN where it was not measured.
+    """
+
+    model: Model
+    layers: tuple[Repaired, ...] = ()
+    notes: tuple[str, ...] = ()
+    loss: float = math.nan
+
+
+@dataclass(frozen=True)
+class NetworkRepair:
+    """The repair of one pruned model.
+
+    Attributes:
+        analysis: of the model that was pruned.
+        pruned: the model without the channels that are not in `keep`.
+        keep: (n_channels of `analysis`,) channels that stay.
+        reference: model whose outputs are the targets.
+        changed: tensors whose layers differ from those of the reference, and that nothing has repaired yet.
+        depth: largest number of layers that are fitted together.
+    """
+
+    analysis: Analysis
+    pruned: Model
+    keep: BoolArray
+    reference: Model
+    changed: Set[str] = frozenset()
+    depth: int = repair.DEPTH
+
+    def fit(
+        self, workspace: Workspace, options: Options, on_stage: Stage = quiet
+    ) -> tuple[Model, tuple[Repaired, ...]]:
+        """Refit all layers, without a look at held-out samples; see `onnxprune.pruning.repair.repair`."""
+        return repair.repair(
+            self.reference,
+            self.pruned,
+            self.analysis.trace,
+            self.keep,
+            workspace.calibration,
+            store=workspace.store,
+            memory=workspace.memory,
+            only_bias=options.repair == "bias",
+            depth=self.depth,
+            seed=options.seed,
+            changed=self.changed,
+            progress=share_of(on_stage, "repair"),
+        )
+
+    def fit_if_better(self, workspace: Workspace, options: Options, on_stage: Stage = quiet) -> RepairResult:
+        """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
+        model, layers = self.fit(workspace, options, on_stage)
+        before, after = divergences(self.reference, (self.pruned, model), workspace.calibration)
+        notes = list(workspace.notes)
+        if after > before:
+            text = f"repair was undone: on inputs held out it moves the output further from the original ({after:.3g} after {before:.3g})"
+            return RepairResult(self.pruned, (), (*notes, text), before)
+        kept = sum(1 for layer in layers if layer.after >= layer.before)
+        if kept:
+            notes.append(
+                f"{kept} of {len(layers)} layers keep their weights: no change predicted the rows held out better"
+            )
+        return RepairResult(model, layers, tuple(notes), after)
+
+
+def divergences(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
+    """Return the divergence of each candidate's output from the model's, on held-out samples."""
+    batches = held_batches(calibration, MOST_SAMPLES)
+    reference = outputs_of(model, batches)
+    return [fidelity.divergence(reference, outputs_of(candidate, batches)) for candidate in candidates]
+
+
+def held_batches(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
+    """Return held-out batches, up to a number of samples; augmented samples count as well."""
+    numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
+    wanted = max(1, min(len(numbers), samples // calibration.batch))
+    chosen = {numbers[i * len(numbers) // wanted] for i in range(wanted)}
+    return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
+
+
+def outputs_of(model: Model, batches: list[runtime.Feeds]) -> fidelity.Outputs:
+    """Return each output of a model, joined over the batches."""
+    opened = model.session()
+    return runtime.joined([runtime.run(opened, feeds) for feeds in batches])
