@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Measure
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
     from onnxprune.errors import OnnxPruneError
     from onnxprune.finetuning import finetune
     from onnxprune.gate import check
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Measure": "comparison",
     "OnnxPruneError": "errors",
-    "Preprocess": "data",
+    "Preprocess": "data.preprocess",
     "Result": "pipeline",
     "Training": "options",
     "check": "gate",

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune import fidelity, runtime, verify
-from onnxprune.data import Data
+from onnxprune.data.dataset import Data
 from onnxprune.errors import OptionError
 from onnxprune.fidelity import Outputs
 from onnxprune.types import IntArray

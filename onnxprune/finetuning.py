@@ -15,7 +15,8 @@ from onnxprune import output as outputs
 from onnxprune import plan_file, runtime, verify
 from onnxprune.analysis import Analysis, analyse, layers_of, pinned_of, versions
 from onnxprune.comparison import Measure, Stage, compare, quiet
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model import Model
 from onnxprune.options import Options, Training

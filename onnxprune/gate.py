@@ -15,7 +15,8 @@ import onnx
 
 from onnxprune import fidelity, files, footprint, memory, rounds, runtime, statistics, verify
 from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, share_of, timed_feeds
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.fidelity import relative_difference
 from onnxprune.report.document import CHECK_SCHEMA, Judgement

@@ -22,7 +22,8 @@ from onnxprune.channels.traffic import FEATURES, Traffic
 from onnxprune.errors import LatencyError
 from onnxprune.model import Model
 from onnxprune.output import staged
-from onnxprune.pruning import budget, rewrite
+from onnxprune.pruning import budget
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, FloatArray, Trace
 
 SCHEMA = "onnxprune.latency/1"

@@ -25,13 +25,13 @@ from onnxprune.analysis import (
     versions,
 )
 from onnxprune.comparison import Measure, Stage, compare, quiet
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.granularity import edits
 from onnxprune.mending import Mended
 from onnxprune.model import Model
 from onnxprune.options import Options, Training
-from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
 from onnxprune.reforming.base import Base, replayed
@@ -40,6 +40,8 @@ from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.search import Choice, choose
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.targets import Meter, refuse_slower
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
 from onnxprune.workspace import Workspace, opened, workspace_for
@@ -273,7 +275,7 @@ def _deleted(
         on_stage("rewrite", None)
         with unless_it_does_not_run(start.model, known):
             pruned = rewrite.delete(start.model, start.trace, keep)
-            masked = rewrite.mask(start.model, start.trace, keep)
+            masked = mask(start.model, start.trace, keep)
         if keep.all() and proof is not None:
             continue
         on_stage("prove", None)

@@ -11,14 +11,14 @@ import numpy as np
 
 from onnxprune import verify
 from onnxprune.analysis import Analysis, analysed
-from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
+from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.comparison import Stage, quiet
-from onnxprune.data import Data
+from onnxprune.data.dataset import Data
+from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import TargetError
-from onnxprune.generate import NAME as GENERATED_NAME
 from onnxprune.model import Model
 from onnxprune.options import Options, Training
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, IntArray, Trace
 

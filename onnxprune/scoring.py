@@ -8,8 +8,10 @@ import numpy as np
 
 from onnxprune.analysis import Analysis
 from onnxprune.comparison import Stage, share_of
+from onnxprune.importance import obs as second_order
+from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, second_order
+from onnxprune.pruning import budget
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
@@ -73,7 +75,7 @@ def calibrated_scores(
 
 def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients
 
     return gradients.scores(
         analysis.model,

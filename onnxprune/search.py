@@ -10,16 +10,19 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune import rounding, sensitivity
+from onnxprune import rounding
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis, analysed, refuse_unprunable, removed, unless_it_does_not_run
 from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.importance import weights as importance
 from onnxprune.mending import repaired
 from onnxprune.model import Model
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.pruning import budget
 from onnxprune.recovery import Recovery
 from onnxprune.scoring import calibrated_scores, per_saving
+from onnxprune.surgery import channels as rewrite
 from onnxprune.targets import Lifted, Meter, lift, meet, rules_of, within
 from onnxprune.types import BoolArray, Curve, Plan
 from onnxprune.workspace import Workspace

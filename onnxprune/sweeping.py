@@ -17,7 +17,8 @@ from onnxprune import output, plan_file, runtime, workers
 from onnxprune.analysis import Analysis, removed
 from onnxprune.benchmark import bench
 from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import Data, DataLike, Preprocess
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, TargetError
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline import prune

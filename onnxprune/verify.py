@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.data import Data
+from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError, ModelError, ProofError
 from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.model import STORED_IN, Model, tensors_of

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxprune import runtime, verify
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.types import BoolArray, Trace
 
 Weight = tuple[int, ...] | list[int] | npt.NDArray[Any] | np.generic
@@ -163,7 +164,7 @@ def check(case: Case) -> Trace:
     changed = 0.0
     for seed, ratio in enumerate(RATIOS):
         keep = plan(trace, seed, ratio)
-        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
+        pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
         verify.prove(model, pruned, masked, trace.input_shapes, seed=seed)
         written = pruned.to_proto()
         broken = [str(c) for c in verify.structure(written, source) if not c]

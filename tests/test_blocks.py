@@ -10,7 +10,7 @@ from graphs import Builder, load
 from test_repair import repaired, run
 
 from onnxprune import runtime
-from onnxprune.capture import Store, Stream
+from onnxprune.calibration.capture import Store, Stream
 from onnxprune.channels import blocks
 from onnxprune.channels.flat import UNBOUNDED
 from onnxprune.channels.linear import linear_layers
@@ -136,5 +136,5 @@ def test_no_work_allowed(monkeypatch):
     trace = trace_model(model)
     keep = trace.pinned | (np.arange(trace.n_channels) % 3 > 0)
     alone = repaired(model, trace, keep, depth=1)
-    monkeypatch.setattr("onnxprune.pruning.repair.WORK", 0.0)
+    monkeypatch.setattr("onnxprune.repair.least_squares.WORK", 0.0)
     assert repaired(model, trace, keep).layers == alone.layers

@@ -16,7 +16,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune import runtime
-from onnxprune.capture import FREE, Store, Stream
+from onnxprune.calibration.capture import FREE, Store, Stream
 from onnxprune.model import Model
 
 Array = np.ndarray[Any, Any]
@@ -65,7 +65,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         seen.update(name for node in model.graph.node for name in node.output[:1])
         return original(model, **how)
 
-    monkeypatch.setattr("onnxprune.capture.runtime.session", session)
+    monkeypatch.setattr("onnxprune.calibration.capture.runtime.session", session)
     return seen
 
 

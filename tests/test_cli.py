@@ -19,8 +19,9 @@ from click.shell_completion import ShellComplete
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import analysis, data, options
+from onnxprune import analysis, options
 from onnxprune.cli import main
+from onnxprune.data.dataset import dataset as data
 from onnxprune.options import SCOPES
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from onnxprune import files
-from onnxprune.data import PRESETS, InputSpec, Preprocess, inputs_of, load_data, load_preprocess
+from onnxprune.data.dataset import InputSpec, inputs_of, load_data
+from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
 from onnxprune.errors import DataError
 
 SPEC = (InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8)),)

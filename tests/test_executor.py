@@ -22,7 +22,7 @@ from onnxprune.channels.ops import RULES
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 
 torch = pytest.importorskip("torch")
 from onnxprune.training import operators  # noqa: E402 (torch may be missing)

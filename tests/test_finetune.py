@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
-from onnxprune.data import Data, inputs_of, load_data
+from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
 from onnxprune.model import Model, save
 from onnxprune.options import Bound, Training
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 
 torch = pytest.importorskip("torch")
 from onnxprune.training import checkpoint, parity  # noqa: E402 (torch may be missing)
@@ -843,7 +843,7 @@ def test_inputs_without_a_common_batch_are_an_error() -> None:
 def test_images_in_a_folder(tmp_path: Path) -> None:
     from PIL import Image
 
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
 
     b = Builder((3, 6, 6))
     teacher = load(b.build(b.gemm(b.flatten(b.node("Relu", [b.conv("x", 6, 3)])), 3)))

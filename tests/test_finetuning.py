@@ -13,7 +13,7 @@ import onnxprune
 from onnxprune import runtime
 from onnxprune.analysis import analyse
 from onnxprune.options import Training, parse_bounds
-from onnxprune.pruning import repair
+from onnxprune.repair import least_squares as repair
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -14,7 +14,8 @@ from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
 
 torch = pytest.importorskip("torch")
@@ -103,7 +104,7 @@ def test_deleting_what_is_gated_changes_nothing():
         run.step()
     trained = run.executor.written()
     pruned = rewrite.delete(trained, run.trace, run.gates.keep)
-    masked = rewrite.mask(trained, run.trace, run.gates.keep)
+    masked = mask(trained, run.trace, run.gates.keep)
     assert sum(w.size for w in weights(pruned)) < sum(w.size for w in weights(trained))
     for dense, zeroed, small in zip(outputs(trained), outputs(masked), outputs(pruned), strict=True):
         np.testing.assert_array_equal(dense, zeroed)  # the mask is in the weights

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune import fidelity, runtime, training
 from onnxprune.analysis import analyse
-from onnxprune.calibration import Calibration
-from onnxprune.data import inputs_of, load_data
+from onnxprune.calibration.batches import Calibration
+from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.model import Model
 from onnxprune.options import WITH_GRADIENTS
@@ -37,7 +37,7 @@ class Study:
     calibration: Calibration
 
     def scores(self, method: str, **how: Any) -> Array:
-        from onnxprune.training import gradients
+        from onnxprune.importance import gradients
 
         return gradients.scores(self.model, self.trace, self.calibration, method, **how)
 
@@ -133,7 +133,7 @@ def test_second_order_is_half_the_diagonal_of_the_hessian_of_the_divergence(meth
 def test_hessian_is_the_one_that_torch_computes():
     import torch
 
-    from onnxprune.training import gradients
+    from onnxprune.importance import gradients
     from onnxprune.training.executor import Executor
 
     b = Builder((2, 3, 3))
@@ -334,7 +334,7 @@ def test_batches_do_not_matter(method: str):
 
 @pytest.mark.parametrize("body", BODIES)
 def test_masks_on_weights_are_those_on_activations(body: Callable[[Builder], str]):
-    from onnxprune.training import gradients
+    from onnxprune.importance import gradients
 
     study = studied(classifier(body))
     assert {site.rows for site in gradients.sites(study.model, study.trace)} == ({1, 16} if body is rows else {1})

@@ -27,7 +27,7 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 
 LETTERS = "abcdefgh"
 

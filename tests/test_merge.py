@@ -11,8 +11,8 @@ from onnxprune import analysis as analysing
 from onnxprune import model as models
 from onnxprune import runtime
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
+from onnxprune.surgery import channels as rewrite
 
 RNG = np.random.default_rng(0)
 CHANNELS = 8

@@ -18,8 +18,11 @@ from onnx import numpy_helper
 from onnxprune import runtime, verify
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
+from onnxprune.importance import weights as importance
 from onnxprune.model import Model
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.pruning import budget
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.types import BoolArray, IntArray, Trace
 
 SETTINGS = settings(
@@ -117,7 +120,7 @@ def test_deleting_channels_equals_masking_them() -> None:
         model = load(proto)
         trace = trace_model(model)
         keep = random_plan(trace, seed, ratio)
-        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
+        pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
         proof = verify.prove(model, pruned, masked, seed=seed)
         assert proof.difference <= 1e-4
         written = pruned.to_proto()
@@ -153,7 +156,7 @@ def test_what_normalisations_run_over_may_be_cut() -> None:
         trace = trace_model(model, norms="cut")
         assert not trace_model(model).inexact().any()
         keep = random_plan(trace, seed, ratio)
-        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
+        pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
         assert verify.prove(model, pruned, masked, seed=seed).difference <= 1e-4
         written = pruned.to_proto()
         onnx.checker.check_model(written, full_check=True)
@@ -315,7 +318,7 @@ def test_slice_bounds_follow_channels_outside_of_the_slice(start: int, end: int,
     model = load(b.build(b.conv(x, 2)))
     trace = trace_model(model)
     keep = np.isin(np.arange(trace.n_channels), gone, invert=True)
-    verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
+    verify.prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
 
 
 def test_a_weight_shared_by_layers_with_different_inputs_counts_once() -> None:

@@ -18,7 +18,9 @@ from onnxprune import quantised, runtime, verify
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ProofError
-from onnxprune.pruning import importance, rewrite
+from onnxprune.importance import weights as importance
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 
 Quantise = Callable[..., Path]
 
@@ -60,7 +62,7 @@ def test_channels_and_costs_are_those_of_the_float_model(
         assert costs[0] == costs[1]
         pruned = rewrite.delete(narrow, b, keep)
         assert CostModel(b).totals(keep)[1] == onnxprune.model.count_params(pruned.graph)
-        assert verify.prove(narrow, pruned, rewrite.mask(narrow, b, keep), seed=seed).difference <= verify.TOLERANCE
+        assert verify.prove(narrow, pruned, mask(narrow, b, keep), seed=seed).difference <= verify.TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
@@ -131,11 +133,11 @@ def test_a_masked_integer_is_the_zero_point() -> None:
     model = load(rounding_net())
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
+    pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
     assert verify.prove(model, pruned, masked).difference <= verify.TOLERANCE
     naught = replace(trace, slices=tuple(replace(fact, zero=np.zeros((), np.uint8)) for fact in trace.slices))
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, rewrite.mask(model, naught, keep))
+        verify.prove(model, pruned, mask(model, naught, keep))
 
 
 def test_rounding_hides_nothing_from_the_proof() -> None:
@@ -143,7 +145,7 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     model = load(rounding_net())
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
+    pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
     node, i = next((n, i) for n, i, t in onnxprune.model.tensors_of(pruned.graph) if t.name == "w")
     tensor = pruned.graph.nodes[node].inputs[i]
     wrong = tensor.values.copy()
@@ -167,7 +169,7 @@ def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() ->
     model = load(source)
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    proof = verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
+    proof = verify.prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
     assert max(proof.difference, proof.normalised) <= verify.TOLERANCE
 
 

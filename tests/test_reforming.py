@@ -23,10 +23,10 @@ from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
 from onnxprune.granularity.timing import Saving
 from onnxprune.model import load
 from onnxprune.options import GRANULARITIES, Options
-from onnxprune.pruning import rewrite
 from onnxprune.reforming import contest
 from onnxprune.reforming.base import Base, Scored, apply
 from onnxprune.reforming.prices import BlockMeter, cheapest, pick
+from onnxprune.surgery import channels as rewrite
 from onnxprune.targets import Meter
 
 FAST = onnxprune.Measure(latency=False)
@@ -321,10 +321,10 @@ def test_gradients_weigh_blocks(importance, tiny_path, samples):
 
 @pytest.mark.torch
 def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
-    from onnxprune.calibration import Calibration
-    from onnxprune.data import inputs_of, load_data
+    from onnxprune.calibration.batches import Calibration
+    from onnxprune.data.dataset import inputs_of, load_data
     from onnxprune.fidelity import divergence
-    from onnxprune.training import gradients
+    from onnxprune.importance import gradients
 
     model = load(tiny_path)
     analysis = analyse(model)

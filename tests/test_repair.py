@@ -19,14 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune import runtime, verify
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store
 from onnxprune.channels.trace import trace as trace_model
-from onnxprune.data import inputs_of, load_data
+from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.repair import repair
+from onnxprune.repair.least_squares import repair
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]

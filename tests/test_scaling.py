@@ -13,7 +13,7 @@ from graphs import Builder
 from onnxprune import model as models
 from onnxprune import runtime
 from onnxprune.channels.trace import trace
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 
 MEASURE = """
 import sys

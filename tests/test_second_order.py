@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnxprune import runtime
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store
 from onnxprune.channels.trace import trace as trace_model
-from onnxprune.data import inputs_of, load_data
+from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.obs import SHARES, Reader, Removal, Statistics
 from onnxprune.model import Model
-from onnxprune.pruning import second_order
-from onnxprune.pruning.second_order import SHARES, Reader, Removal, Statistics
 from onnxprune.types import Group, Trace
 
 Array = np.ndarray[Any, Any]

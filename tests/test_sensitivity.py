@@ -14,16 +14,18 @@ from graphs import DRAWN, Builder, cnn_models, load
 from hypothesis import given, settings
 from onnx import numpy_helper
 
-from onnxprune import fidelity, runtime, sensitivity
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store, Stream
+from onnxprune import fidelity, runtime
+from onnxprune.allocation import sensitivity
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store, Stream
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.linear import linear_of
 from onnxprune.channels.trace import trace as trace_model
-from onnxprune.data import inputs_of, load_data
+from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.obs import Removal
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite, second_order
-from onnxprune.pruning.second_order import Removal
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 
 Array = np.ndarray[Any, Any]
@@ -58,7 +60,7 @@ class Study:
         """Return the model with the first channels masked, and the weights that make up for them."""
         keep = np.ones(self.trace.n_channels, dtype=bool)
         keep[removal.order[:gone]] = False
-        result = rewrite.mask(self.model, self.trace, keep)
+        result = mask(self.model, self.trace, keep)
         for node, (matrix, bias) in removal.weights[gone].items():
             output = self.model.graph.nodes[node].outputs[0].name
             layer = linear_of(next(n for n in result.graph.nodes if n.outputs[0].name == output))

@@ -17,9 +17,11 @@ import onnxprune
 from onnxprune import Measure, memory, runtime, search, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
+from onnxprune.importance import weights as importance
 from onnxprune.model import Model, load
 from onnxprune.options import Options
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.pruning import budget
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray
 
 QUICK = Measure(runs=10, warmup=2, seconds=2)

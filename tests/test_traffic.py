@@ -16,7 +16,7 @@ from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.channels.traffic import FEATURES, Traffic
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 
 
 def branched() -> Model:

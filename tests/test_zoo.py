@@ -15,10 +15,13 @@ from onnx import numpy_helper
 from onnxprune import model as models
 from onnxprune import runtime, verify
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.importance import weights as importance
 from onnxprune.options import Options
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.pruning import budget
 from onnxprune.pruning.merge import merge
 from onnxprune.search import make_plan
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")
@@ -129,7 +132,7 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
         assert stored_floats(written) == params
         if name in HEAVY:
             return
-        proof = verify.prove(model, pruned, rewrite.mask(model, trace, keep), trace.input_shapes)
+        proof = verify.prove(model, pruned, mask(model, trace, keep), trace.input_shapes)
         assert proof.difference <= verify.TOLERANCE
         merged = rewrite.delete(merge(model, trace, keep), trace, keep)  # what is written where there are no data
         feeds = runtime.random_feeds(

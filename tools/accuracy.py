@@ -161,7 +161,7 @@ class Task:
 
 def task(model: str, cache: Path) -> Task:
     """Return what is to be measured of a model; everything that it needs is made where it is missing."""
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
 
     if model in REFERENCE:
         how = str(ROOT / "models" / f"{baseline.MODELS[model]}.toml")
@@ -377,7 +377,7 @@ def _outputs(proto: Any, data: Any, batch: int = 16) -> list[Array]:
 def _load(folder: Any, proto: Any, how: Any) -> Any:
     import onnx
 
-    from onnxprune.data import inputs_of, load_data
+    from onnxprune.data.dataset import inputs_of, load_data
 
     header = onnx.load(proto) if isinstance(proto, str) else proto
     return load_data(folder, inputs_of(header), how)

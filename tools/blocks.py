@@ -238,7 +238,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
 
     import onnxprune
     from onnxprune import benchmark, fidelity, runtime, verify
-    from onnxprune.data import inputs_of, load_data
+    from onnxprune.data.dataset import inputs_of, load_data
     from onnxprune.errors import TargetError
     from onnxprune.model import load
 

@@ -84,7 +84,8 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     from onnxprune import runtime, search, verify
     from onnxprune.errors import TargetError
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.surgery import channels as rewrite
+    from onnxprune.surgery.mask import mask
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count
     plain_session = runtime.session
@@ -126,7 +127,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         result["reached"] = 1 - predicted[0] / whole[0]
         record["targets"][str(share)] = result
         with clock("oracle"):
-            masked = rewrite.mask(model, analysis.trace, plan.keep)
+            masked = mask(model, analysis.trace, plan.keep)
             proof = verify.prove(model, pruned, masked, known)
         del masked
         result["oracle"], result["loaded"] = proof.difference, proof.normalised

@@ -140,7 +140,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     import onnxprune
     from onnxprune import latency, runtime, targets
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.surgery import channels as rewrite
 
     options = Options(reduce={"latency": 0.3})
     measured = how(job.threads)

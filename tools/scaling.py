@@ -89,7 +89,7 @@ def ours(source: Path) -> Record:
     from onnxprune import model as models
     from onnxprune import runtime, search
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.surgery import channels as rewrite
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count, on either side
     runtime.session = functools.partial(runtime.session, threads=1)

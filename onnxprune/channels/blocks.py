@@ -8,7 +8,7 @@ what they were, only what the layers behind make most of. So the layers up to so
 f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all activations fixed, what
 changes move is linear in them, so each turn is a linear least squares problem. Aiming at what a block of layers gives, not each layer, is
 the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", section 3.2; here
-by least squares, as in `onnxprune.pruning.repair`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
+by least squares, as in `onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
 directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of what each layer sees and by
 what its outputs move. Turns are judged on samples held out, and end where these gain nothing.
 """
@@ -26,7 +26,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnxprune import runtime
-from onnxprune.capture import Stream
+from onnxprune.calibration.capture import Stream
 from onnxprune.channels.flat import Flat
 from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
 from onnxprune.types import BoolArray, FloatArray

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import verify
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
+from onnxprune.calibration.moments import threads_for
 from onnxprune.channels.linear import linear_layers
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity.candidates import Candidate
@@ -23,11 +24,10 @@ from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
 from onnxprune.mending import Mended, mend
 from onnxprune.model import Model
-from onnxprune.moments import threads_for
 from onnxprune.options import Options
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.statistics import collected, reader_of, weighing
+from onnxprune.repair.least_squares import DEPTH
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
 from onnxprune.workspace import Workspace
 

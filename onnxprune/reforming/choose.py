@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxprune.analysis import Analysis, removed
 from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.model import Model
 from onnxprune.options import Options

@@ -7,20 +7,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from onnxprune import sensitivity
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import analysed
 from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
-from onnxprune.pruning import rewrite
 from onnxprune.pruning.budget import Limits
-from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
+from onnxprune.repair.least_squares import DEPTH
 from onnxprune.search import Choice, paced
+from onnxprune.surgery import channels as rewrite
 from onnxprune.targets import Meter, too_far
 from onnxprune.types import FloatArray
 from onnxprune.workspace import Workspace

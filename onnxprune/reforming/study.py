@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import runtime, sensitivity
+from onnxprune import runtime
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
+from onnxprune.calibration.moments import threads_for
 from onnxprune.channels.linear import linear_layers
 from onnxprune.channels.readers import Reader
 from onnxprune.channels.trace import matching
@@ -23,7 +25,6 @@ from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Ra
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
-from onnxprune.moments import threads_for
 from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
@@ -206,7 +207,7 @@ def _slopes(
     if options.importance not in WITH_GRADIENTS:
         return {}
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients
 
     found, samples = gradients.of_weights(
         analysis.model,

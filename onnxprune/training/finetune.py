@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from onnxprune import fidelity, runtime
-from onnxprune.data import Array, Data
+from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.model import Model
 from onnxprune.options import LABELS, RATES, Training

@@ -13,7 +13,7 @@ step. A gate never opens again. A gradient that is not finite is loud. Quietest 
 must keep; pinned channels are not gated, nor are those that a mask on weights alone cannot express (statistics run over them, or a
 weight that reads them is quantised, is not trained, or reads another channel elsewhere).
 
-Deleting the gated channels afterwards (`Gates.keep` is what `onnxprune.pruning.rewrite.delete` takes) is exact.
+Deleting the gated channels afterwards (`Gates.keep` is what `onnxprune.surgery.channels.delete` takes) is exact.
 
 *When it helps.* For channels that neither carry anything nor are about to: a ReLU that never fires gets no gradient in its filter, and
 sends nothing that would give its readers one; and channels that weight decay or a group penalty has driven to zero on both sides. A
@@ -21,7 +21,7 @@ channel that is merely saturated still gives its readers gradients, and stays. S
 use: at an optimum all gradients are small, the more useful the better fitted, and a student that is its own teacher has none at all.
 So T has to lie below the gradient noise of useful channels, and it depends on the loss, the batch and the scale of the weights: train for
 one window with T = 0, which gates nothing, look at `quantiles`, and take T from the gap between the silent channels and the rest. Where
-there is no gap the threshold is the wrong tool: see `onnxprune.training.gradients` for what a removal costs.
+there is no gap the threshold is the wrong tool: see `onnxprune.importance.gradients` for what a removal costs.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import onnx
 import torch
 
 from onnxprune import runtime
-from onnxprune.data import Array, Feeds
+from onnxprune.data.dataset import Array, Feeds
 from onnxprune.errors import ModelError
 from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.model import Model, tensors_of

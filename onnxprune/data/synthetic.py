@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.augment import channel_axis
-from onnxprune.data import Data, InputSpec
+from onnxprune.data.augment import channel_axis
+from onnxprune.data.dataset import Data, InputSpec
 from onnxprune.errors import DataError, OptionError
 
 Array = np.ndarray[Any, Any]

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration import HELD_EVERY, Calibration
-from onnxprune.capture import Kept, Store, Stream
+from onnxprune.calibration.batches import HELD_EVERY, Calibration
+from onnxprune.calibration.capture import Kept, Store, Stream
+from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, choose, threads_for
 from onnxprune.channels.linear import Linear
 from onnxprune.channels.readers import Reader, readers_of
 from onnxprune.model import Model
-from onnxprune.moments import ROWS_TOGETHER, Moments, choose, threads_for
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]

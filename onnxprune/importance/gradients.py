@@ -1,7 +1,7 @@
 """Importances from gradients: what the loss says of a mask on each channel.
 
 Every channel c gets a factor m_c on all that reads it, so that m_c = 1 is the model as it is, and m_c = 0 is the model with the channel
-deleted (see `onnxprune.pruning.rewrite`). Let L_n be the loss of sample n, g_nc = dL_n/dm_c, summed over all readers, positions and
+deleted (see `onnxprune.surgery.channels`). Let L_n be the loss of sample n, g_nc = dL_n/dm_c, summed over all readers, positions and
 filters of the channel *before* anything is squared, so that coupled layers count as the one unit that they are. The methods are
 
     taylor    E_n |g_nc|            first order: Molchanov et al., 2017, "Pruning Convolutional Neural Networks for Resource Efficient
@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from onnxprune import runtime
-from onnxprune.calibration import Calibration
+from onnxprune.calibration.batches import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.model import Model
 from onnxprune.training.batches import tensors

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from onnxprune import fidelity, runtime
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store, Stream
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store, Stream
 from onnxprune.channels.linear import linear_of
+from onnxprune.importance.obs import Removal
 from onnxprune.model import Model
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.second_order import Removal
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 
 Array = np.ndarray[Any, Any]
@@ -63,7 +63,7 @@ def curves(
         for gone, weights in removal.weights.items():
             keep = np.ones(trace.n_channels, dtype=bool)
             keep[removal.order[:gone]] = False
-            variant = rewrite.mask(model, trace, keep)
+            variant = mask(model, trace, keep)
             aligned = len(variant.graph.nodes) == len(model.graph.nodes)  # else a mask was put on an activation
             for node, (matrix, bias) in weights.items():
                 layer = linear_of(_same(variant, model, node, aligned))

@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store, Stream
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store, Stream
+from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
 from onnxprune.channels import blocks
 from onnxprune.channels.flat import UNBOUNDED, Flat, flat_of
 from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.errors import ProofError
 from onnxprune.model import Model
-from onnxprune.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]

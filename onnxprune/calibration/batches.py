@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.augment import augment, channel_axis, is_enlarged
-from onnxprune.data import Data
+from onnxprune.data.augment import augment, channel_axis, is_enlarged
+from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError
 from onnxprune.runtime import Feeds
 from onnxprune.types import IntArray
