@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from onnxprune import fidelity, plan_file, runtime, verify
-from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune.analysis import (
     Analysis,
@@ -28,8 +27,9 @@ from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.granularity import edits
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.mending import Mended
-from onnxprune.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge

@@ -16,7 +16,7 @@ from onnxprune.comparison import Stage, quiet
 from onnxprune.data import Data
 from onnxprune.errors import TargetError
 from onnxprune.generate import NAME as GENERATED_NAME
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.training import require_torch

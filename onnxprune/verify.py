@@ -15,8 +15,8 @@ from onnxprune import runtime
 from onnxprune.data import Data
 from onnxprune.errors import DataError, ModelError, ProofError
 from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
-from onnxprune.model import STORED_IN, Model, tensors_of
-from onnxprune.quantised import is_quantiser, unrounded
+from onnxprune.graph.model import STORED_IN, Model, tensors_of
+from onnxprune.graph.qdq import is_quantiser, unrounded
 from onnxprune.types import Check
 
 if TYPE_CHECKING:

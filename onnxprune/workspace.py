@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.capture import Store
-from onnxprune.channels.readers import readers_of
 from onnxprune.comparison import Stage
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.generate import NAME as GENERATED_NAME
 from onnxprune.generate import generate
-from onnxprune.model import load
+from onnxprune.graph.model import load
+from onnxprune.graph.readers import readers_of
 from onnxprune.options import AUTO, Options
 
 GENERATED = "generated"

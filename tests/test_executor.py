@@ -16,12 +16,12 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
-from onnxprune import model as models_
 from onnxprune import runtime, verify
-from onnxprune.channels.ops import RULES
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model
+from onnxprune.graph import model as models_
+from onnxprune.graph.model import Model
+from onnxprune.graph.rules import RULES
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import rewrite
 
 torch = pytest.importorskip("torch")

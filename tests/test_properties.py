@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnxprune import runtime, verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.model import Model
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.types import BoolArray, IntArray, Trace
 

@@ -21,10 +21,10 @@ import onnxprune
 from onnxprune import runtime, verify
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data import inputs_of, load_data
 from onnxprune.errors import ProofError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.repair import repair
 from onnxprune.types import BoolArray, Repaired, Trace

@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from onnxprune import runtime
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data import inputs_of, load_data
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import second_order
 from onnxprune.pruning.second_order import SHARES, Reader, Removal, Statistics
 from onnxprune.types import Group, Trace

@@ -17,11 +17,11 @@ from onnx import numpy_helper
 from onnxprune import fidelity, runtime, sensitivity
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.linear import linear_of
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data import inputs_of, load_data
-from onnxprune.model import Model
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.linear import linear_of
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import rewrite, second_order
 from onnxprune.pruning.second_order import Removal
 from onnxprune.types import Curve, Trace

@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
-from onnxprune.model import Model, weightless
+from onnxprune.graph.model import Model, weightless
 from onnxprune.types import BoolArray, FloatArray, IntArray, Summed, Trace
 
 BLOCK = 2**22

@@ -19,9 +19,9 @@ import numpy as np
 
 from onnxprune.calibration import HELD_EVERY, Calibration
 from onnxprune.capture import Kept, Store, Stream
-from onnxprune.channels.linear import Linear
-from onnxprune.channels.readers import Reader, readers_of
-from onnxprune.model import Model
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import Reader, readers_of
 from onnxprune.moments import ROWS_TOGETHER, Moments, choose, threads_for
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 

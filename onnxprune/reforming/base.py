@@ -13,7 +13,6 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import verify
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
-from onnxprune.channels.linear import linear_layers
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
@@ -21,8 +20,9 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
+from onnxprune.graph.linear import linear_layers
+from onnxprune.graph.model import Model
 from onnxprune.mending import Mended, mend
-from onnxprune.model import Model
 from onnxprune.moments import threads_for
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite

@@ -13,7 +13,7 @@ from onnxprune.analysis import Analysis, removed
 from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import DataLike, Preprocess
 from onnxprune.errors import OptionError, TargetError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Base, apply, edited

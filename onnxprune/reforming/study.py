@@ -13,9 +13,6 @@ import numpy as np
 
 from onnxprune import runtime, sensitivity
 from onnxprune.analysis import Analysis
-from onnxprune.channels.linear import linear_layers
-from onnxprune.channels.readers import Reader
-from onnxprune.channels.trace import matching
 from onnxprune.comparison import Stage, quiet, share_of
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
@@ -23,6 +20,9 @@ from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Ra
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
+from onnxprune.graph.linear import linear_layers
+from onnxprune.graph.readers import Reader
+from onnxprune.graph.trace import matching
 from onnxprune.moments import threads_for
 from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.reforming.base import Base, Scored

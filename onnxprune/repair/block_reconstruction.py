@@ -27,8 +27,8 @@ from onnx import helper
 
 from onnxprune import runtime
 from onnxprune.capture import Stream
-from onnxprune.channels.flat import Flat
-from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.saturation import Flat
 from onnxprune.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:

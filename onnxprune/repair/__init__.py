@@ -1,0 +1,1 @@
+"""Least squares on the weights that are left. Imports `graph` and `capture`."""
