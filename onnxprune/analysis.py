@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.channels.cost import CostModel, LayerCost
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.model import Model
+from onnxprune.graph import model as models
+from onnxprune.graph.cost import CostModel, LayerCost
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import Options
 from onnxprune.pruning import budget
 from onnxprune.report.document import Held, Inspection, Layer

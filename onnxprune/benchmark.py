@@ -10,9 +10,10 @@ from typing import Any
 
 import onnx
 
-from onnxprune import files, machine, profiling, runtime
+from onnxprune import machine, profiling, runtime
 from onnxprune.comparison import Measure, Stage, quiet, share_of
-from onnxprune.model import Model
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
 
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
@@ -71,7 +72,7 @@ def bench(
         ModelError: one cannot be read or run.
     """
     on_stage("load", None)
-    protos = [files.read(path)[0] for path in paths]
+    protos = [io.read(path)[0] for path in paths]
     with machine.pinned(measure.threads) as processors:
         sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
         feeds = [

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune import plan_file, runtime, verify
 from onnxprune.analysis import Analysis, analyse, layers_of, pinned_of, versions
@@ -18,7 +17,8 @@ from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.recovery import augmented, boundaries, without_gated
 from onnxprune.report import grouping, saving

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, files, footprint, memory, rounds, runtime, statistics, verify
+from onnxprune import fidelity, footprint, memory, rounds, runtime, statistics, verify
 from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, share_of, timed_feeds
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.fidelity import relative_difference
+from onnxprune.graph import io
 from onnxprune.report.document import CHECK_SCHEMA, Judgement
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 SCHEMA = CHECK_SCHEMA
 BATCHES = (1, 2, 7)
@@ -130,7 +132,7 @@ def check(
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
-    (ours, size), (digest, theirs, _) = files.read(candidate), files.read_with_digest(baseline)
+    (ours, size), (digest, theirs, _) = io.read(candidate), io.read_with_digest(baseline)
     checks = verify.structure(ours, theirs, strict=verify.full_check(theirs) is None)
     checks += [*_origin(ours, digest), *_operators(ours, limits)]
     if not all(checks):

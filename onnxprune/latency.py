@@ -17,10 +17,10 @@ import numpy as np
 from scipy.optimize import nnls
 
 from onnxprune import machine, profiling, runtime
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.traffic import FEATURES, Traffic
 from onnxprune.errors import LatencyError
-from onnxprune.model import Model
+from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
 from onnxprune.output import staged
 from onnxprune.pruning import budget
 from onnxprune.surgery import channels as rewrite

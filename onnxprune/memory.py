@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.model import Model, weightless
+from onnxprune.graph.model import Model, weightless
 
 DEFAULT_ITEMSIZE = 4
 """Bytes of an element of a type that nobody knows."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.comparison import Stage, quiet, share_of
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.repair import least_squares as repair
 from onnxprune.types import BoolArray, Repaired

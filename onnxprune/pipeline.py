@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from onnxprune import fidelity, plan_file, runtime, verify
-from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune.analysis import (
     Analysis,
@@ -29,8 +28,9 @@ from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.granularity import edits
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.mending import Mended
-from onnxprune.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented

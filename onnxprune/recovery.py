@@ -16,7 +16,7 @@ from onnxprune.comparison import Stage, quiet
 from onnxprune.data.dataset import Data
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import TargetError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.surgery import channels as rewrite
 from onnxprune.training import require_torch
@@ -24,6 +24,7 @@ from onnxprune.types import BoolArray, IntArray, Trace
 
 if TYPE_CHECKING:
     from onnxprune.training.finetune import Tuned
+
 
 AT_THE_END = 0.5
 """Share of the training that comes after the last step of a progressive schedule; the rest is spread evenly between the steps."""

@@ -15,9 +15,9 @@ from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis, analysed, refuse_unprunable, removed, unless_it_does_not_run
 from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance
 from onnxprune.mending import repaired
-from onnxprune.model import Model
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.pruning import budget
 from onnxprune.recovery import Recovery

@@ -14,11 +14,11 @@ import numpy as np
 
 from onnxprune import latency, machine, memory, profiling, rounding, runtime
 from onnxprune.analysis import Analysis, analysed
-from onnxprune.channels.trace import node_labels
-from onnxprune.channels.traffic import Traffic
 from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
-from onnxprune.model import Model, load, weightless
+from onnxprune.graph.activation_cost import Traffic
+from onnxprune.graph.model import Model, load, weightless
+from onnxprune.graph.trace import node_labels
 from onnxprune.options import AUTO, MEASURED, Options
 from onnxprune.pruning import budget
 from onnxprune.types import BoolArray, Check, Trace

@@ -15,12 +15,13 @@ from onnxprune import runtime
 from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError, ModelError, ProofError
 from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
-from onnxprune.model import STORED_IN, Model, tensors_of
-from onnxprune.quantised import is_quantiser, unrounded
+from onnxprune.graph.model import STORED_IN, Model, tensors_of
+from onnxprune.graph.qdq import is_quantiser, unrounded
 from onnxprune.types import Check
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 TOLERANCE = 1e-4
 """Largest difference between pruned and masked, as a share of the range of an output."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.calibration.capture import Store
-from onnxprune.channels.readers import readers_of
 from onnxprune.comparison import Stage
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.data.synthetic import generate
-from onnxprune.model import load
+from onnxprune.graph.model import load
+from onnxprune.graph.readers import readers_of
 from onnxprune.options import AUTO, Options
 
 GENERATED = "generated"

@@ -17,8 +17,8 @@ from graphs import load
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune import runtime, verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import BoolArray, Trace

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import model as models
-from onnxprune.model import Model
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.types import BoolArray, Trace
 
 DRAWN = settings(

@@ -9,7 +9,7 @@ from graphs import load, random_plan
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import verify
-from onnxprune.channels.trace import trace
+from onnxprune.graph.trace import trace
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from graphs import Builder, load
 
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import TargetError
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning.budget import Limits, Rules, allocate_by_loss
 from onnxprune.types import BoolArray, Curve, FloatArray, Group, Trace
 

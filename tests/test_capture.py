@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune import runtime
 from onnxprune.calibration.capture import FREE, Store, Stream
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 
 Array = np.ndarray[Any, Any]
 SETTINGS = settings(DRAWN, max_examples=25)

@@ -18,9 +18,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxprune
-from onnxprune import files, footprint, policy, rounds, runtime
+from onnxprune import footprint, policy, rounds, runtime
 from onnxprune.errors import OptionError
 from onnxprune.gate import Limits
+from onnxprune.graph import io
 from onnxprune.report import formats
 from onnxprune.types import Check, Verdict
 
@@ -496,8 +497,8 @@ def test_provenance_is_shown_and_checked(run, tiny_path, tmp_path) -> None:
 
 def test_each_file_is_parsed_once(tiny_path, tmp_path, monkeypatch) -> None:
     parsed: list[Path] = []
-    parse = files.parse
-    monkeypatch.setattr(files, "parse", lambda file: parsed.append(file) or parse(file))
+    parse = io.parse
+    monkeypatch.setattr(io, "parse", lambda file: parsed.append(file) or parse(file))
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(tiny_path.read_bytes())
     assert onnxprune.check(copy, tiny_path, measure=MEASURE)

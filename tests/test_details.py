@@ -13,11 +13,11 @@ from PIL import Image
 
 import onnxprune
 from onnxprune import Measure, benchmark
-from onnxprune import model as models_
 from onnxprune.analysis import analyse
 from onnxprune.comparison import Comparison
 from onnxprune.data.dataset import Data, InputSpec, load_data
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.graph import model as models_
 from onnxprune.report import details, grouping, thumbnails
 
 LOGITS = np.array([[4.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 1]])

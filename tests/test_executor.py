@@ -16,17 +16,17 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
-from onnxprune import model as models_
 from onnxprune import runtime, verify
-from onnxprune.channels.ops import RULES
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model
+from onnxprune.graph import model as models_
+from onnxprune.graph.model import Model
+from onnxprune.graph.rules import RULES
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.surgery import channels as rewrite
+from onnxprune.training import operators
+from onnxprune.training.executor import Executor
 
 torch = pytest.importorskip("torch")
-from onnxprune.training import operators  # noqa: E402 (torch may be missing)
-from onnxprune.training.executor import Executor  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4

@@ -22,15 +22,15 @@ from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
-from onnxprune.model import Model, save
+from onnxprune.graph.model import Model, save
 from onnxprune.options import Bound, Training
 from onnxprune.surgery import channels as rewrite
+from onnxprune.training import checkpoint, parity
+from onnxprune.training.batches import Batches
+from onnxprune.training.executor import Executor
+from onnxprune.training.finetune import Tuned, finetune
 
 torch = pytest.importorskip("torch")
-from onnxprune.training import checkpoint, parity  # noqa: E402 (torch may be missing)
-from onnxprune.training.batches import Batches  # noqa: E402
-from onnxprune.training.executor import Executor  # noqa: E402
-from onnxprune.training.finetune import Tuned, finetune  # noqa: E402
 
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]

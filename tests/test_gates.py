@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace

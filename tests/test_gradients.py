@@ -18,7 +18,7 @@ from onnxprune.analysis import analyse
 from onnxprune.calibration.batches import Calibration
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import WITH_GRADIENTS
 from onnxprune.types import Trace
 

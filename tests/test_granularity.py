@@ -18,15 +18,15 @@ from test_zoo import EXPORTERS, ZOO, fill
 
 from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
-from onnxprune.channels.linear import Conv, linear_layers
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
 from onnxprune.granularity import candidates
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, from_dict, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
-from onnxprune.model import Model
+from onnxprune.graph.linear import Conv, linear_layers
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import node_labels
 from onnxprune.surgery import channels as rewrite
 
 LETTERS = "abcdefgh"
@@ -285,7 +285,7 @@ def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: 
 
 
 def test_channels_of_a_chain_change_places(tiny_path: Any) -> None:
-    from onnxprune.model import load as load_file
+    from onnxprune.graph.model import load as load_file
 
     model = load_file(tiny_path)
     trace = analyse(model).trace

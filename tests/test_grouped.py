@@ -7,8 +7,8 @@ import pytest
 from graphs import Builder, load, random_plan
 
 from onnxprune import verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.trace import trace
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 

@@ -11,9 +11,9 @@ import pytest
 
 from onnxprune import latency, machine, profiling, runtime
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.channels.traffic import FEATURES, Traffic
 from onnxprune.errors import LatencyError
-from onnxprune.model import load
+from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.model import load
 from onnxprune.pruning.budget import Rules
 
 RULES = Rules(round_to=4)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
 from onnxprune.errors import ModelError
-from onnxprune.model import Model
+from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.model import Model
 
 SETTINGS = settings(
     DRAWN,

@@ -8,9 +8,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune import analysis as analysing
-from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.model import Model
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.pruning.merge import merge
 from onnxprune.surgery import channels as rewrite
 

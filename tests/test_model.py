@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import files, runtime, verify
-from onnxprune import model as model_files
+from onnxprune import runtime, verify
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.graph import io
+from onnxprune.graph import model as model_files
 
 MEASURE = onnxprune.Measure(runs=2, warmup=0)
 HALF = {"flops": 0.5}
@@ -44,7 +45,7 @@ def test_facts_of_a_file(tiny_path):
 
 
 def test_reading_gives_the_model_as_it_is(tiny, tiny_path):
-    proto, size = files.read(tiny_path)
+    proto, size = io.read(tiny_path)
     assert proto == tiny
     assert size == tiny_path.stat().st_size
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnxprune import analysis as analysing
-from onnxprune import model as model_files
 from onnxprune import plan_file, search
 from onnxprune.errors import PlanError
+from onnxprune.graph import model as model_files
 from onnxprune.options import Options
 
 

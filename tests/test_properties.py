@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnxprune import runtime, verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
-from onnxprune.model import Model
 from onnxprune.pruning import budget
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask

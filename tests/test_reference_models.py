@@ -14,14 +14,14 @@ import pytest
 from graphs import random_plan
 
 from onnxprune import analysis as analysing
-from onnxprune import model as models
 from onnxprune import search, verify
 from onnxprune.analysis import Analysis
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OptionError
+from onnxprune.graph import model as models
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
-from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask

@@ -21,10 +21,10 @@ import onnxprune
 from onnxprune import runtime, verify
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.repair.least_squares import repair
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Repaired, Trace

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from graphs import Builder
 
-from onnxprune import model as models
 from onnxprune import runtime
-from onnxprune.channels.trace import trace
+from onnxprune.graph import model as models
+from onnxprune.graph.trace import trace
 from onnxprune.surgery import channels as rewrite
 
 MEASURE = """
 import sys
 from pathlib import Path
 from onnxprune import analysis as analysing
-from onnxprune import model, search
+from onnxprune import search
+from onnxprune.graph import model
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 import scipy.sparse.csgraph

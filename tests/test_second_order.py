@@ -18,11 +18,11 @@ from onnx import numpy_helper
 from onnxprune import runtime
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import SHARES, Reader, Removal, Statistics
-from onnxprune.model import Model
 from onnxprune.types import Group, Trace
 
 Array = np.ndarray[Any, Any]

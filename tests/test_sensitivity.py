@@ -18,13 +18,13 @@ from onnxprune import fidelity, runtime
 from onnxprune.allocation import sensitivity
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.linear import linear_of
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.linear import linear_of
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import Removal
-from onnxprune.model import Model
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 

@@ -9,8 +9,8 @@ from graphs import load
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ModelError
+from onnxprune.graph.trace import trace as trace_model
 
 Dims = list[int | str | None]
 

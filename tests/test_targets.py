@@ -17,8 +17,8 @@ import onnxprune
 from onnxprune import Measure, memory, runtime, search, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
+from onnxprune.graph.model import Model, load
 from onnxprune.importance import weights as importance
-from onnxprune.model import Model, load
 from onnxprune.options import Options
 from onnxprune.pruning import budget
 from onnxprune.surgery import channels as rewrite

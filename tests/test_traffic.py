@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune import memory, runtime
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.channels.traffic import FEATURES, Traffic
-from onnxprune.model import Model
+from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.surgery import channels as rewrite
 
 

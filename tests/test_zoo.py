@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import model as models
 from onnxprune import runtime, verify
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.graph import model as models
 from onnxprune.importance import weights as importance
 from onnxprune.options import Options
 from onnxprune.pruning import budget

@@ -490,7 +490,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     import zoo
 
     from onnxprune import analysis, fidelity
-    from onnxprune import model as models
+    from onnxprune.graph import model as models
 
     job = task(entry.model, cache)
     data, test = (_load(what, str(job.path), job.preprocess) for what in (job.data, job.evaluation))

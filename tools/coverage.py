@@ -79,10 +79,10 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     import numpy as np
 
     from onnxprune import analysis as analysing
-    from onnxprune import files as onnx_files
-    from onnxprune import model as models
     from onnxprune import runtime, search, verify
     from onnxprune.errors import TargetError
+    from onnxprune.graph import io as onnx_io
+    from onnxprune.graph import model as models
     from onnxprune.options import Options
     from onnxprune.surgery import channels as rewrite
     from onnxprune.surgery.mask import mask
@@ -141,7 +141,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         models.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
         reloaded = models.load(target)
-        result["full_check"] = verify.full_check(onnx_files.read(target)[0])
+        result["full_check"] = verify.full_check(onnx_io.read(target)[0])
         result["loads"] = True
         if share == TARGETS[0]:
             stage[0] = "trace the written file"

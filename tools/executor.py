@@ -40,9 +40,9 @@ import zoo
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from onnxprune import model as models
 from onnxprune import runtime, verify
 from onnxprune.errors import OnnxPruneError, first_line
+from onnxprune.graph import model as models
 from onnxprune.training.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent

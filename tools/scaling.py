@@ -86,8 +86,8 @@ def ours(source: Path) -> Record:
     import functools
 
     from onnxprune import analysis as analysing
-    from onnxprune import model as models
     from onnxprune import runtime, search
+    from onnxprune.graph import model as models
     from onnxprune.options import Options
     from onnxprune.surgery import channels as rewrite
 

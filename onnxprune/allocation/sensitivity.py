@@ -10,9 +10,9 @@ import numpy as np
 from onnxprune import fidelity, runtime
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
-from onnxprune.channels.linear import linear_of
+from onnxprune.graph.linear import linear_of
+from onnxprune.graph.model import Model
 from onnxprune.importance.obs import Removal
-from onnxprune.model import Model
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 

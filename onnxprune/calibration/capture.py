@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.model import Model
-from onnxprune.normalise import captured_names
+from onnxprune.graph.model import Model
+from onnxprune.graph.normalize import captured_names
 
 Array = np.ndarray[Any, Any]
 Kept = Array | Path | list[Array]

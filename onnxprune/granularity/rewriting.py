@@ -15,8 +15,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
-from onnxprune.channels.linear import Conv, Linear, linear_layers, linear_of
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
 from onnxprune.granularity.depth import drop_branch, mask_branch, merge_layers
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
@@ -24,8 +22,10 @@ from onnxprune.granularity.group import group
 from onnxprune.granularity.kernel import crop, split
 from onnxprune.granularity.rank import project, separate, thin_conv, thin_product
 from onnxprune.granularity.refusal import RefusalError
-from onnxprune.model import Model, weightless
-from onnxprune.normalise import remove_dead
+from onnxprune.graph.linear import Conv, Linear, linear_layers, linear_of
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.trace import node_labels
 from onnxprune.types import FloatArray, IntArray
 
 Bases = Mapping[str, FloatArray]

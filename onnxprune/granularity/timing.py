@@ -12,14 +12,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import runtime
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.linear import Conv, linear_layers
-from onnxprune.channels.trace import node_labels
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OnnxPruneError
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Rank, Split
 from onnxprune.granularity.rewriting import reform
-from onnxprune.model import Model, weightless
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.linear import Conv, linear_layers
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.trace import node_labels
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.types import FloatArray, Trace
 
 RUNS, WARMUP, SECONDS = 40, 3, 0.25

@@ -41,7 +41,7 @@ from torch import Tensor
 from onnxprune import runtime
 from onnxprune.calibration.batches import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.training.batches import tensors
 from onnxprune.training.executor import Executor
 from onnxprune.training.losses import LEAST, are_probabilities

@@ -20,9 +20,9 @@ import numpy as np
 from onnxprune.calibration.batches import HELD_EVERY, Calibration
 from onnxprune.calibration.capture import Kept, Store, Stream
 from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, choose, threads_for
-from onnxprune.channels.linear import Linear
-from onnxprune.channels.readers import Reader, readers_of
-from onnxprune.model import Model
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import Reader, readers_of
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import OptionError
-from onnxprune.model import Model
-from onnxprune.quantised import values_at
+from onnxprune.graph.model import Model
+from onnxprune.graph.qdq import values_at
 from onnxprune.types import BoolArray, FloatArray, Slice, Trace
 
 FloatTensor = np.ndarray[Any, Any]

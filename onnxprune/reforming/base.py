@@ -14,7 +14,6 @@ import onnx_graphsurgeon as gs
 from onnxprune import verify
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.calibration.moments import threads_for
-from onnxprune.channels.linear import linear_layers
 from onnxprune.comparison import Stage, quiet
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
@@ -22,8 +21,9 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
+from onnxprune.graph.linear import linear_layers
+from onnxprune.graph.model import Model
 from onnxprune.mending import Mended, mend
-from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.repair.least_squares import DEPTH

@@ -14,7 +14,7 @@ from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Base, apply, edited

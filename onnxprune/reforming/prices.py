@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.granularity.edits import Depth, Merged
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Scored
 from onnxprune.targets import Meter

@@ -15,9 +15,6 @@ from onnxprune import runtime
 from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.calibration.moments import threads_for
-from onnxprune.channels.linear import linear_layers
-from onnxprune.channels.readers import Reader
-from onnxprune.channels.trace import matching
 from onnxprune.comparison import Stage, quiet, share_of
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
@@ -25,6 +22,9 @@ from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Ra
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
+from onnxprune.graph.linear import linear_layers
+from onnxprune.graph.readers import Reader
+from onnxprune.graph.trace import matching
 from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing

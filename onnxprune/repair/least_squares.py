@@ -14,7 +14,7 @@ Networks", eq. 2, made in sequence and on every coupled layer). Four refinements
   moved onto the prediction where both are flat, then the fit is made again, with the same factorised matrix;
 - the penalty is chosen on rows that were held out, and a layer whose error on these does not fall keeps its weights;
 - where nothing else sees what lies between, the layers up to a target are then fitted to it together, as survivors in between need not
-  be what they were (`onnxprune.channels.blocks`). That makes up for more than any fit of one layer can; the last of them is fitted again.
+  be what they were (`onnxprune.repair.block_reconstruction`). That makes up for more than any fit of one layer can; the last of them is fitted again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import numpy as np
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
 from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
-from onnxprune.channels import blocks
-from onnxprune.channels.flat import UNBOUNDED, Flat, flat_of
-from onnxprune.channels.linear import Linear, linear_layers
 from onnxprune.errors import ProofError
-from onnxprune.model import Model
+from onnxprune.graph.linear import Linear, linear_layers
+from onnxprune.graph.model import Model
+from onnxprune.graph.saturation import UNBOUNDED, Flat, flat_of
+from onnxprune.repair import block_reconstruction
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
@@ -298,14 +298,14 @@ def _fit(
 
 def _blocks(
     stream: Stream, there: Set[str], jobs: list[Job], trace: Trace, alive: BoolArray, depth: int, samples: int
-) -> dict[int, blocks.Block]:
+) -> dict[int, block_reconstruction.Block]:
     """Return the layers that are fitted together with each one, of those that pruning has touched, as many as `WORK` allows."""
     layers = linear_layers(stream.model.graph)
     free = {f.node for f in trace.slices if not alive[f.channels].all()} | {job.node for job in jobs}
     free |= {n for n in layers if stream.nodes[n].outputs[0].name not in there}
 
-    def block(job: Job, depth: int) -> blocks.Block | None:
-        return blocks.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
+    def block(job: Job, depth: int) -> block_reconstruction.Block | None:
+        return block_reconstruction.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
 
     found = {job.node: whole for job in jobs if (whole := block(job, depth)) is not None}
     for job in jobs:
@@ -321,14 +321,14 @@ def _blocks(
     return found
 
 
-def _samples_of(block: blocks.Block, positions: int, there: int, memory: float = np.inf) -> int:
+def _samples_of(block: block_reconstruction.Block, positions: int, there: int, memory: float = np.inf) -> int:
     """Return how many samples a block is fitted on, of those that are there."""
     return min(there, max(LEAST_SAMPLES, -(-BLOCK_ROWS // max(1, positions))), int(min(there, memory / block.bytes)))
 
 
 def _fit_block(
     job: Job,
-    block: blocks.Block,
+    block: block_reconstruction.Block,
     before: Stream,
     after: Stream,
     survivors: BoolArray,
@@ -352,7 +352,7 @@ def _fit_block(
     turns = int(min(BLOCK_TURNS, WORK / n_blocks / max(1.0, samples * block.work)))
     if samples < min(there, LEAST_SAMPLES) or not turns:
         return None
-    parts: tuple[list[blocks.Samples], list[blocks.Samples]] = ([], [])
+    parts: tuple[list[block_reconstruction.Samples], list[block_reconstruction.Samples]] = ([], [])
     for batch in range(before.n_batches):
         y = before.read(job.target, batch)
         share = samples * (batch + 1) // before.n_batches - samples * batch // before.n_batches
@@ -361,10 +361,20 @@ def _fit_block(
             here = pick[chosen]
             if here.size:
                 wanted = np.compress(survivors, y[here], axis=job.layer.channel_axis)
-                part.append(blocks.Samples({name: after.read(name, batch)[here] for name in block.taken}, wanted))
+                part.append(
+                    block_reconstruction.Samples({name: after.read(name, batch)[here] for name in block.taken}, wanted)
+                )
     if not parts[0] or not parts[1]:
         return None
-    first, last = blocks.fit(block, after, job.flat, blocks.joined(parts[0]), blocks.joined(parts[1]), turns, seed)
+    first, last = block_reconstruction.fit(
+        block,
+        after,
+        job.flat,
+        block_reconstruction.joined(parts[0]),
+        block_reconstruction.joined(parts[1]),
+        turns,
+        seed,
+    )
     return (first / positions, last / positions) if last < first else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune import benchmark, fidelity, machine, runtime, statistics
 from onnxprune.comparison import Comparison
 from onnxprune.data.dataset import Data
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.report import thumbnails
 from onnxprune.report.grouping import GroupNode
 from onnxprune.types import FloatArray

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onnxprune.channels.cost import LayerCost
 from onnxprune.comparison import Comparison
+from onnxprune.graph.cost import LayerCost
 from onnxprune.latency import Table
 from onnxprune.report.details import Details
 from onnxprune.runtime import Latency

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.types import BoolArray, IntArray, Trace
 
 BLOCK = 2**22

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model, is_float
+from onnxprune.graph.model import Model, is_float
 from onnxprune.training import operators
 from onnxprune.training.fusion import wholes
 from onnxprune.training.operators import Node, Run

@@ -19,7 +19,7 @@ from torch import Tensor
 from onnxprune import fidelity, runtime
 from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import LABELS, RATES, Training
 from onnxprune.training import checkpoint, parity
 from onnxprune.training.allocator import keep_memory

@@ -10,7 +10,7 @@ from onnxprune import runtime
 from onnxprune.data.dataset import Array, Feeds
 from onnxprune.errors import ModelError
 from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
-from onnxprune.model import Model, tensors_of
+from onnxprune.graph.model import Model, tensors_of
 from onnxprune.training.batches import evaluating, tensors
 from onnxprune.training.executor import Executor
 

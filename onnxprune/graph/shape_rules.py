@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.channels.site import Site, Size, rows, varying
+from onnxprune.graph.rule_context import Site, Size, rows, varying
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 MOST_FLOATS = 16

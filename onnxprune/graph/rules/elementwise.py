@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.site import CUT, Ids, Rule, Site, nothing, pin_axes, rows, tie_broadcast, varying
+from onnxprune.graph.rule_context import CUT, Ids, Rule, Site, nothing, pin_axes, rows, tie_broadcast, varying
 from onnxprune.types import Statistic
 
 

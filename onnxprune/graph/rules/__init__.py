@@ -7,8 +7,8 @@ way (ties, pins, slices, counts) they tell the site.
 
 from __future__ import annotations
 
-from onnxprune.channels.ops import elementwise, layers, movement
-from onnxprune.channels.site import Rule
+from onnxprune.graph.rule_context import Rule
+from onnxprune.graph.rules import elementwise, layers, movement
 
 RULES: dict[str, Rule] = {**elementwise.RULES, **layers.RULES, **movement.RULES}
 """Rules by operator of the ONNX domain. An operator that is not here pins whatever reaches it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.site import (
+from onnxprune.graph.rule_context import (
     FIXED,
     Ids,
     Rule,

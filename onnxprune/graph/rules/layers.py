@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.channels.site import (
+from onnxprune.graph.rule_context import (
     CUT,
     Ids,
     Rule,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxprune.channels.site import FIXED, varying
+from onnxprune.graph.rule_context import FIXED, varying
 from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Statistic, Summed, Work
 
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.channels.linear import Linear, linear_layers
-from onnxprune.model import Model
+from onnxprune.graph.linear import Linear, linear_layers
+from onnxprune.graph.model import Model
 from onnxprune.types import IntArray, Trace
 
 

@@ -27,12 +27,13 @@ from onnx import helper
 
 from onnxprune import runtime
 from onnxprune.calibration.capture import Stream
-from onnxprune.channels.flat import Flat
-from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.saturation import Flat
 from onnxprune.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]

@@ -24,8 +24,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError
-from onnxprune.files import damaged, parse
-from onnxprune.normalise import (
+from onnxprune.graph.io import damaged, parse
+from onnxprune.graph.normalize import (
     BatchNorm,
     captured_names,
     explicit_arguments,
@@ -37,8 +37,8 @@ from onnxprune.normalise import (
     sum_norms,
     unshare_targets,
 )
+from onnxprune.graph.qdq import is_dequantised, separate_weights
 from onnxprune.output import check_destination, staged
-from onnxprune.quantised import is_dequantised, separate_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set

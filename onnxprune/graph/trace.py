@@ -13,14 +13,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune import quantised, runtime
-from onnxprune.channels import sizes
-from onnxprune.channels.facts import NOBODY, ZERO, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
-from onnxprune.channels.ops import RULES, TAKES_CONSTANTS_FIRST
-from onnxprune.channels.site import FIXED, Size, nothing, varying
+from onnxprune import runtime
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
-from onnxprune.normalise import TARGETS, captured_names, fold_constants, fold_shapes
+from onnxprune.graph import qdq, shape_rules
+from onnxprune.graph.facts import NOBODY, ZERO, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
+from onnxprune.graph.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
+from onnxprune.graph.normalize import TARGETS, captured_names, fold_constants, fold_shapes
+from onnxprune.graph.rule_context import FIXED, Size, nothing, varying
+from onnxprune.graph.rules import RULES, TAKES_CONSTANTS_FIRST
 from onnxprune.types import IntArray, Role, Statistic, Trace, Work
 
 BATCH = 13
@@ -200,7 +200,7 @@ class _Walk:
         self.cut_norms = False
         self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
         captured = {name for node in graph.nodes for name in captured_names(node)}
-        self.stored = quantised.stored_weights(graph, captured)  # nodes that only dequantise a weight, by their output
+        self.stored = qdq.stored_weights(graph, captured)  # nodes that only dequantise a weight, by their output
         self.opset = opset
 
     def run(self) -> None:
@@ -216,7 +216,7 @@ class _Walk:
                 for size in self.sizes.get(name, []):
                     if size.ids is not None:
                         site.pin(size.ids, f"the body of this {node.op} uses its number")
-            standard = node.domain in (None, "", "ai.onnx") or quantised.is_quantiser(node)
+            standard = node.domain in (None, "", "ai.onnx") or qdq.is_quantiser(node)
             if self._follow_sizes(site, node, standard):
                 outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
             elif standard and node.op in RULES and (site.ids(0) is not None or node.op in TAKES_CONSTANTS_FIRST):
@@ -235,7 +235,7 @@ class _Walk:
 
     def _follow_sizes(self, site: _Site, node: gs.Node, standard: bool) -> bool:
         """Follow shape arithmetic through a node; return whether that is all there is to it."""
-        rule = sizes.SIZE_RULES.get(node.op) if standard else None
+        rule = shape_rules.SIZE_RULES.get(node.op) if standard else None
         sources = {
             i: found for i in range(len(node.inputs)) if (found := self.sizes.get(node.inputs[i].name)) is not None
         }
@@ -266,7 +266,7 @@ def _operator(node: gs.Node) -> str:
 
 
 class _Site:
-    """What the rule of one node may know and say; see `onnxprune.channels.ops.Site`."""
+    """What the rule of one node may know and say; see `onnxprune.graph.rules.Site`."""
 
     def __init__(self, walk: _Walk, n: int, node: gs.Node) -> None:
         self._walk, self._n, self._node = walk, n, node
@@ -294,7 +294,7 @@ class _Site:
             return None
         n, place = self._origin(i)
         node = self._walk.graph.nodes[n]
-        return quantised.values_at(node, place) if isinstance(node.inputs[place], gs.Constant) else None
+        return qdq.values_at(node, place) if isinstance(node.inputs[place], gs.Constant) else None
 
     def value(self, i: int) -> np.ndarray[Any, Any] | None:
         constant = self.const(i)
@@ -325,12 +325,12 @@ class _Site:
             self._slice(self._n, i, axis, ids, role, ZERO)
             return
         node = self._walk.graph.nodes[source]
-        own = quantised.axis_of(node)
-        if axis == own and any(len(shape) > 1 for _, shape in quantised.parameters(node)):
+        own = qdq.axis_of(node)
+        if axis == own and any(len(shape) > 1 for _, shape in qdq.parameters(node)):
             self.pin(ids, f"the weight of this {self.op} has a scale per block of them")
             return
-        self._slice(source, 0, axis, ids, role, quantised.zeros(node))
-        for place, shape in quantised.parameters(node):
+        self._slice(source, 0, axis, ids, role, qdq.zeros(node))
+        for place, shape in qdq.parameters(node):
             if len(shape) > 1:
                 self._slice(source, place, axis, ids, "follows", ZERO)
             elif axis == own:
@@ -369,7 +369,7 @@ class _Site:
             return None
         constant = self.const(i)
         if constant is not None:
-            return sizes.literals(constant, self._n, i)
+            return shape_rules.literals(constant, self._n, i)
         return self._walk.sizes.get(self._node.inputs[i].name)
 
     def size(self, size: Size, ids: IntArray) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.cost import CostModel, Extents
+from onnxprune.graph.cost import CostModel, Extents
 from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 FEATURES = ("once", "in", "out", "macs", "weights")
