@@ -23,26 +23,21 @@ LAYERS = (
         "model",
         "augment",
         "data",
-        "fidelity",
         "generate",
         "runtime",
-        "machine",
-        "profiling",
-        "rounding",
-        "memory",
-        "footprint",
-        "rounds",
-        "statistics",
+        "graph.shapes",
+        "metrics",
+        "allocation.channel_multiple",
     ),
     ("capture", "calibration", "moments"),
     ("channels",),
-    ("pruning",),
+    ("pruning", "allocation.knapsack"),
     ("granularity",),
     ("training",),
-    ("verify", "comparison", "report", "plan_file", "sensitivity", "latency", "benchmark"),
+    ("verify", "comparison", "report", "plan_file", "sensitivity", "allocation.latency_model", "benchmark"),
     (
         "analysis",
-        "targets",
+        "allocation",
         "recovery",
         "workspace",
         "mending",
@@ -53,7 +48,6 @@ LAYERS = (
         "finetuning",
         "gate",
         "policy",
-        "workers",
         "sweeping",
         "reforming",
     ),
@@ -74,10 +68,10 @@ OWNERS = {
         "training",
     },
     "PIL": {"data", "report.thumbnails"},
-    "joblib": {"workers"},
-    "dask": {"workers"},
-    "distributed": {"workers"},
-    "platformdirs": {"machine"},
+    "joblib": {"runtime.workers"},
+    "dask": {"runtime.workers"},
+    "distributed": {"runtime.workers"},
+    "platformdirs": {"runtime.machine"},
     "matplotlib": {"report.plot"},
     "bokeh": {"report.interactive", "report.bars"},
     "jinja2": {"report.html"},
@@ -118,7 +112,10 @@ def own_imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> int:
-    return next(n for n, names in enumerate(LAYERS) if module.split(".")[0] in names)
+    """Return the layer of a module: that of its longest prefix that is in one."""
+    parts = module.split(".")
+    prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next(n for prefix in prefixes for n, names in enumerate(LAYERS) if prefix in names)
 
 
 @pytest.mark.parametrize("module", sorted(modules()))

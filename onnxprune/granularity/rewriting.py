@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
 from onnxprune.channels.linear import Conv, Linear, linear_layers, linear_of
 from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
@@ -24,6 +23,7 @@ from onnxprune.granularity.group import group
 from onnxprune.granularity.kernel import crop, split
 from onnxprune.granularity.rank import project, separate, thin_conv, thin_product
 from onnxprune.granularity.refusal import RefusalError
+from onnxprune.graph.shapes import infer_shapes
 from onnxprune.model import Model, weightless
 from onnxprune.normalise import remove_dead
 from onnxprune.types import FloatArray, IntArray
@@ -63,7 +63,7 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
     masked, result = model.copy(), model.copy()
     numbers = {label: n for n, label in enumerate(node_labels(model.graph))}
     layers = linear_layers(model.graph)
-    sizes = runtime.infer_shapes(weightless(model), {}).partial
+    sizes = infer_shapes(weightless(model), {}).partial
     before = _named(result.graph)
     changed: set[str] = set()
     parts: list[tuple[str, str, IntArray]] = []

@@ -1,0 +1,1 @@
+"""The model: files, shapes, and the trace of its channels."""
