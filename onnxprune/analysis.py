@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import runtime
+from onnxprune.allocation import knapsack
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.graph import model as models
 from onnxprune.graph.cost import CostModel, LayerCost
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import Options
-from onnxprune.pruning import budget
 from onnxprune.report.document import Held, Inspection, Layer
+from onnxprune.runtime.session import ORT_VERSION, open_session, random_feeds, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
 
 
@@ -73,10 +74,10 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
         raise
     except Exception:
         where = str(model.path)
-        shapes = runtime.concrete_shapes(model.header, 1, known=known)
-        runtime.run(
-            runtime.session(where, optimise=False, where=where),
-            runtime.random_feeds(model.header, shapes, 0),
+        shapes = concrete_shapes(model.header, 1, known=known)
+        run_batch(
+            open_session(where, optimise=False, where=where),
+            random_feeds(model.header, shapes, 0),
             where=where,
         )
         raise
@@ -95,7 +96,7 @@ def refuse_unprunable(analysis: Analysis) -> None:
             why=f"its layers are {', '.join(layers)}",
             hint="prune the float model, then quantise the result",
         )
-    reasons = budget.holders(trace, budget.Rules())
+    reasons = knapsack.holders(trace, knapsack.PruningRules())
     raise ModelError(
         "nothing can be pruned",
         where=str(analysis.model.path),
@@ -152,7 +153,7 @@ def versions() -> dict[str, str]:
     """Return the versions that a report names."""
     return {
         "onnxprune": importlib.metadata.version("onnxprune"),
-        "onnxruntime": runtime.VERSION,
+        "onnxruntime": ORT_VERSION,
         "onnx": onnx.__version__,
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import workers
 from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis, refuse_unprunable
 from onnxprune.comparison import Stage, quiet, share_of
@@ -18,6 +17,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.importance import obs as second_order
 from onnxprune.options import Options
 from onnxprune.report.document import curve_dict
+from onnxprune.runtime import workers
 from onnxprune.scoring import calibrated_scores
 from onnxprune.types import Curve
 from onnxprune.workspace import opened, workspace_for

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import output as outputs
-from onnxprune import plan_file, runtime, verify
+from onnxprune import plan_file, verify
 from onnxprune.analysis import Analysis, analyse, layers_of, pinned_of, versions
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
@@ -24,6 +24,7 @@ from onnxprune.recovery import augmented, boundaries, without_gated
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
+from onnxprune.runtime.session import open_session
 from onnxprune.training import require_torch
 from onnxprune.types import Check, IntArray, Verdict
 
@@ -118,7 +119,7 @@ def finetune(
         keep = ~tuned.gated
     on_stage("verify", None)
     checks = verify.structure(result, teacher_model, strict=verify.full_check(teacher_model) is None)
-    opened = runtime.session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
+    opened = open_session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
     candidate = result.session(threads=measure.threads, where="the trained model")
     found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
     checks.append(Check("finite outputs", found.finite, None, found.finite))

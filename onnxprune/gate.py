@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, footprint, memory, rounds, runtime, statistics, verify
+from onnxprune import verify
 from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, share_of, timed_feeds
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph import io
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_shapes
+from onnxprune.metrics import activation_memory, paired_tests
+from onnxprune.metrics.outputs import class_scores, log_probabilities, relative_difference
 from onnxprune.report.document import CHECK_SCHEMA, Judgement
+from onnxprune.runtime import paired_timing, process_memory
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
@@ -109,7 +113,7 @@ def check(
     preprocess: Preprocess | str | None = None,
     limits: Limits | None = None,
     measure: Measure | None = None,
-    providers: tuple[str, ...] = (runtime.CPU,),
+    providers: tuple[str, ...] = (CPU_PROVIDER,),
     on_stage: Stage = quiet,
 ) -> Verdict:
     """Hold any candidate against a baseline.
@@ -140,7 +144,7 @@ def check(
     loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
 
     def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
-        return runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
+        return open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
 
     original = open_model(baseline)
     opened = list(_loads(candidate, providers, measure.threads))
@@ -152,7 +156,7 @@ def check(
     feeds = timed_feeds(original, ours, loaded, measure.batch)
     raced = None
     if measure.latency:
-        raced = rounds.race(
+        raced = paired_timing.time_pair(
             (lambda: open_model(baseline), lambda: open_model(candidate)),
             feeds,
             runs=measure.runs,
@@ -199,9 +203,7 @@ def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], thread
     for provider in providers:
         name = f"loads on {provider.removesuffix('ExecutionProvider')}"
         try:
-            opened = runtime.session(
-                os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider
-            )
+            opened = open_session(os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider)
         except OnnxPruneError as error:
             yield Check(name, False, None, False, error.why or error.what), None
         else:
@@ -211,19 +213,19 @@ def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], thread
 def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None) -> Iterator[Check]:
     """Run both on inputs that data seldom hold, and the candidate several times on the same."""
     known = None if data is None else data.shapes()
-    shapes = runtime.workable_shapes(original, proto, 1) if known is None else None
-    dynamic = runtime.has_dynamic_batch(proto)
+    shapes = workable_shapes(original, proto, 1) if known is None else None
+    dynamic = has_dynamic_batch(proto)
     broken: list[str] = []
     for batch in BATCHES if dynamic else (1,):
-        each = runtime.concrete_shapes(proto, batch, known=known or shapes)
+        each = concrete_shapes(proto, batch, known=known or shapes)
         for name, feeds in _odd_inputs(proto, each, data):
             where = f"{name}, batch {each[proto.graph.input[0].name][0] if dynamic else 'fixed'}"
             try:
-                expected = runtime.run(original, feeds)
+                expected = run_batch(original, feeds)
             except OnnxPruneError:
                 continue  # the baseline does not run on that either
             try:
-                outputs = runtime.run(ran, feeds)
+                outputs = run_batch(ran, feeds)
             except OnnxPruneError as error:
                 broken.append(f"{where}: {error.why[:120]}")
                 continue
@@ -237,8 +239,8 @@ def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | No
         not broken,
         "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}",
     )
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, 1, known=known or shapes), 0)
-    first, *others = (runtime.run(ran, feeds) for _ in range(REPEATS))
+    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known or shapes), 0)
+    first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
     worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
     yield Check("deterministic", worst, SAME, worst <= SAME, f"{REPEATS} runs, share of the output's range")
 
@@ -250,8 +252,8 @@ def _spoilt(expected: Any, found: Any) -> bool:
 
 def _odd_inputs(
     proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], data: Data | None
-) -> Iterator[tuple[str, runtime.Feeds]]:
-    noise = runtime.random_feeds(proto, shapes, 1)
+) -> Iterator[tuple[str, Feeds]]:
+    noise = random_feeds(proto, shapes, 1)
     floating = {name for name, value in noise.items() if value.dtype.kind == "f"}
     yield "noise", noise
     yield "zeros", {name: np.zeros_like(value) if name in floating else value for name, value in noise.items()}
@@ -274,16 +276,16 @@ def _accuracy(found: Comparison, limits: Limits) -> list[Check]:
             why="no output of the form (samples, classes)",
             hint="leave the limit out",
         )
-    first, second = (fidelity.scores_of(outputs) for outputs in found.outputs)
+    first, second = (class_scores(outputs) for outputs in found.outputs)
     if before is not None and after is not None and found.labels is not None:
         assert first is not None
         assert second is not None
-        told = statistics.paired(statistics.right(first, found.labels), statistics.right(second, found.labels))
+        told = paired_tests.paired(paired_tests.right(first, found.labels), paired_tests.right(second, found.labels))
         detail = f"{before:.2f} -> {after:.2f} %, {_interval(told)}, {where}"
         checks.append(decide_drop("top-1 drop (points)", told, limits.max_drop, detail))
     elif agreement is not None and limits.max_drop is not None and first is not None and second is not None:
         same = first.argmax(axis=1) == second.argmax(axis=1)
-        told = statistics.paired(np.ones_like(same), same)
+        told = paired_tests.paired(np.ones_like(same), same)
         checks.append(decide_drop("agreement drop (points)", told, limits.max_drop, f"{_interval(told)}, {where}"))
     if agreement is not None:
         checks.append(_at_least("agreement (%)", agreement, limits.min_agreement, where))
@@ -296,14 +298,14 @@ def _accuracy(found: Comparison, limits: Limits) -> list[Check]:
     return checks
 
 
-def _interval(told: statistics.Paired) -> str:
+def _interval(told: paired_tests.Paired) -> str:
     return (
         f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}, "
         f"{told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}"
     )
 
 
-def decide_drop(name: str, told: statistics.Paired, limit: float | None, detail: str) -> Check:
+def decide_drop(name: str, told: paired_tests.Paired, limit: float | None, detail: str) -> Check:
     """Fail where more is lost than allowed; undecided where it is not, but chance could hide that."""
     passed = limit is None or told.drop <= limit + ROUNDING
     undecided = limit is not None and passed and told.upper > limit + ROUNDING
@@ -311,14 +313,14 @@ def decide_drop(name: str, told: statistics.Paired, limit: float | None, detail:
 
 
 def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
-    first, second = (fidelity.scores_of(outputs) for outputs in found.outputs)
+    first, second = (class_scores(outputs) for outputs in found.outputs)
     if found.labels is None or first is None or second is None:
         for name in ("max_class_drop", "max_calibration_rise"):
             if getattr(limits, name) is not None:
                 raise OptionError(f"--{name.replace('_', '-')} needs labels", hint="give data with labels")
         return
     labels = found.labels
-    drops = statistics.class_drops(statistics.right(first, labels), statistics.right(second, labels), labels)
+    drops = paired_tests.class_drops(paired_tests.right(first, labels), paired_tests.right(second, labels), labels)
     worst = max(drops, key=lambda one: one.low if limits.max_class_drop is not None else one.drop)
     limit = limits.max_class_drop
     detail = f"class {worst.label}: {worst.before:.1f} -> {worst.after:.1f} % of {worst.samples} samples, {worst.low:.1f} at least at 95 %"
@@ -331,7 +333,7 @@ def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
         detail,
         passed and limit is not None and worst.drop > limit,
     )
-    errors = [statistics.calibration_error(fidelity.log_probabilities(scores), labels) for scores in (first, second)]
+    errors = [paired_tests.calibration_error(log_probabilities(scores), labels) for scores in (first, second)]
     yield _at_most(
         "calibration error, rise (points)",
         errors[1] - errors[0],
@@ -340,7 +342,7 @@ def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
     )
 
 
-def _speed(found: rounds.Race, limits: Limits, measure: Measure, batch: int) -> Iterator[Check]:
+def _speed(found: paired_timing.PairedTiming, limits: Limits, measure: Measure, batch: int) -> Iterator[Check]:
     """Decide by all rounds; a time in milliseconds only where nothing else kept the processors busy."""
     ratios, times = found.ratios, np.array(found.b)
     ratio, low, high = (float(of(ratios)) for of in (np.median, np.min, np.max))
@@ -359,7 +361,7 @@ def _speed(found: rounds.Race, limits: Limits, measure: Measure, batch: int) -> 
         yield _between("latency (ms)", float(np.median(times)), limits.max_latency, alone, most, told, at_least=False)
 
 
-def _batch(feeds: runtime.Feeds) -> int:
+def _batch(feeds: Feeds) -> int:
     first = np.shape(next(iter(feeds.values())))
     return first[0] if first else 1
 
@@ -384,13 +386,13 @@ Named = tuple["str | os.PathLike[str]", onnx.ModelProto]
 
 
 def _memory(
-    baseline: Named, candidate: Named, feeds: runtime.Feeds, limits: Limits, threads: int, provider: str
+    baseline: Named, candidate: Named, feeds: Feeds, limits: Limits, threads: int, provider: str
 ) -> Iterator[Check]:
     """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
     batch = _batch(feeds)
     shapes = {name: value.shape for name, value in feeds.items()}
     try:
-        before, after = (float(memory.peak_of_proto(proto, shapes)) for _, proto in (baseline, candidate))
+        before, after = (float(activation_memory.peak_of_proto(proto, shapes)) for _, proto in (baseline, candidate))
     except OnnxPruneError:
         if limits.max_memory is not None:
             raise
@@ -398,7 +400,7 @@ def _memory(
         change = f"activations alive at once, batch {batch}; {before:.6g} in the baseline"
         yield _at_most("activation memory (bytes)", after, limits.max_memory, change)
     with ThreadPoolExecutor() as pool:
-        opens = partial(footprint.measure, feeds=feeds, threads=threads, provider=provider)
+        opens = partial(process_memory.measure, feeds=feeds, threads=threads, provider=provider)
         took = list(pool.map(opens, (baseline[0], candidate[0])))
     if took[0] is not None and took[1] is not None:
         change = f"that a process takes to load and run it, batch {batch}; {took[0]:.6g} for the baseline"

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import fidelity, plan_file, runtime, verify
 from onnxprune import output as outputs
+from onnxprune import plan_file, verify
+from onnxprune.allocation.targets import CostEstimator, refuse_slower
 from onnxprune.analysis import (
     Analysis,
     layers_of,
@@ -31,6 +32,7 @@ from onnxprune.granularity import edits
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.mending import Mended
+from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.options import Options, Training
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
@@ -39,10 +41,10 @@ from onnxprune.reforming.choose import decide
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
+from onnxprune.runtime.session import open_session
 from onnxprune.search import Choice, choose
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
-from onnxprune.targets import Meter, refuse_slower
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
 from onnxprune.workspace import Workspace, opened, workspace_for
 
@@ -160,9 +162,9 @@ def prune(
                 _refuse_inexact(base.analysis.trace, chosen, plan)
             choice = Choice(chosen, base.analysis, chosen.keep)  # it may have been edited
         else:
-            meter = Meter(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
+            meter = CostEstimator(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
 
-            def choose_from(base: Base, meter: Meter) -> Choice:
+            def choose_from(base: Base, meter: CostEstimator) -> Choice:
                 lost = trainer = None
                 if options.max_drop is not None and workspace is not None and checked_on is not None:
                     lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
@@ -302,7 +304,7 @@ class _Loss:
         self._data, self._batch, self._on_stage = data, measure.eval_batch, on_stage
         self._reference = self._outputs(original)
 
-    def _outputs(self, model: Model) -> fidelity.Outputs:
+    def _outputs(self, model: Model) -> Outputs:
         return verify.predict(model.session(), self._data, self._batch, str(model.path))
 
     def __call__(self, keep: BoolArray) -> float:
@@ -316,10 +318,10 @@ class _Loss:
         outputs = self._outputs(result)
         if self._data.labels is not None:
             before, after = (
-                fidelity.accuracy(found, self._data.labels)["top1"] for found in (self._reference, outputs)
+                classification_accuracy(found, self._data.labels)["top1"] for found in (self._reference, outputs)
             )
             return before - after
-        agreement = fidelity.fidelity(self._reference, outputs).get("agreement")
+        agreement = compare_outputs(self._reference, outputs).get("agreement")
         if agreement is None:
             raise OptionError(
                 "there is nothing to hold --max-drop against",
@@ -377,7 +379,7 @@ def _verify(
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
-    original = runtime.session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
+    original = open_session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
     candidate = mended.model.session(threads=measure.threads, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     closer = None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import output, plan_file, runtime, workers
+from onnxprune import output, plan_file
 from onnxprune.analysis import Analysis, removed
 from onnxprune.benchmark import bench
 from onnxprune.comparison import Measure, Stage, quiet
@@ -24,6 +24,8 @@ from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline import prune
 from onnxprune.report import saving
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
+from onnxprune.runtime import workers
+from onnxprune.runtime.timing import Latency
 from onnxprune.search import plans
 from onnxprune.types import Plan
 from onnxprune.workspace import opened, workspace_for
@@ -333,7 +335,7 @@ class _State:
             data=f"{report['samples']} samples of {report['data']}",
         )
 
-    def timed(self, share: float, found: runtime.Latency) -> None:
+    def timed(self, share: float, found: Latency) -> None:
         """Note what was timed."""
         self._set(share, latency=asdict(found))
 

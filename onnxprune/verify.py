@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError, ModelError, ProofError
-from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.graph.model import STORED_IN, Model, tensors_of
 from onnxprune.graph.qdq import is_quantiser, unrounded
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
+from onnxprune.runtime.session import Feeds, concatenate_outputs, open_session, random_feeds, run_batch
 from onnxprune.types import Check
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def prove(
         ModelError: the original cannot be run.
     """
     header = original.header
-    batches = PROOF_BATCHES if runtime.has_dynamic_batch(header) else (1,)
-    shapes = [runtime.concrete_shapes(header, batch, known=known) for batch in batches]
-    unit = [runtime.random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
+    batches = PROOF_BATCHES if has_dynamic_batch(header) else (1,)
+    shapes = [concrete_shapes(header, batch, known=known) for batch in batches]
+    unit = [random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
     path = str(original.path)
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)
@@ -115,7 +116,7 @@ def _protos(sources: Sequence[Source]) -> Iterator[onnx.ModelProto]:
 
 
 def _compare(
-    sources: Sequence[Source], unit: list[runtime.Feeds], batches: tuple[int, ...], seed: int, path: str
+    sources: Sequence[Source], unit: list[Feeds], batches: tuple[int, ...], seed: int, path: str
 ) -> tuple[Proof, ProofError | None]:
     """Compare the file with the loaded model, and the masked model with the pruned one, on inputs of every scale in turn.
 
@@ -169,13 +170,13 @@ def _too_far(difference: float) -> str:
     return f"outputs differ by {difference:.2e} of their range, {TOLERANCE:.0e} is allowed"
 
 
-def _outputs(source: Source, feeds: list[runtime.Feeds], where: str) -> list[list[Any]]:
+def _outputs(source: Source, feeds: list[Feeds], where: str) -> list[list[Any]]:
     """Return the outputs for each batch; one model is open at a time."""
     if isinstance(source, Model):
         opened = source.session(optimise=False, where=where)
     else:
-        opened = runtime.session(source, optimise=False, where=where)
-    return [runtime.run(opened, inputs, where=where) for inputs in feeds]
+        opened = open_session(source, optimise=False, where=where)
+    return [run_batch(opened, inputs, where=where) for inputs in feeds]
 
 
 def _worst(expected: list[list[Any]], found: list[list[Any]], original: list[list[Any]]) -> float:
@@ -270,7 +271,7 @@ def predict(
     for feeds in data.batches(size):
         if isinstance(fixed, int) and len(next(iter(feeds.values()))) < size:
             break
-        parts.append(runtime.run(opened, feeds, where=where))
+        parts.append(run_batch(opened, feeds, where=where))
         if progress:
             progress(min(1.0, len(parts) * size / len(data)))
-    return runtime.joined(parts)
+    return concatenate_outputs(parts)

@@ -16,9 +16,11 @@ import onnx
 from graphs import load
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.graph.cost import CostModel
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import BoolArray, Trace
@@ -198,10 +200,10 @@ def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
 
 
 def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
-    opened = runtime.session(proto, optimise=True)
+    opened = open_session(proto, optimise=True)
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in proto.graph.input if v.name in trace.input_shapes]))
-    shapes = runtime.concrete_shapes(bare, 2, known=trace.input_shapes)
-    return runtime.run(opened, runtime.random_feeds(bare, shapes, 5))
+    shapes = concrete_shapes(bare, 2, known=trace.input_shapes)
+    return run_batch(opened, random_feeds(bare, shapes, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------------- cases

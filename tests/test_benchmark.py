@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune import Measure, benchmark, machine
+from onnxprune import Measure, benchmark
+from onnxprune.runtime import machine
 
 QUICK = Measure(runs=10, warmup=1, seconds=1)
 

@@ -16,12 +16,14 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import model as models_
 from onnxprune.graph.model import Model
 from onnxprune.graph.rules import RULES
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.training import operators
 from onnxprune.training.executor import Executor
@@ -49,8 +51,8 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
     """Return how far torch is from onnxruntime without optimisations, as a share of the range of an output."""
     names = {value.name for value in model.graph.inputs}
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in source.graph.input if v.name in names]))
-    feeds = runtime.random_feeds(bare, runtime.concrete_shapes(bare, 2, known=known), seed)
-    expected = runtime.run(runtime.session(source, optimise=False, threads=1), feeds)
+    feeds = random_feeds(bare, concrete_shapes(bare, 2, known=known), seed)
+    expected = run_batch(open_session(source, optimise=False, threads=1), feeds)
     with torch.no_grad():
         found = Executor(model)({name: torch.from_numpy(value) for name, value in feeds.items()})
     pairs = [

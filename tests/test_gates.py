@@ -10,10 +10,12 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
@@ -80,8 +82,8 @@ class Training:
 
 
 def outputs(model: Model) -> list[Array]:
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 4), 5)
-    return runtime.run(model.session(optimise=False), feeds)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
+    return run_batch(model.session(optimise=False), feeds)
 
 
 def weights(model: Model) -> list[Array]:

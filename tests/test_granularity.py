@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.analysis import analyse
 from onnxprune.errors import PlanError
 from onnxprune.granularity import candidates
@@ -26,7 +26,9 @@ from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
 from onnxprune.graph.linear import Conv, linear_layers
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import node_labels
+from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 
 LETTERS = "abcdefgh"
@@ -115,8 +117,8 @@ def edited(draw: Any) -> tuple[Model, Edit]:
 
 
 def outputs_of(model: Model, seed: int = 0, optimise: bool = False) -> list[np.ndarray]:
-    shapes = runtime.concrete_shapes(model.header, 2)
-    return runtime.run(model.session(optimise=optimise), runtime.random_feeds(model.header, shapes, seed))
+    shapes = concrete_shapes(model.header, 2)
+    return run_batch(model.session(optimise=optimise), random_feeds(model.header, shapes, seed))
 
 
 def apart(a: Model, b: Model) -> float:

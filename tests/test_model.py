@@ -14,10 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.graph import io
 from onnxprune.graph import model as model_files
+from onnxprune.runtime.session import open_session
 
 MEASURE = onnxprune.Measure(runs=2, warmup=0)
 HALF = {"flops": 0.5}
@@ -308,7 +309,7 @@ def test_a_session_shares_the_weights():
     assert stub.ByteSize() < 0.2 * model.byte_size()
     for optimise in (False, True):
         shared = model.session(optimise=optimise).run(None, {name: x})[0]
-        whole = runtime.session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
+        whole = open_session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
         np.testing.assert_array_equal(shared, whole)
 
 

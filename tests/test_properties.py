@@ -15,12 +15,14 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
+from onnxprune import verify
+from onnxprune.allocation import knapsack
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
-from onnxprune.pruning import budget
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import BoolArray, IntArray, Trace
@@ -37,8 +39,8 @@ RATIOS = st.sampled_from((0.5, 0.2, 0.8))
 
 def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimise: bool = False) -> list[np.ndarray[Any, Any]]:
     """Run a model on seeded inputs; a fixed batch stays what it is."""
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, batch), seed)
-    return runtime.run(runtime.session(proto, optimise=optimise), feeds)
+    feeds = random_feeds(proto, concrete_shapes(proto, batch), seed)
+    return run_batch(open_session(proto, optimise=optimise), feeds)
 
 
 def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> float:
@@ -124,7 +126,7 @@ def test_deleting_channels_equals_masking_them() -> None:
         proof = verify.prove(model, pruned, masked, seed=seed)
         assert proof.difference <= 1e-4
         written = pruned.to_proto()
-        dynamic = runtime.has_dynamic_batch(written)
+        dynamic = has_dynamic_batch(written)
         assert proof.batches == ((1, 3) if dynamic else (1,))
 
         onnx.checker.check_model(written, full_check=True)
@@ -295,8 +297,8 @@ def test_planted_dead_channels_are_found_and_cost_nothing() -> None:
         scores = importance.score(model, again, "l2")
         assert np.array_equal(scores == 0, ~keep), "dead channels score exactly zero, no others do"
 
-        rules = budget.Rules(round_to=1, min_channels=1, max_ratio=1.0)
-        left = budget.below(again, scores, np.ones_like(keep), rules, threshold=1e-12)
+        rules = knapsack.PruningRules(round_to=1, min_channels=1, max_ratio=1.0)
+        left = knapsack.below(again, scores, np.ones_like(keep), rules, threshold=1e-12)
         assert np.array_equal(left, keep)
         pruned = rewrite.delete(model, again, left)
         assert difference(model.to_proto(), pruned.to_proto()) <= 1e-5

@@ -14,12 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxprune
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.errors import ProofError
 from onnxprune.graph import qdq
 from onnxprune.graph.cost import CostModel
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 
@@ -30,10 +32,10 @@ class Noise(CalibrationDataReader):
     """Hand out a few batches of normal numbers."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        shapes = runtime.concrete_shapes(proto, 4)
-        self.feeds = iter([runtime.random_feeds(proto, shapes, seed) for seed in range(3)])
+        shapes = concrete_shapes(proto, 4)
+        self.feeds = iter([random_feeds(proto, shapes, seed) for seed in range(3)])
 
-    def get_next(self) -> runtime.Feeds | None:
+    def get_next(self) -> Feeds | None:
         return next(self.feeds, None)
 
 
@@ -152,8 +154,8 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     wrong = tensor.values.copy()
     wrong[0, 0] += 1
     tensor.values = wrong
-    feeds = [runtime.random_feeds(model.header, {"x": (1, 3, 4, 4)}, 1)]
-    found = [runtime.run(runtime.session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
+    feeds = [random_feeds(model.header, {"x": (1, 3, 4, 4)}, 1)]
+    found = [run_batch(open_session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
     assert np.array_equal(*found)
     with pytest.raises(ProofError, match="not the masked model"):
         verify.prove(model, pruned, masked)
@@ -181,7 +183,7 @@ def test_without_rounding_activations_are_clipped() -> None:
     assert qdq.unrounded(smooth) is None  # weights are none of its business
     x = np.linspace(-100, 100, 48, dtype=np.float32).reshape(1, 3, 4, 4)
     smooth.graph.output[0].name = "x1"
-    assert np.array_equal(runtime.run(runtime.session(smooth), {"x": x})[0], np.clip(x, -64, 63.5))
+    assert np.array_equal(run_batch(open_session(smooth), {"x": x})[0], np.clip(x, -64, 63.5))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_integers_are_dequantised_as_onnxruntime_does(
     )  # fmt: skip
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (node,) = (node for node in load(proto).graph.nodes if qdq.is_dequantised(node))
-    expected = runtime.run(runtime.session(proto), {"x": np.zeros((6, 4), np.float32)})[0]
+    expected = run_batch(open_session(proto), {"x": np.zeros((6, 4), np.float32)})[0]
     assert np.array_equal(qdq.dequantised(node), expected)
 
 
@@ -234,6 +236,6 @@ def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:
     source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     model = load(source)
     assert trace_model(model).pinned.all()
-    feeds = runtime.random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
-    before, after = (runtime.run(runtime.session(proto), feeds)[0] for proto in (source, model.to_proto()))
+    feeds = random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
+    before, after = (run_batch(open_session(proto), feeds)[0] for proto in (source, model.to_proto()))
     assert np.array_equal(before, after)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import Measure, curves, sweeping, workers
+from onnxprune import Measure, curves, sweeping
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.options import Options
 from onnxprune.report.document import Member
+from onnxprune.runtime import workers
 
 UNTIMED = Measure(latency=False)
 OPTIONS = Options(round_to=2, augment=())

@@ -79,20 +79,21 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     import numpy as np
 
     from onnxprune import analysis as analysing
-    from onnxprune import runtime, search, verify
+    from onnxprune import search, verify
     from onnxprune.errors import TargetError
     from onnxprune.graph import io as onnx_io
     from onnxprune.graph import model as models
     from onnxprune.options import Options
+    from onnxprune.runtime.session import open_session
     from onnxprune.surgery import channels as rewrite
     from onnxprune.surgery.mask import mask
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count
-    plain_session = runtime.session
+    plain_session = open_session
     clock = _Clock(record, stage)
     record["base"] = peak_memory()
     # onnxprune leaves the threads to onnxruntime; its stages are timed on one, the oracle and the rest is not
-    runtime.session = functools.partial(plain_session, threads=1)
+    open_session = functools.partial(plain_session, threads=1)
     with clock("load"):
         model = models.load(source)
     with clock("trace"):
@@ -106,7 +107,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     for share in TARGETS:
         result: Record = {}
         asked = share
-        runtime.session = functools.partial(plain_session, threads=1)
+        open_session = functools.partial(plain_session, threads=1)
         stage[0] = "plan"
         try:
             with clock("plan", first=share == TARGETS[0]):
@@ -122,7 +123,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         with clock("delete", first=share == TARGETS[0]):
             pruned = rewrite.delete(model, analysis.trace, plan.keep)
         record.setdefault("peak_stages", peak_memory())
-        runtime.session = plain_session
+        open_session = plain_session
         predicted = analysis.cost.totals(plan.keep)
         result["reached"] = 1 - predicted[0] / whole[0]
         record["targets"][str(share)] = result
@@ -157,7 +158,9 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune import runtime, verify
+    from onnxprune import verify
+    from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+    from onnxprune.runtime.session import open_session, random_feeds, run_batch
 
     proto = onnx.load(os.fspath(source))
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -166,11 +169,11 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     proto.graph.input.extend(inputs)
     record["nodes"] = len(proto.graph.node)
     record["opset"] = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    record["dynamic"] = runtime.has_dynamic_batch(proto)
-    sessions = [runtime.session(os.fspath(file), threads=1) for file in (source, target)]
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, 1, known=known), 0)
+    record["dynamic"] = has_dynamic_batch(proto)
+    sessions = [open_session(os.fspath(file), threads=1) for file in (source, target)]
+    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known), 0)
     del proto
-    old, new = (runtime.run(opened, feeds) for opened in sessions)
+    old, new = (run_batch(opened, feeds) for opened in sessions)
     record["finite"] = all(bool(np.isfinite(a).all()) for a in old if a.dtype.kind == "f")
     result["effect"] = max((verify.relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
     times: list[list[float]] = [[], []]

@@ -40,9 +40,11 @@ import zoo
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from onnxprune import runtime, verify
+from onnxprune import verify
 from onnxprune.errors import OnnxPruneError, first_line
 from onnxprune.graph import model as models
+from onnxprune.graph.shapes import workable_shapes
+from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.training.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,10 +65,10 @@ def parity(path: Path) -> Record:
     try:
         model = models.load(path)
         session = model.session(optimise=False, threads=1)
-        shapes = runtime.workable_shapes(session, model.header, 2)
+        shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
-        feeds = {n: x for n, x in runtime.random_feeds(model.header, shapes, 0).items() if n in names}
-        expected = runtime.run(session, feeds)
+        feeds = {n: x for n, x in random_feeds(model.header, shapes, 0).items() if n in names}
+        expected = run_batch(session, feeds)
         executor = Executor(model)
         with torch.no_grad():
             found = executor({name: torch.from_numpy(np.asarray(value)) for name, value in feeds.items()})

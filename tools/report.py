@@ -26,7 +26,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import Measure, machine
+from onnxprune import Measure
+from onnxprune.runtime import machine
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

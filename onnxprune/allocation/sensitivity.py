@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import fidelity, runtime
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
 from onnxprune.graph.linear import linear_of
 from onnxprune.graph.model import Model
 from onnxprune.importance.obs import Removal
+from onnxprune.metrics.outputs import Outputs, output_divergence
+from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 
@@ -113,7 +114,7 @@ class Probe:
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the nodes are those of the model, in the same order."""
         outputs = self._stream.finish(variant) if aligned else _whole(variant, self._batches)
-        return fidelity.divergence(self._reference, outputs)
+        return output_divergence(self._reference, outputs)
 
     def close(self) -> None:
         """Forget the activations."""
@@ -124,10 +125,10 @@ def losses(model: Model, candidates: Sequence[Model], calibration: Calibration) 
     """Return the divergence of each candidate from a model, on samples that were held out."""
     batches = _held(calibration, MOST_SAMPLES)
     reference = _whole(model, batches)
-    return [fidelity.divergence(reference, _whole(candidate, batches)) for candidate in candidates]
+    return [output_divergence(reference, _whole(candidate, batches)) for candidate in candidates]
 
 
-def _held(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
+def _held(calibration: Calibration, samples: int) -> list[Feeds]:
     """Return batches that are held out, up to some number of samples; augmented ones count as well."""
     numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
     wanted = max(1, min(len(numbers), samples // calibration.batch))
@@ -152,6 +153,6 @@ def _same(variant: Model, model: Model, node: int, aligned: bool) -> Any:
     return next(found for found in variant.graph.nodes if found.outputs and found.outputs[0].name == output)
 
 
-def _whole(model: Model, batches: list[runtime.Feeds]) -> fidelity.Outputs:
+def _whole(model: Model, batches: list[Feeds]) -> Outputs:
     opened = model.session()
-    return runtime.joined([runtime.run(opened, feeds) for feeds in batches])
+    return concatenate_outputs([run_batch(opened, feeds) for feeds in batches])

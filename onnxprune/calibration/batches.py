@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.data.augment import augment, channel_axis, is_enlarged
 from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError
-from onnxprune.runtime import Feeds
+from onnxprune.runtime.session import Feeds
 from onnxprune.types import IntArray
 
 BATCH = 32

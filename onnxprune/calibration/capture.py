@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.graph.model import Model
 from onnxprune.graph.normalize import captured_names
+from onnxprune.runtime.session import Feeds, concatenate_outputs, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
 Kept = Array | Path | list[Array]
@@ -72,7 +72,7 @@ class Stream:
         lasting: names of tensors to keep, from when they are there.
     """
 
-    def __init__(self, model: Model, batches: Iterable[runtime.Feeds], store: Store) -> None:
+    def __init__(self, model: Model, batches: Iterable[Feeds], store: Store) -> None:
         self.model, self.store = model, store
         self.nodes = model.graph.nodes
         self.done: set[int] = set()
@@ -145,7 +145,7 @@ class Stream:
             self.kept[name] = []
         for batch in range(self.n_batches):
             feeds = {name: self.store.get(self.kept[name][batch]) for name in taken}
-            for name, value in zip(wanted, runtime.run(opened, feeds, names=wanted), strict=True):
+            for name, value in zip(wanted, run_batch(opened, feeds, names=wanted), strict=True):
                 self.kept[name].append(self.store.put(value))
         self.done = after
 
@@ -158,7 +158,7 @@ class Stream:
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
-        return runtime.session(proto, where=str(self.model.path), patient=True, weights=weights)
+        return open_session(proto, where=str(self.model.path), patient=True, weights=weights)
 
     def may_rewind(self, nodes: Collection[int], changed: Collection[int]) -> bool:
         """Tell whether all that has run and depends on the nodes `changed` is among `nodes`."""
@@ -187,10 +187,10 @@ class Stream:
         )
         opened = self._open(model, order, taken, names)
         parts = [
-            runtime.run(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
+            run_batch(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
             for batch in range(self.n_batches)
         ]
-        return runtime.joined(parts)
+        return concatenate_outputs(parts)
 
     def read(self, name: str, batch: int) -> Array:
         """Return a tensor that `advance` was asked for."""

@@ -22,7 +22,6 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.graph.io import damaged, parse
 from onnxprune.graph.normalize import (
@@ -38,12 +37,15 @@ from onnxprune.graph.normalize import (
     unshare_targets,
 )
 from onnxprune.graph.qdq import is_dequantised, separate_weights
+from onnxprune.graph.shapes import infer_shapes
 from onnxprune.output import check_destination, staged
+from onnxprune.runtime.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
 
     import onnxruntime as ort
+
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
@@ -107,11 +109,9 @@ class Model:
         return proto, {name: tensor.values for name, tensor in apart.items()}
 
     def session(self, *, optimise: bool = True, threads: int = 0, where: str = "") -> ort.InferenceSession:
-        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `runtime.session`."""
+        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `onnxprune.runtime.session.open_session`."""
         proto, weights = self.stub()
-        return runtime.session(
-            proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights
-        )
+        return open_session(proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
         """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
@@ -256,7 +256,7 @@ def _load(file: Path) -> Model:
     if any(needs_arguments(node) for node in graph.nodes):
         explicit_arguments(graph, _static_shapes(model), model.opset)
     if means_of_norms(graph):
-        sum_norms(graph, runtime.infer_shapes(weightless(model), {}), model.opset)
+        sum_norms(graph, infer_shapes(weightless(model), {}), model.opset)
     unshare_targets(graph)
     separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
     graph, batchnorms = fold_batchnorms(graph)
@@ -311,14 +311,14 @@ def _refuse_unloadable(model: Model) -> None:
     A few operators insist on constants, so when it fails the whole file has the last word.
     """
     try:
-        runtime.session(weightless(model), optimise=False)
+        open_session(weightless(model), optimise=False)
     except ModelError:
-        runtime.session(os.fspath(model.path), optimise=False, where=str(model.path))
+        open_session(os.fspath(model.path), optimise=False, where=str(model.path))
 
 
 def _static_shapes(model: Model) -> dict[str, list[int | None]]:
     """Return what is known of shapes whatever size the dynamic axes take."""
-    return runtime.infer_shapes(weightless(model), {}).partial
+    return infer_shapes(weightless(model), {}).partial
 
 
 def weightless(model: Model) -> onnx.ModelProto:

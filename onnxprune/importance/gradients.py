@@ -15,7 +15,7 @@ filters of the channel *before* anything is squared, so that coupled layers coun
                                     "Hessian-Aware Pruning and Optimal Neural Implant", eq. 5. Each sample has a v of its own.
 
 The loss. `taylor` takes the cross-entropy with the labels, or without any with the class that the model gives itself. The other two ask
-how far the output moves from what it is, in the units of `onnxprune.fidelity.divergence`: of that loss the gradient is 0 and the
+how far the output moves from what it is, in the units of `onnxprune.metrics.outputs.output_divergence`: of that loss the gradient is 0 and the
 expansion to second order H/2, so that a score is an estimate of the divergence that the loss of one channel brings, in nats for a
 classifier. Its Hessian at the model itself is J' A A' J, with J the derivative of the output and A A' the Hessian of the loss there:
 A = diag(sqrt p) (1 - sqrt p sqrt p') per sample for a classifier. `fisher` draws a vector r of random signs, and g is the
@@ -38,10 +38,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune import runtime
 from onnxprune.calibration.batches import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import has_dynamic_batch
+from onnxprune.runtime.session import Feeds
 from onnxprune.training.batches import tensors
 from onnxprune.training.executor import Executor
 from onnxprune.training.losses import LEAST, are_probabilities
@@ -58,7 +59,7 @@ LEAST_DIRECTIONS, DIRECTIONS = 4, 32
 TINY = 1e-12
 """Of a weight below which its gradient is not known from that of its mask."""
 Array = np.ndarray[Any, Any]
-Chunk = tuple[runtime.Feeds, Array | None]
+Chunk = tuple[Feeds, Array | None]
 Progress = Callable[[float], None]
 
 
@@ -274,7 +275,7 @@ class _Masked:
         """Whether each sample of a batch has masks of its own; else a batch is one unit."""
         self.index = [torch.from_numpy(np.where(site.channels < 0, n_channels, site.channels)) for site in places]
 
-    def run(self, feeds: runtime.Feeds) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def run(self, feeds: Feeds) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return the outputs, and the masks that they depend on."""
         count = _count(feeds)
         masks = [torch.ones(_shape(site, count), requires_grad=True) for site in self.places]
@@ -332,7 +333,7 @@ class _Loss:
             with torch.no_grad():
                 outputs = executor(tensors(feeds))
             self.classifier = next((name for name in self.names if classes(outputs[name]) is not None), None)
-            if self.classifier is not None:  # decided as in `onnxprune.fidelity`
+            if self.classifier is not None:  # decided as in `onnxprune.metrics.outputs`
                 self.probabilities = are_probabilities(outputs[self.classifier])
                 return
             for name in self.names:
@@ -432,12 +433,12 @@ def _chunks(calibration: Calibration, size: int) -> Iterator[Chunk]:
 
 def _samples_at_once(model: Model, trace: Trace, masked: _Masked, memory: float) -> int:
     """Return how many samples fit, given the bytes for their activations; one where they cannot have masks of their own."""
-    if not runtime.has_dynamic_batch(model.header):
+    if not has_dynamic_batch(model.header):
         return next(iter(trace.input_shapes.values()))[0]
     names = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name in trace.shapes}
     bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / _traced_batch(trace)
     return max(1, int(memory / max(1.0, bytes_each))) if masked.apart else 1
 
 
-def _count(feeds: runtime.Feeds) -> int:
+def _count(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))

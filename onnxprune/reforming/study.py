@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import runtime
 from onnxprune.allocation import sensitivity
+from onnxprune.allocation.channel_multiple import FINER, steps
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import Analysis
 from onnxprune.calibration.moments import threads_for
 from onnxprune.comparison import Stage, quiet, share_of
@@ -24,12 +25,11 @@ from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
 from onnxprune.graph.linear import linear_layers
 from onnxprune.graph.readers import Reader
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import matching
 from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.rounding import FINER, steps
-from onnxprune.targets import Meter
 from onnxprune.training import require_torch
 from onnxprune.types import FloatArray, Trace
 from onnxprune.workspace import Workspace
@@ -56,7 +56,7 @@ class Study:
     notes: tuple[str, ...]
 
 
-def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Study:
+def study(base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: Stage = quiet) -> Study:
     """Time and score every edit that comes into question.
 
     Each layer is timed by itself before and after; what is not faster is not looked at further. The error of those that are left follows
@@ -74,7 +74,7 @@ def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
     model, trace = analysis.model, analysis.trace
     layers = linear_layers(model.graph)
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
-    shapes = runtime.concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
+    shapes = concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
     timer = Timer(model, trace, shapes, meter.how.batch, meter.how.threads)
     found: list[Candidate] = []
     kinds, step = options.blocks, _step(trace, options)

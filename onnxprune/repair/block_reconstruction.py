@@ -25,10 +25,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from onnxprune import runtime
 from onnxprune.calibration.capture import Stream
 from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
 from onnxprune.graph.saturation import Flat
+from onnxprune.runtime.session import open_session, run_batch
 from onnxprune.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
@@ -282,13 +282,13 @@ class _Linearised:
     def _run(self, names: list[str]) -> list[Array]:
         taken = self.samples.taken
         kinds = {name: (value.dtype, value.ndim) for name, value in taken.items()}
-        return runtime.run(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
+        return run_batch(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
 
     def _session(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
     ) -> ort.InferenceSession:
         proto, weights = self.stream.model.part(nodes, inputs, outputs)
-        return runtime.session(proto, patient=True, weights=weights)
+        return open_session(proto, patient=True, weights=weights)
 
     def _missed(self, given: Array) -> tuple[Array, BoolArray]:
         """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""
@@ -317,7 +317,7 @@ class _Linearised:
         step = x.dtype.type(max(SLOPE, float(np.finfo(x.dtype).eps) ** 0.5) * max(float(x.std()), TINY))
         out = self.stream.nodes[n].outputs[0].name
         opened = self._session([n], {name: (x.dtype, x.ndim)}, [out])
-        up, down = (runtime.run(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
+        up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
     def _forward(self, changes: Changes) -> Array:
@@ -555,7 +555,7 @@ class _Convolution:
     def _run(self, which: int, value: Array, matrix: Array) -> Array:
         weight = self.layer.unmatrix(matrix)
         feeds = {name: np.ascontiguousarray(part, np.float32) for name, part in (("x", value), ("w", weight))}
-        result: Array = runtime.run(self.opened[which], feeds)[0]
+        result: Array = run_batch(self.opened[which], feeds)[0]
         return result
 
 
@@ -564,4 +564,4 @@ def _session(op: str, attributes: dict[str, Any]) -> Any:
     x, w, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * rank) for name in ("x", "w", "y"))
     graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], **attributes)], "layer", [x, w], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return runtime.session(model, patient=True)
+    return open_session(model, patient=True)

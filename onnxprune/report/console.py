@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.report.document import Inspection, Layer, Report, Sweep
-from onnxprune.runtime import Latency
+from onnxprune.runtime.timing import Latency
 from onnxprune.types import Curve, Pin, Plan, Repaired, Trace, Verdict
 
 if TYPE_CHECKING:
-    from onnxprune import latency as latencies
+    from onnxprune.allocation import latency_model as latencies
     from onnxprune.benchmark import Bench, LayerTime
 
 

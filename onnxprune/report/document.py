@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from onnxprune.allocation.latency_model import Table
 from onnxprune.comparison import Comparison
 from onnxprune.graph.cost import LayerCost
-from onnxprune.latency import Table
 from onnxprune.report.details import Details
-from onnxprune.runtime import Latency
+from onnxprune.runtime.timing import Latency
 from onnxprune.types import Curve, Repaired, Trace, Verdict
 from onnxprune.verify import Proof
 
@@ -68,7 +68,7 @@ class Report:
         output: where the result was written; None when it was not.
         settings: options of the run.
         before, after: the figures.
-        fidelity: candidate against original on the same inputs; see `onnxprune.fidelity.fidelity`.
+        fidelity: candidate against original on the same inputs; see `onnxprune.metrics.outputs.compare_outputs`.
         data: what fidelity and accuracy were measured on.
         samples: how many.
         latency: how latency was measured, with the speed-up; None when it was not.

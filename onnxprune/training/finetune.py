@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune import fidelity, runtime
 from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.graph.model import Model
+from onnxprune.metrics.outputs import Outputs, class_scores, classification_accuracy, compare_outputs, output_divergence
 from onnxprune.options import LABELS, RATES, Training
+from onnxprune.runtime.session import ORT_VERSION, concatenate_outputs
 from onnxprune.training import checkpoint, parity
 from onnxprune.training.allocator import keep_memory
 from onnxprune.training.batches import Batches, evaluating, tensors
@@ -57,7 +58,7 @@ class Look:
     Attributes:
         step, seconds: when.
         loss: of training, mean since the last look; None at the start.
-        divergence: from the original; see `onnxprune.fidelity.divergence`.
+        divergence: from the original; see `onnxprune.metrics.outputs.output_divergence`.
         agreement: percent of samples with the class that the original gives; None where there are no classes.
         top1: percent right; None without labels.
     """
@@ -435,11 +436,11 @@ class _Run:
         progress = self.progress
         with self._showing_mean():
             outputs = self._seen(self.executor)
-        found = fidelity.fidelity(self.targets, outputs)
-        divergence = fidelity.divergence(self.targets, outputs)
+        found = compare_outputs(self.targets, outputs)
+        divergence = output_divergence(self.targets, outputs)
         top1 = None
         if self.labels is not None:
-            top1 = fidelity.accuracy(outputs, self.labels[self.batches.watched])["top1"]
+            top1 = classification_accuracy(outputs, self.labels[self.batches.watched])["top1"]
         loss = float(np.mean(progress.losses)) if progress.losses else None
         progress.losses.clear()
         progress.looks.append(Look(progress.step, progress.spent, loss, divergence, found.get("agreement"), top1))
@@ -449,7 +450,7 @@ class _Run:
             progress.score, progress.best, progress.since = score, progress.step, 0
             self.best, self.best_buffers = _copies(self.mean), _copies(self.executor.buffers)
 
-    def _score(self, outputs: fidelity.Outputs, divergence: float) -> float:
+    def _score(self, outputs: Outputs, divergence: float) -> float:
         """Return what the best weights have least of: the loss, without its temperature, smoothing and activations.
 
         Where few samples are held out a count of wrong answers would be a matter of chance.
@@ -463,14 +464,14 @@ class _Run:
             divergence = (1 - self.label_share) * divergence + self.label_share * float(right)
         return math.inf if math.isnan(divergence) else divergence
 
-    def _seen(self, executor: Executor) -> fidelity.Outputs:
+    def _seen(self, executor: Executor) -> Outputs:
         """Return the outputs for the samples that are looked at."""
         parts = []
         with evaluating(executor), torch.no_grad():
             for feeds in self.batches.looked_at():
                 found = executor(feeds)
                 parts.append([found[name].to("cpu").numpy() for name in self.outputs])
-        return runtime.joined(parts)
+        return concatenate_outputs(parts)
 
     @contextmanager
     def _showing_mean(self) -> Iterator[None]:
@@ -550,7 +551,7 @@ class _Run:
             DataError: they are out of range.
         """
         asked = self.training.labels
-        classes = fidelity.scores_of(self.targets) if self.distance.classes is not None else None
+        classes = class_scores(self.targets) if self.distance.classes is not None else None
         if data.labels is None or classes is None:
             if asked:
                 why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
@@ -576,7 +577,7 @@ class _Run:
 
     def _key(self, seed: int, features: Mapping[str, tuple[int, IntArray | None]]) -> str:
         """Return a digest of what the course of a training depends on."""
-        versions = torch.__version__, runtime.VERSION
+        versions = torch.__version__, ORT_VERSION
         plain = [asdict(self.training), seed, sorted(features), self.teacher.model.digest, *versions]
         digest = hashlib.sha256(json.dumps(plain, default=str, sort_keys=True).encode())
         for name, tensor in (*self.weights.items(), *self.executor.buffers.items()):

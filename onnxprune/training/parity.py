@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import torch
 
-from onnxprune import runtime
 from onnxprune.data.dataset import Array, Feeds
 from onnxprune.errors import ModelError
-from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.graph.model import Model, tensors_of
+from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
+from onnxprune.runtime.session import run_batch
 from onnxprune.training.batches import evaluating, tensors
 from onnxprune.training.executor import Executor
 
@@ -42,12 +42,12 @@ def check(executor: Executor, feeds: Feeds) -> str:
     worst = 0.0
     for scale in INPUT_SCALES:
         scaled = {name: _scaled(value, scale) for name, value in feeds.items()}
-        expected = runtime.run(session, scaled)
+        expected = run_batch(session, scaled)
         difference = _worst(expected, _outputs(executor, scaled))
         if difference <= tolerance:
             return ""
         worst = max(worst, difference)
-        rounding = _worst(expected, runtime.run(session, {name: jittered(x, 0) for name, x in scaled.items()}))
+        rounding = _worst(expected, run_batch(session, {name: jittered(x, 0) for name, x in scaled.items()}))
         if difference > ROUNDING_FACTOR * rounding:
             raise ModelError(
                 "torch and onnxruntime do not agree on this model",

@@ -37,7 +37,8 @@ def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: Measure, terminal: Terminal
 ) -> None:
     """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
-    from onnxprune import benchmark, targets
+    from onnxprune import benchmark
+    from onnxprune.allocation import targets
     from onnxprune.output import check_destination
     from onnxprune.report import console
 

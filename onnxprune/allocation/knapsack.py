@@ -91,7 +91,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Rules:
+class PruningRules:
     """What a group must keep.
 
     Attributes:
@@ -126,7 +126,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Block:
+class ChannelBatch:
     """Channels of one group that go together, and the key that orders them."""
 
     group: str
@@ -134,13 +134,13 @@ class Block:
     key: float
 
 
-def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -> list[Block]:
+def channel_batches(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules) -> list[ChannelBatch]:
     """Return every block that the rules let go, weakest first.
 
     Within a group channels are sorted by importance and cut into blocks of `round_to` filters, the first one shorter where
     that makes the survivors a multiple of it. A channel that is pinned, or that the method could not score, is in no block.
     """
-    blocks: list[Block] = []
+    blocks: list[ChannelBatch] = []
     for group in trace.groups:
         left = group.channels[keep[group.channels]]
         free = left[~trace.pinned[left] & ~np.isnan(scores[left])]
@@ -157,12 +157,14 @@ def blocks_of(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules) -
             block = order[at : at + size]
             at += size
             done = 1 - (left.size - at) / group.channels.size
-            blocks.append(Block(group.name, block, float(scores[block].mean()) if rules.scope == "global" else done))
+            blocks.append(
+                ChannelBatch(group.name, block, float(scores[block].mean()) if rules.scope == "global" else done)
+            )
     blocks.sort(key=lambda block: block.key)
     return _nonempty(trace, keep, blocks)
 
 
-def _nonempty(trace: Trace, keep: BoolArray, blocks: list[Block]) -> list[Block]:
+def _nonempty(trace: Trace, keep: BoolArray, blocks: list[ChannelBatch]) -> list[ChannelBatch]:
     """Drop blocks that would leave some tensor (a part of a Split, a branch of a Concat) without any channel."""
     left = [int(keep[extent].sum()) for extent in trace.extents]
     members: list[list[int]] = [[] for _ in range(trace.n_channels)]
@@ -180,7 +182,9 @@ def _nonempty(trace: Trace, keep: BoolArray, blocks: list[Block]) -> list[Block]
     return allowed
 
 
-def allocate(trace: Trace, cost: Costs, scores: FloatArray, keep: BoolArray, rules: Rules, limits: Limits) -> BoolArray:
+def allocate(
+    trace: Trace, cost: Costs, scores: FloatArray, keep: BoolArray, rules: PruningRules, limits: Limits
+) -> BoolArray:
     """Remove the fewest blocks, weakest first, with which all limits hold.
 
     Cost falls with every block, so the number of blocks is found by bisection. Where the last block overshoots the target
@@ -203,7 +207,7 @@ def allocate(trace: Trace, cost: Costs, scores: FloatArray, keep: BoolArray, rul
     """
     if limits.hold(*cost.totals(keep)):
         return keep.copy()
-    blocks = blocks_of(trace, scores, keep, rules)
+    blocks = channel_batches(trace, scores, keep, rules)
     everything = _without(keep, blocks)
     if not limits.hold(*cost.totals(everything)):
         raise _unreachable(trace, cost, everything, limits, rules)
@@ -240,7 +244,7 @@ def allocate_by_loss(
     cost: Costs,
     curves: Sequence[Curve],
     keep: BoolArray,
-    rules: Rules,
+    rules: PruningRules,
     limits: Limits,
 ) -> BoolArray:
     """Remove blocks with the least sum of measured losses with which all limits hold.
@@ -267,23 +271,28 @@ def allocate_by_loss(
     rank = np.full(trace.n_channels, np.nan)
     for curve in curves:
         rank[curve.order] = np.arange(curve.order.size)
-    blocks: dict[str, list[Block]] = {}
-    for block in blocks_of(trace, rank, keep, rules):
+    blocks: dict[str, list[ChannelBatch]] = {}
+    for block in channel_batches(trace, rank, keep, rules):
         blocks.setdefault(block.group, []).append(block)
     everything = _without(keep, [block for found in blocks.values() for block in found])
     if not limits.hold(*cost.totals(everything)):
         raise _unreachable(trace, cost, everything, limits, rules)
-    bag = _Bag(cost, limits, keep, blocks, {curve.group: curve for curve in curves})
+    bag = GreedyKnapsack(cost, limits, keep, blocks, {curve.group: curve for curve in curves})
     bag.fill()
     bag.exchange()
     return bag.left()
 
 
-class _Bag:
+class GreedyKnapsack:
     """How many blocks of each group have gone, and what that costs and saves."""
 
     def __init__(
-        self, cost: Costs, limits: Limits, keep: BoolArray, blocks: dict[str, list[Block]], curves: dict[str, Curve]
+        self,
+        cost: Costs,
+        limits: Limits,
+        keep: BoolArray,
+        blocks: dict[str, list[ChannelBatch]],
+        curves: dict[str, Curve],
     ) -> None:
         self.cost, self.limits, self.keep = cost, limits, keep
         self.gone = dict.fromkeys(blocks, 0)
@@ -377,33 +386,33 @@ class _Bag:
         return improved
 
 
-def _without(keep: BoolArray, blocks: Sequence[Block]) -> BoolArray:
+def _without(keep: BoolArray, blocks: Sequence[ChannelBatch]) -> BoolArray:
     result = keep.copy()
     if blocks:
         result[np.concatenate([block.channels for block in blocks])] = False
     return result
 
 
-def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Rules, threshold: float) -> BoolArray:
+def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules, threshold: float) -> BoolArray:
     """Remove every channel whose normalised importance lies below `threshold`, as far as the rules allow.
 
     Each group loses what lies below, less the channels needed to end on a multiple of `round_to`.
     """
     result = keep.copy()
-    for block in blocks_of(trace, scores, keep, rules):
+    for block in channel_batches(trace, scores, keep, rules):
         if (scores[block.channels] < threshold).all():
             result[block.channels] = False
     return result
 
 
-def refuse_unreachable(trace: Trace, cost: Costs, keep: BoolArray, rules: Rules, limits: Limits) -> None:
+def refuse_unreachable(trace: Trace, cost: Costs, keep: BoolArray, rules: PruningRules, limits: Limits) -> None:
     """Raise TargetError when the limits cannot be reached, in whatever order channels go."""
-    smallest = _without(keep, blocks_of(trace, np.zeros(trace.n_channels), keep, rules))
+    smallest = _without(keep, channel_batches(trace, np.zeros(trace.n_channels), keep, rules))
     if not limits.hold(*cost.totals(smallest)):
         raise _unreachable(trace, cost, smallest, limits, rules)
 
 
-def _unreachable(trace: Trace, cost: Costs, smallest: BoolArray, limits: Limits, rules: Rules) -> TargetError:
+def _unreachable(trace: Trace, cost: Costs, smallest: BoolArray, limits: Limits, rules: PruningRules) -> TargetError:
     dense = cost.totals(np.ones(trace.n_channels, dtype=bool))
     least = cost.totals(smallest)
     parts = [
@@ -422,7 +431,7 @@ def _unreachable(trace: Trace, cost: Costs, smallest: BoolArray, limits: Limits,
     )
 
 
-def holders(trace: Trace, rules: Rules) -> Sequence[str]:
+def holders(trace: Trace, rules: PruningRules) -> Sequence[str]:
     """Say, most channels first, what keeps channels from going."""
     held: dict[str, int] = {}
     for pin in trace.pins:

@@ -9,7 +9,9 @@ from dataclasses import asdict
 import numpy as np
 import onnx
 
-from onnxprune import machine, runtime
+from onnxprune.runtime import machine
+from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.timing import Clock
 from onnxprune.types import Trace
 
 STEPS = (16, 8)
@@ -77,16 +79,16 @@ def _share_below(trace: Trace, filters: int) -> float:
 
 def _measured() -> int:
     """Time a small network at three widths, in turn; the least time of each counts."""
-    sessions = [runtime.session(_network(width), threads=1) for width in WIDTHS]
+    sessions = [open_session(_network(width), threads=1) for width in WIDTHS]
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 32, SIZE, SIZE)).astype(np.float32)}
     times = np.full(len(WIDTHS), np.inf)
-    clock = runtime.Clock()
+    clock = Clock()
     for _ in range(ROUNDS):
         for n, opened in enumerate(sessions):
-            runtime.run(opened, feeds)
+            run_batch(opened, feeds)
             for _ in range(RUNS):
                 begin = clock()
-                runtime.run(opened, feeds)
+                run_batch(opened, feeds)
                 times[n] = min(times[n], clock() - begin)
     return 8 if times[1] < CHEAPER * times[2] else 16
 

@@ -14,7 +14,7 @@ ROUNDING_FACTOR = 10
 """A difference up to this many times what jitter does is put down to rounding."""
 
 
-def scores_of(outputs: Outputs) -> np.ndarray[Any, Any] | None:
+def class_scores(outputs: Outputs) -> np.ndarray[Any, Any] | None:
     """Return the (n, classes) output of a classifier; None where no output looks like one."""
     for output in outputs:
         squeezed = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
@@ -23,13 +23,13 @@ def scores_of(outputs: Outputs) -> np.ndarray[Any, Any] | None:
     return None
 
 
-def accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]:
+def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]:
     """Return top-1 (and top-5, with more than five classes) in percent.
 
     Raises:
         DataError: the outputs are not those of a classifier, or a label is out of their range.
     """
-    scores = scores_of(outputs)
+    scores = class_scores(outputs)
     if scores is None:
         raise DataError(
             "there are labels, but no output of the form (samples, classes)",
@@ -50,7 +50,7 @@ def accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]
     return result
 
 
-def fidelity(original: Outputs, candidate: Outputs) -> dict[str, float]:
+def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
     """Compare the outputs of two models on the same inputs.
 
     Returns:
@@ -70,7 +70,7 @@ def fidelity(original: Outputs, candidate: Outputs) -> dict[str, float]:
             )
     if cosines:
         result["cosine"] = float(np.mean(cosines))
-    p, q = scores_of(original), scores_of(candidate)
+    p, q = class_scores(original), class_scores(candidate)
     if p is not None and q is not None and p.shape == q.shape:
         result["agreement"] = 100.0 * float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
         log_p, log_q = log_probabilities(p), log_probabilities(q)
@@ -78,7 +78,7 @@ def fidelity(original: Outputs, candidate: Outputs) -> dict[str, float]:
     return result
 
 
-def divergence(original: Outputs, candidate: Outputs) -> float:
+def output_divergence(original: Outputs, candidate: Outputs) -> float:
     """Return how far the outputs of a model are from those of the original; 0 where they are the same.
 
     For a classifier the mean Kullback-Leibler divergence in nats (see `fidelity`), for any other model the squared error of its
@@ -86,7 +86,7 @@ def divergence(original: Outputs, candidate: Outputs) -> float:
     """
     if any(not np.isfinite(b).all() for b in candidate if b.dtype.kind == "f"):
         return float("inf")
-    found = fidelity(original, candidate)
+    found = compare_outputs(original, candidate)
     if "kl" in found:
         return max(found["kl"], 0.0)
     errors = []

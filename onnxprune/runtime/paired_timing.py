@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune import machine, runtime
+from onnxprune.runtime import machine
+from onnxprune.runtime.session import Feeds
+from onnxprune.runtime.timing import time_runs
 from onnxprune.types import FloatArray
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ BUSY = 0.2
 
 
 @dataclass(frozen=True)
-class Race:
+class PairedTiming:
     """Two models, timed in rounds.
 
     Attributes:
@@ -53,15 +55,15 @@ class Race:
         return self.others is not None and self.others > BUSY
 
 
-def race(
+def time_pair(
     openers: tuple[Callable[[], ort.InferenceSession], Callable[[], ort.InferenceSession]],
-    feeds: runtime.Feeds,
+    feeds: Feeds,
     *,
     runs: int,
     warmup: int,
     seconds: float,
     progress: Callable[[float], None],
-) -> Race:
+) -> PairedTiming:
     """Time two models.
 
     Args:
@@ -78,7 +80,7 @@ def race(
         for number in range(ROUNDS):
             order = (0, 1) if number % 2 else (1, 0)  # which one is opened and run first must not matter
             opened = [openers[index]() for index in order]
-            found = runtime.time_runs(
+            found = time_runs(
                 opened,
                 (feeds, feeds),
                 runs=max(FEWEST_RUNS, -(-runs // ROUNDS)),
@@ -93,4 +95,4 @@ def race(
             count += found.runs
             progress((number + 1) / ROUNDS)
     a, b = zip(*times, strict=True)
-    return Race(a, b, count, others())
+    return PairedTiming(a, b, count, others())

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime
+from onnxprune.runtime.session import Feeds, open_session, run_batch
+from onnxprune.runtime.timing import Clock
 
 MARK = re.compile(r"(?<![A-Za-z0-9])node(\d+)(?!\d)")
 """How most kernels name the node that they came from: onnxruntime adds to the names of nodes that it replaces."""
@@ -51,7 +52,7 @@ class Profile:
 
 def profile(
     proto: onnx.ModelProto,
-    feeds: runtime.Feeds,
+    feeds: Feeds,
     *,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     runs: int = 20,
@@ -66,7 +67,7 @@ def profile(
     Args:
         proto: the model; its nodes are named anew.
         feeds: inputs.
-        weights: see `runtime.session`.
+        weights: see `onnxprune.runtime.session.open_session`.
         runs: counted runs of each kind, at most.
         fewest: counted runs, at least.
         warmup: runs before.
@@ -79,24 +80,24 @@ def profile(
     """
     for number, node in enumerate(proto.graph.node):
         node.name = f"node{number}"
-    clock = runtime.Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        opened = runtime.session(
+        opened = open_session(
             proto, threads=threads, weights=weights, where=where, profile=str(Path(folder) / "profile")
         )
         for _ in range(warmup):
-            runtime.run(opened, feeds, where=where)
+            run_batch(opened, feeds, where=where)
         begin = clock()
-        runtime.run(opened, feeds, where=where)
+        run_batch(opened, feeds, where=where)
         one = max(clock() - begin, 1e-6)
         runs = int(np.clip((seconds - clock()) / (2 * one), fewest, runs))
         for _ in range(runs):
-            runtime.run(opened, feeds, where=where)
+            run_batch(opened, feeds, where=where)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     times = []
     for _ in range(runs):
         begin = clock()
-        runtime.run(opened, feeds, where=where)
+        run_batch(opened, feeds, where=where)
         times.append(1e3 * (clock() - begin))
     return Profile(tuple(_kernels(events, _Origin(proto.graph), warmup + 1, runs)), float(np.median(times)), runs)
 

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from onnxprune import machine, profiling, runtime
+from onnxprune.allocation import knapsack
 from onnxprune.errors import LatencyError
 from onnxprune.graph.activation_cost import FEATURES, Traffic
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.output import staged
-from onnxprune.pruning import budget
+from onnxprune.runtime import machine, profiler
+from onnxprune.runtime.session import Feeds, random_feeds
+from onnxprune.runtime.timing import Clock
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, FloatArray, Trace
 
@@ -205,7 +208,7 @@ def measure(
     model: Model,
     trace: Trace,
     cost: CostModel,
-    rules: budget.Rules,
+    rules: knapsack.PruningRules,
     *,
     threads: int = 1,
     batch: int = 1,
@@ -227,10 +230,10 @@ def measure(
         progress: called with the share that is done.
     """
     traffic = Traffic(model.graph, trace, cost)
-    shapes = runtime.concrete_shapes(model.header, batch, known=trace.input_shapes)
-    feeds = runtime.random_feeds(model.header, shapes, seed)
+    shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
+    feeds = random_feeds(model.header, shapes, seed)
     keeps = list(_variants(trace, rules, seed))
-    clock = runtime.Clock()
+    clock = Clock()
     times = np.zeros((len(keeps), len(trace.labels) + 1))
     whole = []
     for number, keep in enumerate(keeps):
@@ -265,7 +268,7 @@ def measure(
     )
 
 
-def _variants(trace: Trace, rules: budget.Rules, seed: int) -> Iterator[BoolArray]:
+def _variants(trace: Trace, rules: knapsack.PruningRules, seed: int) -> Iterator[BoolArray]:
     """Yield what is left in each variant: everything, the same share of every group, a share of its own of each."""
     yield np.ones(trace.n_channels, dtype=bool)
     blocks = _blocks(trace, rules, seed)
@@ -274,23 +277,23 @@ def _variants(trace: Trace, rules: budget.Rules, seed: int) -> Iterator[BoolArra
     yield from random_plans(trace, rules, RANDOM, seed)
 
 
-def random_plans(trace: Trace, rules: budget.Rules, count: int, seed: int) -> Iterator[BoolArray]:
+def random_plans(trace: Trace, rules: knapsack.PruningRules, count: int, seed: int) -> Iterator[BoolArray]:
     """Yield what is left, (n_channels,), when every group loses a random share of what may go."""
     blocks, rng = _blocks(trace, rules, seed), np.random.default_rng(seed)
     for shares in rng.random((count, len(blocks))):
         yield _left(trace, blocks, shares)
 
 
-def _blocks(trace: Trace, rules: budget.Rules, seed: int) -> dict[str, list[budget.Block]]:
+def _blocks(trace: Trace, rules: knapsack.PruningRules, seed: int) -> dict[str, list[knapsack.ChannelBatch]]:
     """Return blocks that may go, in a random order, by group."""
     scores = np.random.default_rng(seed).permutation(trace.n_channels).astype(np.float64)
-    blocks: dict[str, list[budget.Block]] = {}
-    for block in budget.blocks_of(trace, scores, np.ones(trace.n_channels, dtype=bool), rules):
+    blocks: dict[str, list[knapsack.ChannelBatch]] = {}
+    for block in knapsack.channel_batches(trace, scores, np.ones(trace.n_channels, dtype=bool), rules):
         blocks.setdefault(block.group, []).append(block)
     return blocks
 
 
-def _left(trace: Trace, blocks: dict[str, list[budget.Block]], shares: FloatArray) -> BoolArray:
+def _left(trace: Trace, blocks: dict[str, list[knapsack.ChannelBatch]], shares: FloatArray) -> BoolArray:
     keep = np.ones(trace.n_channels, dtype=bool)
     for found, share in zip(blocks.values(), shares, strict=True):
         for block in found[: round(float(share) * len(found))]:
@@ -298,10 +301,10 @@ def _left(trace: Trace, blocks: dict[str, list[budget.Block]], shares: FloatArra
     return keep
 
 
-def _profiled(model: Model, feeds: runtime.Feeds, threads: int, seconds: float) -> tuple[FloatArray, float]:
+def _profiled(model: Model, feeds: Feeds, threads: int, seconds: float) -> tuple[FloatArray, float]:
     """Return the microseconds of every node, and at the end of all other kernels, and the milliseconds of a run without profiler."""
     proto, weights = model.stub()
-    found = profiling.profile(
+    found = profiler.profile(
         proto, feeds, weights=weights, threads=threads, seconds=seconds, runs=RUNS, fewest=FEWEST_RUNS, warmup=WARMUP
     )
     row = np.zeros(len(proto.graph.node) + 1)
@@ -335,7 +338,9 @@ def _fit(label: str, op: str, features: dict[int, FloatArray], times: FloatArray
 # ------------------------------------------------------------------------------------------------------------------ cache
 
 
-def cached(table_for: str, where: machine.Environment, rules: budget.Rules, structure: Sequence[str] = ()) -> Path:
+def cached(
+    table_for: str, where: machine.Environment, rules: knapsack.PruningRules, structure: Sequence[str] = ()
+) -> Path:
     """Return the file in which a table lies or would lie; `structure` is what says what a channel is, beside the model."""
     key = json.dumps([table_for, asdict(where), [*structure, rules.round_to, rules.min_channels, rules.max_ratio]])
     return machine.cache_folder() / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

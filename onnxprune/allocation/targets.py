@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from onnxprune import latency, machine, memory, profiling, rounding, runtime
+from onnxprune.allocation import channel_multiple, knapsack, latency_model
 from onnxprune.analysis import Analysis, analysed
 from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
 from onnxprune.graph.activation_cost import Traffic
 from onnxprune.graph.model import Model, load, weightless
+from onnxprune.graph.shapes import concrete_shapes, infer_shapes
 from onnxprune.graph.trace import node_labels
+from onnxprune.metrics import activation_memory
 from onnxprune.options import AUTO, MEASURED, Options
-from onnxprune.pruning import budget
+from onnxprune.runtime import machine, profiler
+from onnxprune.runtime.session import open_session, random_feeds
+from onnxprune.runtime.timing import Latency, time_runs
 from onnxprune.types import BoolArray, Check, Trace
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 ATTEMPTS = 6
 """How often a choice is measured and corrected."""
@@ -44,7 +49,7 @@ TOLD = 3
 Amounts = dict[str, float]
 
 
-class Meter:
+class CostEstimator:
     """Predicts and measures what a model costs.
 
     What nothing is asked of is not looked at: without a target of latency no table is measured.
@@ -68,7 +73,7 @@ class Meter:
         shapes: dict[str, tuple[int, ...]] | None = None,
         table: str | os.PathLike[str] | None = None,
         on_stage: Stage = quiet,
-        original: Meter | None = None,
+        original: CostEstimator | None = None,
     ) -> None:
         self.analysis, self.options, self.how, self.on_stage = analysis, options, how, on_stage
         self.share: float = 1.0 if original is None else original.share
@@ -76,26 +81,28 @@ class Meter:
         self._table_path = table
         self.wanted = tuple(q for q in MEASURED if q in options.reduce or q in options.limit)
         predicted = {*self.wanted, *((options.minimise,) if options.max_drop is not None else ())}
-        self.table: latency.Table | None = None
+        self.table: latency_model.Table | None = None
         model, trace = analysis.model, analysis.trace
         self._traffic = self._itemsize = self._predictor = None
         everything = np.ones(trace.n_channels, dtype=bool)
         if "memory" in predicted:
             self._traffic = Traffic(model.graph, trace, analysis.cost)
-            found = memory.itemsizes(runtime.infer_shapes(weightless(model), trace.input_shapes).types)
-            self._itemsize = np.array([found.get(name, memory.DEFAULT_ITEMSIZE) for name in self._traffic.names], float)
+            found = activation_memory.itemsizes(infer_shapes(weightless(model), trace.input_shapes).types)
+            self._itemsize = np.array(
+                [found.get(name, activation_memory.DEFAULT_ITEMSIZE) for name in self._traffic.names], float
+            )
         dense = analysis.cost.totals(everything)[1]
         self._bytes = model.byte_size() / max(dense, 1.0) if "size" in predicted else 0.0
         if "latency" in predicted:
             self.table = self.read_table()
-            self._predictor = latency.Predictor(model, trace, analysis.cost, self.table)
+            self._predictor = latency_model.Predictor(model, trace, analysis.cost, self.table)
         self._original: ort.InferenceSession | None = None
         if original is None:
             self.whole = self._of_the_original()
         else:
             self.whole, self._original = original.whole, original._original
 
-    def aimed_at(self, options: Options, share: float = 1.0) -> Meter:
+    def aimed_at(self, options: Options, share: float = 1.0) -> CostEstimator:
         """Return one for other amounts of the same quantities, or a part of the way there, without measuring anew."""
         other = copy.copy(self)
         other.options, other.share = options, share
@@ -106,9 +113,11 @@ class Meter:
         """Whether what layers take was measured on another machine."""
         return self._table_path is not None
 
-    def on(self, analysis: Analysis) -> Meter:
+    def on(self, analysis: Analysis) -> CostEstimator:
         """Return one for what other edits have made of the original, with the same goals; its latency table is measured here."""
-        return Meter(analysis, self.options, self.how, shapes=self._known, on_stage=self.on_stage, original=self)
+        return CostEstimator(
+            analysis, self.options, self.how, shapes=self._known, on_stage=self.on_stage, original=self
+        )
 
     def totals(self, keep: BoolArray) -> tuple[float, ...]:
         """Predict amounts in the order of `budget.Limits`; 0 for what nothing is asked of."""
@@ -119,7 +128,7 @@ class Meter:
         milliseconds = 0.0 if self._predictor is None else self._predictor.predict(keep)
         return macs, params, params * self._bytes, peak, milliseconds
 
-    def goals(self) -> budget.Limits:
+    def goals(self) -> knapsack.Limits:
         """Return the bounds, in absolute amounts."""
         bounds: dict[str, float | None] = dict.fromkeys(self.whole)
         for quantity, share in self.options.reduce.items():
@@ -128,7 +137,7 @@ class Meter:
             bound = amount / 2 if quantity == "flops" else amount  # FLOPs are 2 x MACs
             before = bounds[quantity]
             bounds[quantity] = bound if before is None else min(bound, before)
-        goals = budget.Limits(
+        goals = knapsack.Limits(
             bounds["flops"], bounds["params"], bounds.get("size"), bounds.get("memory"), bounds.get("latency")
         )
         if self.share == 1:
@@ -149,7 +158,7 @@ class Meter:
                 found["latency"] = self.whole["latency"] * timed.b / timed.a
         return found
 
-    def checks(self, timed: runtime.Latency | None, result: Model) -> list[Check]:
+    def checks(self, timed: Latency | None, result: Model) -> list[Check]:
         """Hold a result against the goals that are measured; one more time, where latency is concerned.
 
         A latency passes when its interval reaches down to the bound: a target is met within the noise of the machine.
@@ -176,15 +185,15 @@ class Meter:
         if "size" in self.wanted:
             found["size"] = float(candidate.byte_size())
         if "memory" in self.wanted:
-            found["memory"] = float(memory.peak(candidate, self._shapes()))
+            found["memory"] = float(activation_memory.peak(candidate, self._shapes()))
         return found
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return runtime.concrete_shapes(self.analysis.model.header, self.how.batch, known=self._known)
+        return concrete_shapes(self.analysis.model.header, self.how.batch, known=self._known)
 
-    def _timed(self, sessions: Sequence[ort.InferenceSession]) -> runtime.Latency:
-        feeds = runtime.random_feeds(self.analysis.model.header, self._shapes(), 0)
-        return runtime.time_runs(
+    def _timed(self, sessions: Sequence[ort.InferenceSession]) -> Latency:
+        feeds = random_feeds(self.analysis.model.header, self._shapes(), 0)
+        return time_runs(
             sessions,
             [feeds] * len(sessions),
             runs=self.how.runs,
@@ -201,21 +210,21 @@ class Meter:
         if "size" in self.wanted:
             found["size"] = float(model.size)
         if "memory" in self.wanted:
-            found["memory"] = float(memory.peak(model, self._shapes()))
+            found["memory"] = float(activation_memory.peak(model, self._shapes()))
         if "latency" in self.wanted:
             path = str(model.path)
-            self._original = runtime.session(path, threads=self.how.threads, where=path)
+            self._original = open_session(path, threads=self.how.threads, where=path)
             found["latency"] = self._timed((self._original,)).a
         return found
 
-    def read_table(self) -> latency.Table:
+    def read_table(self) -> latency_model.Table:
         """Return the latency table: from the file that was named, from the cache, or measured and put there."""
         model, trace = self.analysis.model, self.analysis.trace
         where = machine.environment(self.how.threads, self.how.batch)
         rules = rules_of(trace, self.options)
-        digest = latency.architecture(model, trace)
+        digest = latency_model.architecture(model, trace)
         if self._table_path is not None:
-            table = latency.read(Path(self._table_path))
+            table = latency_model.read(Path(self._table_path))
             if table.architecture != digest:
                 raise LatencyError(
                     "the latency table is of another model",
@@ -225,19 +234,19 @@ class Meter:
                 )
             return table
         o = self.options
-        path = latency.cached(digest, where, rules, (o.grouped, o.heads, o.norms))
+        path = latency_model.cached(digest, where, rules, (o.grouped, o.heads, o.norms))
         if path.exists():
             try:
-                return latency.read(path)
+                return latency_model.read(path)
             except LatencyError:
                 pass  # damaged: it is measured again
         table = _measured_table(self.analysis, self.options, self.how, self.on_stage)
-        machine.keep(path, latency.text(table))
+        machine.keep(path, latency_model.text(table))
         return table
 
 
-def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage: Stage) -> latency.Table:
-    return latency.measure(
+def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage: Stage) -> latency_model.Table:
+    return latency_model.measure(
         analysis.model,
         analysis.trace,
         analysis.cost,
@@ -250,7 +259,7 @@ def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage
 
 def write_table(
     path: str | os.PathLike[str], output: Path, how: Measure, on_stage: Stage = quiet, options: Options | None = None
-) -> latency.Table:
+) -> latency_model.Table:
     """Measure a latency table of a model file, and write it.
 
     Args:
@@ -263,18 +272,18 @@ def write_table(
     options = options or Options()
     analysis = analysed(load(path), replace(options, norms="cut"), None)
     table = _measured_table(analysis, options, how, on_stage)
-    latency.write(table, output)
+    latency_model.write(table, output)
     return table
 
 
 def rules_of(
     trace: Trace, options: Options, scope: str = "global", sizes: Mapping[str, int] | None = None
-) -> budget.Rules:
+) -> knapsack.PruningRules:
     """Return what every group must keep."""
     if options.round_to != AUTO:
-        return budget.Rules(int(options.round_to), options.min_channels, options.max_ratio, scope, sizes or {})
-    step, steps = rounding.steps(trace)
-    return budget.Rules(step, options.min_channels, options.max_ratio, scope, sizes or {}, steps)
+        return knapsack.PruningRules(int(options.round_to), options.min_channels, options.max_ratio, scope, sizes or {})
+    step, steps = channel_multiple.steps(trace)
+    return knapsack.PruningRules(step, options.min_channels, options.max_ratio, scope, sizes or {}, steps)
 
 
 class Gauge(Protocol):
@@ -283,7 +292,7 @@ class Gauge(Protocol):
     wanted: tuple[str, ...]
     whole: Amounts
 
-    def goals(self) -> budget.Limits:
+    def goals(self) -> knapsack.Limits:
         """Return the bounds, in absolute amounts."""
 
     def totals(self, keep: BoolArray, /) -> tuple[float, ...]:
@@ -298,7 +307,7 @@ def _aims(meter: Gauge) -> Amounts:
     return {q: getattr(goals, q) * (AIM if q == "latency" else 1.0) for q in meter.wanted}
 
 
-def too_far(meter: Gauge, candidate: Model, predicted: Sequence[float]) -> budget.Limits | None:
+def too_far(meter: Gauge, candidate: Model, predicted: Sequence[float]) -> knapsack.Limits | None:
     """Measure a model; return the bounds on predicted amounts that are enough, where it goes further than all that is measured asks for.
 
     Args:
@@ -321,8 +330,8 @@ def _measured(meter: Gauge, candidate: Model, predicted: Sequence[float]) -> tup
 
 
 def _between(
-    allocate: Callable[[budget.Limits], BoolArray],
-    goals: budget.Limits,
+    allocate: Callable[[knapsack.Limits], BoolArray],
+    goals: knapsack.Limits,
     around: dict[bool, Amounts],
     seen: Mapping[bytes, bool],
 ) -> tuple[BoolArray, Amounts] | None:
@@ -347,7 +356,7 @@ def _between(
 
 
 def meet(
-    allocate: Callable[[budget.Limits], BoolArray],
+    allocate: Callable[[knapsack.Limits], BoolArray],
     build: Callable[[BoolArray], Model],
     meter: Gauge,
 ) -> BoolArray:
@@ -412,7 +421,10 @@ def meet(
 
 
 def within(
-    allocate: Callable[[budget.Limits], BoolArray], lost: Callable[[BoolArray], float], meter: Meter, most: float
+    allocate: Callable[[knapsack.Limits], BoolArray],
+    lost: Callable[[BoolArray], float],
+    meter: CostEstimator,
+    most: float,
 ) -> BoolArray:
     """Choose channels so that the result is as small (or fast) as it can be while it loses no more than `most`, by bisection.
 
@@ -427,7 +439,7 @@ def within(
     """
     field = {"flops": "macs"}.get(meter.options.minimise, meter.options.minimise)
     goals = meter.goals()
-    order = list(budget.Limits.__dataclass_fields__)
+    order = list(knapsack.Limits.__dataclass_fields__)
     whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))[order.index(field)]
     best, drop = allocate(goals), 0.0
     if not best.all() and (drop := lost(best)) > most:
@@ -463,7 +475,7 @@ class Lifted:
         keep: channels of the original that are there.
     """
 
-    meter: Meter
+    meter: CostEstimator
     keep: BoolArray
 
     def totals(self, keep: BoolArray) -> tuple[float, ...]:
@@ -479,7 +491,7 @@ def lift(keep: BoolArray, before: BoolArray) -> BoolArray:
 
 
 def refuse_slower(
-    original: Model, result: Model, timed: runtime.Latency | None, known: dict[str, tuple[int, ...]], how: Measure
+    original: Model, result: Model, timed: Latency | None, known: dict[str, tuple[int, ...]], how: Measure
 ) -> None:
     """Raise LatencyError where a result was measured to be slower than what it came from, and say which layers are to blame."""
     if timed is None or timed.speedup is None or timed.speedup_interval is None:
@@ -488,7 +500,7 @@ def refuse_slower(
         return
     if timed.runs < FEWEST_RUNS or timed.b is None or timed.b - timed.a < RESOLUTION:
         return  # nobody can tell
-    shapes = runtime.concrete_shapes(original.header, how.batch, known=known)
+    shapes = concrete_shapes(original.header, how.batch, known=known)
     raise LatencyError(
         "the result is slower than the original",
         where=str(original.path),
@@ -501,11 +513,11 @@ def refuse_slower(
 def _dearer(original: Model, result: Model, shapes: dict[str, tuple[int, ...]], threads: int) -> list[str]:
     """Say which layers take longer than before, and by how much."""
     labels = node_labels(original.graph)
-    feeds = runtime.random_feeds(original.header, shapes, 0)
+    feeds = random_feeds(original.header, shapes, 0)
     costs = []
     for model in (original, result):
         proto, weights = model.stub()
-        found = profiling.profile(proto, feeds, weights=weights, threads=threads)
+        found = profiler.profile(proto, feeds, weights=weights, threads=threads)
         each: dict[str, float] = {}
         for kernel in found.kernels:
             name = labels[kernel.node] if kernel.node is not None else f"all {kernel.op} that onnxruntime put in"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.shapes import infer_shapes, observe_tensors
 
 DEFAULT_ITEMSIZE = 4
 """Bytes of an element of a type that nobody knows."""
@@ -66,13 +66,13 @@ def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _peak(
     light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], whole: Callable[[], onnx.ModelProto]
 ) -> int:
-    found = runtime.infer_shapes(light, dict(input_shapes))
+    found = infer_shapes(light, dict(input_shapes))
     shapes = dict(found.full)
     size = itemsizes(found.types)
     nodes = light.graph.node
     missing = [name for node in nodes for name in node.output if name and name not in shapes]
     if missing:
-        seen = runtime.observe(whole(), dict(input_shapes), missing, "the model")
+        seen = observe_tensors(whole(), dict(input_shapes), missing, "the model")
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
 

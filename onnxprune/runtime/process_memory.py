@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import runtime
+from onnxprune.runtime.session import Feeds, open_session, run_batch
 
 SECONDS = 120.0
 """After which a process is given up."""
 
 
-def measure(path: str | os.PathLike[str], feeds: runtime.Feeds, *, threads: int, provider: str) -> int | None:
+def measure(path: str | os.PathLike[str], feeds: Feeds, *, threads: int, provider: str) -> int | None:
     """Return by how many bytes loading a model and running it once raises the peak of a process that had onnxruntime and the inputs.
 
     That counts weights, activations, what onnxruntime takes, and what it takes only while it loads and optimises the model.
@@ -55,7 +55,7 @@ def main(path: str, inputs: str, threads: str, provider: str) -> None:
     with np.load(inputs) as stored:
         feeds = dict(stored)
     before = _status("VmRSS")
-    runtime.run(runtime.session(path, threads=int(threads), provider=provider), feeds)
+    run_batch(open_session(path, threads=int(threads), provider=provider), feeds)
     print(max(0, _status("VmHWM") - before))
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import platformdirs
 
-from onnxprune import runtime
 from onnxprune.errors import OutputError
 from onnxprune.output import staged
+from onnxprune.runtime.session import ORT_VERSION
 
 LEAST_SECONDS = 0.1
 """The system counts processor time in hundredths of a second; of less than this it says nothing."""
@@ -34,7 +34,7 @@ class Environment:
 
 def environment(threads: int, batch: int) -> Environment:
     """Describe this machine."""
-    return Environment(_processor(), runtime.VERSION, threads, batch)
+    return Environment(_processor(), ORT_VERSION, threads, batch)
 
 
 @functools.cache
