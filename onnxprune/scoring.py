@@ -7,8 +7,8 @@ from collections.abc import Container
 import numpy as np
 
 from onnxprune.analysis import Analysis
-from onnxprune.comparison import Stage, share_of
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.pruning import budget, importance, second_order
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, FloatArray
@@ -22,7 +22,7 @@ def calibrated_scores(
     analysis: Analysis,
     options: Options,
     keep: BoolArray,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     workspace: Workspace,
     names: Container[str] | None = None,
 ) -> tuple[FloatArray, list[second_order.Removal]]:
@@ -71,7 +71,9 @@ def calibrated_scores(
     return given, found
 
 
-def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
+def _gradient_scores(
+    analysis: Analysis, options: Options, on_stage: ProgressCallback, workspace: Workspace
+) -> FloatArray:
     require_torch(f"--importance {options.importance}")
     from onnxprune.training import gradients  # only here: torch takes seconds to load
 

@@ -16,10 +16,11 @@ from onnxprune import latency, machine, memory, profiling, rounding, runtime
 from onnxprune.analysis import Analysis, analysed
 from onnxprune.channels.trace import node_labels
 from onnxprune.channels.traffic import Traffic
-from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.model import Model, load, weightless
 from onnxprune.options import AUTO, MEASURED, Options
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.pruning import budget
 from onnxprune.types import BoolArray, Check, Trace
 
@@ -63,11 +64,11 @@ class Meter:
         self,
         analysis: Analysis,
         options: Options,
-        how: Measure,
+        how: BenchmarkConfig,
         *,
         shapes: dict[str, tuple[int, ...]] | None = None,
         table: str | os.PathLike[str] | None = None,
-        on_stage: Stage = quiet,
+        on_stage: ProgressCallback = quiet,
         original: Meter | None = None,
     ) -> None:
         self.analysis, self.options, self.how, self.on_stage = analysis, options, how, on_stage
@@ -236,7 +237,9 @@ class Meter:
         return table
 
 
-def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage: Stage) -> latency.Table:
+def _measured_table(
+    analysis: Analysis, options: Options, how: BenchmarkConfig, on_stage: ProgressCallback
+) -> latency.Table:
     return latency.measure(
         analysis.model,
         analysis.trace,
@@ -249,7 +252,11 @@ def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage
 
 
 def write_table(
-    path: str | os.PathLike[str], output: Path, how: Measure, on_stage: Stage = quiet, options: Options | None = None
+    path: str | os.PathLike[str],
+    output: Path,
+    how: BenchmarkConfig,
+    on_stage: ProgressCallback = quiet,
+    options: Options | None = None,
 ) -> latency.Table:
     """Measure a latency table of a model file, and write it.
 
@@ -479,7 +486,11 @@ def lift(keep: BoolArray, before: BoolArray) -> BoolArray:
 
 
 def refuse_slower(
-    original: Model, result: Model, timed: runtime.Latency | None, known: dict[str, tuple[int, ...]], how: Measure
+    original: Model,
+    result: Model,
+    timed: runtime.Latency | None,
+    known: dict[str, tuple[int, ...]],
+    how: BenchmarkConfig,
 ) -> None:
     """Raise LatencyError where a result was measured to be slower than what it came from, and say which layers are to blame."""
     if timed is None or timed.speedup is None or timed.speedup_interval is None:

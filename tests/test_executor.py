@@ -17,10 +17,11 @@ from test_topologies import NETS
 from test_zoo import ZOO, fill
 
 from onnxprune import model as models_
-from onnxprune import runtime, verify
+from onnxprune import runtime
 from onnxprune.channels.ops import RULES
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
+from onnxprune.fidelity import relative_difference
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
 
@@ -57,7 +58,7 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
         (a, found[value.name].numpy().astype(np.float16) if a.dtype == np.float16 else found[value.name].numpy())
         for a, value in zip(expected, source.graph.output, strict=True)
     ]
-    return max(verify.relative_difference(a, b) for a, b in pairs)
+    return max(relative_difference(a, b) for a, b in pairs)
 
 
 def is_rounded(source: onnx.ModelProto) -> bool:

@@ -15,7 +15,7 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "options", "output"),
+    ("errors", "types", "options", "output", "progress"),
     (
         "files",
         "quantised",
@@ -37,11 +37,12 @@ LAYERS = (
     ("capture", "calibration", "moments"),
     ("channels",),
     ("pruning",),
-    ("granularity",),
+    ("surgery", "granularity"),
+    ("evaluation",),
     ("training",),
-    ("verify", "comparison", "report", "plan_file", "sensitivity", "latency", "benchmark"),
+    ("analysis", "plan_file", "sensitivity", "latency"),
+    ("report",),
     (
-        "analysis",
         "targets",
         "recovery",
         "workspace",
@@ -51,8 +52,6 @@ LAYERS = (
         "search",
         "pipeline",
         "finetuning",
-        "gate",
-        "policy",
         "workers",
         "sweeping",
         "reforming",

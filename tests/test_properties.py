@@ -15,11 +15,13 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
+from onnxprune import runtime
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
+from onnxprune.fidelity import relative_difference
 from onnxprune.model import Model
 from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, IntArray, Trace
 
 SETTINGS = settings(
@@ -40,7 +42,7 @@ def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimise: bool = F
 
 def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> float:
     """Return the largest difference between two models, as a share of the range of an output."""
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
+    return max(relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
 
 
 def stored_floats(proto: onnx.ModelProto, *, distinct: bool = False) -> int:
@@ -118,7 +120,7 @@ def test_deleting_channels_equals_masking_them() -> None:
         trace = trace_model(model)
         keep = random_plan(trace, seed, ratio)
         pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-        proof = verify.prove(model, pruned, masked, seed=seed)
+        proof = prove(model, pruned, masked, seed=seed)
         assert proof.difference <= 1e-4
         written = pruned.to_proto()
         dynamic = runtime.has_dynamic_batch(written)
@@ -154,7 +156,7 @@ def test_what_normalisations_run_over_may_be_cut() -> None:
         assert not trace_model(model).inexact().any()
         keep = random_plan(trace, seed, ratio)
         pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-        assert verify.prove(model, pruned, masked, seed=seed).difference <= 1e-4
+        assert prove(model, pruned, masked, seed=seed).difference <= 1e-4
         written = pruned.to_proto()
         onnx.checker.check_model(written, full_check=True)
         again = trace_model(load(written), norms="cut")
@@ -315,7 +317,7 @@ def test_slice_bounds_follow_channels_outside_of_the_slice(start: int, end: int,
     model = load(b.build(b.conv(x, 2)))
     trace = trace_model(model)
     keep = np.isin(np.arange(trace.n_channels), gone, invert=True)
-    verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
+    prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
 
 
 def test_a_weight_shared_by_layers_with_different_inputs_counts_once() -> None:

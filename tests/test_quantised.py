@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxprune
-from onnxprune import quantised, runtime, verify
+from onnxprune import quantised, runtime
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ProofError
 from onnxprune.pruning import importance, rewrite
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 Quantise = Callable[..., Path]
 
@@ -60,7 +61,7 @@ def test_channels_and_costs_are_those_of_the_float_model(
         assert costs[0] == costs[1]
         pruned = rewrite.delete(narrow, b, keep)
         assert CostModel(b).totals(keep)[1] == onnxprune.model.count_params(pruned.graph)
-        assert verify.prove(narrow, pruned, rewrite.mask(narrow, b, keep), seed=seed).difference <= verify.TOLERANCE
+        assert prove(narrow, pruned, rewrite.mask(narrow, b, keep), seed=seed).difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
@@ -132,10 +133,10 @@ def test_a_masked_integer_is_the_zero_point() -> None:
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
     pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-    assert verify.prove(model, pruned, masked).difference <= verify.TOLERANCE
+    assert prove(model, pruned, masked).difference <= TOLERANCE
     naught = replace(trace, slices=tuple(replace(fact, zero=np.zeros((), np.uint8)) for fact in trace.slices))
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, rewrite.mask(model, naught, keep))
+        prove(model, pruned, rewrite.mask(model, naught, keep))
 
 
 def test_rounding_hides_nothing_from_the_proof() -> None:
@@ -153,7 +154,7 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     found = [runtime.run(runtime.session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
     assert np.array_equal(*found)
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, masked)
+        prove(model, pruned, masked)
 
 
 def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() -> None:
@@ -167,8 +168,8 @@ def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() ->
     model = load(source)
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    proof = verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
-    assert max(proof.difference, proof.normalised) <= verify.TOLERANCE
+    proof = prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
+    assert max(proof.difference, proof.normalised) <= TOLERANCE
 
 
 def test_without_rounding_activations_are_clipped() -> None:

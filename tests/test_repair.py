@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import runtime, verify
+from onnxprune import runtime
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.data import inputs_of, load_data
 from onnxprune.errors import ProofError
+from onnxprune.fidelity import relative_difference
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.repair import repair
@@ -65,7 +66,7 @@ def run(model: Model, feeds: runtime.Feeds) -> list[Array]:
 def difference(one: Model, two: Model, seed: int = 99, batch: int = 16) -> float:
     """Return how far two models are apart on inputs that nobody has seen."""
     feeds = inputs(one, batch, seed)
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
+    return max(relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
 
 
 def repaired(

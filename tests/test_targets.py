@@ -14,7 +14,7 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune import Measure, memory, runtime, search, targets
+from onnxprune import BenchmarkConfig, memory, runtime, search, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.model import Model, load
@@ -22,8 +22,8 @@ from onnxprune.options import Options
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.types import BoolArray
 
-QUICK = Measure(runs=10, warmup=2, seconds=2)
-UNTIMED = Measure(latency=False)
+QUICK = BenchmarkConfig(runs=10, warmup=2, seconds=2)
+UNTIMED = BenchmarkConfig(latency=False)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_limits_in_bytes(models: Path) -> None:
 
 def test_latency_target_on_this_machine(models: Path) -> None:
     result = onnxprune.prune(
-        models / "resnet.onnx", reduce={"latency": 0.25}, measure=Measure(runs=60, seconds=5), force=True
+        models / "resnet.onnx", reduce={"latency": 0.25}, measure=BenchmarkConfig(runs=60, seconds=5), force=True
     )
     check = next(check for check in result.report.verdict.checks if check.name == "latency (ms)")
     assert check.limit is not None

@@ -13,12 +13,14 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import model as models
-from onnxprune import runtime, verify
+from onnxprune import runtime
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.evaluation.structure import check_structure
 from onnxprune.options import Options
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.search import make_plan
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")
@@ -125,12 +127,12 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
         assert (1 - TARGET) * dense - largest_block(analysis) <= left <= (1 - TARGET) * dense
         pruned = rewrite.delete(model, trace, keep)
         written = pruned.to_proto()
-        assert [str(check) for check in verify.structure(written, source) if not check] == []
+        assert [str(check) for check in check_structure(written, source) if not check] == []
         assert stored_floats(written) == params
         if name in HEAVY:
             return
-        proof = verify.prove(model, pruned, rewrite.mask(model, trace, keep), trace.input_shapes)
-        assert proof.difference <= verify.TOLERANCE
+        proof = prove(model, pruned, rewrite.mask(model, trace, keep), trace.input_shapes)
+        assert proof.difference <= TOLERANCE
         merged = rewrite.delete(merge(model, trace, keep), trace, keep)  # what is written where there are no data
         feeds = runtime.random_feeds(
             model.header, runtime.concrete_shapes(model.header, 1, known=trace.input_shapes), 0

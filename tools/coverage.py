@@ -81,10 +81,12 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     from onnxprune import analysis as analysing
     from onnxprune import files as onnx_files
     from onnxprune import model as models
-    from onnxprune import runtime, search, verify
+    from onnxprune import runtime, search
     from onnxprune.errors import TargetError
+    from onnxprune.evaluation.structure import check_structure, full_check
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
+    from onnxprune.surgery.proof import prove
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count
     plain_session = runtime.session
@@ -127,20 +129,20 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         record["targets"][str(share)] = result
         with clock("oracle"):
             masked = rewrite.mask(model, analysis.trace, plan.keep)
-            proof = verify.prove(model, pruned, masked, known)
+            proof = prove(model, pruned, masked, known)
         del masked
         result["oracle"], result["loaded"] = proof.difference, proof.normalised
         result["batches"] = list(proof.batches)
         stage[0] = "structure"
-        strict = record.setdefault("original_full_check", verify.full_check(model)) is None
-        checks = verify.structure(pruned, model, strict=strict)
+        strict = record.setdefault("original_full_check", full_check(model)) is None
+        checks = check_structure(pruned, model, strict=strict)
         result["structure"] = [str(check) for check in checks if not check]
         stage[0] = "save"
         target = folder / f"pruned-{share}.onnx"
         models.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
         reloaded = models.load(target)
-        result["full_check"] = verify.full_check(onnx_files.read(target)[0])
+        result["full_check"] = full_check(onnx_files.read(target)[0])
         result["loads"] = True
         if share == TARGETS[0]:
             stage[0] = "trace the written file"
@@ -156,7 +158,8 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune import runtime, verify
+    from onnxprune import runtime
+    from onnxprune.fidelity import relative_difference
 
     proto = onnx.load(os.fspath(source))
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -171,7 +174,7 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     del proto
     old, new = (runtime.run(opened, feeds) for opened in sessions)
     record["finite"] = all(bool(np.isfinite(a).all()) for a in old if a.dtype.kind == "f")
-    result["effect"] = max((verify.relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+    result["effect"] = max((relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
     times: list[list[float]] = [[], []]
     for turn in range(RUNS + 1):
         for index in (0, 1) if turn % 2 else (1, 0):

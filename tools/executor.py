@@ -41,8 +41,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from onnxprune import model as models
-from onnxprune import runtime, verify
+from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError, first_line
+from onnxprune.fidelity import relative_difference
 from onnxprune.training.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,7 @@ def parity(path: Path) -> Record:
         with torch.no_grad():
             found = executor({name: torch.from_numpy(np.asarray(value)) for name, value in feeds.items()})
         pairs = zip(expected, model.graph.outputs, strict=True)
-        worst = max(verify.relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
+        worst = max(relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
         return {"nodes": len(model.graph.nodes), "weights": len(executor.weights), "difference": worst}
     except OnnxPruneError as error:
         return {"error": first_line(error)}

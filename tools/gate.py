@@ -27,8 +27,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import gate, machine, statistics
-from onnxprune.comparison import Measure
+from onnxprune import machine, statistics
+from onnxprune.evaluation import gate
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gate.md"
@@ -120,8 +121,8 @@ def latency_table(checks: int) -> str:
                             verdict = gate.check(
                                 candidate,
                                 baseline,
-                                limits=gate.Limits(min_speedup=1.0),
-                                measure=Measure(threads=threads),
+                                limits=gate.GateLimits(min_speedup=1.0),
+                                measure=BenchmarkConfig(threads=threads),
                             )
                             found += [check for check in verdict.checks if check.name == "speed-up"]
                     counts = Counter(check.status for check in found)

@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.analysis import Analysis, removed
-from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import DataLike, Preprocess
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
@@ -32,7 +33,7 @@ def decide(
     workspace: Workspace | None,
     meter: Meter,
     choose_from: Callable[[Base, Meter], Choice],
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Contender:
     """Choose what goes, of what the options let go.
 
@@ -69,7 +70,7 @@ def decide(
     return replace(found, choice=replace(found.choice, plan=plan))
 
 
-def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
+def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: ProgressCallback = quiet) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
 
@@ -93,7 +94,7 @@ def _round(
     workspace: Workspace,
     meter: Meter,
     limits: budget.Limits | None,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
@@ -126,14 +127,16 @@ def plan(
     options: Options,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    measure: Measure | None = None,
+    on_stage: ProgressCallback = quiet,
+    measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Contender]:
     """Load a model and choose what would go; return both."""
     analysis, given = opened(model, options, data, preprocess, on_stage)
     shapes = None if given is None else given.shapes()
-    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
+    meter = Meter(
+        analysis, options, measure or BenchmarkConfig(), shapes=shapes, table=latency_table, on_stage=on_stage
+    )
     resolved = options.resolved(given is not None)
     with contextlib.ExitStack() as scope:
         workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from onnxprune import sensitivity
 from onnxprune.analysis import analysed
-from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.budget import Limits
 from onnxprune.pruning.repair import DEPTH
@@ -62,7 +62,7 @@ def contend(
     workspace: Workspace,
     meter: Meter,
     choose_from: Callable[[Base, Meter], Choice],
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Contender:
     """Let other edits than those of channels compete with these, and return what loses least.
 
@@ -110,7 +110,7 @@ class _Contest:
         options: Options,
         workspace: Workspace,
         choose_from: Callable[[Base, Meter], Choice],
-        on_stage: Stage,
+        on_stage: ProgressCallback,
     ) -> None:
         self.base, self.options, self.workspace = base, options, workspace
         self.choose_from, self.on_stage = choose_from, on_stage

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import benchmark, fidelity, machine, runtime, statistics
-from onnxprune.comparison import Comparison
+from onnxprune import fidelity, machine, runtime, statistics
 from onnxprune.data import Data
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.compare import Comparison
 from onnxprune.model import Model
 from onnxprune.report import thumbnails
 from onnxprune.report.grouping import GroupNode

@@ -13,9 +13,10 @@ from typing import Any
 
 from onnxprune import machine
 from onnxprune.errors import OptionError, OutputError
+from onnxprune.evaluation.gate import Judgement
 from onnxprune.output import plain, same_file, staged
 from onnxprune.report import formats, markdown
-from onnxprune.report.document import Judgement, Report, Sweep
+from onnxprune.report.document import Report, Sweep
 
 ENDINGS = (".html", ".md", ".json")
 Found = Report | Sweep | Judgement

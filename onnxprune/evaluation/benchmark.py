@@ -11,12 +11,42 @@ from typing import Any
 import onnx
 
 from onnxprune import files, machine, profiling, runtime
-from onnxprune.comparison import Measure, Stage, quiet, share_of
+from onnxprune.errors import OptionError
 from onnxprune.model import Model
+from onnxprune.progress import ProgressCallback, quiet, share_of
 
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
 """That looking at the kernels of one model should take, at most."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """How to measure.
+
+    Attributes:
+        latency: whether to.
+        batch: samples per timed run.
+        threads: onnxruntime's threads within an operator; 0 leaves it to onnxruntime.
+        runs, warmup: counted and uncounted runs of each model.
+        seconds: after which no more runs are started.
+        eval_batch: samples per batch when accuracy is measured.
+    """
+
+    latency: bool = True
+    batch: int = 1
+    threads: int = 1
+    runs: int = 200
+    warmup: int = 20
+    seconds: float = 20.0
+    eval_batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range", hint=f"give {least} or more"
+                )
 
 
 @dataclass(frozen=True)
@@ -52,11 +82,11 @@ class Bench:
 
 def bench(
     paths: Sequence[str | os.PathLike[str]],
-    measure: Measure,
+    measure: BenchmarkConfig,
     seed: int = 0,
     *,
     layers: bool = True,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Bench:
     """Time one model, or two in turn, each on seeded random inputs of its own shapes.
 
