@@ -8,10 +8,10 @@ import numpy as np
 
 from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis
-from onnxprune.comparison import Stage, share_of
 from onnxprune.importance import obs as second_order
 from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
@@ -24,7 +24,7 @@ def calibrated_scores(
     analysis: Analysis,
     options: Options,
     keep: BoolArray,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     workspace: Workspace,
     names: Container[str] | None = None,
 ) -> tuple[FloatArray, list[second_order.Removal]]:
@@ -73,7 +73,9 @@ def calibrated_scores(
     return given, found
 
 
-def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
+def _gradient_scores(
+    analysis: Analysis, options: Options, on_stage: ProgressCallback, workspace: Workspace
+) -> FloatArray:
     require_torch(f"--importance {options.importance}")
     from onnxprune.importance import gradients
 

@@ -13,12 +13,13 @@ import numpy as np
 from onnxprune.allocation import channel_multiple, knapsack, sensitivity
 from onnxprune.allocation.targets import CostEstimator, Lifted, lift, meet, rules_of, within
 from onnxprune.analysis import Analysis, analysed, refuse_unprunable, removed, unless_it_does_not_run
-from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance
 from onnxprune.mending import repaired
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.recovery import Recovery
 from onnxprune.scoring import calibrated_scores, per_saving
 from onnxprune.surgery import channels as rewrite
@@ -44,7 +45,7 @@ class Choice:
 def make_plan(
     analysis: Analysis,
     options: Options,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
     meter: CostEstimator | None = None,
 ) -> Plan:
@@ -55,7 +56,7 @@ def make_plan(
 def choose(
     analysis: Analysis,
     options: Options,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
     recovery: Recovery | None = None,
     meter: CostEstimator | None = None,
@@ -90,7 +91,7 @@ def choose(
         )
     options = options.resolved(workspace is not None)
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
-    meter = meter or CostEstimator(analysis, options, Measure(), on_stage=on_stage)
+    meter = meter or CostEstimator(analysis, options, BenchmarkConfig(), on_stage=on_stage)
     options = _rounded(meter, options)
     steps = options.rounds
     path = []
@@ -186,7 +187,12 @@ class Allocate(Protocol):
 
 
 def _allocator(
-    current: _Step, options: Options, meter: CostEstimator, first: bool, on_stage: Stage, workspace: Workspace | None
+    current: _Step,
+    options: Options,
+    meter: CostEstimator,
+    first: bool,
+    on_stage: ProgressCallback,
+    workspace: Workspace | None,
 ) -> tuple[Allocate, tuple[Curve, ...]]:
     """Look at a model as a step has it; return what says which channels of the original are left under some limits, and what was measured."""
     analysis = current.analysis
@@ -236,7 +242,7 @@ def _next(
     analysis: Analysis,
     workspace: Workspace,
     options: Options,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     recovery: Recovery | None,
     step: int,
     reference: Model | None = None,
@@ -282,9 +288,9 @@ def plans(
     shares: Sequence[float],
     take: Callable[[float, Plan | TargetError], None],
     workspace: Workspace | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     latency_table: str | os.PathLike[str] | None = None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> None:
     """Choose what goes for several targets, in one shot each, from one look at the model.
 

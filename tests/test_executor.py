@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
-from onnxprune import verify
 from onnxprune.errors import DataError, ModelError
+from onnxprune.fidelity import relative_difference
 from onnxprune.graph import model as models_
 from onnxprune.graph.model import Model
 from onnxprune.graph.rules import RULES
@@ -59,7 +59,7 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
         (a, found[value.name].numpy().astype(np.float16) if a.dtype == np.float16 else found[value.name].numpy())
         for a, value in zip(expected, source.graph.output, strict=True)
     ]
-    return max(verify.relative_difference(a, b) for a, b in pairs)
+    return max(relative_difference(a, b) for a, b in pairs)
 
 
 def is_rounded(source: onnx.ModelProto) -> bool:

@@ -10,9 +10,9 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune import verify
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
+from onnxprune.fidelity import relative_difference
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime.session import random_feeds, run_batch
@@ -110,7 +110,7 @@ def test_deleting_what_is_gated_changes_nothing():
     assert sum(w.size for w in weights(pruned)) < sum(w.size for w in weights(trained))
     for dense, zeroed, small in zip(outputs(trained), outputs(masked), outputs(pruned), strict=True):
         np.testing.assert_array_equal(dense, zeroed)  # the mask is in the weights
-        assert verify.relative_difference(dense, small) <= 1e-4
+        assert relative_difference(dense, small) <= 1e-4
 
 
 def test_deletion_is_exact_for_loud_channels_that_a_large_threshold_gates():
@@ -120,7 +120,7 @@ def test_deletion_is_exact_for_loud_channels_that_a_large_threshold_gates():
     assert run.gates.gated.sum() >= 5
     trained = run.executor.written()
     for dense, small in zip(outputs(trained), outputs(rewrite.delete(trained, run.trace, run.gates.keep)), strict=True):
-        assert verify.relative_difference(dense, small) <= 1e-4
+        assert relative_difference(dense, small) <= 1e-4
 
 
 def test_gates_hold_while_the_optimiser_goes_on():

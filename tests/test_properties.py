@@ -15,8 +15,8 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune import verify
 from onnxprune.allocation import knapsack
+from onnxprune.fidelity import relative_difference
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
@@ -25,6 +25,7 @@ from onnxprune.importance import weights as importance
 from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, IntArray, Trace
 
 SETTINGS = settings(
@@ -45,7 +46,7 @@ def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimise: bool = F
 
 def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> float:
     """Return the largest difference between two models, as a share of the range of an output."""
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
+    return max(relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
 
 
 def stored_floats(proto: onnx.ModelProto, *, distinct: bool = False) -> int:
@@ -123,7 +124,7 @@ def test_deleting_channels_equals_masking_them() -> None:
         trace = trace_model(model)
         keep = random_plan(trace, seed, ratio)
         pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
-        proof = verify.prove(model, pruned, masked, seed=seed)
+        proof = prove(model, pruned, masked, seed=seed)
         assert proof.difference <= 1e-4
         written = pruned.to_proto()
         dynamic = has_dynamic_batch(written)
@@ -159,7 +160,7 @@ def test_what_normalisations_run_over_may_be_cut() -> None:
         assert not trace_model(model).inexact().any()
         keep = random_plan(trace, seed, ratio)
         pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
-        assert verify.prove(model, pruned, masked, seed=seed).difference <= 1e-4
+        assert prove(model, pruned, masked, seed=seed).difference <= 1e-4
         written = pruned.to_proto()
         onnx.checker.check_model(written, full_check=True)
         again = trace_model(load(written), norms="cut")
@@ -320,7 +321,7 @@ def test_slice_bounds_follow_channels_outside_of_the_slice(start: int, end: int,
     model = load(b.build(b.conv(x, 2)))
     trace = trace_model(model)
     keep = np.isin(np.arange(trace.n_channels), gone, invert=True)
-    verify.prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
+    prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
 
 
 def test_a_weight_shared_by_layers_with_different_inputs_counts_once() -> None:

@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxprune
-from onnxprune import verify
 from onnxprune.errors import ProofError
 from onnxprune.graph import qdq
 from onnxprune.graph.cost import CostModel
@@ -24,6 +23,7 @@ from onnxprune.importance import weights as importance
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 Quantise = Callable[..., Path]
 
@@ -65,7 +65,7 @@ def test_channels_and_costs_are_those_of_the_float_model(
         assert costs[0] == costs[1]
         pruned = rewrite.delete(narrow, b, keep)
         assert CostModel(b).totals(keep)[1] == onnxprune.graph.model.count_params(pruned.graph)
-        assert verify.prove(narrow, pruned, mask(narrow, b, keep), seed=seed).difference <= verify.TOLERANCE
+        assert prove(narrow, pruned, mask(narrow, b, keep), seed=seed).difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
@@ -137,10 +137,10 @@ def test_a_masked_integer_is_the_zero_point() -> None:
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
     pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
-    assert verify.prove(model, pruned, masked).difference <= verify.TOLERANCE
+    assert prove(model, pruned, masked).difference <= TOLERANCE
     naught = replace(trace, slices=tuple(replace(fact, zero=np.zeros((), np.uint8)) for fact in trace.slices))
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, mask(model, naught, keep))
+        prove(model, pruned, mask(model, naught, keep))
 
 
 def test_rounding_hides_nothing_from_the_proof() -> None:
@@ -158,7 +158,7 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     found = [run_batch(open_session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
     assert np.array_equal(*found)
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, masked)
+        prove(model, pruned, masked)
 
 
 def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() -> None:
@@ -172,8 +172,8 @@ def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() ->
     model = load(source)
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    proof = verify.prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
-    assert max(proof.difference, proof.normalised) <= verify.TOLERANCE
+    proof = prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
+    assert max(proof.difference, proof.normalised) <= TOLERANCE
 
 
 def test_without_rounding_activations_are_clipped() -> None:

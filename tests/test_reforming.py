@@ -14,7 +14,6 @@ import pytest
 from test_granularity import residual
 
 import onnxprune
-from onnxprune import verify
 from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import analyse
 from onnxprune.errors import TargetError
@@ -29,8 +28,9 @@ from onnxprune.reforming.base import Base, Scored, apply
 from onnxprune.reforming.prices import BlockMeter, cheapest, pick
 from onnxprune.runtime.session import run_batch
 from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.proof import TOLERANCE
 
-FAST = onnxprune.Measure(latency=False)
+FAST = onnxprune.BenchmarkConfig(latency=False)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_target_is_met_without_any_channel_going(kind, tiny_path, samples):
         before, after = entry["why"]["milliseconds"]
         assert after < before
         assert entry["why"]["divergence"] >= 0
-    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.proof.difference <= TOLERANCE
     assert result.report.path[-1][0] == pytest.approx(1 - result.report.after.flops / result.report.before.flops)
     assert onnx.checker.check_model(result.model.to_proto(), full_check=True) is None
     assert any(str(entry["what"]) in str(result.report.to_dict()["blocks"]) for entry in entries)
@@ -209,7 +209,7 @@ def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
     assert len(result.plan.path) == 3
     assert result.plan.settings["schedule"] == "progressive"
     assert result.report.after.flops <= 0.1 * result.report.before.flops
-    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.proof.difference <= TOLERANCE
     onnxprune.prune(planted, plan=out / "a.plan.json", output=out / "b.onnx", **dials)
     assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
 
@@ -268,7 +268,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     model = load(models / "small.onnx")
     analysis = analyse(model)
     options = Options(reduce={"latency": 0.5})
-    meter = CostEstimator(analysis, options, onnxprune.Measure(runs=10, warmup=2, seconds=2))
+    meter = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
@@ -354,7 +354,7 @@ def test_groups_are_folded_into_their_neighbours(tiny_path, samples):
 
     found = apply(Base(analysis, model), [edit], {}, Options().resolved(False), None)
     assert [node.op for node in found.analysis.model.graph.nodes] == [node.op for node in model.graph.nodes]
-    assert found.proof.difference <= verify.TOLERANCE
+    assert found.proof.difference <= TOLERANCE
     assert found.analysis.model.graph.nodes[2].attrs["group"] == 2
 
 
@@ -364,7 +364,7 @@ def test_a_branch_goes_and_what_is_left_is_repaired():
 
     found = apply(Base(analysis, model), [Depth("sum", 0)], {}, Options().resolved(False), None)
     assert "outer" not in [node.name for node in found.analysis.model.graph.nodes]
-    assert found.proof.difference <= verify.TOLERANCE
+    assert found.proof.difference <= TOLERANCE
 
 
 def scored(edit, nodes, loss):

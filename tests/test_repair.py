@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import verify
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
+from onnxprune.fidelity import relative_difference
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
@@ -67,7 +67,7 @@ def run(model: Model, feeds: Feeds) -> list[Array]:
 def difference(one: Model, two: Model, seed: int = 99, batch: int = 16) -> float:
     """Return how far two models are apart on inputs that nobody has seen."""
     feeds = inputs(one, batch, seed)
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
+    return max(relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
 
 
 def repaired(

@@ -14,7 +14,7 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune import Measure, search
+from onnxprune import BenchmarkConfig, search
 from onnxprune.allocation import knapsack, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
@@ -27,8 +27,8 @@ from onnxprune.runtime.timing import Latency
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray
 
-QUICK = Measure(runs=10, warmup=2, seconds=2)
-UNTIMED = Measure(latency=False)
+QUICK = BenchmarkConfig(runs=10, warmup=2, seconds=2)
+UNTIMED = BenchmarkConfig(latency=False)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_limits_in_bytes(models: Path) -> None:
 
 def test_latency_target_on_this_machine(models: Path) -> None:
     result = onnxprune.prune(
-        models / "resnet.onnx", reduce={"latency": 0.25}, measure=Measure(runs=60, seconds=5), force=True
+        models / "resnet.onnx", reduce={"latency": 0.25}, measure=BenchmarkConfig(runs=60, seconds=5), force=True
     )
     check = next(check for check in result.report.verdict.checks if check.name == "latency (ms)")
     assert check.limit is not None

@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import verify
 from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.evaluation.structure import check_structure
 from onnxprune.graph import model as models
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.importance import weights as importance
@@ -24,6 +24,7 @@ from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.search import make_plan
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")
@@ -130,12 +131,12 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
         assert (1 - TARGET) * dense - largest_block(analysis) <= left <= (1 - TARGET) * dense
         pruned = rewrite.delete(model, trace, keep)
         written = pruned.to_proto()
-        assert [str(check) for check in verify.structure(written, source) if not check] == []
+        assert [str(check) for check in check_structure(written, source) if not check] == []
         assert stored_floats(written) == params
         if name in HEAVY:
             return
-        proof = verify.prove(model, pruned, mask(model, trace, keep), trace.input_shapes)
-        assert proof.difference <= verify.TOLERANCE
+        proof = prove(model, pruned, mask(model, trace, keep), trace.input_shapes)
+        assert proof.difference <= TOLERANCE
         merged = rewrite.delete(merge(model, trace, keep), trace, keep)  # what is written where there are no data
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=trace.input_shapes), 0)
         assert all(np.isfinite(output).all() for output in run_batch(merged.session(), feeds))

@@ -369,10 +369,10 @@ def text_pages(count: int, seed: int, side: int = 448) -> Array:
 
 
 def _outputs(proto: Any, data: Any, batch: int = 16) -> list[Array]:
-    from onnxprune import verify
+    from onnxprune.evaluation.compare import predict
     from onnxprune.runtime.session import open_session
 
-    return list(verify.predict(open_session(proto), data, batch, "a model"))
+    return list(predict(open_session(proto), data, batch, "a model"))
 
 
 def _load(folder: Any, proto: Any, how: Any) -> Any:
@@ -454,7 +454,7 @@ def measure(entry: Entry, cache: Path) -> Record:
         evaluation=job.evaluation,
         preprocess=job.preprocess,
         reduce={"flops": entry.percent / 100},
-        measure=onnxprune.Measure(latency=False, eval_batch=250 if entry.model in REFERENCE else 8),
+        measure=onnxprune.BenchmarkConfig(latency=False, eval_batch=250 if entry.model in REFERENCE else 8),
         on_stage=clock,
         **dials,
     )

@@ -237,9 +237,10 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     import onnx
 
     import onnxprune
-    from onnxprune import benchmark, verify
     from onnxprune.data.dataset import inputs_of, load_data
     from onnxprune.errors import TargetError
+    from onnxprune.evaluation import benchmark
+    from onnxprune.evaluation.compare import predict
     from onnxprune.graph.model import load
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.metrics.outputs import compare_outputs
@@ -263,7 +264,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
             preprocess=how,
             reduce={"latency": TARGET},
             granularity=MODES[mode],
-            measure=onnxprune.Measure(runs=400),
+            measure=onnxprune.BenchmarkConfig(runs=400),
             force=True,
         )
     except TargetError as error:
@@ -282,7 +283,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         times.append((entry["layer"], before, after))
     original = load(path)
     calibrated = load_data(data, inputs_of(original.header), how)
-    outputs = [verify.predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
+    outputs = [predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
     return {
         "calibration": compare_outputs(*outputs).get("kl"),
         "before": report.before.top1,
@@ -336,9 +337,9 @@ def zoo(folder: Path) -> None:
     import test_granularity as tests
     import test_zoo
 
-    from onnxprune import verify
     from onnxprune.analysis import analyse
     from onnxprune.granularity.rewriting import reform
+    from onnxprune.surgery.proof import prove
 
     known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}
     for name in sorted(test_zoo.PRUNABLE):
@@ -350,7 +351,7 @@ def zoo(folder: Path) -> None:
             edits = tests.reformable(model, tests.some(model, np.random.default_rng(0), 0.5))
             found = reform(model, edits, {})
             shapes = analyse(model).trace.input_shapes
-            proof = verify.prove(model, found.model, found.masked, shapes, loaded=True)
+            proof = prove(model, found.model, found.masked, shapes, loaded=True)
             record = {
                 "id": entry,
                 "digest": coverage.package_digest(),

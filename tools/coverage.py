@@ -79,14 +79,16 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     import numpy as np
 
     from onnxprune import analysis as analysing
-    from onnxprune import search, verify
+    from onnxprune import search
     from onnxprune.errors import TargetError
+    from onnxprune.evaluation.structure import check_structure, full_check
     from onnxprune.graph import io as onnx_io
     from onnxprune.graph import model as models
     from onnxprune.options import Options
     from onnxprune.runtime.session import open_session
     from onnxprune.surgery import channels as rewrite
     from onnxprune.surgery.mask import mask
+    from onnxprune.surgery.proof import prove
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count
     plain_session = open_session
@@ -129,20 +131,20 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         record["targets"][str(share)] = result
         with clock("oracle"):
             masked = mask(model, analysis.trace, plan.keep)
-            proof = verify.prove(model, pruned, masked, known)
+            proof = prove(model, pruned, masked, known)
         del masked
         result["oracle"], result["loaded"] = proof.difference, proof.normalised
         result["batches"] = list(proof.batches)
         stage[0] = "structure"
-        strict = record.setdefault("original_full_check", verify.full_check(model)) is None
-        checks = verify.structure(pruned, model, strict=strict)
+        strict = record.setdefault("original_full_check", full_check(model)) is None
+        checks = check_structure(pruned, model, strict=strict)
         result["structure"] = [str(check) for check in checks if not check]
         stage[0] = "save"
         target = folder / f"pruned-{share}.onnx"
         models.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
         reloaded = models.load(target)
-        result["full_check"] = verify.full_check(onnx_io.read(target)[0])
+        result["full_check"] = full_check(onnx_io.read(target)[0])
         result["loads"] = True
         if share == TARGETS[0]:
             stage[0] = "trace the written file"
@@ -158,7 +160,7 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune import verify
+    from onnxprune.fidelity import relative_difference
     from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
     from onnxprune.runtime.session import open_session, random_feeds, run_batch
 
@@ -175,7 +177,7 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     del proto
     old, new = (run_batch(opened, feeds) for opened in sessions)
     record["finite"] = all(bool(np.isfinite(a).all()) for a in old if a.dtype.kind == "f")
-    result["effect"] = max((verify.relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+    result["effect"] = max((relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
     times: list[list[float]] = [[], []]
     for turn in range(RUNS + 1):
         for index in (0, 1) if turn % 2 else (1, 0):

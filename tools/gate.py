@@ -27,8 +27,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import gate
-from onnxprune.comparison import Measure
+from onnxprune.evaluation import gate
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.metrics import paired_tests
 from onnxprune.runtime import machine
 
@@ -122,8 +122,8 @@ def latency_table(checks: int) -> str:
                             verdict = gate.check(
                                 candidate,
                                 baseline,
-                                limits=gate.Limits(min_speedup=1.0),
-                                measure=Measure(threads=threads),
+                                limits=gate.GateLimits(min_speedup=1.0),
+                                measure=BenchmarkConfig(threads=threads),
                             )
                             found += [check for check in verdict.checks if check.name == "speed-up"]
                     counts = Counter(check.status for check in found)

@@ -111,7 +111,7 @@ def how(threads: int) -> Any:
     """Return how latency is measured."""
     import onnxprune
 
-    return onnxprune.Measure(threads=threads, runs=RUNS, warmup=5, seconds=SECONDS)
+    return onnxprune.BenchmarkConfig(threads=threads, runs=RUNS, warmup=5, seconds=SECONDS)
 
 
 def half(job: Job, path: Path, folder: Path) -> Record:
@@ -202,7 +202,7 @@ def several(job: Job, path: Path, folder: Path) -> Record:
 
 def _timed(original: Path, candidate: Path, threads: int) -> Record:
     """Time two files in turn, once more than `prune` did."""
-    from onnxprune import benchmark
+    from onnxprune.evaluation import benchmark
 
     latency = benchmark.bench([original, candidate], how(threads), layers=False).latency
     return {"speedup": latency.speedup, "interval": latency.speedup_interval}

@@ -14,14 +14,15 @@ import numpy as np
 
 from onnxprune.allocation import channel_multiple, knapsack, latency_model
 from onnxprune.analysis import Analysis, analysed
-from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.activation_cost import Traffic
 from onnxprune.graph.model import Model, load, weightless
 from onnxprune.graph.shapes import concrete_shapes, infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.metrics import activation_memory
 from onnxprune.options import AUTO, MEASURED, Options
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import open_session, random_feeds
 from onnxprune.runtime.timing import Latency, time_runs
@@ -68,11 +69,11 @@ class CostEstimator:
         self,
         analysis: Analysis,
         options: Options,
-        how: Measure,
+        how: BenchmarkConfig,
         *,
         shapes: dict[str, tuple[int, ...]] | None = None,
         table: str | os.PathLike[str] | None = None,
-        on_stage: Stage = quiet,
+        on_stage: ProgressCallback = quiet,
         original: CostEstimator | None = None,
     ) -> None:
         self.analysis, self.options, self.how, self.on_stage = analysis, options, how, on_stage
@@ -245,7 +246,9 @@ class CostEstimator:
         return table
 
 
-def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage: Stage) -> latency_model.Table:
+def _measured_table(
+    analysis: Analysis, options: Options, how: BenchmarkConfig, on_stage: ProgressCallback
+) -> latency_model.Table:
     return latency_model.measure(
         analysis.model,
         analysis.trace,
@@ -258,7 +261,11 @@ def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage
 
 
 def write_table(
-    path: str | os.PathLike[str], output: Path, how: Measure, on_stage: Stage = quiet, options: Options | None = None
+    path: str | os.PathLike[str],
+    output: Path,
+    how: BenchmarkConfig,
+    on_stage: ProgressCallback = quiet,
+    options: Options | None = None,
 ) -> latency_model.Table:
     """Measure a latency table of a model file, and write it.
 
@@ -491,7 +498,11 @@ def lift(keep: BoolArray, before: BoolArray) -> BoolArray:
 
 
 def refuse_slower(
-    original: Model, result: Model, timed: Latency | None, known: dict[str, tuple[int, ...]], how: Measure
+    original: Model,
+    result: Model,
+    timed: Latency | None,
+    known: dict[str, tuple[int, ...]],
+    how: BenchmarkConfig,
 ) -> None:
     """Raise LatencyError where a result was measured to be slower than what it came from, and say which layers are to blame."""
     if timed is None or timed.speedup is None or timed.speedup_interval is None:

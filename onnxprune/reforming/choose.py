@@ -12,12 +12,13 @@ import numpy as np
 from onnxprune.allocation import knapsack
 from onnxprune.allocation.targets import CostEstimator, meet
 from onnxprune.analysis import Analysis, removed
-from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.model import Model
 from onnxprune.options import Options
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
 from onnxprune.reforming.prices import BlockMeter, cheapest, taken
@@ -33,7 +34,7 @@ def decide(
     workspace: Workspace | None,
     meter: CostEstimator,
     choose_from: Callable[[Base, CostEstimator], Choice],
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Contender:
     """Choose what goes, of what the options let go.
 
@@ -70,7 +71,9 @@ def decide(
     return replace(found, choice=replace(found.choice, plan=plan))
 
 
-def alone(base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: Stage = quiet) -> Base:
+def alone(
+    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
 
@@ -94,7 +97,7 @@ def _round(
     workspace: Workspace,
     meter: CostEstimator,
     limits: knapsack.Limits | None,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
@@ -127,15 +130,15 @@ def plan(
     options: Options,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    measure: Measure | None = None,
+    on_stage: ProgressCallback = quiet,
+    measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Contender]:
     """Load a model and choose what would go; return both."""
     analysis, given = opened(model, options, data, preprocess, on_stage)
     shapes = None if given is None else given.shapes()
     meter = CostEstimator(
-        analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage
+        analysis, options, measure or BenchmarkConfig(), shapes=shapes, table=latency_table, on_stage=on_stage
     )
     resolved = options.resolved(given is not None)
     with contextlib.ExitStack() as scope:

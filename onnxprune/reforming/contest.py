@@ -11,11 +11,11 @@ from onnxprune.allocation import sensitivity
 from onnxprune.allocation.knapsack import Limits
 from onnxprune.allocation.targets import CostEstimator, too_far
 from onnxprune.analysis import analysed
-from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
@@ -62,7 +62,7 @@ def contend(
     workspace: Workspace,
     meter: CostEstimator,
     choose_from: Callable[[Base, CostEstimator], Choice],
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Contender:
     """Let other edits than those of channels compete with these, and return what loses least.
 
@@ -110,7 +110,7 @@ class _Contest:
         options: Options,
         workspace: Workspace,
         choose_from: Callable[[Base, CostEstimator], Choice],
-        on_stage: Stage,
+        on_stage: ProgressCallback,
     ) -> None:
         self.base, self.options, self.workspace = base, options, workspace
         self.choose_from, self.on_stage = choose_from, on_stage

@@ -16,7 +16,6 @@ from onnxprune.allocation.channel_multiple import FINER, steps
 from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import Analysis
 from onnxprune.calibration.moments import threads_for
-from onnxprune.comparison import Stage, quiet, share_of
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
@@ -28,6 +27,7 @@ from onnxprune.graph.readers import Reader
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import matching
 from onnxprune.options import WITH_GRADIENTS, Options
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.training import require_torch
@@ -56,7 +56,9 @@ class Study:
     notes: tuple[str, ...]
 
 
-def study(base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: Stage = quiet) -> Study:
+def study(
+    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+) -> Study:
     """Time and score every edit that comes into question.
 
     Each layer is timed by itself before and after; what is not faster is not looked at further. The error of those that are left follows
@@ -112,7 +114,7 @@ def _scored(
     faster: Sequence[tuple[Candidate, Saving]],
     options: Options,
     workspace: Workspace,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
 ) -> tuple[list[Scored], dict[tuple[str, str], FloatArray]]:
     model, trace = analysis.model, analysis.trace
     layers = linear_layers(model.graph)
@@ -201,7 +203,11 @@ def _change(gram: Gram, edit: Edit, bases: Mapping[tuple[str, str], FloatArray])
 
 
 def _slopes(
-    analysis: Analysis, readers: Mapping[int, Reader], options: Options, workspace: Workspace, on_stage: Stage
+    analysis: Analysis,
+    readers: Mapping[int, Reader],
+    options: Options,
+    workspace: Workspace,
+    on_stage: ProgressCallback,
 ) -> dict[int, Slope]:
     """Return what says how much the loss rises with a change of the weight of each layer, where gradients are asked for."""
     if options.importance not in WITH_GRADIENTS:

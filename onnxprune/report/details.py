@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import benchmark
-from onnxprune.comparison import Comparison
 from onnxprune.data.dataset import Data
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.model import Model
 from onnxprune.metrics import paired_tests
 from onnxprune.metrics.outputs import class_scores, log_probabilities

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OptionError
-from onnxprune.gate import Limits
+from onnxprune.evaluation.gate import GateLimits
 from onnxprune.output import staged
 
 if sys.version_info >= (3, 11):
@@ -38,7 +38,7 @@ min_speedup = 1.0             # latency of the baseline / latency of the candida
 """
 
 
-def read(path: Path) -> Limits:
+def read(path: Path) -> GateLimits:
     """Read a policy.
 
     Raises:
@@ -62,7 +62,7 @@ def read(path: Path) -> Limits:
             why=", ".join(odd) or "`limits` is no table",
             hint=HINT,
         )
-    known = {field.name for field in fields(Limits)}
+    known = {field.name for field in fields(GateLimits)}
     unknown = sorted(set(limits) - known)
     if unknown:
         raise OptionError("the policy has unknown limits", where=str(path), why=", ".join(unknown), hint=HINT)
@@ -74,15 +74,15 @@ def read(path: Path) -> Limits:
                 f"{name} is {value!r}", where=str(path), hint="give a number, for domains a list of names"
             )
     values: dict[str, Any] = {name: tuple(value) if name == "domains" else value for name, value in limits.items()}
-    return Limits(**values)
+    return GateLimits(**values)
 
 
 HINT = "`onnxprune check --init policy.toml` writes one with all that is known"
 
 
-def merged(policy: Limits, given: Limits) -> Limits:
+def merged(policy: GateLimits, given: GateLimits) -> GateLimits:
     """Return a policy with what was given on the command line in place of its own."""
-    said = {field.name: value for field in fields(Limits) if (value := getattr(given, field.name)) is not None}
+    said = {field.name: value for field in fields(GateLimits) if (value := getattr(given, field.name)) is not None}
     return replace(policy, **said)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxprune import verify
 from onnxprune.data.dataset import Data
-from onnxprune.errors import OptionError
+from onnxprune.errors import DataError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.shapes import has_dynamic_batch, workable_shapes
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
-from onnxprune.runtime.session import Feeds, random_feeds, run_batch
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime.session import Feeds, concatenate_outputs, random_feeds, run_batch
 from onnxprune.runtime.timing import Latency, time_runs
 from onnxprune.types import IntArray
 
@@ -22,53 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-class Stage(Protocol):
-    """Called as a run goes on."""
-
-    def __call__(self, stage: str, share: float | None, detail: str = "") -> None:
-        """Take the name of a stage, where it is known the share of it that is done, and how it goes."""
-
-
 RANDOM_SAMPLES = 16
 """Seeded inputs that stand in for data when none are given."""
-
-
-def quiet(stage: str, share: float | None, detail: str = "") -> None:
-    """Say nothing."""
-
-
-def share_of(on_stage: Stage, name: str) -> Callable[[float], None]:
-    """Return what tells the share of one stage that is done."""
-    return lambda share: on_stage(name, share)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How to measure.
-
-    Attributes:
-        latency: whether to.
-        batch: samples per timed run.
-        threads: onnxruntime's threads within an operator; 0 leaves it to onnxruntime.
-        runs, warmup: counted and uncounted runs of each model.
-        seconds: after which no more runs are started.
-        eval_batch: samples per batch when accuracy is measured.
-    """
-
-    latency: bool = True
-    batch: int = 1
-    threads: int = 1
-    runs: int = 200
-    warmup: int = 20
-    seconds: float = 20.0
-    eval_batch: int = 64
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range", hint=f"give {least} or more"
-                )
 
 
 @dataclass(frozen=True)
@@ -95,8 +51,8 @@ def compare(
     candidate: ort.InferenceSession,
     proto: onnx.ModelProto,
     data: Data | None,
-    measure: Measure,
-    on_stage: Stage = quiet,
+    measure: BenchmarkConfig,
+    on_stage: ProgressCallback = quiet,
     seed: int = 0,
 ) -> Comparison:
     """Run two sessions on the same data (or, without any, on seeded random inputs) and time them in turn."""
@@ -108,7 +64,7 @@ def compare(
             def progress(share: float, done: int = len(found)) -> None:
                 on_stage("evaluate", (done + share) / 2)
 
-            found.append(verify.predict(opened, data, measure.eval_batch, name, progress))
+            found.append(predict(opened, data, measure.eval_batch, name, progress))
         if data.labels is not None:
             accuracy = [
                 (a["top1"], a.get("top5")) for a in (classification_accuracy(outputs, data.labels) for outputs in found)
@@ -152,3 +108,29 @@ def timed_feeds(
     if len(data) < batch:
         feeds = {key: np.resize(value, (batch, *value.shape[1:])) for key, value in feeds.items()}
     return feeds
+
+
+def predict(
+    opened: ort.InferenceSession, data: Data, batch: int, where: str, progress: Callable[[float], None] | None = None
+) -> Outputs:
+    """Run all data through a model; return each output, joined over the samples.
+
+    A model with a fixed batch of another size is fed that size; a rest too small for a batch is left out.
+    """
+    parts: list[list[Any]] = []
+    fixed = opened.get_inputs()[0].shape[0] if opened.get_inputs()[0].shape else None
+    size = fixed if isinstance(fixed, int) else min(batch, len(data))
+    if len(data) < size:
+        raise DataError(
+            "too few samples for one batch",
+            where=data.name,
+            why=f"the model takes {size} at a time, there are {len(data)}",
+            hint="give more samples, or export with a dynamic batch",
+        )
+    for feeds in data.batches(size):
+        if isinstance(fixed, int) and len(next(iter(feeds.values()))) < size:
+            break
+        parts.append(run_batch(opened, feeds, where=where))
+        if progress:
+            progress(min(1.0, len(parts) * size / len(data)))
+    return concatenate_outputs(parts)

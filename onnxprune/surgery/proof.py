@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxprune.data.dataset import Data
-from onnxprune.errors import DataError, ModelError, ProofError
-from onnxprune.graph.model import STORED_IN, Model, tensors_of
+from onnxprune.errors import ModelError, ProofError
+from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantiser, unrounded
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
-from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
-from onnxprune.runtime.session import Feeds, concatenate_outputs, open_session, random_feeds, run_batch
-from onnxprune.types import Check
+from onnxprune.metrics.outputs import ROUNDING_FACTOR, jittered, relative_difference
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
-
+    pass
 
 TOLERANCE = 1e-4
 """Largest difference between pruned and masked, as a share of the range of an output."""
@@ -186,92 +181,3 @@ def _worst(expected: list[list[Any]], found: list[list[Any]], original: list[lis
 
 def _scaled(value: np.ndarray[Any, Any], scale: float) -> np.ndarray[Any, Any]:
     return value if value.dtype.kind in "iub" else (value * scale).astype(value.dtype)
-
-
-def structure(
-    candidate: onnx.ModelProto | Model, baseline: onnx.ModelProto | Model, *, strict: bool = True
-) -> list[Check]:
-    """Check that a model is well-formed and has the inputs and outputs of the baseline.
-
-    Args:
-        candidate: the model to judge.
-        baseline: the original.
-        strict: whether onnx's full check counts; off where the original does not pass it either.
-    """
-    checks = []
-    if strict:
-        reason = full_check(candidate)
-        checks.append(Check("onnx checker", "ok" if reason is None else "invalid", None, reason is None, reason or ""))
-    for kind in ("input", "output"):
-        ours, theirs = (_signature(source, kind) for source in (candidate, baseline))
-        different = [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
-        detail = "; ".join(
-            f"{name}: {ours.get(name, 'missing')} instead of {theirs.get(name, 'nothing')}"
-            for name in sorted(different)
-        )
-        checks.append(Check(f"same {kind}s", not different, None, not different, detail))
-    return checks
-
-
-def full_check(source: onnx.ModelProto | Model) -> str | None:
-    """Return why onnx's full check refuses a model; None when it passes. It does not look at the weights of a `Model`."""
-    try:
-        if not isinstance(source, Model):
-            onnx.checker.check_model(source, full_check=True)
-            return None
-        proto, weights = source.stub()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(proto.SerializeToString())
-            with (Path(folder) / STORED_IN).open("wb") as file:  # a hole of that size: nothing is written
-                file.truncate(max((values.nbytes for values in weights.values()), default=0))
-            onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        return str(error).strip().splitlines()[0][:200]
-    return None
-
-
-def _signature(source: onnx.ModelProto | Model, kind: str) -> dict[str, str]:
-    """Return dtype and shape of each `input` or `output`."""
-    if isinstance(source, Model):
-        graph, weights = source.header.graph, {tensor.name for _, _, tensor in tensors_of(source.graph)}
-    else:
-        graph, weights = source.graph, {tensor.name for tensor in source.graph.initializer}
-    result = {}
-    for value in getattr(graph, kind):
-        if value.name in weights:
-            continue
-        tensor = value.type.tensor_type
-        dims = (
-            ["?" if not d.HasField("dim_value") else d.dim_value for d in tensor.shape.dim]
-            if tensor.HasField("shape")
-            else "any"
-        )
-        result[value.name] = f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}{dims}"
-    return result
-
-
-def predict(
-    opened: ort.InferenceSession, data: Data, batch: int, where: str, progress: Progress | None = None
-) -> Outputs:
-    """Run all data through a model; return each output, joined over the samples.
-
-    A model with a fixed batch of another size is fed that size; a rest too small for a batch is left out.
-    """
-    parts: list[list[Any]] = []
-    fixed = opened.get_inputs()[0].shape[0] if opened.get_inputs()[0].shape else None
-    size = fixed if isinstance(fixed, int) else min(batch, len(data))
-    if len(data) < size:
-        raise DataError(
-            "too few samples for one batch",
-            where=data.name,
-            why=f"the model takes {size} at a time, there are {len(data)}",
-            hint="give more samples, or export with a dynamic batch",
-        )
-    for feeds in data.batches(size):
-        if isinstance(fixed, int) and len(next(iter(feeds.values()))) < size:
-            break
-        parts.append(run_batch(opened, feeds, where=where))
-        if progress:
-            progress(min(1.0, len(parts) * size / len(data)))
-    return concatenate_outputs(parts)

@@ -10,10 +10,11 @@ from typing import Any
 
 import onnx
 
-from onnxprune.comparison import Measure, Stage, quiet, share_of
+from onnxprune.errors import OptionError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import workable_shapes
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import Feeds, open_session, random_feeds
 from onnxprune.runtime.timing import Latency, time_runs
@@ -21,6 +22,35 @@ from onnxprune.runtime.timing import Latency, time_runs
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
 """That looking at the kernels of one model should take, at most."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """How to measure.
+
+    Attributes:
+        latency: whether to.
+        batch: samples per timed run.
+        threads: onnxruntime's threads within an operator; 0 leaves it to onnxruntime.
+        runs, warmup: counted and uncounted runs of each model.
+        seconds: after which no more runs are started.
+        eval_batch: samples per batch when accuracy is measured.
+    """
+
+    latency: bool = True
+    batch: int = 1
+    threads: int = 1
+    runs: int = 200
+    warmup: int = 20
+    seconds: float = 20.0
+    eval_batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range", hint=f"give {least} or more"
+                )
 
 
 @dataclass(frozen=True)
@@ -56,11 +86,11 @@ class Bench:
 
 def bench(
     paths: Sequence[str | os.PathLike[str]],
-    measure: Measure,
+    measure: BenchmarkConfig,
     seed: int = 0,
     *,
     layers: bool = True,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Bench:
     """Time one model, or two in turn, each on seeded random inputs of its own shapes.
 

@@ -6,23 +6,24 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxprune import verify
-from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, share_of, timed_feeds
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import Comparison, compare, timed_feeds
+from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.graph import io
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_shapes
 from onnxprune.metrics import activation_memory, paired_tests
 from onnxprune.metrics.outputs import class_scores, log_probabilities, relative_difference
-from onnxprune.report.document import CHECK_SCHEMA, Judgement
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
 from onnxprune.types import Check, Verdict
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-SCHEMA = CHECK_SCHEMA
+SCHEMA = "onnxprune.check/2"
 BATCHES = (1, 2, 7)
 """Sizes of batches that must run, where the batch is dynamic."""
 EXTREME = 1e3
@@ -48,7 +49,7 @@ ORIGINAL = "onnxprune.original.sha256"
 
 
 @dataclass(frozen=True)
-class Limits:
+class GateLimits:
     """What a candidate must keep; None: only told.
 
     Attributes:
@@ -105,16 +106,35 @@ class Limits:
                 raise OptionError(f"--{name.replace('_', '-')} {value:g} is out of range", hint=f"give {unit}")
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What `check` finds of a candidate that should replace a baseline; both are paths as they were given."""
+
+    candidate: str
+    baseline: str
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; its schema is `check.schema.json`."""
+        checks = self.verdict.checks
+        return {
+            "schema": SCHEMA,
+            "passed": bool(self.verdict),
+            "undecided": sum(check.undecided for check in checks),
+            "checks": [{**asdict(check), "status": check.status} for check in checks],
+        }
+
+
 def check(
     candidate: str | os.PathLike[str],
     baseline: str | os.PathLike[str],
     *,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    limits: Limits | None = None,
-    measure: Measure | None = None,
+    limits: GateLimits | None = None,
+    measure: BenchmarkConfig | None = None,
     providers: tuple[str, ...] = (CPU_PROVIDER,),
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Verdict:
     """Hold any candidate against a baseline.
 
@@ -131,13 +151,13 @@ def check(
     Raises:
         OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
     """
-    limits, measure = limits or Limits(), measure or Measure()
+    limits, measure = limits or GateLimits(), measure or BenchmarkConfig()
     for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
     (ours, size), (digest, theirs, _) = io.read(candidate), io.read_with_digest(baseline)
-    checks = verify.structure(ours, theirs, strict=verify.full_check(theirs) is None)
+    checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
     checks += [*_origin(ours, digest), *_operators(ours, limits)]
     if not all(checks):
         return Verdict(tuple(checks))
@@ -190,7 +210,7 @@ def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
     yield Check("pruned from the baseline", said == digest, None, said == digest, detail)
 
 
-def _operators(candidate: onnx.ModelProto, limits: Limits) -> Iterator[Check]:
+def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check]:
     opset = next((entry.version for entry in candidate.opset_import if entry.domain in ("", "ai.onnx")), 0)
     yield Check("opset", float(opset), limits.max_opset, limits.max_opset is None or opset <= limits.max_opset)
     used = sorted({node.domain or "ai.onnx" for node in candidate.graph.node})
@@ -266,7 +286,7 @@ def _odd_inputs(
         yield f"extremes ({'+' if sign > 0 else '-'})", extreme
 
 
-def _accuracy(found: Comparison, limits: Limits) -> list[Check]:
+def _accuracy(found: Comparison, limits: GateLimits) -> list[Check]:
     checks = []
     where = f"{found.samples} samples of {found.data}"
     before, after, agreement = found.accuracy_a[0], found.accuracy_b[0], found.fidelity.get("agreement")
@@ -312,7 +332,7 @@ def decide_drop(name: str, told: paired_tests.Paired, limit: float | None, detai
     return Check(name, told.drop, limit, passed, detail, undecided)
 
 
-def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
+def _by_label(found: Comparison, limits: GateLimits) -> Iterator[Check]:
     first, second = (class_scores(outputs) for outputs in found.outputs)
     if found.labels is None or first is None or second is None:
         for name in ("max_class_drop", "max_calibration_rise"):
@@ -342,7 +362,9 @@ def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
     )
 
 
-def _speed(found: paired_timing.PairedTiming, limits: Limits, measure: Measure, batch: int) -> Iterator[Check]:
+def _speed(
+    found: paired_timing.PairedTiming, limits: GateLimits, measure: BenchmarkConfig, batch: int
+) -> Iterator[Check]:
     """Decide by all rounds; a time in milliseconds only where nothing else kept the processors busy."""
     ratios, times = found.ratios, np.array(found.b)
     ratio, low, high = (float(of(ratios)) for of in (np.median, np.min, np.max))
@@ -376,7 +398,7 @@ def _between(
     return Check(name, value, limit, possibly, detail, possibly and not surely)
 
 
-def _parameters(proto: onnx.ModelProto, limits: Limits) -> Check:
+def _parameters(proto: onnx.ModelProto, limits: GateLimits) -> Check:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
     params = float(sum(math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in floats))
     return _at_most("parameters", params, limits.max_params, "floats among the initializers")
@@ -386,7 +408,7 @@ Named = tuple["str | os.PathLike[str]", onnx.ModelProto]
 
 
 def _memory(
-    baseline: Named, candidate: Named, feeds: Feeds, limits: Limits, threads: int, provider: str
+    baseline: Named, candidate: Named, feeds: Feeds, limits: GateLimits, threads: int, provider: str
 ) -> Iterator[Check]:
     """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
     batch = _batch(feeds)
