@@ -17,7 +17,8 @@ from onnxprune.analysis import Analysis, analysed
 from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
 from onnxprune.graph.activation_cost import Traffic
-from onnxprune.graph.model import Model, load, weightless
+from onnxprune.graph.io import load
+from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.trace import node_labels
 from onnxprune.options import AUTO, MEASURED, Options
 from onnxprune.pruning import budget

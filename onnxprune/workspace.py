@@ -15,7 +15,7 @@ from onnxprune.comparison import Stage
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.generate import NAME as GENERATED_NAME
 from onnxprune.generate import generate
-from onnxprune.graph.model import load
+from onnxprune.graph.io import load
 from onnxprune.graph.readers import readers_of
 from onnxprune.options import AUTO, Options
 

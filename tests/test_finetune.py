@@ -22,7 +22,8 @@ from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
 from onnxprune.data import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
-from onnxprune.graph.model import Model, save
+from onnxprune.graph.io import save
+from onnxprune.graph.model import Model
 from onnxprune.options import Bound, Training
 from onnxprune.pruning import rewrite
 

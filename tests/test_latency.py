@@ -13,7 +13,7 @@ from onnxprune import latency, machine, profiling, runtime
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError
 from onnxprune.graph.activation_cost import FEATURES, Traffic
-from onnxprune.graph.model import load
+from onnxprune.graph.io import load
 from onnxprune.pruning.budget import Rules
 
 RULES = Rules(round_to=4)

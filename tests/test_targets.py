@@ -17,7 +17,8 @@ import onnxprune
 from onnxprune import Measure, memory, runtime, search, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
-from onnxprune.graph.model import Model, load
+from onnxprune.graph.io import load
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.types import BoolArray

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from onnxprune import runtime, verify
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.graph import model as models
+from onnxprune.graph import io
 from onnxprune.options import Options
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.pruning.merge import merge
@@ -113,7 +113,7 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # half a gigabyte at most; pytest would keep it
         path = Path(folder) / "model.onnx"
         path.write_bytes(source.SerializeToString())
-        model = models.load(path)
+        model = io.load(path)
         analysis = analyse(model)
         trace = analysis.trace
         found = (round(analysis.cost.prunable_share(), 2), int((~trace.pinned).sum()), int(trace.pinned.sum()))

@@ -240,7 +240,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     from onnxprune import benchmark, fidelity, runtime, verify
     from onnxprune.data import inputs_of, load_data
     from onnxprune.errors import TargetError
-    from onnxprune.graph.model import load
+    from onnxprune.graph.io import load
 
     if network in REAL:
         task = accuracy.task(network, ROOT / "build" / "accuracy")

@@ -82,7 +82,6 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     from onnxprune import runtime, search, verify
     from onnxprune.errors import TargetError
     from onnxprune.graph import io as onnx_io
-    from onnxprune.graph import model as models
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
 
@@ -93,7 +92,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     # onnxprune leaves the threads to onnxruntime; its stages are timed on one, the oracle and the rest is not
     runtime.session = functools.partial(plain_session, threads=1)
     with clock("load"):
-        model = models.load(source)
+        model = onnx_io.load(source)
     with clock("trace"):
         analysis = analysing.analyse(model)
     keep_all = np.ones(analysis.trace.n_channels, dtype=bool)
@@ -137,9 +136,9 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         result["structure"] = [str(check) for check in checks if not check]
         stage[0] = "save"
         target = folder / f"pruned-{share}.onnx"
-        models.save(pruned, target, {"coverage": "1"})
+        onnx_io.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
-        reloaded = models.load(target)
+        reloaded = onnx_io.load(target)
         result["full_check"] = verify.full_check(onnx_io.read(target)[0])
         result["loads"] = True
         if share == TARGETS[0]:

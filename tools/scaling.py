@@ -87,7 +87,7 @@ def ours(source: Path) -> Record:
 
     from onnxprune import analysis as analysing
     from onnxprune import runtime, search
-    from onnxprune.graph import model as models
+    from onnxprune.graph import io
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
 
@@ -101,7 +101,7 @@ def ours(source: Path) -> Record:
         now = time.process_time()
         times[stage], last = now - last, now
 
-    model = models.load(source)
+    model = io.load(source)
     lap("load")
     analysis = analysing.analyse(model)
     lap("trace")
