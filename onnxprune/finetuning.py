@@ -19,6 +19,7 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import compare
 from onnxprune.evaluation.structure import check_structure, full_check
+from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
@@ -88,7 +89,7 @@ def finetune(
     saving.refuse_same(page, destination, state)
     on_stage("load", None)
     structure = {} if plan is None else plan_file.structure(Path(plan))
-    student_model, teacher_model = models.load(model), models.load(teacher)
+    student_model, teacher_model = io.load(model), io.load(teacher)
     for target in (destination, state, page):
         if target is not None:
             outputs.check_destination(target, *student_model.files, *teacher_model.files)
@@ -162,7 +163,7 @@ def finetune(
     )
     if destination is not None and report.verdict:
         on_stage("write", None)
-        size = models.save(result, destination, models.provenance(teacher_model.digest))
+        size = io.save(result, destination, models.provenance(teacher_model.digest))
         report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if page is not None:
         saving.save(page, report, command)

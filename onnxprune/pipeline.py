@@ -31,6 +31,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import compare, predict
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.granularity import edits
+from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.mending import Mended
@@ -72,7 +73,7 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        models.save(self.model, path, models.provenance(self.plan.digest, **self.provenance))
+        io.save(self.model, path, models.provenance(self.plan.digest, **self.provenance))
 
 
 def prune(
@@ -219,7 +220,7 @@ def prune(
             both.enter_context(plan_file.written(plan_path, chosen, analysis.trace, analysis.model.path.name))
         if destination is not None:
             on_stage("write", None)
-            size = models.save(pruned, destination, models.provenance(chosen.digest, **origin))
+            size = io.save(pruned, destination, models.provenance(chosen.digest, **origin))
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if page is not None:
         saving.save(page, report, command, plan_file.to_dict(chosen, analysis.trace, analysis.model.path.name))

@@ -15,7 +15,7 @@ from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.data.synthetic import generate
-from onnxprune.graph.model import load
+from onnxprune.graph.io import load
 from onnxprune.graph.readers import readers_of
 from onnxprune.options import AUTO, Options
 from onnxprune.progress import ProgressCallback

@@ -18,7 +18,7 @@ from test_zoo import ZOO, fill
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.fidelity import relative_difference
-from onnxprune.graph import model as models_
+from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.rules import RULES
 from onnxprune.graph.shapes import concrete_shapes
@@ -103,7 +103,7 @@ def test_drawn_models(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_reference_models(models: Path, name: str) -> None:
-    model = models_.load(models / f"{name}.onnx")
+    model = io.load(models / f"{name}.onnx")
     assert difference(model, model.to_proto()) <= TOLERANCE
 
 
@@ -583,7 +583,7 @@ def test_steps_are_those_of_the_network_in_torch(training: bool, channels_last: 
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_nothing_trained_is_nothing_changed(models: Path, name: str) -> None:
-    model = models_.load(models / f"{name}.onnx")
+    model = io.load(models / f"{name}.onnx")
     executor = Executor(model)
     assert executor.written().to_proto().SerializeToString() == model.to_proto().SerializeToString()
     (some, *_), given = executor.weights, dict(executor.weights)

@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.analysis import analyse
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
-from onnxprune.graph.model import Model, save
+from onnxprune.graph.io import save
+from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound, Training
 from onnxprune.runtime.session import run_batch

@@ -287,7 +287,7 @@ def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: 
 
 
 def test_channels_of_a_chain_change_places(tiny_path: Any) -> None:
-    from onnxprune.graph.model import load as load_file
+    from onnxprune.graph.io import load as load_file
 
     model = load_file(tiny_path)
     trace = analyse(model).trace

@@ -14,7 +14,7 @@ from onnxprune.allocation.knapsack import PruningRules
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError
 from onnxprune.graph.activation_cost import FEATURES, Traffic
-from onnxprune.graph.model import load
+from onnxprune.graph.io import load
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import random_feeds

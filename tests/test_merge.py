@@ -8,7 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune import analysis as analysing
-from onnxprune.graph import model as models
+from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.pruning.merge import merge
 from onnxprune.runtime.session import open_session, run_batch
@@ -32,7 +32,7 @@ def written(tmp_path, nodes, weights, shape=(3, 9, 9)) -> Model:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
-    return models.load(path)
+    return io.load(path)
 
 
 def twins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -54,8 +54,8 @@ def quantise(models: Path, tmp_path: Path) -> Quantise:
 def test_channels_and_costs_are_those_of_the_float_model(
     name: str, per_channel: bool, quantise: Quantise, models: Path
 ) -> None:
-    whole = onnxprune.graph.model.load(models / f"{name}.onnx")
-    narrow = onnxprune.graph.model.load(quantise(name, per_channel=per_channel, weight_type=QuantType.QInt8))
+    whole = onnxprune.graph.io.load(models / f"{name}.onnx")
+    narrow = onnxprune.graph.io.load(quantise(name, per_channel=per_channel, weight_type=QuantType.QInt8))
     a, b = trace_model(whole), trace_model(narrow)
     assert [(g.name, g.layers, g.width) for g in a.groups] == [(g.name, g.layers, g.width) for g in b.groups]
     assert np.array_equal(a.pinned, b.pinned)
@@ -71,7 +71,7 @@ def test_channels_and_costs_are_those_of_the_float_model(
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
 def test_importance_looks_at_what_integers_stand_for(method: str, quantise: Quantise, models: Path) -> None:
     narrow = quantise("mobile", per_channel=True, weight_type=QuantType.QInt8)
-    loaded = [onnxprune.graph.model.load(path) for path in (models / "mobile.onnx", narrow)]
+    loaded = [onnxprune.graph.io.load(path) for path in (models / "mobile.onnx", narrow)]
     scores = [importance.score(model, trace_model(model), method) for model in loaded]
     assert np.corrcoef(*scores)[0, 1] > 0.98
 
@@ -92,7 +92,7 @@ def test_a_quantised_resnet_is_pruned(options: dict[str, object], quantise: Quan
     result = onnxprune.prune(source, output=out / "pruned.onnx", reduce={"flops": 0.5})
     checks = {check.name: check for check in result.report.verdict.checks}
     assert checks["pruned equals masked"]
-    before, after = (onnxprune.graph.model.load(path) for path in (source, out / "pruned.onnx"))
+    before, after = (onnxprune.graph.io.load(path) for path in (source, out / "pruned.onnx"))
     totals = [CostModel(t).totals(np.ones(t.n_channels, bool)) for t in map(trace_model, (before, after))]
     assert 0.4 < totals[1][0] / totals[0][0] <= 0.5
     stored = [t for node in after.graph.nodes if qdq.is_dequantised(node) for t in node.inputs[:1]]

@@ -18,7 +18,7 @@ from onnxprune import search
 from onnxprune.analysis import Analysis
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.structure import full_check
-from onnxprune.graph import model as models
+from onnxprune.graph import io
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.trace import trace as trace_model
@@ -54,7 +54,7 @@ COSTS = {"small": (11_732_224, 564_426), "resnet": (20_183_936, 174_410), "mobil
 
 @functools.cache
 def analysed(name: str) -> Analysis:
-    return analysing.analyse(models.load(ROOT / "models" / f"{name}.onnx"))
+    return analysing.analyse(io.load(ROOT / "models" / f"{name}.onnx"))
 
 
 def table(trace: Trace) -> list[tuple[int, int, int]]:
@@ -226,7 +226,7 @@ def test_untrained_networks_out_of_both_exporters(name: str, exporter: str, tmp_
     torch.manual_seed(0)
     path = tmp_path / f"{name}.onnx"
     make_models().export(make_models().build(name), path, exporter)
-    model = models.load(path)
+    model = io.load(path)
     trace = trace_model(model)
     assert table(trace) == GROUPS[name], "the exporter makes no difference"
     analysis = Analysis(model, trace, CostModel(trace))
@@ -239,5 +239,5 @@ def test_untrained_networks_out_of_both_exporters(name: str, exporter: str, tmp_
 
 
 def _written(model: Model, folder: Path) -> Model:
-    models.save(model, folder / "pruned.onnx")
-    return models.load(folder / "pruned.onnx")
+    io.save(model, folder / "pruned.onnx")
+    return io.load(folder / "pruned.onnx")

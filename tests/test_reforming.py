@@ -21,7 +21,7 @@ from onnxprune.granularity import timing
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
 from onnxprune.granularity.timing import Saving
-from onnxprune.graph.model import load
+from onnxprune.graph.io import load
 from onnxprune.options import GRANULARITIES, Options
 from onnxprune.reforming import contest
 from onnxprune.reforming.base import Base, Scored, apply

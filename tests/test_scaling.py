@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graphs import Builder
 
-from onnxprune.graph import model as models
+from onnxprune.graph import io
 from onnxprune.graph.trace import trace
 from onnxprune.surgery import channels as rewrite
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from onnxprune import analysis as analysing
 from onnxprune import search
-from onnxprune.graph import model
+from onnxprune.graph import io
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 import scipy.sparse.csgraph
@@ -29,7 +29,7 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 before = peak()
-loaded = model.load(sys.argv[1])
+loaded = io.load(sys.argv[1])
 analysis = analysing.analyse(loaded)
 plan = search.make_plan(analysis, Options(reduce={"flops": 0.3}))
 pruned = rewrite.delete(loaded, analysis.trace, plan.keep)
@@ -60,7 +60,7 @@ def test_indices_computed_from_the_batch_need_no_run(tmp_path, monkeypatch):
     path = tmp_path / "range.onnx"
     path.write_bytes(b.build(b.conv(x, 4)).SerializeToString())
     monkeypatch.setattr("onnxprune.channels.trace.observe_tensors", lambda *_: pytest.fail("the model was run"))
-    found = trace(models.load(path))
+    found = trace(io.load(path))
     assert int((~found.pinned).sum()) == 8
 
 

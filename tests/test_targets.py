@@ -18,7 +18,8 @@ from onnxprune import BenchmarkConfig, search
 from onnxprune.allocation import knapsack, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
-from onnxprune.graph.model import Model, load
+from onnxprune.graph.io import load
+from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance
 from onnxprune.metrics import activation_memory
 from onnxprune.options import Options

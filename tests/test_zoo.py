@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.evaluation.structure import check_structure
-from onnxprune.graph import model as models
+from onnxprune.graph import io
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.importance import weights as importance
 from onnxprune.options import Options
@@ -119,7 +119,7 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # half a gigabyte at most; pytest would keep it
         path = Path(folder) / "model.onnx"
         path.write_bytes(source.SerializeToString())
-        model = models.load(path)
+        model = io.load(path)
         analysis = analyse(model)
         trace = analysis.trace
         found = (round(analysis.cost.prunable_share(), 2), int((~trace.pinned).sum()), int(trace.pinned.sum()))

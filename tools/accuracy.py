@@ -491,7 +491,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     import zoo
 
     from onnxprune import analysis
-    from onnxprune.graph import model as models
+    from onnxprune.graph import io
     from onnxprune.metrics.outputs import classification_accuracy, compare_outputs
 
     job = task(entry.model, cache)
@@ -547,7 +547,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     _write(path, proto.SerializeToString())
     costs = []
     for file in (job.path, path):
-        found = analysis.analyse(models.load(file))
+        found = analysis.analyse(io.load(file))
         costs.append(found.cost.totals(np.ones(found.trace.n_channels, dtype=bool)))
     a, b = (_outputs(onnx.load(file), test, 50) for file in (job.path, path))
     extra = job.judge(str(job.path), onnx.load(path)) if job.judge else {}

@@ -241,7 +241,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     from onnxprune.errors import TargetError
     from onnxprune.evaluation import benchmark
     from onnxprune.evaluation.compare import predict
-    from onnxprune.graph.model import load
+    from onnxprune.graph.io import load
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.metrics.outputs import compare_outputs
     from onnxprune.runtime.session import random_feeds

@@ -83,7 +83,6 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     from onnxprune.errors import TargetError
     from onnxprune.evaluation.structure import check_structure, full_check
     from onnxprune.graph import io as onnx_io
-    from onnxprune.graph import model as models
     from onnxprune.options import Options
     from onnxprune.runtime.session import open_session
     from onnxprune.surgery import channels as rewrite
@@ -97,7 +96,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     # onnxprune leaves the threads to onnxruntime; its stages are timed on one, the oracle and the rest is not
     open_session = functools.partial(plain_session, threads=1)
     with clock("load"):
-        model = models.load(source)
+        model = onnx_io.load(source)
     with clock("trace"):
         analysis = analysing.analyse(model)
     keep_all = np.ones(analysis.trace.n_channels, dtype=bool)
@@ -141,9 +140,9 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         result["structure"] = [str(check) for check in checks if not check]
         stage[0] = "save"
         target = folder / f"pruned-{share}.onnx"
-        models.save(pruned, target, {"coverage": "1"})
+        onnx_io.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
-        reloaded = models.load(target)
+        reloaded = onnx_io.load(target)
         result["full_check"] = full_check(onnx_io.read(target)[0])
         result["loads"] = True
         if share == TARGETS[0]:

@@ -42,6 +42,7 @@ from torch.fx.experimental.optimization import fuse
 
 from onnxprune.errors import OnnxPruneError, first_line
 from onnxprune.fidelity import relative_difference
+from onnxprune.graph import io as graph_io
 from onnxprune.graph import model as models
 from onnxprune.graph.shapes import workable_shapes
 from onnxprune.runtime.session import random_feeds, run_batch
@@ -63,7 +64,7 @@ Step = Callable[[], None]
 def parity(path: Path) -> Record:
     """Compare the executor with onnxruntime on one file."""
     try:
-        model = models.load(path)
+        model = graph_io.load(path)
         session = model.session(optimise=False, threads=1)
         shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
@@ -136,7 +137,7 @@ def exported(net: nn.Module, shape: tuple[int, ...], exporter: str) -> models.Mo
             torch.onnx.export(net, example, str(path), dynamo=True, **options)
         else:
             torch.onnx.export(net, example, str(path), dynamo=False, dynamic_axes={"x": {0: "batch"}}, **options)
-        return models.load(path)
+        return graph_io.load(path)
 
 
 def folded(net: nn.Module) -> nn.Module:

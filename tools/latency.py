@@ -179,7 +179,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
 
 def _analysed(path: Path) -> Any:
     from onnxprune.analysis import analyse
-    from onnxprune.graph.model import load
+    from onnxprune.graph.io import load
 
     return analyse(load(path))
 

@@ -87,7 +87,7 @@ def ours(source: Path) -> Record:
 
     from onnxprune import analysis as analysing
     from onnxprune import search
-    from onnxprune.graph import model as models
+    from onnxprune.graph import io
     from onnxprune.options import Options
     from onnxprune.runtime.session import open_session
     from onnxprune.surgery import channels as rewrite
@@ -102,7 +102,7 @@ def ours(source: Path) -> Record:
         now = time.process_time()
         times[stage], last = now - last, now
 
-    model = models.load(source)
+    model = io.load(source)
     lap("load")
     analysis = analysing.analyse(model)
     lap("trace")

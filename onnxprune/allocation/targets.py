@@ -17,7 +17,8 @@ from onnxprune.analysis import Analysis, analysed
 from onnxprune.errors import LatencyError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.activation_cost import Traffic
-from onnxprune.graph.model import Model, load, weightless
+from onnxprune.graph.io import load
+from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import concrete_shapes, infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.metrics import activation_memory

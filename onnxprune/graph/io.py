@@ -1,4 +1,4 @@
-"""Read ONNX files: parse, check the header, load external data from the model's own folder only."""
+"""Read and write ONNX files: parse, check the header, load external data from the model's own folder only, normalize, save."""
 
 from __future__ import annotations
 
@@ -7,18 +7,46 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
+import onnx_graphsurgeon as gs
 from onnx import external_data_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.graph.model import Model, count_params, is_float, tensors_of, weightless
+from onnxprune.graph.normalize import (
+    captured_names,
+    explicit_arguments,
+    fold_batchnorms,
+    fold_constants,
+    fold_shapes,
+    means_of_norms,
+    needs_arguments,
+    raw_values,
+    sum_norms,
+    unshare_targets,
+)
+from onnxprune.graph.qdq import separate_weights
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.output import check_destination, staged
 from onnxprune.runtime.session import open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
 
 OLDEST_OPSET = 7
+
+PROTO_LIMIT = 2**31 - 2**24
+"""Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
+
+BODY = ("node", "initializer", "sparse_initializer", "value_info")
+"""Fields of a GraphProto that the graph holds; the rest comes from the header."""
 
 
 def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
@@ -203,3 +231,173 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return list(files)
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read, check and normalise a model; the file is not touched.
+
+    Raises:
+        ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
+            anything else that keeps onnxruntime from loading it.
+    """
+    file = Path(path)
+    with damaged(file):
+        return _load(file)
+
+
+def _load(file: Path) -> Model:
+    model = _imported(file)
+    graph = model.graph
+    _refuse_unloadable(model)
+    fold_constants(graph, str(file))
+    model = replace(model, params=count_params(graph))
+    _refuse_nan(graph, file)
+    while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
+        fold_constants(graph, str(file))
+    if any(needs_arguments(node) for node in graph.nodes):
+        explicit_arguments(graph, _static_shapes(model), model.opset)
+    if means_of_norms(graph):
+        sum_norms(graph, infer_shapes(weightless(model), {}), model.opset)
+    unshare_targets(graph)
+    separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
+    graph, batchnorms = fold_batchnorms(graph)
+    notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
+    return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
+
+
+def _imported(file: Path) -> Model:
+    """Read a file into a graph that shares no memory with the parsed file, so that this is freed on return."""
+    digest, proto, files = parse(file)
+    size = sum(f.stat().st_size for f in files)
+    if proto.functions:
+        from onnx import inliner
+
+        proto = inliner.inline_local_functions(proto)
+    extras = _unsupported_by_graphsurgeon(proto.graph)
+    del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
+    graph = gs.import_onnx(proto)
+    header = onnx.ModelProto()
+    header.CopyFrom(_without_body(proto))
+    _detach(graph, header)
+    graph.toposort()
+    return Model(graph, header, extras, digest, file, files, size, count_params(graph))
+
+
+def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
+    """Give a graph and the bodies in it values of their own: any part of a proto keeps all of it in memory."""
+    graph.import_domains = header.opset_import
+    for value in (v for node in graph.nodes for v in (*node.inputs, *node.attrs.values())):
+        if isinstance(value, gs.Graph):
+            _detach(value, header)
+        elif isinstance(value, gs.Constant):
+            value.values = _detached(raw_values(value))
+    for value in graph.outputs:
+        if isinstance(value, gs.Constant):
+            value.values = _detached(raw_values(value))
+
+
+def _detached(values: LazyValues | np.ndarray[Any, Any]) -> LazyValues | np.ndarray[Any, Any]:
+    if not isinstance(values, LazyValues):
+        return values
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and not isinstance(values, SparseValues):
+        return onnx.numpy_helper.to_array(values.tensor)
+    copy = type(values.tensor)()  # strings, packed integers, bfloat16: an array would not export to the same bytes
+    copy.CopyFrom(values.tensor)
+    return type(values)(copy)
+
+
+def _refuse_unloadable(model: Model) -> None:
+    """Refuse what onnxruntime cannot load, since nobody could prove it; without weights that is found out quickly.
+
+    A few operators insist on constants, so when it fails the whole file has the last word.
+    """
+    try:
+        open_session(weightless(model), optimise=False)
+    except ModelError:
+        open_session(os.fspath(model.path), optimise=False, where=str(model.path))
+
+
+def _static_shapes(model: Model) -> dict[str, list[int | None]]:
+    """Return what is known of shapes whatever size the dynamic axes take."""
+    return infer_shapes(weightless(model), {}).partial
+
+
+def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
+    """Write a model beside its destination, then move it there; return the bytes written.
+
+    Args:
+        model: what to write. Weights go to `<path>.data` when they don't fit in 2 GB.
+        path: the destination.
+        metadata: entries to set in the model's metadata.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    target = Path(path)
+    check_destination(target, *model.files)
+    proto = model.to_proto()
+    for key, value in (metadata or {}).items():
+        entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
+        entry.value = value
+    with staged(target) as temporary:
+        if model.byte_size() < PROTO_LIMIT:
+            temporary.write_bytes(proto.SerializeToString())
+            return temporary.stat().st_size
+        data = target.with_name(target.name + ".data")
+        check_destination(data, *model.files)
+        with staged(data) as temporary_data:
+            onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
+            stub = onnx.load_model(str(temporary), load_external_data=False)
+            for tensor in stub.graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = data.name
+            temporary.write_bytes(stub.SerializeToString())
+            return temporary.stat().st_size + temporary_data.stat().st_size
+
+
+def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Take out of each node what graphsurgeon would lose, and return it by the node's first output."""
+    extras: dict[str, onnx.NodeProto] = {}
+    kinds = onnx.AttributeProto
+    lists = {kinds.INTS: "ints", kinds.FLOATS: "floats", kinds.STRINGS: "strings"}
+    for node in graph.node:
+        kept = onnx.NodeProto(doc_string=node.doc_string, metadata_props=node.metadata_props)
+        odd = [
+            a
+            for a in node.attribute
+            if a.type in (kinds.SPARSE_TENSOR, kinds.TYPE_PROTO, kinds.GRAPHS, kinds.TENSORS)
+            or (a.type in lists and not len(getattr(a, lists[a.type])))
+        ]
+        for attribute in odd:
+            kept.attribute.append(attribute)
+            node.attribute.remove(attribute)
+        if kept.ByteSize() and node.output:
+            extras[node.output[0]] = kept
+    return extras
+
+
+def _without_body(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the proto without nodes, tensors and functions; graphsurgeon holds what it needs of those."""
+    header = onnx.ModelProto()
+    for source, target, skipped in ((proto, header, ("graph", "functions")), (proto.graph, header.graph, BODY)):
+        for descriptor, value in source.ListFields():
+            if descriptor.name in skipped:
+                continue
+            if hasattr(value, "extend"):
+                getattr(target, descriptor.name).extend(value)
+            else:
+                setattr(target, descriptor.name, value)
+    return header
+
+
+def _refuse_nan(graph: gs.Graph, file: Path) -> None:
+    for n, _, tensor in tensors_of(graph):
+        # min propagates NaN and needs no temporary of the size of the tensor
+        if is_float(tensor) and 0 not in tensor.shape and np.isnan(float(np.min(tensor.values))):
+            raise ModelError(
+                "a weight is NaN",
+                where=f"{file}, tensor {tensor.name}, used by {graph.nodes[n].name or graph.nodes[n].op}",
+                why="the export or the training went wrong",
+                hint="repair the model before pruning it",
+            )

@@ -1,4 +1,4 @@
-"""Load, check, normalise and save ONNX models.
+"""A loaded model, and what is exported of it.
 
 A `Model` wraps an onnx-graphsurgeon graph. What graphsurgeon does not carry (metadata, documentation, exact value infos of
 inputs and outputs) is kept beside it and put back when the model is exported, so that a pruned file differs from the
@@ -9,36 +9,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.errors import ModelError
-from onnxprune.graph.io import damaged, parse
-from onnxprune.graph.normalize import (
-    BatchNorm,
-    captured_names,
-    explicit_arguments,
-    fold_batchnorms,
-    fold_constants,
-    fold_shapes,
-    means_of_norms,
-    needs_arguments,
-    sum_norms,
-    unshare_targets,
-)
-from onnxprune.graph.qdq import is_dequantised, separate_weights
-from onnxprune.graph.shapes import infer_shapes
-from onnxprune.output import check_destination, staged
+from onnxprune.graph.normalize import BatchNorm, captured_names, raw_values
+from onnxprune.graph.qdq import is_dequantised
 from onnxprune.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -49,16 +32,10 @@ if TYPE_CHECKING:
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
-PROTO_LIMIT = 2**31 - 2**24
-"""Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
-
 STORED_IN = "weights"
 SHARED_TYPES = (np.float32, np.float64, np.float16)
 SHARED_FROM = 1024
 """Elements from which a session reads a weight where it is."""
-
-BODY = ("node", "initializer", "sparse_initializer", "value_info")
-"""Fields of a GraphProto that the graph holds; the rest comes from the header."""
 
 QUANTISED_LAYERS = frozenset(
     {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "DynamicQuantizeMatMul"}
@@ -67,7 +44,7 @@ QUANTISED_LAYERS = frozenset(
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded and normalised model.
+    """A loaded and normalized model.
 
     Attributes:
         graph: the onnx-graphsurgeon graph, in topological order; treated as immutable.
@@ -79,7 +56,7 @@ class Model:
         size: bytes of all of these.
         params: elements of all weights as the file has them, before anything is folded.
         batchnorms: statistics of folded BatchNormalizations, by the name of the weight that took them in.
-        notes: what normalisation did, one line each.
+        notes: what normalization did, one line each.
     """
 
     graph: gs.Graph
@@ -232,95 +209,6 @@ def count_params(graph: gs.Graph) -> int:
     return sum(params_of(graph).values())
 
 
-def load(path: str | os.PathLike[str]) -> Model:
-    """Read, check and normalise a model; the file is not touched.
-
-    Raises:
-        ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
-            anything else that keeps onnxruntime from loading it.
-    """
-    file = Path(path)
-    with damaged(file):
-        return _load(file)
-
-
-def _load(file: Path) -> Model:
-    model = _imported(file)
-    graph = model.graph
-    _refuse_unloadable(model)
-    fold_constants(graph, str(file))
-    model = replace(model, params=count_params(graph))
-    _refuse_nan(graph, file)
-    while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
-        fold_constants(graph, str(file))
-    if any(needs_arguments(node) for node in graph.nodes):
-        explicit_arguments(graph, _static_shapes(model), model.opset)
-    if means_of_norms(graph):
-        sum_norms(graph, infer_shapes(weightless(model), {}), model.opset)
-    unshare_targets(graph)
-    separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
-    graph, batchnorms = fold_batchnorms(graph)
-    notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
-    return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
-
-
-def _imported(file: Path) -> Model:
-    """Read a file into a graph that shares no memory with the parsed file, so that this is freed on return."""
-    digest, proto, files = parse(file)
-    size = sum(f.stat().st_size for f in files)
-    if proto.functions:
-        from onnx import inliner
-
-        proto = inliner.inline_local_functions(proto)
-    extras = _unsupported_by_graphsurgeon(proto.graph)
-    del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
-    graph = gs.import_onnx(proto)
-    header = onnx.ModelProto()
-    header.CopyFrom(_without_body(proto))
-    _detach(graph, header)
-    graph.toposort()
-    return Model(graph, header, extras, digest, file, files, size, count_params(graph))
-
-
-def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
-    """Give a graph and the bodies in it values of their own: any part of a proto keeps all of it in memory."""
-    graph.import_domains = header.opset_import
-    for node in graph.nodes:
-        for value in (*node.inputs, *node.attrs.values()):
-            if isinstance(value, gs.Graph):
-                _detach(value, header)
-            elif isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
-                value._values = _detached(value._values)
-    for value in graph.outputs:
-        if isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
-            value._values = _detached(value._values)
-
-
-def _detached(lazy: LazyValues) -> LazyValues | np.ndarray[Any, Any]:
-    plain = isinstance(lazy.dtype, np.dtype) and lazy.dtype.kind in "biuf" and not isinstance(lazy, SparseValues)
-    if plain:
-        return onnx.numpy_helper.to_array(lazy.tensor)
-    copy = type(lazy.tensor)()  # strings, packed integers, bfloat16: an array would not export to the same bytes
-    copy.CopyFrom(lazy.tensor)
-    return type(lazy)(copy)
-
-
-def _refuse_unloadable(model: Model) -> None:
-    """Refuse what onnxruntime cannot load, since nobody could prove it; without weights that is found out quickly.
-
-    A few operators insist on constants, so when it fails the whole file has the last word.
-    """
-    try:
-        open_session(weightless(model), optimise=False)
-    except ModelError:
-        open_session(os.fspath(model.path), optimise=False, where=str(model.path))
-
-
-def _static_shapes(model: Model) -> dict[str, list[int | None]]:
-    """Return what is known of shapes whatever size the dynamic axes take."""
-    return infer_shapes(weightless(model), {}).partial
-
-
 def weightless(model: Model) -> onnx.ModelProto:
     """Export a model with its weights turned into inputs: all that shape inference needs, and light."""
     return _export(model, {t.name for n, i, t in tensors_of(model.graph) if is_weight(model.graph, n, i)})
@@ -368,89 +256,8 @@ def _export(model: Model, as_inputs: Set[str], apart: Set[str] = frozenset()) ->
                 kind.shape.dim.add(dim_value=size)
         elif tensor.name in apart:
             body.initializer.append(_placeholder(tensor))
-        elif isinstance(tensor._values, SparseValues):
+        elif isinstance(raw_values(tensor), SparseValues):
             body.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
         else:
             body.initializer.append(OnnxExporter.export_tensor_proto(tensor))
     return proto
-
-
-def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
-    """Write a model beside its destination, then move it there; return the bytes written.
-
-    Args:
-        model: what to write. Weights go to `<path>.data` when they don't fit in 2 GB.
-        path: the destination.
-        metadata: entries to set in the model's metadata.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    target = Path(path)
-    check_destination(target, *model.files)
-    proto = model.to_proto()
-    for key, value in (metadata or {}).items():
-        entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
-        entry.value = value
-    with staged(target) as temporary:
-        if model.byte_size() < PROTO_LIMIT:
-            temporary.write_bytes(proto.SerializeToString())
-            return temporary.stat().st_size
-        data = target.with_name(target.name + ".data")
-        check_destination(data, *model.files)
-        with staged(data) as temporary_data:
-            onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
-            stub = onnx.load_model(str(temporary), load_external_data=False)
-            for tensor in stub.graph.initializer:
-                for entry in tensor.external_data:
-                    if entry.key == "location":
-                        entry.value = data.name
-            temporary.write_bytes(stub.SerializeToString())
-            return temporary.stat().st_size + temporary_data.stat().st_size
-
-
-def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Take out of each node what graphsurgeon would lose, and return it by the node's first output."""
-    extras: dict[str, onnx.NodeProto] = {}
-    kinds = onnx.AttributeProto
-    lists = {kinds.INTS: "ints", kinds.FLOATS: "floats", kinds.STRINGS: "strings"}
-    for node in graph.node:
-        kept = onnx.NodeProto(doc_string=node.doc_string, metadata_props=node.metadata_props)
-        odd = [
-            a
-            for a in node.attribute
-            if a.type in (kinds.SPARSE_TENSOR, kinds.TYPE_PROTO, kinds.GRAPHS, kinds.TENSORS)
-            or (a.type in lists and not len(getattr(a, lists[a.type])))
-        ]
-        for attribute in odd:
-            kept.attribute.append(attribute)
-            node.attribute.remove(attribute)
-        if kept.ByteSize() and node.output:
-            extras[node.output[0]] = kept
-    return extras
-
-
-def _without_body(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the proto without nodes, tensors and functions; graphsurgeon holds what it needs of those."""
-    header = onnx.ModelProto()
-    for source, target, skipped in ((proto, header, ("graph", "functions")), (proto.graph, header.graph, BODY)):
-        for descriptor, value in source.ListFields():
-            if descriptor.name in skipped:
-                continue
-            if hasattr(value, "extend"):
-                getattr(target, descriptor.name).extend(value)
-            else:
-                setattr(target, descriptor.name, value)
-    return header
-
-
-def _refuse_nan(graph: gs.Graph, file: Path) -> None:
-    for n, _, tensor in tensors_of(graph):
-        # min propagates NaN and needs no temporary of the size of the tensor
-        if is_float(tensor) and 0 not in tensor.shape and np.isnan(float(np.min(tensor.values))):
-            raise ModelError(
-                "a weight is NaN",
-                where=f"{file}, tensor {tensor.name}, used by {graph.nodes[n].name or graph.nodes[n].op}",
-                why="the export or the training went wrong",
-                hint="repair the model before pruning it",
-            )

@@ -55,7 +55,7 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
             continue
         output = node.outputs[0]
         node.outputs.clear()
-        _to_constant(output, value._values if isinstance(value, gs.Constant) else value)  # lazy tensors stay lazy
+        _to_constant(output, raw_values(value) if isinstance(value, gs.Constant) else value)  # lazy tensors stay lazy
     graph.nodes = [node for node in graph.nodes if not (node.op == "Constant" and not node.outputs)]
 
     known: set[int] = set()  # tensors that can be computed now
@@ -98,7 +98,12 @@ def _is_rounded_weight(node: gs.Node) -> bool:
 
 def _to_constant(tensor: gs.Variable, values: Any) -> None:
     tensor.to_constant(np.zeros(0))
-    tensor._values = values
+    tensor.values = values
+
+
+def raw_values(tensor: gs.Constant) -> Any:
+    """Return the values of a constant as graphsurgeon keeps them: an array, or a proto that `values` would load."""
+    return tensor._values
 
 
 def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], where: str) -> list[Any]:
