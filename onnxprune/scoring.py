@@ -10,7 +10,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.comparison import Stage, share_of
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.pruning import budget, importance, second_order
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
 

@@ -27,10 +27,11 @@ from onnxprune.options import Bound, Training
 from onnxprune.pruning import rewrite
 
 torch = pytest.importorskip("torch")
-from onnxprune.training import checkpoint, parity  # noqa: E402 (torch may be missing)
-from onnxprune.training.batches import Batches  # noqa: E402
-from onnxprune.training.executor import Executor  # noqa: E402
-from onnxprune.training.finetune import Tuned, finetune  # noqa: E402
+from onnxprune.torch_backend import parity  # noqa: E402 (torch may be missing)
+from onnxprune.torch_backend.batches import Batches  # noqa: E402
+from onnxprune.torch_backend.executor import Executor  # noqa: E402
+from onnxprune.training import checkpoint  # noqa: E402
+from onnxprune.training.distill import Tuned, finetune  # noqa: E402
 
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]
@@ -529,8 +530,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
 import test_finetune as t
-from onnxprune.training import finetune
-finetune.SAVED_EVERY = 0.0
+from onnxprune.training import distill
+distill.SAVED_EVERY = 0.0
 t.resumable(Path(sys.argv[1]), lambda share, text: print(share, flush=True))
 """
 

@@ -13,7 +13,7 @@ from graphs import Builder, load
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import fidelity, runtime, training
+from onnxprune import fidelity, runtime, torch_backend
 from onnxprune.analysis import analyse
 from onnxprune.calibration import Calibration
 from onnxprune.data import inputs_of, load_data
@@ -133,8 +133,8 @@ def test_second_order_is_half_the_diagonal_of_the_hessian_of_the_divergence(meth
 def test_hessian_is_the_one_that_torch_computes():
     import torch
 
+    from onnxprune.torch_backend.executor import Executor
     from onnxprune.training import gradients
-    from onnxprune.training.executor import Executor
 
     b = Builder((2, 3, 3))
     x = b.node("Sigmoid", [b.conv("x", 3, 3)])
@@ -389,7 +389,7 @@ def test_a_label_out_of_range_is_an_error():
 
 
 def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tiny: onnx.ModelProto):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_backend.importlib.util, "find_spec", lambda name: None)
     x = np.zeros((8, 3, 8, 8), np.float32)
     with pytest.raises(OptionError, match=r"onnxprune\[train\]"):
         onnxprune.prune(load(tiny).path, data={"x": x}, reduce={"flops": 0.5}, importance="fisher", round_to=1)

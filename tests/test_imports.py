@@ -38,6 +38,7 @@ LAYERS = (
     ("channels",),
     ("pruning",),
     ("granularity",),
+    ("torch_backend",),
     ("training",),
     ("verify", "comparison", "report", "plan_file", "sensitivity", "latency", "benchmark"),
     (
@@ -61,7 +62,7 @@ LAYERS = (
 )
 OWNERS = {
     "click": {"cli"},
-    "torch": {"training"},
+    "torch": {"torch_backend", "training"},
     "onnxruntime": {"runtime"},
     "onnx_graphsurgeon": {
         "model",
@@ -71,6 +72,7 @@ OWNERS = {
         "pruning.rewrite",
         "granularity",
         "reforming",
+        "torch_backend",
         "training",
     },
     "PIL": {"data", "report.thumbnails"},

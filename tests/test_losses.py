@@ -8,7 +8,7 @@ import pytest
 from onnxprune import fidelity
 
 torch = pytest.importorskip("torch")
-from onnxprune.training.losses import Distance, Features, error, variance  # noqa: E402 (torch may be missing)
+from onnxprune.torch_backend.losses import Distance, Features, error, variance  # noqa: E402 (torch may be missing)
 
 pytestmark = pytest.mark.torch
 RNG = np.random.default_rng(0)

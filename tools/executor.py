@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hold the executor (training/executor.py) against onnxruntime and against torch, and write docs/executor.md.
+"""Hold the executor (torch_backend/executor.py) against onnxruntime and against torch, and write docs/executor.md.
 
 parity: the largest difference from onnxruntime without optimisations, for every graph of a zoo and every .onnx file of a folder.
 speed:  one training step (forward, backward, SGD) of the executor and of the same network written in torch, run in turn on one thread.
@@ -43,7 +43,7 @@ from torch.fx.experimental.optimization import fuse
 from onnxprune import model as models
 from onnxprune import runtime, verify
 from onnxprune.errors import OnnxPruneError, first_line
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "executor.md"

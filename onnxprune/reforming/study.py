@@ -29,7 +29,7 @@ from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.rounding import FINER, steps
 from onnxprune.targets import Meter
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray, Trace
 from onnxprune.workspace import Workspace
 

@@ -11,8 +11,8 @@ from onnxprune.data import Array, Feeds
 from onnxprune.errors import ModelError
 from onnxprune.fidelity import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.model import Model, tensors_of
-from onnxprune.training.batches import evaluating, tensors
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.batches import evaluating, tensors
+from onnxprune.torch_backend.executor import Executor
 
 TOLERANCE = 1e-4
 """Difference that is let pass, as a share of the range of an output."""
