@@ -29,7 +29,7 @@ from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.runtime.session import open_session
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import Check, IntArray, Verdict
 
 
@@ -101,7 +101,7 @@ def finetune(
     student, original = analyse(student_model, known=given.shapes()), analyse(teacher_model, known=given.shapes())
     training = augmented(training, given)
 
-    from onnxprune.training import finetune as torch_side  # only here: torch takes seconds to load
+    from onnxprune.training import distill as torch_side  # only here: torch takes seconds to load
 
     tuned = torch_side.finetune(
         student_model,

@@ -19,11 +19,11 @@ from onnxprune.options import Options, Training
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import Proof, prove
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, IntArray, Trace
 
 if TYPE_CHECKING:
-    from onnxprune.training.finetune import Tuned
+    from onnxprune.training.distill import Tuned
 
 
 AT_THE_END = 0.5
@@ -116,7 +116,7 @@ class Recovery:
     def _train(
         self, model: Model, keep: BoolArray, training: Training, trace: Trace | None, state: Path | None
     ) -> Tuned:
-        from onnxprune.training.finetune import finetune  # only here: torch takes seconds to load
+        from onnxprune.training.distill import finetune  # only here: torch takes seconds to load
 
         return finetune(
             model,

@@ -12,7 +12,7 @@ from onnxprune.importance import obs as second_order
 from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.progress import ProgressCallback, share_of
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
 

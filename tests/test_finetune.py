@@ -27,10 +27,11 @@ from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound, Training
 from onnxprune.runtime.session import run_batch
 from onnxprune.surgery import channels as rewrite
-from onnxprune.training import checkpoint, parity
-from onnxprune.training.batches import Batches
-from onnxprune.training.executor import Executor
-from onnxprune.training.finetune import Tuned, finetune
+from onnxprune.torch_backend import parity
+from onnxprune.torch_backend.batches import Batches
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.training import checkpoint
+from onnxprune.training.distill import Tuned, finetune
 
 torch = pytest.importorskip("torch")
 
@@ -530,8 +531,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
 import test_finetune as t
-from onnxprune.training import finetune
-finetune.SAVED_EVERY = 0.0
+from onnxprune.training import distill
+distill.SAVED_EVERY = 0.0
 t.resumable(Path(sys.argv[1]), lambda share, text: print(share, flush=True))
 """
 

@@ -49,8 +49,8 @@ class Training:
     """A few steps of gradient descent, with gates."""
 
     def __init__(self, proto: onnx.ModelProto, threshold: float, ignore: tuple[str, ...] = (), **how: Any):
-        from onnxprune.training.executor import Executor
-        from onnxprune.training.gates import Gates
+        from onnxprune.torch_backend.executor import Executor
+        from onnxprune.training.gradient_gates import Gates
 
         self.model: Model = load(proto)
         self.trace: Trace = analyse(self.model, ignore).trace

@@ -13,7 +13,7 @@ from graphs import Builder, load
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import training
+from onnxprune import torch_backend
 from onnxprune.analysis import analyse
 from onnxprune.calibration.batches import Calibration
 from onnxprune.data.dataset import inputs_of, load_data
@@ -137,7 +137,7 @@ def test_hessian_is_the_one_that_torch_computes():
     import torch
 
     from onnxprune.importance import gradients
-    from onnxprune.training.executor import Executor
+    from onnxprune.torch_backend.executor import Executor
 
     b = Builder((2, 3, 3))
     x = b.node("Sigmoid", [b.conv("x", 3, 3)])
@@ -392,7 +392,7 @@ def test_a_label_out_of_range_is_an_error():
 
 
 def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tiny: onnx.ModelProto):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_backend.importlib.util, "find_spec", lambda name: None)
     x = np.zeros((8, 3, 8, 8), np.float32)
     with pytest.raises(OptionError, match=r"onnxprune\[train\]"):
         onnxprune.prune(load(tiny).path, data={"x": x}, reduce={"flops": 0.5}, importance="fisher", round_to=1)

@@ -25,7 +25,8 @@ LAYERS = (
     ("calibration",),
     ("evaluation",),
     ("pruning",),
-    ("training", "torch_backend"),
+    ("torch_backend",),
+    ("training",),
     ("repair",),
     ("importance",),
     ("granularity",),
@@ -47,9 +48,9 @@ LAYERS = (
 )
 OWNERS = {
     "click": {"cli"},
-    "torch": {"training", "importance.gradients"},
+    "torch": {"torch_backend", "training", "importance.gradients"},
     "onnxruntime": {"runtime"},
-    "onnx_graphsurgeon": {"graph", "surgery", "repair", "granularity", "reforming", "training", "torch_backend"},
+    "onnx_graphsurgeon": {"graph", "surgery", "repair", "granularity", "reforming", "torch_backend", "training"},
     "PIL": {"data", "report.thumbnails"},
     "joblib": {"runtime.workers"},
     "dask": {"runtime.workers"},

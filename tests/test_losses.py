@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from onnxprune.metrics.outputs import output_divergence
+from onnxprune.torch_backend.losses import Distance, Features, error, variance
 
 torch = pytest.importorskip("torch")
-from onnxprune.training.losses import Distance, Features, error, variance  # noqa: E402 (torch may be missing)
 
 pytestmark = pytest.mark.torch
 RNG = np.random.default_rng(0)

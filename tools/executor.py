@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hold the executor (training/executor.py) against onnxruntime and against torch, and write docs/executor.md.
+"""Hold the executor (torch_backend/executor.py) against onnxruntime and against torch, and write docs/executor.md.
 
 parity: the largest difference from onnxruntime without optimisations, for every graph of a zoo and every .onnx file of a folder.
 speed:  one training step (forward, backward, SGD) of the executor and of the same network written in torch, run in turn on one thread.
@@ -46,7 +46,7 @@ from onnxprune.graph import io as graph_io
 from onnxprune.graph import model as models
 from onnxprune.graph.shapes import workable_shapes
 from onnxprune.runtime.session import random_feeds, run_batch
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "executor.md"

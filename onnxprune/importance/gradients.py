@@ -43,10 +43,10 @@ from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import has_dynamic_batch
 from onnxprune.runtime.session import Feeds
-from onnxprune.training.batches import tensors
-from onnxprune.training.executor import Executor
-from onnxprune.training.losses import LEAST, are_probabilities
-from onnxprune.training.losses import scores as classes
+from onnxprune.torch_backend.batches import tensors
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.torch_backend.losses import LEAST, are_probabilities
+from onnxprune.torch_backend.losses import scores as classes
 from onnxprune.types import FloatArray, IntArray, Trace
 
 METHODS = ("taylor", "fisher", "hessian")

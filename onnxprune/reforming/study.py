@@ -30,7 +30,7 @@ from onnxprune.options import WITH_GRADIENTS, Options
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray, Trace
 from onnxprune.workspace import Workspace
 

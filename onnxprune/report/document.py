@@ -66,7 +66,7 @@ class Report:
         notes: what a reader should know.
         repair: what was done at each layer, in order.
         curves: what each group loses, where that was measured.
-        training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
+        training: what fine-tuning did; see `onnxprune.training.distill.TrainingResult`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
         latency_table: what latency was predicted from; None where it was no target.
         blocks: layers that were given another form, in rounds, as they stand in the plan.

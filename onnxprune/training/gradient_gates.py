@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from onnxprune.errors import OptionError
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.executor import Executor
 from onnxprune.types import BoolArray, FloatArray, IntArray, Slice, Trace
 
 PATIENCE = 50

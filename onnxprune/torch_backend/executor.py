@@ -16,10 +16,10 @@ from torch import Tensor
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.model import Model, is_float
-from onnxprune.training import operators
-from onnxprune.training.fusion import wholes
-from onnxprune.training.operators import Node, Run
-from onnxprune.training.operators.shapes import widened
+from onnxprune.torch_backend import operators
+from onnxprune.torch_backend.fusion import wholes
+from onnxprune.torch_backend.operators import Node, Run
+from onnxprune.torch_backend.operators.shapes import widened
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -251,6 +251,6 @@ def _trainable(graph: gs.Graph) -> set[str]:
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant):
-                weight = is_float(tensor) and operators.is_trained(node, i)
+                weight = is_float(tensor) and operators.is_weight(node, i)
                 (found if weight else other).add(tensor.name)
     return found - other

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from torch.nn import functional
 
-from onnxprune.training.operators import Run
+from onnxprune.torch_backend.operators import Run
 
 Found = tuple[list[gs.Node], list[gs.Tensor], Run]
 """Nodes that a whole is made of, what it takes, and what it does."""

@@ -11,8 +11,8 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model, tensors_of
 from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.runtime.session import run_batch
-from onnxprune.training.batches import evaluating, tensors
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.batches import evaluating, tensors
+from onnxprune.torch_backend.executor import Executor
 
 TOLERANCE = 1e-4
 """Difference that is let pass, as a share of the range of an output."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from onnxprune.training.operators.node import Binder, Node, Run
-from onnxprune.training.operators.spatial import Window, pad
+from onnxprune.torch_backend.operators.node import Node, Run
+from onnxprune.torch_backend.operators.spatial import Window, pad
 
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -21,28 +21,19 @@ TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 def conv(node: Node) -> Run:
     """Equal pads on both sides are the convolution's own; others, and those of auto_pad, are added before it."""
     window, group = Window.of(node), node.attr("group", 1)
-    rank = _rank(node)
-    even = None if rank is None else window.even(rank)
-    if rank is not None and even is not None:
+    weight, kernel = node.constant(1), node.attr("kernel_shape")
+    rank = weight.ndim - 2 if weight is not None else len(kernel or ())
+    even = window.even(rank) if rank else None
+    if even is not None:
         function, (strides, dilations) = CONVOLUTIONS[rank], window.steps(rank)
         return lambda x, weight, bias=None: function(x, weight, bias, strides, even, dilations, group)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        n = weight.ndim - 2
         before, after = window.around(x.shape[2:], weight.shape[2:])
-        both = [max(0, min(pair)) for pair in zip(before, after, strict=True)]
-        more = [[width - own for width, own in zip(side, both, strict=True)] for side in (before, after)]
-        x = pad(x, more[0], more[1])
-        strides, dilations = window.steps(n)
-        return CONVOLUTIONS[n](x, weight, bias, strides, both, dilations, group)
+        strides, dilations = window.steps(weight.ndim - 2)
+        return CONVOLUTIONS[weight.ndim - 2](pad(x, before, after), weight, bias, strides, 0, dilations, group)
 
     return run
-
-
-def _rank(node: Node) -> int | None:
-    """Return the number of spatial axes where it is known beforehand."""
-    weight, kernel = node.constant(1), node.attr("kernel_shape")
-    return weight.ndim - 2 if weight is not None else len(kernel) if kernel else None
 
 
 def conv_transpose(node: Node) -> Run:
@@ -64,8 +55,7 @@ def conv_transpose(node: Node) -> Run:
         before, after = window.around(x.shape[2:], weight.shape[2:])
         if sizes is not None:
             totals = [max(0, w + m - size) for w, m, size in zip(whole, more, sizes, strict=True)]
-            less, most = [t // 2 for t in totals], [t - t // 2 for t in totals]
-            before, after = (less, most) if window.auto_pad == "SAME_UPPER" else (most, less)
+            before, after = window.halves(totals)
             more = [size - w + b + a for size, w, b, a in zip(sizes, whole, before, after, strict=True)]
         small = all(0 <= m < max(s, d) for m, s, d in zip(more, strides, dilations, strict=True))
         if before == after and min(before) >= 0 and small:
@@ -91,16 +81,6 @@ def gemm(node: Node) -> Run:
     return run
 
 
-def einsum(node: Node) -> Run:
+def einsum(*tensors: Tensor, equation: str) -> Tensor:
     """The same notation in both."""
-    equation = node.attr("equation")
-    return lambda *tensors: torch.einsum(equation, *tensors)
-
-
-BINDERS: dict[str, Binder] = {
-    "Conv": conv,
-    "ConvTranspose": conv_transpose,
-    "Einsum": einsum,
-    "Gemm": gemm,
-    "MatMul": lambda node: torch.matmul,
-}
+    return torch.einsum(equation, *tensors)

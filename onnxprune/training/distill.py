@@ -22,13 +22,14 @@ from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, class_scores, classification_accuracy, compare_outputs, output_divergence
 from onnxprune.options import LABELS, RATES, Training
 from onnxprune.runtime.session import ORT_VERSION, concatenate_outputs
-from onnxprune.training import checkpoint, parity
-from onnxprune.training.allocator import keep_memory
-from onnxprune.training.batches import Batches, evaluating, tensors
+from onnxprune.torch_backend import parity
+from onnxprune.torch_backend.allocator import keep_memory
+from onnxprune.torch_backend.batches import Batches, evaluating, tensors
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.torch_backend.losses import Distance, Features, all_finite
+from onnxprune.training import checkpoint
 from onnxprune.training.constraints import Constraints, Frozen, filters_of
-from onnxprune.training.executor import Executor
-from onnxprune.training.gates import PATIENCE, Gates
-from onnxprune.training.losses import Distance, Features, all_finite
+from onnxprune.training.gradient_gates import PATIENCE, Gates
 from onnxprune.training.relative import Relative
 from onnxprune.types import BoolArray, IntArray, Trace
 
@@ -44,7 +45,7 @@ SAVED_EVERY = 30.0
 HASHED = 32
 """Samples of those that are trained on, and of those that are looked at, by which a state knows its data."""
 WINDOWS = 4
-"""Windows of the global threshold, at least; see `onnxprune.training.gates`."""
+"""Windows of the global threshold, at least; see `onnxprune.training.gradient_gates`."""
 NOTHING = 1e-10
 """A loss below is rounding."""
 SHOWN = (0.0, 0.05, 0.25, 0.5, 1.0)

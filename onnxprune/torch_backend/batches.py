@@ -15,8 +15,8 @@ from onnxprune.data.augment import augment, channel_axis
 from onnxprune.data.dataset import Array, Data, Feeds
 from onnxprune.errors import DataError, ModelError
 from onnxprune.options import Training
-from onnxprune.training.executor import Executor
-from onnxprune.training.operators.shapes import widened
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.torch_backend.operators.shapes import widened
 from onnxprune.types import IntArray
 
 FEW = 8
