@@ -73,6 +73,15 @@ class Job:
     flat: Flat
 
 
+@dataclass(frozen=True)
+class _How:
+    """Memory for the sums of one layer in bytes, whether only biases are fitted, and the seed."""
+
+    memory: float
+    only_bias: bool
+    seed: int
+
+
 def repair(
     original: Model,
     pruned: Model,
@@ -108,6 +117,7 @@ def repair(
         The repaired model, and what was done at each layer.
     """
     result = pruned.copy()
+    how = _How(memory, only_bias, seed)
     before, after = Stream(original, calibration, store), Stream(result, calibration, store)
     alive = np.append(keep, True)
     jobs = list(_jobs(after, trace, alive, {*before.producer}, changed))
@@ -121,7 +131,7 @@ def repair(
         after.advance(seen)
         before.advance([job.target])
         with threads_for(job.layer.matrix(job.layer.values).shape[2]):
-            found = _fit(job, before, after, trace, alive, calibration, memory, only_bias, seed)
+            found = _fit(job, before, after, trace, alive, calibration, how)
             block = plans.get(job.node)
             if block is not None and found.rows and after.may_rewind(block.nodes, block.layers):
                 survivors = _survivors(job, before.read(job.target, 0), trace, alive)
@@ -130,7 +140,7 @@ def repair(
                 if errors is not None:
                     after.rewind(block.nodes)
                     after.advance(seen)
-                    again = _fit(job, before, after, trace, alive, calibration, memory, only_bias, seed)
+                    again = _fit(job, before, after, trace, alive, calibration, how)
                     found = replace(again, before=found.before, after=min(again.after, found.before))
                     for n, layer in block.layers.items():
                         together.setdefault(n, _of_block(trace.labels[n], layer, found.rows, errors))
@@ -212,88 +222,93 @@ def _fit(
     trace: Trace,
     alive: BoolArray,
     calibration: Calibration,
-    memory: float,
-    only_bias: bool,
-    seed: int,
+    how: _How,
 ) -> Repaired:
+    """Fit one layer, and write it if it predicts the held-out rows better."""
     layer = job.layer
-    matrix0, bias0 = layer.effective()
-    groups, outputs, features = matrix0.shape
+    groups, outputs, features = layer.matrix(layer.values).shape
     label = trace.labels[job.node]
     survivors = _survivors(job, before.read(job.target, 0), trace, alive)
     if survivors is None or int(survivors.sum()) != groups * outputs:
         return Repaired(label, 0, features, 0.0, 0.0, np.inf)
-    wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
+    wide = 8.0 * groups * features * (features * 4 + outputs * 3) > how.memory
     least = LEAST_ROWS if groups == 1 else LEAST_ROWS_OF_GROUPS
-    total = int(np.sqrt(memory / (32.0 * groups))) if wide else max(least, ROWS_PER_FEATURE * features)
-    total = max(FEWEST_ROWS, min(total, int(memory / (8.0 * groups * (features + 3 * outputs)))))
-    train, held = _gather(job, before, after, survivors, calibration, total, seed)
+    total = int(np.sqrt(how.memory / (32.0 * groups))) if wide else max(least, ROWS_PER_FEATURE * features)
+    total = max(FEWEST_ROWS, min(total, int(how.memory / (8.0 * groups * (features + 3 * outputs)))))
+    train, held = _gather(job, before, after, survivors, calibration, total, how.seed)
     n_rows = sum(seen.x.shape[1] for seen in (*train, *held))
     if not train or not held:
         return Repaired(label, n_rows, features, 0.0, 0.0, np.inf)
+    fit = _LayerFit(job, train, held, Rows if wide else Moments)
+    at_first = fit.error(fit.start)
+    weights, penalty = fit.solve(how.only_bias)
+    at_last = at_first if weights is None else fit.error(weights)
+    if weights is None or not at_last < at_first * (1 - LEAST_GAIN):  # nor where it is not a number
+        return Repaired(label, n_rows, features, at_first, at_first, np.inf)
+    fit.write(weights)
+    return Repaired(label, n_rows, features, at_first, at_last, penalty)
 
-    centre = layer.has_bias
-    shift = train[0].x.mean(axis=1, keepdims=True) if centre else np.zeros_like(train[0].x[:, :1])
-    start: Weights = (
-        matrix0,
-        bias0 + np.einsum("gof,gf->go", matrix0, shift[:, 0]),
-    )  # all below is in terms of shifted rows
-    train, held = ([_started(seen, shift, start) for seen in part] for part in (train, held))
-    kind: Any = Rows if wide else Moments
 
-    def sums(parts: list[_Seen], at: Weights | None, like: Any = None) -> Any:
+class _LayerFit:
+    """The regression of one layer on gathered rows, all in terms of rows shifted by their mean."""
+
+    def __init__(self, job: Job, train: list[_Seen], held: list[_Seen], kind: Any) -> None:
+        layer = self.layer = job.layer
+        self.flat, self.kind = job.flat, kind
+        matrix, bias = layer.effective()
+        self.shift = train[0].x.mean(axis=1, keepdims=True) if layer.has_bias else np.zeros_like(train[0].x[:, :1])
+        self.start: Weights = (matrix, bias + np.einsum("gof,gf->go", matrix, self.shift[:, 0]))
+        self.train, self.held = ([_started(seen, self.shift, self.start) for seen in part] for part in (train, held))
+
+    def sums(self, parts: list[_Seen], at: Weights | None, like: Any = None) -> Any:
         """Add up what the first weights miss, targets being moved onto what the weights `at` give."""
-        result = kind(np.zeros_like(shift), outputs, centre=centre, like=like)
+        outputs = self.start[0].shape[1]
+        result = self.kind(np.zeros_like(self.shift), outputs, centre=self.layer.has_bias, like=like)
         for seen in parts:
-            there = None if at is None or job.flat == UNBOUNDED else seen.given if at is start else _given(seen, at)
-            result.add(seen.x, _missed(seen, seen.given, job.flat, there))
+            there = None
+            if at is not None and self.flat != UNBOUNDED:
+                there = seen.given if at is self.start else _given(seen, at)
+            result.add(seen.x, _missed(seen, seen.given, self.flat, there))
         return result
 
-    def error(parts: list[_Seen], weights: Weights) -> float:
-        """Return the mean squared error of some weights, what is cut off not counting."""
+    def error(self, weights: Weights) -> float:
+        """Return the mean squared error of some weights on held-out rows, what is cut off not counting."""
         square = rows = 0.0
-        for seen in parts:
-            given = seen.given if weights is start else _given(seen, weights)
-            missed = _missed(seen, given, job.flat, given)
+        for seen in self.held:
+            given = seen.given if weights is self.start else _given(seen, weights)
+            missed = _missed(seen, given, self.flat, given)
             square += float(np.einsum("gno,gno->", missed, missed, dtype=np.float64))
             rows += missed.shape[1]
         return square / rows
 
-    def changed(solution: tuple[FloatArray, FloatArray]) -> Weights:
-        matrix, bias = solution
-        return matrix0 + matrix, start[1] + bias
+    def solve(self, only_bias: bool) -> tuple[Weights | None, float]:
+        """Return the best weights and their penalty; no weights where no penalty predicts the held-out rows better."""
+        # the first fit takes all targets as they are: moved ones would hold it where the pruned weights are
+        seen_sums = self.sums(self.train, None)
+        fit = ridge(seen_sums, self.sums(self.held, None), only_bias=only_bias)
+        if self.flat != UNBOUNDED and not fit.after < fit.before:
+            seen_sums = self.sums(self.train, self.start)
+            fit = ridge(seen_sums, self.sums(self.held, self.start), only_bias=only_bias)
+        if not fit.after < fit.before:
+            return None, np.inf
+        solve = None if np.isinf(fit.penalty) else seen_sums.solver(fit.penalty)
 
-    at_first = error(held, start)
-    unchanged = Repaired(label, n_rows, features, at_first, at_first, np.inf)
-    # the first fit takes all targets as they are: moved ones would hold it where the pruned weights are
-    seen_sums = sums(train, None)
-    fit = ridge(seen_sums, sums(held, None), only_bias=only_bias)
-    if job.flat != UNBOUNDED and not fit.after < fit.before:
-        seen_sums = sums(train, start)
-        fit = ridge(seen_sums, sums(held, start), only_bias=only_bias)
-    if not fit.after < fit.before:  # nor where it is not a number
-        return unchanged
+        def solution(sums: Any) -> Weights:
+            change = np.zeros_like(self.start[0]) if solve is None else solve(sums)
+            return self.start[0] + change, self.start[1] + sums.bias(change)
 
-    def solver(like: Any) -> Callable[[Any], Weights]:
-        solve = None if np.isinf(fit.penalty) else like.solver(fit.penalty)
+        weights = solution(seen_sums)
+        for _ in range(1, 1 if self.flat == UNBOUNDED else TURNS):
+            further = solution(self.sums(self.train, weights, seen_sums))
+            matrix, bias = (old + STRIDE * (new - old) for old, new in zip(weights, further, strict=True))
+            weights = matrix, bias
+        return weights, fit.penalty
 
-        def solution(some: Any) -> Weights:
-            matrix = np.zeros_like(matrix0) if solve is None else solve(some)
-            return changed((matrix, some.bias(matrix)))
-
-        return solution
-
-    solution = solver(seen_sums)
-    weights = solution(seen_sums)
-    for _ in range(1, 1 if job.flat == UNBOUNDED else TURNS):
-        further = solution(sums(train, weights, seen_sums))
-        weights = tuple(old + STRIDE * (new - old) for old, new in zip(weights, further, strict=True))  # type: ignore[assignment]
-    at_last = error(held, weights)
-    if not at_last < at_first * (1 - LEAST_GAIN):
-        return unchanged
-    matrix, bias = weights
-    layer.write(matrix, bias - np.einsum("gof,gf->go", matrix, shift[:, 0]) if layer.has_bias else None)
-    return Repaired(label, n_rows, features, at_first, at_last, fit.penalty)
+    def write(self, weights: Weights) -> None:
+        """Write weights into the layer."""
+        matrix, bias = weights
+        unshifted = bias - np.einsum("gof,gf->go", matrix, self.shift[:, 0])
+        self.layer.write(matrix, unshifted if self.layer.has_bias else None)
 
 
 def _blocks(
