@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure as Measure
-    from onnxprune.data import Preprocess as Preprocess
+    from onnxprune.data.preprocess import Preprocess as Preprocess
     from onnxprune.errors import OnnxPruneError
-    from onnxprune.gate import Limits as GateLimits
+    from onnxprune.evaluation.benchmark import BenchmarkConfig as BenchmarkConfig
+    from onnxprune.evaluation.gate import GateLimits
     from onnxprune.options import Options, Training
     from onnxprune.pipeline.bench import bench
     from onnxprune.pipeline.check import check
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from onnxprune.pipeline.sensitivity import sensitivity
     from onnxprune.pipeline.sweep import sweep
 
+
 _HOMES = {
-    "GateLimits": "gate:Limits",
+    "GateLimits": "evaluation.gate",
     "OnnxPruneError": "errors",
     "Options": "options",
     "Training": "options",
@@ -39,8 +40,8 @@ _HOMES = {
     "sensitivity": "pipeline.sensitivity",
     "sweep": "pipeline.sweep",
 }
-"""Module of each public name, and its name there where that is another one."""
-_ARGUMENTS = {"Measure": "comparison", "Preprocess": "data"}
+"""Module of each public name."""
+_ARGUMENTS = {"BenchmarkConfig": "evaluation.benchmark", "Preprocess": "data.preprocess"}
 """Types of some arguments, which may be given as plain values as well."""
 __all__ = [
     "GateLimits",
@@ -65,8 +66,7 @@ def __getattr__(name: str) -> Any:
     home = {**_HOMES, **_ARGUMENTS}.get(name)
     if home is None:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
-    module, _, symbol = home.partition(":")
-    return getattr(importlib.import_module(f"onnxprune.{module}"), symbol or name)
+    return getattr(importlib.import_module(f"onnxprune.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from onnxprune import analysis as analysing
-from onnxprune import model as model_files
 from onnxprune import plan_file
 from onnxprune.errors import PlanError
+from onnxprune.graph import io
 from onnxprune.options import Options
 from onnxprune.pipeline import schedule
 
 
 @pytest.fixture
 def analysis(tiny_path):
-    return analysing.analyse(model_files.load(tiny_path), ("conv2",))
+    return analysing.analyse(io.load(tiny_path), ("conv2",))
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import Measure, workers
 from onnxprune.errors import OptionError, OutputError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 from onnxprune.pipeline import sweep as sweeping
 from onnxprune.pipeline.sweep_state import is_on_front
 from onnxprune.report.document import Member
+from onnxprune.runtime import workers
 
-UNTIMED = Measure(latency=False)
+UNTIMED = BenchmarkConfig(latency=False)
 OPTIONS = Options(round_to=2, augment=())
 SHARES = (0.2, 0.5, 0.35)
 

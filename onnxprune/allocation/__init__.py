@@ -1,4 +1,4 @@
-"""Choose which channels stay and which layers are edited, so that the targets hold at the least expected loss.
+"""Which channels stay and which layers are edited, so that the targets are met at the least expected loss.
 
-May import importance, repair, calibration, surgery, metrics, graph and runtime; not the pipeline, reports or torch.
+May import: importance, repair, calibration, surgery, metrics, runtime and everything above them.
 """

@@ -6,19 +6,22 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from onnxprune import rounding
-from onnxprune.allocation import sensitivity
+from onnxprune.allocation import channel_multiple, knapsack, sensitivity
+from onnxprune.allocation.targets import CostEstimator, rules_of
 from onnxprune.analysis import Analysis
-from onnxprune.comparison import Stage, quiet, share_of
-from onnxprune.errors import TargetError
-from onnxprune.importance.registry import calibrated_scores, per_saving
-from onnxprune.model import Model
+from onnxprune.errors import ModelError, TargetError
+from onnxprune.graph.model import QUANTISED_LAYERS, Model
+from onnxprune.importance import weights as importance
+from onnxprune.importance.obs import Removal
+from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, rewrite
-from onnxprune.pruning.second_order import Removal
-from onnxprune.targets import Meter, rules_of
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Curve, FloatArray
 from onnxprune.workspace import Workspace
+
+SAVES_NOTHING = 1e-12
+"""Share of what is limited below which a channel saves nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,15 @@ class AllocationProblem:
     analysis: Analysis
     scored: Analysis
     held: BoolArray
-    meter: Meter
+    meter: CostEstimator
     keep: BoolArray
-    rules: budget.Rules
+    rules: knapsack.PruningRules
     scores: FloatArray
     savings: tuple[FloatArray, FloatArray] | None = None
     curves: tuple[Curve, ...] = ()
     by_loss: bool = False
 
-    def allocate(self, limits: budget.Limits) -> BoolArray:
+    def allocate(self, limits: knapsack.Limits) -> BoolArray:
         """Return the channels that stay, (n_channels,).
 
         Raises:
@@ -62,9 +65,9 @@ class AllocationProblem:
         if limits.hold(*self.meter.totals(self.keep)):
             return self.keep.copy()
         if self.by_loss:
-            return budget.allocate_by_loss(trace, self.meter, self.curves, self.keep, self.rules, limits)
-        scores = self.scores if self.savings is None else per_saving(self.scores, self.savings, limits)
-        return budget.allocate(trace, self.meter, scores, self.keep, self.rules, limits)
+            return knapsack.allocate_by_loss(trace, self.meter, self.curves, self.keep, self.rules, limits)
+        scores = self.scores if self.savings is None else _per_saving(self.scores, self.savings, limits)
+        return knapsack.allocate(trace, self.meter, scores, self.keep, self.rules, limits)
 
     def build(self, keep: BoolArray) -> Model:
         """Return the scored model without the channels that are not in `keep`."""
@@ -87,9 +90,9 @@ class Scorer:
     """
 
     options: Options
-    meter: Meter
+    meter: CostEstimator
     workspace: Workspace | None = None
-    on_stage: Stage = quiet
+    on_stage: ProgressCallback = quiet
 
     def problem(
         self, analysis: Analysis, keep: BoolArray, scored: Analysis, held: BoolArray, *, first: bool = True
@@ -116,7 +119,7 @@ class Scorer:
             normed = (
                 importance.relative(trace, scores, keep) if options.importance in WITH_GRADIENTS else scores
             )  # the others are relative already
-            keep = budget.below(trace, normed, keep, rules, options.threshold)
+            keep = knapsack.below(trace, normed, keep, rules, options.threshold)
         by_loss = options.scope == "sensitivity" and bool(
             options.reduce or options.limit or options.max_drop is not None
         )
@@ -157,7 +160,41 @@ def _spread(values: FloatArray, held: BoolArray) -> FloatArray:
     return result
 
 
-def with_multiple(meter: Meter, options: Options) -> Options:
+def _per_saving(scores: FloatArray, savings: tuple[FloatArray, FloatArray], limits: knapsack.Limits) -> FloatArray:
+    """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
+
+    Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
+    """
+    macs, params = savings
+    of_params = limits.params is not None or limits.size is not None
+    of_macs = limits.macs is not None or limits.latency is not None or limits.memory is not None or not of_params
+    saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
+    return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))
+
+
+def refuse_unprunable(analysis: Analysis) -> None:
+    """Raise ModelError, with the reasons, when no channel of the model can go."""
+    trace = analysis.trace
+    if (~trace.pinned).any():
+        return
+    layers = sorted({node.op for node in analysis.model.graph.nodes} & QUANTISED_LAYERS)
+    if layers:
+        raise ModelError(
+            "the model is quantised: there is nothing to prune",
+            where=str(analysis.model.path),
+            why=f"its layers are {', '.join(layers)}",
+            hint="prune the float model, then quantise the result",
+        )
+    reasons = knapsack.holders(trace, knapsack.PruningRules())
+    raise ModelError(
+        "nothing can be pruned",
+        where=str(analysis.model.path),
+        why="; ".join(reasons) or "it has no layer with a constant weight",
+        hint="`onnxprune inspect` lists every reason",
+    )
+
+
+def with_multiple(meter: CostEstimator, options: Options) -> Options:
     """Replace `auto` by a channel multiple: the one that is measured to be cheap, or a finer one where the target asks for it.
 
     Raises:
@@ -167,15 +204,15 @@ def with_multiple(meter: Meter, options: Options) -> Options:
     everything = np.ones(trace.n_channels, dtype=bool)
     first = rules_of(trace, options)
     try:
-        budget.refuse_unreachable(trace, meter, everything, first, meter.goals())
+        knapsack.refuse_unreachable(trace, meter, everything, first, meter.goals())
         return options
     except TargetError:
         if options.round_to != AUTO:
             raise
-    for multiple in (first.round_to, *(finer for finer in rounding.FINER if finer < first.round_to)):
+    for multiple in (first.round_to, *(finer for finer in channel_multiple.FINER if finer < first.round_to)):
         try:
             rules = replace(first, round_to=multiple, steps={})
-            budget.refuse_unreachable(trace, meter, everything, rules, meter.goals())
+            knapsack.refuse_unreachable(trace, meter, everything, rules, meter.goals())
         except TargetError:
             if multiple == 1:
                 raise
@@ -192,7 +229,7 @@ def paced(options: Options, share: float) -> float:
     return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
 
 
-def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limits:
+def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Limits:
     """Return bounds between the original and the goals, after a share of the steps."""
     whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
     return meter.goals().part(whole, paced(options, share))

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import fidelity
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store, Stream
-from onnxprune.channels.linear import linear_of
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.second_order import Removal
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store, Stream
+from onnxprune.graph.linear import linear_of
+from onnxprune.graph.model import Model
+from onnxprune.importance.obs import Removal
+from onnxprune.metrics.outputs import output_divergence
 from onnxprune.repair.network import MOST_SAMPLES, held_batches, outputs_of
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +64,7 @@ def curves(
         for gone, weights in removal.weights.items():
             keep = np.ones(trace.n_channels, dtype=bool)
             keep[removal.order[:gone]] = False
-            variant = rewrite.mask(model, trace, keep)
+            variant = mask(model, trace, keep)
             aligned = len(variant.graph.nodes) == len(model.graph.nodes)  # else a mask was put on an activation
             for node, (matrix, bias) in weights.items():
                 layer = linear_of(_same(variant, model, node, aligned))
@@ -114,7 +114,7 @@ class Probe:
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the nodes are those of the model, in the same order."""
         outputs = self._stream.finish(variant) if aligned else outputs_of(variant, self._batches)
-        return fidelity.divergence(self._reference, outputs)
+        return output_divergence(self._reference, outputs)
 
     def close(self) -> None:
         """Forget the activations."""

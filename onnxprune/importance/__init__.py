@@ -1,4 +1,4 @@
-"""Scores: one number for each channel, by the method that the options name.
+"""Importance of channels and expected error of edits: one module per family of methods.
 
-May import calibration, surgery, metrics, graph and runtime; torch only through torch_backend, when gradients are asked for.
+May import: calibration, surgery, graph, torch_backend (lazily) and everything above them.
 """

@@ -7,22 +7,20 @@ from collections.abc import Container
 import numpy as np
 
 from onnxprune.analysis import Analysis
-from onnxprune.comparison import Stage, share_of
+from onnxprune.importance import obs as second_order
+from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, second_order
-from onnxprune.training import require_torch
+from onnxprune.progress import ProgressCallback, share_of
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
-
-SAVES_NOTHING = 1e-12
-"""Share of what is limited below which a channel saves nothing."""
 
 
 def calibrated_scores(
     analysis: Analysis,
     options: Options,
     keep: BoolArray,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     workspace: Workspace,
     names: Container[str] | None = None,
 ) -> tuple[FloatArray, list[second_order.Removal]]:
@@ -71,9 +69,11 @@ def calibrated_scores(
     return given, found
 
 
-def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
+def _gradient_scores(
+    analysis: Analysis, options: Options, on_stage: ProgressCallback, workspace: Workspace
+) -> FloatArray:
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients
 
     return gradients.scores(
         analysis.model,
@@ -84,15 +84,3 @@ def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, work
         seed=options.seed,
         progress=share_of(on_stage, "gradients"),
     )
-
-
-def per_saving(scores: FloatArray, savings: tuple[FloatArray, FloatArray], limits: budget.Limits) -> FloatArray:
-    """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
-
-    Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
-    """
-    macs, params = savings
-    of_params = limits.params is not None or limits.size is not None
-    of_macs = limits.macs is not None or limits.latency is not None or limits.memory is not None or not of_params
-    saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
-    return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from onnxprune.comparison import Measure
 from onnxprune.errors import OptionError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 
 
@@ -45,13 +45,15 @@ class Fields(TypedDict, total=False):
     eval_batch: int
 
 
-def parted(fields: Mapping[str, Any], options: Options | None, measure: Measure | None) -> tuple[Options, Measure]:
+def parted(
+    fields: Mapping[str, Any], options: Options | None, measure: BenchmarkConfig | None
+) -> tuple[Options, BenchmarkConfig]:
     """Return the options and the benchmark config: as given, else from their fields.
 
     Raises:
         OptionError: there is no such field, or a value and its fields are both given.
     """
-    of_options, of_measure = set(Options.__dataclass_fields__), set(Measure.__dataclass_fields__)
+    of_options, of_measure = set(Options.__dataclass_fields__), set(BenchmarkConfig.__dataclass_fields__)
     unknown = set(fields) - of_options - of_measure
     if unknown:
         raise OptionError(
@@ -63,5 +65,5 @@ def parted(fields: Mapping[str, Any], options: Options | None, measure: Measure 
             raise OptionError(f"{', '.join(twice)} and `{name}` are both given", hint=f"put all of them into `{name}`")
     return (
         options or Options(**{name: value for name, value in fields.items() if name in of_options}),
-        measure or Measure(**{name: value for name, value in fields.items() if name in of_measure}),
+        measure or BenchmarkConfig(**{name: value for name, value in fields.items() if name in of_measure}),
     )

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune import benchmark
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
+from onnxprune.allocation.targets import write_table
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.output import check_destination
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.results import BenchResult
-from onnxprune.targets import write_table
+from onnxprune.progress import ProgressCallback, quiet
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,7 +25,7 @@ def bench(
     b: str | os.PathLike[str] | None = None,
     *,
     latency_table: str | os.PathLike[str] | None = None,
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     **fields: Unpack[Fields],
 ) -> BenchResult:

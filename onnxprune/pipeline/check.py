@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from onnxprune import gate
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import DataLike, Preprocess
-from onnxprune.gate import Limits as GateLimits
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.evaluation import gate
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.gate import GateLimits, Judgement
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.results import CheckResult
-from onnxprune.report.document import Judgement
+from onnxprune.progress import ProgressCallback, quiet
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,7 +29,7 @@ def check(
     limits: GateLimits | None = None,
     strict: bool = False,
     providers: tuple[str, ...] = ("CPU",),
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     **fields: Unpack[Fields],
 ) -> CheckResult:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import plan_file, verify
+from onnxprune import plan_file
 from onnxprune.analysis import Analysis, analyse, analysed, removed
 from onnxprune.errors import TargetError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Training
 from onnxprune.pipeline.opening import with_augmentation
 from onnxprune.pipeline.rewriting import with_proof
 from onnxprune.pipeline.run import Run, Stage
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, IntArray
 
 LAST_SHARE = 0.5
@@ -59,7 +60,7 @@ def train_student(run: Run) -> Run:
 
 
 def _trained(run: Run, training: Training, features: Features | None) -> Run:
-    from onnxprune.training.finetune import finetune  # only here: torch takes seconds to load
+    from onnxprune.training.distill import finetune  # only here: torch takes seconds to load
 
     assert run.data is not None
     tuned = finetune(
@@ -98,7 +99,7 @@ def gates_proven(run: Run) -> Run:
         return run
     run.on_stage("prove", None)
     tuned = run.tuned.model
-    return with_proof(run, verify.prove(tuned, run.model, tuned, run.shapes, run.options.seed, loaded=True))
+    return with_proof(run, prove(tuned, run.model, tuned, run.shapes, run.options.seed, loaded=True))
 
 
 def state_file(run: Run, step: int) -> Path | None:

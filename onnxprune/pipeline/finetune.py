@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.pipeline.distillation import DELETE_GATED, TRAIN_STUDENT
 from onnxprune.pipeline.opening import LOAD_PAIR
 from onnxprune.pipeline.reporting import CHECK_FINITE, CHECK_TRAINED, MEASURE, NOTE_SAMPLES, REPORT, WRITE
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 
 
 def finetune(
@@ -31,7 +32,7 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
     memory: float = Options.memory,
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
@@ -66,7 +67,7 @@ def finetune(
         Destinations(output, report=page, checkpoint=state),
         Options(seed=seed, memory=memory),
         training or Training(),
-        measure or Measure(),
+        measure or BenchmarkConfig(),
         on_stage,
         command,
         "the trained model",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from onnxprune import analysis
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.comparison import quiet
-from onnxprune.model import load
+from onnxprune.graph.io import load
 from onnxprune.pipeline.results import InspectResult
+from onnxprune.progress import ProgressCallback, quiet
 
 
 def inspect(

@@ -8,18 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune import model as models
-from onnxprune import plan_file, verify
+from onnxprune import plan_file
 from onnxprune.analysis import analyse
-from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
-from onnxprune.data import Data, inputs_of, load_data
+from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
+from onnxprune.data.dataset import Data, inputs_of, load_data
+from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.generate import NAME as GENERATED_NAME
-from onnxprune.model import Model
+from onnxprune.evaluation import structure
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
 from onnxprune.options import Training
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.reforming.base import Base as EditedModel
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.workspace import opened, workspace_for
 
 WARN_BELOW = 0.5
@@ -84,7 +85,7 @@ def load_pair(run: Run) -> Run:
     assert sources.data is not None
     run.destinations.check(*sources.paths)
     run.on_stage("load", None)
-    student, teacher = models.load(sources.model), models.load(teacher_path)
+    student, teacher = io.load(sources.model), io.load(teacher_path)
     run.destinations.check(*sources.paths, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
     read = functools.partial(load_data, inputs=inputs_of(teacher.header), preprocess=sources.preprocess)
@@ -102,14 +103,14 @@ def load_pair(run: Run) -> Run:
         evaluation=evaluation,
         shapes=shapes,
         model=student,
-        strict=verify.full_check(teacher) is None,
+        strict=structure.full_check(teacher) is None,
     )
     edited = EditedModel(analyse(student, known=shapes), teacher)
     return replace(from_model(run, edited), facts=original.trace)
 
 
 def _refuse_unlike(student: Model, teacher: Model) -> None:
-    failed = [check for check in verify.structure(student, teacher, strict=False) if not check]
+    failed = [check for check in structure.check_structure(student, teacher, strict=False) if not check]
     if failed:
         raise ModelError(
             "the model does not have the inputs and outputs of its teacher",

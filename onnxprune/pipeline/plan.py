@@ -7,15 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.results import PlanResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute
 from onnxprune.pipeline.selection import SELECT
+from onnxprune.progress import ProgressCallback, quiet
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,7 +31,7 @@ def plan(
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
     latency_table: str | os.PathLike[str] | None = None,
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
     **fields: Unpack[Fields],

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxprune import output as outputs
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import DELETE_GATED, TRAIN
@@ -30,6 +30,7 @@ from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.rewriting import REPAIR, REWRITE
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute
 from onnxprune.pipeline.selection import REPLAY, SELECT
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def prune(
     preprocess: Preprocess | str | None = None,
     plan: str | os.PathLike[str] | None = None,
     plan_output: str | os.PathLike[str] | None = None,
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
     training: Training | None = None,

@@ -9,17 +9,20 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune import model as models
-from onnxprune import plan_file, runtime, verify
+from onnxprune import plan_file
+from onnxprune.allocation.targets import refuse_slower
 from onnxprune.analysis import layers_of, pinned_of, versions
-from onnxprune.comparison import compare
 from onnxprune.errors import ProofError
+from onnxprune.evaluation import structure
+from onnxprune.evaluation.compare import compare
+from onnxprune.graph import io
+from onnxprune.graph import model as models
 from onnxprune.pipeline.distillation import forget_states
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
-from onnxprune.targets import refuse_slower
+from onnxprune.runtime.session import open_session
 from onnxprune.types import Check, Plan, Verdict
 
 SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"
@@ -28,7 +31,7 @@ TRAINED_ON = "accuracy and agreement were measured on the samples that were trai
 
 def check_original(run: Run) -> Run:
     """Tell whether the original passes onnx's full check: the result is held to it then."""
-    if verify.full_check(run.original.model) is None:
+    if structure.full_check(run.original.model) is None:
         return run
     return replace(run, strict=False).noted(
         "the original does not pass onnx's full check, so the result was not held to it"
@@ -38,7 +41,7 @@ def check_original(run: Run) -> Run:
 def check_structure(run: Run) -> Run:
     """Check that the result is well-formed, and has the inputs and outputs of the original."""
     run.on_stage("verify", None)
-    return replace(run, checks=tuple(verify.structure(run.model, run.original.model, strict=run.strict)))
+    return replace(run, checks=tuple(structure.check_structure(run.model, run.original.model, strict=run.strict)))
 
 
 def well_formed(run: Run) -> Run:
@@ -70,7 +73,7 @@ def well_formed(run: Run) -> Run:
 def measure(run: Run) -> Run:
     """Run the result and the original, as users run it, on the same inputs; measure accuracy, fidelity and latency."""
     path, threads = str(run.original.model.path), run.measure.threads
-    original = runtime.session(path, threads=threads, where=path)
+    original = open_session(path, threads=threads, where=path)
     candidate = run.model.session(threads=threads, where=run.name)
     found = compare(original, candidate, run.model.header, run.evaluation, run.measure, run.on_stage, run.options.seed)
     run = replace(run, comparison=found)
@@ -182,7 +185,7 @@ def write(run: Run) -> Run:
             both.enter_context(plan_file.written(run.destinations.plan, run.plan, trace, name))
         if output is not None and (run.plan is not None or made.verdict):
             run.on_stage("write", None)
-            size = models.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
+            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
             made = replace(made, output=str(output), after=replace(made.after, size=size))
     if page is not None:
         plan = None if run.plan is None else plan_file.to_dict(run.plan, trace, name)

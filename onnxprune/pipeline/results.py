@@ -10,14 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune import plan_file
-from onnxprune.analysis import Analysis, layers_of
-from onnxprune.benchmark import Bench
-from onnxprune.latency import Table
-from onnxprune.model import Model
-from onnxprune.report.document import Inspection, Judgement, Layer, Report, Sweep, curve_dict
+from onnxprune.allocation.latency_model import Table
+from onnxprune.analysis import Analysis, Inspection, Layer, layers_of
+from onnxprune.evaluation.benchmark import Bench
+from onnxprune.evaluation.gate import Judgement
+from onnxprune.graph import io
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
+from onnxprune.report.document import Report, Sweep, curve_dict
 from onnxprune.types import Check, Curve, Plan, Trace, Verdict
 
 SENSITIVITY_SCHEMA = "onnxprune.sensitivity/1"
@@ -64,7 +66,7 @@ class ModelResult(Result):
         Raises:
             OutputError: it cannot be written there.
         """
-        models.save(self.model, path, models.provenance(self.report.sha256, **self.provenance))
+        io.save(self.model, path, models.provenance(self.report.sha256, **self.provenance))
 
     def _figures(self) -> dict[str, str]:
         before, after, latency = self.report.before, self.report.after, self.report.latency

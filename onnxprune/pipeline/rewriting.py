@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxprune import verify
 from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
 from onnxprune.pipeline.run import PartialModel, Run, Stage
-from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.repair.network import NetworkRepair
-from onnxprune.verify import Proof
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import Proof, prove
 
 DATA_FREE = (
     "data-free: channels were merged into those most like them, no input was looked at; --data repairs in closed form, and "
@@ -37,9 +37,9 @@ def proven(run: Run) -> Run:
         return run
     run.on_stage("prove", None)
     start = run.start.model.analysis
-    masked = rewrite.mask(start.model, start.trace, run.left)
+    masked = mask(start.model, start.trace, run.left)
     in_memory = run.proof is not None  # edits or training have changed what the file holds
-    return with_proof(run, verify.prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=in_memory))
+    return with_proof(run, prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=in_memory))
 
 
 def with_proof(run: Run, found: Proof) -> Run:

@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import output as outputs
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import Analysis, unless_it_does_not_run
-from onnxprune.comparison import Comparison, Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import Data, DataLike, Preprocess
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OutputError
-from onnxprune.model import Model
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import Comparison
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.details import Details
 from onnxprune.report.document import Report
-from onnxprune.targets import Meter
+from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
-from onnxprune.verify import Proof
 from onnxprune.workspace import Workspace
 
 if TYPE_CHECKING:
-    from onnxprune.training.finetune import Tuned
+    from onnxprune.training.distill import Tuned
 
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
@@ -145,7 +147,7 @@ class Run:
     destinations: Destinations = field(default_factory=Destinations)
     options: Options = field(default_factory=Options)
     training: Training | None = None
-    measure: Measure = field(default_factory=Measure)
+    measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
     name: str = "the pruned model"
@@ -155,7 +157,7 @@ class Run:
     evaluation: Data | None = None
     shapes: dict[str, tuple[int, ...]] = UNSET
     workspace: Workspace | None = None
-    meter: Meter | None = None
+    meter: CostEstimator | None = None
     edited: EditedModel = UNSET
     start: PartialModel = UNSET
     scored: PartialModel = UNSET

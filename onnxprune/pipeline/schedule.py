@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnxprune import fidelity, verify
-from onnxprune.allocation.problem import Scorer, part_of_the_way, settings, with_multiple
-from onnxprune.analysis import Analysis, refuse_unprunable, removed
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import Data
+from onnxprune.allocation.problem import Scorer, part_of_the_way, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.targets import CostEstimator, meet, within
+from onnxprune.analysis import Analysis, removed
+from onnxprune.data.dataset import Data
 from onnxprune.errors import OptionError
-from onnxprune.model import Model
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import predict
+from onnxprune.graph.model import Model
+from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.options import Options
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
-from onnxprune.pruning import rewrite
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base as EditedModel
-from onnxprune.targets import Meter, meet, within
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
 from onnxprune.workspace import Workspace
 
@@ -99,7 +100,7 @@ class MeasuredDrop:
     run: Run
     workspace: Workspace
     data: Data
-    reference: fidelity.Outputs
+    reference: Outputs
 
     @classmethod
     def of(cls, run: Run, workspace: Workspace, data: Data) -> MeasuredDrop:
@@ -115,9 +116,11 @@ class MeasuredDrop:
         run.on_stage("evaluate", None)
         outputs = _outputs(result, run, self.data)
         if self.data.labels is not None:
-            before, after = (fidelity.accuracy(found, self.data.labels)["top1"] for found in (self.reference, outputs))
+            before, after = (
+                classification_accuracy(found, self.data.labels)["top1"] for found in (self.reference, outputs)
+            )
             return before - after
-        agreement = fidelity.fidelity(self.reference, outputs).get("agreement")
+        agreement = compare_outputs(self.reference, outputs).get("agreement")
         if agreement is None:
             raise OptionError(
                 "there is nothing to hold --max-drop against",
@@ -127,8 +130,8 @@ class MeasuredDrop:
         return 100 - agreement
 
 
-def _outputs(model: Model, run: Run, data: Data) -> fidelity.Outputs:
-    return verify.predict(model.session(), data, run.measure.eval_batch, str(model.path))
+def _outputs(model: Model, run: Run, data: Data) -> Outputs:
+    return predict(model.session(), data, run.measure.eval_batch, str(model.path))
 
 
 def make_plan(
@@ -136,11 +139,11 @@ def make_plan(
     options: Options,
     on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
-    meter: Meter | None = None,
+    meter: CostEstimator | None = None,
 ) -> Plan:
     """Choose the channels of a model that is traced already, without edits; see `select_channels`."""
     options = options.resolved(workspace is not None)
-    meter = meter or Meter(analysis, options, Measure(), on_stage=on_stage)
+    meter = meter or CostEstimator(analysis, options, BenchmarkConfig(), on_stage=on_stage)
     run = Run(
         Sources(analysis.model.path),
         options=options,

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune import plan_file
-from onnxprune.analysis import refuse_unprunable, removed
+from onnxprune.allocation.problem import refuse_unprunable
+from onnxprune.allocation.targets import CostEstimator
+from onnxprune.analysis import removed
 from onnxprune.errors import PlanError
 from onnxprune.granularity import edits
 from onnxprune.pipeline.opening import from_model
@@ -15,13 +17,12 @@ from onnxprune.pipeline.run import Run, Stage
 from onnxprune.pipeline.schedule import select_channels
 from onnxprune.reforming.base import replayed
 from onnxprune.reforming.choose import decide
-from onnxprune.targets import Meter
 
 
 def select(run: Run) -> Run:
     """Choose channels, edits, or what the two come to together, so that the targets are met."""
     options, table = run.options, run.sources.latency_table
-    meter = Meter(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
+    meter = CostEstimator(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
     run = replace(run, meter=meter)
     found = decide(run) if options.blocks else select_channels(run)
     return _with_facts(replace(found, options=options, step=options.rounds))

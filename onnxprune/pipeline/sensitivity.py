@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import workers
 from onnxprune.allocation import sensitivity as losses
-from onnxprune.analysis import refuse_unprunable
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.comparison import quiet, share_of
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.allocation.problem import refuse_unprunable
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.importance import obs as second_order
 from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import Options
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.results import SensitivityResult
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
-from onnxprune.pruning import second_order
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime import workers
 from onnxprune.types import Curve
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import output, plan_file, workers
-from onnxprune.allocation.problem import Scorer, settings, with_multiple
-from onnxprune.analysis import refuse_unprunable, removed
-from onnxprune.benchmark import bench
-from onnxprune.comparison import Measure, quiet
-from onnxprune.comparison import Stage as ProgressCallback
-from onnxprune.data import DataLike, Preprocess
+from onnxprune import output, plan_file
+from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.targets import CostEstimator, meet
+from onnxprune.analysis import removed
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.options import AUTO, QUANTITIES, Options, Training
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
@@ -29,8 +29,9 @@ from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.pipeline.sweep_state import SweepState, name_of
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
-from onnxprune.targets import Meter, meet
+from onnxprune.runtime import workers
 from onnxprune.types import Plan
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def sweep(
     shares: Sequence[float] = SHARES,
     options: Options | None = None,
     training: Training | None = None,
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
@@ -164,7 +165,7 @@ class Family:
         analysis, options, shares = run.original, run.options, self.unplanned
         refuse_unprunable(analysis)
         hardest = replace(options, reduce={self.quantity: max(shares)})
-        meter = Meter(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
+        meter = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
         everything = np.ones(analysis.trace.n_channels, dtype=bool)
         scorer = Scorer(hardest, meter, run.workspace, run.on_stage)
         problem = scorer.problem(analysis, everything, analysis, everything)
@@ -188,7 +189,7 @@ class Family:
         """Make the members that are not there, each by its plan."""
         waiting = [share for share in self.planned if not self.state.is_made(share)]
         plain = replace(run.options, reduce={}, limit={}, max_drop=None)
-        measure = Measure(latency=False, eval_batch=run.measure.eval_batch)
+        measure = BenchmarkConfig(latency=False, eval_batch=run.measure.eval_batch)
         work = [
             Job(name_of(self.quantity, share), self.folder, run.sources, plain, run.training, measure)
             for share in waiting
@@ -223,7 +224,7 @@ class Job:
     sources: Sources
     options: Options
     training: Training | None
-    measure: Measure
+    measure: BenchmarkConfig
 
 
 def make_member(job: Job) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune import output, runtime
+from onnxprune import output
 from onnxprune.errors import OutputError
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
+from onnxprune.runtime.timing import Latency
 
 STATE = "sweep.json"
 
@@ -102,7 +103,7 @@ class SweepState:
             data=f"{report['samples']} samples of {report['data']}",
         )
 
-    def timed(self, share: float, found: runtime.Latency) -> None:
+    def timed(self, share: float, found: Latency) -> None:
         """Note what was timed."""
         self._set(share, latency=asdict(found))
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from onnxprune.allocation import knapsack
 from onnxprune.allocation.problem import part_of_the_way, settings
+from onnxprune.allocation.targets import CostEstimator, meet
 from onnxprune.analysis import removed
-from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import OptionError, TargetError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run
-from onnxprune.pruning import budget
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import contend
 from onnxprune.reforming.prices import BlockMeter, cheapest, taken
 from onnxprune.reforming.study import Study, study
-from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
 from onnxprune.workspace import Workspace
 
@@ -48,7 +48,9 @@ def decide(run: Run) -> Run:
     return replace(found, path=path, plan=replace(found.plan, path=path, blocks=found.edited.blocks))
 
 
-def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
+def alone(
+    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
 
@@ -70,14 +72,14 @@ def _round(
     found: Study,
     options: Options,
     workspace: Workspace,
-    meter: Meter,
-    limits: budget.Limits | None,
-    on_stage: Stage,
+    meter: CostEstimator,
+    limits: knapsack.Limits | None,
+    on_stage: ProgressCallback,
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
 
-    def allocate(limits: budget.Limits) -> BoolArray:
+    def allocate(limits: knapsack.Limits) -> BoolArray:
         chosen = cheapest(gauge, limits)
         reached = gauge.totals(chosen)
         if not limits.hold(*reached):

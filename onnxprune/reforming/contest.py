@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from onnxprune.allocation.knapsack import Limits
 from onnxprune.allocation.problem import paced
+from onnxprune.allocation.targets import CostEstimator, too_far
 from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
@@ -15,14 +17,12 @@ from onnxprune.options import QUANTITIES, Options
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run
 from onnxprune.pipeline.schedule import select_channels
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.budget import Limits
-from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
+from onnxprune.repair.least_squares import DEPTH
 from onnxprune.repair.network import RepairResult, divergences
-from onnxprune.targets import Meter, too_far
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import FloatArray
 
 FACTORS = (0.1, 0.3, 1.0)
@@ -57,13 +57,13 @@ class Contender:
         return self.run.edited
 
     @property
-    def meter(self) -> Meter:
+    def meter(self) -> CostEstimator:
         """The meter of the base."""
         assert self.run.meter is not None
         return self.run.meter
 
 
-def contend(run: Run, meter: Meter) -> Run:
+def contend(run: Run, meter: CostEstimator) -> Run:
     """Let other edits than those of channels compete with these, and return what loses least.
 
     At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
@@ -90,7 +90,7 @@ def contend(run: Run, meter: Meter) -> Run:
     return replace(best.run, edited=edited, ready=best.mended)
 
 
-def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
+def _on_the_way(meter: CostEstimator, options: Options) -> Iterator[CostEstimator]:
     """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
@@ -112,7 +112,7 @@ class _Contest:
         self.seen: set[tuple[str, ...]] = set()
         self.bases: dict[tuple[str, str], FloatArray] = {}
 
-    def met(self, goal: Meter, start: Contender | None) -> Contender:
+    def met(self, goal: CostEstimator, start: Contender | None) -> Contender:
         """Return the best of the ways to meet some goals, of those that are tried.
 
         Args:
@@ -153,7 +153,7 @@ class _Contest:
             raise unmet
         return best
 
-    def tried(self, base: Base, meter: Meter) -> Contender:
+    def tried(self, base: Base, meter: CostEstimator) -> Contender:
         """Choose channels from a base, repair what is left layer by layer, and measure what it loses.
 
         Raises:
@@ -167,7 +167,7 @@ class _Contest:
         self.told.append(_told(found))
         return found
 
-    def study(self, best: Contender, meter: Meter) -> tuple[Study, float]:
+    def study(self, best: Contender, meter: CostEstimator) -> tuple[Study, float]:
         """Look at further edits in what the best so far has left; return them and the price."""
         assert best.mended is not None
         left = best.mended.model
@@ -183,7 +183,7 @@ class _Contest:
         return replace(found, scored=tuple(free)), price_of(best.run.plan, best.meter)
 
     def round(
-        self, best: Contender | None, found: Study, price: float, meter: Meter, *, whole: bool = False
+        self, best: Contender | None, found: Study, price: float, meter: CostEstimator, *, whole: bool = False
     ) -> Contender | None:
         """Choose from some edits at a price; return the best that comes of it, or that was there.
 
@@ -216,7 +216,7 @@ class _Contest:
         return best
 
     def _enough(
-        self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: Meter, whole: bool
+        self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: CostEstimator, whole: bool
     ) -> tuple[Scored, ...]:
         """Choose edits for a price; fewer of them where the goals are measured to be met without any channel going."""
         limits: Limits | None = gauge.goals()
@@ -282,7 +282,7 @@ class _Contest:
         """Return what a reader should know."""
         return "held against each other: " + "; ".join(self.told)
 
-    def _selected(self, base: Base, meter: Meter) -> Run:
+    def _selected(self, base: Base, meter: CostEstimator) -> Run:
         """Choose channels from a base."""
         return select_channels(replace(from_model(self.run, base), meter=meter, options=meter.options))
 

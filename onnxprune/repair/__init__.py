@@ -1,4 +1,4 @@
-"""Refit the weights that are left by least squares, and keep them only where held-out samples say that they are better.
+"""Closed-form repair: surviving weights are refitted to the outputs of the original.
 
-May import calibration, surgery, metrics, graph and runtime.
+May import: calibration, surgery, graph and everything above them.
 """

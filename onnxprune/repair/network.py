@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from onnxprune import fidelity, runtime
 from onnxprune.analysis import Analysis
-from onnxprune.calibration import Calibration
-from onnxprune.comparison import Stage, quiet, share_of
-from onnxprune.model import Model
+from onnxprune.calibration.batches import Calibration
+from onnxprune.graph.model import Model
+from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import Options
-from onnxprune.pruning import repair
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.repair import least_squares
+from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
 from onnxprune.types import BoolArray, Repaired
 from onnxprune.workspace import Workspace
 
@@ -54,13 +55,13 @@ class NetworkRepair:
     keep: BoolArray
     reference: Model
     changed: Set[str] = frozenset()
-    depth: int = repair.DEPTH
+    depth: int = least_squares.DEPTH
 
     def fit(
-        self, workspace: Workspace, options: Options, on_stage: Stage = quiet
+        self, workspace: Workspace, options: Options, on_stage: ProgressCallback = quiet
     ) -> tuple[Model, tuple[Repaired, ...]]:
         """Refit all layers, without a look at held-out samples; see `onnxprune.pruning.repair.repair`."""
-        return repair.repair(
+        return least_squares.repair(
             self.reference,
             self.pruned,
             self.analysis.trace,
@@ -75,7 +76,7 @@ class NetworkRepair:
             progress=share_of(on_stage, "repair"),
         )
 
-    def fit_if_better(self, workspace: Workspace, options: Options, on_stage: Stage = quiet) -> RepairResult:
+    def fit_if_better(self, workspace: Workspace, options: Options, on_stage: ProgressCallback = quiet) -> RepairResult:
         """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
         model, layers = self.fit(workspace, options, on_stage)
         before, after = divergences(self.reference, (self.pruned, model), workspace.calibration)
@@ -95,10 +96,10 @@ def divergences(model: Model, candidates: Sequence[Model], calibration: Calibrat
     """Return the divergence of each candidate's output from the model's, on held-out samples."""
     batches = held_batches(calibration, MOST_SAMPLES)
     reference = outputs_of(model, batches)
-    return [fidelity.divergence(reference, outputs_of(candidate, batches)) for candidate in candidates]
+    return [output_divergence(reference, outputs_of(candidate, batches)) for candidate in candidates]
 
 
-def held_batches(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
+def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
     """Return held-out batches, up to a number of samples; augmented samples count as well."""
     numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
     wanted = max(1, min(len(numbers), samples // calibration.batch))
@@ -106,7 +107,7 @@ def held_batches(calibration: Calibration, samples: int) -> list[runtime.Feeds]:
     return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
 
 
-def outputs_of(model: Model, batches: list[runtime.Feeds]) -> fidelity.Outputs:
+def outputs_of(model: Model, batches: list[Feeds]) -> Outputs:
     """Return each output of a model, joined over the batches."""
     opened = model.session()
-    return runtime.joined([runtime.run(opened, feeds) for feeds in batches])
+    return concatenate_outputs([run_batch(opened, feeds) for feeds in batches])

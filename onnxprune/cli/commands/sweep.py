@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import onnxprune
-from onnxprune.cli.common import (
-    DATA,
-    EVALUATION,
-    LATENCY_TABLE,
-    MEASURE,
-    MODEL,
-    PATH,
-    REPORT,
-    WORKERS,
-    command_line,
-)
+from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, WORKERS, command_line
 from onnxprune.cli.dials import SWEPT
 from onnxprune.cli.group import examples
 from onnxprune.cli.recipe import trained
@@ -27,7 +17,7 @@ from onnxprune.cli.values import Words
 from onnxprune.options import QUANTITIES, Options, Training, parse_shares
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -82,7 +72,7 @@ def sweep(
     jobs: int,
     scheduler: str | None,
     plot: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     report: Path | None,
     terminal: Terminal,
 ) -> None:
