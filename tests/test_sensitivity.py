@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from onnx import numpy_helper
 
 from onnxprune.allocation import sensitivity
+from onnxprune.repair.network import divergences
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
 from onnxprune.data.dataset import inputs_of, load_data
@@ -235,7 +236,7 @@ def test_a_curve_rises_between_its_measurements_as_its_guide_does():
 def test_losses_of_candidates_are_those_on_samples_held_out():
     study = Study(proto_of(line))
     half = study.variant(study.removals[0], max(study.removals[0].weights))
-    found = sensitivity.losses(study.model, (study.model, half), study.calibration)
+    found = divergences(study.model, (study.model, half), study.calibration)
     assert found[0] == 0
     reference = outputs(study.model, study.held())
     assert found[1] == pytest.approx(output_divergence(reference, outputs(half, study.held())), rel=1e-3)
