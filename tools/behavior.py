@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Record what the package does from the command line, and compare two records: of a tree before and after a refactoring.
+"""Record what the command line does, and compare the records of two trees of the package.
 
-Every case runs in a process of its own with the package of the given folder, one thread and fixed seeds. No decision depends on timing: where
-edits of layers are concerned, which are chosen by timing, a plan is made once, kept in the record and replayed (`--plans`).
+Each case runs in a process of its own, on one thread, with fixed seeds and without latencies, so that a tree recorded twice gives the
+same record. Edits of layers are always chosen by timing: a plan that has some is made once, kept in the record and replayed (`--plans`).
 
 Example:
     python tools/behavior.py record --package ../before -o a.json
@@ -43,7 +43,8 @@ GENERATED = zoo.words("dynamo-regnet_x_400mf dynamo-mobilenet_v3_small dynamo-sh
 MEASURED = "--seed 0 --no-latency --json --quiet"
 PRUNED = f"-o {{out}} --round-to 8 --force {MEASURED}"
 SEEN = "--data {models}/calibration.npz --preprocess {models}/{inputs}.toml"
-DATA = f"{SEEN} --samples 32 --eval {{models}}/evaluation.npz"
+EVAL = "--eval {models}/evaluation.npz"
+DATA = f"{SEEN} --samples 32 {EVAL}"
 STUDENT = f"prune {{model}} --repair none --reduce flops=50% {PRUNED} -o {{student}}"
 TRAINED = "--train-batch 16"
 CASES = {
@@ -52,14 +53,17 @@ CASES = {
     "no-data": (f"prune {{model}} --repair none --reduce flops=50% {PRUNED}",),
     "progressive": (f"prune {{model}} {DATA} --reduce flops=50% --schedule progressive --steps 3 {PRUNED}",),
     "prune-finetune": (f"prune {{model}} {DATA} --reduce flops=50% --finetune 6steps {TRAINED} {PRUNED}",),
-    "finetune": (STUDENT, f"finetune {{student}} --teacher {{model}} {SEEN} --eval {{models}}/evaluation.npz --for 6steps -o {{out}} {TRAINED} {MEASURED}"),
+    "finetune": (STUDENT, f"finetune {{student}} --teacher {{model}} {SEEN} {EVAL} --for 6steps {TRAINED} -o {{out}} {MEASURED}"),
     "sweep": (f"sweep {{model}} {DATA} --targets flops=30%,60% -o {{folder}}/sweep --round-to 8 {MEASURED}",),
     "edits": (f"prune {{model}} {DATA} --plan {{edits}} {PRUNED}",),
 }  # fmt: skip
 BIAS = "--importance activation --repair bias"
 QUICK = {"filter-1": BIAS, "progressive": "--importance apoz --repair bias", "prune-finetune": BIAS, "sweep": BIAS}
 """For `small`, whose layer of 4,096 inputs takes half a minute to repair; edits of its layers are left out for that."""
-EDITS = f"plan {{model}} -o {{edits}} {SEEN} --samples 32 --reduce flops=50% --granularity filter,kernel,rank,depth --round-to 8 --seed 0 --quiet"
+EDITS = (
+    f"plan {{model}} -o {{edits}} {SEEN} --samples 32 --reduce flops=50% --granularity filter,kernel,rank,depth "
+    "--round-to 8 --seed 0 --quiet"
+)
 ZOO_CASES = {
     "no-data": f"prune {{model}} --reduce flops=30% --importance l2 --scope global --repair none {PRUNED}",
     "generated": f"prune {{model}} --reduce flops=30% --data generated --samples 4 {PRUNED}",
@@ -144,7 +148,7 @@ def digest(value: object) -> str:
 
 
 def plan_digests(path: Path) -> Record:
-    """Return the digest of which channels a plan keeps, with and without the names of the groups; empty where there is none."""
+    """Return digests of the channels that a plan keeps, with and without the names of groups; none without a plan."""
     if not path.exists():
         return {}
     groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
