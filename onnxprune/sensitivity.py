@@ -10,8 +10,8 @@ import numpy as np
 from onnxprune import fidelity, runtime
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
-from onnxprune.graph.linear import linear_of
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.second_order import Removal
 from onnxprune.types import Curve, Trace

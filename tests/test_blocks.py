@@ -11,8 +11,8 @@ from test_repair import repaired, run
 
 from onnxprune import runtime
 from onnxprune.capture import Store, Stream
-from onnxprune.graph.linear import linear_layers
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.saturation import UNBOUNDED
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.repair import block_reconstruction

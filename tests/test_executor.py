@@ -20,7 +20,7 @@ from onnxprune import runtime, verify
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
-from onnxprune.graph.rules import RULES
+from onnxprune.graph.operators import RULES
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import rewrite
 

@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError
-from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.linear import Conv, Linear, Norm, Product
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 
 SETTINGS = settings(
     DRAWN,

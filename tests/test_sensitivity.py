@@ -19,8 +19,8 @@ from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.data import inputs_of, load_data
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.linear import linear_of
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.pruning import rewrite, second_order
 from onnxprune.pruning.second_order import Removal

@@ -13,11 +13,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError
-
-RANDOM_OPS = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
-QUANTISED_OPS = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"})
+from onnxprune.graph.operators import spec_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
 
 def _stays(node: gs.Node) -> bool:
     body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return body or node.op in RANDOM_OPS or (node.op in QUANTISED_OPS and not _is_rounded_weight(node))
+    return body or not (spec_of(node).foldable or _is_rounded_weight(node))
 
 
 def _is_rounded_weight(node: gs.Node) -> bool:
@@ -256,10 +252,6 @@ def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
     ]
 
 
-TARGETS = {"Expand": 1, "Reshape": 1, "Resize": 3}
-"""The input that holds a target shape, by operator."""
-
-
 def unshare_targets(graph: gs.Graph) -> None:
     """Give every reader of a target shape joined by Concat a Concat of its own.
 
@@ -275,7 +267,7 @@ def unshare_targets(graph: gs.Graph) -> None:
         for number, reader in enumerate(readers[1:], start=1):
             output = gs.Variable(f"{node.outputs[0].name}__{number}")
             clones.append(gs.Node("Concat", f"{node.name}__{number}", dict(node.attrs), list(node.inputs), [output]))
-            reader.inputs[TARGETS[reader.op]] = output
+            reader.inputs[spec_of(reader).target_shape] = output
     if clones:
         graph.nodes.extend(clones)
         graph.toposort()
@@ -283,7 +275,7 @@ def unshare_targets(graph: gs.Graph) -> None:
 
 def _is_target(reader: gs.Node, tensor: gs.Variable) -> bool:
     places = [i for i, t in enumerate(reader.inputs) if t is tensor]
-    return reader.op in TARGETS and places == [TARGETS[reader.op]]
+    return places == [spec_of(reader).target_shape]
 
 
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:

@@ -28,9 +28,11 @@ import numpy as np
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store, Stream
 from onnxprune.errors import ProofError
-from onnxprune.graph.linear import Linear, linear_layers
+from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
-from onnxprune.graph.saturation import UNBOUNDED, Flat, flat_of
+from onnxprune.graph.operators import spec_of
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.saturation import UNBOUNDED, Flat
 from onnxprune.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
 from onnxprune.repair import block_reconstruction
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
@@ -188,7 +190,7 @@ def _flat(stream: Stream, name: str) -> Flat:
     users = [stream.nodes[n] for n in stream.users.get(name, [])]
     if not users or name in stream.results:
         return UNBOUNDED
-    bounds = [flat_of(node) for node in users]
+    bounds = [spec_of(node).saturation(node) for node in users]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 

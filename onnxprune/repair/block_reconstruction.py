@@ -27,7 +27,9 @@ from onnx import helper
 
 from onnxprune import runtime
 from onnxprune.capture import Stream
-from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.linear import Conv, Linear, Norm, Product
+from onnxprune.graph.operators import spec_of
+from onnxprune.graph.readers import linear_of
 from onnxprune.graph.saturation import Flat
 from onnxprune.types import BoolArray, FloatArray
 
@@ -38,11 +40,6 @@ Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
 """Of a matrix, (groups, outputs, features), and of a bias, (groups, outputs)."""
 Changes = dict[int, Change]
-ELEMENTWISE = frozenset({
-    "BatchNormalization", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh",
-})  # fmt: skip
-SUMS = frozenset({"Add", "Sum"})
-POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
 STEPS = 6
 """Steps of conjugate gradients in each turn."""
 LEAST_GAIN = 5e-3
@@ -162,16 +159,17 @@ def _is_known(stream: Stream, n: int, layers: Mapping[int, Linear], shapes: Mapp
     x, y = shapes[names[0]], shapes[names[-1]]
     if n in layers:
         return layers[n].channel_axis % len(y) != 0
-    if node.op in POOLS:
+    role = spec_of(node).chain
+    if role == "mean":
         return y[1] == x[1] and math.prod(y) == x[0] * x[1]
     if node.op == "Reshape":
         shape = node.inputs[1]
         return isinstance(shape, gs.Constant) and shape.values.flat[0] in (0, -1)
     if node.op == "Flatten":
         return int(node.attrs.get("axis", 1)) == 1
-    if node.op in SUMS or node.op == "Mul":
+    if role in ("sum", "product"):
         return len({len(shapes[name]) for name in names}) == 1
-    return node.op in ELEMENTWISE and len(stream.inputs[n]) == 1
+    return role == "elementwise" and len(stream.inputs[n]) == 1
 
 
 def fit(
@@ -308,7 +306,7 @@ class _Linearised:
                 if n not in self.layers:
                     self.layers[n] = _Layer(layer, x, y)
                 self.layers[n].look(x, rows=n in self.block.layers)
-            elif node.op in ELEMENTWISE and name in self.made:
+            elif spec_of(node).chain == "elementwise" and name in self.made:
                 self.slopes[n] = self._slope(n, name, x)
         return missed
 
@@ -342,12 +340,13 @@ class _Linearised:
         one = next(iter(parts.values()))
         if n in self.slopes:
             return one * self.slopes[n]
-        if node.op in SUMS:
+        role = spec_of(node).chain
+        if role == "sum":
             return np.broadcast_to(sum(parts[t.name] for t in node.inputs if t.name in parts), shape)
-        if node.op == "Mul":
+        if role == "product":
             a, b = node.inputs
             return np.asarray(sum(parts[p.name] * self._value(q) for p, q in ((a, b), (b, a)) if p.name in parts))
-        if node.op in POOLS:
+        if role == "mean":
             one = one.mean(axis=tuple(range(2, one.ndim)))
         return np.asarray(one.reshape(shape))
 
@@ -379,11 +378,12 @@ class _Linearised:
             return self.layers[n].backward(back)
         if n in self.slopes:
             return back * self.slopes[n]
-        if node.op in SUMS:
+        role = spec_of(node).chain
+        if role == "sum":
             return _summed(back, x.shape)
-        if node.op == "Mul":
+        if role == "product":
             return _summed(back * self._value(node.inputs[1 - i]), x.shape)
-        if node.op in POOLS:
+        if role == "mean":
             size = math.prod(x.shape[2:])
             return np.broadcast_to(back.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) / np.float32(size), x.shape)
         return back.reshape(x.shape)
