@@ -34,7 +34,7 @@ from onnxprune.graph.operators import spec_of
 from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.saturation import UNBOUNDED, Flat
 from onnxprune.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
-from onnxprune.repair import block_reconstruction
+from onnxprune.repair import block_reconstruction, layer_chain
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
@@ -300,14 +300,14 @@ def _fit(
 
 def _blocks(
     stream: Stream, there: Set[str], jobs: list[Job], trace: Trace, alive: BoolArray, depth: int, samples: int
-) -> dict[int, block_reconstruction.Block]:
+) -> dict[int, layer_chain.Block]:
     """Return the layers that are fitted together with each one, of those that pruning has touched, as many as `WORK` allows."""
     layers = linear_layers(stream.model.graph)
     free = {f.node for f in trace.slices if not alive[f.channels].all()} | {job.node for job in jobs}
     free |= {n for n in layers if stream.nodes[n].outputs[0].name not in there}
 
-    def block(job: Job, depth: int) -> block_reconstruction.Block | None:
-        return block_reconstruction.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
+    def block(job: Job, depth: int) -> layer_chain.Block | None:
+        return layer_chain.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
 
     found = {job.node: whole for job in jobs if (whole := block(job, depth)) is not None}
     for job in jobs:
@@ -323,14 +323,14 @@ def _blocks(
     return found
 
 
-def _samples_of(block: block_reconstruction.Block, positions: int, there: int, memory: float = np.inf) -> int:
+def _samples_of(block: layer_chain.Block, positions: int, there: int, memory: float = np.inf) -> int:
     """Return how many samples a block is fitted on, of those that are there."""
     return min(there, max(LEAST_SAMPLES, -(-BLOCK_ROWS // max(1, positions))), int(min(there, memory / block.bytes)))
 
 
 def _fit_block(
     job: Job,
-    block: block_reconstruction.Block,
+    block: layer_chain.Block,
     before: Stream,
     after: Stream,
     survivors: BoolArray,
