@@ -209,7 +209,7 @@ class Curve:
         group: its name.
         order: channels that may go, first to go first.
         counts: numbers of channels gone at which the loss was measured, ascending, from 0.
-        losses: divergence of the output there, never falling; see `onnxprune.fidelity.divergence`.
+        losses: divergence of the output there, never falling; see `onnxprune.metrics.outputs.output_divergence`.
         guide: what is thought to be lost with 0, 1, … channels gone, in whatever unit, never falling; None: the same with each.
     """
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxprune.data import PRESETS, InputSpec, Preprocess, inputs_of, load_data, load_preprocess
+from onnxprune.data.dataset import InputSpec, inputs_of, load_data
+from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
 from onnxprune.errors import DataError
 from onnxprune.graph import io
 

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 import onnxprune
-from onnxprune import Measure, benchmark
+from onnxprune import BenchmarkConfig
 from onnxprune.analysis import analyse
-from onnxprune.comparison import Comparison
-from onnxprune.data import Data, InputSpec, Preprocess, load_data
+from onnxprune.data.dataset import Data, InputSpec, load_data
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph import io as graph_io
 from onnxprune.report import details, grouping, thumbnails
 
@@ -184,7 +186,12 @@ def test_layers_are_timed_in_memory_as_from_the_file(models):
 
 
 def test_run_looks_closer_only_for_a_report(tiny_path, samples, out):
-    values = {"data": str(samples), "reduce": {"flops": 0.4}, "round_to": 1, "measure": Measure(runs=3, warmup=0)}
+    values = {
+        "data": str(samples),
+        "reduce": {"flops": 0.4},
+        "round_to": 1,
+        "measure": BenchmarkConfig(runs=3, warmup=0),
+    }
     plain = onnxprune.prune(tiny_path, **values).report
     assert plain.details is None
     assert plain.to_dict()["details"] is None

@@ -10,11 +10,14 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
+from onnxprune.fidelity import relative_difference
 from onnxprune.graph.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
 
 torch = pytest.importorskip("torch")
@@ -46,8 +49,8 @@ class Training:
     """A few steps of gradient descent, with gates."""
 
     def __init__(self, proto: onnx.ModelProto, threshold: float, ignore: tuple[str, ...] = (), **how: Any):
-        from onnxprune.training.executor import Executor
-        from onnxprune.training.gates import Gates
+        from onnxprune.torch_backend.executor import Executor
+        from onnxprune.training.gradient_gates import Gates
 
         self.model: Model = load(proto)
         self.trace: Trace = analyse(self.model, ignore).trace
@@ -79,8 +82,8 @@ class Training:
 
 
 def outputs(model: Model) -> list[Array]:
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 4), 5)
-    return runtime.run(model.session(optimise=False), feeds)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
+    return run_batch(model.session(optimise=False), feeds)
 
 
 def weights(model: Model) -> list[Array]:
@@ -103,11 +106,11 @@ def test_deleting_what_is_gated_changes_nothing():
         run.step()
     trained = run.executor.written()
     pruned = rewrite.delete(trained, run.trace, run.gates.keep)
-    masked = rewrite.mask(trained, run.trace, run.gates.keep)
+    masked = mask(trained, run.trace, run.gates.keep)
     assert sum(w.size for w in weights(pruned)) < sum(w.size for w in weights(trained))
     for dense, zeroed, small in zip(outputs(trained), outputs(masked), outputs(pruned), strict=True):
         np.testing.assert_array_equal(dense, zeroed)  # the mask is in the weights
-        assert verify.relative_difference(dense, small) <= 1e-4
+        assert relative_difference(dense, small) <= 1e-4
 
 
 def test_deletion_is_exact_for_loud_channels_that_a_large_threshold_gates():
@@ -117,7 +120,7 @@ def test_deletion_is_exact_for_loud_channels_that_a_large_threshold_gates():
     assert run.gates.gated.sum() >= 5
     trained = run.executor.written()
     for dense, small in zip(outputs(trained), outputs(rewrite.delete(trained, run.trace, run.gates.keep)), strict=True):
-        assert verify.relative_difference(dense, small) <= 1e-4
+        assert relative_difference(dense, small) <= 1e-4
 
 
 def test_gates_hold_while_the_optimiser_goes_on():

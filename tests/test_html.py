@@ -264,9 +264,9 @@ def test_report_of_a_call_shows_the_call(tiny_path, samples, out):
         data=str(samples),
         reduce={"flops": 0.4},
         round_to=1,
-        measure=onnxprune.Measure(latency=False),
+        measure=onnxprune.BenchmarkConfig(latency=False),
         report_output=path,
     )
     text = path.read_text(encoding="utf-8")
-    assert f"    onnxprune.prune(model='{tiny_path}', data='{samples}', measure=Measure(" in text
+    assert f"    onnxprune.prune(model='{tiny_path}', data='{samples}', measure=BenchmarkConfig(" in text
     assert "reduce={'flops': 0.4}, round_to=1)" in text

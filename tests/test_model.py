@@ -14,12 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import runtime, verify
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.evaluation.structure import full_check
 from onnxprune.graph import io
 from onnxprune.graph import model as model_files
+from onnxprune.runtime.session import open_session
 
-MEASURE = onnxprune.Measure(runs=2, warmup=0)
+MEASURE = onnxprune.BenchmarkConfig(runs=2, warmup=0)
 HALF = {"flops": 0.5}
 
 
@@ -308,15 +309,15 @@ def test_a_session_shares_the_weights():
     assert stub.ByteSize() < 0.2 * model.byte_size()
     for optimise in (False, True):
         shared = model.session(optimise=optimise).run(None, {name: x})[0]
-        whole = runtime.session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
+        whole = open_session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
         np.testing.assert_array_equal(shared, whole)
 
 
 def test_the_full_check_of_a_model_sees_what_that_of_its_file_sees(tiny, tmp_path):
     model = io.load(REFERENCE)
-    assert verify.full_check(model) is None
+    assert full_check(model) is None
     broken = model.copy()
     node = next(node for node in broken.graph.nodes if node.op == "Conv")
     node.attrs["kernel_shape"] = [1, 1, 1]
-    assert verify.full_check(broken) is not None
-    assert verify.full_check(broken.to_proto()) is not None
+    assert full_check(broken) is not None
+    assert full_check(broken.to_proto()) is not None

@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 
+from onnxprune.evaluation.gate import Judgement
 from onnxprune.report import interactive, saving
-from onnxprune.report.document import Judgement, Member, Sweep
+from onnxprune.report.document import Member, Sweep
 from onnxprune.types import Check, Verdict
 
 SWEEP = Sweep(

@@ -14,15 +14,19 @@ import pytest
 from graphs import random_plan
 
 from onnxprune import analysis as analysing
-from onnxprune import search, verify
+from onnxprune import search
 from onnxprune.analysis import Analysis
 from onnxprune.errors import OptionError
+from onnxprune.evaluation.structure import full_check
 from onnxprune.graph import io
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.importance import weights as importance
 from onnxprune.options import Options
-from onnxprune.pruning import importance, rewrite
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, Trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,10 +68,10 @@ def dense(trace: Trace) -> BoolArray:
 def pruned_and_proven(model: Model, trace: Trace, keep: BoolArray, seed: int = 0) -> Model:
     """Delete channels, after a proof that this equals masking them."""
     pruned = rewrite.delete(model, trace, keep)
-    proof = verify.prove(model, pruned, rewrite.mask(model, trace, keep), seed=seed)
+    proof = prove(model, pruned, mask(model, trace, keep), seed=seed)
     assert proof.difference <= 1e-4
     assert proof.batches == (1, 3)
-    assert verify.full_check(pruned.to_proto()) is None
+    assert full_check(pruned.to_proto()) is None
     return pruned
 
 

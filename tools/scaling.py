@@ -86,13 +86,14 @@ def ours(source: Path) -> Record:
     import functools
 
     from onnxprune import analysis as analysing
-    from onnxprune import runtime, search
+    from onnxprune import search
     from onnxprune.graph import io
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.runtime.session import open_session
+    from onnxprune.surgery import channels as rewrite
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count, on either side
-    runtime.session = functools.partial(runtime.session, threads=1)
+    open_session = functools.partial(open_session, threads=1)
     times: dict[str, float] = {}
     base, last = coverage.peak_memory(), time.process_time()
 

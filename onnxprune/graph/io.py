@@ -18,7 +18,6 @@ import onnx_graphsurgeon as gs
 from onnx import external_data_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
 from onnxprune.graph.model import Model, count_params, is_float, tensors_of, weightless
 from onnxprune.graph.normalize import (
@@ -34,7 +33,9 @@ from onnxprune.graph.normalize import (
     unshare_targets,
 )
 from onnxprune.graph.qdq import separate_weights
+from onnxprune.graph.shapes import infer_shapes
 from onnxprune.output import check_destination, staged
+from onnxprune.runtime.session import open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -73,7 +74,7 @@ def damaged(file: Path) -> Iterator[None]:
     except (OnnxPruneError, MemoryError):
         raise
     except Exception as error:
-        runtime.session(os.fspath(file), optimise=False, where=str(file))  # says it better, if it cannot load it either
+        open_session(os.fspath(file), optimise=False, where=str(file))  # says it better, if it cannot load it either
         raise ModelError(
             "the model cannot be read",
             where=str(file),
@@ -256,7 +257,7 @@ def _load(file: Path) -> Model:
     if any(needs_arguments(node) for node in graph.nodes):
         explicit_arguments(graph, _static_shapes(model), model.opset)
     if means_of_norms(graph):
-        sum_norms(graph, runtime.infer_shapes(weightless(model), {}), model.opset)
+        sum_norms(graph, infer_shapes(weightless(model), {}), model.opset)
     unshare_targets(graph)
     separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
     graph, batchnorms = fold_batchnorms(graph)
@@ -311,14 +312,14 @@ def _refuse_unloadable(model: Model) -> None:
     A few operators insist on constants, so when it fails the whole file has the last word.
     """
     try:
-        runtime.session(weightless(model), optimise=False)
+        open_session(weightless(model), optimise=False)
     except ModelError:
-        runtime.session(os.fspath(model.path), optimise=False, where=str(model.path))
+        open_session(os.fspath(model.path), optimise=False, where=str(model.path))
 
 
 def _static_shapes(model: Model) -> dict[str, list[int | None]]:
     """Return what is known of shapes whatever size the dynamic axes take."""
-    return runtime.infer_shapes(weightless(model), {}).partial
+    return infer_shapes(weightless(model), {}).partial
 
 
 def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:

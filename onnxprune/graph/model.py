@@ -20,14 +20,15 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune import runtime
 from onnxprune.graph.normalize import BatchNorm, captured_names, raw_values
 from onnxprune.graph.qdq import is_dequantised
+from onnxprune.runtime.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
 
     import onnxruntime as ort
+
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
 
@@ -81,11 +82,9 @@ class Model:
         return proto, {name: tensor.values for name, tensor in apart.items()}
 
     def session(self, *, optimise: bool = True, threads: int = 0, where: str = "") -> ort.InferenceSession:
-        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `runtime.session`."""
+        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `onnxprune.runtime.session.open_session`."""
         proto, weights = self.stub()
-        return runtime.session(
-            proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights
-        )
+        return open_session(proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
         """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""

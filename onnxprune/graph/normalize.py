@@ -11,9 +11,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.graph.operators import spec_of
+from onnxprune.graph.shapes import InferredShapes
+from onnxprune.runtime.session import open_session, run_batch
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], w
         OnnxExporter.export_graph(part, do_type_check=False), opset_imports=graph.import_domains, ir_version=8
     )
     try:
-        return runtime.run(runtime.session(proto, optimise=False), {})
+        return run_batch(open_session(proto, optimise=False), {})
     except ModelError as error:
         raise ModelError("constants cannot be folded", where=where, why=error.why) from error
 
@@ -210,7 +211,7 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
             node.inputs = [node.inputs[0], constant]
 
 
-def sum_norms(graph: gs.Graph, inferred: runtime.Inferred, opset: int) -> None:
+def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
     """Turn the mean of norms, as in global response normalisation, into their sum divided by their number.
 
     A mean over channels changes for all when one goes; a sum does not know those that are zero. The layer is that of

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import qdq
 from onnxprune.graph.facts import Facts
@@ -22,6 +21,14 @@ from onnxprune.graph.model import Model, copy_graph, is_float, params_of, tensor
 from onnxprune.graph.normalize import captured_names, fold_constants, fold_shapes
 from onnxprune.graph.operators import OperatorSpec, spec_of
 from onnxprune.graph.rule_context import RuleContext, TraceState
+from onnxprune.graph.shapes import (
+    candidate_shapes,
+    concrete_shapes,
+    has_dynamic_batch,
+    infer_shapes,
+    no_shape_runs,
+    observe_tensors,
+)
 from onnxprune.types import IntArray, Trace
 
 BATCH = 13
@@ -134,13 +141,13 @@ class _Shapes:
 def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shapes:
     """Infer all shapes, or run the model where inference leaves a gap or where shapes are computed at run time."""
     light = weightless(model)
-    dynamic = runtime.has_dynamic_batch(model.header)
+    dynamic = has_dynamic_batch(model.header)
     # inference does not notice when the sizes of several inputs don't fit each other
-    plain, other = (runtime.concrete_shapes(model.header, 1, known=known, states=states) for states in (False, True))
+    plain, other = (concrete_shapes(model.header, 1, known=known, states=states) for states in (False, True))
     must_run = known is None and plain != other
     failures = []
-    for batch, inputs in runtime.candidates(model.header, (BATCH, *RUN_BATCHES) if dynamic else (1,), known):
-        inferred = runtime.infer_shapes(light, inputs)
+    for batch, inputs in candidate_shapes(model.header, (BATCH, *RUN_BATCHES) if dynamic else (1,), known):
+        inferred = infer_shapes(light, inputs)
         shapes, types = inferred.full, inferred.types
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
         outputs = [t for node in model.graph.nodes for t in node.outputs if t.name]
@@ -155,7 +162,7 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
         if dynamic and batch == BATCH:
             continue  # a smaller batch is cheaper to run
         try:
-            seen = runtime.observe(
+            seen = observe_tensors(
                 model.to_proto(), inputs, wanted or [model.header.graph.output[0].name], str(model.path)
             )
         except ModelError as failure:
@@ -163,7 +170,7 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
             continue
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         return _Shapes(batch, inputs, shapes, {k: v for k, v in seen.items() if _is_small_integer(v, np.shape(v))})
-    raise runtime.none_runs(failures)
+    raise no_shape_runs(failures)
 
 
 def _computed(
@@ -179,7 +186,7 @@ def _computed(
     shapes: dict[str, tuple[int, ...]] = {}
     found: dict[str, np.ndarray[Any, Any]] = {}
     while True:
-        inferred = runtime.infer_shapes(weightless(concrete), inputs)
+        inferred = infer_shapes(weightless(concrete), inputs)
         shapes |= inferred.full
         if not fold_shapes(graph, inferred.partial):
             break

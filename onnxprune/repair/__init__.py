@@ -1,1 +1,4 @@
-"""Least squares on the weights that are left. Imports `graph` and `capture`."""
+"""Closed-form repair: surviving weights are refitted to the outputs of the original.
+
+May import: calibration, surgery, graph and everything above them.
+"""

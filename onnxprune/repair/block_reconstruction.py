@@ -8,7 +8,7 @@ what they were, only what the layers behind make most of. So the layers up to so
 f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all activations fixed, what
 changes move is linear in them, so each turn is a linear least squares problem. Aiming at what a block of layers gives, not each layer, is
 the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", section 3.2; here
-by least squares, as in `onnxprune.pruning.repair`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
+by least squares, as in `onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
 directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of what each layer sees and by
 what its outputs move. Turns are judged on samples held out, and end where these gain nothing.
 """
@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
-from onnxprune.capture import Stream
+from onnxprune.calibration.capture import Stream
 from onnxprune.graph.linear import Norm
 from onnxprune.graph.operators import spec_of
 from onnxprune.graph.readers import linear_of
 from onnxprune.graph.saturation import Flat
 from onnxprune.repair.layer_chain import STEPS, Block
 from onnxprune.repair.layer_map import Change, LayerMap
+from onnxprune.runtime.session import open_session, run_batch
 from onnxprune.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 Array = np.ndarray[Any, Any]
 Changes = dict[int, Change]
@@ -158,13 +159,13 @@ class _Linearised:
     def _run(self, names: list[str]) -> list[Array]:
         taken = self.samples.taken
         kinds = {name: (value.dtype, value.ndim) for name, value in taken.items()}
-        return runtime.run(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
+        return run_batch(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
 
     def _session(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
     ) -> ort.InferenceSession:
         proto, weights = self.stream.model.part(nodes, inputs, outputs)
-        return runtime.session(proto, patient=True, weights=weights)
+        return open_session(proto, patient=True, weights=weights)
 
     def _missed(self, given: Array) -> tuple[Array, BoolArray]:
         """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""
@@ -193,7 +194,7 @@ class _Linearised:
         step = x.dtype.type(max(SLOPE, float(np.finfo(x.dtype).eps) ** 0.5) * max(float(x.std()), TINY))
         out = self.stream.nodes[n].outputs[0].name
         opened = self._session([n], {name: (x.dtype, x.ndim)}, [out])
-        up, down = (runtime.run(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
+        up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
     def _forward(self, changes: Changes) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.capture import Stream
+from onnxprune.calibration.capture import Stream
 from onnxprune.graph.linear import Linear, Norm, Product
 from onnxprune.graph.operators import spec_of
 

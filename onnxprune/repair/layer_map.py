@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
 from onnxprune.graph.linear import Conv, Linear
+from onnxprune.runtime.session import open_session, run_batch
 
 Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
@@ -142,7 +142,7 @@ class _Convolution:
     def _run(self, which: int, value: Array, matrix: Array) -> Array:
         weight = self.layer.unmatrix(matrix)
         feeds = {name: np.ascontiguousarray(part, np.float32) for name, part in (("x", value), ("w", weight))}
-        result: Array = runtime.run(self.opened[which], feeds)[0]
+        result: Array = run_batch(self.opened[which], feeds)[0]
         return result
 
 
@@ -151,4 +151,4 @@ def _session(op: str, attributes: dict[str, Any]) -> Any:
     x, w, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * rank) for name in ("x", "w", "y"))
     graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], **attributes)], "layer", [x, w], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return runtime.session(model, patient=True)
+    return open_session(model, patient=True)

@@ -14,13 +14,14 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report.document import Inspection, Layer, Report, Sweep
-from onnxprune.runtime import Latency
+from onnxprune.analysis import Inspection, Layer
+from onnxprune.report.document import Report, Sweep
+from onnxprune.runtime.timing import Latency
 from onnxprune.types import Curve, Pin, Plan, Repaired, Trace, Verdict
 
 if TYPE_CHECKING:
-    from onnxprune import latency as latencies
-    from onnxprune.benchmark import Bench, LayerTime
+    from onnxprune.allocation import latency_model as latencies
+    from onnxprune.evaluation.benchmark import Bench, LayerTime
 
 
 def human(value: float, unit: str = "") -> str:

@@ -11,11 +11,12 @@ from pathlib import PurePath
 from typing import Any
 
 from onnxprune.errors import OptionError
+from onnxprune.evaluation.gate import Judgement
 from onnxprune.output import plain
 from onnxprune.report import bars, interactive, tables
 from onnxprune.report.console import figure_rows, repair_text, timing_text, training_text, two_figures, verdict_lines
 from onnxprune.report.details import Changed, Details
-from onnxprune.report.document import Judgement, Report, Sweep
+from onnxprune.report.document import Report, Sweep
 
 CARDS = ("FLOPs", "parameters", "file size", "top-1", "latency", "agreement")
 

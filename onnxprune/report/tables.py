@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.benchmark import LayerTime
+from onnxprune.analysis import Layer
+from onnxprune.evaluation.benchmark import LayerTime
 from onnxprune.report.console import SHOWN, figure_rows, human, relative
 from onnxprune.report.details import Details
-from onnxprune.report.document import Layer, Member, Report
+from onnxprune.report.document import Member, Report
 from onnxprune.types import Verdict
 
 

@@ -17,19 +17,19 @@ from onnxprune.errors import OptionError
 from onnxprune.output import plain
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
-    from onnxprune.gate import Limits
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
+    from onnxprune.evaluation.gate import GateLimits
     from onnxprune.types import Verdict
 
 
-def _limits(values: dict[str, Any]) -> Limits:
-    from onnxprune import policy as policies
-    from onnxprune.gate import Limits
+def _limits(values: dict[str, Any]) -> GateLimits:
+    from onnxprune.evaluation import policy as policies
+    from onnxprune.evaluation.gate import GateLimits
 
     policy = values.pop("policy")
     for name in ("max_size", "max_memory", "max_peak_memory"):
         values[name] = None if values[name] is None else values[name] * 1e6
-    limits = Limits(**{**values, "domains": values["domains"] or None})
+    limits = GateLimits(**{**values, "domains": values["domains"] or None})
     return limits if policy is None else policies.merged(policies.read(policy), limits)
 
 
@@ -116,7 +116,7 @@ def check(
     data: Path | None,
     preprocess: str | None,
     template: Path | None,
-    limits: Limits,
+    limits: GateLimits,
     strict: bool,
     providers: tuple[str, ...],
     junit: Path | None,
@@ -124,14 +124,14 @@ def check(
     markdown: Path | None,
     github: bool,
     report: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     terminal: Terminal,
 ) -> None:
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
-    from onnxprune import gate, policy
+    from onnxprune.evaluation import gate, policy
+    from onnxprune.evaluation.gate import Judgement
     from onnxprune.output import check_destination
     from onnxprune.report import console, formats, saving
-    from onnxprune.report.document import Judgement
 
     if template is not None:
         policy.init(template)

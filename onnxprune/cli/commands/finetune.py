@@ -16,7 +16,7 @@ from onnxprune.errors import OptionError
 from onnxprune.options import Options, Training, parse_memory
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -63,7 +63,7 @@ def finetune(
     plan: Path | None,
     memory: str,
     seed: int,
-    measure: Measure,
+    measure: BenchmarkConfig,
     report: Path | None,
     terminal: Terminal,
 ) -> None:

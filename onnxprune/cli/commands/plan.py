@@ -14,7 +14,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.options import Options
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -37,7 +37,7 @@ def plan(
     data: Path | None,
     preprocess: str | None,
     latency_table: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""

@@ -16,7 +16,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.options import Options, Training
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -66,7 +66,7 @@ def prune(
     training: Training | None,
     checkpoint: Path | None,
     latency_table: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     force: bool,
     report: Path | None,
     terminal: Terminal,

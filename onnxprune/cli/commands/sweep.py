@@ -26,7 +26,7 @@ from onnxprune.cli.values import Words
 from onnxprune.options import QUANTITIES, Options, Training, parse_shares
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -81,7 +81,7 @@ def sweep(
     jobs: int,
     scheduler: str | None,
     plot: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     report: Path | None,
     terminal: Terminal,
 ) -> None:
