@@ -83,7 +83,7 @@ ZERO_NEUTRAL = OperatorSpec(elementwise.reduce_sum)
 """A reduction to which a zero adds nothing."""
 ALONG = OperatorSpec(elementwise.along)
 ARG = OperatorSpec(elementwise.argmax)
-RECURRENT = OperatorSpec(layers.recurrent, weight_inputs=(1, 2, 3))
+RECURRENT = OperatorSpec(layers.recurrent)
 SAMPLED = OperatorSpec(layers.roi_align)
 RANDOM = OperatorSpec(foldable=False)
 INTEGER_LAYER = OperatorSpec(quantized_layer=True)
@@ -150,7 +150,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Mod": broadcast(),
     "Mul": broadcast("mul", shape_rule=shape_rules.arithmetic, chain="product"),
     "Or": broadcast("logical_or"),
-    "PRelu": broadcast(),
+    "PRelu": broadcast(weight_inputs=(1,)),
     "Pow": broadcast(),
     "Sub": broadcast("sub", shape_rule=shape_rules.arithmetic),
     "Sum": broadcast(chain="sum"),
@@ -172,7 +172,9 @@ OPERATORS: dict[str, OperatorSpec] = {
     "ConvTranspose": OperatorSpec(layers.conv_transpose, weight_inputs=(1, 2), linear=linear_views.conv),
     "Einsum": OperatorSpec(layers.einsum, constant_first=True, weight_inputs=(0, 1), linear=linear_views.einsum),
     "Gemm": OperatorSpec(layers.gemm, constant_first=True, weight_inputs=(0, 1, 2), linear=linear_views.gemm),
-    "MatMul": OperatorSpec(layers.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul),
+    "MatMul": OperatorSpec(
+        layers.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul, torch="matmul"
+    ),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), RECURRENT),
     **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), SAMPLED),
     # normalizations
