@@ -17,10 +17,10 @@ from graphs import load
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.evaluation.structure import check_structure
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask

@@ -17,12 +17,12 @@ from test_topologies import NETS
 from test_zoo import ZOO, fill
 
 from onnxprune.errors import DataError, ModelError
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import RULES
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.torch_backend import operators

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnxprune.allocation import knapsack
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask

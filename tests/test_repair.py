@@ -22,10 +22,10 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.repair.least_squares import repair
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite

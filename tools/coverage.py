@@ -159,8 +159,8 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune.fidelity import relative_difference
     from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+    from onnxprune.metrics.outputs import relative_difference
     from onnxprune.runtime.session import open_session, random_feeds, run_batch
 
     proto = onnx.load(os.fspath(source))

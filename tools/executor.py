@@ -41,10 +41,10 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from onnxprune.errors import OnnxPruneError, first_line
-from onnxprune.fidelity import relative_difference
 from onnxprune.graph import io as graph_io
 from onnxprune.graph import model as models
 from onnxprune.graph.shapes import workable_shapes
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.torch_backend.executor import Executor
 
