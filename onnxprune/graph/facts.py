@@ -6,13 +6,13 @@ finds the connected components of the ties: each is one *channel*, a unit that c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from onnxprune.graph.ids import FIXED, varying
-from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Slice, Summed, Work
+from onnxprune.types import Count, Group, IntArray, Lookup, Pin, Slice, Summed, Trace, Work
 
 Fact = TypeVar("Fact", Slice, Count, Lookup)
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)
@@ -35,26 +35,6 @@ class _Pin(NamedTuple):
     ids: IntArray
     node: int
     reason: str
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """The facts in terms of channels; see `onnxprune.types.Trace` for the fields.
-
-    `lookup` holds the channel of each id, and -1 at its end for id -1.
-    """
-
-    n_channels: int
-    groups: tuple[Group, ...]
-    pinned: BoolArray
-    pins: tuple[Pin, ...]
-    slices: tuple[Slice, ...]
-    counts: tuple[Count, ...]
-    lookups: tuple[Lookup, ...]
-    summed: tuple[Summed, ...]
-    extents: tuple[IntArray, ...]
-    works: tuple[Work, ...]
-    lookup: IntArray
 
 
 class Facts:
@@ -114,12 +94,15 @@ class Facts:
         lane = ids.reshape(-1)
         self.lanes.setdefault(lane.tobytes(), (node, lane))
 
-    def resolve(self, labels: tuple[str, ...], ops: tuple[str, ...]) -> Resolved:
+    def resolve(self, labels: tuple[str, ...], ops: tuple[str, ...]) -> tuple[Trace, IntArray]:
         """Turn ids into channels and groups.
 
         Args:
             labels: one per node of the graph.
             ops: operator of each node.
+
+        Returns:
+            A trace that knows no tensors yet, and the channel of each id, with -1 at its end for id -1.
         """
         of_id = self._components()
         of_id = self._make_rectangular(of_id)
@@ -155,20 +138,28 @@ class Facts:
         pinned = np.zeros(n, dtype=bool)
         for pin in pins:
             pinned[pin.channels] = True
-        groups = self._groups(of_id, n, labels)
-        return Resolved(
-            n,
-            groups,
-            pinned,
-            pins,
-            slices,
-            counts,
-            lookups,
-            summed,
-            tuple(extents.values()),
-            works,
-            lookup,
+        trace = Trace(
+            labels=labels,
+            ops=ops,
+            n_channels=n,
+            groups=self._groups(of_id, n, labels),
+            pinned=pinned,
+            pins=pins,
+            slices=slices,
+            counts=counts,
+            lookups=lookups,
+            summed=summed,
+            works=works,
+            extents=tuple(extents.values()),
+            shapes={},
+            input_shapes={},
+            per_tensor_params={},
+            per_tensor_uses={},
+            weight_sizes={},
+            carried={},
+            batch=1,
         )
+        return trace, lookup
 
     def _components(self) -> IntArray:
         """Number the connected components of the ties by their first id; return the number of each id."""

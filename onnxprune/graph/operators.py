@@ -169,7 +169,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Trilu": OperatorSpec(elementwise.diagonal),
     # layers
     "Conv": OperatorSpec(layers.conv, constant_first=True, weight_inputs=(1, 2), linear=linear_views.conv),
-    "ConvTranspose": OperatorSpec(layers.conv_transpose, weight_inputs=(1, 2), linear=linear_views.conv),
+    "ConvTranspose": OperatorSpec(layers.conv, weight_inputs=(1, 2), linear=linear_views.conv),
     "Einsum": OperatorSpec(layers.einsum, constant_first=True, weight_inputs=(0, 1), linear=linear_views.einsum),
     "Gemm": OperatorSpec(layers.gemm, constant_first=True, weight_inputs=(0, 1, 2), linear=linear_views.gemm),
     "MatMul": OperatorSpec(

@@ -83,29 +83,19 @@ def trace(
     )
     _walk(state)
     _pin_ignored(facts, model.graph, labels, ignore)
-    resolved = facts.resolve(labels, ops)
-    works = tuple(replace(work, positions=work.positions // known.batch) for work in resolved.works)
+    found, lookup = facts.resolve(labels, ops)
+    works = tuple(replace(work, positions=work.positions // known.batch) for work in found.works)
     params = params_of(model.graph)
-    return Trace(
-        labels,
-        ops,
-        resolved.n_channels,
-        resolved.groups,
-        resolved.pinned,
-        resolved.pins,
-        resolved.slices,
-        resolved.counts,
-        resolved.lookups,
-        resolved.summed,
-        works,
-        resolved.extents,
-        known.tensors,
-        known.inputs,
-        known.batch,
-        params,
-        dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
-        {(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
-        _carried(state.ids, resolved.lookup),
+    return replace(
+        found,
+        works=works,
+        shapes=known.tensors,
+        input_shapes=known.inputs,
+        batch=known.batch,
+        per_tensor_params=params,
+        per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
+        weight_sizes={(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
+        carried=_carried(state.ids, lookup),
     )
 
 

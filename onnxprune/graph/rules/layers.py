@@ -15,37 +15,33 @@ from onnxprune.types import Statistic
 def conv(ctx: RuleContext) -> list[Ids]:
     """Reads channels and writes new ones; grouped: positions are tied across groups; depthwise: filters follow.
 
-    Any rank, and depthwise with a multiplier, too.
+    Any rank, and depthwise with a multiplier, too. The weight of a Conv is (out, in / groups, ...), that of a ConvTranspose
+    (in, out / groups, ...).
     """
-    weight = ctx.const(1)
-    rank = len(ctx.out_shape())
     ids = lane(ctx, 0, 1)
-    if weight is None:
+    if ctx.const(1) is None:
         return [_computed_weight(ctx, ids)]
-    n_out, per_group = weight.shape[:2]
+    transposed = ctx.op == "ConvTranspose"
+    n, n_out, *spatial = ctx.out_shape()
     groups = int(ctx.attr("group", 1))
-    positions = math.prod(ctx.out_shape()[2:]) * ctx.out_shape()[0]
-    ctx.work(1, positions)
-    if groups == 1:
-        out = ctx.mint(n_out)
-        ctx.slice(1, 1, ids, "reads")
-        ctx.slice(1, 0, out, "writes")
-    elif per_group == 1:  # depthwise: a filter follows the channel it filters
+    ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
+    if ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
         out = np.repeat(ids, n_out // groups)
-        ctx.slice(1, 0, out, "follows")
+        ctx.slice(1, 0, ids if transposed else out, "follows")
         ctx.count("group", ids)
-    elif groups >= ctx.state.whole_from:
+    elif groups >= max(2, ctx.state.whole_from):
         out = _whole_groups(ctx, ids, n_out, groups)
-        ctx.slice(1, 0, out, "writes")
+        ctx.slice(1, 0, ids if transposed else out, "follows" if transposed else "writes")
     else:
-        blocks = ids.reshape(groups, per_group)
-        _tie_groups(ctx, blocks, "another group of this Conv reads a channel that stays")
+        reads = ids.reshape(groups, -1)
+        _tie_groups(ctx, reads, f"another group of this {ctx.op} reads a channel that stays")
         out = ctx.mint(n_out)
-        _tie_groups(ctx, out.reshape(groups, n_out // groups), "")
-        ctx.slice(1, 1, blocks[0], "reads")
-        ctx.slice(1, 0, out, "writes")
+        writes = out.reshape(groups, -1)
+        _tie_groups(ctx, writes, "")
+        ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
+        ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
     _bias(ctx, 2, out)
-    return [on_axis(out, 1, rank)]
+    return [on_axis(out, 1, 2 + len(spatial))]
 
 
 def gemm(ctx: RuleContext) -> list[Ids]:
@@ -172,41 +168,6 @@ def batchnorm(ctx: RuleContext) -> list[Ids]:
     for i in range(2, 5):
         ctx.slice(i, 0, ids, "follows")
     return [on_axis(ids, 1, rank)] + [nothing(1)] * (ctx.n_outputs - 1)
-
-
-def conv_transpose(ctx: RuleContext) -> list[Ids]:
-    """Reads channels and writes new ones; grouped and depthwise as Conv.
-
-    Its weight is (channels in, channels out / groups, ...).
-    """
-    weight = ctx.const(1)
-    rank = len(ctx.out_shape())
-    ids = lane(ctx, 0, 1)
-    if weight is None:
-        return [_computed_weight(ctx, ids)]
-    n_in, per_group = weight.shape[:2]
-    groups = int(ctx.attr("group", 1))
-    ctx.work(1, math.prod(ctx.shape(0)[2:]) * ctx.shape(0)[0])
-    if groups == 1:
-        out = ctx.mint(per_group)
-        ctx.slice(1, 0, ids, "reads")
-        ctx.slice(1, 1, out, "writes")
-    elif n_in == groups:
-        out = np.repeat(ids, per_group)
-        ctx.slice(1, 0, ids, "follows")
-        ctx.count("group", ids)
-    elif groups >= ctx.state.whole_from:
-        out = _whole_groups(ctx, ids, per_group * groups, groups)
-        ctx.slice(1, 0, ids, "follows")
-    else:
-        _tie_groups(ctx, ids.reshape(groups, -1), "another group of this ConvTranspose reads a channel that stays")
-        out = ctx.mint(per_group * groups)
-        blocks = out.reshape(groups, per_group)
-        _tie_groups(ctx, blocks, "")
-        ctx.slice(1, 0, ids, "reads")
-        ctx.slice(1, 1, blocks[0], "writes")
-    _bias(ctx, 2, out)
-    return [on_axis(out, 1, rank)]
 
 
 def _computed_weight(ctx: RuleContext, ids: Ids) -> Ids:
