@@ -77,8 +77,8 @@ OWNERS = {
     "dask": {"workers"},
     "distributed": {"workers"},
     "platformdirs": {"machine"},
-    "matplotlib": {"report.plot"},
-    "bokeh": {"report.interactive", "report.bars"},
+    "matplotlib": {"report.matplotlib_plots"},
+    "bokeh": {"report.bokeh_plots"},
     "jinja2": {"report.html"},
     "rich": {"report.console", "cli"},
 }
