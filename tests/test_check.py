@@ -22,7 +22,7 @@ import onnxprune
 from onnxprune import files, footprint, rounds, runtime
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import policy
-from onnxprune.evaluation.gate import GateLimits
+from onnxprune.evaluation.policy import GateLimits
 from onnxprune.report import ci_formats, markdown
 from onnxprune.types import Check, Verdict
 

@@ -18,13 +18,13 @@ from onnxprune.output import plain
 
 if TYPE_CHECKING:
     from onnxprune.evaluation.benchmark import BenchmarkConfig
-    from onnxprune.evaluation.gate import GateLimits
+    from onnxprune.evaluation.policy import GateLimits
     from onnxprune.types import Verdict
 
 
 def _limits(values: dict[str, Any]) -> GateLimits:
     from onnxprune.evaluation import policy as policies
-    from onnxprune.evaluation.gate import GateLimits
+    from onnxprune.evaluation.policy import GateLimits
 
     policy = values.pop("policy")
     for name in ("max_size", "max_memory", "max_peak_memory"):
