@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
     from onnxprune.errors import OnnxPruneError
     from onnxprune.evaluation.benchmark import BenchmarkConfig
     from onnxprune.evaluation.gate import check
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import Result, prune
     from onnxprune.sweeping import sweep
 
+
 _HOMES = {
     "BenchmarkConfig": "evaluation.benchmark",
     "OnnxPruneError": "errors",
-    "Preprocess": "data",
+    "Preprocess": "data.preprocess",
     "Result": "pipeline",
     "Training": "options",
     "check": "evaluation.gate",

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import model as models
-from onnxprune import runtime
-from onnxprune.channels.cost import CostModel, LayerCost
-from onnxprune.channels.trace import trace as trace_model
+from onnxprune.allocation import knapsack
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.model import Model
+from onnxprune.graph import model as models
+from onnxprune.graph.cost import CostModel, LayerCost
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import Options
-from onnxprune.pruning import budget
+from onnxprune.runtime.session import ORT_VERSION, open_session, random_feeds, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
 
 INSPECT_SCHEMA = "onnxprune.inspect/1"
@@ -150,10 +151,10 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
         raise
     except Exception:
         where = str(model.path)
-        shapes = runtime.concrete_shapes(model.header, 1, known=known)
-        runtime.run(
-            runtime.session(where, optimise=False, where=where),
-            runtime.random_feeds(model.header, shapes, 0),
+        shapes = concrete_shapes(model.header, 1, known=known)
+        run_batch(
+            open_session(where, optimise=False, where=where),
+            random_feeds(model.header, shapes, 0),
             where=where,
         )
         raise
@@ -172,7 +173,7 @@ def refuse_unprunable(analysis: Analysis) -> None:
             why=f"its layers are {', '.join(layers)}",
             hint="prune the float model, then quantise the result",
         )
-    reasons = budget.holders(trace, budget.Rules())
+    reasons = knapsack.holders(trace, knapsack.PruningRules())
     raise ModelError(
         "nothing can be pruned",
         where=str(analysis.model.path),
@@ -229,7 +230,7 @@ def versions() -> dict[str, str]:
     """Return the versions that a report names."""
     return {
         "onnxprune": importlib.metadata.version("onnxprune"),
-        "onnxruntime": runtime.VERSION,
+        "onnxruntime": ORT_VERSION,
         "onnx": onnx.__version__,
     }
 

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import sensitivity, workers
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis, refuse_unprunable
-from onnxprune.data import Data, DataLike, Preprocess
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.importance import obs as second_order
 from onnxprune.options import Options
 from onnxprune.progress import ProgressCallback, quiet, share_of
-from onnxprune.pruning import second_order
 from onnxprune.report.document import curve_dict
+from onnxprune.runtime import workers
 from onnxprune.scoring import calibrated_scores
 from onnxprune.types import Curve
 from onnxprune.workspace import opened, workspace_for

@@ -10,23 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import model as models
 from onnxprune import output as outputs
-from onnxprune import plan_file, runtime
+from onnxprune import plan_file
 from onnxprune.analysis import Analysis, analyse, layers_of, pinned_of, versions
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import compare
 from onnxprune.evaluation.structure import check_structure, full_check
-from onnxprune.model import Model
+from onnxprune.graph import io
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.recovery import augmented, boundaries, without_gated
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
-from onnxprune.training import require_torch
+from onnxprune.runtime.session import open_session
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import Check, IntArray, Verdict
 
 
@@ -86,7 +89,7 @@ def finetune(
     saving.refuse_same(page, destination, state)
     on_stage("load", None)
     structure = {} if plan is None else plan_file.structure(Path(plan))
-    student_model, teacher_model = models.load(model), models.load(teacher)
+    student_model, teacher_model = io.load(model), io.load(teacher)
     for target in (destination, state, page):
         if target is not None:
             outputs.check_destination(target, *student_model.files, *teacher_model.files)
@@ -98,7 +101,7 @@ def finetune(
     student, original = analyse(student_model, known=given.shapes()), analyse(teacher_model, known=given.shapes())
     training = augmented(training, given)
 
-    from onnxprune.training import finetune as torch_side  # only here: torch takes seconds to load
+    from onnxprune.training import distill as torch_side  # only here: torch takes seconds to load
 
     tuned = torch_side.finetune(
         student_model,
@@ -120,7 +123,7 @@ def finetune(
         keep = ~tuned.gated
     on_stage("verify", None)
     checks = check_structure(result, teacher_model, strict=full_check(teacher_model) is None)
-    opened = runtime.session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
+    opened = open_session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
     candidate = result.session(threads=measure.threads, where="the trained model")
     found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
     checks.append(Check("finite outputs", found.finite, None, found.finite))
@@ -160,7 +163,7 @@ def finetune(
     )
     if destination is not None and report.verdict:
         on_stage("write", None)
-        size = models.save(result, destination, models.provenance(teacher_model.digest))
+        size = io.save(result, destination, models.provenance(teacher_model.digest))
         report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if page is not None:
         saving.save(page, report, command)

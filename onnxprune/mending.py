@@ -6,12 +6,12 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 
-from onnxprune import sensitivity
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.progress import ProgressCallback, quiet, share_of
-from onnxprune.pruning import repair
+from onnxprune.repair import least_squares as repair
 from onnxprune.types import BoolArray, Repaired
 from onnxprune.workspace import Workspace
 
@@ -82,7 +82,7 @@ def repaired(
     changed: Set[str] = frozenset(),
     depth: int = repair.DEPTH,
 ) -> tuple[Model, tuple[Repaired, ...]]:
-    """Repair a pruned model as the options say, whatever comes of it; see `mend`, and `onnxprune.pruning.repair.repair`."""
+    """Repair a pruned model as the options say, whatever comes of it; see `mend`, and `onnxprune.repair.least_squares.repair`."""
     return repair.repair(
         reference,
         pruned,

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.analysis import Analysis, analysed
-from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
-from onnxprune.data import Data
+from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
+from onnxprune.data.dataset import Data
+from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import TargetError
-from onnxprune.generate import NAME as GENERATED_NAME
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import Proof, prove
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, IntArray, Trace
 
 if TYPE_CHECKING:
-    from onnxprune.training.finetune import Tuned
+    from onnxprune.training.distill import Tuned
+
 
 AT_THE_END = 0.5
 """Share of the training that comes after the last step of a progressive schedule; the rest is spread evenly between the steps."""
@@ -115,7 +116,7 @@ class Recovery:
     def _train(
         self, model: Model, keep: BoolArray, training: Training, trace: Trace | None, state: Path | None
     ) -> Tuned:
-        from onnxprune.training.finetune import finetune  # only here: torch takes seconds to load
+        from onnxprune.training.distill import finetune  # only here: torch takes seconds to load
 
         return finetune(
             model,

@@ -6,11 +6,13 @@ from collections.abc import Container
 
 import numpy as np
 
+from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis
+from onnxprune.importance import obs as second_order
+from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.progress import ProgressCallback, share_of
-from onnxprune.pruning import budget, importance, second_order
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
 
@@ -75,7 +77,7 @@ def _gradient_scores(
     analysis: Analysis, options: Options, on_stage: ProgressCallback, workspace: Workspace
 ) -> FloatArray:
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients
 
     return gradients.scores(
         analysis.model,
@@ -88,7 +90,7 @@ def _gradient_scores(
     )
 
 
-def per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -> FloatArray:
+def per_saving(analysis: Analysis, scores: FloatArray, limits: knapsack.Limits) -> FloatArray:
     """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
 
     Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import output, plan_file, runtime, workers
+from onnxprune import output, plan_file
 from onnxprune.analysis import Analysis, removed
-from onnxprune.data import Data, DataLike, Preprocess
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.options import QUANTITIES, Options, Training
@@ -23,6 +24,8 @@ from onnxprune.pipeline import prune
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
+from onnxprune.runtime import workers
+from onnxprune.runtime.timing import Latency
 from onnxprune.search import plans
 from onnxprune.types import Plan
 from onnxprune.workspace import opened, workspace_for
@@ -332,7 +335,7 @@ class _State:
             data=f"{report['samples']} samples of {report['data']}",
         )
 
-    def timed(self, share: float, found: runtime.Latency) -> None:
+    def timed(self, share: float, found: Latency) -> None:
         """Note what was timed."""
         self._set(share, latency=asdict(found))
 

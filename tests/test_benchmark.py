@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune import BenchmarkConfig, machine
+from onnxprune import BenchmarkConfig
 from onnxprune.evaluation import benchmark
+from onnxprune.runtime import machine
 
 QUICK = BenchmarkConfig(runs=10, warmup=1, seconds=1)
 

@@ -19,11 +19,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxprune
-from onnxprune import files, footprint, rounds, runtime
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import policy
 from onnxprune.evaluation.policy import GateLimits
+from onnxprune.graph import io
 from onnxprune.report import ci_formats, markdown
+from onnxprune.runtime import paired_timing, process_memory
+from onnxprune.runtime.session import CPU_PROVIDER, open_session, run_batch
 from onnxprune.types import Check, Verdict
 
 MEASURE = onnxprune.BenchmarkConfig(runs=5, warmup=1, seconds=2)
@@ -39,7 +41,7 @@ def labelled(tiny_path: Path) -> dict[str, np.ndarray]:
     """Return 400 samples, nine of ten of which the tiny model gets right."""
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(400, 3, 8, 8)) + 3 * rng.normal(size=(400, 3, 1, 1))).astype(np.float32)
-    answers = runtime.run(runtime.session(str(tiny_path)), {"x": x})[0].argmax(axis=1)
+    answers = run_batch(open_session(str(tiny_path)), {"x": x})[0].argmax(axis=1)
     return {"x": x, "labels": np.where(np.arange(400) % 10, answers, (answers + 1) % 4)}
 
 
@@ -198,9 +200,9 @@ def test_an_identical_model_passes_every_time(tiny_path, labelled) -> None:
         assert [check.name for check in verdict.checks if check.undecided] in ([], ["speed-up"])
 
 
-def raced(*speedups: float, ms: float = 1.0, others: float = 0.0) -> rounds.Race:
+def raced(*speedups: float, ms: float = 1.0, others: float = 0.0) -> paired_timing.PairedTiming:
     """Return rounds with these speed-ups of a candidate that takes so many milliseconds."""
-    return rounds.Race(tuple(ms * ratio for ratio in speedups), (ms,) * len(speedups), 10, others)
+    return paired_timing.PairedTiming(tuple(ms * ratio for ratio in speedups), (ms,) * len(speedups), 10, others)
 
 
 def check_named(verdict: Verdict, name: str) -> Check:
@@ -211,7 +213,7 @@ def check_named(verdict: Verdict, name: str) -> Check:
     ("low", "high", "status"), [(1.1, 1.3, "PASSED"), (0.9, 1.3, "UNDECIDED"), (0.7, 0.9, "FAILED")]
 )
 def test_latency_is_decided_by_all_rounds(low, high, status, tiny_path, monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(low, high, high, high))
+    monkeypatch.setattr(paired_timing, "time_pair", lambda *_, **__: raced(low, high, high, high))
     verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(min_speedup=1.0), measure=MEASURE)
     check = check_named(verdict, "speed-up")
     assert check.status == status
@@ -232,7 +234,7 @@ def test_latency_is_decided_by_all_rounds(low, high, status, tiny_path, monkeypa
 def test_milliseconds_are_undecided_where_others_may_have_caused_them(
     limit, others, status, tiny_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(1.0, 1.0, others=others))
+    monkeypatch.setattr(paired_timing, "time_pair", lambda *_, **__: raced(1.0, 1.0, others=others))
     verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_latency=limit), measure=MEASURE)
     assert check_named(verdict, "latency (ms)").status == status
 
@@ -241,16 +243,16 @@ def test_each_round_has_sessions_of_its_own_in_another_order(tiny_path, images) 
     opened: list[str] = []
 
     def opener(name: str) -> Callable[[], object]:
-        return lambda: opened.append(name) or runtime.session(str(tiny_path))
+        return lambda: opened.append(name) or open_session(str(tiny_path))
 
     shares: list[float] = []
-    found = rounds.race(
+    found = paired_timing.time_pair(
         (opener("a"), opener("b")), {"x": images}, runs=24, warmup=1, seconds=10, progress=shares.append
     )
-    assert len(found.a) == len(found.b) == len(opened) // 2 == rounds.ROUNDS
+    assert len(found.a) == len(found.b) == len(opened) // 2 == paired_timing.ROUNDS
     assert {"".join(opened[n : n + 2]) for n in range(0, len(opened), 2)} == {"ab", "ba"}
     assert opened.count("a") == opened.count("b")
-    assert found.runs == rounds.ROUNDS * rounds.FEWEST_RUNS
+    assert found.runs == paired_timing.ROUNDS * paired_timing.FEWEST_RUNS
     assert shares[-1] == 1
 
 
@@ -278,14 +280,14 @@ def test_peak_memory_holds_the_weights(tmp_path) -> None:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         (tmp_path / f"{size}.onnx").write_bytes(model.SerializeToString())
         feeds = {"x": np.ones((1, 1), np.float32)}
-        took.append(footprint.measure(tmp_path / f"{size}.onnx", feeds, threads=1, provider=runtime.CPU))
+        took.append(process_memory.measure(tmp_path / f"{size}.onnx", feeds, threads=1, provider=CPU_PROVIDER))
     assert took[0] is not None
     assert took[1] is not None
     assert 40e6 < took[1] - took[0] < 400e6
 
 
 def test_peak_memory_of_what_does_not_run_is_unknown(tmp_path, images) -> None:
-    assert footprint.measure(tmp_path / "gone.onnx", {"x": images}, threads=1, provider=runtime.CPU) is None
+    assert process_memory.measure(tmp_path / "gone.onnx", {"x": images}, threads=1, provider=CPU_PROVIDER) is None
 
 
 def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> None:
@@ -331,7 +333,7 @@ def test_domains(tiny, tiny_path, tmp_path) -> None:
 
 def test_a_provider_that_is_not_there(tiny_path) -> None:
     verdict = onnxprune.check(
-        tiny_path, tiny_path, providers=(runtime.CPU, "TensorrtExecutionProvider"), measure=MEASURE
+        tiny_path, tiny_path, providers=(CPU_PROVIDER, "TensorrtExecutionProvider"), measure=MEASURE
     )
     assert failed(verdict) == ["loads on Tensorrt"]
 
@@ -479,7 +481,7 @@ def test_command_with_a_policy_and_all_formats(run, tiny, tiny_path, labelled, t
 
 
 def test_undecided_fails_where_it_is_strict(run, tiny_path, monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(0.9, 1.0, 1.1))
+    monkeypatch.setattr(paired_timing, "time_pair", lambda *_, **__: raced(0.9, 1.0, 1.1))
     command = ("check", tiny_path, "--baseline", tiny_path, "--min-speedup", 1)
     relaxed = run(*command)
     assert relaxed.exit_code == 0
@@ -500,8 +502,8 @@ def test_provenance_is_shown_and_checked(run, tiny_path, tmp_path) -> None:
 
 def test_each_file_is_parsed_once(tiny_path, tmp_path, monkeypatch) -> None:
     parsed: list[Path] = []
-    parse = files.parse
-    monkeypatch.setattr(files, "parse", lambda file: parsed.append(file) or parse(file))
+    parse = io.parse
+    monkeypatch.setattr(io, "parse", lambda file: parsed.append(file) or parse(file))
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(tiny_path.read_bytes())
     assert onnxprune.check(copy, tiny_path, measure=MEASURE)

@@ -19,8 +19,9 @@ from click.shell_completion import ShellComplete
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import analysis, data, options
+from onnxprune import analysis, options
 from onnxprune.cli import main
+from onnxprune.data import preprocess
 from onnxprune.options import SCOPES
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
@@ -126,7 +127,7 @@ def test_completion_script(shell):
 
 
 def test_names_of_presets_are_those_that_there_are():
-    assert tuple(data.PRESETS) == options.PRESETS
+    assert tuple(preprocess.PRESETS) == options.PRESETS
 
 
 # ------------------------------------------------------------------------------------------------------------- version

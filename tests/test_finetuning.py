@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import runtime
 from onnxprune.analysis import analyse
 from onnxprune.options import Training, parse_bounds
-from onnxprune.pruning import repair
+from onnxprune.repair import least_squares as repair
+from onnxprune.runtime.session import open_session, run_batch
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -157,8 +157,8 @@ def test_python_says_the_same(tiny_path, samples, out):
     )
     assert report.training is not None
     x = np.load(samples)["x"][:4]
-    expected = runtime.run(model.session(), {"x": x})[0]
-    np.testing.assert_allclose(runtime.run(runtime.session(str(out / "b.onnx")), {"x": x})[0], expected, atol=1e-6)
+    expected = run_batch(model.session(), {"x": x})[0]
+    np.testing.assert_allclose(run_batch(open_session(str(out / "b.onnx")), {"x": x})[0], expected, atol=1e-6)
 
 
 def test_without_torch_the_extra_is_named(refused, tiny_path, samples, out, monkeypatch):

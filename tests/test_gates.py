@@ -10,12 +10,14 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune import runtime
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
-from onnxprune.fidelity import relative_difference
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
 
 torch = pytest.importorskip("torch")
@@ -47,8 +49,8 @@ class Training:
     """A few steps of gradient descent, with gates."""
 
     def __init__(self, proto: onnx.ModelProto, threshold: float, ignore: tuple[str, ...] = (), **how: Any):
-        from onnxprune.training.executor import Executor
-        from onnxprune.training.gates import Gates
+        from onnxprune.torch_backend.executor import Executor
+        from onnxprune.training.gradient_gates import Gates
 
         self.model: Model = load(proto)
         self.trace: Trace = analyse(self.model, ignore).trace
@@ -80,8 +82,8 @@ class Training:
 
 
 def outputs(model: Model) -> list[Array]:
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 4), 5)
-    return runtime.run(model.session(optimise=False), feeds)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
+    return run_batch(model.session(optimise=False), feeds)
 
 
 def weights(model: Model) -> list[Array]:
@@ -104,7 +106,7 @@ def test_deleting_what_is_gated_changes_nothing():
         run.step()
     trained = run.executor.written()
     pruned = rewrite.delete(trained, run.trace, run.gates.keep)
-    masked = rewrite.mask(trained, run.trace, run.gates.keep)
+    masked = mask(trained, run.trace, run.gates.keep)
     assert sum(w.size for w in weights(pruned)) < sum(w.size for w in weights(trained))
     for dense, zeroed, small in zip(outputs(trained), outputs(masked), outputs(pruned), strict=True):
         np.testing.assert_array_equal(dense, zeroed)  # the mask is in the weights

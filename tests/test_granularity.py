@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
-from onnxprune import runtime
 from onnxprune.analysis import analyse
-from onnxprune.channels.linear import Conv, linear_layers
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
 from onnxprune.granularity import candidates
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, from_dict, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph.linear import Conv, linear_layers
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import node_labels
+from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import TOLERANCE, prove
 
 LETTERS = "abcdefgh"
@@ -116,8 +117,8 @@ def edited(draw: Any) -> tuple[Model, Edit]:
 
 
 def outputs_of(model: Model, seed: int = 0, optimise: bool = False) -> list[np.ndarray]:
-    shapes = runtime.concrete_shapes(model.header, 2)
-    return runtime.run(model.session(optimise=optimise), runtime.random_feeds(model.header, shapes, seed))
+    shapes = concrete_shapes(model.header, 2)
+    return run_batch(model.session(optimise=optimise), random_feeds(model.header, shapes, seed))
 
 
 def apart(a: Model, b: Model) -> float:
@@ -286,7 +287,7 @@ def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: 
 
 
 def test_channels_of_a_chain_change_places(tiny_path: Any) -> None:
-    from onnxprune.model import load as load_file
+    from onnxprune.graph.io import load as load_file
 
     model = load_file(tiny_path)
     trace = analyse(model).trace

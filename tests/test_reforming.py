@@ -14,21 +14,21 @@ import pytest
 from test_granularity import residual
 
 import onnxprune
-from onnxprune import runtime
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import analyse
 from onnxprune.errors import TargetError
 from onnxprune.granularity import timing
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
 from onnxprune.granularity.timing import Saving
-from onnxprune.model import load
+from onnxprune.graph.io import load
 from onnxprune.options import GRANULARITIES, Options
-from onnxprune.pruning import rewrite
 from onnxprune.reforming import contest
 from onnxprune.reforming.base import Base, Scored, apply
 from onnxprune.reforming.prices import BlockMeter, cheapest, pick
+from onnxprune.runtime.session import run_batch
+from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import TOLERANCE
-from onnxprune.targets import Meter
 
 FAST = onnxprune.BenchmarkConfig(latency=False)
 
@@ -268,7 +268,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     model = load(models / "small.onnx")
     analysis = analyse(model)
     options = Options(reduce={"latency": 0.5})
-    meter = Meter(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
+    meter = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
@@ -280,7 +280,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
 
 def test_edits_go_no_further_than_the_goals(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = Meter(analysis, Options(reduce={"flops": 0.5}), FAST)
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
     macs = meter.whole["flops"]
     found = [
         Scored(Candidate(Rank(str(n), 4, "channel"), (n,)), Saving(1.0, 0.5, macs * 0.2, 0.0), 0.1, 0.1 * (n + 1))
@@ -322,10 +322,10 @@ def test_gradients_weigh_blocks(importance, tiny_path, samples):
 
 @pytest.mark.torch
 def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
-    from onnxprune.calibration import Calibration
-    from onnxprune.data import inputs_of, load_data
-    from onnxprune.fidelity import divergence
-    from onnxprune.training import gradients
+    from onnxprune.calibration.batches import Calibration
+    from onnxprune.data.dataset import inputs_of, load_data
+    from onnxprune.importance import gradients
+    from onnxprune.metrics.outputs import output_divergence
 
     model = load(tiny_path)
     analysis = analyse(model)
@@ -334,14 +334,14 @@ def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
     assert seen == 64
     weight = model.graph.nodes[2].inputs[1]
     feeds = calibration.data.rows(0, 64)
-    before = runtime.run(model.session(), feeds)
+    before = run_batch(model.session(), feeds)
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(8):
         change = 0.02 * rng.standard_normal(weight.shape).astype(np.float32)
         other = model.copy()
         other.graph.nodes[2].inputs[1].values = weight.values + change
-        risen = divergence(before, runtime.run(other.session(), feeds))
+        risen = output_divergence(before, run_batch(other.session(), feeds))
         ratios.append(gradients.of_change(directions[2], change, seen) / risen)
     assert 0.5 < np.median(ratios) < 2  # a variance, from 32 draws
 

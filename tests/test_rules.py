@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from cases import CASES, OTHER_CASES, SIZE_CASES, Case, check
 
-from onnxprune.channels.ops import RULES
-from onnxprune.channels.sizes import SIZE_RULES
+from onnxprune.graph.rules import RULES
+from onnxprune.graph.shape_rules import SIZE_RULES
 
 
 def marked(cases: list[Case]) -> list[Any]:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import BenchmarkConfig, curves, sweeping, workers
+from onnxprune import BenchmarkConfig, curves, sweeping
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.options import Options
 from onnxprune.report.document import Member
+from onnxprune.runtime import workers
 
 UNTIMED = BenchmarkConfig(latency=False)
 OPTIONS = Options(round_to=2, augment=())

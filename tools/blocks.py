@@ -237,12 +237,14 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     import onnx
 
     import onnxprune
-    from onnxprune import fidelity, runtime
-    from onnxprune.data import inputs_of, load_data
+    from onnxprune.data.dataset import inputs_of, load_data
     from onnxprune.errors import TargetError
     from onnxprune.evaluation import benchmark
     from onnxprune.evaluation.compare import predict
-    from onnxprune.model import load
+    from onnxprune.graph.io import load
+    from onnxprune.graph.shapes import concrete_shapes
+    from onnxprune.metrics.outputs import compare_outputs
+    from onnxprune.runtime.session import random_feeds
 
     if network in REAL:
         task = accuracy.task(network, ROOT / "build" / "accuracy")
@@ -271,8 +273,8 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     report = result.report
     assert report.latency is not None
     blocks = [entry for part in report.blocks for entry in part]
-    shapes = runtime.concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
-    feeds = runtime.random_feeds(result.model.header, shapes, 0)
+    shapes = concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
+    feeds = random_feeds(result.model.header, shapes, 0)
     rows = benchmark.side_by_side([benchmark.layer_times(source, feeds, 1) for source in (str(path), result.model)])
     times = []
     for entry in blocks:
@@ -283,7 +285,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     calibrated = load_data(data, inputs_of(original.header), how)
     outputs = [predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
     return {
-        "calibration": fidelity.fidelity(*outputs).get("kl"),
+        "calibration": compare_outputs(*outputs).get("kl"),
         "before": report.before.top1,
         "after": report.after.top1,
         "agreement": report.fidelity.get("agreement"),

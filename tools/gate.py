@@ -27,9 +27,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import machine, statistics
 from onnxprune.evaluation import gate, policy, verdict
 from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.metrics import paired_tests
+from onnxprune.runtime import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gate.md"
@@ -46,7 +47,7 @@ def outcome(samples: int, drop: float, changed: float, rng: np.random.Generator)
     """Draw an evaluation set and decide."""
     lost, gained = (changed + drop) / 200, (changed - drop) / 200
     kind = rng.choice(3, samples, p=(lost, gained, 1 - lost - gained))
-    told = statistics.paired(kind != 1, kind != 0, seed=int(rng.integers(2**31)))
+    told = paired_tests.paired(kind != 1, kind != 0, seed=int(rng.integers(2**31)))
     return verdict.DROP.held(verdict.paired_drop(told, ""), LIMIT).status
 
 

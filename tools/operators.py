@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxprune.channels.ops import support
-from onnxprune.channels.sizes import SIZE_RULES
+from onnxprune.graph.rules import support
+from onnxprune.graph.shape_rules import SIZE_RULES
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
 

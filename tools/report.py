@@ -26,10 +26,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import BenchmarkConfig, machine
+from onnxprune import BenchmarkConfig
+from onnxprune.runtime import machine
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "report.md"

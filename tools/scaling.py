@@ -86,13 +86,14 @@ def ours(source: Path) -> Record:
     import functools
 
     from onnxprune import analysis as analysing
-    from onnxprune import model as models
-    from onnxprune import runtime, search
+    from onnxprune import search
+    from onnxprune.graph import io
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.runtime.session import open_session
+    from onnxprune.surgery import channels as rewrite
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count, on either side
-    runtime.session = functools.partial(runtime.session, threads=1)
+    open_session = functools.partial(open_session, threads=1)
     times: dict[str, float] = {}
     base, last = coverage.peak_memory(), time.process_time()
 
@@ -101,7 +102,7 @@ def ours(source: Path) -> Record:
         now = time.process_time()
         times[stage], last = now - last, now
 
-    model = models.load(source)
+    model = io.load(source)
     lap("load")
     analysis = analysing.analyse(model)
     lap("trace")

@@ -10,10 +10,14 @@ from typing import Any
 
 import onnx
 
-from onnxprune import files, machine, profiling, runtime
 from onnxprune.errors import OptionError
-from onnxprune.model import Model
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import workable_shapes
 from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime import machine, profiler
+from onnxprune.runtime.session import Feeds, open_session, random_feeds
+from onnxprune.runtime.timing import Latency, time_runs
 
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
@@ -70,7 +74,7 @@ class Bench:
         environment: the machine.
     """
 
-    latency: runtime.Latency
+    latency: Latency
     layers: tuple[LayerTime, ...]
     pinned: tuple[int, ...]
     environment: machine.Environment
@@ -101,15 +105,15 @@ def bench(
         ModelError: one cannot be read or run.
     """
     on_stage("load", None)
-    protos = [files.read(path)[0] for path in paths]
+    protos = [io.read(path)[0] for path in paths]
     with machine.pinned(measure.threads) as processors:
-        sessions = [runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
+        sessions = [open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
         feeds = [
-            runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, measure.batch), seed)
+            random_feeds(proto, workable_shapes(opened, proto, measure.batch), seed)
             for opened, proto in zip(sessions, protos, strict=True)
         ]
         batch = next(iter(feeds[0].values())).shape[0]
-        latency = runtime.time_runs(
+        latency = time_runs(
             sessions,
             feeds,
             runs=measure.runs,
@@ -133,7 +137,7 @@ Times = dict[str, tuple[str, float]]
 """Operator and microseconds of each node that takes time, by name."""
 
 
-def layer_times(source: str | Model, feeds: runtime.Feeds, threads: int, seconds: float = SECONDS) -> Times:
+def layer_times(source: str | Model, feeds: Feeds, threads: int, seconds: float = SECONDS) -> Times:
     """Return what each node of a model, or of a model file, takes; nothing for a file whose weights lie beside it, or that has 2 GB.
 
     Args:
@@ -151,7 +155,7 @@ def layer_times(source: str | Model, feeds: runtime.Feeds, threads: int, seconds
             return {}  # nodes can only be told apart after they are named, and so large a model cannot be passed on in memory
     names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
     found: Times = {}
-    for kernel in profiling.profile(
+    for kernel in profiler.profile(
         proto, feeds, weights=weights, threads=threads, seconds=seconds, where=where
     ).kernels:
         name, op = (f"({kernel.op}, put in by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, runtime
-from onnxprune.data import Data
+from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.fidelity import Outputs
+from onnxprune.graph.shapes import has_dynamic_batch, workable_shapes
+from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime.session import Feeds, concatenate_outputs, random_feeds, run_batch
+from onnxprune.runtime.timing import Latency, time_runs
 from onnxprune.types import IntArray
 
 if TYPE_CHECKING:
@@ -35,13 +37,13 @@ class Comparison:
     accuracy_a: tuple[float | None, float | None]
     accuracy_b: tuple[float | None, float | None]
     fidelity: dict[str, float]
-    latency: runtime.Latency | None
+    latency: Latency | None
     data: str
     samples: int
     finite: bool
     outputs: tuple[Outputs, Outputs]
     labels: IntArray | None
-    feeds: runtime.Feeds
+    feeds: Feeds
 
 
 def compare(
@@ -54,7 +56,7 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     """Run two sessions on the same data (or, without any, on seeded random inputs) and time them in turn."""
-    found: list[fidelity.Outputs] = []
+    found: list[Outputs] = []
     accuracy: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
     if data is not None:
         for opened, name in ((original, "the original"), (candidate, "the candidate")):
@@ -65,19 +67,19 @@ def compare(
             found.append(predict(opened, data, measure.eval_batch, name, progress))
         if data.labels is not None:
             accuracy = [
-                (a["top1"], a.get("top5")) for a in (fidelity.accuracy(outputs, data.labels) for outputs in found)
+                (a["top1"], a.get("top5")) for a in (classification_accuracy(outputs, data.labels) for outputs in found)
             ]
         name, samples = data.name, len(found[0][0])
     else:
-        samples = RANDOM_SAMPLES if runtime.has_dynamic_batch(proto) else 1
-        inputs = runtime.random_feeds(proto, runtime.workable_shapes(original, proto, samples), seed)
-        found = [[np.atleast_1d(o) for o in runtime.run(opened, inputs)] for opened in (original, candidate)]
+        samples = RANDOM_SAMPLES if has_dynamic_batch(proto) else 1
+        inputs = random_feeds(proto, workable_shapes(original, proto, samples), seed)
+        found = [[np.atleast_1d(o) for o in run_batch(opened, inputs)] for opened in (original, candidate)]
         name = "random inputs"
     feeds = timed_feeds(original, proto, data, measure.batch, seed)
     latency = None
     if measure.latency:
         on_stage("time", 0.0)
-        latency = runtime.time_runs(
+        latency = time_runs(
             (original, candidate),
             (feeds, feeds),
             runs=measure.runs,
@@ -89,7 +91,7 @@ def compare(
         )
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
-        likeness = fidelity.fidelity(*found)
+        likeness = compare_outputs(*found)
     labels = None if data is None or data.labels is None else data.labels[:samples]
     outputs = (found[0], found[1])
     return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite, outputs, labels, feeds)
@@ -97,10 +99,10 @@ def compare(
 
 def timed_feeds(
     opened: ort.InferenceSession, proto: onnx.ModelProto, data: Data | None, batch: int, seed: int = 0
-) -> runtime.Feeds:
+) -> Feeds:
     """Return inputs to time a model on: the first samples of the data, or seeded random ones."""
     if data is None:
-        return runtime.random_feeds(proto, runtime.workable_shapes(opened, proto, batch), seed)
+        return random_feeds(proto, workable_shapes(opened, proto, batch), seed)
     batch = data.inputs[0].shape[0] or batch  # a model of a fixed batch runs on no other
     feeds = data.rows(0, min(batch, len(data)))
     if len(data) < batch:
@@ -128,7 +130,7 @@ def predict(
     for feeds in data.batches(size):
         if isinstance(fixed, int) and len(next(iter(feeds.values()))) < size:
             break
-        parts.append(runtime.run(opened, feeds, where=where))
+        parts.append(run_batch(opened, feeds, where=where))
         if progress:
             progress(min(1.0, len(parts) * size / len(data)))
-    return runtime.joined(parts)
+    return concatenate_outputs(parts)

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import files, rounds, runtime
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import compare, timed_feeds
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.evaluation.verdict import Measurements, hold
-from onnxprune.fidelity import relative_difference
+from onnxprune.graph import io
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_shapes
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime import paired_timing
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 SCHEMA = "onnxprune.check/2"
 BATCHES = (1, 2, 7)
@@ -64,7 +69,7 @@ def check(
     preprocess: Preprocess | str | None = None,
     limits: GateLimits | None = None,
     measure: BenchmarkConfig | None = None,
-    providers: tuple[str, ...] = (runtime.CPU,),
+    providers: tuple[str, ...] = (CPU_PROVIDER,),
     on_stage: ProgressCallback = quiet,
 ) -> Verdict:
     """Hold any candidate against a baseline.
@@ -87,7 +92,7 @@ def check(
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
-    (ours, size), (digest, theirs, _) = files.read(candidate), files.read_with_digest(baseline)
+    (ours, size), (digest, theirs, _) = io.read(candidate), io.read_with_digest(baseline)
     checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
     checks += [*_origin(ours, digest), *_operators(ours, limits)]
     if not all(checks):
@@ -95,7 +100,7 @@ def check(
     loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
 
     def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
-        return runtime.session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
+        return open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
 
     original = open_model(baseline)
     opened = list(_loads(candidate, providers, measure.threads))
@@ -107,7 +112,7 @@ def check(
     feeds = timed_feeds(original, ours, loaded, measure.batch)
     raced = None
     if measure.latency:
-        raced = rounds.race(
+        raced = paired_timing.time_pair(
             (lambda: open_model(baseline), lambda: open_model(candidate)),
             feeds,
             runs=measure.runs,
@@ -155,9 +160,7 @@ def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], thread
     for provider in providers:
         name = f"loads on {provider.removesuffix('ExecutionProvider')}"
         try:
-            opened = runtime.session(
-                os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider
-            )
+            opened = open_session(os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider)
         except OnnxPruneError as error:
             yield Check(name, False, None, False, error.why or error.what), None
         else:
@@ -167,19 +170,19 @@ def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], thread
 def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None) -> Iterator[Check]:
     """Run both on inputs that data seldom hold, and the candidate several times on the same."""
     known = None if data is None else data.shapes()
-    shapes = runtime.workable_shapes(original, proto, 1) if known is None else None
-    dynamic = runtime.has_dynamic_batch(proto)
+    shapes = workable_shapes(original, proto, 1) if known is None else None
+    dynamic = has_dynamic_batch(proto)
     broken: list[str] = []
     for batch in BATCHES if dynamic else (1,):
-        each = runtime.concrete_shapes(proto, batch, known=known or shapes)
+        each = concrete_shapes(proto, batch, known=known or shapes)
         for name, feeds in _odd_inputs(proto, each, data):
             where = f"{name}, batch {each[proto.graph.input[0].name][0] if dynamic else 'fixed'}"
             try:
-                expected = runtime.run(original, feeds)
+                expected = run_batch(original, feeds)
             except OnnxPruneError:
                 continue  # the baseline does not run on that either
             try:
-                outputs = runtime.run(ran, feeds)
+                outputs = run_batch(ran, feeds)
             except OnnxPruneError as error:
                 broken.append(f"{where}: {error.why[:120]}")
                 continue
@@ -193,8 +196,8 @@ def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | No
         not broken,
         "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}",
     )
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, 1, known=known or shapes), 0)
-    first, *others = (runtime.run(ran, feeds) for _ in range(REPEATS))
+    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known or shapes), 0)
+    first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
     worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
     yield Check("deterministic", worst, SAME, worst <= SAME, f"{REPEATS} runs, share of the output's range")
 
@@ -206,8 +209,8 @@ def _spoilt(expected: Any, found: Any) -> bool:
 
 def _odd_inputs(
     proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], data: Data | None
-) -> Iterator[tuple[str, runtime.Feeds]]:
-    noise = runtime.random_feeds(proto, shapes, 1)
+) -> Iterator[tuple[str, Feeds]]:
+    noise = random_feeds(proto, shapes, 1)
     floating = {name for name, value in noise.items() if value.dtype.kind == "f"}
     yield "noise", noise
     yield "zeros", {name: np.zeros_like(value) if name in floating else value for name, value in noise.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune.model import STORED_IN, Model, tensors_of
+from onnxprune.graph.model import STORED_IN, Model, tensors_of
 from onnxprune.types import Check
 
 

@@ -12,10 +12,13 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, footprint, memory, rounds, runtime, statistics
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.evaluation.policy import GateLimits
+from onnxprune.metrics import activation_memory, paired_tests
+from onnxprune.metrics.outputs import class_scores, log_probabilities
+from onnxprune.runtime import paired_timing, process_memory
+from onnxprune.runtime.session import Feeds
 from onnxprune.types import Check, FloatArray, IntArray
 
 NOISY = 0.25
@@ -42,8 +45,8 @@ class Measurements:
     protos: tuple[onnx.ModelProto, onnx.ModelProto]
     size: float
     compared: Comparison
-    feeds: runtime.Feeds
-    race: rounds.Race | None
+    feeds: Feeds
+    race: paired_timing.PairedTiming | None
     threads: int
     provider: str
     limits: GateLimits
@@ -60,7 +63,7 @@ class Measurements:
 
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
         """Return the class scores of both models; None where no output holds any."""
-        first, second = (fidelity.scores_of(outputs) for outputs in self.compared.outputs)
+        first, second = (class_scores(outputs) for outputs in self.compared.outputs)
         return None if first is None or second is None else (first, second)
 
     def labelled(self) -> tuple[FloatArray, FloatArray, IntArray] | None:
@@ -122,7 +125,7 @@ def hold(measured: Measurements) -> Iterator[Check]:
             raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or give what it needs")
 
 
-def paired_drop(told: statistics.Paired, where: str, name: str = "") -> Measured:
+def paired_drop(told: paired_tests.Paired, where: str, name: str = "") -> Measured:
     """Return a drop that chance may hide: no worse than its upper bound."""
     detail = f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}"
     detail += f", {told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}, {where}"
@@ -134,14 +137,14 @@ def _drop(measured: Measurements) -> Measured | None:
     if scores is None:
         return None
     if labels is not None:
-        first, second = (statistics.right(one, labels) for one in scores)
-        found = paired_drop(statistics.paired(first, second), measured.where)
+        first, second = (paired_tests.right(one, labels) for one in scores)
+        found = paired_drop(paired_tests.paired(first, second), measured.where)
         change = f"{compared.accuracy_a[0]:.2f} -> {compared.accuracy_b[0]:.2f} %"
         return replace(found, detail=f"{change}, {found.detail}")
     if measured.limits.max_drop is None:
         return None
     same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
-    return paired_drop(statistics.paired(np.ones_like(same), same), measured.where, "agreement drop (points)")
+    return paired_drop(paired_tests.paired(np.ones_like(same), same), measured.where, "agreement drop (points)")
 
 
 def _fidelity(key: str, measured: Measurements) -> Measured | None:
@@ -155,7 +158,7 @@ def _class_drop(measured: Measurements) -> Measured | None:
     if known is None:
         return None
     first, second, labels = known
-    drops = statistics.class_drops(statistics.right(first, labels), statistics.right(second, labels), labels)
+    drops = paired_tests.class_drops(paired_tests.right(first, labels), paired_tests.right(second, labels), labels)
     worst = max(drops, key=lambda one: one.low if measured.limits.max_class_drop is not None else one.drop)
     change = f"class {worst.label}: {worst.before:.1f} -> {worst.after:.1f} % of {worst.samples} samples"
     return Measured(worst.drop, f"{change}, {worst.low:.1f} at least at 95 %", worst.low, worst.drop)
@@ -166,9 +169,7 @@ def _calibration_rise(measured: Measurements) -> Measured | None:
     if known is None:
         return None
     first, second, labels = known
-    before, after = (
-        statistics.calibration_error(fidelity.log_probabilities(scores), labels) for scores in (first, second)
-    )
+    before, after = (paired_tests.calibration_error(log_probabilities(scores), labels) for scores in (first, second))
     return Measured(after - before, f"{before:.2f} -> {after:.2f}")
 
 
@@ -204,7 +205,7 @@ def _parameters(measured: Measurements) -> Measured:
 def _activation_memory(measured: Measurements) -> Measured | None:
     shapes = {name: value.shape for name, value in measured.feeds.items()}
     try:
-        before, after = (float(memory.peak_of_proto(proto, shapes)) for proto in measured.protos)
+        before, after = (float(activation_memory.peak_of_proto(proto, shapes)) for proto in measured.protos)
     except OnnxPruneError:
         if measured.limits.max_memory is not None:
             raise
@@ -214,7 +215,9 @@ def _activation_memory(measured: Measurements) -> Measured | None:
 
 def _peak_memory(measured: Measurements) -> Measured | None:
     with ThreadPoolExecutor() as pool:
-        opens = partial(footprint.measure, feeds=measured.feeds, threads=measured.threads, provider=measured.provider)
+        opens = partial(
+            process_memory.measure, feeds=measured.feeds, threads=measured.threads, provider=measured.provider
+        )
         before, after = pool.map(opens, measured.paths)
     if before is None or after is None:
         return None

@@ -12,21 +12,21 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
-from onnxprune.channels.linear import linear_layers
+from onnxprune.calibration.moments import threads_for
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
+from onnxprune.graph.linear import linear_layers
+from onnxprune.graph.model import Model
 from onnxprune.mending import Mended, mend
-from onnxprune.model import Model
-from onnxprune.moments import threads_for
 from onnxprune.options import Options
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.repair import DEPTH
 from onnxprune.reforming.statistics import collected, reader_of, weighing
+from onnxprune.repair.least_squares import DEPTH
+from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
 from onnxprune.workspace import Workspace

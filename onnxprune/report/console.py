@@ -19,8 +19,9 @@ from onnxprune.report.document import Report, Sweep
 from onnxprune.types import Curve, Plan, Trace, Verdict
 
 if TYPE_CHECKING:
-    from onnxprune import latency as latencies
+    from onnxprune.allocation import latency_model as latencies
     from onnxprune.evaluation.benchmark import Bench
+
 
 Parts = list[RenderableType]
 LAYER_COLUMNS = slice(1, 8)

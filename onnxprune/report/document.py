@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from onnxprune.allocation.latency_model import Table
 from onnxprune.analysis import Layer
 from onnxprune.evaluation.compare import Comparison
-from onnxprune.latency import Table
 from onnxprune.report.details import Details
-from onnxprune.runtime import Latency
+from onnxprune.runtime.timing import Latency
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import Curve, Repaired, Verdict
 
@@ -53,7 +53,7 @@ class Report:
         output: where the result was written; None when it was not.
         settings: options of the run.
         before, after: the figures.
-        fidelity: candidate against original on the same inputs; see `onnxprune.fidelity.fidelity`.
+        fidelity: candidate against original on the same inputs; see `onnxprune.metrics.outputs.compare_outputs`.
         data: what fidelity and accuracy were measured on.
         samples: how many.
         latency: how latency was measured, with the speed-up; None when it was not.
@@ -66,7 +66,7 @@ class Report:
         notes: what a reader should know.
         repair: what was done at each layer, in order.
         curves: what each group loses, where that was measured.
-        training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
+        training: what fine-tuning did; see `onnxprune.training.distill.TrainingResult`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
         latency_table: what latency was predicted from; None where it was no target.
         blocks: layers that were given another form, in rounds, as they stand in the plan.

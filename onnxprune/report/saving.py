@@ -11,12 +11,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune import machine
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.output import plain, same_file, staged
 from onnxprune.report import markdown
 from onnxprune.report.document import Report, Sweep
+from onnxprune.runtime import machine
 
 ENDINGS = (".html", ".md", ".json")
 Found = Report | Sweep | Judgement

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.report.document import Report
-from onnxprune.runtime import Latency
+from onnxprune.runtime.timing import Latency
 from onnxprune.types import Repaired, Verdict
 
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))

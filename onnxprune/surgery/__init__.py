@@ -1,1 +1,4 @@
-"""Change a model and prove the change: channels, masks, edits, proof. It may import graph, metrics and what is below them."""
+"""Changes to a graph: channels deleted, masks, layer edits, and the proof that a change is exact.
+
+May import: graph, runtime, metrics and everything above them.
+"""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError, ProofError
-from onnxprune.fidelity import ROUNDING_FACTOR, jittered, relative_difference
-from onnxprune.model import Model
-from onnxprune.quantised import is_quantiser, unrounded
+from onnxprune.graph.model import Model
+from onnxprune.graph.qdq import is_quantiser, unrounded
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+from onnxprune.metrics.outputs import ROUNDING_FACTOR, jittered, relative_difference
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 
 if TYPE_CHECKING:
     pass
@@ -80,9 +81,9 @@ def prove(
         ModelError: the original cannot be run.
     """
     header = original.header
-    batches = PROOF_BATCHES if runtime.has_dynamic_batch(header) else (1,)
-    shapes = [runtime.concrete_shapes(header, batch, known=known) for batch in batches]
-    unit = [runtime.random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
+    batches = PROOF_BATCHES if has_dynamic_batch(header) else (1,)
+    shapes = [concrete_shapes(header, batch, known=known) for batch in batches]
+    unit = [random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
     path = str(original.path)
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)
@@ -110,7 +111,7 @@ def _protos(sources: Sequence[Source]) -> Iterator[onnx.ModelProto]:
 
 
 def _compare(
-    sources: Sequence[Source], unit: list[runtime.Feeds], batches: tuple[int, ...], seed: int, path: str
+    sources: Sequence[Source], unit: list[Feeds], batches: tuple[int, ...], seed: int, path: str
 ) -> tuple[Proof, ProofError | None]:
     """Compare the file with the loaded model, and the masked model with the pruned one, on inputs of every scale in turn.
 
@@ -164,13 +165,13 @@ def _too_far(difference: float) -> str:
     return f"outputs differ by {difference:.2e} of their range, {TOLERANCE:.0e} is allowed"
 
 
-def _outputs(source: Source, feeds: list[runtime.Feeds], where: str) -> list[list[Any]]:
+def _outputs(source: Source, feeds: list[Feeds], where: str) -> list[list[Any]]:
     """Return the outputs for each batch; one model is open at a time."""
     if isinstance(source, Model):
         opened = source.session(optimise=False, where=where)
     else:
-        opened = runtime.session(source, optimise=False, where=where)
-    return [runtime.run(opened, inputs, where=where) for inputs in feeds]
+        opened = open_session(source, optimise=False, where=where)
+    return [run_batch(opened, inputs, where=where) for inputs in feeds]
 
 
 def _worst(expected: list[list[Any]], found: list[list[Any]], original: list[list[Any]]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onnxprune.errors import OptionError
 from onnxprune.options import Bound
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.executor import Executor
 
 INSIDE = 1 - 2.0**-20
 """A filter is scaled to this much of its bound, so that it holds however its norm is summed up."""

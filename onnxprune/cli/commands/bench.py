@@ -37,7 +37,7 @@ def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
     """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
-    from onnxprune import targets
+    from onnxprune.allocation import targets
     from onnxprune.evaluation import benchmark
     from onnxprune.output import check_destination
     from onnxprune.report import console

@@ -1,0 +1,217 @@
+"""The global threshold: while a network is trained, channels whose parameters hardly get any gradient are gated to zero.
+
+*Unit.* What is gated is a channel in the sense of `onnxprune.types`: all filters that can only go together, over all layers they are
+coupled with. Its parameters are all slices of all weights that hold it: filters that write it, biases, depthwise kernels and scales
+that follow it, and the slices of the next layers that read it.
+
+*Definition.* Training is cut into windows of `patience` steps of the optimiser. The *loudness* of a channel in a window is the largest
+absolute value that the derivative of the loss with respect to any of its parameters took in any of the steps, as accumulated in `.grad`
+when the optimiser steps: before momentum, clipping and decoupled weight decay, and of a loss that is a mean over the batch in units of
+that loss per unit of the parameter. At the end of a window every channel with a loudness below T, one T for the whole network, is
+gated: all that depends on it is set to zero (the slices that read it, which is what deletion is) and held there after every further
+step. A gate never opens again. A gradient that is not finite is loud. Quietest first, and never beyond what each group and each tensor
+must keep; pinned channels are not gated, nor are those that a mask on weights alone cannot express (statistics run over them, or a
+weight that reads them is quantised, is not trained, or reads another channel elsewhere).
+
+Deleting the gated channels afterwards (`Gates.keep` is what `onnxprune.surgery.channels.delete` takes) is exact.
+
+*When it helps.* For channels that neither carry anything nor are about to: a ReLU that never fires gets no gradient in its filter, and
+sends nothing that would give its readers one; and channels that weight decay or a group penalty has driven to zero on both sides. A
+channel that is merely saturated still gives its readers gradients, and stays. Small gradients do not say that a channel is of little
+use: at an optimum all gradients are small, the more useful the better fitted, and a student that is its own teacher has none at all.
+So T has to lie below the gradient noise of useful channels, and it depends on the loss, the batch and the scale of the weights: train for
+one window with T = 0, which gates nothing, look at `quantiles`, and take T from the gap between the silent channels and the rest. Where
+there is no gap the threshold is the wrong tool: see `onnxprune.importance.gradients` for what a removal costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from onnxprune.errors import OptionError
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.types import BoolArray, FloatArray, IntArray, Slice, Trace
+
+PATIENCE = 50
+"""Steps of a window."""
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
+
+
+class Gates:
+    """Watches the gradients of a training run, and gates channels.
+
+    Call `observe` when gradients are there and the optimiser has not stepped yet, `apply` when it has.
+
+    Attributes:
+        threshold: T.
+        patience: steps of a window.
+        gated: (n_channels,) True where a channel is gated.
+        loudness: (n_channels,) of the last window that is over, NaN before the first.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        trace: Trace,
+        threshold: float,
+        *,
+        patience: int = PATIENCE,
+        min_channels: int = 1,
+        max_ratio: float = 0.9,
+    ) -> None:
+        """Find the parameters of every channel.
+
+        Args:
+            executor: what is trained; its model is the traced one.
+            trace: facts of the model.
+            threshold: T; 0 gates nothing.
+            patience: steps of a window.
+            min_channels: channels that every group keeps at least.
+            max_ratio: share of a group that may be gated at most.
+
+        Raises:
+            OptionError: a value out of range.
+        """
+        if not 0 <= threshold < float("inf"):
+            raise OptionError(f"--gate-below {threshold} is out of range", hint="give 0 or more; 0 gates nothing")
+        if patience < 1:
+            raise OptionError(f"a window of {patience} steps is out of range", hint="give 1 or more")
+        self.executor, self.trace = executor, trace
+        self.threshold, self.patience = threshold, patience
+        self.gated: BoolArray = np.zeros(trace.n_channels, dtype=bool)
+        self.loudness: FloatArray = np.full(trace.n_channels, np.nan)
+        self._peak = np.zeros(trace.n_channels)
+        self._step = 0
+        distinct = {(f.tensor, f.axis, f.channels.tobytes()): f for f in trace.slices if f.tensor in executor.weights}
+        self._facts = list(distinct.values())
+        self._index = [torch.from_numpy(np.where(f.channels < 0, trace.n_channels, f.channels)) for f in self._facts]
+        self._free = ~trace.pinned & _expressible(trace, set(executor.weights))
+        self._floors = _floors(trace, min_channels, max_ratio)
+        self._zeroed: list[tuple[str, int, torch.Tensor]] = []
+        """Weights, an axis of each, and which indices of that are held at zero."""
+
+    @property
+    def keep(self) -> BoolArray:
+        """What stays, (n_channels,), for the pruner."""
+        return ~self.gated
+
+    def observe(self) -> BoolArray:
+        """Look at the gradients of a step; at the end of a window, gate.
+
+        Returns:
+            (n_channels,) channels that were gated now.
+        """
+        self._peak = np.fmax(self._peak, self._loudest())
+        self._step += 1
+        new = np.zeros_like(self.gated)
+        if self._step == self.patience:
+            self.loudness = self._peak
+            self._peak = np.zeros_like(self._peak)
+            self._step = 0
+            new = self._choose()
+            self._gate(self.gated | new)
+        return new
+
+    def apply(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Set to zero what depends on the channels that are gated, in the weights that are trained, or in a running mean of them."""
+        weights = self.executor.weights if weights is None else weights
+        with torch.no_grad():
+            for name, axis, index in self._zeroed:
+                weights[name].index_fill_(axis, index, 0)
+
+    def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:
+        """Return quantiles of the loudness in the last window, of the channels that might be gated; none before its end."""
+        values = self.loudness[self._free & ~self.gated]
+        if not values.size or np.isnan(values).any():
+            return {}
+        return dict(zip(at, np.quantile(values, at, method="lower").tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs to go on as this one would."""
+        arrays = {"gated": self.gated, "loudness": self.loudness, "peak": self._peak}
+        return {"step": self._step, **{name: torch.from_numpy(x.copy()) for name, x in arrays.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run was; weights are left as they are until `apply`.
+
+        Raises:
+            OptionError: the state is of another model, or of longer windows.
+        """
+        gated = state["gated"].numpy()
+        if gated.shape != self.gated.shape or not 0 <= state["step"] < self.patience:
+            raise OptionError(
+                "the gates of this checkpoint are of another run",
+                why=f"{gated.size} channels, step {state['step']} of a window; here {self.gated.size}, of {self.patience}",
+                hint="resume with the model and options of that run, or start anew",
+            )
+        self._step = int(state["step"])
+        self.loudness, self._peak = state["loudness"].numpy().copy(), state["peak"].numpy().copy()
+        self._gate(gated)
+
+    def _loudest(self) -> FloatArray:
+        """Return the largest absolute gradient of any parameter of each channel; infinite where one is not finite."""
+        total = torch.zeros(self.trace.n_channels + 1, dtype=torch.float64)
+        for fact, index in zip(self._facts, self._index, strict=True):
+            gradient = self.executor.weights[fact.tensor].grad
+            if gradient is not None:
+                values = gradient.detach().abs().moveaxis(fact.axis, 0).reshape(index.numel(), -1).amax(1)
+                total.scatter_reduce_(0, index, values.double().cpu().nan_to_num(nan=torch.inf), "amax")
+        return total[:-1].numpy()
+
+    def _choose(self) -> BoolArray:
+        quiet = np.flatnonzero(self._free & ~self.gated & (self.loudness < self.threshold))
+        left = [int((~self.gated[members]).sum()) for members, _ in self._floors]
+        of_channel: dict[int, list[int]] = {int(channel): [] for channel in quiet}
+        for number, (members, _) in enumerate(self._floors):
+            for channel in np.intersect1d(members, quiet).tolist():
+                of_channel[channel].append(number)
+        new = np.zeros_like(self.gated)
+        for channel in quiet[np.argsort(self.loudness[quiet], kind="stable")].tolist():
+            if all(left[number] > self._floors[number][1] for number in of_channel[channel]):
+                new[channel] = True
+                for number in of_channel[channel]:
+                    left[number] -= 1
+        return new
+
+    def _gate(self, gated: BoolArray) -> None:
+        self.gated = gated.copy()
+        flags = np.append(gated, False)
+        self._zeroed = [
+            (fact.tensor, fact.axis, torch.from_numpy(np.flatnonzero(flags[fact.channels])).to(self.executor.device))
+            for fact in self._facts
+            if fact.role == "reads" and flags[fact.channels].any()
+        ]
+
+
+def _floors(trace: Trace, min_channels: int, max_ratio: float) -> list[tuple[IntArray, int]]:
+    """Return sets of channels, and how many of each must stay."""
+    groups = [
+        (g.channels, max(min_channels, math.ceil(g.channels.size * (1 - max_ratio) - 1e-9))) for g in trace.groups
+    ]
+    return [*groups, *((np.unique(extent[extent >= 0]), 1) for extent in trace.extents if (extent >= 0).all())]
+
+
+def _expressible(trace: Trace, trained: set[str]) -> BoolArray:
+    """Return for which channels zeros in trained weights are what deletion is, (n_channels,)."""
+    result = np.ones(trace.n_channels + 1, dtype=bool)
+    for summed in trace.summed:
+        result[summed.channels] = False
+    reads: dict[str, list[Slice]] = {}
+    for fact in trace.slices:
+        if fact.role == "reads":
+            reads.setdefault(fact.tensor, []).append(fact)
+    for name, facts in reads.items():
+        for fact in facts:
+            same = [other for other in facts if other.axis == fact.axis]
+            alone = np.all([other.channels == fact.channels for other in same], axis=0)
+            if name not in trained or len(same) < trace.per_tensor_uses.get(
+                name, 1
+            ):  # a use that reads nothing, or fixed ones
+                alone[:] = False
+            result[fact.channels[~alone]] = False
+    return result[:-1]
