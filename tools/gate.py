@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.evaluation import gate
+from onnxprune.evaluation import gate, policy, verdict
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.metrics import paired_tests
 from onnxprune.runtime import machine
@@ -48,7 +48,7 @@ def outcome(samples: int, drop: float, changed: float, rng: np.random.Generator)
     lost, gained = (changed + drop) / 200, (changed - drop) / 200
     kind = rng.choice(3, samples, p=(lost, gained, 1 - lost - gained))
     told = paired_tests.paired(kind != 1, kind != 0, seed=int(rng.integers(2**31)))
-    return gate.decide_drop("top-1 drop (points)", told, LIMIT, "").status
+    return verdict.DROP.held(verdict.paired_drop(told, ""), LIMIT).status
 
 
 def table(sets: int) -> str:
@@ -122,7 +122,7 @@ def latency_table(checks: int) -> str:
                             verdict = gate.check(
                                 candidate,
                                 baseline,
-                                limits=gate.GateLimits(min_speedup=1.0),
+                                limits=policy.GateLimits(min_speedup=1.0),
                                 measure=BenchmarkConfig(threads=threads),
                             )
                             found += [check for check in verdict.checks if check.name == "speed-up"]

@@ -10,7 +10,8 @@ from onnxprune.allocation import channel_multiple, knapsack, sensitivity
 from onnxprune.allocation.targets import CostEstimator, rules_of
 from onnxprune.analysis import Analysis
 from onnxprune.errors import ModelError, TargetError
-from onnxprune.graph.model import QUANTISED_LAYERS, Model
+from onnxprune.graph.model import Model
+from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.importance import weights as importance
 from onnxprune.importance.obs import Removal
 from onnxprune.importance.registry import calibrated_scores
@@ -177,7 +178,8 @@ def refuse_unprunable(analysis: Analysis) -> None:
     trace = analysis.trace
     if (~trace.pinned).any():
         return
-    layers = sorted({node.op for node in analysis.model.graph.nodes} & QUANTISED_LAYERS)
+    ops = {node.op for node in analysis.model.graph.nodes}
+    layers = sorted(op for op in ops if OPERATORS.get(op, UNKNOWN).quantized_layer)
     if layers:
         raise ModelError(
             "the model is quantised: there is nothing to prune",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +14,15 @@ from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import Comparison, compare, timed_feeds
+from onnxprune.evaluation.compare import compare, timed_feeds
+from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.structure import check_structure, full_check
+from onnxprune.evaluation.verdict import Measurements, hold
 from onnxprune.graph import io
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_shapes
-from onnxprune.metrics import activation_memory, paired_tests
-from onnxprune.metrics.outputs import class_scores, log_probabilities, relative_difference
+from onnxprune.metrics.outputs import relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
-from onnxprune.runtime import paired_timing, process_memory
+from onnxprune.runtime import paired_timing
 from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
 from onnxprune.types import Check, Verdict
 
@@ -41,74 +39,12 @@ REPEATS = 3
 """Runs on the same inputs, which must give the same outputs."""
 SAME = 1e-6
 """Difference between them, as a share of the output's range, that is put down to the order of sums."""
-NOISY = 0.25
-"""Range of the speed-up over the rounds, as a share of it, from which the machine is called noisy."""
-ROUNDING = 1e-9
-"""A value this much beyond its limit still counts as equal to it: 92.5 - 92.0 is not quite 0.5."""
 ORIGINAL = "onnxprune.original.sha256"
 
 
 @dataclass(frozen=True)
-class GateLimits:
-    """What a candidate must keep; None: only told.
-
-    Attributes:
-        max_drop: points of top-1 that may be lost; without labels, points of agreement with the baseline below 100.
-        max_class_drop: points of recall that any class may lose; needs labels. Chance is allowed for.
-        min_agreement: percent of samples with the same top-1.
-        min_cosine: mean cosine of the outputs.
-        max_kl: nats.
-        max_calibration_rise: points of expected calibration error; needs labels.
-        min_speedup: median latency of the baseline / median latency of the candidate.
-        max_latency: milliseconds.
-        max_size: bytes on disk.
-        max_params: parameters.
-        max_memory: bytes of activations that are alive at once.
-        max_peak_memory: bytes that a process takes to load and run it, at its peak.
-        max_opset: of the standard operators.
-        domains: operator domains that are allowed; "ai.onnx" always is.
-    """
-
-    max_drop: float | None = None
-    max_class_drop: float | None = None
-    min_agreement: float | None = None
-    min_cosine: float | None = None
-    max_kl: float | None = None
-    max_calibration_rise: float | None = None
-    min_speedup: float | None = None
-    max_latency: float | None = None
-    max_size: float | None = None
-    max_params: float | None = None
-    max_memory: float | None = None
-    max_peak_memory: float | None = None
-    max_opset: int | None = None
-    domains: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        points, amount = "points from 0 to 100", "a number of 0 or more"
-        for name, most, unit in (
-            ("max_drop", 100, points),
-            ("max_class_drop", 100, points),
-            ("min_agreement", 100, "percent from 0 to 100"),
-            ("min_cosine", 1, "a number from 0 to 1"),
-            ("max_kl", math.inf, amount),
-            ("max_calibration_rise", 100, points),
-            ("min_speedup", math.inf, "a ratio of 0 or more"),
-            ("max_latency", math.inf, amount),
-            ("max_size", math.inf, "a size of 0 or more"),
-            ("max_params", math.inf, amount),
-            ("max_memory", math.inf, amount),
-            ("max_peak_memory", math.inf, amount),
-            ("max_opset", math.inf, amount),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (0 <= value <= most and math.isfinite(value)):
-                raise OptionError(f"--{name.replace('_', '-')} {value:g} is out of range", hint=f"give {unit}")
-
-
-@dataclass(frozen=True)
 class Judgement:
-    """What `check` finds of a candidate that should replace a baseline; both are paths as they were given."""
+    """What `check` finds about a candidate that should replace a baseline; both are paths as given."""
 
     candidate: str
     baseline: str
@@ -172,7 +108,7 @@ def check(
     ran = opened[0][1]
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    found = compare(original, ran, ours, loaded, replace(measure, latency=False), on_stage)
+    compared = compare(original, ran, ours, loaded, replace(measure, latency=False), on_stage)
     feeds = timed_feeds(original, ours, loaded, measure.batch)
     raced = None
     if measure.latency:
@@ -185,20 +121,21 @@ def check(
             progress=share_of(on_stage, "time"),
         )
     on_stage("verify", None)
-    odd = list(_robustness(original, ran, ours, loaded)) if found.finite else []
+    checks.append(Check("finite outputs", compared.finite, None, compared.finite))
+    checks += _robustness(original, ran, ours, loaded) if compared.finite else []
     on_stage("memory", None)
-    took = list(_memory((baseline, theirs), (candidate, ours), feeds, limits, measure.threads, providers[0]))
-    checks += [
-        Check("finite outputs", found.finite, None, found.finite),
-        *odd,
-        *_accuracy(found, limits),
-        *(_by_label(found, limits) if found.finite else ()),
-        *(() if raced is None else _speed(raced, limits, measure, _batch(feeds))),
-        _at_most("size (bytes)", float(size), limits.max_size, "of the file and of the weights beside it"),
-        _parameters(ours, limits),
-        *took,
-    ]
-    return Verdict(tuple(checks))
+    measured = Measurements(
+        (baseline, candidate),
+        (theirs, ours),
+        float(size),
+        compared,
+        feeds,
+        raced,
+        measure.threads,
+        providers[0],
+        limits,
+    )
+    return Verdict((*checks, *hold(measured)))
 
 
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
@@ -286,159 +223,6 @@ def _odd_inputs(
         yield f"extremes ({'+' if sign > 0 else '-'})", extreme
 
 
-def _accuracy(found: Comparison, limits: GateLimits) -> list[Check]:
-    checks = []
-    where = f"{found.samples} samples of {found.data}"
-    before, after, agreement = found.accuracy_a[0], found.accuracy_b[0], found.fidelity.get("agreement")
-    if agreement is None and (limits.min_agreement is not None or (limits.max_drop is not None and before is None)):
-        raise OptionError(
-            "there is nothing to hold the accuracy limit against",
-            why="no output of the form (samples, classes)",
-            hint="leave the limit out",
-        )
-    first, second = (class_scores(outputs) for outputs in found.outputs)
-    if before is not None and after is not None and found.labels is not None:
-        assert first is not None
-        assert second is not None
-        told = paired_tests.paired(paired_tests.right(first, found.labels), paired_tests.right(second, found.labels))
-        detail = f"{before:.2f} -> {after:.2f} %, {_interval(told)}, {where}"
-        checks.append(decide_drop("top-1 drop (points)", told, limits.max_drop, detail))
-    elif agreement is not None and limits.max_drop is not None and first is not None and second is not None:
-        same = first.argmax(axis=1) == second.argmax(axis=1)
-        told = paired_tests.paired(np.ones_like(same), same)
-        checks.append(decide_drop("agreement drop (points)", told, limits.max_drop, f"{_interval(told)}, {where}"))
-    if agreement is not None:
-        checks.append(_at_least("agreement (%)", agreement, limits.min_agreement, where))
-    if "cosine" in found.fidelity or limits.min_cosine is not None:
-        checks.append(_at_least("cosine", found.fidelity.get("cosine", math.nan), limits.min_cosine, where))
-    if "kl" in found.fidelity:
-        checks.append(_at_most("KL (nats)", found.fidelity["kl"], limits.max_kl, where))
-    elif limits.max_kl is not None:
-        raise OptionError("--max-kl needs outputs of the form (samples, classes)", hint="leave the limit out")
-    return checks
-
-
-def _interval(told: paired_tests.Paired) -> str:
-    return (
-        f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}, "
-        f"{told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}"
-    )
-
-
-def decide_drop(name: str, told: paired_tests.Paired, limit: float | None, detail: str) -> Check:
-    """Fail where more is lost than allowed; undecided where it is not, but chance could hide that."""
-    passed = limit is None or told.drop <= limit + ROUNDING
-    undecided = limit is not None and passed and told.upper > limit + ROUNDING
-    return Check(name, told.drop, limit, passed, detail, undecided)
-
-
-def _by_label(found: Comparison, limits: GateLimits) -> Iterator[Check]:
-    first, second = (class_scores(outputs) for outputs in found.outputs)
-    if found.labels is None or first is None or second is None:
-        for name in ("max_class_drop", "max_calibration_rise"):
-            if getattr(limits, name) is not None:
-                raise OptionError(f"--{name.replace('_', '-')} needs labels", hint="give data with labels")
-        return
-    labels = found.labels
-    drops = paired_tests.class_drops(paired_tests.right(first, labels), paired_tests.right(second, labels), labels)
-    worst = max(drops, key=lambda one: one.low if limits.max_class_drop is not None else one.drop)
-    limit = limits.max_class_drop
-    detail = f"class {worst.label}: {worst.before:.1f} -> {worst.after:.1f} % of {worst.samples} samples, {worst.low:.1f} at least at 95 %"
-    passed = limit is None or worst.low <= limit + ROUNDING
-    yield Check(
-        "largest class drop (points)",
-        worst.drop,
-        limit,
-        passed,
-        detail,
-        passed and limit is not None and worst.drop > limit,
-    )
-    errors = [paired_tests.calibration_error(log_probabilities(scores), labels) for scores in (first, second)]
-    yield _at_most(
-        "calibration error, rise (points)",
-        errors[1] - errors[0],
-        limits.max_calibration_rise,
-        f"{errors[0]:.2f} -> {errors[1]:.2f}",
-    )
-
-
-def _speed(
-    found: paired_timing.PairedTiming, limits: GateLimits, measure: BenchmarkConfig, batch: int
-) -> Iterator[Check]:
-    """Decide by all rounds; a time in milliseconds only where nothing else kept the processors busy."""
-    ratios, times = found.ratios, np.array(found.b)
-    ratio, low, high = (float(of(ratios)) for of in (np.median, np.min, np.max))
-    detail = f"{low:.2f} to {high:.2f} in {len(ratios)} rounds, {found.runs} runs, batch {batch}, threads {measure.threads or 'default'}"
-    if high - low > NOISY * ratio:
-        detail += "; the machine is noisy"
-    if found.busy:
-        detail += f"; others kept {found.others:.1f} processors busy"
-    yield _between("speed-up", ratio, limits.min_speedup, low, high, detail, at_least=True)
-    if limits.max_latency is not None:
-        least, most = float(times.min()), float(times.max())
-        alone = (
-            least / (1 + (found.others or 0.0)) if found.busy else least
-        )  # what it could be where nobody takes a share
-        told = f"{least:.3f} to {most:.3f}" + (f"; {alone:.3f} perhaps on a quiet machine" if found.busy else "")
-        yield _between("latency (ms)", float(np.median(times)), limits.max_latency, alone, most, told, at_least=False)
-
-
-def _batch(feeds: Feeds) -> int:
-    first = np.shape(next(iter(feeds.values())))
-    return first[0] if first else 1
-
-
-def _between(
-    name: str, value: float, limit: float | None, low: float, high: float, detail: str, *, at_least: bool
-) -> Check:
-    """Decide only where the whole interval lies on one side of the limit."""
-    if limit is None:
-        return Check(name, value, None, True, detail)
-    surely, possibly = (low >= limit, high >= limit) if at_least else (high <= limit, low <= limit)
-    return Check(name, value, limit, possibly, detail, possibly and not surely)
-
-
-def _parameters(proto: onnx.ModelProto, limits: GateLimits) -> Check:
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-    params = float(sum(math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in floats))
-    return _at_most("parameters", params, limits.max_params, "floats among the initializers")
-
-
-Named = tuple["str | os.PathLike[str]", onnx.ModelProto]
-
-
-def _memory(
-    baseline: Named, candidate: Named, feeds: Feeds, limits: GateLimits, threads: int, provider: str
-) -> Iterator[Check]:
-    """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
-    batch = _batch(feeds)
-    shapes = {name: value.shape for name, value in feeds.items()}
-    try:
-        before, after = (float(activation_memory.peak_of_proto(proto, shapes)) for _, proto in (baseline, candidate))
-    except OnnxPruneError:
-        if limits.max_memory is not None:
-            raise
-    else:
-        change = f"activations alive at once, batch {batch}; {before:.6g} in the baseline"
-        yield _at_most("activation memory (bytes)", after, limits.max_memory, change)
-    with ThreadPoolExecutor() as pool:
-        opens = partial(process_memory.measure, feeds=feeds, threads=threads, provider=provider)
-        took = list(pool.map(opens, (baseline[0], candidate[0])))
-    if took[0] is not None and took[1] is not None:
-        change = f"that a process takes to load and run it, batch {batch}; {took[0]:.6g} for the baseline"
-        yield _at_most("peak memory (bytes)", float(took[1]), limits.max_peak_memory, change)
-    elif limits.max_peak_memory is not None:
-        raise OptionError("--max-peak-memory needs Linux, which tells what a process takes", hint="leave the limit out")
-
-
-def _at_most(name: str, value: float, limit: float | None, detail: str) -> Check:
-    return Check(name, value, limit, limit is None or value <= limit + ROUNDING, detail)
-
-
-def _at_least(name: str, value: float, limit: float | None, detail: str) -> Check:
-    return Check(name, value, limit, limit is None or value >= limit - ROUNDING, detail)
-
-
 def strict(verdict: Verdict) -> Verdict:
     """Return a verdict in which checks that are undecided fail."""
     checks = (replace(check, passed=check.passed and not check.undecided) for check in verdict.checks)
@@ -446,5 +230,5 @@ def strict(verdict: Verdict) -> Verdict:
 
 
 def to_dict(verdict: Verdict) -> dict[str, Any]:
-    """Return plain values for JSON; its schema is `check.schema.json` in `onnxprune.report`."""
+    """Return plain values for JSON; their schema is `check.schema.json` in `onnxprune.report`."""
     return Judgement("", "", verdict).to_dict()

@@ -1,20 +1,79 @@
-"""Limits of `check` in a TOML file that lies next to the model."""
+"""Limits of the gate, and the policy: a TOML file with them that lies next to the model."""
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.gate import GateLimits
 from onnxprune.output import staged
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What a candidate must keep; None: only told.
+
+    Attributes:
+        max_drop: points of top-1 that may be lost; without labels, points of agreement with the baseline below 100.
+        max_class_drop: points of recall that any class may lose; needs labels. Chance is allowed for.
+        min_agreement: percent of samples with the same top-1.
+        min_cosine: mean cosine of the outputs.
+        max_kl: nats.
+        max_calibration_rise: points of expected calibration error; needs labels.
+        min_speedup: median latency of the baseline / median latency of the candidate.
+        max_latency: milliseconds.
+        max_size: bytes on disk.
+        max_params: parameters.
+        max_memory: bytes of activations that are alive at once.
+        max_peak_memory: bytes that a process takes to load and run it, at its peak.
+        max_opset: of the standard operators.
+        domains: operator domains that are allowed; "ai.onnx" always is.
+    """
+
+    max_drop: float | None = None
+    max_class_drop: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+    max_kl: float | None = None
+    max_calibration_rise: float | None = None
+    min_speedup: float | None = None
+    max_latency: float | None = None
+    max_size: float | None = None
+    max_params: float | None = None
+    max_memory: float | None = None
+    max_peak_memory: float | None = None
+    max_opset: int | None = None
+    domains: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        points, amount = "points from 0 to 100", "a number of 0 or more"
+        for name, most, unit in (
+            ("max_drop", 100, points),
+            ("max_class_drop", 100, points),
+            ("min_agreement", 100, "percent from 0 to 100"),
+            ("min_cosine", 1, "a number from 0 to 1"),
+            ("max_kl", math.inf, amount),
+            ("max_calibration_rise", 100, points),
+            ("min_speedup", math.inf, "a ratio of 0 or more"),
+            ("max_latency", math.inf, amount),
+            ("max_size", math.inf, "a size of 0 or more"),
+            ("max_params", math.inf, amount),
+            ("max_memory", math.inf, amount),
+            ("max_peak_memory", math.inf, amount),
+            ("max_opset", math.inf, amount),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value <= most and math.isfinite(value)):
+                raise OptionError(f"--{name.replace('_', '-')} {value:g} is out of range", hint=f"give {unit}")
+
 
 TEMPLATE = """\
 # What a candidate must keep to replace the model in production: `onnxprune check CANDIDATE --baseline MODEL --data D --policy THIS_FILE`.

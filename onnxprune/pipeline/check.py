@@ -9,7 +9,8 @@ from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation import gate
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.gate import GateLimits, Judgement
+from onnxprune.evaluation.gate import Judgement
+from onnxprune.evaluation.policy import GateLimits
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.results import CheckResult
 from onnxprune.progress import ProgressCallback, quiet

@@ -19,13 +19,13 @@ from onnxprune.output import plain
 
 if TYPE_CHECKING:
     from onnxprune.evaluation.benchmark import BenchmarkConfig
-    from onnxprune.evaluation.gate import GateLimits
+    from onnxprune.evaluation.policy import GateLimits
     from onnxprune.types import Verdict
 
 
 def _limits(values: dict[str, Any]) -> GateLimits:
     from onnxprune.evaluation import policy as policies
-    from onnxprune.evaluation.gate import GateLimits
+    from onnxprune.evaluation.policy import GateLimits
 
     policy = values.pop("policy")
     for name in ("max_size", "max_memory", "max_peak_memory"):
@@ -131,7 +131,7 @@ def check(
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
     from onnxprune.evaluation import policy
     from onnxprune.output import check_destination
-    from onnxprune.report import console, formats, saving
+    from onnxprune.report import ci_formats, console, saving
 
     if template is not None:
         policy.init(template)
@@ -163,7 +163,7 @@ def check(
         saving.save(report, result.report, command_line())
     terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
     if github:
-        for line in formats.github(verdict, str(candidate)):
+        for line in ci_formats.github(verdict, str(candidate)):
             click.echo(line, err=terminal.as_json)
     if not verdict:
         sys.exit(FAILED)
@@ -175,15 +175,16 @@ def _write_formats(
     from importlib.metadata import version
 
     from onnxprune.output import staged
-    from onnxprune.report import formats
+    from onnxprune.report import ci_formats
+    from onnxprune.report import markdown as markdowns
 
     texts: dict[Path, str] = {}
     if junit is not None:
-        texts[junit] = formats.junit(verdict, candidate)
+        texts[junit] = ci_formats.junit(verdict, candidate)
     if sarif is not None:
-        texts[sarif] = json.dumps(plain(formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
+        texts[sarif] = json.dumps(plain(ci_formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
     if markdown is not None:
-        texts[markdown] = formats.markdown(verdict, candidate, baseline)
+        texts[markdown] = markdowns.check_text(verdict, candidate, baseline)
     for path, text in texts.items():
         with staged(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

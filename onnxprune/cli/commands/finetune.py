@@ -69,7 +69,7 @@ def finetune(
     terminal: Terminal,
 ) -> None:
     """Train a pruned model towards the one it came from, without labels or with, and write it."""
-    from onnxprune.report import console
+    from onnxprune.report import console, text
 
     if data is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
@@ -92,7 +92,7 @@ def finetune(
             command=command_line(),
         )
     found = result.report
-    terminal.explain(lambda: console.decisions(found))
+    terminal.explain(lambda: text.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:
         sys.exit(FAILED)

@@ -42,7 +42,8 @@ def plan(
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
-    from onnxprune.report import console
+    from onnxprune.analysis import pinned_of
+    from onnxprune.report import console, text
 
     with terminal.progress() as on_stage:
         found = onnxprune.plan(
@@ -55,7 +56,5 @@ def plan(
             on_stage=on_stage,
             options=options,
         )
-    terminal.explain(
-        lambda: [*console.setting_lines(found.plan.settings), *console.pin_lines(found.analysis.trace.pins)]
-    )
+    terminal.explain(lambda: [*text.settings(found.plan.settings), *text.pins(pinned_of(found.analysis.trace))])
     terminal.show(lambda: found.report, lambda: console.plan_parts(found.layers, found.plan, str(output)))

@@ -73,7 +73,7 @@ def prune(
     terminal: Terminal,
 ) -> None:
     """Prune a model, prove it equal to the masked one, measure it, and write it."""
-    from onnxprune.report import console
+    from onnxprune.report import console, text
 
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = onnxprune.prune(
@@ -95,7 +95,7 @@ def prune(
             force=force,
         )
     found = result.report
-    terminal.explain(lambda: console.decisions(found))
+    terminal.explain(lambda: text.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:
         sys.exit(FAILED)

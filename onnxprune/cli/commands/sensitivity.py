@@ -53,9 +53,9 @@ def sensitivity(
             options=options,
         )
     if plot is not None:
-        from onnxprune.report.plot import draw_curves
+        from onnxprune.report import matplotlib_plots, plots
 
-        draw_curves(found.curves, plot)
+        matplotlib_plots.draw(plots.curve_plots(found.curves), plot)
     terminal.show(
         lambda: found.report,
         lambda: console.curve_parts(found.curves, found.analysis.trace, None if plot is None else str(plot)),

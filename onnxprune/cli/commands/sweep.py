@@ -104,9 +104,9 @@ def sweep(
         )
     found = result.report
     if plot is not None:
-        from onnxprune.report.plot import draw_front
+        from onnxprune.report import matplotlib_plots, plots
 
-        draw_front(found, plot)
+        matplotlib_plots.draw(plots.front_plots(found), plot)
     drawn = None if plot is None else str(plot)
     terminal.show(found.to_dict, lambda: [*console.sweep_parts(found, str(output), drawn), *console.written(report)])
 
