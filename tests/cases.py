@@ -16,7 +16,7 @@ import onnx
 from graphs import load
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune import runtime, verify
+from onnxprune import fidelity, runtime, verify
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.pruning import rewrite
@@ -170,7 +170,7 @@ def check(case: Case) -> Trace:
         assert not broken, broken
         found_outputs = _run(written, trace)
         assert [a.shape for a in found_outputs] == [a.shape for a in expected]
-        changed = max([changed, *map(verify.relative_difference, expected, _run(masked.to_proto(), trace))])
+        changed = max([changed, *map(fidelity.relative_difference, expected, _run(masked.to_proto(), trace))])
         again = trace_model(load(written), input_shapes=trace.input_shapes, **case.modes)
         everything = np.ones(again.n_channels, dtype=bool)
         assert np.allclose(CostModel(again).totals(everything), cost.totals(keep)), "the cost model predicts otherwise"

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
+from onnxprune import fidelity, runtime
 from onnxprune import model as models_
-from onnxprune import runtime, verify
 from onnxprune.channels.ops import RULES
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
@@ -57,7 +57,7 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
         (a, found[value.name].numpy().astype(np.float16) if a.dtype == np.float16 else found[value.name].numpy())
         for a, value in zip(expected, source.graph.output, strict=True)
     ]
-    return max(verify.relative_difference(a, b) for a, b in pairs)
+    return max(fidelity.relative_difference(a, b) for a, b in pairs)
 
 
 def is_rounded(source: onnx.ModelProto) -> bool:

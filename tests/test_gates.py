@@ -10,7 +10,7 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
+from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
 from onnxprune.errors import OptionError
 from onnxprune.model import Model
@@ -107,17 +107,17 @@ def test_deleting_what_is_gated_changes_nothing():
     assert sum(w.size for w in weights(pruned)) < sum(w.size for w in weights(trained))
     for dense, zeroed, small in zip(outputs(trained), outputs(masked), outputs(pruned), strict=True):
         np.testing.assert_array_equal(dense, zeroed)  # the mask is in the weights
-        assert verify.relative_difference(dense, small) <= 1e-4
+        assert fidelity.relative_difference(dense, small) <= 1e-4
 
 
-def test_deletion_is_exact_for_loud_channels_that_a_large_threshold_gates():
+def test_deletion_is_exact_for_useful_channels_that_a_large_threshold_gates():
     run = Training(network(), 1e6, patience=2, max_ratio=0.5)
     for _ in range(5):
         run.step(0.05)
     assert run.gates.gated.sum() >= 5
     trained = run.executor.written()
     for dense, small in zip(outputs(trained), outputs(rewrite.delete(trained, run.trace, run.gates.keep)), strict=True):
-        assert verify.relative_difference(dense, small) <= 1e-4
+        assert fidelity.relative_difference(dense, small) <= 1e-4
 
 
 def test_gates_hold_while_the_optimiser_goes_on():
@@ -132,21 +132,21 @@ def test_gates_hold_while_the_optimiser_goes_on():
                 assert not np.compress(flags[fact.channels], weight, axis=fact.axis).any()
 
 
-def test_one_loud_step_keeps_a_channel_for_the_window():
+def test_one_large_gradient_keeps_a_channel_for_the_window():
     run = Training(network(silent=()), 1e6, patience=3)
-    loud = run.group("first")[2]
-    fact = next(f for f in run.trace.slices if f.role == "follows" and loud in f.channels)
+    large = run.group("first")[2]
+    fact = next(f for f in run.trace.slices if f.role == "follows" and large in f.channels)
     for step in range(3):
         run.gradients()
         if step == 1:
-            run.executor.weights[fact.tensor].grad[int(np.flatnonzero(fact.channels == loud)[0])] = -2e6
+            run.executor.weights[fact.tensor].grad[int(np.flatnonzero(fact.channels == large)[0])] = -2e6
         run.gates.observe()
     assert run.gates.gated.any()
-    assert not run.gates.gated[loud]
-    assert run.gates.loudness[loud] == 2e6
+    assert not run.gates.gated[large]
+    assert run.gates.peaks[large] == 2e6
 
 
-def test_loudness_is_taken_over_all_parameters_of_a_channel():
+def test_the_peak_gradient_is_taken_over_all_parameters_of_a_channel():
     run = Training(network(), T, patience=1)
     run.gradients()
     expected = np.zeros(run.trace.n_channels)
@@ -156,11 +156,11 @@ def test_loudness_is_taken_over_all_parameters_of_a_channel():
             if channel >= 0:
                 expected[channel] = max(expected[channel], gradient.take(place, axis=fact.axis).max())
     run.gates.observe()
-    np.testing.assert_allclose(run.gates.loudness, expected)
+    np.testing.assert_allclose(run.gates.peaks, expected)
     assert {fact.role for fact in run.trace.slices} == {"writes", "follows", "reads"}
 
 
-def test_a_gradient_that_is_not_finite_is_loud():
+def test_a_gradient_that_is_not_finite_keeps_its_channel():
     run = Training(network(), 1e6, patience=1)
     fact = next(f for f in run.trace.slices if f.role == "writes" and run.group("inner")[0] in f.channels)
     run.gradients()
@@ -190,11 +190,11 @@ def test_every_group_keeps_what_it_must(how: dict[str, Any], left: int):
     assert all(keep[extent].any() for extent in run.trace.extents)
 
 
-def test_the_quietest_go_first():
+def test_channels_with_the_smallest_gradients_go_first():
     run = Training(network(silent=()), 1e6, patience=1, max_ratio=0.5)
     run.step()
     members = run.group("first")
-    order = members[np.argsort(run.gates.loudness[members])]
+    order = members[np.argsort(run.gates.peaks[members])]
     np.testing.assert_array_equal(run.gates.gated[order], [True, True, True, False, False, False])
 
 
@@ -234,7 +234,7 @@ def test_a_weight_that_reads_two_things_gates_neither(fixed: bool):
 
 @pytest.mark.parametrize("threshold", [0.0, 2e-2])
 def test_a_resumed_run_goes_on_as_the_first_one_would(threshold: float):
-    """Saved in the middle of the second window: after one step of it, which may have been the loudest."""
+    """Saved in the middle of the second window: after one step of it, which may have had the largest gradients."""
     whole, first, second = (Training(network(), threshold, patience=4) for _ in range(3))
     for _ in range(8):
         whole.step()
@@ -251,7 +251,7 @@ def test_a_resumed_run_goes_on_as_the_first_one_would(threshold: float):
         second.step()
     assert whole.gates.gated.any() == (threshold > 0)
     np.testing.assert_array_equal(second.gates.gated, whole.gates.gated)
-    np.testing.assert_array_equal(second.gates.loudness, whole.gates.loudness)
+    np.testing.assert_array_equal(second.gates.peaks, whole.gates.peaks)
     for name, weight in whole.executor.weights.items():
         np.testing.assert_array_equal(weight.detach().numpy(), second.executor.weights[name].detach().numpy())
 

@@ -15,7 +15,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
+from onnxprune import fidelity, runtime, verify
 from onnxprune.channels.cost import CostModel
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.model import Model
@@ -40,7 +40,7 @@ def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimise: bool = F
 
 def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> float:
     """Return the largest difference between two models, as a share of the range of an output."""
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
+    return max(fidelity.relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
 
 
 def stored_floats(proto: onnx.ModelProto, *, distinct: bool = False) -> int:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import runtime, verify
+from onnxprune import fidelity, runtime
 from onnxprune.calibration import Calibration
 from onnxprune.capture import Store
 from onnxprune.channels.trace import trace as trace_model
@@ -65,7 +65,7 @@ def run(model: Model, feeds: runtime.Feeds) -> list[Array]:
 def difference(one: Model, two: Model, seed: int = 99, batch: int = 16) -> float:
     """Return how far two models are apart on inputs that nobody has seen."""
     feeds = inputs(one, batch, seed)
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
+    return max(fidelity.relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
 
 
 def repaired(

@@ -156,7 +156,7 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune import runtime, verify
+    from onnxprune import fidelity, runtime
 
     proto = onnx.load(os.fspath(source))
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -171,7 +171,7 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     del proto
     old, new = (runtime.run(opened, feeds) for opened in sessions)
     record["finite"] = all(bool(np.isfinite(a).all()) for a in old if a.dtype.kind == "f")
-    result["effect"] = max((verify.relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+    result["effect"] = max((fidelity.relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
     times: list[list[float]] = [[], []]
     for turn in range(RUNS + 1):
         for index in (0, 1) if turn % 2 else (1, 0):

@@ -40,8 +40,8 @@ import zoo
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from onnxprune import fidelity, runtime
 from onnxprune import model as models
-from onnxprune import runtime, verify
 from onnxprune.errors import OnnxPruneError, first_line
 from onnxprune.torch_backend.executor import Executor
 
@@ -71,7 +71,7 @@ def parity(path: Path) -> Record:
         with torch.no_grad():
             found = executor({name: torch.from_numpy(np.asarray(value)) for name, value in feeds.items()})
         pairs = zip(expected, model.graph.outputs, strict=True)
-        worst = max(verify.relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
+        worst = max(fidelity.relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
         return {"nodes": len(model.graph.nodes), "weights": len(executor.weights), "difference": worst}
     except OnnxPruneError as error:
         return {"error": first_line(error)}

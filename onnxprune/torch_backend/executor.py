@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import DataError, ModelError
+from onnxprune.fidelity import Outputs
 from onnxprune.model import Model, is_float
 from onnxprune.torch_backend import operators
 from onnxprune.torch_backend.fusion import wholes
@@ -26,7 +27,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class _Step:
-    """One bound node: slots of what it takes (-1: nothing) and gives, inputs that it reads as numbers, and slots that nobody needs afterwards."""
+    """One bound node: slots of its inputs (-1: absent) and outputs, inputs that are read as numbers, and slots that are freed after it."""
 
     n: int
     label: str
@@ -106,10 +107,10 @@ class Executor:
         Args:
             feeds: a tensor per input of the model.
             wanted: names of activations to return beside the outputs.
-            masks: what to multiply an input with on its way into a node, by number of the node and of its input.
+            masks: factors of the inputs of nodes, by number of the node and of its input.
 
         Returns:
-            Outputs, and what was wanted, by name.
+            Outputs and wanted activations, by name.
 
         Raises:
             DataError: an input without a tensor.
@@ -126,7 +127,7 @@ class Executor:
         masked: dict[int, list[tuple[int, Tensor]]] = {}
         for (n, i), mask in (masks or {}).items():
             masked.setdefault(n, []).append((i, mask))
-        # what is within a whole can be neither masked nor returned
+        # a tensor within fused nodes can be neither masked nor returned
         whole = masked.keys().isdisjoint(self._parts) and kept.isdisjoint(self._hidden)
         for step in self._fused if whole else self._steps:
             inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
@@ -155,6 +156,16 @@ class Executor:
                     values.pop(slot, None)
         found = ((name, values[self._slots[name]]) for name in asked)
         return {name: value for name, value in found if value is not None}
+
+    def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
+        """Return the outputs as arrays, without gradients, and with the running statistics of BatchNormalization."""
+        was, self.training = self.training, False
+        try:
+            with torch.no_grad():
+                found = self(feeds)
+        finally:
+            self.training = was
+        return [found[value.name].to("cpu").numpy() for value in self.model.graph.outputs]
 
     def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
         """Return the label of the first node that gives a value that is not finite; empty where none does."""

@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, differentiably, and from labels."""
+"""Differentiable distances of a student from its teacher, and from labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch.nn import functional
 
 from onnxprune.types import IntArray
 
+FeaturePositions = Mapping[str, tuple[int, IntArray | None]]
+"""Activations by name: axis of the channels, and the positions of the student's channels in the teacher (None: all)."""
 LEAST = 1e-12
-"""Probability that a probability counts as at least."""
+"""Lower bound of a probability, before its logarithm."""
 QUIET = 1e-12
-"""Variance that an output has at least."""
+"""Lower bound of the variance of an output."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """What distillation minimises at the outputs.
+    """The loss of distillation at the outputs.
 
     For a classifier T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
     the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients), for any other output the squared error as a
@@ -41,7 +43,7 @@ class Distance:
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor], temperature: float = 1.0) -> Distance:
-        """Look at outputs of the teacher to tell what they are; integers are nothing that can be learned."""
+        """Classify the outputs of the teacher; integers cannot be learned."""
         classes = next((i for i, output in enumerate(outputs) if scores(output) is not None), None)
         unit = classes is not None and are_probabilities(outputs[classes])
         learned = [i for i, output in enumerate(outputs) if output.is_floating_point() and output.numel()]
@@ -81,19 +83,10 @@ class Distance:
 
 
 class Features:
-    """The squared error of activations, each as a share of the teacher's variance, mean over activations.
+    """The squared error of activations, as a share of the teacher's variance, mean over activations."""
 
-    Attributes:
-        names: of the activations.
-    """
-
-    def __init__(self, features: Mapping[str, tuple[int, IntArray | None]], teacher: Mapping[str, Tensor]) -> None:
-        """Note what the teacher has.
-
-        Args:
-            features: axis of the channels of each activation, and positions of those in the teacher that the student has (None: all).
-            teacher: activations of the teacher for some samples, whose variances are taken.
-        """
+    def __init__(self, features: FeaturePositions, teacher: Mapping[str, Tensor]) -> None:
+        """Take the variances of activations of the teacher, for some samples."""
         self.names = tuple(features)
         self._axes = {name: axis for name, (axis, _) in features.items()}
         self._positions = {
