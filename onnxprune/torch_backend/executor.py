@@ -6,7 +6,7 @@ our own, because onnx2torch, the library that would serve, refuses the opsets th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +58,7 @@ class Executor:
         *,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
-        trained: Callable[[str], bool] | None = None,
+        trained: bool = True,
     ) -> None:
         """Bind every node.
 
@@ -66,7 +66,7 @@ class Executor:
             model: as loaded, or as pruned.
             device: of torch: cpu, cuda, mps.
             channels_last: whether 4-D activations are laid out with their channels innermost, which convolutions prefer.
-            trained: says by name which of the weights are to be trained; all of them when None.
+            trained: whether the weights are to be trained; else they are constants.
 
         Raises:
             ModelError: an operator without a function, named with its node.
@@ -87,7 +87,7 @@ class Executor:
         for node in graph.nodes:
             for i, tensor in enumerate(node.inputs):
                 if isinstance(tensor, gs.Constant) and tensor.name not in self._slots:
-                    self._hold(tensor, tensor.name in wanted and (trained is None or trained(tensor.name)))
+                    self._hold(tensor, trained and tensor.name in wanted)
                 if isinstance(tensor, gs.Constant) and i in operators.UPDATED.get(node.op, ()):
                     self.buffers[tensor.name] = self._values[self._slot(tensor.name)]
         for value in graph.outputs:

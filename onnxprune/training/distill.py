@@ -171,7 +171,7 @@ class _Run:
     def __init__(self, student: Model, teacher: Model, data: Data, training: Training, setting: Setting) -> None:
         self.training, self.setting = training, setting
         self.executor = _trained(student, training)
-        self.teacher = Executor(teacher, device=training.device, trained=lambda name: False)
+        self.teacher = Executor(teacher, device=training.device, trained=False)
         self.weights = self.executor.weights
         self.batches = Batches(data, training, setting.seed, setting.memory)
         probe = self.batches.feeds(self.batches.probe)
