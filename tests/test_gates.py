@@ -12,7 +12,6 @@ from onnx import numpy_helper
 
 from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
-from onnxprune.errors import OptionError
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
 from onnxprune.types import Trace
@@ -254,17 +253,3 @@ def test_a_resumed_run_goes_on_as_the_first_one_would(threshold: float):
     np.testing.assert_array_equal(second.gates.peaks, whole.gates.peaks)
     for name, weight in whole.executor.weights.items():
         np.testing.assert_array_equal(weight.detach().numpy(), second.executor.weights[name].detach().numpy())
-
-
-@pytest.mark.parametrize("how", [{"threshold": -1.0}, {"threshold": float("nan")}, {"threshold": 1.0, "patience": 0}])
-def test_values_out_of_range_are_errors(how: dict[str, Any]):
-    with pytest.raises(OptionError, match="out of range"):
-        Training(network(), **how)
-
-
-def test_the_state_of_another_run_is_an_error():
-    run = Training(network(), T, patience=4)
-    for _ in range(3):
-        run.step()
-    with pytest.raises(OptionError, match="another run"):
-        Training(network(), T, patience=2).gates.load_state_dict(run.gates.state_dict())

@@ -1,7 +1,6 @@
-"""Run an ONNX graph in torch: differentiable, and with weights that are written back under the names they came from.
+"""Run an ONNX graph in torch: differentiable, with weights that are written back under their names.
 
-Nothing is converted: the graph stays what it is, and each of its nodes is bound once to a function of torch (`operators`). A table of
-our own, because onnx2torch, the library that would serve, refuses the opsets that torch's present exporter writes.
+Each node is bound once to a function of torch (`operators`). onnx2torch refuses the opsets that torch's present exporter writes.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class Executor:
     Half precision is computed in single precision, with weights that are rounded when they are written back.
 
     Attributes:
-        model: what is run.
-        weights: the tensors that can be trained, by name of their initializer: leaves that require gradients; weights, biases, and
-            the scales of normalisations. Everything else, such as running statistics or the bounds of a Clip, is a constant.
-        device: where it runs.
-        training: whether BatchNormalization that was not folded takes the statistics of the batch, and keeps running ones.
+        model: the model that is run.
+        weights: leaves that require gradients, by name of their initializer: weights, biases, and scales of normalizations.
+        buffers: running statistics, by name of their initializer, which a BatchNormalization updates in training mode.
+        device: of torch.
+        training: whether a BatchNormalization that was not folded uses the statistics of the batch, and updates the running ones.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Executor:
             trained: whether the weights are to be trained; else they are constants.
 
         Raises:
-            ModelError: an operator without a function, named with its node.
+            ModelError: an operator that training does not support, named with its node.
         """
         self.model = model
         self.device = torch.device(device)
@@ -77,7 +76,6 @@ class Executor:
         self.training = False
         self.weights: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
-        """Running statistics that a BatchNormalization changes while training, by name of their initializer."""
         graph = model.graph
         self._slots: dict[str, int] = {}
         self._values: dict[int, Tensor] = {}
@@ -182,7 +180,7 @@ class Executor:
     def written(
         self, weights: Mapping[str, Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
     ) -> Model:
-        """Return the model with the weights as they are now, or with those given; constants stay as they are, to the bit."""
+        """Return the model with its present weights and statistics, or with those given; constants keep their bits."""
         model = self.model.copy()
         tensors = model.graph.tensors()
         found = {**(self.buffers if buffers is None else buffers), **(self.weights if weights is None else weights)}
@@ -222,7 +220,7 @@ class Executor:
         return self._with_ends(steps)
 
     def _joined(self) -> tuple[list[_Step], set[int], set[int]]:
-        """Return the steps with several nodes in one, the numbers of these nodes, and the slots of what is no longer made."""
+        """Return the steps with fused nodes, the numbers of these nodes, and the slots of tensors within them."""
         steps, parts, hidden = dict(enumerate(self._steps)), set[int](), set[int]()
         for whole in wholes(self.model.graph):
             *inner, last = whole.nodes
@@ -234,7 +232,7 @@ class Executor:
         return self._with_ends(list(steps.values())), parts, hidden
 
     def _with_ends(self, steps: Sequence[_Step]) -> list[_Step]:
-        """Note at each step which values nobody needs after it."""
+        """Note at each step the values that are not read after it."""
         results = {self._slots[value.name] for value in self.model.graph.outputs}
         last = {slot: step.n for step in steps for slot in (*step.inputs, *step.outputs)}
         done: dict[int, list[int]] = {}
@@ -249,16 +247,15 @@ class Executor:
         return value.to(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
 
     def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
-        """Bring what a node takes to one device, but for what it reads as numbers: shapes are computed on the host."""
+        """Move the inputs of a node to one device, except those that are read as numbers: shapes are computed on the host."""
         if not any(x is not None and x.device.type != "cpu" for x in inputs):
             return inputs
         return [x if x is None or i in host else x.to(self.device) for i, x in enumerate(inputs)]
 
 
 def _trainable(graph: gs.Graph) -> set[str]:
-    """Return the names of float constants that every one of their readers takes as a weight."""
-    found: set[str] = set()
-    other: set[str] = set()
+    """Return the names of float constants that are weights of all of their readers."""
+    found, other = set[str](), set[str]()
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant):

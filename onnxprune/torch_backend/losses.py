@@ -24,16 +24,15 @@ class Distance:
     """The loss of distillation at the outputs.
 
     For a classifier T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
-    the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients), for any other output the squared error as a
-    share of the teacher's variance, mean over outputs: what `onnxprune.fidelity.divergence` measures. Outputs beside the one that
-    classifies count with their squared errors, too. Variances are those of the outputs that `of` saw, so that the distance of a batch
-    is the mean of those of its parts.
+    the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients); for all other outputs the squared error as a
+    share of the teacher's variance, mean over outputs. At T = 1 that is `onnxprune.fidelity.divergence`. Variances are those of the
+    outputs that `of` saw, so that the distance of a batch is the mean of the distances of its parts.
 
     Attributes:
-        classes: position of the output that classifies; None: there is none.
-        probabilities: whether that output is one already, which is then taken back to its logarithm.
+        classes: index of the output with class scores; None: there is none.
+        probabilities: whether these are probabilities, whose logarithm is taken.
         temperature: T.
-        variances: of each other output that can be learned, by its position.
+        variances: of each other output that can be learned, by its index.
     """
 
     classes: int | None
@@ -65,7 +64,7 @@ class Distance:
         return divergence if others is None else divergence + others
 
     def beside(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor | None:
-        """Return the mean of the squared errors of all outputs but the one that classifies; None where there are no others."""
+        """Return the mean of the squared errors of the outputs without class scores; None where there are none."""
         parts = [error(student[i], teacher[i], size) for i, size in self.variances.items()]
         return torch.stack(parts).mean() if parts else None
 
@@ -77,7 +76,7 @@ class Distance:
         flat = flat.float()
         return flat.clamp_min(LEAST).log() if self.probabilities else flat
 
-    def labelled(self, student: Sequence[Tensor], labels: Tensor, smoothing: float) -> Tensor:
+    def cross_entropy(self, student: Sequence[Tensor], labels: Tensor, smoothing: float) -> Tensor:
         """Return the cross-entropy to labels, smoothed as Szegedy et al., 2016, "Rethinking the Inception Architecture", section 7."""
         return functional.cross_entropy(self.logits(student), labels, label_smoothing=smoothing)
 
@@ -125,12 +124,12 @@ def scores(output: Tensor) -> Tensor | None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether there is neither NaN nor infinity in any of the tensors."""
+    """Tell whether no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Tell whether the rows of the output of a classifier are probabilities already, as `onnxprune.fidelity.log_probabilities` does."""
+    """Tell whether the rows of class scores are probabilities, as `onnxprune.fidelity.log_probabilities` does."""
     flat = scores(output)
     assert flat is not None
     total = flat.float().sum(1)

@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from onnxprune.errors import OptionError
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.types import BoolArray, FloatArray, IntArray, Slice, Trace
 
@@ -72,14 +71,7 @@ class Gates:
             patience: steps of a window.
             min_channels: channels that every group keeps at least.
             max_ratio: share of a group that may be gated at most.
-
-        Raises:
-            OptionError: a value out of range.
         """
-        if not 0 <= threshold < float("inf"):
-            raise OptionError(f"--gate-below {threshold} is out of range", hint="give 0 or more; 0 gates nothing")
-        if patience < 1:
-            raise OptionError(f"a window of {patience} steps is out of range", hint="give 1 or more")
         self.executor, self.trace = executor, trace
         self.threshold, self.patience = threshold, patience
         self.gated: BoolArray = np.zeros(trace.n_channels, dtype=bool)
@@ -136,24 +128,13 @@ class Gates:
         return {"step": self._step, **{name: torch.from_numpy(x.copy()) for name, x in arrays.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run was; weights are left as they are until `apply`.
-
-        Raises:
-            OptionError: the state is of another model, or of longer windows.
-        """
-        gated = state["gated"].numpy()
-        if gated.shape != self.gated.shape or not 0 <= state["step"] < self.patience:
-            raise OptionError(
-                "the gates of this checkpoint are of another run",
-                why=f"{gated.size} channels, step {state['step']} of a window; here {self.gated.size}, of {self.patience}",
-                hint="resume with the model and options of that run, or start anew",
-            )
+        """Go on where another run was; weights are left as they are until `apply`."""
         self._step = int(state["step"])
         self.peaks, self._window = state["peaks"].numpy().copy(), state["window"].numpy().copy()
-        self._gate(gated)
+        self._gate(state["gated"].numpy())
 
     def _largest(self) -> FloatArray:
-        """Return the largest absolute gradient of any parameter of each channel; infinite where one is not finite."""
+        """Return the largest absolute gradient of the parameters of each channel."""
         total = torch.zeros(self.trace.n_channels + 1, dtype=torch.float64)
         for fact, index in zip(self._facts, self._index, strict=True):
             gradient = self.executor.weights[fact.tensor].grad
@@ -189,7 +170,7 @@ class Gates:
 
 
 def _floors(trace: Trace, min_channels: int, max_ratio: float) -> list[tuple[IntArray, int]]:
-    """Return sets of channels, and how many of each must stay."""
+    """Return sets of channels, and the least number of each that stays."""
     groups = [
         (g.channels, max(min_channels, math.ceil(g.channels.size * (1 - max_ratio) - 1e-9))) for g in trace.groups
     ]
@@ -197,7 +178,7 @@ def _floors(trace: Trace, min_channels: int, max_ratio: float) -> list[tuple[Int
 
 
 def _expressible(trace: Trace, trained: set[str]) -> BoolArray:
-    """Return for which channels zeros in trained weights are what deletion is, (n_channels,)."""
+    """Return the channels whose deletion equals zeros in trained weights, (n_channels,)."""
     result = np.ones(trace.n_channels + 1, dtype=bool)
     for summed in trace.summed:
         result[summed.channels] = False
@@ -209,9 +190,8 @@ def _expressible(trace: Trace, trained: set[str]) -> BoolArray:
         for fact in facts:
             same = [other for other in facts if other.axis == fact.axis]
             alone = np.all([other.channels == fact.channels for other in same], axis=0)
-            if name not in trained or len(same) < trace.per_tensor_uses.get(
-                name, 1
-            ):  # a use that reads nothing, or fixed ones
+            unread = len(same) < trace.per_tensor_uses.get(name, 1)  # a use that reads nothing, or fixed channels
+            if unread or name not in trained:
                 alone[:] = False
             result[fact.channels[~alone]] = False
     return result[:-1]

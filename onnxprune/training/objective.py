@@ -71,7 +71,7 @@ class Objective:
         loss = self._distance(student, teacher)
         if self.labels is not None and self._label_share:
             labels = torch.from_numpy(self.labels[chosen]).to(self._student.device)
-            supervised = self._distance.labelled(student, labels, training.smoothing)
+            supervised = self._distance.cross_entropy(student, labels, training.smoothing)
             loss = (1 - self._label_share) * loss + self._label_share * supervised
         if self._features is not None:
             loss = loss + training.features * self._features(given, wanted)
@@ -88,7 +88,7 @@ class Objective:
             divergence += float(beside)
         if self.labels is not None and self._label_share:
             labels = torch.from_numpy(self.labels[self._batches.validation])
-            supervised = float(self._distance.labelled(given, labels, 0.0))
+            supervised = float(self._distance.cross_entropy(given, labels, 0.0))
             divergence = (1 - self._label_share) * divergence + self._label_share * supervised
         return math.inf if math.isnan(divergence) else divergence
 
