@@ -45,7 +45,7 @@ def train(run: Run) -> Run:
                 why="pruned, its channels are coupled in another way than before",
                 hint="leave it out",
             )
-    features = boundaries(run.edited.teacher, run.keep, run.model) if training.features else None
+    features = boundaries(run.edited.teacher, run.keep, run.model) if training.features else {}
     run = _trained(replace(run, gates=gates), training, features)
     return run.noted(*run.tuned.notes) if run.tuned is not None and is_last else run
 
@@ -53,28 +53,25 @@ def train(run: Run) -> Run:
 def train_student(run: Run) -> Run:
     """Train a model towards its teacher."""
     assert run.training is not None
-    features = _features(run) if run.training.features else None
+    features = _features(run) if run.training.features else {}
     gates = run.edited.analysis.trace if run.training.gate_below is not None else None
     run = _trained(replace(run, gates=gates), run.training, features)
     return run if run.tuned is None else run.noted(*run.tuned.notes)
 
 
-def _trained(run: Run, training: Training, features: Features | None) -> Run:
-    from onnxprune.training.distill import finetune  # only here: torch takes seconds to load
+def _trained(run: Run, training: Training, features: Features) -> Run:
+    from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
 
     assert run.data is not None
-    tuned = finetune(
-        run.model,
-        run.edited.reference,
-        run.data,
-        with_augmentation(training, run.data),
-        seed=run.options.seed,
-        features=features,
-        trace=run.gates,
-        state=state_file(run, run.step),
-        memory=run.options.memory / 2,
-        told=lambda share, text: run.on_stage("train", share, text),
+    setting = Setting(
+        run.options.seed,
+        features,
+        run.gates,
+        state_file(run, run.step),
+        run.options.memory / 2,
+        lambda share, text: run.on_stage("train", share, text),
     )
+    tuned = distill(run.model, run.edited.reference, run.data, with_augmentation(training, run.data), setting)
     return replace(run, model=tuned.model, tuned=tuned)
 
 

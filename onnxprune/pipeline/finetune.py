@@ -13,7 +13,7 @@ from onnxprune.pipeline.distillation import DELETE_GATED, TRAIN_STUDENT
 from onnxprune.pipeline.opening import LOAD_PAIR
 from onnxprune.pipeline.reporting import CHECK_FINITE, CHECK_TRAINED, MEASURE, NOTE_SAMPLES, REPORT, WRITE
 from onnxprune.pipeline.results import ModelResult
-from onnxprune.pipeline.run import Destinations, Run, Sources, execute
+from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 from onnxprune.torch_backend import require_torch
@@ -61,10 +61,9 @@ def finetune(
     """
     command = command or saving.call("finetune", locals())
     require_torch("finetune")
-    output, plan, state, page = (None if p is None else Path(p) for p in (output, plan, checkpoint, report_output))
     run = Run(
-        Sources(Path(model), data, evaluation, preprocess, plan, Path(teacher)),
-        Destinations(output, report=page, checkpoint=state),
+        Sources(Path(model), data, evaluation, preprocess, path_of(plan), Path(teacher)),
+        Destinations(path_of(output), None, path_of(report_output), path_of(checkpoint)),
         Options(seed=seed, memory=memory),
         training or Training(),
         measure or BenchmarkConfig(),

@@ -14,7 +14,7 @@ from onnxprune.options import Options
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.results import PlanResult
-from onnxprune.pipeline.run import Destinations, Run, Sources, execute
+from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.pipeline.selection import SELECT
 from onnxprune.progress import ProgressCallback, quiet
 
@@ -53,11 +53,9 @@ def plan(
         OnnxPruneError: with a reason; nothing is written then.
     """
     options, measure = parted(fields, options, measure)
-    path = None if output is None else Path(output)
-    table = None if latency_table is None else Path(latency_table)
     run = Run(
-        Sources(Path(model), data, preprocess=preprocess, latency_table=table),
-        Destinations(plan=path),
+        Sources(Path(model), data, preprocess=preprocess, latency_table=path_of(latency_table)),
+        Destinations(plan=path_of(output)),
         options,
         measure=measure,
         on_stage=on_stage,
@@ -65,6 +63,6 @@ def plan(
     with contextlib.ExitStack() as scope:
         run = execute(run, (LOAD, calibration(scope), SELECT))
     result = PlanResult(run.plan, run.original, run.edited.analysis)
-    if path is not None:
-        result.save(path)
+    if output is not None:
+        result.save(output)
     return result

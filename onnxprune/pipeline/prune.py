@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from onnxprune.pipeline.reporting import (
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.rewriting import REPAIR, REWRITE
-from onnxprune.pipeline.run import Destinations, Run, Sources, execute
+from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.pipeline.selection import REPLAY, SELECT
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
@@ -85,35 +86,35 @@ def prune(
     """
     command = command or saving.call("prune", locals())
     options, measure = parted(fields, options, measure)
-    run = Run(
-        Sources(Path(model), data, evaluation, preprocess, _path(plan), latency_table=_path(latency_table)),
-        _destinations(_path(output), _path(plan), _path(plan_output), _path(report_output), _path(checkpoint)),
-        options,
-        training,
-        measure,
-        on_stage,
-        command,
-        force=force,
-    )
+    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), None, path_of(latency_table))
+    files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
+    destinations = _with_plan(Destinations(*files), sources.plan)
+    run = Run(sources, destinations, options, training, measure, on_stage, command, force=force)
     with contextlib.ExitStack() as scope:
-        selected = SELECT if plan is None else REPLAY
-        run = execute(run, (LOAD, calibration(scope), CHECK_ORIGINAL, selected, REWRITE, REPAIR))
-    run = execute(
-        run, (TRAIN, DELETE_GATED, FINISH_PLAN, CHECK_PRUNED, MEASURE, HOLD_TARGETS, NOTE_SAMPLES, REPORT, WRITE)
-    )
+        run = execute(run, (LOAD, calibration(scope), CHECK_ORIGINAL, REPLAY if plan else SELECT, REWRITE, REPAIR))
+    run = execute(run, TRAINED_AND_WRITTEN)
     return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
 
 
-def _path(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(path)
+TRAINED_AND_WRITTEN = (
+    TRAIN,
+    DELETE_GATED,
+    FINISH_PLAN,
+    CHECK_PRUNED,
+    MEASURE,
+    HOLD_TARGETS,
+    NOTE_SAMPLES,
+    REPORT,
+    WRITE,
+)
+"""Stages after the repair, when calibration is over."""
 
 
-def _destinations(
-    model: Path | None, replayed: Path | None, plan: Path | None, report: Path | None, checkpoint: Path | None
-) -> Destinations:
-    """Return what is written; a plan that lies where it would be written anyway is replayed, and left as it is."""
-    if plan is None and model is not None:
-        plan = model.with_suffix(".plan.json")
-        if replayed is not None and outputs.same_file(plan, replayed):
-            plan = None
-    return Destinations(model, plan, report, checkpoint)
+def _with_plan(destinations: Destinations, replayed: Path | None) -> Destinations:
+    """Let the plan lie beside the model; one that lies there already is replayed, and left as it is."""
+    if destinations.model is None or destinations.plan is not None:
+        return destinations
+    plan = destinations.model.with_suffix(".plan.json")
+    return (
+        destinations if replayed is not None and outputs.same_file(plan, replayed) else replace(destinations, plan=plan)
+    )

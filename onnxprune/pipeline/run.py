@@ -31,10 +31,15 @@ from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
 from onnxprune.workspace import Workspace
 
 if TYPE_CHECKING:
-    from onnxprune.training.distill import Tuned
+    from onnxprune.training.distill import TrainingResult
 
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
+
+
+def path_of(path: str | os.PathLike[str] | None) -> Path | None:
+    """Return a path, or None."""
+    return None if path is None else Path(path)
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Run:
     ready: RepairResult | None = None
     repaired: tuple[Repaired, ...] = ()
     gates: Trace | None = None
-    tuned: Tuned | None = None
+    tuned: TrainingResult | None = None
     facts: Trace = UNSET
     checks: tuple[Check, ...] = ()
     comparison: Comparison = UNSET

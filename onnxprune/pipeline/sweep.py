@@ -27,10 +27,11 @@ from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
-from onnxprune.pipeline.run import Run, Sources, Stage, execute
+from onnxprune.pipeline.run import Destinations, Run, Sources, Stage, execute, path_of
 from onnxprune.pipeline.sweep_state import SweepState, name_of
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
+from onnxprune.report.document import Sweep
 from onnxprune.runtime import workers
 from onnxprune.types import Plan
 
@@ -90,25 +91,18 @@ def sweep(
         OnnxPruneError: with a reason; members that were made stay.
     """
     command = command or saving.call("sweep", locals())
-    (options, measure), page = parted(fields, options, measure), None if report_output is None else Path(report_output)
+    options, measure = parted(fields, options, measure)
     _refuse(options, quantity, shares, jobs)
-    if page is not None:
-        saving.check_format(page)
-        output.check_destination(page, Path(model))
-    table = None if latency_table is None else Path(latency_table)
-    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table)
+    Destinations(report=path_of(report_output)).check(Path(model))
+    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=path_of(latency_table))
     run = Run(sources, options=options, training=training, measure=measure, on_stage=on_stage)
     state = SweepState(Path(output_folder), quantity, _digest(run, quantity))
     family = Family(state, Path(output_folder), quantity, sorted(set(shares)), jobs, scheduler)
     if family.unplanned:
         with contextlib.ExitStack() as scope:
-            execute(replace(run, training=None), (LOAD, calibration(scope), Stage(family.plan, requires=("original",))))
+            execute(replace(run, training=None), (LOAD, calibration(scope), Stage(family.plan, ("original",))))
     execute(run, (Stage(family.make), Stage(family.time)))
-    found = state.family(os.fspath(model), quantity, family.shares)
-    state.save(found)
-    if page is not None:
-        saving.save(page, found, command)
-    return SweepResult(found, Path(output_folder))
+    return SweepResult(family.finished(run, path_of(report_output), command), family.folder)
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:
@@ -213,6 +207,14 @@ class Family:
                 pair = (run.sources.model, self.state.path(share, ".onnx"))
                 self.state.timed(share, bench(pair, run.measure, layers=False).latency)
         return run
+
+    def finished(self, run: Run, report: Path | None, command: str) -> Sweep:
+        """Write all figures beside the state, and into a report where one is asked for."""
+        found = self.state.family(str(run.sources.model), self.quantity, self.shares)
+        self.state.save(found)
+        if report is not None:
+            saving.save(report, found, command)
+        return found
 
 
 @dataclass(frozen=True)
