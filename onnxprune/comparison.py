@@ -14,8 +14,8 @@ from onnxprune.data import Data
 from onnxprune.errors import OptionError
 from onnxprune.graph.shapes import has_dynamic_batch, workable_shapes
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
-from onnxprune.runtime.session import Feeds, random_feeds, run_batch
-from onnxprune.runtime.timing import Latency, time_runs
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, random_feeds, run_batch
+from onnxprune.runtime.timing import Latency, sample_times
 from onnxprune.types import IntArray
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Measure:
         runs, warmup: counted and uncounted runs of each model.
         seconds: after which no more runs are started.
         eval_batch: samples per batch when accuracy is measured.
+        provider: execution provider of onnxruntime.
     """
 
     latency: bool = True
@@ -62,6 +63,12 @@ class Measure:
     warmup: int = 20
     seconds: float = 20.0
     eval_batch: int = 64
+    provider: str = CPU_PROVIDER
+
+    @property
+    def session(self) -> SessionConfig:
+        """How models are executed."""
+        return SessionConfig(self.provider, self.threads)
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
@@ -123,16 +130,16 @@ def compare(
     latency = None
     if measure.latency:
         on_stage("time", 0.0)
-        latency = time_runs(
+        samples_taken = sample_times(
             (original, candidate),
             (feeds, feeds),
             runs=measure.runs,
             warmup=measure.warmup,
-            threads=measure.threads,
-            batch=(*next(iter(feeds.values())).shape, 1)[0],
             seconds=measure.seconds,
             progress=share_of(on_stage, "time"),
         )
+        batch = (*next(iter(feeds.values())).shape, 1)[0]
+        latency = Latency.from_samples(samples_taken, batch=batch, threads=measure.threads)
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
         likeness = compare_outputs(*found)

@@ -13,7 +13,7 @@ import onnx
 from onnx import external_data_helper
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -46,7 +46,7 @@ def damaged(file: Path) -> Iterator[None]:
     except (OnnxPruneError, MemoryError):
         raise
     except Exception as error:
-        open_session(os.fspath(file), optimise=False, where=str(file))  # says it better, if it cannot load it either
+        open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # says it better, if it cannot load it either
         raise ModelError(
             "the model cannot be read",
             where=str(file),

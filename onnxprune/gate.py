@@ -22,7 +22,7 @@ from onnxprune.metrics import activation_memory, paired_tests
 from onnxprune.metrics.outputs import class_scores, log_probabilities, relative_difference
 from onnxprune.report.document import CHECK_SCHEMA, Judgement
 from onnxprune.runtime import paired_timing, process_memory
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def check(
     Raises:
         OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
     """
-    limits, measure = limits or Limits(), measure or Measure()
+    limits, measure = limits or Limits(), replace(measure or Measure(), provider=providers[0])
     for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
@@ -141,10 +141,10 @@ def check(
     loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
 
     def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
-        return open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
+        return open_session(os.fspath(path), measure.session, where=os.fspath(path))
 
     original = open_model(baseline)
-    opened = list(_loads(candidate, providers, measure.threads))
+    opened = list(_loads(candidate, providers, measure.session))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
@@ -164,7 +164,7 @@ def check(
     on_stage("verify", None)
     odd = list(_robustness(original, ran, ours, loaded)) if found.finite else []
     on_stage("memory", None)
-    took = list(_memory((baseline, theirs), (candidate, ours), feeds, limits, measure.threads, providers[0]))
+    took = list(_memory((baseline, theirs), (candidate, ours), feeds, limits, measure.session))
     checks += [
         Check("finite outputs", found.finite, None, found.finite),
         *odd,
@@ -196,11 +196,13 @@ def _operators(candidate: onnx.ModelProto, limits: Limits) -> Iterator[Check]:
     yield Check("operator domains", ", ".join(used), told, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
 
 
-def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], threads: int) -> Iterator[tuple[Check, Any]]:
+def _loads(
+    candidate: str | os.PathLike[str], providers: tuple[str, ...], config: SessionConfig
+) -> Iterator[tuple[Check, Any]]:
     for provider in providers:
         name = f"loads on {provider.removesuffix('ExecutionProvider')}"
         try:
-            opened = open_session(os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider)
+            opened = open_session(os.fspath(candidate), replace(config, provider=provider), where=os.fspath(candidate))
         except OnnxPruneError as error:
             yield Check(name, False, None, False, error.why or error.what), None
         else:
@@ -382,9 +384,7 @@ def _parameters(proto: onnx.ModelProto, limits: Limits) -> Check:
 Named = tuple["str | os.PathLike[str]", onnx.ModelProto]
 
 
-def _memory(
-    baseline: Named, candidate: Named, feeds: Feeds, limits: Limits, threads: int, provider: str
-) -> Iterator[Check]:
+def _memory(baseline: Named, candidate: Named, feeds: Feeds, limits: Limits, config: SessionConfig) -> Iterator[Check]:
     """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
     batch = _batch(feeds)
     shapes = {name: value.shape for name, value in feeds.items()}
@@ -397,7 +397,7 @@ def _memory(
         change = f"activations alive at once, batch {batch}; {before:.6g} in the baseline"
         yield _at_most("activation memory (bytes)", after, limits.max_memory, change)
     with ThreadPoolExecutor() as pool:
-        opens = partial(process_memory.measure, feeds=feeds, threads=threads, provider=provider)
+        opens = partial(process_memory.measure, feeds=feeds, config=config)
         took = list(pool.map(opens, (baseline[0], candidate[0])))
     if took[0] is not None and took[1] is not None:
         change = f"that a process takes to load and run it, batch {batch}; {took[0]:.6g} for the baseline"

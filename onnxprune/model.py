@@ -39,7 +39,7 @@ from onnxprune.normalise import (
 )
 from onnxprune.output import check_destination, staged
 from onnxprune.quantised import is_dequantised, separate_weights
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import DEFAULT, UNOPTIMIZED, SessionConfig, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
@@ -107,10 +107,10 @@ class Model:
         proto = _export(self, frozenset(), frozenset(apart))
         return proto, {name: tensor.values for name, tensor in apart.items()}
 
-    def session(self, *, optimise: bool = True, threads: int = 0, where: str = "") -> ort.InferenceSession:
+    def session(self, config: SessionConfig = DEFAULT, *, where: str = "") -> ort.InferenceSession:
         """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `onnxprune.runtime.session.open_session`."""
         proto, weights = self.stub()
-        return open_session(proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights)
+        return open_session(proto, config, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
         """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
@@ -310,9 +310,9 @@ def _refuse_unloadable(model: Model) -> None:
     A few operators insist on constants, so when it fails the whole file has the last word.
     """
     try:
-        open_session(weightless(model), optimise=False)
+        open_session(weightless(model), UNOPTIMIZED)
     except ModelError:
-        open_session(os.fspath(model.path), optimise=False, where=str(model.path))
+        open_session(os.fspath(model.path), UNOPTIMIZED, where=str(model.path))
 
 
 def _static_shapes(model: Model) -> dict[str, list[int | None]]:

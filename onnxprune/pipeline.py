@@ -377,14 +377,14 @@ def _verify(
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
-    original = open_session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
-    candidate = mended.model.session(threads=measure.threads, where="the pruned model")
+    original = open_session(str(model.path), measure.session, where=str(model.path))  # as users run it
+    candidate = mended.model.session(measure.session, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     closer = None
     if detailed:
         on_stage("profile", None)
         around = grouping.groups(trace, grouping.survivors(trace, plan.keep))
-        closer = details((str(model.path), mended.model), found, data, measure.threads, around)
+        closer = details((str(model.path), mended.model), found, data, measure.session, around)
     everything = np.ones(whole.trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = whole.cost.totals(everything), analysis.cost.totals(plan.keep)
     before, after = figures(found, (macs0, model.params, model.size), (macs1, round(params1), mended.model.byte_size()))

@@ -17,7 +17,7 @@ from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.model import STORED_IN, Model, tensors_of
 from onnxprune.quantised import is_quantiser, unrounded
-from onnxprune.runtime.session import Feeds, concatenate_outputs, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, concatenate_outputs, open_session, random_feeds, run_batch
 from onnxprune.types import Check
 
 if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def _too_far(difference: float) -> str:
 def _outputs(source: Source, feeds: list[Feeds], where: str) -> list[list[Any]]:
     """Return the outputs for each batch; one model is open at a time."""
     if isinstance(source, Model):
-        opened = source.session(optimise=False, where=where)
+        opened = source.session(UNOPTIMIZED, where=where)
     else:
-        opened = open_session(source, optimise=False, where=where)
+        opened = open_session(source, UNOPTIMIZED, where=where)
     return [run_batch(opened, inputs, where=where) for inputs in feeds]
 
 

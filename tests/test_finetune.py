@@ -25,7 +25,7 @@ from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.model import Model, save
 from onnxprune.options import Bound, Training
 from onnxprune.pruning import rewrite
-from onnxprune.runtime.session import run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 
 torch = pytest.importorskip("torch")
 from onnxprune.training import checkpoint, parity  # noqa: E402 (torch may be missing)
@@ -91,7 +91,7 @@ def stored(model: Model, path: Path | None = None) -> dict[str, Array]:
 
 
 def outputs(model: Model, x: Array) -> list[Array]:
-    return run_batch(model.session(optimise=False), {"x": x})
+    return run_batch(model.session(UNOPTIMIZED), {"x": x})
 
 
 def tune(proto: onnx.ModelProto | None = None, training: Training = SHORT, x: Any = None, **how: Any) -> Tuned:

@@ -16,7 +16,7 @@ from onnxprune.errors import OptionError
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
-from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, random_feeds, run_batch
 from onnxprune.types import Trace
 
 torch = pytest.importorskip("torch")
@@ -82,7 +82,7 @@ class Training:
 
 def outputs(model: Model) -> list[Array]:
     feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
-    return run_batch(model.session(optimise=False), feeds)
+    return run_batch(model.session(UNOPTIMIZED), feeds)
 
 
 def weights(model: Model) -> list[Array]:

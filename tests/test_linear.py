@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
 from onnxprune.errors import ModelError
 from onnxprune.model import Model
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 SETTINGS = settings(
     DRAWN,
@@ -69,7 +69,7 @@ class Case:
 
 
 def run(model: Model, x: Array) -> list[Array]:
-    return run_batch(open_session(model.to_proto(), optimise=False), {"x": x})
+    return run_batch(open_session(model.to_proto(), UNOPTIMIZED), {"x": x})
 
 
 def layer_of(model: Model) -> Linear:

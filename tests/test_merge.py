@@ -12,7 +12,7 @@ from onnxprune import model as models
 from onnxprune.model import Model
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 RNG = np.random.default_rng(0)
 CHANNELS = 8
@@ -47,7 +47,7 @@ def twins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def gap(model: Model, found: Model) -> float:
     """Return the largest difference of their outputs, as a share of the range of the first one's."""
     x = np.random.default_rng(1).standard_normal((4, 3, 9, 9)).astype(np.float32)
-    a, b = (run_batch(open_session(m.to_proto(), optimise=False), {"x": x})[0] for m in (model, found))
+    a, b = (run_batch(open_session(m.to_proto(), UNOPTIMIZED), {"x": x})[0] for m in (model, found))
     return float(np.abs(a - b).max() / np.ptp(a))
 
 

@@ -20,7 +20,7 @@ from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ProofError
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.pruning import importance, rewrite
-from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 
 Quantise = Callable[..., Path]
 
@@ -152,7 +152,7 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     wrong[0, 0] += 1
     tensor.values = wrong
     feeds = [random_feeds(model.header, {"x": (1, 3, 4, 4)}, 1)]
-    found = [run_batch(open_session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
+    found = [run_batch(open_session(m.to_proto(), UNOPTIMIZED), feeds[0])[0] for m in (pruned, masked)]
     assert np.array_equal(*found)
     with pytest.raises(ProofError, match="not the masked model"):
         verify.prove(model, pruned, masked)

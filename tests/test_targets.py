@@ -232,7 +232,7 @@ def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
 
 
 def test_slower_results_are_not_written_unless_forced(models: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("onnxprune.allocation.targets.time_runs", lambda *_, **__: timing(1.0, 1.3))
+    monkeypatch.setattr(Latency, "from_samples", lambda *_, **__: timing(1.0, 1.3))
     call = {"reduce": {"flops": 0.3}, "round_to": 1, "output": tmp_path / "s.onnx"}
     with pytest.raises(LatencyError):
         onnxprune.prune(models / "small.onnx", **call)

@@ -44,7 +44,7 @@ from onnxprune import model as models
 from onnxprune import verify
 from onnxprune.errors import OnnxPruneError, first_line
 from onnxprune.graph.shapes import workable_shapes
-from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
 from onnxprune.training.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def parity(path: Path) -> Record:
     """Compare the executor with onnxruntime on one file."""
     try:
         model = models.load(path)
-        session = model.session(optimise=False, threads=1)
+        session = model.session(SessionConfig(threads=1, optimize=False))
         shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
         feeds = {n: x for n, x in random_feeds(model.header, shapes, 0).items() if n in names}

@@ -143,7 +143,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
     from onnxprune.runtime.session import random_feeds
-    from onnxprune.runtime.timing import time_runs
+    from onnxprune.runtime.timing import sample_times
 
     options = Options(reduce={"latency": 0.3})
     measured = how(job.threads)
@@ -158,16 +158,8 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     for keep in latency_model.random_plans(analysis.trace, targets.rules_of(analysis.trace, options), FRESH, seed=99):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
-        timed = time_runs(
-            [model.session(threads=job.threads)],
-            [feeds],
-            runs=RUNS,
-            warmup=5,
-            threads=job.threads,
-            batch=1,
-            seconds=3.0,
-        )
-        errors.append(predictor.predict(keep) / timed.a - 1)
+        times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)
+        errors.append(predictor.predict(keep) / float(np.median(times)) - 1)
     found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": meter.table.error}
     try:
         result = onnxprune.prune(path, reduce={"latency": 0.3}, measure=measured, force=True)
@@ -391,8 +383,9 @@ def page(records: Sequence[Record]) -> str:
 
 def _processor() -> str:
     from onnxprune.runtime import machine
+    from onnxprune.runtime.session import SessionConfig
 
-    return machine.environment(1, 1).processor
+    return machine.environment(SessionConfig(threads=1), 1).processor
 
 
 def _tables(newest: dict[str, Record], names: Sequence[str]) -> Iterator[str]:

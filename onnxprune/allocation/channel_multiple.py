@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from onnxprune.runtime import machine
-from onnxprune.runtime.session import open_session, run_batch
-from onnxprune.runtime.timing import Clock
+from onnxprune.runtime.session import SessionConfig, open_session
+from onnxprune.runtime.timing import sample_times
 from onnxprune.types import Trace
 
 STEPS = (16, 8)
@@ -26,13 +26,14 @@ SHARES = 4
 """Steps that a group has, at least, where it is not narrow."""
 MOST = 0.5
 """Share of the work in narrow groups from which the network is narrow."""
-SIZE, ROUNDS, RUNS = 28, 7, 6
+SIZE, RUNS, WARMUP = 28, 42, 2
+SINGLE = SessionConfig(threads=1)
 
 
 @functools.cache
 def step() -> int:
     """Return 16 or 8: measured once for a processor and a version of onnxruntime, and kept in the user's cache."""
-    where = machine.environment(1, 1)
+    where = machine.environment(SINGLE, 1)
     path = machine.cache_folder() / "step.json"
     key = json.dumps(asdict(where))
     try:
@@ -79,17 +80,9 @@ def _share_below(trace: Trace, filters: int) -> float:
 
 def _measured() -> int:
     """Time a small network at three widths, in turn; the least time of each counts."""
-    sessions = [open_session(_network(width), threads=1) for width in WIDTHS]
+    sessions = [open_session(_network(width), SINGLE) for width in WIDTHS]
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 32, SIZE, SIZE)).astype(np.float32)}
-    times = np.full(len(WIDTHS), np.inf)
-    clock = Clock()
-    for _ in range(ROUNDS):
-        for n, opened in enumerate(sessions):
-            run_batch(opened, feeds)
-            for _ in range(RUNS):
-                begin = clock()
-                run_batch(opened, feeds)
-                times[n] = min(times[n], clock() - begin)
+    times = sample_times(sessions, [feeds] * len(sessions), runs=RUNS, warmup=WARMUP).min(axis=1)
     return 8 if times[1] < CHEAPER * times[2] else 16
 
 

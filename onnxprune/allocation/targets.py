@@ -23,8 +23,8 @@ from onnxprune.metrics import activation_memory
 from onnxprune.model import Model, load, weightless
 from onnxprune.options import AUTO, MEASURED, Options
 from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import open_session, random_feeds
-from onnxprune.runtime.timing import Latency, time_runs
+from onnxprune.runtime.session import SessionConfig, open_session, random_feeds
+from onnxprune.runtime.timing import Latency, sample_times
 from onnxprune.types import BoolArray, Check, Trace
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class CostEstimator:
         if "latency" in self.wanted:
             self.on_stage("time", None)
             assert self._original is not None
-            sessions = (self._original, candidate.session(threads=self.how.threads, where="the pruned model"))
+            sessions = (self._original, candidate.session(self.how.session, where="the pruned model"))
             timed = self._timed(sessions)
             assert timed.b is not None
             found["latency"] = timed.b
@@ -192,15 +192,14 @@ class CostEstimator:
 
     def _timed(self, sessions: Sequence[ort.InferenceSession]) -> Latency:
         feeds = random_feeds(self.analysis.model.header, self._shapes(), 0)
-        return time_runs(
+        samples = sample_times(
             sessions,
             [feeds] * len(sessions),
             runs=self.how.runs,
             warmup=self.how.warmup,
-            threads=self.how.threads,
-            batch=self.how.batch,
             seconds=self.how.seconds / 2,
         )
+        return Latency.from_samples(samples, batch=self.how.batch, threads=self.how.threads)
 
     def _of_the_original(self) -> Amounts:
         model = self.analysis.model
@@ -212,14 +211,14 @@ class CostEstimator:
             found["memory"] = float(activation_memory.peak(model, self._shapes()))
         if "latency" in self.wanted:
             path = str(model.path)
-            self._original = open_session(path, threads=self.how.threads, where=path)
+            self._original = open_session(path, self.how.session, where=path)
             found["latency"] = self._timed((self._original,)).a
         return found
 
     def read_table(self) -> latency_model.Table:
         """Return the latency table: from the file that was named, from the cache, or measured and put there."""
         model, trace = self.analysis.model, self.analysis.trace
-        where = machine.environment(self.how.threads, self.how.batch)
+        where = machine.environment(self.how.session, self.how.batch)
         rules = rules_of(trace, self.options)
         digest = latency_model.architecture(model, trace)
         if self._table_path is not None:
@@ -250,7 +249,7 @@ def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage
         analysis.trace,
         analysis.cost,
         rules_of(analysis.trace, options),
-        threads=how.threads,
+        config=how.session,
         batch=how.batch,
         progress=share_of(on_stage, "table"),
     )
@@ -504,19 +503,19 @@ def refuse_slower(
         "the result is slower than the original",
         where=str(original.path),
         why=f"{timed.a:.3f} ms before, {timed.b:.3f} ms after (batch {timed.batch}, threads {timed.threads or 'default'}); "
-        + "; ".join(_dearer(original, result, shapes, how.threads)),
+        + "; ".join(_dearer(original, result, shapes, how.session)),
         hint="nothing was written: leave --round-to at auto, ask for less latency instead of FLOPs, or give --force",
     )
 
 
-def _dearer(original: Model, result: Model, shapes: dict[str, tuple[int, ...]], threads: int) -> list[str]:
+def _dearer(original: Model, result: Model, shapes: dict[str, tuple[int, ...]], config: SessionConfig) -> list[str]:
     """Say which layers take longer than before, and by how much."""
     labels = node_labels(original.graph)
     feeds = random_feeds(original.header, shapes, 0)
     costs = []
     for model in (original, result):
         proto, weights = model.stub()
-        found = profiler.profile(proto, feeds, weights=weights, threads=threads)
+        found = profiler.profile(proto, feeds, config, weights=weights)
         each: dict[str, float] = {}
         for kernel in found.kernels:
             name = labels[kernel.node] if kernel.node is not None else f"all {kernel.op} that onnxruntime put in"

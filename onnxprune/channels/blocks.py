@@ -28,7 +28,7 @@ from onnx import helper
 from onnxprune.capture import Stream
 from onnxprune.channels.flat import Flat
 from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
 from onnxprune.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class _Linearised:
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
     ) -> ort.InferenceSession:
         proto, weights = self.stream.model.part(nodes, inputs, outputs)
-        return open_session(proto, patient=True, weights=weights)
+        return open_session(proto, ALTERNATING, weights=weights)
 
     def _missed(self, given: Array) -> tuple[Array, BoolArray]:
         """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""
@@ -563,4 +563,4 @@ def _session(op: str, attributes: dict[str, Any]) -> Any:
     x, w, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * rank) for name in ("x", "w", "y"))
     graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], **attributes)], "layer", [x, w], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return open_session(model, patient=True)
+    return open_session(model, ALTERNATING)

@@ -75,7 +75,7 @@ def study(base: Base, options: Options, workspace: Workspace, meter: CostEstimat
     layers = linear_layers(model.graph)
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
     shapes = concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
-    timer = Timer(model, trace, shapes, meter.how.batch, meter.how.threads)
+    timer = Timer(model, trace, shapes, meter.how.batch, meter.how.session)
     found: list[Candidate] = []
     kinds, step = options.blocks, _step(trace, options)
     for n, layer in layers.items():

@@ -16,6 +16,7 @@ from onnxprune.output import plain, same_file, staged
 from onnxprune.report import formats, markdown
 from onnxprune.report.document import Judgement, Report, Sweep
 from onnxprune.runtime import machine
+from onnxprune.runtime.session import DEFAULT
 
 ENDINGS = (".html", ".md", ".json")
 Found = Report | Sweep | Judgement
@@ -110,7 +111,7 @@ def _markdown(found: Found, command: str) -> str:
 
 
 def _machine() -> dict[str, str]:
-    where = machine.environment(0, 0)
+    where = machine.environment(DEFAULT, 0)
     return {
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

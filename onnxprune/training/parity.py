@@ -10,7 +10,7 @@ from onnxprune.data import Array, Feeds
 from onnxprune.errors import ModelError
 from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
 from onnxprune.model import Model, tensors_of
-from onnxprune.runtime.session import run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 from onnxprune.training.batches import evaluating, tensors
 from onnxprune.training.executor import Executor
 
@@ -37,7 +37,7 @@ def check(executor: Executor, feeds: Feeds) -> str:
         ModelError: they differ, or one of the two does not run the model.
     """
     model = executor.model
-    session = model.session(optimise=False)
+    session = model.session(UNOPTIMIZED)
     tolerance = HALF_TOLERANCE if _is_rounded(model) else TOLERANCE
     worst = 0.0
     for scale in INPUT_SCALES:
