@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune import model as models
 from onnxprune import output as outputs
 from onnxprune import plan_file, verify
-from onnxprune.allocation.targets import CostEstimator, refuse_slower
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.analysis import (
     Analysis,
     layers_of,
@@ -28,6 +28,7 @@ from onnxprune.analysis import (
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
+from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.granularity import edits
 from onnxprune.mending import Mended
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
@@ -198,7 +199,7 @@ def prune(
     report = _verify(
         whole, analysis, mended, chosen, proof, checked_on, measure, options, on_stage, detailed=page is not None
     )
-    if meter is not None and meter.wanted:
+    if meter is not None and meter.measured:
         targets = meter.checks(report.latency, mended.model)
         report = replace(report, verdict=Verdict((*report.verdict.checks, *targets)), latency_table=meter.table)
     if destination is not None and not force:

@@ -15,7 +15,7 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "options", "output"),
+    ("errors", "types", "options", "output", "metrics.table"),
     (
         "files",
         "quantised",
@@ -38,6 +38,7 @@ LAYERS = (
     (
         "analysis",
         "allocation",
+        "evaluation",
         "recovery",
         "workspace",
         "mending",

@@ -124,7 +124,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
                 plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
         except TargetError as error:
             result["short"] = error.why
-            most = re.search(r"MACs can fall to [\d,]+ \(-([\d.]+)%\)", error.why)
+            most = re.search(r"FLOPs can fall to [\d,]+ \(-([\d.]+)%\)", error.why)
             asked = float(most[1]) / 100 - 1e-3 if most else 0.0
             if asked <= 0:
                 record["targets"][str(share)] = {**result, "reached": 0.0}

@@ -138,7 +138,7 @@ def _figures(report: Any) -> Record:
 def table(job: Job, path: Path, folder: Path) -> Record:
     """Measure a table; hold its predictions against plans it has not seen; then ask for 30 % less latency."""
     import onnxprune
-    from onnxprune.allocation import latency_model, targets
+    from onnxprune.allocation import cost_estimator, latency_model
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
@@ -148,14 +148,16 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     options = Options(reduce={"latency": 0.3})
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
-    meter = targets.CostEstimator(analysis, options, measured)
+    meter = cost_estimator.CostEstimator(analysis, options, measured)
     built, begin = time.perf_counter() - begin, time.perf_counter()
     assert meter.table is not None
     read = meter.read_table()
     predictor = latency_model.Predictor(analysis.model, analysis.trace, analysis.cost, read)
     again = time.perf_counter() - begin
     errors = []
-    for keep in latency_model.random_plans(analysis.trace, targets.rules_of(analysis.trace, options), FRESH, seed=99):
+    for keep in latency_model.random_plans(
+        analysis.trace, cost_estimator.rules_of(analysis.trace, options), FRESH, seed=99
+    ):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
         times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)

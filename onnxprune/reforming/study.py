@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune import sensitivity
-from onnxprune.allocation.channel_multiple import FINER, steps
-from onnxprune.allocation.targets import CostEstimator
+from onnxprune.allocation.channel_multiple import FINER, multiples
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.analysis import Analysis
 from onnxprune.channels.linear import linear_layers
 from onnxprune.channels.readers import Reader
@@ -104,7 +104,7 @@ def study(base: Base, options: Options, workspace: Workspace, meter: CostEstimat
 
 
 def _step(trace: Trace, options: Options) -> int:
-    return int(options.round_to) if isinstance(options.round_to, int) else max(steps(trace)[0], FINER[0])
+    return int(options.round_to) if isinstance(options.round_to, int) else max(multiples(trace)[0], FINER[0])
 
 
 def _scored(

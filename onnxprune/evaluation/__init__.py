@@ -1,0 +1,1 @@
+"""Results held against the original and against limits; it may import all below the pipeline."""
