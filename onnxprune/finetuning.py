@@ -120,15 +120,15 @@ def finetune(
         keep = ~tuned.gated
     on_stage("verify", None)
     checks = check_structure(result, teacher_model, strict=full_check(teacher_model) is None)
-    opened = open_session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
-    candidate = result.session(threads=measure.threads, where="the trained model")
+    opened = open_session(str(teacher_model.path), measure.session, where=str(teacher_model.path))
+    candidate = result.session(measure.session, where="the trained model")
     found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
     checks.append(Check("finite outputs", found.finite, None, found.finite))
     closer = None
     if page is not None:
         on_stage("profile", None)
         around = grouping.groups(original.trace, grouping.survivors(student.trace, keep))
-        closer = details((str(teacher_model.path), result), found, checked_on, measure.threads, around)
+        closer = details((str(teacher_model.path), result), found, checked_on, measure.session, around)
     whole = np.ones(original.trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = original.cost.totals(whole), student.cost.totals(keep)
     before, after = figures(

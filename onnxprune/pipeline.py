@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune import output as outputs
 from onnxprune import plan_file
-from onnxprune.allocation.targets import CostEstimator, refuse_slower
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.analysis import (
     Analysis,
     layers_of,
@@ -29,6 +29,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import compare, predict
+from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.granularity import edits
 from onnxprune.graph import io
@@ -205,7 +206,7 @@ def prune(
     report = _verify(
         whole, analysis, mended, chosen, proof, checked_on, measure, options, on_stage, detailed=page is not None
     )
-    if meter is not None and meter.wanted:
+    if meter is not None and meter.measured:
         targets = meter.checks(report.latency, mended.model)
         report = replace(report, verdict=Verdict((*report.verdict.checks, *targets)), latency_table=meter.table)
     if destination is not None and not force:
@@ -391,14 +392,14 @@ def _verify(
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
-    original = open_session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
-    candidate = mended.model.session(threads=measure.threads, where="the pruned model")
+    original = open_session(str(model.path), measure.session, where=str(model.path))  # as users run it
+    candidate = mended.model.session(measure.session, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     closer = None
     if detailed:
         on_stage("profile", None)
         around = grouping.groups(trace, grouping.survivors(trace, plan.keep))
-        closer = details((str(model.path), mended.model), found, data, measure.threads, around)
+        closer = details((str(model.path), mended.model), found, data, measure.session, around)
     everything = np.ones(whole.trace.n_channels, dtype=bool)
     (macs0, _), (macs1, params1) = whole.cost.totals(everything), analysis.cost.totals(plan.keep)
     before, after = figures(found, (macs0, model.params, model.size), (macs1, round(params1), mended.model.byte_size()))

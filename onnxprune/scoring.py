@@ -90,13 +90,13 @@ def _gradient_scores(
     )
 
 
-def per_saving(analysis: Analysis, scores: FloatArray, limits: knapsack.Limits) -> FloatArray:
+def per_saving(analysis: Analysis, scores: FloatArray, budget: knapsack.Budget) -> FloatArray:
     """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
 
     Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
     """
     macs, params = analysis.cost.savings()
-    of_params = limits.params is not None or limits.size is not None
-    of_macs = limits.macs is not None or limits.latency is not None or limits.memory is not None or not of_params
+    of_params = bool({"params", "size"} & budget.keys())
+    of_macs = bool({"flops", "latency", "memory"} & budget.keys()) or not of_params
     saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
     return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))

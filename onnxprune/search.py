@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from onnxprune.allocation import channel_multiple, knapsack, sensitivity
-from onnxprune.allocation.targets import CostEstimator, Lifted, lift, meet, rules_of, within
+from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
+from onnxprune.allocation.targets import lift, meet, within
 from onnxprune.analysis import Analysis, analysed, refuse_unprunable, removed, unless_it_does_not_run
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -156,15 +157,15 @@ def _rounded(meter: CostEstimator, options: Options) -> Options:
     everything = np.ones(trace.n_channels, dtype=bool)
     first = rules_of(trace, options)
     try:
-        knapsack.refuse_unreachable(trace, meter, everything, first, meter.goals())
+        knapsack.refuse_unreachable(trace, meter.predict, everything, first, meter.budget())
         return options
     except TargetError:
         if options.round_to != AUTO:
             raise
     for step in (first.round_to, *(step for step in channel_multiple.FINER if step < first.round_to)):
         try:
-            rules = replace(first, round_to=step, steps={})
-            knapsack.refuse_unreachable(trace, meter, everything, rules, meter.goals())
+            rules = replace(first, round_to=step, multiples={})
+            knapsack.refuse_unreachable(trace, meter.predict, everything, rules, meter.budget())
         except TargetError:
             if step == 1:
                 raise
@@ -182,7 +183,7 @@ def _without(current: _Step, keep: BoolArray) -> Model:
 class Allocate(Protocol):
     """Says which channels of the original are left under some limits, rounded to a step in place of that of the options."""
 
-    def __call__(self, limits: knapsack.Limits, step: int | None = None) -> BoolArray:
+    def __call__(self, budget: knapsack.Budget, step: int | None = None) -> BoolArray:
         """See the class; raises TargetError where they cannot be reached."""
 
 
@@ -198,8 +199,11 @@ def _allocator(
     analysis = current.analysis
     model, trace = analysis.model, analysis.trace
     whole = current.is_whole
-    costs: knapsack.Costs = meter if whole else Lifted(meter, current.keep)
     before = current.keep if whole else np.ones(trace.n_channels, dtype=bool)
+
+    def predict(keep: BoolArray) -> knapsack.Amounts:
+        return meter.predict(keep if whole else lift(keep, current.keep))
+
     rules = rules_of(trace, options, options.scope, current.sizes)
     curves: tuple[Curve, ...] = ()
     if options.importance in WITH_DATA or options.scope == "sensitivity":
@@ -221,16 +225,16 @@ def _allocator(
         for removal in removals:
             removal.drop(workspace.store)
 
-    def allocate(limits: knapsack.Limits, step: int | None = None) -> BoolArray:
-        held = rules if step is None else replace(rules, round_to=step, steps={})
-        if limits.hold(*costs.totals(before)):
+    def allocate(budget: knapsack.Budget, step: int | None = None) -> BoolArray:
+        held = rules if step is None else replace(rules, round_to=step, multiples={})
+        if knapsack.holds(predict(before), budget):
             left = before.copy()
         elif by_loss:
-            left = knapsack.allocate_by_loss(trace, costs, curves, before, held, limits)
+            left = knapsack.allocate_by_loss(trace, predict, curves, before, held, budget)
         else:
             weighed = options.importance in WITH_GRADIENTS and options.scope == "global"
-            ranks = per_saving(analysis, scores, limits) if weighed else scores
-            left = knapsack.allocate(trace, costs, ranks, before, held, limits)
+            ranks = per_saving(analysis, scores, budget) if weighed else scores
+            left = knapsack.allocate(trace, predict, ranks, before, held, budget)
         return left if whole else lift(left, current.keep)
 
     return allocate, curves
@@ -275,10 +279,10 @@ def paced(options: Options, share: float) -> float:
     return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
 
 
-def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Limits:
+def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Budget:
     """Return bounds between the original and the goals, when some share of the steps is done."""
-    whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
-    return meter.goals().part(whole, paced(options, share))
+    whole = meter.predict(np.ones(meter.analysis.trace.n_channels, dtype=bool))
+    return knapsack.part_way(whole, meter.budget(), paced(options, share))
 
 
 def plans(
@@ -315,7 +319,7 @@ def plans(
         allocate, curves = _allocator(current, hardest, meter, True, on_stage, workspace)
     for number, share in enumerate(shares):
         on_stage("plan", number / len(shares))
-        goal = meter.aimed_at(replace(options, reduce={quantity: share}))
+        goal = meter.with_targets(replace(options, reduce={quantity: share}))
         try:
             rounded = _rounded(goal, goal.options)
             step = None if rounded.round_to == AUTO else int(rounded.round_to)

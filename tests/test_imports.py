@@ -15,7 +15,7 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "progress", "options", "output", "fileio"),
+    ("errors", "types", "progress", "options", "output", "fileio", "metrics.table"),
     ("runtime",),
     ("data",),
     ("graph",),

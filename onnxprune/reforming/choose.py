@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.allocation import knapsack
-from onnxprune.allocation.targets import CostEstimator, meet
+from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.allocation.targets import meet
 from onnxprune.analysis import Analysis, removed
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -64,7 +65,7 @@ def decide(
         last = alone(base, options, workspace, meter, on_stage)
         keep = np.ones(last.analysis.trace.n_channels, dtype=bool)
         plan = Plan(keep, base.analysis.model.digest, settings(base.analysis, options))
-        found = Contender(last, Choice(plan, last.analysis, keep), meter.on(last.analysis))
+        found = Contender(last, Choice(plan, last.analysis, keep), meter.for_model(last.analysis))
     plan = found.choice.plan
     path = (*plan.path[:-1], removed(found.base.analysis, plan.keep, base.analysis))
     plan = replace(plan, path=path, blocks=found.base.blocks)
@@ -86,7 +87,7 @@ def alone(
         found = study(base, options, workspace, meter, on_stage)
         limits = None if number == rounds else part_of_the_way(original, options, number / rounds)
         base = _round(base, found, options, workspace, meter, limits, on_stage)
-        meter = original.on(base.analysis)
+        meter = original.for_model(base.analysis)
     return base
 
 
@@ -96,22 +97,22 @@ def _round(
     options: Options,
     workspace: Workspace,
     meter: CostEstimator,
-    limits: knapsack.Limits | None,
+    limits: knapsack.Budget | None,
     on_stage: ProgressCallback,
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
 
-    def allocate(limits: knapsack.Limits) -> BoolArray:
+    def allocate(limits: knapsack.Budget) -> BoolArray:
         chosen = cheapest(gauge, limits)
-        reached = gauge.totals(chosen)
-        if not limits.hold(*reached):
+        reached = gauge.predict(chosen)
+        if not knapsack.holds(reached, limits):
             raise TargetError(
                 "the target cannot be reached",
                 why="; ".join(
-                    f"{value:.4g} is the least, {bound:.4g} was asked"
-                    for value, bound in limits.pairs(reached)
-                    if value > bound
+                    f"{reached[name]:.4g} is the least, {bound:.4g} was asked"
+                    for name, bound in limits.items()
+                    if reached[name] > bound
                 )
                 + f", with {int(chosen.sum())} layers of another form",
                 hint="ask for less, or let channels go as well: --granularity auto",

@@ -37,7 +37,7 @@ def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
     """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
-    from onnxprune.allocation import targets
+    from onnxprune.allocation import cost_estimator
     from onnxprune.evaluation import benchmark
     from onnxprune.output import check_destination
     from onnxprune.report import console
@@ -46,7 +46,7 @@ def bench(
         check_destination(latency_table, a, *([] if b is None else [b]))
     with terminal.progress() as on_stage:
         found = benchmark.bench([path for path in (a, b) if path is not None], measure, on_stage=on_stage)
-        table = None if latency_table is None else targets.write_table(a, latency_table, measure, on_stage)
+        table = None if latency_table is None else cost_estimator.write_table(a, latency_table, measure, on_stage)
     terminal.show(
         lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},
         lambda: [
