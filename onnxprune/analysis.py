@@ -18,7 +18,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import Options
-from onnxprune.runtime.session import ORT_VERSION, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import ORT_VERSION, UNOPTIMIZED, open_session, random_feeds, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
 
 INSPECT_SCHEMA = "onnxprune.inspect/1"
@@ -152,7 +152,7 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
         where = str(model.path)
         shapes = concrete_shapes(model.header, 1, known=known)
         run_batch(
-            open_session(where, optimise=False, where=where),
+            open_session(where, UNOPTIMIZED, where=where),
             random_feeds(model.header, shapes, 0),
             where=where,
         )

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from onnxprune.errors import OptionError
+from onnxprune.metrics.table import METRICS, SUFFIXES, TARGETS
 
 AUTO = "auto"
 WITH_GRADIENTS = ("taylor", "fisher", "hessian")
@@ -38,16 +39,11 @@ RATE_SCHEDULES = ("onecycle", "cosine", "constant")
 BATCHNORMS = ("eval", "train")
 PRECISIONS = ("float32", "bfloat16")
 UNITS = ("steps", "epochs", "min")
-QUANTITIES = ("flops", "params", "size", "memory", "latency")
-"""What targets are of: FLOPs per sample, parameters, bytes of the file, bytes of activations alive at once, time of a run."""
-MEASURED = ("size", "memory", "latency")
-"""Quantities that are predicted while channels are chosen, and then measured of the result."""
+QUANTITIES = TARGETS
+"""Metrics that targets are set for; see `onnxprune.metrics.table`."""
 PRESETS = ("unit", "imagenet", "tf")
 """Names of ways to scale images; `onnxprune.data.dataset` has what they mean."""
 LEAST_MEMORY = 64e6
-SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
-TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-"""Milliseconds in a unit of time."""
 
 
 @dataclass(frozen=True)
@@ -385,18 +381,6 @@ def parse_shares(text: str) -> tuple[str, list[float]]:
     return quantity, [parse_targets("reduce", [f"{quantity}={amount}"])[quantity] for amount in amounts.split(",")]
 
 
-def _unit(quantity: str, amount: str) -> tuple[str, float]:
-    """Split an amount into its number and the factor of its unit."""
-    if quantity == "latency":
-        unit = next((unit for unit in TIMES if amount.endswith(unit)), "")  # `s` ends them all, and comes last
-        return amount.removesuffix(unit).strip(), TIMES.get(unit, 1.0)
-    if quantity in ("size", "memory"):
-        amount = amount.removesuffix("b").strip()
-    if amount[-1:] in SUFFIXES:
-        return amount[:-1].strip(), SUFFIXES[amount[-1]]
-    return amount, 1.0
-
-
 def parse_memory(text: str) -> float:
     """Read an amount of memory: 2GB, 500M, or bytes.
 
@@ -432,13 +416,11 @@ def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
         _check_quantity(option, quantity)
         if quantity in result:
             raise OptionError(f"--{option} names {quantity} twice", hint="give one amount per quantity")
-        factor = 1.0
-        if option == "reduce" and amount.endswith("%"):
-            amount, factor = amount[:-1], 0.01
-        elif option == "limit":
-            amount, factor = _unit(quantity, amount)
         try:
-            result[quantity] = float(amount) * factor
+            if option == "limit":
+                result[quantity] = METRICS[quantity].parse(amount)
+            else:
+                result[quantity] = float(amount[:-1]) * 0.01 if amount.endswith("%") else float(amount)
         except ValueError:
             raise OptionError(
                 f"--{option} {text!r}: {amount!r} is not a number", hint=f"for instance --{option} {example}"

@@ -202,7 +202,7 @@ def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
 
 
 def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
-    opened = open_session(proto, optimise=True)
+    opened = open_session(proto)
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in proto.graph.input if v.name in trace.input_shapes]))
     shapes = concrete_shapes(bare, 2, known=trace.input_shapes)
     return run_batch(opened, random_feeds(bare, shapes, 5))

@@ -19,6 +19,7 @@ from reports import PLAN, made_report
 from onnxprune.cli import main
 from onnxprune.report import saving
 from onnxprune.runtime import machine
+from onnxprune.runtime.session import SessionConfig
 
 Run = Callable[..., Result]
 
@@ -27,7 +28,7 @@ Run = Callable[..., Result]
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep what is measured out of the user's cache, and channels in multiples of 8 whatever the machine computes at once."""
     folder = tmp_path_factory.mktemp("cache")
-    key = json.dumps(asdict(machine.environment(1, 1)))
+    key = json.dumps(asdict(machine.environment(SessionConfig(threads=1), 1)))
     (folder / "step.json").write_text(json.dumps({key: 8}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXPRUNE_CACHE", str(folder))

@@ -718,11 +718,11 @@ def test_importance_that_finds_nothing_to_look_at(tiny_path, out, refused):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("--reduce", "flops=99%"), "MACs can fall to"),
+        (("--reduce", "flops=99%"), "FLOPs can fall to"),
         (("--reduce", "params=99%"), "parameters can fall to"),
-        (("--limit", "flops=1"), "MACs can fall to"),
-        (("--reduce", "flops=60%", "--max-ratio", "0.1"), "MACs can fall to"),
-        (("--reduce", "flops=60%", "--min-channels", "16"), "MACs can fall to"),
+        (("--limit", "flops=1"), "FLOPs can fall to"),
+        (("--reduce", "flops=60%", "--max-ratio", "0.1"), "FLOPs can fall to"),
+        (("--reduce", "flops=60%", "--min-channels", "16"), "FLOPs can fall to"),
         (("--reduce", "flops=90%", "--ignore", "conv1"), "ignored by --ignore 'conv1'"),
     ],
     ids=name_of,

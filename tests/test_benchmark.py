@@ -6,12 +6,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnxprune
 from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.runtime import machine
+from onnxprune.runtime.timing import Latency, sample_times
 
 QUICK = BenchmarkConfig(runs=10, warmup=1, seconds=1)
 
@@ -56,3 +58,34 @@ def test_command_writes_a_table(run, models: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "median error" in result.output
     assert json.loads((tmp_path / "t.json").read_text())["schema"] == "onnxprune.latency/1"
+
+
+class Recorded:
+    """A session that notes when it runs."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def run(self, names, feeds):
+        self.log.append(self.name)
+        return []
+
+
+def test_runs_are_interleaved_in_alternating_order():
+    log: list[str] = []
+    samples = sample_times([Recorded(name, log) for name in "abc"], [{}] * 3, runs=3, warmup=1)
+    assert "".join(log) == "abc" + "abc" + "cba" + "abc"
+    assert samples.shape == (3, 3)
+    assert (samples > 0).all()
+
+
+def test_runs_end_early_after_the_fewest():
+    samples = sample_times([Recorded("a", [])], [{}], runs=1000, seconds=0.0, min_runs=4, progress=lambda _: None)
+    assert samples.shape == (1, 4)
+
+
+def test_a_latency_is_the_median_and_the_ratio_of_medians():
+    found = Latency.from_samples(np.array([[2.0, 2.0, 9.0], [1.0, 1.0, 1.0]]), batch=4, threads=2)
+    assert (found.a, found.b, found.speedup, found.runs, found.batch, found.threads) == (2.0, 1.0, 2.0, 3, 4, 2)
+    alone = Latency.from_samples(np.array([[3.0, 3.0]]), batch=1, threads=0)
+    assert (alone.a, alone.a_interval, alone.b, alone.speedup) == (3.0, (3.0, 3.0), None, None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graphs import Builder, load
 
-from onnxprune.allocation.knapsack import Limits, PruningRules, allocate_by_loss
+from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, allocate_by_loss, holds
 from onnxprune.errors import TargetError
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.trace import trace as trace_model
@@ -29,23 +29,26 @@ class Problem:
     def dense(self) -> BoolArray:
         return np.ones(self.trace.n_channels, dtype=bool)
 
-    def limits(self, macs: float | None = None, params: float | None = None) -> Limits:
+    def limits(self, macs: float | None = None, params: float | None = None) -> Budget:
         """Return limits from shares of what there is."""
-        whole = self.cost.totals(self.dense)
-        return Limits(None if macs is None else macs * whole[0], None if params is None else params * whole[1])
+        whole, shares = self.predict(self.dense), {"flops": macs, "params": params}
+        return {name: share * whole[name] for name, share in shares.items() if share is not None}
+
+    def predict(self, keep: BoolArray) -> Amounts:
+        return dict(zip(("flops", "params"), self.cost.totals(keep), strict=True))
 
     def lost(self, keep: BoolArray) -> float:
         return sum(float(curve.at(np.array([(~keep[curve.order]).sum()]))[0]) for curve in self.curves)
 
-    def allocate(self, limits: Limits, rules: PruningRules | None = None, keep: BoolArray | None = None) -> BoolArray:
+    def allocate(self, limits: Budget, rules: PruningRules | None = None, keep: BoolArray | None = None) -> BoolArray:
         rules = rules or PruningRules(1)
         found = allocate_by_loss(
-            self.trace, self.cost, self.curves, self.dense if keep is None else keep, rules, limits
+            self.trace, self.predict, self.curves, self.dense if keep is None else keep, rules, limits
         )
-        assert limits.hold(*self.cost.totals(found))
+        assert holds(self.predict(found), limits)
         return found
 
-    def best(self, limits: Limits, rules: PruningRules | None = None) -> tuple[float, BoolArray]:
+    def best(self, limits: Budget, rules: PruningRules | None = None) -> tuple[float, BoolArray]:
         """Return the least loss of all choices that the rules allow and that hold the limits."""
         rules = rules or PruningRules(1)
         counts = []
@@ -60,7 +63,7 @@ class Problem:
             keep = self.dense
             for curve, number in zip(self.curves, numbers, strict=True):
                 keep[curve.order[:number]] = False
-            if limits.hold(*self.cost.totals(keep)):
+            if holds(self.predict(keep), limits):
                 found = min(found, (self.lost(keep), keep), key=lambda pair: pair[0])
         return found
 
@@ -180,7 +183,7 @@ def test_a_step_before_a_flat_part_is_not_in_the_way():
 
 def test_nothing_goes_where_all_limits_hold():
     found = line((4, 5))
-    assert found.allocate(Limits()).all()
+    assert found.allocate({}).all()
     assert found.allocate(found.limits(macs=1.0, params=1.0)).all()
 
 
@@ -195,7 +198,7 @@ def test_nothing_goes_that_is_not_needed():
             if gone.size:
                 more = keep.copy()
                 more[gone[-1]] = True
-                assert not limits.hold(*found.cost.totals(more)) or found.lost(more) == found.lost(keep)
+                assert not holds(found.predict(more), limits) or found.lost(more) == found.lost(keep)
 
 
 @pytest.mark.parametrize("round_to", [2, 4])

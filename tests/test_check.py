@@ -25,7 +25,7 @@ from onnxprune.evaluation.policy import GateLimits
 from onnxprune.graph import io
 from onnxprune.report import ci_formats, markdown
 from onnxprune.runtime import paired_timing, process_memory
-from onnxprune.runtime.session import CPU_PROVIDER, open_session, run_batch
+from onnxprune.runtime.session import CPU_PROVIDER, SessionConfig, open_session, run_batch
 from onnxprune.types import Check, Verdict
 
 MEASURE = onnxprune.BenchmarkConfig(runs=5, warmup=1, seconds=2)
@@ -252,7 +252,7 @@ def test_each_round_has_sessions_of_its_own_in_another_order(tiny_path, images) 
     assert len(found.a) == len(found.b) == len(opened) // 2 == paired_timing.ROUNDS
     assert {"".join(opened[n : n + 2]) for n in range(0, len(opened), 2)} == {"ab", "ba"}
     assert opened.count("a") == opened.count("b")
-    assert found.runs == paired_timing.ROUNDS * paired_timing.FEWEST_RUNS
+    assert found.runs == paired_timing.ROUNDS * paired_timing.MIN_RUNS
     assert shares[-1] == 1
 
 
@@ -280,14 +280,14 @@ def test_peak_memory_holds_the_weights(tmp_path) -> None:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         (tmp_path / f"{size}.onnx").write_bytes(model.SerializeToString())
         feeds = {"x": np.ones((1, 1), np.float32)}
-        took.append(process_memory.measure(tmp_path / f"{size}.onnx", feeds, threads=1, provider=CPU_PROVIDER))
+        took.append(process_memory.measure(tmp_path / f"{size}.onnx", feeds, SessionConfig(threads=1)))
     assert took[0] is not None
     assert took[1] is not None
     assert 40e6 < took[1] - took[0] < 400e6
 
 
 def test_peak_memory_of_what_does_not_run_is_unknown(tmp_path, images) -> None:
-    assert process_memory.measure(tmp_path / "gone.onnx", {"x": images}, threads=1, provider=CPU_PROVIDER) is None
+    assert process_memory.measure(tmp_path / "gone.onnx", {"x": images}, SessionConfig(threads=1)) is None
 
 
 def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> None:

@@ -20,6 +20,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph import io as graph_io
 from onnxprune.report import details, grouping, thumbnails
+from onnxprune.runtime.session import SessionConfig
 
 LOGITS = np.array([[4.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 1]])
 SPEC = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
@@ -179,7 +180,9 @@ def test_layers_are_timed_in_memory_as_from_the_file(models):
     model = graph_io.load(models / "small.onnx")
     shape = tuple(d.dim_value or 1 for d in model.header.graph.input[0].type.tensor_type.shape.dim)
     feeds = {model.header.graph.input[0].name: np.zeros(shape, np.float32)}
-    times = [benchmark.layer_times(one, feeds, 1, 1.0) for one in (str(models / "small.onnx"), model)]
+    times = [
+        benchmark.layer_times(one, feeds, SessionConfig(threads=1), 1.0) for one in (str(models / "small.onnx"), model)
+    ]
     convs = [{name for name, (op, _) in one.items() if op == "Conv"} for one in times]
     assert convs[0] == convs[1] != set()
     assert all(microseconds > 0 for one in times for _, microseconds in one.values())

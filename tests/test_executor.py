@@ -23,7 +23,7 @@ from onnxprune.graph.operators import RULES
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.runtime.session import SessionConfig, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.torch_backend import operators
 from onnxprune.torch_backend.executor import Executor
@@ -52,7 +52,7 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
     names = {value.name for value in model.graph.inputs}
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in source.graph.input if v.name in names]))
     feeds = random_feeds(bare, concrete_shapes(bare, 2, known=known), seed)
-    expected = run_batch(open_session(source, optimise=False, threads=1), feeds)
+    expected = run_batch(open_session(source, SessionConfig(threads=1, optimize=False)), feeds)
     with torch.no_grad():
         found = Executor(model)({name: torch.from_numpy(value) for name, value in feeds.items()})
     pairs = [

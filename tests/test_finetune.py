@@ -25,7 +25,7 @@ from onnxprune.graph.io import save
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound, Training
-from onnxprune.runtime.session import run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.torch_backend.batches import Batches
 from onnxprune.torch_backend.executor import Executor
@@ -92,7 +92,7 @@ def stored(model: Model, path: Path | None = None) -> dict[str, Array]:
 
 
 def outputs(model: Model, x: Array) -> list[Array]:
-    return run_batch(model.session(optimise=False), {"x": x})
+    return run_batch(model.session(UNOPTIMIZED), {"x": x})
 
 
 def finetune(

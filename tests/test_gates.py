@@ -14,7 +14,7 @@ from onnxprune.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
@@ -82,7 +82,7 @@ class Training:
 
 def outputs(model: Model) -> list[Array]:
     feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
-    return run_batch(model.session(optimise=False), feeds)
+    return run_batch(model.session(UNOPTIMIZED), feeds)
 
 
 def weights(model: Model) -> list[Array]:

@@ -28,7 +28,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import node_labels
-from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import TOLERANCE, prove
 
@@ -117,9 +117,9 @@ def edited(draw: Any) -> tuple[Model, Edit]:
     return model, Rank("layer", draw(st.integers(1, 3)), "spatial")
 
 
-def outputs_of(model: Model, seed: int = 0, optimise: bool = False) -> list[np.ndarray]:
+def outputs_of(model: Model, seed: int = 0, optimize: bool = False) -> list[np.ndarray]:
     shapes = concrete_shapes(model.header, 2)
-    return run_batch(model.session(optimise=optimise), random_feeds(model.header, shapes, seed))
+    return run_batch(model.session(SessionConfig(optimize=optimize)), random_feeds(model.header, shapes, seed))
 
 
 def apart(a: Model, b: Model) -> float:

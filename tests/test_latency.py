@@ -17,7 +17,7 @@ from onnxprune.graph.activation_cost import FEATURES, Traffic
 from onnxprune.graph.io import load
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import random_feeds
+from onnxprune.runtime.session import SessionConfig, random_feeds
 
 RULES = PruningRules(round_to=4)
 
@@ -45,7 +45,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Analysis:
 
 
 def table_of(analysis: Analysis) -> latency_model.Table:
-    return latency_model.measure(analysis.model, analysis.trace, analysis.cost, RULES)
+    return latency_model.measure(analysis.model, analysis.trace, analysis.cost, RULES, config=SessionConfig(threads=1))
 
 
 def test_fits_find_what_times_are_made_of(made_up: Analysis) -> None:
@@ -86,7 +86,7 @@ def test_measured_on_this_machine(found: Analysis, tmp_path: Path) -> None:
     convs = [label for label, op in zip(found.trace.labels, found.trace.ops, strict=True) if op == "Conv"]
     assert set(convs) <= set(labels)
     assert all(value >= 0 for fit in table.fits for value in fit.coefficients)
-    assert table.environment == machine.environment(1, 1)
+    assert table.environment == machine.environment(SessionConfig(threads=1), 1)
     latency_model.write(table, tmp_path / "t.json")
     assert latency_model.read(tmp_path / "t.json") == table
 
@@ -135,7 +135,7 @@ def test_kernels_name_the_nodes_they_came_from(found: Analysis) -> None:
     proto, weights = found.model.stub()
     ops = [node.op_type for node in proto.graph.node]
     feeds = random_feeds(proto, concrete_shapes(found.model.header, 1), 0)
-    profile = profiler.profile(proto, feeds, weights=weights, runs=4)
+    profile = profiler.profile(proto, feeds, SessionConfig(threads=1), weights=weights, runs=4)
     convs = {n for n, op in enumerate(ops) if op == "Conv"}
     assert convs <= {kernel.node for kernel in profile.kernels}
     assert profile.milliseconds > 0
@@ -143,7 +143,7 @@ def test_kernels_name_the_nodes_they_came_from(found: Analysis) -> None:
 
 
 def test_cache_tells_machines_and_rules_apart() -> None:
-    here = machine.environment(1, 1)
+    here = machine.environment(SessionConfig(threads=1), 1)
     paths = {
         latency_model.cached(name, where, rules)
         for name in ("a", "b")

@@ -22,7 +22,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.linear import Conv, Linear, Norm, Product
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_of
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 SETTINGS = settings(
     DRAWN,
@@ -70,7 +70,7 @@ class Case:
 
 
 def run(model: Model, x: Array) -> list[Array]:
-    return run_batch(open_session(model.to_proto(), optimise=False), {"x": x})
+    return run_batch(open_session(model.to_proto(), UNOPTIMIZED), {"x": x})
 
 
 def layer_of(model: Model) -> Linear:

@@ -11,7 +11,7 @@ from onnxprune import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.pruning.merge import merge
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 from onnxprune.surgery import channels as rewrite
 
 RNG = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def twins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def gap(model: Model, found: Model) -> float:
     """Return the largest difference of their outputs, as a share of the range of the first one's."""
     x = np.random.default_rng(1).standard_normal((4, 3, 9, 9)).astype(np.float32)
-    a, b = (run_batch(open_session(m.to_proto(), optimise=False), {"x": x})[0] for m in (model, found))
+    a, b = (run_batch(open_session(m.to_proto(), UNOPTIMIZED), {"x": x})[0] for m in (model, found))
     return float(np.abs(a - b).max() / np.ptp(a))
 
 

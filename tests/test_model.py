@@ -18,7 +18,7 @@ from onnxprune.errors import ModelError, OutputError
 from onnxprune.evaluation.structure import full_check
 from onnxprune.graph import io
 from onnxprune.graph import model as model_files
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import SessionConfig, open_session
 
 MEASURE = onnxprune.BenchmarkConfig(runs=2, warmup=0)
 HALF = {"flops": 0.5}
@@ -307,9 +307,9 @@ def test_a_session_shares_the_weights():
     assert model.byte_size() == len(model.to_proto().SerializeToString())
     stub, _ = model.stub()
     assert stub.ByteSize() < 0.2 * model.byte_size()
-    for optimise in (False, True):
-        shared = model.session(optimise=optimise).run(None, {name: x})[0]
-        whole = open_session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
+    for optimize in (False, True):
+        shared = model.session(SessionConfig(optimize=optimize)).run(None, {name: x})[0]
+        whole = open_session(model.to_proto(), SessionConfig(optimize=optimize)).run(None, {name: x})[0]
         np.testing.assert_array_equal(shared, whole)
 
 

@@ -22,7 +22,7 @@ from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.runtime.session import SessionConfig, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import prove
@@ -38,10 +38,10 @@ SEEDS = st.integers(0, 2**16)
 RATIOS = st.sampled_from((0.5, 0.2, 0.8))
 
 
-def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimise: bool = False) -> list[np.ndarray[Any, Any]]:
+def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimize: bool = False) -> list[np.ndarray[Any, Any]]:
     """Run a model on seeded inputs; a fixed batch stays what it is."""
     feeds = random_feeds(proto, concrete_shapes(proto, batch), seed)
-    return run_batch(open_session(proto, optimise=optimise), feeds)
+    return run_batch(open_session(proto, SessionConfig(optimize=optimize)), feeds)
 
 
 def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> float:
@@ -100,7 +100,7 @@ def test_drawn_models_are_valid_and_run() -> None:
     @given(cnn_models())
     def check(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=True)
-        assert all(np.isfinite(output).all() for output in run(proto, 2, optimise=True))
+        assert all(np.isfinite(output).all() for output in run(proto, 2, optimize=True))
         operators.update({node.op_type for node in proto.graph.node})
         opsets.add(proto.opset_import[0].version)
 
@@ -133,7 +133,7 @@ def test_deleting_channels_equals_masking_them() -> None:
         onnx.checker.check_model(written, full_check=True)
         assert interface(written) == interface(proto)
         for batch in (1, 3) if dynamic else (2,):
-            before, after = run(proto, batch), run(written, batch, optimise=True)
+            before, after = run(proto, batch), run(written, batch, optimize=True)
             assert [a.shape for a in before] == [a.shape for a in after]
 
         seen["examples"] += 1

@@ -20,7 +20,7 @@ from onnxprune.graph.cost import CostModel
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
-from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import TOLERANCE, prove
@@ -155,7 +155,7 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     wrong[0, 0] += 1
     tensor.values = wrong
     feeds = [random_feeds(model.header, {"x": (1, 3, 4, 4)}, 1)]
-    found = [run_batch(open_session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
+    found = [run_batch(open_session(m.to_proto(), UNOPTIMIZED), feeds[0])[0] for m in (pruned, masked)]
     assert np.array_equal(*found)
     with pytest.raises(ProofError, match="not the masked model"):
         prove(model, pruned, masked)

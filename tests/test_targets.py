@@ -14,14 +14,17 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune.allocation import knapsack, targets
+from onnxprune.allocation import channel_multiple, cost_estimator, knapsack, latency_model, targets
+from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance
 from onnxprune.metrics import activation_memory
+from onnxprune.metrics.table import ESTIMATED, METRICS, TARGETS
 from onnxprune.options import Options
 from onnxprune.pipeline import schedule
 from onnxprune.runtime.session import open_session, run_batch
@@ -38,32 +41,30 @@ def found(models: Path) -> Analysis:
     return analyse(load(models / "small.onnx"))
 
 
-class Rigged(targets.CostEstimator):
-    """Measures a latency that the model does not have: its MACs, times a factor that predictions know nothing of."""
+class Rigged(CostEstimator):
+    """Measures a latency that the model does not have: its FLOPs, times a factor that predictions know nothing of."""
 
     factor = 1.0
 
     def read_table(self) -> Any:
         return None
 
-    def _of_the_original(self) -> dict[str, float]:
-        macs = self.analysis.cost.totals(np.ones(self.analysis.trace.n_channels, dtype=bool))[0]
-        return {"flops": macs, "params": float(self.analysis.model.params), "latency": macs}
+    @property
+    def whole(self) -> dict[str, float]:
+        return self.predict(np.ones(self.analysis.trace.n_channels, dtype=bool))
 
-    def totals(self, keep: BoolArray) -> tuple[float, ...]:
+    def predict(self, keep: BoolArray) -> dict[str, float]:
         macs, params = self.analysis.cost.totals(keep)
-        return macs, params, 0.0, 0.0, macs
+        return {"flops": 2 * macs, "params": params, "latency": macs}
 
-    def of(self, candidate: Model) -> dict[str, float]:
+    def measure(self, candidate: Model) -> dict[str, float]:
         again = analyse(candidate)
         share = again.cost.totals(np.ones(again.trace.n_channels, dtype=bool))[0] / self.whole["latency"]
         return {"latency": self.whole["latency"] * share**self.factor}
 
 
 @pytest.fixture
-def rigged(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Callable[[float, Options], BoolArray]:
-    monkeypatch.setattr(targets.latency_model, "Predictor", lambda *_: None)
-
+def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
         meter = Rigged(found, options, QUICK)
         meter.factor = factor
@@ -76,7 +77,7 @@ def rigged(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Callable[[float,
 @pytest.mark.parametrize("share", [0.2, 0.4])
 def test_wrong_predictions_are_corrected(rigged, found: Analysis, factor: float, share: float) -> None:
     keep, meter = rigged(factor, Options(reduce={"latency": share}, round_to=1))
-    left = meter.of(rewrite.delete(found.model, found.trace, keep))["latency"] / meter.whole["latency"]
+    left = meter.measure(rewrite.delete(found.model, found.trace, keep))["latency"] / meter.whole["latency"]
     assert 0.9 * (1 - share) < left <= 1 - share
 
 
@@ -84,32 +85,32 @@ def test_latency_and_another_target_both_hold(rigged, found: Analysis) -> None:
     options = Options(reduce={"latency": 0.2, "params": 0.5}, round_to=1)
     keep, meter = rigged(1.3, options)
     assert found.cost.totals(keep)[1] <= 0.5 * found.model.params
-    assert meter.of(rewrite.delete(found.model, found.trace, keep))["latency"] <= 0.8 * meter.whole["latency"]
+    assert meter.measure(rewrite.delete(found.model, found.trace, keep))["latency"] <= 0.8 * meter.whole["latency"]
 
 
 class Steps:
     """Measures so many of the sizes that there are as more than predicted."""
 
-    wanted, whole = ("latency",), {"latency": 100.0}
+    measured, whole = ("latency",), {"latency": 100.0}
 
-    def __init__(self, measured: dict[float, float]) -> None:
-        self.measured = measured
-        self.sizes = sorted(measured)
+    def __init__(self, times: dict[float, float]) -> None:
+        self.times = times
+        self.sizes = sorted(times)
         self.asked: list[float] = []
 
-    def goals(self) -> knapsack.Limits:
-        return knapsack.Limits(latency=50.0)
+    def budget(self) -> knapsack.Budget:
+        return {"latency": 50.0}
 
-    def totals(self, keep: BoolArray) -> tuple[float, ...]:
+    def predict(self, keep: BoolArray) -> dict[str, float]:
         size = self.sizes[int(keep.sum()) - 1]
-        return size, 0.0, 0.0, 0.0, size
+        return {"flops": size, "latency": size}
 
-    def of(self, candidate: Any) -> dict[str, float]:
+    def measure(self, candidate: Any) -> dict[str, float]:
         self.asked.append(candidate)
-        return {"latency": self.measured[candidate]}
+        return {"latency": self.times[candidate]}
 
-    def allocate(self, limits: knapsack.Limits) -> BoolArray:
-        count = sum(size <= limits.latency for size in self.sizes)
+    def allocate(self, budget: knapsack.Budget) -> BoolArray:
+        count = sum(size <= budget["latency"] for size in self.sizes)
         return np.arange(len(self.sizes)) < count
 
     def build(self, keep: BoolArray) -> Any:
@@ -125,20 +126,20 @@ def test_corrections_that_turn_in_circles_are_halved() -> None:
 
 def test_what_goes_too_far_says_what_is_enough() -> None:
     steps = Steps({40.0: 30.0, 48.0: 49.0})
-    enough = targets.too_far(steps, 40.0, (40.0, 0.0, 0.0, 0.0, 40.0))
+    enough = targets.too_far(steps, 40.0, {"flops": 40.0, "latency": 40.0})
     assert enough is not None
-    assert enough.latency == pytest.approx(50 * targets.AIM * 40 / 30)
-    assert targets.too_far(steps, 48.0, (48.0, 0.0, 0.0, 0.0, 48.0)) is None
+    assert enough["latency"] == pytest.approx(50 * METRICS["latency"].margin * 40 / 30)
+    assert targets.too_far(steps, 48.0, {"flops": 48.0, "latency": 48.0}) is None
 
 
 def test_a_part_of_the_way(found: Analysis) -> None:
     options = Options(reduce={"params": 0.5}, limit={"flops": 1e9})
-    meter = targets.CostEstimator(found, options, UNTIMED)
-    half = meter.aimed_at(options, 0.5)
-    assert half.goals().params == pytest.approx(0.75 * found.model.params)
-    assert half.on(found).goals() == half.goals()
-    assert half.goals().macs == meter.goals().macs == 5e8, "what holds already is no further away"
-    assert meter.goals().params == 0.5 * found.model.params
+    meter = CostEstimator(found, options, UNTIMED)
+    half = meter.with_targets(options, 0.5)
+    assert half.budget()["params"] == pytest.approx(0.75 * found.model.params)
+    assert half.for_model(found).budget() == half.budget()
+    assert half.budget()["flops"] == meter.budget()["flops"] == 1e9, "what holds already is no further away"
+    assert meter.budget()["params"] == 0.5 * found.model.params
 
 
 def test_what_cannot_be_met_says_how_far_it_got(rigged) -> None:
@@ -189,7 +190,7 @@ def test_latency_target_on_this_machine(models: Path) -> None:
 
 def test_a_table_of_another_model_is_refused(models: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.json"
-    targets.write_table(models / "small.onnx", table, QUICK)
+    cost_estimator.write_table(models / "small.onnx", table, QUICK)
     with pytest.raises(LatencyError, match="of another model"):
         onnxprune.prune(models / "resnet.onnx", reduce={"latency": 0.2}, latency_table=table, measure=QUICK)
     result = onnxprune.prune(
@@ -202,15 +203,15 @@ def test_a_table_of_another_model_is_refused(models: Path, tmp_path: Path) -> No
 def test_second_run_takes_the_table_from_the_cache(models: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     options = Options(reduce={"latency": 0.2}, round_to=2)
     found = analyse(load(models / "small.onnx"))
-    targets.CostEstimator(found, options, QUICK)
-    monkeypatch.setattr(targets.latency_model, "measure", lambda *_, **__: pytest.fail("it was measured again"))
-    again = targets.CostEstimator(found, options, QUICK)
+    CostEstimator(found, options, QUICK)
+    monkeypatch.setattr(latency_model, "measure", lambda *_, **__: pytest.fail("it was measured again"))
+    again = CostEstimator(found, options, QUICK)
     assert again.table is not None
     for path in cache.glob("latency-*.json"):
         path.write_text("{}")  # damaged
     monkeypatch.undo()
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(cache))
-    assert targets.CostEstimator(found, options, QUICK).table is not None
+    assert CostEstimator(found, options, QUICK).table is not None
 
 
 def timing(a: float, b: float, spread: float = 0.01) -> Latency:
@@ -222,20 +223,20 @@ def timing(a: float, b: float, spread: float = 0.01) -> Latency:
 def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
     original, other = load(models / "small.onnx"), load(models / "small.onnx")
     known = {"image": (1, 3, 32, 32)}
-    targets.refuse_slower(original, other, timing(1.0, 0.5), known, QUICK)
-    targets.refuse_slower(original, other, timing(1.0, 1.005), known, QUICK)  # as good as equal
-    targets.refuse_slower(original, other, timing(1.0, 1.1, spread=0.2), known, QUICK)  # nobody knows
-    targets.refuse_slower(original, other, timing(0.010, 0.014), known, QUICK)  # microseconds
-    targets.refuse_slower(original, other, replace(timing(1.0, 1.3), runs=3), known, QUICK)
-    targets.refuse_slower(original, other, None, known, QUICK)
+    refuse_slower(original, other, timing(1.0, 0.5), known, QUICK)
+    refuse_slower(original, other, timing(1.0, 1.005), known, QUICK)  # as good as equal
+    refuse_slower(original, other, timing(1.0, 1.1, spread=0.2), known, QUICK)  # nobody knows
+    refuse_slower(original, other, timing(0.010, 0.014), known, QUICK)  # microseconds
+    refuse_slower(original, other, replace(timing(1.0, 1.3), runs=3), known, QUICK)
+    refuse_slower(original, other, None, known, QUICK)
     with pytest.raises(LatencyError, match="slower than the original") as caught:
-        targets.refuse_slower(original, other, timing(1.0, 1.3), known, QUICK)
+        refuse_slower(original, other, timing(1.0, 1.3), known, QUICK)
     assert "1.300 ms after" in caught.value.why
     assert "--force" in caught.value.hint
 
 
 def test_slower_results_are_not_written_unless_forced(models: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("onnxprune.allocation.targets.time_runs", lambda *_, **__: timing(1.0, 1.3))
+    monkeypatch.setattr(Latency, "from_samples", lambda *_, **__: timing(1.0, 1.3))
     call = {"reduce": {"flops": 0.3}, "round_to": 1, "output": tmp_path / "s.onnx"}
     with pytest.raises(LatencyError):
         onnxprune.prune(models / "small.onnx", **call)
@@ -267,7 +268,7 @@ def counts(analysis: Analysis, keep: BoolArray) -> list[int]:
 
 @pytest.mark.parametrize("step", [8, 16])
 def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int, monkeypatch) -> None:
-    monkeypatch.setattr(targets.channel_multiple, "step", lambda: step)
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: step)
     analysis = analyse(load(wide))
     plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert all(count % step == 0 or count == 24 for count in counts(analysis, plan.keep))
@@ -275,7 +276,7 @@ def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int,
 
 
 def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(targets.channel_multiple, "step", lambda: 16)
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
     analysis = analyse(load(tiny_path))  # groups of 16: nothing could go
     plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert plan.settings["step"] == 8
@@ -285,9 +286,9 @@ def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypat
 
 @pytest.mark.parametrize(("name", "step"), [("resnet", 8), ("mobile", 16), ("small", 16)])
 def test_narrow_networks_go_in_half_steps(models: Path, name: str, step: int, monkeypatch) -> None:
-    monkeypatch.setattr(targets.channel_multiple, "step", lambda: 16)
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
     trace = analyse(load(models / f"{name}.onnx")).trace
-    base, steps = targets.channel_multiple.steps(trace)
+    base, steps = channel_multiple.multiples(trace)
     assert base == step
     for group in trace.groups:
         filters = group.channels.size * group.width
@@ -295,19 +296,17 @@ def test_narrow_networks_go_in_half_steps(models: Path, name: str, step: int, mo
 
 
 def test_the_step_is_measured_once(monkeypatch, tmp_path: Path) -> None:
-    from onnxprune.allocation import channel_multiple
-
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "c"))
-    channel_multiple.step.cache_clear()
+    channel_multiple.machine_multiple.cache_clear()
     try:
-        found = channel_multiple.step()
-        assert found in channel_multiple.STEPS
+        found = channel_multiple.machine_multiple()
+        assert found in channel_multiple.MULTIPLES
         assert list(json.loads((tmp_path / "c" / "step.json").read_text()).values()) == [found]
-        channel_multiple.step.cache_clear()
+        channel_multiple.machine_multiple.cache_clear()
         monkeypatch.setattr(channel_multiple, "_measured", lambda: pytest.fail("it was measured again"))
-        assert channel_multiple.step() == found
+        assert channel_multiple.machine_multiple() == found
     finally:
-        channel_multiple.step.cache_clear()
+        channel_multiple.machine_multiple.cache_clear()
 
 
 @pytest.mark.parametrize("value", [0, -8, "often", 2.5])
@@ -321,7 +320,7 @@ def test_steps_of_single_groups(wide: Path) -> None:
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     name = analysis.trace.groups[0].name
     scores = importance.score(analysis.model, analysis.trace, "l2", keep, 0)
-    rules = knapsack.PruningRules(round_to=8, steps={name: 32})
+    rules = knapsack.PruningRules(round_to=8, multiples={name: 32})
     left = knapsack.below(analysis.trace, scores, keep, rules, 1.0)
     assert int(left[analysis.trace.groups[0].channels].sum()) % 32 == 0
 
@@ -367,19 +366,69 @@ def test_max_drop_needs_data(models: Path) -> None:
 
 def test_within_finds_the_largest_share(found: Analysis) -> None:
     options = Options(max_drop=10.0, round_to=1)
-    meter = targets.CostEstimator(found, options, UNTIMED)
+    meter = CostEstimator(found, options, UNTIMED)
     keep = np.ones(found.trace.n_channels, dtype=bool)
     scores = importance.score(found.model, found.trace, "l2", keep, 0)
     whole = found.cost.totals(keep)[0]
 
-    def allocate(limits: knapsack.Limits) -> BoolArray:
-        return knapsack.allocate(found.trace, meter, scores, keep, targets.rules_of(found.trace, options), limits)
+    def allocate(budget: knapsack.Budget) -> BoolArray:
+        return knapsack.allocate(found.trace, meter.predict, scores, keep, rules_of(found.trace, options), budget)
 
     def lost(left: BoolArray) -> float:
         return 20 * (1 - found.cost.totals(left)[0] / whole)
 
     best = targets.within(allocate, lost, meter, 10.0)
     assert 0.46 < 1 - found.cost.totals(best)[0] / whole <= 0.5
-    tight = meter.aimed_at(replace(options, reduce={"flops": 0.8}))
+    tight = meter.with_targets(replace(options, reduce={"flops": 0.8}))
     with pytest.raises(TargetError, match="cannot be reached"):
         targets.within(allocate, lost, tight, 10.0)
+
+
+# ----------------------------------------------------------------------------------------------------- the metric table
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "amount"),
+    [
+        ("flops", "300m", 3e8),
+        ("params", "2k", 2e3),
+        ("size", "4mb", 4e6),
+        ("memory", "1.5 gb", 1.5e9),
+        ("latency", "2us", 2e-3),
+        ("latency", "3", 3.0),
+        ("latency", "1 s", 1e3),
+        ("top1", "70", 70.0),
+    ],
+)
+def test_amounts_are_read_by_their_metric(name: str, text: str, amount: float) -> None:
+    assert METRICS[name].parse(text) == pytest.approx(amount)
+
+
+def test_targets_are_the_metrics_that_are_predicted(found: Analysis) -> None:
+    assert TARGETS == ("flops", "params", "size", "memory", "latency")
+    assert ESTIMATED == ("size", "memory", "latency")
+    keep = np.ones(found.trace.n_channels, dtype=bool)
+    estimator = CostEstimator(found, Options(reduce={"memory": 0.2, "size": 0.1}), UNTIMED)
+    predicted = estimator.predict(keep)
+    assert predicted["flops"] == 2 * found.cost.totals(keep)[0], "FLOPs are 2 x MACs"
+    assert set(predicted) == {"flops", "params", "size", "memory"}
+    assert predicted == pytest.approx(estimator.whole, rel=0.05)
+
+
+def test_a_model_that_was_rewritten_is_measured_as_it_is(found: Analysis) -> None:
+    estimator = CostEstimator(found, Options(reduce={"memory": 0.2, "size": 0.1}), UNTIMED)
+    keep = np.ones(found.trace.n_channels, dtype=bool)
+    group = next(group for group in found.trace.groups if not found.trace.pinned[group.channels].any())
+    keep[group.channels[::2]] = False
+    measured = estimator.measure(rewrite.delete(found.model, found.trace, keep))
+    assert measured.keys() == {"size", "memory"}
+    assert measured["size"] < estimator.whole["size"]
+
+
+def test_amounts_against_a_budget() -> None:
+    amounts, budget = {"flops": 100.0, "params": 50.0}, {"flops": 80.0, "params": 50.0}
+    assert not knapsack.holds(amounts, budget)
+    assert knapsack.holds(amounts, {})
+    assert knapsack.excess(amounts, budget) == pytest.approx(0.25)
+    assert knapsack.overshoot({"flops": 40.0, "params": 45.0}, budget) == pytest.approx(0.1)
+    assert knapsack.part_way(amounts, budget, 0.5) == {"flops": 90.0, "params": 50.0}

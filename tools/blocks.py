@@ -244,7 +244,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     from onnxprune.graph.io import load
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.metrics.outputs import compare_outputs
-    from onnxprune.runtime.session import random_feeds
+    from onnxprune.runtime.session import SessionConfig, random_feeds
 
     if network in REAL:
         task = accuracy.task(network, ROOT / "build" / "accuracy")
@@ -275,7 +275,9 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     blocks = [entry for part in report.blocks for entry in part]
     shapes = concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
     feeds = random_feeds(result.model.header, shapes, 0)
-    rows = benchmark.side_by_side([benchmark.layer_times(source, feeds, 1) for source in (str(path), result.model)])
+    rows = benchmark.side_by_side(
+        [benchmark.layer_times(source, feeds, SessionConfig(threads=1)) for source in (str(path), result.model)]
+    )
     times = []
     for entry in blocks:
         mine = [row for row in rows if row.name == entry["layer"] or row.name.startswith(f"{entry['layer']}__")]

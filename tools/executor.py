@@ -45,7 +45,7 @@ from onnxprune.graph import io as graph_io
 from onnxprune.graph import model as models
 from onnxprune.graph.shapes import workable_shapes
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
 from onnxprune.torch_backend.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def parity(path: Path) -> Record:
     """Compare the executor with onnxruntime on one file."""
     try:
         model = graph_io.load(path)
-        session = model.session(optimise=False, threads=1)
+        session = model.session(SessionConfig(threads=1, optimize=False))
         shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
         feeds = {n: x for n, x in random_feeds(model.header, shapes, 0).items() if n in names}

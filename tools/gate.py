@@ -31,6 +31,7 @@ from onnxprune.evaluation import gate, policy, verdict
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.metrics import paired_tests
 from onnxprune.runtime import machine
+from onnxprune.runtime.session import SessionConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gate.md"
@@ -105,7 +106,7 @@ def chain(layers: int, path: Path) -> Path:
 def latency_table(checks: int) -> str:
     """Return the table."""
     lines = [
-        f"{checks} checks a row, `--min-speedup 1`, batch 1, on {machine.environment(1, 1).processor}.",
+        f"{checks} checks a row, `--min-speedup 1`, batch 1, on {machine.environment(SessionConfig(threads=1), 1).processor}.",
         "",
         "| candidate | busy processes | threads | PASSED | UNDECIDED | FAILED | speed-ups told | seconds a check |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

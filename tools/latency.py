@@ -138,36 +138,30 @@ def _figures(report: Any) -> Record:
 def table(job: Job, path: Path, folder: Path) -> Record:
     """Measure a table; hold its predictions against plans it has not seen; then ask for 30 % less latency."""
     import onnxprune
-    from onnxprune.allocation import latency_model, targets
+    from onnxprune.allocation import cost_estimator, latency_model
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.options import Options
     from onnxprune.runtime.session import random_feeds
-    from onnxprune.runtime.timing import time_runs
+    from onnxprune.runtime.timing import sample_times
     from onnxprune.surgery import channels as rewrite
 
     options = Options(reduce={"latency": 0.3})
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
-    meter = targets.CostEstimator(analysis, options, measured)
+    meter = cost_estimator.CostEstimator(analysis, options, measured)
     built, begin = time.perf_counter() - begin, time.perf_counter()
     assert meter.table is not None
     read = meter.read_table()
     predictor = latency_model.Predictor(analysis.model, analysis.trace, analysis.cost, read)
     again = time.perf_counter() - begin
     errors = []
-    for keep in latency_model.random_plans(analysis.trace, targets.rules_of(analysis.trace, options), FRESH, seed=99):
+    for keep in latency_model.random_plans(
+        analysis.trace, cost_estimator.rules_of(analysis.trace, options), FRESH, seed=99
+    ):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
-        timed = time_runs(
-            [model.session(threads=job.threads)],
-            [feeds],
-            runs=RUNS,
-            warmup=5,
-            threads=job.threads,
-            batch=1,
-            seconds=3.0,
-        )
-        errors.append(predictor.predict(keep) / timed.a - 1)
+        times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)
+        errors.append(predictor.predict(keep) / float(np.median(times)) - 1)
     found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": meter.table.error}
     try:
         result = onnxprune.prune(path, reduce={"latency": 0.3}, measure=measured, force=True)
@@ -391,8 +385,9 @@ def page(records: Sequence[Record]) -> str:
 
 def _processor() -> str:
     from onnxprune.runtime import machine
+    from onnxprune.runtime.session import SessionConfig
 
-    return machine.environment(1, 1).processor
+    return machine.environment(SessionConfig(threads=1), 1).processor
 
 
 def _tables(newest: dict[str, Record], names: Sequence[str]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune
 from onnxprune import BenchmarkConfig
 from onnxprune.runtime import machine
+from onnxprune.runtime.session import SessionConfig
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -120,7 +121,7 @@ def made(folder: Path, given: Path | None) -> list[tuple[str, Path]]:
 def measured(pages: list[tuple[str, Path]]) -> str:
     """Return a table of the size of each page, and of the time that it takes to open."""
     lines = [
-        f"Chromium {{version}}, {machine.environment(0, 0).processor}; median (and longest) of {OPENED}.",
+        f"Chromium {{version}}, {machine.environment(SessionConfig(), 0).processor}; median (and longest) of {OPENED}.",
         "",
         "| report | size, MB | opened after, s |",
         "| --- | ---: | ---: |",

@@ -89,17 +89,14 @@ def chain(nodes: int, path: Path) -> None:
 
 def ours(source: Path) -> Record:
     """Return processor seconds per stage, peak memory above the imports, and the size of the file."""
-    import functools
-
     from onnxprune import analysis as analysing
     from onnxprune.graph import io
     from onnxprune.options import Options
     from onnxprune.pipeline import schedule
-    from onnxprune.runtime.session import open_session
     from onnxprune.surgery import channels as rewrite
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count, on either side
-    open_session = functools.partial(open_session, threads=1)
+    coverage.single_threaded(True)
     times: dict[str, float] = {}
     base, last = coverage.peak_memory(), time.process_time()
 

@@ -1,4 +1,4 @@
-"""Which multiples of channels this machine computes at once: a runtime pads, or leaves its fast path, where counts are no multiple."""
+"""Channel multiples: a runtime pads, or leaves its fast path, where the channels of a layer are not a multiple of what it computes at once."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ import numpy as np
 import onnx
 
 from onnxprune.runtime import machine
-from onnxprune.runtime.session import open_session, run_batch
-from onnxprune.runtime.timing import Clock
+from onnxprune.runtime.session import SessionConfig, open_session
+from onnxprune.runtime.timing import sample_times
 from onnxprune.types import Trace
 
-STEPS = (16, 8)
-"""Steps that are told apart."""
+MULTIPLES = (16, 8)
+"""Channel multiples that are told apart."""
 FINER = (8, 4, 2, 1)
-"""Steps to try where a target cannot be reached with a larger one."""
+"""Channel multiples to try where a target cannot be met with a larger one."""
 WIDTHS = (48, 56, 64)
 """Channels that are timed: multiples of 16, with a multiple of 8 between them."""
 CHEAPER = 0.96
-"""Time at a multiple of 8, as a share of that at the next multiple of 16, from which steps of 8 are worth their while."""
+"""Time at a multiple of 8, as a share of that at the next multiple of 16, below which multiples of 8 pay."""
 SHARES = 4
-"""Steps that a group has, at least, where it is not narrow."""
+"""Channel multiples in a group, at least, where it is not narrow."""
 MOST = 0.5
 """Share of the work in narrow groups from which the network is narrow."""
-SIZE, ROUNDS, RUNS = 28, 7, 6
+SIZE, RUNS, WARMUP = 28, 42, 2
+SINGLE = SessionConfig(threads=1)
 
 
 @functools.cache
-def step() -> int:
+def machine_multiple() -> int:
     """Return 16 or 8: measured once for a processor and a version of onnxruntime, and kept in the user's cache."""
-    where = machine.environment(1, 1)
+    where = machine.environment(SINGLE, 1)
     path = machine.cache_folder() / "step.json"
     key = json.dumps(asdict(where))
     try:
         known: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-        if known[key] in STEPS:
+        if known[key] in MULTIPLES:
             return known[key]
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
@@ -46,19 +47,19 @@ def step() -> int:
     return found
 
 
-def steps(trace: Trace) -> tuple[int, dict[str, int]]:
-    """Return the step of a model, and of each of its groups, by name.
+def multiples(trace: Trace) -> tuple[int, dict[str, int]]:
+    """Return the channel multiple of a model, and of each of its groups, by name.
 
-    A network that is narrow where it works goes in half the steps of the machine: cut in whole ones its groups would stay whole or lose
-    a quarter and more at once, which costs more accuracy than the time is worth (measured: docs/targets.md). Wide groups go in larger ones:
-    a kernel works on up to four blocks at once, and a last one alone takes longer.
+    A network that is narrow where it works takes half the multiple of the machine: with the whole one its groups would stay whole or lose
+    a quarter and more at once, which costs more accuracy than the time is worth (measured: docs/targets.md). Wide groups take a larger
+    one: a kernel works on up to four times the multiple at once, and a remainder takes longer.
 
     Args:
         trace: facts of the model.
     """
-    base = step()
+    base = machine_multiple()
     if _share_below(trace, SHARES * base) > MOST:
-        base = max(base // 2, STEPS[-1])
+        base = max(base // 2, MULTIPLES[-1])
     found = {}
     for group in trace.groups:
         filters = group.channels.size * group.width
@@ -79,17 +80,9 @@ def _share_below(trace: Trace, filters: int) -> float:
 
 def _measured() -> int:
     """Time a small network at three widths, in turn; the least time of each counts."""
-    sessions = [open_session(_network(width), threads=1) for width in WIDTHS]
+    sessions = [open_session(_network(width), SINGLE) for width in WIDTHS]
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 32, SIZE, SIZE)).astype(np.float32)}
-    times = np.full(len(WIDTHS), np.inf)
-    clock = Clock()
-    for _ in range(ROUNDS):
-        for n, opened in enumerate(sessions):
-            run_batch(opened, feeds)
-            for _ in range(RUNS):
-                begin = clock()
-                run_batch(opened, feeds)
-                times[n] = min(times[n], clock() - begin)
+    times = sample_times(sessions, [feeds] * len(sessions), runs=RUNS, warmup=WARMUP).min(axis=1)
     return 8 if times[1] < CHEAPER * times[2] else 16
 
 

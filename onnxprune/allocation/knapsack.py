@@ -1,93 +1,55 @@
-"""Choose which channels stay, so that the targets hold and the least important channels go first."""
+"""Select the channels that stay, so that the budget holds and the least important channels are removed first."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.metrics.table import METRICS
 from onnxprune.options import SCOPES
 from onnxprune.types import BoolArray, Curve, FloatArray, Group, IntArray, Trace
 
 ATTEMPTS = 8
-"""How often a block that overshoots the target is left out to look for a nearer one."""
+"""How often a channel batch that overshoots the budget is left out to look for a nearer selection."""
 NEAR = 0.01
-"""Overshoot, as a share of what may be left, that needs no further look."""
+"""Overshoot, as a share of the budget, that needs no further look."""
+Amounts = dict[str, float]
+"""Amounts by metric, see `onnxprune.metrics.table.METRICS`."""
+Budget = dict[str, float]
+"""Largest amounts that hold, by metric; a metric without a bound is absent."""
+Predict = Callable[[BoolArray], Amounts]
+"""Returns the amounts of a selection, (n_channels,)."""
 
 
-TOLD = (
-    ("MACs", ",.0f"),
-    ("parameters", ",.0f"),
-    ("bytes", ",.0f"),
-    ("bytes of activations", ",.0f"),
-    ("milliseconds", ".3g"),
-)
-"""What the fields of `Limits` are called in an error, and how their amounts are written."""
+def holds(amounts: Amounts, budget: Budget) -> bool:
+    """Tell whether every bound holds."""
+    return all(amounts[name] <= bound for name, bound in budget.items())
 
 
-class Costs(Protocol):
-    """What a model costs under any choice of survivors."""
-
-    def totals(self, keep: BoolArray) -> tuple[float, ...]:
-        """Return amounts in the order of the fields of `Limits`; it may end where no limit follows."""
+def overshoot(amounts: Amounts, budget: Budget) -> float:
+    """Return how far amounts lie below the budget, as a share of the nearest bound."""
+    return min((1 - amounts[name] / bound for name, bound in budget.items() if bound), default=0.0)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Absolute bounds: what may be left. None: no bound.
+def excess(amounts: Amounts, budget: Budget) -> float:
+    """Return how far amounts lie above the budget, as shares of the bounds, summed; 0 where all hold.
 
-    Attributes:
-        macs: multiply-accumulates per sample.
-        params: parameters.
-        size: bytes of the file.
-        memory: bytes of the activations that are alive at once.
-        latency: milliseconds of a run.
+    With the largest one alone, a removal that helps with another bound would count for nothing.
     """
+    return sum(max(amounts[name] / bound - 1, 0.0) for name, bound in budget.items())
 
-    macs: float | None = None
-    params: float | None = None
-    size: float | None = None
-    memory: float | None = None
-    latency: float | None = None
 
-    @property
-    def bounds(self) -> tuple[float | None, ...]:
-        """The bounds, in the order of the fields."""
-        return self.macs, self.params, self.size, self.memory, self.latency
-
-    def pairs(self, amounts: Sequence[float]) -> Iterator[tuple[float, float]]:
-        """Yield (amount, bound) of everything that is bound."""
-        for n, bound in enumerate(self.bounds):
-            if bound is not None:
-                yield amounts[n], bound
-
-    def hold(self, *amounts: float) -> bool:
-        """Tell whether a model of this cost keeps every bound."""
-        return all(amount <= bound for amount, bound in self.pairs(amounts))
-
-    def part(self, amounts: Sequence[float], share: float) -> Limits:
-        """Return bounds some share of the way from these amounts; one that holds already stays."""
-        bounds = (
-            bound if bound is None or bound >= amount else amount - share * (amount - bound)
-            for amount, bound in zip(amounts, self.bounds, strict=True)
-        )
-        return Limits(*bounds)
-
-    def overshoot(self, *amounts: float) -> float:
-        """Return how far below its bounds a model lies, as a share of the nearest one."""
-        return min((1 - amount / bound for amount, bound in self.pairs(amounts) if bound), default=0.0)
-
-    def excess(self, *amounts: float) -> float:
-        """Return how far above its bounds a model lies, as shares of them, added up; 0 where all hold.
-
-        With the largest one alone, a step that helps with another limit would count for nothing.
-        """
-        return sum(max(amount / bound - 1, 0.0) for amount, bound in self.pairs(amounts))
+def part_way(amounts: Amounts, budget: Budget, share: float) -> Budget:
+    """Return bounds some share of the way from these amounts to a budget; a bound that holds already stays."""
+    return {
+        name: bound if bound >= amounts[name] else amounts[name] - share * (amounts[name] - bound)
+        for name, bound in budget.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -95,22 +57,22 @@ class PruningRules:
     """What a group must keep.
 
     Attributes:
-        round_to: survivors of a group are a multiple of this, and channels go in blocks of it.
-        min_channels: channels that stay in every group at least.
-        max_ratio: share of a group's channels that may go at most.
-        scope: `global` ranks all blocks of the network together; `uniform` takes the same share of each group.
-        steps: the same as `round_to` for single groups, by name.
+        round_to: channel multiple: survivors of a group are a multiple of it, and channels are removed in batches of it.
+        min_channels: channels that every group keeps at least.
+        max_ratio: largest share of a group's channels that is removed.
+        scope: `global` ranks all channel batches of the network together; `uniform` takes the same share of each group.
+        multiples: channel multiples of single groups, by name, in place of `round_to`.
     """
 
     round_to: int = 8
     min_channels: int = 1
     max_ratio: float = 1.0
     scope: str = "global"
-    steps: Mapping[str, int] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
-    def step(self, group: Group) -> int:
-        """Return what the survivors of a group are a multiple of, in channels: the runtime counts filters."""
-        return -(-self.steps.get(group.name, self.round_to) // group.width)
+    def multiple(self, group: Group) -> int:
+        """Return the multiple of the survivors of a group, in channels: the runtime counts filters."""
+        return -(-self.multiples.get(group.name, self.round_to) // group.width)
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -125,7 +87,7 @@ class PruningRules:
 
 @dataclass(frozen=True)
 class ChannelBatch:
-    """Channels of one group that go together, and the key that orders them."""
+    """Channels of one group that are removed together, and the key that orders batches."""
 
     group: str
     channels: IntArray
@@ -133,201 +95,195 @@ class ChannelBatch:
 
 
 def channel_batches(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules) -> list[ChannelBatch]:
-    """Return every block that the rules let go, weakest first.
+    """Return every channel batch that the rules allow to remove, least important first.
 
-    Within a group channels are sorted by importance and cut into blocks of `round_to` filters, the first one shorter where
-    that makes the survivors a multiple of it. A channel that is pinned, or that the method could not score, is in no block.
+    Within a group channels are sorted by importance and cut into batches of `round_to` filters, the first one shorter where
+    that makes the survivors a multiple of it. A channel that is pinned, or has no score, is in no batch.
     """
-    blocks: list[ChannelBatch] = []
+    batches: list[ChannelBatch] = []
     for group in trace.groups:
         left = group.channels[keep[group.channels]]
         free = left[~trace.pinned[left] & ~np.isnan(scores[left])]
-        multiple = rules.step(group)
-        least = max(rules.min_channels, int(np.ceil(group.channels.size * (1 - rules.max_ratio) - 1e-9)))
+        multiple = rules.multiple(group)
+        least = max(rules.min_channels, int(np.ceil(group.channels.size * (1 - rules.max_ratio) - 1e-9)), 1)
         order = free[np.argsort(scores[free], kind="stable")]
         at = 0
         while at < order.size:
             survivors = left.size - at
             size = survivors % multiple or multiple
-            if survivors - size < max(least, 1) or at + size > order.size:
+            if survivors - size < least or at + size > order.size:
                 break
-            block = order[at : at + size]
+            channels = order[at : at + size]
             at += size
-            done = 1 - (left.size - at) / group.channels.size
-            blocks.append(
-                ChannelBatch(group.name, block, float(scores[block].mean()) if rules.scope == "global" else done)
-            )
-    blocks.sort(key=lambda block: block.key)
-    return _nonempty(trace, keep, blocks)
+            removed = 1 - (left.size - at) / group.channels.size
+            key = float(scores[channels].mean()) if rules.scope == "global" else removed
+            batches.append(ChannelBatch(group.name, channels, key))
+    batches.sort(key=lambda batch: batch.key)
+    return _nonempty(trace, keep, batches)
 
 
-def _nonempty(trace: Trace, keep: BoolArray, blocks: list[ChannelBatch]) -> list[ChannelBatch]:
-    """Drop blocks that would leave some tensor (a part of a Split, a branch of a Concat) without any channel."""
+def _nonempty(trace: Trace, keep: BoolArray, batches: list[ChannelBatch]) -> list[ChannelBatch]:
+    """Drop batches that would leave some tensor (a part of a Split, a branch of a Concat) without any channel."""
     left = [int(keep[extent].sum()) for extent in trace.extents]
     members: list[list[int]] = [[] for _ in range(trace.n_channels)]
     for number, extent in enumerate(trace.extents):
         for channel in extent.tolist():
             members[channel].append(number)
     allowed = []
-    for block in blocks:
-        loss = Counter(number for channel in block.channels.tolist() for number in members[channel])
+    for batch in batches:
+        loss = Counter(number for channel in batch.channels.tolist() for number in members[channel])
         if any(left[number] <= lost for number, lost in loss.items()):
             continue
         for number, lost in loss.items():
             left[number] -= lost
-        allowed.append(block)
+        allowed.append(batch)
     return allowed
 
 
 def allocate(
-    trace: Trace, cost: Costs, scores: FloatArray, keep: BoolArray, rules: PruningRules, limits: Limits
+    trace: Trace, predict: Predict, scores: FloatArray, keep: BoolArray, rules: PruningRules, budget: Budget
 ) -> BoolArray:
-    """Remove the fewest blocks, weakest first, with which all limits hold.
+    """Remove the fewest channel batches, least important first, with which the budget holds.
 
-    Cost falls with every block, so the number of blocks is found by bisection. Where the last block overshoots the target
-    (a coarse group can hold a fifth of the network), it is also tried without that block and what follows in its group. That
-    is taken when it lands nearer and removes no more importance.
+    Costs fall with every batch, so the number of batches is found by bisection. Where the last batch overshoots the budget
+    (a coarse group can hold a fifth of the network), the selection is also tried without that batch and what follows in its
+    group. That is taken when it lands nearer and removes no more importance.
 
     Args:
         trace: facts of the model.
-        cost: its cost model.
+        predict: costs of a selection.
         scores: (n_channels,) importance.
         keep: (n_channels,) channels that are left before.
         rules: what a group must keep.
-        limits: what may be left.
+        budget: what may be left.
 
     Returns:
         (n_channels,) channels that stay.
 
     Raises:
-        TargetError: the limits cannot be reached; says how near they can be, and what holds the rest.
+        TargetError: the budget cannot be met; the message gives the smallest amounts, and what pins channels.
     """
-    if limits.hold(*cost.totals(keep)):
+    if holds(predict(keep), budget):
         return keep.copy()
-    blocks = channel_batches(trace, scores, keep, rules)
-    everything = _without(keep, blocks)
-    if not limits.hold(*cost.totals(everything)):
-        raise _unreachable(trace, cost, everything, limits, rules)
-    best, least, allowed = everything, np.inf, np.inf
+    batches = channel_batches(trace, scores, keep, rules)
+    smallest = _without(keep, batches)
+    if not holds(predict(smallest), budget):
+        raise _unreachable(trace, predict, smallest, budget, rules)
+    best, least, allowed = smallest, np.inf, np.inf
     for _ in range(ATTEMPTS):
-        if not limits.hold(*cost.totals(_without(keep, blocks))):
+        if not holds(predict(_without(keep, batches)), budget):
             break
-        low, high = 0, len(blocks)
+        low, high = 0, len(batches)
         while high - low > 1:
             middle = (low + high) // 2
-            holds = limits.hold(*cost.totals(_without(keep, blocks[:middle])))
-            low, high = (low, middle) if holds else (middle, high)
-        result = _without(keep, blocks[:high])
-        overshoot = limits.overshoot(*cost.totals(result))
+            enough = holds(predict(_without(keep, batches[:middle])), budget)
+            low, high = (low, middle) if enough else (middle, high)
+        result = _without(keep, batches[:high])
+        gap = overshoot(predict(result), budget)
         lost = float(scores[keep & ~result].sum())
-        if overshoot < least and lost <= allowed:
-            best, least = result, overshoot
-        allowed = min(allowed, lost)  # what the first attempt, weakest blocks in order, removes
-        if overshoot < NEAR:
+        if gap < least and lost <= allowed:
+            best, least = result, gap
+        allowed = min(allowed, lost)  # what the first attempt, least important batches in order, removes
+        if gap < NEAR:
             break
-        last = blocks[high - 1]
-        blocks = blocks[: high - 1] + [block for block in blocks[high:] if block.group != last.group]
+        last = batches[high - 1]
+        batches = batches[: high - 1] + [batch for batch in batches[high:] if batch.group != last.group]
     return best
 
 
 LOOK_AHEAD = (1, 2, 4, 8)
-"""Blocks of a group that are weighed together: a curve may be steep at first and flat after."""
+"""Batches of a group that are weighed together: a curve may be steep at first and flat after."""
 SWEEPS = 4
-"""How often the choice is gone over for exchanges, at most."""
+"""How often the selection is searched for exchanges, at most."""
 
 
 def allocate_by_loss(
-    trace: Trace,
-    cost: Costs,
-    curves: Sequence[Curve],
-    keep: BoolArray,
-    rules: PruningRules,
-    limits: Limits,
+    trace: Trace, predict: Predict, curves: Sequence[Curve], keep: BoolArray, rules: PruningRules, budget: Budget
 ) -> BoolArray:
-    """Remove blocks with the least sum of measured losses with which all limits hold.
+    """Remove channel batches with the least sum of measured losses with which the budget holds.
 
-    A knapsack whose weights depend on each other, as the cost of a layer is a product. Solved greedily: the blocks with the least loss
-    per saved cost go first, up to eight of a group at once, so that what counts is the lower convex hull of a curve; savings shrink
-    as others go, so the best is weighed anew before it is taken. Then what is not needed comes back, dearest first, and single blocks
-    are exchanged between groups while that loses less.
+    A knapsack whose weights depend on each other, as the cost of a layer is a product. Solved greedily: the batches with the least loss
+    per saved cost are removed first, up to eight of a group at once, so that the lower convex hull of a curve counts; savings shrink
+    as others are removed, so the best is weighed anew before it is taken. Then batches that need not go come back, most expensive
+    first, and single batches are exchanged between groups while that loses less.
 
     Args:
         trace: facts of the model.
-        cost: its cost model.
-        curves: what each group loses; groups without one stay.
+        predict: costs of a selection.
+        curves: loss of each group; groups without one stay whole.
         keep: (n_channels,) channels that are left before.
-        rules: what a group must keep; its scope has no say.
-        limits: what may be left.
+        rules: what a group must keep; `scope` is not used.
+        budget: what may be left.
 
     Returns:
         (n_channels,) channels that stay.
 
     Raises:
-        TargetError: the limits cannot be reached.
+        TargetError: the budget cannot be met.
     """
     rank = np.full(trace.n_channels, np.nan)
     for curve in curves:
         rank[curve.order] = np.arange(curve.order.size)
-    blocks: dict[str, list[ChannelBatch]] = {}
-    for block in channel_batches(trace, rank, keep, rules):
-        blocks.setdefault(block.group, []).append(block)
-    everything = _without(keep, [block for found in blocks.values() for block in found])
-    if not limits.hold(*cost.totals(everything)):
-        raise _unreachable(trace, cost, everything, limits, rules)
-    bag = GreedyKnapsack(cost, limits, keep, blocks, {curve.group: curve for curve in curves})
-    bag.fill()
-    bag.exchange()
-    return bag.left()
+    batches: dict[str, list[ChannelBatch]] = {}
+    for batch in channel_batches(trace, rank, keep, rules):
+        batches.setdefault(batch.group, []).append(batch)
+    smallest = _without(keep, [batch for found in batches.values() for batch in found])
+    if not holds(predict(smallest), budget):
+        raise _unreachable(trace, predict, smallest, budget, rules)
+    knapsack = GreedyKnapsack(predict, budget, keep, batches, {curve.group: curve for curve in curves})
+    knapsack.fill()
+    knapsack.exchange()
+    return knapsack.left()
 
 
 class GreedyKnapsack:
-    """How many blocks of each group have gone, and what that costs and saves."""
+    """How many channel batches of each group are removed, and what that costs and saves."""
 
     def __init__(
         self,
-        cost: Costs,
-        limits: Limits,
+        predict: Predict,
+        budget: Budget,
         keep: BoolArray,
-        blocks: dict[str, list[ChannelBatch]],
+        batches: dict[str, list[ChannelBatch]],
         curves: dict[str, Curve],
     ) -> None:
-        self.cost, self.limits, self.keep = cost, limits, keep
-        self.gone = dict.fromkeys(blocks, 0)
-        self.channels = {name: np.concatenate([b.channels for b in found]) for name, found in blocks.items()}
-        self.ends = {name: np.cumsum([0, *(b.channels.size for b in found)]) for name, found in blocks.items()}
+        self.predict, self.budget, self.keep = predict, budget, keep
+        self.gone = dict.fromkeys(batches, 0)
+        self.channels = {name: np.concatenate([b.channels for b in found]) for name, found in batches.items()}
+        self.ends = {name: np.cumsum([0, *(b.channels.size for b in found)]) for name, found in batches.items()}
         self.losses = {
             name: curves[name].at((~keep[curves[name].order]).sum() + ends) for name, ends in self.ends.items()
         }
 
     def left(self, changed: Mapping[str, int] | None = None) -> BoolArray:
-        """Return what stays; `changed` are numbers of blocks in place of those that have gone."""
+        """Return the channels that stay; `changed` replaces the numbers of removed batches of some groups."""
         result = self.keep.copy()
         for name, count in {**self.gone, **(changed or {})}.items():
             result[self.channels[name][: self.ends[name][count]]] = False
         return result
 
-    def excess(self, keep: BoolArray) -> float:
-        """Return how far above its limits a choice lies."""
-        return self.limits.excess(*self.cost.totals(keep))
+    def excess(self, changed: Mapping[str, int] | None = None) -> float:
+        """Return how far a selection exceeds the budget; see `left`."""
+        return excess(self.predict(self.left(changed)), self.budget)
 
     def _rise(self, name: str, count: int) -> float:
         return float(self.losses[name][count] - self.losses[name][self.gone[name]])
 
     def _best_step(self, name: str, excess: float) -> tuple[float, int]:
-        """Return the least loss per saving of a group, and the number of its blocks that are gone then."""
+        """Return the least loss per saving of a group, and the number of its batches that are removed then."""
         best = (np.inf, 0)
         for ahead in LOOK_AHEAD:
             count = self.gone[name] + ahead
             if count >= len(self.losses[name]):
                 break
-            saved = excess - self.excess(self.left({name: count}))
+            saved = excess - self.excess({name: count})
             if saved > 0:
                 best = min(best, (self._rise(name, count) / saved, count))
         return best
 
     def fill(self) -> None:
-        """Take blocks until all limits hold."""
-        excess = self.excess(self.left())
+        """Remove batches until the budget holds."""
+        excess = self.excess()
         waiting = [(self._best_step(name, excess)[0], name) for name in self.gone]
         heapq.heapify(waiting)
         while excess > 0 and waiting:
@@ -339,13 +295,13 @@ class GreedyKnapsack:
                 heapq.heappush(waiting, (ratio, name))
                 continue
             self.gone[name] = count
-            excess = self.excess(self.left())
+            excess = self.excess()
             heapq.heappush(waiting, (self._best_step(name, excess)[0], name))
-        if excess > 0:  # steps that save nothing by themselves are left: take all
+        if excess > 0:  # batches that save nothing by themselves are left: remove all
             self.gone = {name: ends.size - 1 for name, ends in self.ends.items()}
 
     def exchange(self) -> None:
-        """Give back what is not needed, then exchange blocks between groups while that loses less."""
+        """Give back batches that need not go, then exchange batches between groups while that loses less."""
         self._give_back()
         for _ in range(SWEEPS):
             if not self._exchange_once():
@@ -361,7 +317,7 @@ class GreedyKnapsack:
                 key=lambda name: self._rise(name, self.gone[name] - 1),
             )
             for name in dearest:
-                if self.excess(self.left({name: self.gone[name] - 1})) <= 0:
+                if self.excess({name: self.gone[name] - 1}) <= 0:
                     self.gone[name] -= 1
                     changed = True
 
@@ -372,55 +328,56 @@ class GreedyKnapsack:
             others = [
                 (self._rise(n, c + 1), n) for n, c in self.gone.items() if n != back and c + 1 < len(self.losses[n])
             ]
-            for price, name in sorted(others):
-                if price >= gain:
+            for loss, name in sorted(others):
+                if loss >= gain:
                     break
                 changed = {back: self.gone[back] - 1, name: self.gone[name] + 1}
-                if self.excess(self.left(changed)) <= 0:
+                if self.excess(changed) <= 0:
                     self.gone.update(changed)
                     improved = True
                     break
         return improved
 
 
-def _without(keep: BoolArray, blocks: Sequence[ChannelBatch]) -> BoolArray:
+def _without(keep: BoolArray, batches: Sequence[ChannelBatch]) -> BoolArray:
     result = keep.copy()
-    if blocks:
-        result[np.concatenate([block.channels for block in blocks])] = False
+    if batches:
+        result[np.concatenate([batch.channels for batch in batches])] = False
     return result
 
 
 def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules, threshold: float) -> BoolArray:
-    """Remove every channel whose normalised importance lies below `threshold`, as far as the rules allow.
+    """Remove every channel whose normalized importance lies below `threshold`, as far as the rules allow.
 
     Each group loses what lies below, less the channels needed to end on a multiple of `round_to`.
     """
     result = keep.copy()
-    for block in channel_batches(trace, scores, keep, rules):
-        if (scores[block.channels] < threshold).all():
-            result[block.channels] = False
+    for batch in channel_batches(trace, scores, keep, rules):
+        if (scores[batch.channels] < threshold).all():
+            result[batch.channels] = False
     return result
 
 
-def refuse_unreachable(trace: Trace, cost: Costs, keep: BoolArray, rules: PruningRules, limits: Limits) -> None:
-    """Raise TargetError when the limits cannot be reached, in whatever order channels go."""
+def refuse_unreachable(trace: Trace, predict: Predict, keep: BoolArray, rules: PruningRules, budget: Budget) -> None:
+    """Raise TargetError when the budget cannot be met, in whatever order channels are removed."""
     smallest = _without(keep, channel_batches(trace, np.zeros(trace.n_channels), keep, rules))
-    if not limits.hold(*cost.totals(smallest)):
-        raise _unreachable(trace, cost, smallest, limits, rules)
+    if not holds(predict(smallest), budget):
+        raise _unreachable(trace, predict, smallest, budget, rules)
 
 
-def _unreachable(trace: Trace, cost: Costs, smallest: BoolArray, limits: Limits, rules: PruningRules) -> TargetError:
-    dense = cost.totals(np.ones(trace.n_channels, dtype=bool))
-    least = cost.totals(smallest)
-    parts = [
-        f"{name} can fall to {value:{form}} (-{1 - value / whole:.1%}), {bound:{form}} (-{1 - bound / whole:.1%}) was asked"
-        for (name, form), whole, (value, bound) in (
-            (told, dense[n], (least[n], bound))
-            for n, (told, bound) in enumerate(zip(TOLD, limits.bounds, strict=True))
-            if bound is not None
-        )
-        if value > bound
-    ]
+def _unreachable(
+    trace: Trace, predict: Predict, smallest: BoolArray, budget: Budget, rules: PruningRules
+) -> TargetError:
+    dense, least = predict(np.ones(trace.n_channels, dtype=bool)), predict(smallest)
+    parts = []
+    for name, bound in budget.items():
+        metric, whole, value = METRICS[name], dense[name], least[name]
+        if value > bound:
+            form = metric.format
+            parts.append(
+                f"{metric.label} can fall to {value:{form}} (-{1 - value / whole:.1%}), "
+                f"{bound:{form}} (-{1 - bound / whole:.1%}) was asked"
+            )
     return TargetError(
         "the target cannot be reached",
         why="; ".join([*parts, *holders(trace, rules)]),
@@ -429,7 +386,7 @@ def _unreachable(trace: Trace, cost: Costs, smallest: BoolArray, limits: Limits,
 
 
 def holders(trace: Trace, rules: PruningRules) -> Sequence[str]:
-    """Say, most channels first, what keeps channels from going."""
+    """Return the main reasons why channels are pinned, most channels first."""
     held: dict[str, int] = {}
     for pin in trace.pins:
         held[f"{pin.reason} ({pin.node})"] = held.get(f"{pin.reason} ({pin.node})", 0) + pin.channels.size
@@ -438,8 +395,8 @@ def holders(trace: Trace, rules: PruningRules) -> Sequence[str]:
     small = sum(
         1
         for group in trace.groups
-        if not trace.pinned[group.channels].all() and group.channels.size <= rules.step(group)
+        if not trace.pinned[group.channels].all() and group.channels.size <= rules.multiple(group)
     )
-    if small and max(rules.round_to, *rules.steps.values(), 1) > 1:
+    if small and max(rules.round_to, *rules.multiples.values(), 1) > 1:
         lines.append(f"{small} groups have no more channels than they are rounded to, and stay whole")
     return lines

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,8 +25,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.output import staged
 from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import Feeds, random_feeds
-from onnxprune.runtime.timing import Clock
+from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, FloatArray, Trace
 
@@ -42,7 +42,7 @@ RANDOM = 14
 """Variants in which every group loses a share of its own."""
 SECONDS = 120.0
 """What measuring a table should take at most."""
-RUNS, FEWEST_RUNS, WARMUP = 20, 4, 2
+RUNS, MIN_RUNS, WARMUP = 20, 4, 2
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def measure(
     cost: CostModel,
     rules: knapsack.PruningRules,
     *,
-    threads: int = 1,
+    config: SessionConfig,
     batch: int = 1,
     seconds: float = SECONDS,
     seed: int = 0,
@@ -223,7 +223,7 @@ def measure(
         trace: its facts.
         cost: its cost model.
         rules: which channel counts are candidates.
-        threads: of onnxruntime within an operator; 0 leaves it to onnxruntime.
+        config: how models are executed.
         batch: samples per run, where the batch is dynamic.
         seconds: after which no further variant is begun, if there are enough.
         seed: of the variants and of the inputs.
@@ -233,12 +233,12 @@ def measure(
     shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, seed)
     keeps = list(_variants(trace, rules, seed))
-    clock = Clock()
+    start = time.perf_counter()
     times = np.zeros((len(keeps), len(trace.labels) + 1))
     whole = []
     for number, keep in enumerate(keeps):
-        left = (seconds - clock()) / (len(keeps) - number)
-        row, milliseconds = _profiled(rewrite.delete(model, trace, keep), feeds, threads, left)
+        left = (seconds - (time.perf_counter() - start)) / (len(keeps) - number)
+        row, milliseconds = _profiled(rewrite.delete(model, trace, keep), feeds, config, left)
         times[number, : len(trace.labels)], times[number, -1] = row[:-1], row[-1]
         whole.append(milliseconds)
         if progress:
@@ -252,7 +252,7 @@ def measure(
     )
     rest = _fit("the rest", "", everywhere, times[:, -1])
     table = Table(
-        architecture(model, trace), machine.environment(threads, batch), fits, rest, 1.0, 0.0, tuple(whole), (), clock()
+        architecture(model, trace), machine.environment(config, batch), fits, rest, 1.0, 0.0, tuple(whole), (), 0.0
     )
     kernels = np.array([Predictor(model, trace, cost, table).predict(keep) for keep in keeps])
     measured = np.array(whole)
@@ -264,7 +264,7 @@ def measure(
         scale=float(scale),
         offset=float(offset),
         predicted=tuple((scale * kernels + offset).tolist()),
-        seconds=clock(),
+        seconds=time.perf_counter() - start,
     )
 
 
@@ -301,11 +301,11 @@ def _left(trace: Trace, blocks: dict[str, list[knapsack.ChannelBatch]], shares: 
     return keep
 
 
-def _profiled(model: Model, feeds: Feeds, threads: int, seconds: float) -> tuple[FloatArray, float]:
+def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float) -> tuple[FloatArray, float]:
     """Return the microseconds of every node, and at the end of all other kernels, and the milliseconds of a run without profiler."""
     proto, weights = model.stub()
     found = profiler.profile(
-        proto, feeds, weights=weights, threads=threads, seconds=seconds, runs=RUNS, fewest=FEWEST_RUNS, warmup=WARMUP
+        proto, feeds, config, weights=weights, seconds=seconds, runs=RUNS, min_runs=MIN_RUNS, warmup=WARMUP
     )
     row = np.zeros(len(proto.graph.node) + 1)
     for kernel in found.kernels:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from onnxprune.allocation import channel_multiple, knapsack, sensitivity
-from onnxprune.allocation.targets import CostEstimator, rules_of
+from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
 from onnxprune.analysis import Analysis
 from onnxprune.errors import ModelError, TargetError
 from onnxprune.graph.model import Model
@@ -27,13 +27,13 @@ SAVES_NOTHING = 1e-12
 
 @dataclass(frozen=True)
 class AllocationProblem:
-    """Which channels of a model stay, under some limits.
+    """Which channels of a model stay within a budget.
 
     Scores may come from a model that holds fewer channels: an earlier step of a schedule has deleted the others, and repaired what is
-    left. They are given in channels of the model that the limits are meant for.
+    left. They are given in channels of the model that the budget is meant for.
 
     Attributes:
-        analysis: of the model that the limits are meant for.
+        analysis: of the model that the budget is meant for.
         scored: of the model that scores come from.
         held: (n_channels,) channels that `scored` holds.
         meter: predicts costs.
@@ -56,19 +56,19 @@ class AllocationProblem:
     curves: tuple[Curve, ...] = ()
     by_loss: bool = False
 
-    def allocate(self, limits: knapsack.Limits) -> BoolArray:
+    def allocate(self, budget: knapsack.Budget) -> BoolArray:
         """Return the channels that stay, (n_channels,).
 
         Raises:
-            TargetError: the limits cannot be reached.
+            TargetError: the budget cannot be reached.
         """
         trace = self.analysis.trace
-        if limits.hold(*self.meter.totals(self.keep)):
+        if knapsack.holds(self.meter.predict(self.keep), budget):
             return self.keep.copy()
         if self.by_loss:
-            return knapsack.allocate_by_loss(trace, self.meter, self.curves, self.keep, self.rules, limits)
-        scores = self.scores if self.savings is None else _per_saving(self.scores, self.savings, limits)
-        return knapsack.allocate(trace, self.meter, scores, self.keep, self.rules, limits)
+            return knapsack.allocate_by_loss(trace, self.meter.predict, self.curves, self.keep, self.rules, budget)
+        scores = self.scores if self.savings is None else _per_saving(self.scores, self.savings, budget)
+        return knapsack.allocate(trace, self.meter.predict, scores, self.keep, self.rules, budget)
 
     def build(self, keep: BoolArray) -> Model:
         """Return the scored model without the channels that are not in `keep`."""
@@ -76,7 +76,7 @@ class AllocationProblem:
 
     def rounded_to(self, multiple: int) -> AllocationProblem:
         """Return the same problem with another channel multiple."""
-        return replace(self, rules=replace(self.rules, round_to=multiple, steps={}))
+        return replace(self, rules=replace(self.rules, round_to=multiple, multiples={}))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Scorer:
         """Score the channels that are left.
 
         Args:
-            analysis: of the model that the limits are meant for.
+            analysis: of the model that the budget is meant for.
             keep: (n_channels,) channels that are left.
             scored: of the model that scores come from.
             held: (n_channels,) channels of `analysis` that `scored` holds, in the same order.
@@ -161,14 +161,14 @@ def _spread(values: FloatArray, held: BoolArray) -> FloatArray:
     return result
 
 
-def _per_saving(scores: FloatArray, savings: tuple[FloatArray, FloatArray], limits: knapsack.Limits) -> FloatArray:
+def _per_saving(scores: FloatArray, savings: tuple[FloatArray, FloatArray], budget: knapsack.Budget) -> FloatArray:
     """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
 
     Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
     """
     macs, params = savings
-    of_params = limits.params is not None or limits.size is not None
-    of_macs = limits.macs is not None or limits.latency is not None or limits.memory is not None or not of_params
+    of_params = bool({"params", "size"} & budget.keys())
+    of_macs = bool({"flops", "latency", "memory"} & budget.keys()) or not of_params
     saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
     return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))
 
@@ -206,15 +206,15 @@ def with_multiple(meter: CostEstimator, options: Options) -> Options:
     everything = np.ones(trace.n_channels, dtype=bool)
     first = rules_of(trace, options)
     try:
-        knapsack.refuse_unreachable(trace, meter, everything, first, meter.goals())
+        knapsack.refuse_unreachable(trace, meter.predict, everything, first, meter.budget())
         return options
     except TargetError:
         if options.round_to != AUTO:
             raise
     for multiple in (first.round_to, *(finer for finer in channel_multiple.FINER if finer < first.round_to)):
         try:
-            rules = replace(first, round_to=multiple, steps={})
-            knapsack.refuse_unreachable(trace, meter, everything, rules, meter.goals())
+            rules = replace(first, round_to=multiple, multiples={})
+            knapsack.refuse_unreachable(trace, meter.predict, everything, rules, meter.budget())
         except TargetError:
             if multiple == 1:
                 raise
@@ -231,10 +231,10 @@ def paced(options: Options, share: float) -> float:
     return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
 
 
-def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Limits:
+def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Budget:
     """Return bounds between the original and the goals, after a share of the steps."""
-    whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
-    return meter.goals().part(whole, paced(options, share))
+    whole = meter.predict(np.ones(meter.analysis.trace.n_channels, dtype=bool))
+    return knapsack.part_way(whole, meter.budget(), paced(options, share))
 
 
 def settings(analysis: Analysis, options: Options) -> dict[str, object]:

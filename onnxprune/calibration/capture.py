@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune.graph.model import Model
 from onnxprune.graph.normalize import captured_names
-from onnxprune.runtime.session import Feeds, concatenate_outputs, open_session, run_batch
+from onnxprune.runtime.session import ALTERNATING, Feeds, concatenate_outputs, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
 Kept = Array | Path | list[Array]
@@ -158,7 +158,7 @@ class Stream:
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
-        return open_session(proto, where=str(self.model.path), patient=True, weights=weights)
+        return open_session(proto, ALTERNATING, where=str(self.model.path), weights=weights)
 
     def may_rewind(self, nodes: Collection[int], changed: Collection[int]) -> bool:
         """Tell whether all that has run and depends on the nodes `changed` is among `nodes`."""

@@ -16,8 +16,8 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import workable_shapes
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import Feeds, open_session, random_feeds
-from onnxprune.runtime.timing import Latency, time_runs
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds
+from onnxprune.runtime.timing import Latency, sample_times
 
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
@@ -35,6 +35,7 @@ class BenchmarkConfig:
         runs, warmup: counted and uncounted runs of each model.
         seconds: after which no more runs are started.
         eval_batch: samples per batch when accuracy is measured.
+        provider: execution provider of onnxruntime.
     """
 
     latency: bool = True
@@ -44,6 +45,12 @@ class BenchmarkConfig:
     warmup: int = 20
     seconds: float = 20.0
     eval_batch: int = 64
+    provider: str = CPU_PROVIDER
+
+    @property
+    def session(self) -> SessionConfig:
+        """How models are executed."""
+        return SessionConfig(self.provider, self.threads)
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
@@ -107,29 +114,28 @@ def bench(
     on_stage("load", None)
     protos = [io.read(path)[0] for path in paths]
     with machine.pinned(measure.threads) as processors:
-        sessions = [open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path)) for path in paths]
+        sessions = [open_session(os.fspath(path), measure.session, where=os.fspath(path)) for path in paths]
         feeds = [
             random_feeds(proto, workable_shapes(opened, proto, measure.batch), seed)
             for opened, proto in zip(sessions, protos, strict=True)
         ]
         batch = next(iter(feeds[0].values())).shape[0]
-        latency = time_runs(
+        samples = sample_times(
             sessions,
             feeds,
             runs=measure.runs,
             warmup=measure.warmup,
-            threads=measure.threads,
-            batch=batch,
             seconds=measure.seconds,
             progress=share_of(on_stage, "time"),
         )
+        latency = Latency.from_samples(samples, batch=batch, threads=measure.threads)
         del sessions
         times = []
         for number, (path, inputs) in enumerate(zip(paths, feeds, strict=True) if layers else ()):
             on_stage("layers", number / len(paths))
-            times.append(layer_times(os.fspath(path), inputs, measure.threads))
+            times.append(layer_times(os.fspath(path), inputs, measure.session))
     return Bench(
-        latency, side_by_side(times) if layers else (), processors, machine.environment(measure.threads, batch)
+        latency, side_by_side(times) if layers else (), processors, machine.environment(measure.session, batch)
     )
 
 
@@ -137,13 +143,13 @@ Times = dict[str, tuple[str, float]]
 """Operator and microseconds of each node that takes time, by name."""
 
 
-def layer_times(source: str | Model, feeds: Feeds, threads: int, seconds: float = SECONDS) -> Times:
+def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, seconds: float = SECONDS) -> Times:
     """Return what each node of a model, or of a model file, takes; nothing for a file whose weights lie beside it, or that has 2 GB.
 
     Args:
         source: the model, or the path of the file.
         feeds: inputs.
-        threads: of onnxruntime, within an operator.
+        config: how the model is executed.
         seconds: that it should take.
     """
     if isinstance(source, Model):
@@ -155,9 +161,7 @@ def layer_times(source: str | Model, feeds: Feeds, threads: int, seconds: float 
             return {}  # nodes can only be told apart after they are named, and so large a model cannot be passed on in memory
     names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
     found: Times = {}
-    for kernel in profiler.profile(
-        proto, feeds, weights=weights, threads=threads, seconds=seconds, where=where
-    ).kernels:
+    for kernel in profiler.profile(proto, feeds, config, weights=weights, seconds=seconds, where=where).kernels:
         name, op = (f"({kernel.op}, put in by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]
         found[name] = op, found.get(name, (op, 0.0))[1] + kernel.microseconds
     return found

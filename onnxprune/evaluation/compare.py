@@ -16,7 +16,7 @@ from onnxprune.graph.shapes import has_dynamic_batch, workable_shapes
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime.session import Feeds, concatenate_outputs, random_feeds, run_batch
-from onnxprune.runtime.timing import Latency, time_runs
+from onnxprune.runtime.timing import Latency, sample_times
 from onnxprune.types import IntArray
 
 if TYPE_CHECKING:
@@ -79,16 +79,16 @@ def compare(
     latency = None
     if measure.latency:
         on_stage("time", 0.0)
-        latency = time_runs(
+        samples_taken = sample_times(
             (original, candidate),
             (feeds, feeds),
             runs=measure.runs,
             warmup=measure.warmup,
-            threads=measure.threads,
-            batch=(*next(iter(feeds.values())).shape, 1)[0],
             seconds=measure.seconds,
             progress=share_of(on_stage, "time"),
         )
+        batch = (*next(iter(feeds.values())).shape, 1)[0]
+        latency = Latency.from_samples(samples_taken, batch=batch, threads=measure.threads)
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
         likeness = compare_outputs(*found)

@@ -23,7 +23,7 @@ from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_
 from onnxprune.metrics.outputs import relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def check(
     Raises:
         OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
     """
-    limits, measure = limits or GateLimits(), measure or BenchmarkConfig()
+    limits, measure = limits or GateLimits(), replace(measure or BenchmarkConfig(), provider=providers[0])
     for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
@@ -100,10 +100,10 @@ def check(
     loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
 
     def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
-        return open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
+        return open_session(os.fspath(path), measure.session, where=os.fspath(path))
 
     original = open_model(baseline)
-    opened = list(_loads(candidate, providers, measure.threads))
+    opened = list(_loads(candidate, providers, measure.session))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
@@ -131,8 +131,7 @@ def check(
         compared,
         feeds,
         raced,
-        measure.threads,
-        providers[0],
+        measure.session,
         limits,
     )
     return Verdict((*checks, *hold(measured)))
@@ -156,11 +155,13 @@ def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check
     yield Check("operator domains", ", ".join(used), told, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
 
 
-def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], threads: int) -> Iterator[tuple[Check, Any]]:
+def _loads(
+    candidate: str | os.PathLike[str], providers: tuple[str, ...], config: SessionConfig
+) -> Iterator[tuple[Check, Any]]:
     for provider in providers:
         name = f"loads on {provider.removesuffix('ExecutionProvider')}"
         try:
-            opened = open_session(os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider)
+            opened = open_session(os.fspath(candidate), replace(config, provider=provider), where=os.fspath(candidate))
         except OnnxPruneError as error:
             yield Check(name, False, None, False, error.why or error.what), None
         else:

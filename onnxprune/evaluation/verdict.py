@@ -18,7 +18,7 @@ from onnxprune.evaluation.policy import GateLimits
 from onnxprune.metrics import activation_memory, paired_tests
 from onnxprune.metrics.outputs import class_scores, log_probabilities
 from onnxprune.runtime import paired_timing, process_memory
-from onnxprune.runtime.session import Feeds
+from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.types import Check, FloatArray, IntArray
 
 NOISY = 0.25
@@ -37,7 +37,7 @@ class Measurements:
         compared: both on the same inputs.
         feeds: the inputs that both are timed on.
         race: times of both; None where latency is not measured.
-        threads, provider: of onnxruntime.
+        config: how the models are executed.
         limits: what the candidate must keep.
     """
 
@@ -47,8 +47,7 @@ class Measurements:
     compared: Comparison
     feeds: Feeds
     race: paired_timing.PairedTiming | None
-    threads: int
-    provider: str
+    config: SessionConfig
     limits: GateLimits
 
     @property
@@ -178,7 +177,7 @@ def _speedup(measured: Measurements) -> Measured | None:
     if race is None:
         return None
     ratio, low, high = (float(of(race.ratios)) for of in (np.median, np.min, np.max))
-    setting = f"batch {measured.batch}, threads {measured.threads or 'default'}"
+    setting = f"batch {measured.batch}, threads {measured.config.threads or 'default'}"
     detail = f"{low:.2f} to {high:.2f} in {len(race.ratios)} rounds, {race.runs} runs, {setting}"
     detail += "; the machine is noisy" if high - low > NOISY * ratio else ""
     detail += f"; other processes kept {race.others:.1f} processors busy" if race.busy else ""
@@ -215,9 +214,7 @@ def _activation_memory(measured: Measurements) -> Measured | None:
 
 def _peak_memory(measured: Measurements) -> Measured | None:
     with ThreadPoolExecutor() as pool:
-        opens = partial(
-            process_memory.measure, feeds=measured.feeds, threads=measured.threads, provider=measured.provider
-        )
+        opens = partial(process_memory.measure, feeds=measured.feeds, config=measured.config)
         before, after = pool.map(opens, measured.paths)
     if before is None or after is None:
         return None

@@ -21,8 +21,8 @@ from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.shapes import infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.graph.trace import trace as trace_model
-from onnxprune.runtime.session import Feeds, random_feeds
-from onnxprune.runtime.timing import Latency, time_runs
+from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
+from onnxprune.runtime.timing import sample_times
 from onnxprune.types import FloatArray, Trace
 
 RUNS, WARMUP, SECONDS = 40, 3, 0.25
@@ -61,13 +61,13 @@ class Timer:
         trace: its facts.
         shapes: of the inputs of the model, for a run.
         batch: samples per run.
-        threads: of onnxruntime within an operator.
+        config: how layers are executed.
     """
 
     def __init__(
-        self, model: Model, trace: Trace, shapes: Mapping[str, tuple[int, ...]], batch: int, threads: int
+        self, model: Model, trace: Trace, shapes: Mapping[str, tuple[int, ...]], batch: int, config: SessionConfig
     ) -> None:
-        self.model, self.trace, self.threads, self.batch = model, trace, threads, batch
+        self.model, self.trace, self.config, self.batch = model, trace, config, batch
         inferred = infer_shapes(weightless(model), shapes)
         self._partial, self._types = inferred.partial, inferred.types
         self._numbers = {label: n for n, label in enumerate(node_labels(model.graph))}
@@ -121,24 +121,12 @@ class Timer:
         model, opened, feeds = before
         macs, params = _costs(model)
         if isinstance(edit, Depth):
-            timed = self._timed([opened], feeds)
-            return Saving(timed.a, 0.0, macs, params)
+            (before_ms,) = _medians([opened], feeds)
+            return Saving(before_ms, 0.0, macs, params)
         changed = reform(model, [edit], _any_basis(model, edit)).model
         less_macs, less_params = _costs(changed)
-        timed = self._timed([opened, changed.session(threads=self.threads)], feeds)
-        assert timed.b is not None
-        return Saving(timed.a, timed.b, macs - less_macs, params - less_params)
-
-    def _timed(self, sessions: list[Any], feeds: Feeds) -> Latency:
-        return time_runs(
-            sessions,
-            [feeds] * len(sessions),
-            runs=RUNS,
-            warmup=WARMUP,
-            threads=self.threads,
-            batch=self.batch,
-            seconds=SECONDS,
-        )
+        before_ms, after_ms = _medians([opened, changed.session(self.config)], feeds)
+        return Saving(before_ms, after_ms, macs - less_macs, params - less_params)
 
     def _original(self, nodes: Sequence[int]) -> tuple[Model, Any, Any] | None:
         key = repr((list(nodes),))
@@ -148,9 +136,7 @@ class Timer:
                 return None
             shapes = {value.name: _dims(value) for value in alone.header.graph.input}
             feeds: Any = random_feeds(alone.header, shapes, 0)
-            self._originals = {
-                key: (alone, alone.session(threads=self.threads), feeds)
-            }  # one at a time: they take memory
+            self._originals = {key: (alone, alone.session(self.config), feeds)}  # one at a time: they take memory
         return self._originals[key]
 
     def _alone(self, nodes: Sequence[int]) -> Model | None:
@@ -191,6 +177,12 @@ class Timer:
             ir_version=self.model.graph.ir_version,
         )
         return replace(self.model, graph=graph, header=header, batchnorms={})
+
+
+def _medians(sessions: list[Any], feeds: Feeds) -> list[float]:
+    """Return median milliseconds of each session."""
+    samples = sample_times(sessions, [feeds] * len(sessions), runs=RUNS, warmup=WARMUP, seconds=SECONDS)
+    return [float(median) for median in np.median(samples, axis=1)]
 
 
 def _any_basis(model: Model, edit: Edit) -> dict[str, FloatArray]:

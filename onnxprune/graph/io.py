@@ -35,7 +35,7 @@ from onnxprune.graph.normalize import (
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.graph.shapes import infer_shapes
 from onnxprune.output import check_destination, staged
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -74,7 +74,7 @@ def damaged(file: Path) -> Iterator[None]:
     except (OnnxPruneError, MemoryError):
         raise
     except Exception as error:
-        open_session(os.fspath(file), optimise=False, where=str(file))  # says it better, if it cannot load it either
+        open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # says it better, if it cannot load it either
         raise ModelError(
             "the model cannot be read",
             where=str(file),
@@ -312,9 +312,9 @@ def _refuse_unloadable(model: Model) -> None:
     A few operators insist on constants, so when it fails the whole file has the last word.
     """
     try:
-        open_session(weightless(model), optimise=False)
+        open_session(weightless(model), UNOPTIMIZED)
     except ModelError:
-        open_session(os.fspath(model.path), optimise=False, where=str(model.path))
+        open_session(os.fspath(model.path), UNOPTIMIZED, where=str(model.path))
 
 
 def _static_shapes(model: Model) -> dict[str, list[int | None]]:

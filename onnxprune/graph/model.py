@@ -22,7 +22,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.graph.normalize import BatchNorm, captured_names, raw_values
 from onnxprune.graph.qdq import is_dequantised
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
@@ -81,10 +81,10 @@ class Model:
         proto = _export(self, frozenset(), frozenset(apart))
         return proto, {name: tensor.values for name, tensor in apart.items()}
 
-    def session(self, *, optimise: bool = True, threads: int = 0, where: str = "") -> ort.InferenceSession:
+    def session(self, config: SessionConfig = DEFAULT, *, where: str = "") -> ort.InferenceSession:
         """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `onnxprune.runtime.session.open_session`."""
         proto, weights = self.stub()
-        return open_session(proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights)
+        return open_session(proto, config, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
         """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""

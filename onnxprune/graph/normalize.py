@@ -14,7 +14,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnxprune.errors import ModelError
 from onnxprune.graph.operators import spec_of
 from onnxprune.graph.shapes import InferredShapes
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], w
         OnnxExporter.export_graph(part, do_type_check=False), opset_imports=graph.import_domains, ir_version=8
     )
     try:
-        return run_batch(open_session(proto, optimise=False), {})
+        return run_batch(open_session(proto, UNOPTIMIZED), {})
     except ModelError as error:
         raise ModelError("constants cannot be folded", where=where, why=error.why) from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from onnxprune.errors import ModelError
-from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -185,5 +185,5 @@ def observe_tensors(
     extended.CopyFrom(proto)
     present = {value.name for value in extended.graph.output}
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
-    opened = open_session(extended, optimise=False, where=where)
+    opened = open_session(extended, UNOPTIMIZED, where=where)
     return dict(zip(wanted, run_batch(opened, random_feeds(proto, shapes, 0), where=where, names=wanted), strict=True))

@@ -1,18 +1,79 @@
-"""Hold the outputs of a model against those of another, or against labels."""
+"""Compare the outputs of a model with those of another, or with labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import DataError
+from onnxprune.metrics.table import METRICS
 
 Outputs = list[np.ndarray[Any, Any]]
 JITTER_BITS = 4
 ROUNDING_FACTOR = 10
-"""A difference up to this many times what jitter does is put down to rounding."""
+"""A difference up to this many times that of jittered inputs is attributed to rounding."""
+
+
+@dataclass(frozen=True)
+class OutputPair:
+    """The outputs of a model beside those of the original, on the same inputs."""
+
+    candidate: Outputs
+    original: Outputs
+    labels: np.ndarray[Any, Any] | None = None
+
+    def top(self, k: int) -> float | None:
+        """Return the percentage of samples whose label is among the k largest scores; None without labels or with k classes or fewer."""
+        scores = class_scores(self.candidate)
+        if scores is None or self.labels is None or (k > 1 and scores.shape[1] <= k):
+            return None
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return 100.0 * float((order == self.labels[: len(scores), None]).any(axis=1).mean())
+
+    def cosine(self) -> float | None:
+        """Return the cosine of the angle between flattened outputs, mean over samples, then over outputs; None without floats."""
+        cosines = []
+        for a, b in zip(self.original, self.candidate, strict=True):
+            if a.shape == b.shape and a.dtype.kind == "f" and a.size:
+                x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
+                norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+                dots = np.einsum("ij,ij->i", x, y)
+                found = np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1))
+                cosines.append(float(found.mean()))
+        return float(np.mean(cosines)) if cosines else None
+
+    def agreement(self) -> float | None:
+        """Return the percentage of samples with the same top-1; None for models that are no classifiers."""
+        scores = self._scores()
+        if scores is None:
+            return None
+        return 100.0 * float((scores[0].argmax(axis=1) == scores[1].argmax(axis=1)).mean())
+
+    def kl(self) -> float | None:
+        """Return the mean Kullback-Leibler divergence KL(original || candidate) in nats; None for models that are no classifiers.
+
+        Scores pass through softmax unless rows are probabilities already.
+        """
+        scores = self._scores()
+        if scores is None:
+            return None
+        log_p, log_q = (log_probabilities(one) for one in scores)
+        return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+
+    def _scores(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+        """Return the class scores of the original and of the candidate."""
+        p, q = class_scores(self.original), class_scores(self.candidate)
+        return None if p is None or q is None or p.shape != q.shape else (p, q)
+
+    def amounts(self, kind: str) -> dict[str, float]:
+        """Return the amounts of all metrics of a kind that apply."""
+        found = {name: metric.measure(self) for name, metric in METRICS.items() if metric.kind == kind}
+        return {name: amount for name, amount in found.items() if amount is not None}
+
+
 TOLERANCE = 1e-4
 """Largest difference between two models that should be the same, as a share of the range of an output."""
 INPUT_SCALES = (1.0, 0.1, 0.01)
@@ -29,7 +90,7 @@ def class_scores(outputs: Outputs) -> np.ndarray[Any, Any] | None:
 
 
 def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Return top-1 (and top-5, with more than five classes) in percent.
+    """Return `top1` (and `top5`, with more than five classes) in percent.
 
     Raises:
         DataError: the outputs are not those of a classifier, or a label is out of their range.
@@ -47,53 +108,30 @@ def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> d
             why=f"the largest is {labels.max()}, the model has {scores.shape[1]} classes",
             hint="check that the labels belong to this model",
         )
-    order = np.argsort(-scores, axis=1, kind="stable")
-    hits = order == labels[:, None]
-    result = {"top1": 100.0 * float(hits[:, 0].mean())}
-    if scores.shape[1] > 5:
-        result["top5"] = 100.0 * float(hits[:, :5].any(axis=1).mean())
-    return result
+    return OutputPair(outputs, outputs, labels).amounts("accuracy")
 
 
 def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
-    """Compare the outputs of two models on the same inputs.
+    """Compare the outputs of two models on the same inputs; return the fidelity metrics that apply, see `OutputPair`.
 
-    Returns:
-        `cosine`: mean over samples of the cosine of the angle between flattened outputs, mean over outputs. For classifiers
-        also `agreement`: percent of samples with the same top-1; `kl`: mean Kullback-Leibler divergence KL(original ||
-        candidate) in nats, after softmax unless rows already are probabilities.
+    >>> scores = [np.array([[0.0, 1.0], [2.0, 0.0]])]
+    >>> compare_outputs(scores, scores)
+    {'cosine': 1.0, 'agreement': 100.0, 'kl': 0.0}
     """
-    result: dict[str, float] = {}
-    cosines = []
-    for a, b in zip(original, candidate, strict=True):
-        if a.shape == b.shape and a.dtype.kind == "f" and a.size:
-            x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
-            norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-            dots = np.einsum("ij,ij->i", x, y)
-            cosines.append(
-                float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1)).mean())
-            )
-    if cosines:
-        result["cosine"] = float(np.mean(cosines))
-    p, q = class_scores(original), class_scores(candidate)
-    if p is not None and q is not None and p.shape == q.shape:
-        result["agreement"] = 100.0 * float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
-        log_p, log_q = log_probabilities(p), log_probabilities(q)
-        result["kl"] = float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
-    return result
+    return OutputPair(candidate, original).amounts("fidelity")
 
 
 def output_divergence(original: Outputs, candidate: Outputs) -> float:
-    """Return how far the outputs of a model are from those of the original; 0 where they are the same.
+    """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
-    For a classifier the mean Kullback-Leibler divergence in nats (see `fidelity`), for any other model the squared error of its
+    For a classifier the mean Kullback-Leibler divergence in nats (see `OutputPair.kl`), for any other model the squared error of its
     floating point outputs as a share of their variance, mean over outputs. Infinite where an output is not finite.
     """
     if any(not np.isfinite(b).all() for b in candidate if b.dtype.kind == "f"):
         return float("inf")
-    found = compare_outputs(original, candidate)
-    if "kl" in found:
-        return max(found["kl"], 0.0)
+    kl = OutputPair(candidate, original).kl()
+    if kl is not None:
+        return max(kl, 0.0)
     errors = []
     for a, b in zip(original, candidate, strict=True):
         if a.dtype.kind == "f" and a.shape == b.shape and a.size:

@@ -39,6 +39,7 @@ class Fields(TypedDict, total=False):
     latency: bool
     batch: int
     threads: int
+    provider: str
     runs: int
     warmup: int
     seconds: float

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.allocation.targets import write_table
+from onnxprune.allocation.cost_estimator import write_table
 from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.output import check_destination

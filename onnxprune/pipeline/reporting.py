@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from onnxprune import plan_file
-from onnxprune.allocation.targets import refuse_slower
 from onnxprune.analysis import layers_of, pinned_of, versions
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
 from onnxprune.evaluation.compare import compare
+from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.pipeline.distillation import forget_states
@@ -72,16 +72,16 @@ def well_formed(run: Run) -> Run:
 
 def measure(run: Run) -> Run:
     """Run the result and the original, as users run it, on the same inputs; measure accuracy, fidelity and latency."""
-    path, threads = str(run.original.model.path), run.measure.threads
-    original = open_session(path, threads=threads, where=path)
-    candidate = run.model.session(threads=threads, where=run.name)
+    path, config = str(run.original.model.path), run.measure.session
+    original = open_session(path, config, where=path)
+    candidate = run.model.session(config, where=run.name)
     found = compare(original, candidate, run.model.header, run.evaluation, run.measure, run.on_stage, run.options.seed)
     run = replace(run, comparison=found)
     if run.destinations.report is None:
         return run
     run.on_stage("profile", None)
     around = grouping.groups(run.facts, grouping.survivors(run.edited.analysis.trace, run.keep))
-    return replace(run, details=details((path, run.model), found, run.evaluation, threads, around))
+    return replace(run, details=details((path, run.model), found, run.evaluation, config, around))
 
 
 def check_finite(run: Run) -> Run:
@@ -97,7 +97,7 @@ def hold_targets(run: Run) -> Run:
         LatencyError: the result is slower.
     """
     latency, meter = run.comparison.latency, run.meter
-    if meter is not None and meter.wanted:
+    if meter is not None and meter.measured:
         run = replace(run, checks=(*run.checks, *meter.checks(latency, run.model)))
     if run.destinations.model is not None and not run.force:
         refuse_slower(run.original.model, run.model, latency, run.shapes, run.measure)
@@ -136,7 +136,7 @@ def report(run: Run) -> Run:
         curves=() if plan is None else plan.curves,
         training=None if tuned is None else tuned.to_dict(),
         versions=versions(),
-        latency_table=meter.table if meter is not None and meter.wanted else None,
+        latency_table=meter.table if meter is not None and meter.measured else None,
         blocks=() if plan is None else plan.blocks,
         details=run.details,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import output as outputs
-from onnxprune.allocation.targets import CostEstimator
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.analysis import Analysis, unless_it_does_not_run
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import Scorer, part_of_the_way, refuse_unprunable, settings, with_multiple
-from onnxprune.allocation.targets import CostEstimator, meet, within
+from onnxprune.allocation.targets import meet, within
 from onnxprune.analysis import Analysis, removed
 from onnxprune.data.dataset import Data
 from onnxprune.errors import OptionError

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune import plan_file
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable
-from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import removed
 from onnxprune.errors import PlanError
 from onnxprune.granularity import edits

@@ -15,8 +15,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxprune import output, plan_file
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
-from onnxprune.allocation.targets import CostEstimator, meet
+from onnxprune.allocation.targets import meet
 from onnxprune.analysis import removed
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -165,7 +166,7 @@ class Family:
         problem = scorer.problem(analysis, everything, analysis, everything)
         for number, share in enumerate(shares):
             run.on_stage("plan", number / len(shares))
-            goal = meter.aimed_at(replace(options, reduce={self.quantity: share}))
+            goal = meter.with_targets(replace(options, reduce={self.quantity: share}))
             try:
                 rounded = with_multiple(goal, goal.options)
                 here = problem if rounded.round_to == AUTO else problem.rounded_to(int(rounded.round_to))

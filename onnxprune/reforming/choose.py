@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxprune.allocation import knapsack
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import part_of_the_way, settings
-from onnxprune.allocation.targets import CostEstimator, meet
+from onnxprune.allocation.targets import meet
 from onnxprune.analysis import removed
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.graph.model import Model
@@ -41,7 +42,7 @@ def decide(run: Run) -> Run:
         found = contend(run, run.meter)
     else:
         base = alone(run.edited, run.options, run.workspace, run.meter, run.on_stage)
-        found = replace(from_model(run, base), meter=run.meter.on(base.analysis))
+        found = replace(from_model(run, base), meter=run.meter.for_model(base.analysis))
         plan = Plan(found.keep, run.original.model.digest, settings(run.original, run.options))
         found = replace(found, plan=plan)
     path = (*found.path[:-1], removed(found.edited.analysis, found.keep, run.original))
@@ -63,7 +64,7 @@ def alone(
         found = study(base, options, workspace, meter, on_stage)
         limits = None if number == rounds else part_of_the_way(original, options, number / rounds)
         base = _round(base, found, options, workspace, meter, limits, on_stage)
-        meter = original.on(base.analysis)
+        meter = original.for_model(base.analysis)
     return base
 
 
@@ -73,22 +74,22 @@ def _round(
     options: Options,
     workspace: Workspace,
     meter: CostEstimator,
-    limits: knapsack.Limits | None,
+    limits: knapsack.Budget | None,
     on_stage: ProgressCallback,
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
 
-    def allocate(limits: knapsack.Limits) -> BoolArray:
+    def allocate(limits: knapsack.Budget) -> BoolArray:
         chosen = cheapest(gauge, limits)
-        reached = gauge.totals(chosen)
-        if not limits.hold(*reached):
+        reached = gauge.predict(chosen)
+        if not knapsack.holds(reached, limits):
             raise TargetError(
                 "the target cannot be reached",
                 why="; ".join(
-                    f"{value:.4g} is the least, {bound:.4g} was asked"
-                    for value, bound in limits.pairs(reached)
-                    if value > bound
+                    f"{reached[name]:.4g} is the least, {bound:.4g} was asked"
+                    for name, bound in limits.items()
+                    if reached[name] > bound
                 )
                 + f", with {int(chosen.sum())} layers of another form",
                 hint="ask for less, or let channels go as well: --granularity auto",

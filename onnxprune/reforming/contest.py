@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from onnxprune.allocation.knapsack import Limits
+from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.problem import paced
-from onnxprune.allocation.targets import CostEstimator, too_far
+from onnxprune.allocation.targets import too_far
 from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
-from onnxprune.options import QUANTITIES, Options
+from onnxprune.options import Options
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run
 from onnxprune.pipeline.schedule import select_channels
@@ -95,7 +96,7 @@ def _on_the_way(meter: CostEstimator, options: Options) -> Iterator[CostEstimato
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
     for step in range(1, steps + 1):
-        yield meter.aimed_at(at_once, paced(options, step / steps))
+        yield meter.with_targets(at_once, paced(options, step / steps))
 
 
 class _Contest:
@@ -135,7 +136,7 @@ class _Contest:
             self.told.append(f"channels alone cannot reach the target ({_short(error)})")
         if start is not None and start.base.chosen:
             with contextlib.suppress(TargetError):
-                again = self.tried(start.base, start.meter.aimed_at(goal.options, goal.share))
+                again = self.tried(start.base, start.meter.with_targets(goal.options, goal.share))
                 best = again if best is None or _rank(again) < _rank(best) else best
         if start is None or best is None:
             found = study(self.base, self.options, self.workspace, goal, self.on_stage)
@@ -207,7 +208,7 @@ class _Contest:
                 self.told.append(f"{len(edits)} layers of another form lose {other.loss:.3g} before any channel goes")
                 continue
             try:
-                here = self.tried(other, meter.on(other.analysis))
+                here = self.tried(other, meter.for_model(other.analysis))
             except TargetError as error:
                 self.told.append(f"{len(edits)} layers of another form cannot reach the target ({_short(error)})")
                 continue
@@ -219,7 +220,7 @@ class _Contest:
         self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: CostEstimator, whole: bool
     ) -> tuple[Scored, ...]:
         """Choose edits for a price; fewer of them where the goals are measured to be met without any channel going."""
-        limits: Limits | None = gauge.goals()
+        limits: Budget | None = gauge.budget()
         edits: tuple[Scored, ...] = ()
         for _ in range(CORRECTIONS):
             if limits is None:
@@ -229,7 +230,7 @@ class _Contest:
                 return ()
             edits = self._together(start, taken(found.scored, chosen), found if whole else None)
             made, _ = edited(self.base, edits, self.bases, self.options)
-            limits = too_far(meter, made.analysis.model, gauge.totals(chosen))
+            limits = too_far(meter, made.analysis.model, gauge.predict(chosen))
         return edits
 
     def _together(self, best: Contender | None, scored: tuple[Scored, ...], whole: Study | None) -> tuple[Scored, ...]:
@@ -288,7 +289,7 @@ class _Contest:
 
     def _stepped(self, contender: Contender) -> Contender:
         """Choose channels again, by steps."""
-        return replace(contender, run=self._selected(contender.base, contender.meter.aimed_at(self.options)))
+        return replace(contender, run=self._selected(contender.base, contender.meter.with_targets(self.options)))
 
     def _mended(self, contender: Contender, depth: int) -> Contender:
         """Repair what is left, to look at it layer by layer and without augmented samples."""
@@ -332,4 +333,4 @@ def _rank(contender: Contender) -> float:
     options = contender.meter.options
     if options.max_drop is None:
         return contender.loss
-    return contender.meter.totals(contender.run.plan.keep)[QUANTITIES.index(options.minimise)]
+    return contender.meter.predict(contender.run.plan.keep)[options.minimise]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.allocation import knapsack
-from onnxprune.allocation.targets import CostEstimator
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.granularity.edits import Depth, Merged
 from onnxprune.graph.model import Model
 from onnxprune.reforming.base import Scored
@@ -21,7 +21,7 @@ HALVINGS = 60
 
 
 class BlockMeter:
-    """Predicts and measures what a choice of edits costs, as `Meter` does for channels.
+    """Predicts and measures what a choice of edits costs, as `CostEstimator` does for channels.
 
     Args:
         meter: of the base.
@@ -29,37 +29,35 @@ class BlockMeter:
     """
 
     def __init__(self, meter: CostEstimator, scored: Sequence[Scored]) -> None:
-        self.meter, self.wanted, self.whole = meter, meter.wanted, meter.whole
+        self.meter, self.measured, self.whole = meter, meter.measured, meter.whole
         self.scored = scored
-        self.start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
-        size = self.start[2] / max(self.start[1], 1.0)
-        self._saves = np.array(
-            [
-                [s.saving.macs, s.saving.params, s.saving.params * size, 0.0, s.saving.before - s.saving.after]
-                for s in scored
-            ]
-        ).reshape(len(scored), 5)
+        self.start = meter.predict(np.ones(meter.analysis.trace.n_channels, dtype=bool))
+        per_param = self.start.get("size", 0.0) / max(self.start["params"], 1.0)
+        savings = [s.saving for s in scored]
+        saves = {
+            "flops": [2 * saving.macs for saving in savings],
+            "params": [saving.params for saving in savings],
+            "size": [saving.params * per_param for saving in savings],
+            "latency": [saving.before - saving.after for saving in savings],
+        }
+        self._saves = {name: np.array(saves.get(name, [0.0] * len(scored)), dtype=float) for name in self.start}
 
-    def goals(self) -> knapsack.Limits:
+    def budget(self) -> knapsack.Budget:
         """Return the bounds."""
-        return self.meter.goals()
+        return self.meter.budget()
 
-    def totals(self, chosen: BoolArray) -> tuple[float, ...]:
-        """Predict amounts in the order of `budget.Limits`."""
-        return tuple(np.maximum(self.start - self._saves[chosen].sum(axis=0), 0.0).tolist())
+    def predict(self, chosen: BoolArray) -> knapsack.Amounts:
+        """Predict the costs of a selection of edits."""
+        return {name: max(whole - float(self._saves[name][chosen].sum()), 0.0) for name, whole in self.start.items()}
 
-    def of(self, candidate: Model) -> dict[str, float]:
+    def measure(self, candidate: Model) -> knapsack.Amounts:
         """Measure a model."""
-        return self.meter.of(candidate)
+        return self.meter.measure(candidate)
 
-    def gains(self, limits: knapsack.Limits | None = None) -> FloatArray:
+    def gains(self) -> FloatArray:
         """Return what each edit saves of what is bound, as shares of the whole, added up."""
-        bounds = (limits or self.goals()).bounds
-        whole = np.maximum(self.start, 1e-30)
-        here = [n for n, bound in enumerate(bounds) if bound is not None]
-        if not here:
-            here = [0]
-        return np.asarray((self._saves[:, here] / whole[here]).sum(axis=1))
+        bound = self.budget() or ["flops"]
+        return np.asarray(np.sum([self._saves[name] / max(self.start[name], 1e-30) for name in bound], axis=0))
 
 
 def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray:
@@ -93,14 +91,14 @@ def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray
     return chosen
 
 
-def cheapest(gauge: BlockMeter, limits: knapsack.Limits, price: float = HIGHEST) -> BoolArray:
+def cheapest(gauge: BlockMeter, limits: knapsack.Budget, price: float = HIGHEST) -> BoolArray:
     """Choose edits for the least price, up to some, at which limits hold as predicted; at that price, where they do at none."""
     gains = gauge.gains()
     low, high = min(LOWEST, price), price
-    if limits.hold(*gauge.totals(pick(gauge.scored, gains, high))):
+    if knapsack.holds(gauge.predict(pick(gauge.scored, gains, high)), limits):
         for _ in range(HALVINGS):
             middle = math.sqrt(low * high)
-            holds = limits.hold(*gauge.totals(pick(gauge.scored, gains, middle)))
+            holds = knapsack.holds(gauge.predict(pick(gauge.scored, gains, middle)), limits)
             low, high = (low, middle) if holds else (middle, high)
     return pick(gauge.scored, gains, high)
 
@@ -113,11 +111,12 @@ def taken(scored: Sequence[Scored], chosen: BoolArray) -> tuple[Scored, ...]:
 def price_of(plan: Plan, meter: CostEstimator) -> float:
     """Return what the last channels to go have cost: divergence of the output per share of what is bound, the median over the groups."""
     curves = {curve.group: curve for curve in plan.curves}
-    whole = np.maximum(BlockMeter(meter, ()).start, 1e-30)
-    bound = [n for n, limit in enumerate(meter.goals().bounds) if limit is not None] or [0]
+    whole = BlockMeter(meter, ()).start
+    bound = list(meter.budget()) or ["flops"]
 
     def cost(keep: BoolArray) -> float:
-        return float((np.array(meter.totals(keep))[bound] / whole[bound]).sum())
+        found = meter.predict(keep)
+        return sum(found[name] / max(whole[name], 1e-30) for name in bound)
 
     here = cost(plan.keep)
     ratios = []

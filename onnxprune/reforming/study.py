@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.allocation import sensitivity
-from onnxprune.allocation.channel_multiple import FINER, steps
-from onnxprune.allocation.targets import CostEstimator
+from onnxprune.allocation.channel_multiple import FINER, multiples
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.analysis import Analysis
 from onnxprune.calibration.moments import threads_for
 from onnxprune.granularity import candidates
@@ -76,7 +76,7 @@ def study(
     layers = linear_layers(model.graph)
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
     shapes = concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
-    timer = Timer(model, trace, shapes, meter.how.batch, meter.how.threads)
+    timer = Timer(model, trace, shapes, meter.how.batch, meter.how.session)
     found: list[Candidate] = []
     kinds, step = options.blocks, _step(trace, options)
     for n, layer in layers.items():
@@ -105,7 +105,7 @@ def study(
 
 
 def _step(trace: Trace, options: Options) -> int:
-    return int(options.round_to) if isinstance(options.round_to, int) else max(steps(trace)[0], FINER[0])
+    return int(options.round_to) if isinstance(options.round_to, int) else max(multiples(trace)[0], FINER[0])
 
 
 def _scored(

@@ -30,7 +30,7 @@ from onnxprune.graph.readers import linear_of
 from onnxprune.graph.saturation import Flat
 from onnxprune.repair.layer_chain import STEPS, Block
 from onnxprune.repair.layer_map import Change, LayerMap
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
 from onnxprune.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class _Linearised:
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
     ) -> ort.InferenceSession:
         proto, weights = self.stream.model.part(nodes, inputs, outputs)
-        return open_session(proto, patient=True, weights=weights)
+        return open_session(proto, ALTERNATING, weights=weights)
 
     def _missed(self, given: Array) -> tuple[Array, BoolArray]:
         """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""

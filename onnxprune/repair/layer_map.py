@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph.linear import Conv, Linear
-from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
@@ -151,4 +151,4 @@ def _session(op: str, attributes: dict[str, Any]) -> Any:
     x, w, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * rank) for name in ("x", "w", "y"))
     graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], **attributes)], "layer", [x, w], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return open_session(model, patient=True)
+    return open_session(model, ALTERNATING)

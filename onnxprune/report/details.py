@@ -17,7 +17,7 @@ from onnxprune.metrics.outputs import class_scores, log_probabilities
 from onnxprune.report import thumbnails
 from onnxprune.report.grouping import GroupNode
 from onnxprune.runtime import machine
-from onnxprune.runtime.session import Feeds
+from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.types import FloatArray
 
 SECONDS = 10.0
@@ -96,7 +96,7 @@ def details(
     sources: tuple[str | Model, str | Model],
     found: Comparison,
     data: Data | None,
-    threads: int,
+    config: SessionConfig,
     groups: Sequence[GroupNode],
 ) -> Details:
     """Look closer at two models that were compared.
@@ -105,12 +105,12 @@ def details(
         sources: the original, and what came of it.
         found: what the comparison has found; kernels are timed where it measured latency.
         data: what they were compared on; None where inputs were random.
-        threads: of onnxruntime, within an operator.
+        config: how models are executed.
         groups: of the original.
     """
     times: tuple[benchmark.LayerTime, ...] = ()
     if found.latency is not None:
-        times = _layer_times(sources, found.feeds, threads)
+        times = _layer_times(sources, found.feeds, config)
     scores = [class_scores(outputs) for outputs in found.outputs]
     if data is None or not found.finite or scores[0] is None or scores[1] is None:
         return Details(times, groups=tuple(groups))
@@ -128,12 +128,12 @@ def details(
 
 
 def _layer_times(
-    sources: tuple[str | Model, str | Model], feeds: Feeds, threads: int
+    sources: tuple[str | Model, str | Model], feeds: Feeds, config: SessionConfig
 ) -> tuple[benchmark.LayerTime, ...]:
     """Time each model twice, the other one in between, so that what else the machine does hits both; the lower time of each node counts."""
     first, second = sources
-    with machine.pinned(threads):
-        a, b, d, c = (benchmark.layer_times(one, feeds, threads, SECONDS / 2) for one in (first, second, second, first))
+    with machine.pinned(config.threads):
+        a, b, d, c = (benchmark.layer_times(one, feeds, config, SECONDS / 2) for one in (first, second, second, first))
     return benchmark.side_by_side([_least(a, c), _least(b, d)])
 
 

@@ -17,6 +17,7 @@ from onnxprune.output import plain, same_file, staged
 from onnxprune.report import markdown
 from onnxprune.report.document import Report, Sweep
 from onnxprune.runtime import machine
+from onnxprune.runtime.session import DEFAULT
 
 ENDINGS = (".html", ".md", ".json")
 Found = Report | Sweep | Judgement
@@ -100,7 +101,7 @@ def _markdown(found: Found, command: str, plan: Mapping[str, Any] | None) -> str
 def _html(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
     from onnxprune.report import html  # only here: a template and Bokeh take time to load
 
-    where = machine.environment(0, 0)
+    where = machine.environment(DEFAULT, 0)
     about = {
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+import psutil
 
 from onnxprune.errors import OutputError
 from onnxprune.output import staged
-from onnxprune.runtime.session import ORT_VERSION
+from onnxprune.runtime.session import CPU_PROVIDER, ORT_VERSION, SessionConfig
 
-LEAST_SECONDS = 0.1
-"""The system counts processor time in hundredths of a second; of less than this it says nothing."""
+MIN_SECONDS = 0.1
+"""Shortest time of which the system's count of processor time, in hundredths of a second, says anything."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Environment:
     runtime: str
     threads: int
     batch: int
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU_PROVIDER
 
 
-def environment(threads: int, batch: int) -> Environment:
-    """Describe this machine."""
-    return Environment(_processor(), ORT_VERSION, threads, batch)
+def environment(config: SessionConfig, batch: int) -> Environment:
+    """Describe this machine and how a model is executed on it."""
+    return Environment(_processor(), ORT_VERSION, config.threads, batch, config.provider)
 
 
 @functools.cache
@@ -99,25 +100,21 @@ def watched() -> Iterator[Callable[[], float | None]]:
     Yields:
         A function that returns, at the end, how many processors they kept busy on average; None where the system does not tell.
     """
-    begin, first = _processor_seconds(), time.perf_counter()
-    last: list[tuple[tuple[float, float] | None, float]] = []
+    begin, first = _seconds_of_others(), time.perf_counter()
+    found: list[float | None] = [None]
     try:
-        yield lambda: _others(begin, last[0][0], last[0][1] - first) if last else None
+        yield lambda: found[0]
     finally:
-        last.append((_processor_seconds(), time.perf_counter()))
+        end, seconds = _seconds_of_others(), time.perf_counter() - first
+        if begin is not None and end is not None and seconds >= MIN_SECONDS:
+            found[0] = max(0.0, end - begin) / seconds
 
 
-def _others(begin: tuple[float, float] | None, end: tuple[float, float] | None, seconds: float) -> float | None:
-    if begin is None or end is None or seconds < LEAST_SECONDS:
-        return None
-    return max(0.0, (end[0] - begin[0]) - (end[1] - begin[1])) / seconds
-
-
-def _processor_seconds() -> tuple[float, float] | None:
-    """Return how long all processors were busy since the system started, and how long for this process."""
+def _seconds_of_others() -> float | None:
+    """Return the processor seconds of all other processes since the system started."""
     try:
-        words = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-        user, nice, system, _, _, irq, softirq = (int(word) / os.sysconf("SC_CLK_TCK") for word in words[1:8])
-    except (OSError, ValueError):
+        times = psutil.cpu_times()
+    except (OSError, RuntimeError):
         return None
-    return user + nice + system + irq + softirq, time.process_time()
+    busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
+    return float(busy) - time.process_time()

@@ -1,14 +1,14 @@
 """Compare the latency of two models so that neither chance nor a busy machine decides.
 
-Two sessions of one and the same model differ, too: by where their memory lies, and by what else the machine does. So each round opens
-sessions of its own and runs them in turn, and a ratio is believed as far as the rounds agree. The interval is the range of all of them:
-it misses the median with a probability of 2 ** -ROUNDS on each side, whatever the times are distributed like. A model that is as fast as
-its rival is thus told slower once in 4,096 times.
+Two sessions of one and the same model differ, too: by where their memory lies, and by what else the machine does. Each round opens
+sessions of its own and interleaves their runs. The interval is the range of the ratios of all rounds: it misses the median with a
+probability of 2 ** -ROUNDS on each side, whatever the distribution of the times. A model that is as fast as its rival is reported as
+slower once in 4,096 times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,17 +16,17 @@ import numpy as np
 
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import Feeds
-from onnxprune.runtime.timing import time_runs
+from onnxprune.runtime.timing import sample_times
 from onnxprune.types import FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 ROUNDS = 12
-FEWEST_RUNS = 3
+MIN_RUNS = 3
 """Runs of each model in a round, at least."""
 BUSY = 0.2
-"""Processors that others keep busy, from which a time by itself says little."""
+"""Processors that other processes keep busy, above which an absolute time is not reliable."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PairedTiming:
 
     @property
     def ratios(self) -> FloatArray:
-        """How many times as fast b is, by round."""
+        """Speed-up of b over a, by round."""
         return np.asarray(self.a, dtype=np.float64) / np.asarray(self.b, dtype=np.float64)
 
     @property
@@ -69,30 +69,26 @@ def time_pair(
     Args:
         openers: open a session of each.
         feeds: inputs of both.
-        runs: of each model that count, in all rounds together.
-        warmup: of each model that do not.
-        seconds: what the counted runs should take at most, after three in every round.
+        runs: counted runs of each model, in all rounds together.
+        warmup: uncounted runs of each model, in all rounds together.
+        seconds: the counted runs stop early when they take longer, after three in every round.
         progress: called with the share that is done.
     """
-    times: list[Sequence[float]] = []
+    medians = np.empty((2, ROUNDS))
     count = 0
     with machine.watched() as others:
         for number in range(ROUNDS):
-            order = (0, 1) if number % 2 else (1, 0)  # which one is opened and run first must not matter
-            opened = [openers[index]() for index in order]
-            found = time_runs(
-                opened,
+            order = [0, 1] if number % 2 else [1, 0]  # the order of opening and running must not matter
+            samples = sample_times(
+                [openers[index]() for index in order],
                 (feeds, feeds),
-                runs=max(FEWEST_RUNS, -(-runs // ROUNDS)),
+                runs=max(MIN_RUNS, -(-runs // ROUNDS)),
                 warmup=max(1, -(-warmup // ROUNDS)),
-                threads=0,
-                batch=0,
                 seconds=seconds / ROUNDS,
-                fewest=FEWEST_RUNS,
+                min_runs=MIN_RUNS,
             )
-            assert found.b is not None
-            times.append((found.a, found.b) if order == (0, 1) else (found.b, found.a))
-            count += found.runs
+            medians[order, number] = np.median(samples, axis=1)
+            count += samples.shape[1]
             progress((number + 1) / ROUNDS)
-    a, b = zip(*times, strict=True)
-    return PairedTiming(a, b, count, others())
+    a, b = medians.tolist()
+    return PairedTiming(tuple(a), tuple(b), count, others())

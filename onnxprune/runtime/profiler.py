@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.runtime.session import Feeds, open_session, run_batch
-from onnxprune.runtime.timing import Clock
+from onnxprune.runtime.session import Feeds, SessionConfig, open_session, run_batch
+from onnxprune.runtime.timing import sample_times
 
 MARK = re.compile(r"(?<![A-Za-z0-9])node(\d+)(?!\d)")
 """How most kernels name the node that they came from: onnxruntime adds to the names of nodes that it replaces."""
@@ -53,13 +54,13 @@ class Profile:
 def profile(
     proto: onnx.ModelProto,
     feeds: Feeds,
+    config: SessionConfig,
     *,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     runs: int = 20,
-    fewest: int = 4,
+    min_runs: int = 4,
     warmup: int = 2,
     seconds: float = math.inf,
-    threads: int = 1,
     where: str = "the model",
 ) -> Profile:
     """Run a model under onnxruntime's profiler, then without it.
@@ -67,12 +68,12 @@ def profile(
     Args:
         proto: the model; its nodes are named anew.
         feeds: inputs.
+        config: how the model is executed.
         weights: see `onnxprune.runtime.session.open_session`.
         runs: counted runs of each kind, at most.
-        fewest: counted runs, at least.
+        min_runs: counted runs, at least.
         warmup: runs before.
         seconds: that all of it should take.
-        threads: within an operator; 0 leaves it to onnxruntime.
         where: how to call the model in an error.
 
     Raises:
@@ -80,26 +81,17 @@ def profile(
     """
     for number, node in enumerate(proto.graph.node):
         node.name = f"node{number}"
-    clock = Clock()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        opened = open_session(
-            proto, threads=threads, weights=weights, where=where, profile=str(Path(folder) / "profile")
-        )
-        for _ in range(warmup):
-            run_batch(opened, feeds, where=where)
-        begin = clock()
-        run_batch(opened, feeds, where=where)
-        one = max(clock() - begin, 1e-6)
-        runs = int(np.clip((seconds - clock()) / (2 * one), fewest, runs))
+        profile_file = str(Path(folder) / "profile")
+        opened = open_session(proto, config, weights=weights, where=where, profile=profile_file)
+        one = max(1e-3 * float(sample_times([opened], [feeds], runs=1, warmup=warmup)[0, 0]), 1e-6)
+        runs = int(np.clip((seconds - (time.perf_counter() - start)) / (2 * one), min_runs, runs))
         for _ in range(runs):
             run_batch(opened, feeds, where=where)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
-    times = []
-    for _ in range(runs):
-        begin = clock()
-        run_batch(opened, feeds, where=where)
-        times.append(1e3 * (clock() - begin))
-    return Profile(tuple(_kernels(events, _Origin(proto.graph), warmup + 1, runs)), float(np.median(times)), runs)
+    milliseconds = float(np.median(sample_times([opened], [feeds], runs=runs)))
+    return Profile(tuple(_kernels(events, _Origin(proto.graph), warmup + 1, runs)), milliseconds, runs)
 
 
 class _Origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,65 +26,81 @@ ELEMENT_TYPES = {
     "tensor(int16)": np.int16,
     "tensor(uint16)": np.uint16,
 }
-
 CPU_PROVIDER = "CPUExecutionProvider"
 
 ort.set_default_logger_severity(4)
 ORT_VERSION: str = ort.__version__
 
 
+@dataclass(frozen=True)
+class SessionConfig:
+    """How onnxruntime executes a model.
+
+    Attributes:
+        provider: execution provider.
+        threads: threads within an operator; 0: onnxruntime's default.
+        optimize: whether onnxruntime may rewrite the graph; off, two models are compared operator by operator.
+        spinning: whether threads spin between runs. Off, they leave the processors to numpy's linear algebra between runs.
+    """
+
+    provider: str = CPU_PROVIDER
+    threads: int = 0
+    optimize: bool = True
+    spinning: bool = True
+
+
+DEFAULT = SessionConfig()
+UNOPTIMIZED = SessionConfig(optimize=False)
+ALTERNATING = SessionConfig(spinning=False)
+"""For runs that alternate with numpy."""
+
+
 def open_session(
     model: onnx.ModelProto | bytes | str,
+    config: SessionConfig = DEFAULT,
     *,
-    optimise: bool = True,
-    threads: int = 0,
     where: str = "the model",
-    patient: bool = False,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     profile: str | None = None,
-    provider: str = CPU_PROVIDER,
 ) -> ort.InferenceSession:
     """Open an onnxruntime session.
 
     Args:
         model: a proto, its bytes, or a path.
-        optimise: whether onnxruntime may rewrite the graph; off, two models are compared operator by operator.
-        threads: threads within an operator; 0 leaves it to onnxruntime.
-        where: how to call the model in an error.
-        patient: whether its threads sleep between runs, for runs in turn with numpy: threads that spin would take the processors
-            from the threads of its linear algebra.
-        weights: values of initializers that the proto names as stored elsewhere; the session reads them where they are.
-        provider: what executes it.
-        profile: how the file begins that onnxruntime's profiler writes; None: it is off.
+        config: how it is executed.
+        where: name of the model in an error.
+        weights: values of initializers that the proto names as stored elsewhere; the session shares their memory.
+        profile: prefix of the file that onnxruntime's profiler writes; None: the profiler is off.
 
     Raises:
-        ModelError: onnxruntime cannot load it.
+        ModelError: onnxruntime cannot load the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    if patient:
+    options.intra_op_num_threads = config.threads
+    if not config.spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
     levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if config.optimize else levels.ORT_DISABLE_ALL
     shared = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)) for name, x in (weights or {}).items()}
     if shared:
         options.add_external_initializers(list(shared), list(shared.values()))
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(source, str):
         source = os.path.realpath(source)  # external data lie beside the file, not beside a link to it
-    if provider not in ort.get_available_providers():
+    available = ort.get_available_providers()
+    if config.provider not in available:
         raise ModelError(
-            f"onnxruntime has no {provider} here",
+            f"onnxruntime has no {config.provider} here",
             where=where,
-            why=f"it has {', '.join(ort.get_available_providers())}",
+            why=f"it has {', '.join(available)}",
             hint="install the onnxruntime of that provider, or name another one",
         )
     try:
-        opened = ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
+        opened = ort.InferenceSession(source, options, providers=[config.provider], enable_fallback=0)
     except Exception as error:
         raise ModelError(
             "onnxruntime cannot load the model",
@@ -116,7 +133,7 @@ def run_batch(
 
 
 def concatenate_outputs(parts: Sequence[Sequence[Any]]) -> list[np.ndarray[Any, Any]]:
-    """Join the outputs of several batches along the samples, output by output."""
+    """Concatenate the outputs of several batches along the samples, output by output."""
     return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
 
 

@@ -1,33 +1,71 @@
-"""Time sessions."""
+"""Time sessions: one primitive, whose runs are interleaved so that machine noise affects all sessions equally."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.runtime.session import Feeds, run_batch
+from onnxprune.types import FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 RESAMPLES = 2000
-TOLD = 0.2
+PROGRESS_INTERVAL = 0.2
 """Seconds between reports of progress."""
 
 
-class Clock:
-    """Seconds since it was made."""
+def sample_times(
+    sessions: Sequence[ort.InferenceSession],
+    feeds: Sequence[Feeds],
+    *,
+    runs: int,
+    warmup: int = 0,
+    seconds: float = math.inf,
+    min_runs: int = 10,
+    progress: Callable[[float], None] | None = None,
+) -> FloatArray:
+    """Time sessions whose runs are interleaved, in alternating order.
 
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
+    Args:
+        sessions: one or more.
+        feeds: inputs of each.
+        runs: counted runs of each.
+        warmup: uncounted runs of each.
+        seconds: the counted runs stop early when they take longer.
+        min_runs: runs of each that are made regardless of `seconds`.
+        progress: called now and then, between runs, with the share that is done.
 
-    def __call__(self) -> float:
-        """Return them."""
-        return time.perf_counter() - self._begin
+    Returns:
+        (sessions, runs) milliseconds.
+
+    Raises:
+        ModelError: onnxruntime fails on these inputs.
+    """
+    for _ in range(warmup):
+        for opened, inputs in zip(sessions, feeds, strict=True):
+            run_batch(opened, inputs)
+    times: list[list[float]] = [[] for _ in sessions]
+    order = list(range(len(sessions)))
+    begin = reported = time.perf_counter()
+    for count in range(1, runs + 1):
+        for index in order if count % 2 else reversed(order):
+            start = time.perf_counter()
+            run_batch(sessions[index], feeds[index])
+            times[index].append(1e3 * (time.perf_counter() - start))
+        now = time.perf_counter()
+        if progress and now - reported > PROGRESS_INTERVAL:
+            progress(max(count / runs, min(1.0, (now - begin) / seconds)))
+            reported = now
+        if count >= min_runs and now - begin > seconds:
+            break
+    return np.array(times)
 
 
 @dataclass(frozen=True)
@@ -52,68 +90,19 @@ class Latency:
     batch: int
     threads: int
 
+    @classmethod
+    def from_samples(cls, samples: FloatArray, *, batch: int, threads: int) -> Latency:
+        """Summarize (1 or 2, runs) milliseconds."""
+        runs = samples.shape[1]
+        picks = np.random.default_rng(0).integers(0, runs, (RESAMPLES, runs))
+        medians = np.median(samples[:, picks], axis=2)  # (sessions, resamples)
+        a, *others = (float(np.median(row)) for row in samples)
+        if not others:
+            return cls(a, _interval(medians[0]), None, None, None, None, runs, batch, threads)
+        b, ratios = others[0], medians[0] / medians[1]
+        return cls(a, _interval(medians[0]), b, _interval(medians[1]), a / b, _interval(ratios), runs, batch, threads)
 
-def time_runs(
-    sessions: Sequence[ort.InferenceSession],
-    feeds: Sequence[Feeds],
-    *,
-    runs: int,
-    warmup: int,
-    threads: int,
-    batch: int,
-    seconds: float = 60.0,
-    fewest: int = 10,
-    progress: Callable[[float], None] | None = None,
-) -> Latency:
-    """Time one or two sessions, run in turn so that a drift of the machine meets both.
 
-    Args:
-        sessions: one or two.
-        feeds: inputs of each.
-        runs: counted runs of each.
-        warmup: runs of each that don't count.
-        threads: only told in the result.
-        batch: only told in the result.
-        seconds: stop early when the counted runs take longer than this.
-        fewest: runs of each that are made all the same.
-        progress: called now and then, between runs, with the share that is done.
-    """
-    for _ in range(warmup):
-        for opened, inputs in zip(sessions, feeds, strict=True):
-            run_batch(opened, inputs)
-    times: list[list[float]] = [[] for _ in sessions]
-    order = list(range(len(sessions)))
-    begin = told = time.perf_counter()
-    for count in range(runs):
-        for index in order if count % 2 == 0 else reversed(order):
-            start = time.perf_counter()
-            sessions[index].run(None, feeds[index])
-            times[index].append(1e3 * (time.perf_counter() - start))
-        if progress and time.perf_counter() - told > TOLD:
-            told = time.perf_counter()
-            progress(max((count + 1) / runs, min(1.0, (told - begin) / seconds)))
-        if count + 1 >= fewest and time.perf_counter() - begin > seconds:
-            break
-    rows = np.array(times)
-    picks = np.random.default_rng(0).integers(0, rows.shape[1], (RESAMPLES, rows.shape[1]))
-    medians = np.median(rows[:, picks], axis=2)  # (sessions, resamples)
-
-    def interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
-        low, high = np.percentile(values, [2.5, 97.5])
-        return float(low), float(high)
-
-    a = float(np.median(rows[0]))
-    if len(sessions) == 1:
-        return Latency(a, interval(medians[0]), None, None, None, None, rows.shape[1], batch, threads)
-    b = float(np.median(rows[1]))
-    return Latency(
-        a,
-        interval(medians[0]),
-        b,
-        interval(medians[1]),
-        a / b,
-        interval(medians[0] / medians[1]),
-        rows.shape[1],
-        batch,
-        threads,
-    )
+def _interval(values: FloatArray) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

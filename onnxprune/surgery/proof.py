@@ -20,7 +20,7 @@ from onnxprune.metrics.outputs import (
     largest_difference,
     scaled,
 )
-from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 
 PROOF_BATCHES = (1, 3)
 Progress = Callable[[float], None]
@@ -168,7 +168,7 @@ def _too_far(difference: float) -> str:
 def _outputs(source: Source, feeds: list[Feeds], where: str) -> Outputs:
     """Return the outputs for all batches; one model is open at a time."""
     if isinstance(source, Model):
-        opened = source.session(optimise=False, where=where)
+        opened = source.session(UNOPTIMIZED, where=where)
     else:
-        opened = open_session(source, optimise=False, where=where)
+        opened = open_session(source, UNOPTIMIZED, where=where)
     return [output for inputs in feeds for output in run_batch(opened, inputs, where=where)]

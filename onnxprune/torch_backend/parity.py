@@ -17,7 +17,7 @@ from onnxprune.metrics.outputs import (
     largest_difference,
     scaled,
 )
-from onnxprune.runtime.session import run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 from onnxprune.torch_backend.batches import tensors
 from onnxprune.torch_backend.executor import Executor
 
@@ -39,7 +39,7 @@ def check(executor: Executor, feeds: Feeds) -> str:
         ModelError: the outputs differ, or one of the two does not run the model.
     """
     model = executor.model
-    session = model.session(optimise=False)
+    session = model.session(UNOPTIMIZED)
     tolerance = HALF_TOLERANCE if _is_rounded(model) else TOLERANCE
     worst = 0.0
     for scale in INPUT_SCALES:
