@@ -63,7 +63,7 @@ class CostModel:
     is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. They are told per sample; a model with a fixed
     batch is counted as it stands, one run being one sample. Only layers with a weight count: Conv, Gemm,
     MatMul; additions, activations and pools do not. Parameters are the elements of all float constants and of integers that
-    are dequantised, biases and normalisation included, each stored tensor once.
+    are dequantized, biases and normalization included, each stored tensor once.
     """
 
     def __init__(self, trace: Trace) -> None:

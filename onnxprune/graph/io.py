@@ -234,7 +234,7 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read, check and normalise a model; the file is not touched.
+    """Read, check and normalize a model; the file is not touched.
 
     Raises:
         ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or

@@ -87,7 +87,7 @@ class Model:
         return open_session(proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
-        """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
+        """Return the bytes of `to_proto`, serialized, without making them; beyond 2 GB, of what that would come to."""
         proto, weights = self.stub()
         stub = graph = proto.graph.ByteSize()
         for tensor in proto.graph.initializer:
@@ -191,7 +191,7 @@ def is_float(tensor: gs.Constant) -> bool:
 
 
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
-    """Tell whether the constant at input i of node n counts as parameters: floats, and integers that are dequantised."""
+    """Tell whether the constant at input i of node n counts as parameters: floats, and integers that are dequantized."""
     return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantised(graph.nodes[n]))
 
 

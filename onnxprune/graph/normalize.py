@@ -34,7 +34,7 @@ class BatchNorm:
 def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
 
-    Dequantised weights stay integers (those that are rounded at run time become so), and so does everything random. graphsurgeon's own folding is not used: it also
+    Dequantized weights stay integers (those that are rounded at run time become so), and so does everything random. graphsurgeon's own folding is not used: it also
     rewrites float arithmetic on shapes into integers, which rounds the scale of a Resize.
 
     Args:
@@ -212,7 +212,7 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
 
 
 def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
-    """Turn the mean of norms, as in global response normalisation, into their sum divided by their number.
+    """Turn the mean of norms, as in global response normalization, into their sum divided by their number.
 
     A mean over channels changes for all when one goes; a sum does not know those that are zero. The layer is that of
     ConvNeXt V2 (Woo et al., 2023, equation 2): what is left of it keeps its response.

@@ -58,7 +58,7 @@ def trace(
         ignore: glob patterns; layers whose name, weight or group matches keep all channels.
         grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `auto`: whole ones where there are many.
         heads: whether attention loses `whole` heads, or `width` of every head.
-        norms: whether to `keep` channels that a normalisation runs over, or that they may be `cut`, which takes repair.
+        norms: whether to `keep` channels that a normalization runs over, or that they may be `cut`, which takes repair.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.
 
     Raises:

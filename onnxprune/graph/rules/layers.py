@@ -234,7 +234,7 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
     on = varying(ids)
     if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
         hint = CUT if statistic is not None else ""
-        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalises over its channels{hint}"), *rest]
+        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over its channels{hint}"), *rest]
     own = rows(ids, on[0])
     ctx.summed(0, on[0], own, statistic, axes, scale=1)
     for i in (1, 2):
@@ -251,7 +251,7 @@ def local_response_norm(ctx: RuleContext) -> list[Ids]:
     if ctx.state.cut_norms and varying(ids) == [1]:
         ctx.summed(0, 1, rows(ids, 1), "window")
         return [ids]
-    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalises over its channels{CUT}")]
+    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalizes over its channels{CUT}")]
 
 
 def _constant_scale(ctx: RuleContext) -> bool:
@@ -346,6 +346,6 @@ STATISTICS: dict[str, Statistic] = {
     "LayerNormalization": "variance",
     "RMSNormalization": "mean square",
 }
-"""Of normalisations over channels that may be cut."""
+"""Of normalizations over channels that may be cut."""
 LABELS = "ABCDEFGHIJKLMNOP"
 """Names for the batch axes of a MatMul."""
