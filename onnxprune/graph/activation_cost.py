@@ -1,4 +1,4 @@
-"""What moves through a model under any choice of survivors: elements of every activation, and the most that are alive at once."""
+"""Elements of every activation under any selection, and the most that are alive at once."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def most_alive(size: FloatArray, lives: Sequence[tuple[int, int]]) -> float:
 class Traffic:
     """Count the elements of activations, per sample, as `CostModel` counts MACs.
 
-    A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped convolution's
-    blocks, attention scores) is taken for constant.
+    A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped
+    convolution's blocks, attention scores) is taken for constant.
 
     Args:
         graph: the graph that was traced.
@@ -99,14 +99,14 @@ class Traffic:
         return np.asarray(self._base * self._extents.shares(keep, step)[self._extent])
 
     def per_tensor(self, read: FloatArray, written: FloatArray) -> FloatArray:
-        """Turn what each node takes per element that it reads and writes, (nodes,) each, into what each tensor takes per element."""
+        """Sum the cost of each tensor's elements over the nodes that read and write it; arguments are (nodes,)."""
         found = np.zeros(len(self.names))
         np.add.at(found, self._reads[:, 1], read[self._reads[:, 0]])
         np.add.at(found, self._writes[:, 1], written[self._writes[:, 0]])
         return found
 
     def peak(self, keep: BoolArray, itemsize: FloatArray) -> float:
-        """Return the most bytes that are alive at once, while nodes run in order and what nobody needs any more is freed.
+        """Return the most bytes that are alive at once; see `lifetimes`.
 
         Args:
             keep: (n_channels,) channels that stay.

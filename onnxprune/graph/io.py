@@ -1,4 +1,4 @@
-"""Read and write ONNX files: parse, check the header, load external data from the model's own folder only, normalize, save."""
+"""Read and write ONNX files. External data are loaded from the model's own folder only."""
 
 from __future__ import annotations
 

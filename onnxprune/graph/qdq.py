@@ -1,7 +1,7 @@
 """Weights stored as integers: constants behind a DequantizeLinear of their own.
 
-To a layer such a weight is a constant like any other. What is cut, zeroed and counted are the integers, and a scale and zero
-point per channel with them.
+To a layer such a weight is a constant like any other. What is cut, zeroed and counted are the integers, and a scale
+and zero point per channel with them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_dequantised(node: gs.Node) -> bool:
 
 
 def is_quantiser(node: gs.Node) -> bool:
-    """Tell whether a node is QuantizeLinear or DequantizeLinear; onnxruntime has the same two in a domain of its own."""
+    """Tell whether a node is QuantizeLinear or DequantizeLinear, standard or of onnxruntime's domain."""
     return node.op in ("QuantizeLinear", "DequantizeLinear") and node.domain in (*STANDARD, "com.microsoft")
 
 
@@ -73,7 +73,7 @@ def parameters(node: gs.Node) -> Iterator[tuple[int, tuple[int, ...]]]:
 
 
 def _spread(node: gs.Node, parameter: Array) -> Array:
-    """Shape a scale or zero point (of the tensor, of each channel, or of each block of them) to broadcast over the weight."""
+    """Shape a scale or zero point, per tensor, channel or block, to broadcast over the weight."""
     shape, axis = node.inputs[0].shape, axis_of(node)
     if parameter.size == 1:
         return parameter.reshape(())
@@ -114,7 +114,7 @@ def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
 
 
 def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
-    """Let no two readers share a dequantized constant, so that each can lose other channels. The integers stay shared."""
+    """Let no two readers share a dequantized constant. The integers stay shared."""
     taken = {tensor.name for tensor in graph.outputs} | captured
     clones: list[gs.Node] = []
     for node in graph.nodes:
@@ -135,7 +135,7 @@ def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
 
 
 def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
-    """Transpose quantized weights before they are dequantized, so that a layer reads its weight without a node in between.
+    """Transpose quantized weights before they are dequantized: no node stays in between.
 
     Returns:
         Whether there were any.
@@ -165,14 +165,11 @@ def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
     return len(graph.nodes) < n
 
 
-# -------------------------------------------------------------------------------------------------------------- activations
-
-
 def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return a model whose activations are clipped as QuantizeLinear clips them, but not rounded; None if it rounds none.
+    """Return a model whose activations are clipped as by QuantizeLinear, not rounded; None if it rounds none.
 
-    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others stay as they are, and so do
-    weights.
+    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others stay as they are, and
+    so do weights.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -209,7 +206,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _bounds(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) -> tuple[Array, Array] | None:
-    """Return the least and most that a quantizer can stand for; None if it has no single, constant scale and zero point."""
+    """Return the bounds of a quantizer; None without a single, constant scale and zero point."""
     names = [name for name in node.input[1:] if name]
     if any(name not in values for name in names):
         return None

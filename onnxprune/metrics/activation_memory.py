@@ -33,8 +33,8 @@ def _itemsize(kind: int) -> int:
 def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the most bytes of activations that are alive at once.
 
-    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes nothing in place needs
-    this much; weights and the runtime itself come on top.
+    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes
+    nothing in place needs this much; weights and the runtime itself come on top.
 
     Args:
         model: any.

@@ -46,7 +46,7 @@ def block_of(
     shapes: Mapping[str, tuple[int, ...]],
     depth: int,
 ) -> Block | None:
-    """Return the layers, up to some number, that lead to a tensor and to nothing else, as far as all between them can be linearized.
+    """Return at most `depth` layers that lead to a tensor and to nothing else, with all between them linearizable.
 
     Args:
         stream: of the model; nothing that depends on the target has run.
@@ -107,7 +107,7 @@ def _behind(stream: Stream, nodes: list[int]) -> list[int]:
 
 
 def _is_free(layer: Linear) -> bool:
-    """Tell whether a layer may be fitted in a block: its bias, if any, is its own, and its factors are not those of a BatchNormalization."""
+    """Tell whether a layer can be fitted in a chain: no BatchNormalization, and no bias in an Add behind it."""
     return not isinstance(layer, Norm) and not (isinstance(layer, Product) and layer.adds)
 
 
