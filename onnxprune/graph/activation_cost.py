@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.cost import CostModel, Extents
-from onnxprune.types import BoolArray, FloatArray, Trace
+from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 FEATURES = ("once", "in", "out", "macs", "weights")
 """What the time of a node is made of, in the order of the last axis of `Traffic.features`."""
@@ -35,12 +35,11 @@ def lifetimes(
     return {name: (start, last[name]) for name, start in first.items()}
 
 
-def most_alive(size: FloatArray, lives: Sequence[tuple[int, int]]) -> float:
-    """Return the most that is alive at once, given the size and the lifetime of every activation."""
-    spans = np.array(lives, dtype=np.int64).reshape(-1, 2)
-    change = np.zeros(spans.max(initial=0) + 2)
-    np.add.at(change, spans[:, 0], size)
-    np.subtract.at(change, spans[:, 1] + 1, size)
+def most_alive(size: FloatArray, lives: IntArray) -> float:
+    """Return the most that is alive at once, given the size, (n,), and the lifetime, (n, 2), of every activation."""
+    change = np.zeros(lives.max(initial=0) + 2)
+    np.add.at(change, lives[:, 0], size)
+    np.subtract.at(change, lives[:, 1] + 1, size)
     return float(np.cumsum(change).max(initial=0.0))
 
 
@@ -92,7 +91,7 @@ class Traffic:
             [t.name for t in graph.inputs],
             [t.name for t in graph.outputs],
         )
-        self._lives = [lives.get(name, (0, 0)) for name in self.names]
+        self._lives = np.array([lives.get(name, (0, 0)) for name in self.names], dtype=np.int64).reshape(-1, 2)
 
     def elements(self, keep: BoolArray, step: int = 1) -> FloatArray:
         """Return the elements of each tensor, (len(names),), channels counted in whole steps."""

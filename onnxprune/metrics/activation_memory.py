@@ -80,4 +80,4 @@ def _peak(
         [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
     )
     bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
-    return round(most_alive(np.array(bytes_of, dtype=np.float64), list(lives.values())))
+    return round(most_alive(np.array(bytes_of, dtype=np.float64), np.array(list(lives.values())).reshape(-1, 2)))
