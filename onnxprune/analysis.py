@@ -152,11 +152,7 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
     except Exception:
         where = str(model.path)
         shapes = concrete_shapes(model.header, 1, known=known)
-        run_batch(
-            open_session(where, optimise=False, where=where),
-            random_feeds(model.header, shapes, 0),
-            where=where,
-        )
+        run_batch(open_session(where, optimise=False, where=where), random_feeds(model.header, shapes, 0), where=where)
         raise
 
 
@@ -228,11 +224,7 @@ def pinned_of(trace: Trace) -> tuple[tuple[str, str, int], ...]:
 
 def versions() -> dict[str, str]:
     """Return the versions that a report names."""
-    return {
-        "onnxprune": importlib.metadata.version("onnxprune"),
-        "onnxruntime": ORT_VERSION,
-        "onnx": onnx.__version__,
-    }
+    return {"onnxprune": importlib.metadata.version("onnxprune"), "onnxruntime": ORT_VERSION, "onnx": onnx.__version__}
 
 
 def inspect(analysis: Analysis) -> Inspection:
