@@ -16,6 +16,7 @@ from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.graph import model as models
 from onnxprune.graph.cost import CostModel, LayerCost
 from onnxprune.graph.model import Model
+from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import Options
@@ -161,7 +162,8 @@ def refuse_unprunable(analysis: Analysis) -> None:
     trace = analysis.trace
     if (~trace.pinned).any():
         return
-    layers = sorted({node.op for node in analysis.model.graph.nodes} & models.QUANTISED_LAYERS)
+    ops = {node.op for node in analysis.model.graph.nodes}
+    layers = sorted(op for op in ops if OPERATORS.get(op, UNKNOWN).quantized_layer)
     if layers:
         raise ModelError(
             "the model is quantised: there is nothing to prune",

@@ -10,7 +10,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from onnxprune.cli import main
-from onnxprune.graph.rules import RULES
+from onnxprune.graph.operators import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 

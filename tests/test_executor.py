@@ -19,7 +19,7 @@ from test_zoo import ZOO, fill
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
-from onnxprune.graph.rules import RULES
+from onnxprune.graph.operators import RULES
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference

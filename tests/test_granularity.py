@@ -23,8 +23,9 @@ from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Ra
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
-from onnxprune.graph.linear import Conv, linear_layers
+from onnxprune.graph.linear import Conv
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.runtime.session import random_feeds, run_batch

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.linear import Conv, Linear, Norm, Product
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 from onnxprune.runtime.session import open_session, run_batch
 
 SETTINGS = settings(

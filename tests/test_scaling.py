@@ -59,7 +59,7 @@ def test_indices_computed_from_the_batch_need_no_run(tmp_path, monkeypatch):
     x = b.node("Gather", [x, b.node("Mul", [rows, b.const(np.int64(1))], ())])
     path = tmp_path / "range.onnx"
     path.write_bytes(b.build(b.conv(x, 4)).SerializeToString())
-    monkeypatch.setattr("onnxprune.channels.trace.observe_tensors", lambda *_: pytest.fail("the model was run"))
+    monkeypatch.setattr("onnxprune.graph.trace.observe_tensors", lambda *_: pytest.fail("the model was run"))
     found = trace(io.load(path))
     assert int((~found.pinned).sum()) == 8
 

@@ -19,8 +19,8 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.linear import linear_of
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order

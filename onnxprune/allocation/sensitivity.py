@@ -9,8 +9,8 @@ import numpy as np
 
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
-from onnxprune.graph.linear import linear_of
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
 from onnxprune.importance.obs import Removal
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch

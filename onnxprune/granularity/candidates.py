@@ -13,9 +13,10 @@ import onnx_graphsurgeon as gs
 from onnxprune.granularity.depth import merged
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, Taps
 from onnxprune.granularity.refusal import RefusalError
-from onnxprune.graph.linear import Conv, Linear, Product, linear_layers
+from onnxprune.graph.linear import Conv, Linear, Product
 from onnxprune.graph.model import Model
 from onnxprune.graph.normalize import captured_names
+from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.trace import node_labels
 
 SHARES = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625)

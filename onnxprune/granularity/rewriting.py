@@ -21,9 +21,10 @@ from onnxprune.granularity.group import group
 from onnxprune.granularity.kernel import crop, split
 from onnxprune.granularity.rank import project, separate, thin_conv, thin_product
 from onnxprune.granularity.refusal import RefusalError
-from onnxprune.graph.linear import Conv, Linear, linear_layers, linear_of
+from onnxprune.graph.linear import Conv, Linear
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.readers import linear_layers, linear_of
 from onnxprune.graph.shapes import infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.types import FloatArray, IntArray

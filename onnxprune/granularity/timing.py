@@ -15,8 +15,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Rank, Split
 from onnxprune.granularity.rewriting import reform
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.linear import Conv, linear_layers
+from onnxprune.graph.linear import Conv
 from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.shapes import infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.graph.trace import trace as trace_model

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.cost import CostModel, Extents
-from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
+from onnxprune.types import BoolArray, FloatArray, Trace
 
 FEATURES = ("once", "in", "out", "macs", "weights")
 """What the time of a node is made of, in the order of the last axis of `Traffic.features`."""
+
+
+def lifetimes(
+    nodes: Sequence[tuple[Sequence[str], Sequence[str]]], inputs: Collection[str], outputs: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """Return the node that makes each activation, and the last that reads it, by name.
+
+    Args:
+        nodes: names that each node reads, and names that it makes, in the order in which they run.
+        inputs: of the model; these live throughout, as do the outputs.
+        outputs: of the model.
+    """
+    end = max(len(nodes) - 1, 0)
+    first: dict[str, int] = dict.fromkeys(inputs, 0)
+    last: dict[str, int] = {}
+    for n, (read, made) in enumerate(nodes):
+        first.update((name, n) for name in made if name)
+        last.update((name, n) for name in (*read, *made) if name in first)
+    last.update((name, end) for name in (*inputs, *outputs) if name in first)
+    return {name: (start, last[name]) for name, start in first.items()}
+
+
+def most_alive(size: FloatArray, lives: Sequence[tuple[int, int]]) -> float:
+    """Return the most that is alive at once, given the size and the lifetime of every activation."""
+    spans = np.array(lives, dtype=np.int64).reshape(-1, 2)
+    change = np.zeros(spans.max(initial=0) + 2)
+    np.add.at(change, spans[:, 0], size)
+    np.subtract.at(change, spans[:, 1] + 1, size)
+    return float(np.cumsum(change).max(initial=0.0))
 
 
 class Traffic:
@@ -57,21 +87,12 @@ class Traffic:
         self._writes = np.array(writes, dtype=np.int64).reshape(-1, 2)
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         self._nodes = len(graph.nodes)
-        self._from, self._until = self._lifetimes(graph)
-
-    def _lifetimes(self, graph: gs.Graph) -> tuple[IntArray, IntArray]:
-        """Return the node that makes each tensor, and the last that takes it; inputs and outputs of the model live throughout."""
-        first, last = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names), dtype=np.int64)
-        first[self._writes[:, 1]] = self._writes[:, 0]
-        last[self._writes[:, 1]] = self._writes[:, 0]
-        np.maximum.at(last, self._reads[:, 1], self._reads[:, 0])
-        end = max(self._nodes - 1, 0)
-        for value in graph.inputs:
-            last[self.names[value.name]] = end
-        for value in graph.outputs:
-            if value.name in self.names:
-                last[self.names[value.name]] = end
-        return first, last
+        lives = lifetimes(
+            [([t.name for t in node.inputs], [t.name for t in node.outputs]) for node in graph.nodes],
+            [t.name for t in graph.inputs],
+            [t.name for t in graph.outputs],
+        )
+        self._lives = [lives.get(name, (0, 0)) for name in self.names]
 
     def elements(self, keep: BoolArray, step: int = 1) -> FloatArray:
         """Return the elements of each tensor, (len(names),), channels counted in whole steps."""
@@ -91,11 +112,7 @@ class Traffic:
             keep: (n_channels,) channels that stay.
             itemsize: (len(names),) bytes of an element of each tensor.
         """
-        elements = self.elements(keep) * itemsize
-        change = np.zeros(self._nodes + 1)
-        np.add.at(change, self._from, elements)
-        np.subtract.at(change, self._until + 1, elements)
-        return float(np.cumsum(change).max(initial=0.0))
+        return most_alive(self.elements(keep) * itemsize, self._lives)
 
     def features(self, keep: BoolArray, step: int = 1) -> FloatArray:
         """Return what the time of each node is made of, (nodes, `FEATURES`), channels counted in whole steps."""

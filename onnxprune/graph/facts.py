@@ -6,63 +6,20 @@ finds the connected components of the ties: each is one *channel*, a unit that c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from onnxprune.graph.rule_context import FIXED, varying
-from onnxprune.types import BoolArray, Count, Group, IntArray, Lookup, Pin, Role, Slice, Statistic, Summed, Work
+from onnxprune.graph.ids import FIXED, varying
+from onnxprune.types import Count, Group, IntArray, Lookup, Pin, Slice, Summed, Trace, Work
 
+Fact = TypeVar("Fact", Slice, Count, Lookup)
 NOBODY: IntArray = np.zeros(0, dtype=np.int64)
 ZERO = np.zeros((), dtype=np.int8)
 
 
-class RawSlice(NamedTuple):
-    """A `Slice` before resolution; `ids` is (n,) or (n, m): the m ids that live at each index of the axis."""
-
-    node: int
-    input: int
-    tensor: str
-    axis: int
-    ids: IntArray
-    role: Role
-    layer: int
-    zero: np.ndarray[Any, Any]
-
-
-class RawCount(NamedTuple):
-    """A `Count` before resolution; `ids` as in `RawSlice`."""
-
-    node: int
-    field: str
-    input: int | None
-    element: int | None
-    ids: IntArray
-    per: int = 1
-
-
-class RawLookup(NamedTuple):
-    """A `Lookup` before resolution; `ids` as in `RawSlice`."""
-
-    node: int
-    input: int
-    ids: IntArray
-
-
-class RawSummed(NamedTuple):
-    """A `Summed` before resolution; `ids` as in `RawSlice`."""
-
-    node: int
-    input: int
-    axis: int
-    ids: IntArray
-    statistic: Statistic
-    axes: tuple[int, ...]
-    scale: int | None
-
-
-class RawEqual(NamedTuple):
+class Equal(NamedTuple):
     """A size computed at run time as (survivors of `ids`) * num / den must equal the survivors of `rows`."""
 
     node: int
@@ -72,7 +29,7 @@ class RawEqual(NamedTuple):
     rows: IntArray
 
 
-class RawPin(NamedTuple):
+class _Pin(NamedTuple):
     """Ids that must stay, and why."""
 
     ids: IntArray
@@ -80,40 +37,20 @@ class RawPin(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """The facts in terms of channels; see `onnxprune.types.Trace` for the fields.
-
-    `lookup` holds the channel of each id, and -1 at its end for id -1.
-    """
-
-    n_channels: int
-    groups: tuple[Group, ...]
-    pinned: BoolArray
-    pins: tuple[Pin, ...]
-    slices: tuple[Slice, ...]
-    counts: tuple[Count, ...]
-    lookups: tuple[Lookup, ...]
-    summed: tuple[Summed, ...]
-    extents: tuple[IntArray, ...]
-    works: tuple[Work, ...]
-    lookup: IntArray
-
-
 class Facts:
-    """What the rules have found out so far."""
+    """What the rules have found so far. The `channels` of a fact are ids: (n,), or (n, m) where m of them live at each index."""
 
     def __init__(self) -> None:
         self.n_ids = 0
         self.block_nodes: list[int] = []  # the node that minted each block of ids
         self.block_sizes: list[int] = []
         self.edges: list[IntArray] = []  # (2, k) pairs of ids that are one channel
-        self.pins: list[RawPin] = []
-        self.slices: list[RawSlice] = []
-        self.counts: list[RawCount] = []
-        self.lookups: list[RawLookup] = []
-        self.summed: list[RawSummed] = []
-        self.equals: list[RawEqual] = []
+        self.pins: list[_Pin] = []
+        self.slices: list[Slice] = []
+        self.counts: list[Count] = []
+        self.lookups: list[Lookup] = []
+        self.summed: list[Summed] = []
+        self.equals: list[Equal] = []
         self.works: list[Work] = []
         self.grids: dict[bytes, IntArray] = {}
         self.lanes: dict[bytes, tuple[int, IntArray]] = {}  # ids along one axis of a tensor, with a node that makes it
@@ -131,7 +68,7 @@ class Facts:
         ids = np.unique(ids)
         ids = ids[ids >= 0]
         if ids.size:
-            self.pins.append(RawPin(ids, node, reason))
+            self.pins.append(_Pin(ids, node, reason))
 
     def tie(self, a: IntArray, b: IntArray, node: int, reason: str) -> None:
         """Make a[i] and b[i] one channel; where only one of the two is an id, it is pinned for `reason`."""
@@ -157,41 +94,33 @@ class Facts:
         lane = ids.reshape(-1)
         self.lanes.setdefault(lane.tobytes(), (node, lane))
 
-    def resolve(self, labels: tuple[str, ...], ops: tuple[str, ...]) -> Resolved:
+    def resolve(self, labels: tuple[str, ...], ops: tuple[str, ...]) -> tuple[Trace, IntArray]:
         """Turn ids into channels and groups.
 
         Args:
             labels: one per node of the graph.
             ops: operator of each node.
+
+        Returns:
+            A trace that knows no tensors yet, and the channel of each id, with -1 at its end for id -1.
         """
         of_id = self._components()
         of_id = self._make_rectangular(of_id)
         n = int(of_id.max()) + 1 if of_id.size else 0
         lookup = np.append(of_id, FIXED)  # index -1 gives -1
 
-        def along(raw: RawSlice | RawCount | RawLookup) -> IntArray | None:
+        def along(raw: Slice | Count | Lookup) -> IntArray | None:
             """Return the channels along the axis of a fact; None where it holds none that may go."""
-            channels = self._one_dimensional(lookup[raw.ids], raw.ids, raw.node)
+            channels = self._one_dimensional(lookup[raw.channels], raw.channels, raw.node)
             return channels if channels is not None and (channels >= 0).any() else None
 
-        slices = [
-            Slice(raw.node, raw.input, raw.tensor, raw.axis, channels, raw.role, raw.layer, raw.zero)
-            for raw in self.slices
-            if (channels := along(raw)) is not None
-        ]
+        def resolved(facts: list[Fact]) -> tuple[Fact, ...]:
+            return tuple(replace(fact, channels=found) for fact in facts if (found := along(fact)) is not None)
+
+        slices = resolved(self.slices)
         self._pin_conflicts(lookup)
-        counts = [
-            Count(raw.node, raw.field, raw.input, raw.element, channels, raw.per)
-            for raw in self.counts
-            if (channels := along(raw)) is not None
-        ]
-        lookups = [
-            Lookup(raw.node, raw.input, channels) for raw in self.lookups if (channels := along(raw)) is not None
-        ]
-        summed = [
-            Summed(raw.node, raw.input, raw.axis, lookup[raw.ids], raw.statistic, raw.axes, raw.scale)
-            for raw in self.summed
-        ]
+        counts, lookups = resolved(self.counts), resolved(self.lookups)
+        summed = tuple(replace(fact, channels=lookup[fact.channels]) for fact in self.summed)
         for equal in self.equals:
             self._check_equal(equal, lookup, n)
 
@@ -209,20 +138,28 @@ class Facts:
         pinned = np.zeros(n, dtype=bool)
         for pin in pins:
             pinned[pin.channels] = True
-        groups = self._groups(of_id, n, labels)
-        return Resolved(
-            n,
-            groups,
-            pinned,
-            pins,
-            tuple(slices),
-            tuple(counts),
-            tuple(lookups),
-            tuple(summed),
-            tuple(extents.values()),
-            works,
-            lookup,
+        trace = Trace(
+            labels=labels,
+            ops=ops,
+            n_channels=n,
+            groups=self._groups(of_id, n, labels),
+            pinned=pinned,
+            pins=pins,
+            slices=slices,
+            counts=counts,
+            lookups=lookups,
+            summed=summed,
+            works=works,
+            extents=tuple(extents.values()),
+            shapes={},
+            input_shapes={},
+            per_tensor_params={},
+            per_tensor_uses={},
+            weight_sizes={},
+            carried={},
+            batch=1,
         )
+        return trace, lookup
 
     def _components(self) -> IntArray:
         """Number the connected components of the ties by their first id; return the number of each id."""
@@ -287,18 +224,20 @@ class Facts:
 
     def _pin_conflicts(self, lookup: IntArray) -> None:
         """Pin channels whose number an integer holds together with the number of others, or cannot hold."""
-        owners: dict[tuple[int, str, int | None, int | None], RawCount] = {}
+        owners: dict[tuple[int, str, int | None, int | None], Count] = {}
         for count in self.counts:
-            first = owners.setdefault((count.node, count.field, count.input, count.element), count)
-            if (lookup[count.ids].reshape(len(count.ids), -1) >= 0).any() and count.per > 1:
-                times = np.unique(lookup[count.ids], return_counts=True)[1]
-                if count.ids.ndim > 1 or (times % count.per).any():
-                    self.pin(count.ids, count.node, "a literal that is multiplied at run time would not follow it")
-            if first.per != count.per or not np.array_equal(lookup[first.ids], lookup[count.ids]):
+            first = owners.setdefault((count.node, count.field, count.input, count.index), count)
+            if (lookup[count.channels].reshape(len(count.channels), -1) >= 0).any() and count.per > 1:
+                times = np.unique(lookup[count.channels], return_counts=True)[1]
+                if count.channels.ndim > 1 or (times % count.per).any():
+                    self.pin(count.channels, count.node, "a literal that is multiplied at run time would not follow it")
+            if first.per != count.per or not np.array_equal(lookup[first.channels], lookup[count.channels]):
                 for one in (first, count):
-                    self.pin(one.ids, count.node, "one integer of a shape stands for its number and for that of others")
+                    self.pin(
+                        one.channels, count.node, "one integer of a shape stands for its number and for that of others"
+                    )
 
-    def _check_equal(self, equal: RawEqual, lookup: IntArray, n: int) -> None:
+    def _check_equal(self, equal: Equal, lookup: IntArray, n: int) -> None:
         """Pin what a size computed at run time depends on, unless it follows the survivors whatever they are."""
 
         def weights(rows: IntArray) -> IntArray:

@@ -10,7 +10,6 @@ Positions are counted over all axes of the output but its channel axis, in their
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,7 @@ class Linear:
     @property
     def holds_bias(self) -> bool:
         """Tell whether there is a bias to write over; else `write` would add one, which no fact of a trace knows of."""
-        return self.bias is not None and _is_there(self.node, self.bias)
+        return self.bias is not None and is_there(self.node, self.bias)
 
     @property
     def channel_axis(self) -> int:
@@ -91,7 +90,7 @@ class Linear:
         """Return the matrix, (groups, outputs, features), and the bias, (groups, outputs), in float64."""
         matrix = self.matrix(self.values.astype(np.float64)) * self.alpha
         bias = np.zeros(matrix.shape[:2])
-        if self.bias is not None and _is_there(self.node, self.bias):
+        if self.bias is not None and is_there(self.node, self.bias):
             bias += self.beta * self.node.inputs[self.bias].values.astype(np.float64).reshape(bias.shape)
         return matrix, bias
 
@@ -104,7 +103,7 @@ class Linear:
         _put(self.node, self.weight, self.unmatrix(matrix / self.alpha).astype(dtype))
         if bias is None or self.bias is None:
             return
-        shape = self.node.inputs[self.bias].shape if _is_there(self.node, self.bias) else self.bias_shape
+        shape = self.node.inputs[self.bias].shape if is_there(self.node, self.bias) else self.bias_shape
         _put(self.node, self.bias, (bias / self.beta).reshape(shape).astype(dtype))
 
 
@@ -288,215 +287,20 @@ class Norm(Linear):
         Linear.write(self, self.matrix(factor * self._deviation()), offset + mean * factor)
 
 
-# ---------------------------------------------------------------------------------------------------------- from nodes
-
-
-def linear_layers(graph: gs.Graph) -> dict[int, Linear]:
-    """Return the layers of a graph that are linear and may be written, by node number.
-
-    Left out is what a node by itself does not show: a layer whose weight is an output of the model as well, and one whose bias is added
-    behind an output.
-    """
-    results = {t.name for t in graph.outputs}
-    found = {n: layer for n, node in enumerate(graph.nodes) if (layer := linear_of(node)) is not None}
-    return {
-        n: layer
-        for n, layer in found.items()
-        if results.isdisjoint(t.name for t in layer.node.inputs if isinstance(t, gs.Constant))
-        and not (isinstance(layer, Product) and layer.adds and layer.node.outputs[0].name in results)
-    }
-
-
-def linear_of(node: gs.Node) -> Linear | None:
-    """Return a layer as a matrix.
-
-    Returns:
-        None for anything that is not linear in a single activation, or whose weight, or bias where it has one, is not a stored
-        constant in float16, float32 or float64. Weights that are dequantised are not.
-    """
-    if node.domain not in (None, "", "ai.onnx") or node.op not in MAKERS:
-        return None
-    return MAKERS[node.op](node)
-
-
-def _conv(node: gs.Node) -> Linear | None:
-    if not _is_weighted(node, 1) or not _is_writable(node, 2):
-        return None
-    attrs = node.attrs
-    kernel = tuple(node.inputs[1].shape[2:])
-    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
-    auto = attrs.get("auto_pad") or "NOTSET"
-    return Conv(
-        node,
-        x=0,
-        weight=1,
-        bias=2,
-        groups=int(attrs.get("group", 1)),
-        kernel=kernel,
-        strides=tuple(attrs.get("strides") or ones),
-        dilations=tuple(attrs.get("dilations") or ones),
-        pads=auto if auto.startswith("SAME") else tuple(attrs.get("pads") or zeros * 2),
-        transposed=node.op == "ConvTranspose",
-        output_padding=tuple(attrs.get("output_padding") or zeros),
-        output_shape=tuple(attrs.get("output_shape") or ()),
-    )
-
-
-def _gemm(node: gs.Node) -> Linear | None:
-    side = next((i for i in (1, 0) if _is_weighted(node, i)), None)
-    alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
-    if side is None or alpha == 0:
-        return None
-    summed = [1 - bool(node.attrs.get("transA", 0)), int(bool(node.attrs.get("transB", 0)))]
-    axis = side - 2  # the second operand gives the last axis of the output
-    outputs = node.inputs[side].shape[1 - summed[side]]
-    writable = beta != 0 and _is_writable(node, 2)
-    if beta != 0 and _is_there(node, 2) and not (writable and _is_vector(node.inputs[2].shape, axis, outputs)):
-        return None
-    return Product(
-        node,
-        x=1 - side,
-        weight=side,
-        bias=2 if writable else None,
-        alpha=alpha,
-        beta=beta,
-        bias_shape=(-1,) if side else (-1, 1),
-        input_axis=summed[1 - side],
-        output_axis=axis,
-        reads=summed[side],
-    )
-
-
-def _matmul(node: gs.Node) -> Linear | None:
-    side = next((i for i in (1, 0) if _is_weighted(node, i)), None)
-    if side is None or not _is_matrix(node.inputs[side].shape):
-        return None
-    axis = -1 if side else -2
-    if axis == -2 and len(node.inputs[1].shape or (1, 1)) == 1:  # of what is not an input of the model no rank is known
-        return None
-    outputs = node.inputs[side].shape[axis]
-    return Product(
-        node,
-        x=1 - side,
-        weight=side,
-        bias=None,
-        input_axis=axis,
-        output_axis=axis,
-        reads=1 - side,
-        adds=_added(node, axis, outputs),
-    )
-
-
-def _einsum(node: gs.Node) -> Linear | None:
-    """Return an Einsum that replaces one label of the activation by another, such as bik,kj->bij."""
-    side = next((i for i in (1, 0) if len(node.inputs) == 2 and _is_weighted(node, i)), None)
-    equation = "".join(node.attrs["equation"].split()).replace("...", ".")
-    if side is None or "->" not in equation:
-        return None
-    terms, y = equation.split("->")
-    w, x = terms.split(",")[side], terms.split(",")[1 - side]
-    read, written = set(w) - set(y), set(w) & set(y)
-    if len(w) != 2 or "." in w or not len(read) == len(written) == 1:
-        return None
-    r, o = read.pop(), written.pop()
-    rest = x.replace(r, "", 1)
-    if r not in x or rest != y.replace(
-        o, "", 1
-    ):  # the positions in another order, or more than these two labels differ
-        return None
-
-    def axis(label: str, of: str) -> int:
-        at = of.index(label)
-        return at if "." in of[at:] else at - len(of)
-
-    outputs = node.inputs[side].shape[w.index(o)]
-    adds = _added(node, axis(o, y), outputs) if axis(o, y) < 0 else None
-    return Product(
-        node,
-        x=1 - side,
-        weight=side,
-        bias=None,
-        input_axis=axis(r, x),
-        output_axis=axis(o, y),
-        reads=w.index(r),
-        adds=adds,
-    )
-
-
-def _norm(node: gs.Node) -> Linear | None:
-    odd = node.attrs.get("training_mode", 0) or node.attrs.get("spatial", 1) == 0
-    if odd or not all(_is_stored(node, i) for i in range(1, 5)):
-        return None
-    return Norm(node, x=0, weight=1, bias=2, groups=node.inputs[1].shape[0])
-
-
-MAKERS: dict[str, Callable[[gs.Node], Linear | None]] = {
-    "BatchNormalization": _norm,
-    "Conv": _conv,
-    "ConvTranspose": _conv,
-    "Einsum": _einsum,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-}
-
-
-def _added(node: gs.Node, axis: int, outputs: int) -> tuple[gs.Node, int] | None:
-    """Return the Add of a constant vector along `axis` that alone takes the output of a node, and the input that holds it."""
-    users = node.outputs[0].outputs
-    if len(users) != 1 or users[0].op != "Add" or users[0].domain not in (None, "", "ai.onnx"):
-        return None
-    for i in (0, 1):
-        if _is_stored(users[0], i) and _is_vector(users[0].inputs[i].shape, axis, outputs):
-            return users[0], i
-    return None
-
-
-# ----------------------------------------------------------------------------------------------------------- constants
-
-
-def _is_there(node: gs.Node, i: int) -> bool:
+def is_there(node: gs.Node, i: int) -> bool:
     """Tell whether a node has an input i."""
     return i < len(node.inputs) and bool(node.inputs[i].name)
 
 
-def _is_stored(node: gs.Node, i: int) -> bool:
-    """Tell whether input i is a constant of floats that numpy knows; bfloat16 is not."""
-    tensor = node.inputs[i] if _is_there(node, i) else None
-    return isinstance(tensor, gs.Constant) and isinstance(tensor.dtype, np.dtype) and tensor.dtype.kind == "f"
-
-
-def _is_weighted(node: gs.Node, i: int) -> bool:
-    """Tell whether input i, of the first two, is a stored weight and the other one is not constant."""
-    return _is_stored(node, i) and not isinstance(node.inputs[1 - i], gs.Constant)
-
-
-def _is_writable(node: gs.Node, i: int) -> bool:
-    """Tell whether a bias can be written to input i: it is absent, or stored."""
-    return not _is_there(node, i) or _is_stored(node, i)
-
-
-def _is_matrix(shape: Sequence[int]) -> bool:
-    """Tell whether all but the last two axes have size 1."""
-    return len(shape) >= 2 and math.prod(shape[:-2]) == 1
-
-
-def _is_vector(shape: Sequence[int], axis: int, size: int) -> bool:
-    """Tell whether a constant holds `size` values along a (negative) axis and nothing else."""
-    return len(shape) >= -axis and shape[axis] == size == math.prod(shape)
-
-
 def _put(node: gs.Node, i: int, value: Array) -> None:
     """Put a constant into a node, under the name of the one that was there unless that has other users."""
-    old = node.inputs[i].name if _is_there(node, i) else "bias"
-    own = _is_there(node, i) and len(node.inputs[i].outputs) == 1
+    old = node.inputs[i].name if is_there(node, i) else "bias"
+    own = is_there(node, i) and len(node.inputs[i].outputs) == 1
     constant = gs.Constant(old if own else f"{node.outputs[0].name}__{i}__{old}", np.ascontiguousarray(value))
     if i < len(node.inputs):
         node.inputs[i] = constant
     else:
         node.inputs.append(constant)
-
-
-# -------------------------------------------------------------------------------------------------------------- arrays
 
 
 def _at(values: Array, axis: int, pick: IntArray) -> Array:

@@ -37,10 +37,6 @@ SHARED_TYPES = (np.float32, np.float64, np.float16)
 SHARED_FROM = 1024
 """Elements from which a session reads a weight where it is."""
 
-QUANTISED_LAYERS = frozenset(
-    {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "DynamicQuantizeMatMul"}
-)
-
 
 @dataclass(frozen=True)
 class Model:

@@ -12,13 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.operators import spec_of
 from onnxprune.graph.shapes import InferredShapes
 from onnxprune.runtime.session import open_session, run_batch
-
-RANDOM_OPS = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
-QUANTISED_OPS = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
 
 def _stays(node: gs.Node) -> bool:
     body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return body or node.op in RANDOM_OPS or (node.op in QUANTISED_OPS and not _is_rounded_weight(node))
+    return body or not (spec_of(node).foldable or _is_rounded_weight(node))
 
 
 def _is_rounded_weight(node: gs.Node) -> bool:
@@ -257,10 +253,6 @@ def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
     ]
 
 
-TARGETS = {"Expand": 1, "Reshape": 1, "Resize": 3}
-"""The input that holds a target shape, by operator."""
-
-
 def unshare_targets(graph: gs.Graph) -> None:
     """Give every reader of a target shape joined by Concat a Concat of its own.
 
@@ -276,7 +268,7 @@ def unshare_targets(graph: gs.Graph) -> None:
         for number, reader in enumerate(readers[1:], start=1):
             output = gs.Variable(f"{node.outputs[0].name}__{number}")
             clones.append(gs.Node("Concat", f"{node.name}__{number}", dict(node.attrs), list(node.inputs), [output]))
-            reader.inputs[TARGETS[reader.op]] = output
+            reader.inputs[spec_of(reader).target_shape] = output
     if clones:
         graph.nodes.extend(clones)
         graph.toposort()
@@ -284,7 +276,7 @@ def unshare_targets(graph: gs.Graph) -> None:
 
 def _is_target(reader: gs.Node, tensor: gs.Variable) -> bool:
     places = [i for i, t in enumerate(reader.inputs) if t is tensor]
-    return reader.op in TARGETS and places == [TARGETS[reader.op]]
+    return places == [spec_of(reader).target_shape]
 
 
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:

@@ -10,81 +10,84 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 
-from onnxprune.graph.rule_context import Site, Size, rows, varying
+from onnxprune.graph.ids import rows, varying
+from onnxprune.graph.rule_context import RuleContext, Size
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-MOST_FLOATS = 16
-"""A float constant with more elements is no list of sizes."""
 Sizes = list[Size]
-SizeRule = Callable[[Site], Sizes | None]
+ShapeRule = Callable[[RuleContext], Sizes | None]
 
 
-def _shape(site: Site) -> Sizes | None:
-    ids = site.ids(0)
+def shape(ctx: RuleContext) -> Sizes | None:
+    """The sizes of an activation."""
+    ids = ctx.ids(0)
     if ids is None:
         return None
-    start, end = site.attr("start", 0), site.attr("end", None)
+    start, end = ctx.attr("start", 0), ctx.attr("end", None)
     axes = varying(ids)
-    every = [Size(size, None, rows(ids, axis) if axis in axes else None) for axis, size in enumerate(site.shape(0))]
+    every = [Size(size, None, rows(ids, axis) if axis in axes else None) for axis, size in enumerate(ctx.shape(0))]
     return every[start:end]
 
 
-def _same(site: Site) -> Sizes | None:
-    return site.sizes(0)
+def same(ctx: RuleContext) -> Sizes | None:
+    """The integers of the input, in the same order."""
+    return ctx.sizes(0)
 
 
-def _cast(site: Site) -> Sizes | None:
-    whole = int(site.attr("to")) not in FLOATS
-    return [
-        replace(size, value=int(size.value) if whole else float(size.value)) for size in site.sizes(0) or []
-    ] or None
+def cast(ctx: RuleContext) -> Sizes | None:
+    """The integers as another type."""
+    whole = int(ctx.attr("to")) not in FLOATS
+    return [replace(size, value=int(size.value) if whole else float(size.value)) for size in ctx.sizes(0) or []] or None
 
 
-def _rounded(site: Site) -> Sizes | None:
+def rounded(ctx: RuleContext) -> Sizes | None:
+    """The integers rounded."""
     # what follows channels is a whole number already, or it is pinned where it is used
-    away = math.ceil if site.op == "Ceil" else math.floor
-    return [replace(size, value=float(away(size.value))) for size in site.sizes(0) or []] or None
+    away = math.ceil if ctx.op == "Ceil" else math.floor
+    return [replace(size, value=float(away(size.value))) for size in ctx.sizes(0) or []] or None
 
 
-def _gather(site: Site) -> Sizes | None:
-    sizes, index = site.sizes(0), site.const(1)
-    if sizes is None or index is None or len(site.shape(0)) != 1:
+def gather(ctx: RuleContext) -> Sizes | None:
+    """Those at constant positions."""
+    sizes, index = ctx.sizes(0), ctx.const(1)
+    if sizes is None or index is None or len(ctx.shape(0)) != 1:
         return None
     return [sizes[int(i)] for i in index.reshape(-1)]
 
 
-def _slice(site: Site) -> Sizes | None:
-    sizes = site.sizes(0)
-    bounds = [site.const(i) for i in (1, 2)] if site.n_inputs > 1 else [site.attr("starts"), site.attr("ends")]
-    steps = site.const(4)
-    if sizes is None or any(bound is None or len(bound) != 1 for bound in bounds) or len(site.shape(0)) != 1:
+def slice_(ctx: RuleContext) -> Sizes | None:
+    """Those between constant bounds."""
+    sizes = ctx.sizes(0)
+    bounds = [ctx.const(i) for i in (1, 2)] if ctx.n_inputs > 1 else [ctx.attr("starts"), ctx.attr("ends")]
+    steps = ctx.const(4)
+    if sizes is None or any(bound is None or len(bound) != 1 for bound in bounds) or len(ctx.shape(0)) != 1:
         return None
     start, end = (int(bound[0]) for bound in bounds if bound is not None)
     return sizes[start : end : 1 if steps is None else int(steps[0])]
 
 
-def _concat(site: Site) -> Sizes | None:
-    parts = [site.sizes(i) for i in range(site.n_inputs)]
+def concat(ctx: RuleContext) -> Sizes | None:
+    """The integers of all inputs, one after the other."""
+    parts = [ctx.sizes(i) for i in range(ctx.n_inputs)]
     if any(part is None for part in parts):
         return None
     return [size for part in parts for size in part or []]
 
 
-def _arithmetic(site: Site) -> Sizes | None:
-    a, b = site.sizes(0), site.sizes(1)
+def arithmetic(ctx: RuleContext) -> Sizes | None:
+    """Two lists of integers, combined element by element."""
+    a, b = ctx.sizes(0), ctx.sizes(1)
     if a is None or b is None or (len(a) != len(b) and 1 not in (len(a), len(b))):
         return None
     n = max(len(a), len(b))
-    return [_combine(site, x, y) for x, y in zip(a * (n // len(a)), b * (n // len(b)), strict=True)]
+    return [_combine(ctx, x, y) for x, y in zip(a * (n // len(a)), b * (n // len(b)), strict=True)]
 
 
-def _combine(site: Site, x: Size, y: Size) -> Size:
-    if site.op == "Mul":
+def _combine(ctx: RuleContext, x: Size, y: Size) -> Size:
+    if ctx.op == "Mul":
         value = x.value * y.value
         following, factor = (y, x) if y.ids is not None else (x, y)
         if following.ids is not None and factor.ids is None and factor.value == int(factor.value):
@@ -92,34 +95,14 @@ def _combine(site: Site, x: Size, y: Size) -> Size:
         literal, factor = (y, x) if y.owner is not None else (x, y)
         if literal.owner is not None and factor.owner is None and factor.ids is None and isinstance(value, int):
             return replace(literal, value=value, num=literal.num * int(factor.value))
-    elif site.op == "Div":
+    elif ctx.op == "Div":
         whole = isinstance(x.value, int) and isinstance(y.value, int)
         value = 0 if not y.value else x.value // y.value if whole else x.value / y.value
         if x.ids is not None and y.ids is None and y.value and y.value == int(y.value):
             return replace(x, value=value, owner=None, den=x.den * int(y.value))
     else:
-        value = x.value + y.value if site.op == "Add" else x.value - y.value
+        value = x.value + y.value if ctx.op == "Add" else x.value - y.value
     for size in (x, y):
         if size.ids is not None:
-            site.pin(size.ids, f"its number goes into a {site.op} of shapes")
+            ctx.pin(size.ids, f"its number goes into a {ctx.op} of shapes")
     return Size(value)
-
-
-SIZE_RULES: dict[str, SizeRule] = {
-    "Shape": _shape,
-    **dict.fromkeys(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"), _same),
-    **dict.fromkeys(("Ceil", "Floor"), _rounded),
-    **dict.fromkeys(("Add", "Div", "Mul", "Sub"), _arithmetic),
-    "Cast": _cast,
-    "Concat": _concat,
-    "Gather": _gather,
-    "Slice": _slice,
-}
-"""Operators of shape arithmetic. At any other one, channels whose number it reads are pinned."""
-
-
-def literals(value: np.ndarray[Any, Any], node: int, i: int) -> Sizes | None:
-    """Return the integers of a constant as sizes that can be rewritten; floats, which scale sizes, as they are."""
-    if value.dtype.kind == "f" and value.size <= MOST_FLOATS and np.isfinite(value).all():
-        return [Size(float(v)) for v in value.reshape(-1)]
-    return [Size(int(v), (node, i, j)) for j, v in enumerate(value.reshape(-1))] if value.dtype.kind == "i" else None

@@ -14,12 +14,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.graph import qdq, shape_rules
-from onnxprune.graph.facts import NOBODY, ZERO, Facts, RawCount, RawEqual, RawLookup, RawSlice, RawSummed
+from onnxprune.graph import qdq
+from onnxprune.graph.facts import Facts
+from onnxprune.graph.ids import FIXED, nothing, varying
 from onnxprune.graph.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
-from onnxprune.graph.normalize import TARGETS, captured_names, fold_constants, fold_shapes
-from onnxprune.graph.rule_context import FIXED, Size, nothing, varying
-from onnxprune.graph.rules import RULES, TAKES_CONSTANTS_FIRST
+from onnxprune.graph.normalize import captured_names, fold_constants, fold_shapes
+from onnxprune.graph.operators import OperatorSpec, spec_of
+from onnxprune.graph.rule_context import RuleContext, TraceState
 from onnxprune.graph.shapes import (
     candidate_shapes,
     concrete_shapes,
@@ -28,7 +29,7 @@ from onnxprune.graph.shapes import (
     no_shape_runs,
     observe_tensors,
 )
-from onnxprune.types import IntArray, Role, Statistic, Trace, Work
+from onnxprune.types import IntArray, Trace
 
 BATCH = 13
 """Size of a dynamic batch axis while tracing: a prime that channel counts rarely have as a factor."""
@@ -68,34 +69,33 @@ def trace(
     ops = tuple(node.op for node in model.graph.nodes)
     known = _shapes(model, input_shapes)
     facts = Facts()
-    walk = _Walk(model.graph, model.opset, facts, known)
-    walk.whole_from, walk.head_width = WHOLE_FROM[grouped], heads == "width"
-    walk.cut_norms = norms == "cut"
-    walk.run()
-    _pin_ignored(facts, model.graph, labels, ignore)
-    resolved = facts.resolve(labels, ops)
-    works = tuple(replace(work, positions=work.positions // known.batch) for work in resolved.works)
-    params = params_of(model.graph)
-    return Trace(
-        labels,
-        ops,
-        resolved.n_channels,
-        resolved.groups,
-        resolved.pinned,
-        resolved.pins,
-        resolved.slices,
-        resolved.counts,
-        resolved.lookups,
-        resolved.summed,
-        works,
-        resolved.extents,
+    captured = {name for node in model.graph.nodes for name in captured_names(node)}
+    state = TraceState(
+        model.graph,
+        model.opset,
+        facts,
         known.tensors,
-        known.inputs,
-        known.batch,
-        params,
-        dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
-        {(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
-        _carried(walk.ids, resolved.lookup),
+        known.integers,
+        stored=qdq.stored_weights(model.graph, captured),
+        whole_from=WHOLE_FROM[grouped],
+        head_width=heads == "width",
+        cut_norms=norms == "cut",
+    )
+    _walk(state)
+    _pin_ignored(facts, model.graph, labels, ignore)
+    found, lookup = facts.resolve(labels, ops)
+    works = tuple(replace(work, positions=work.positions // known.batch) for work in found.works)
+    params = params_of(model.graph)
+    return replace(
+        found,
+        works=works,
+        shapes=known.tensors,
+        input_shapes=known.inputs,
+        batch=known.batch,
+        per_tensor_params=params,
+        per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
+        weight_sizes={(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
+        carried=_carried(state.ids, lookup),
     )
 
 
@@ -195,203 +195,62 @@ def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:
     return integer and (shape is None or math.prod(shape) <= OBSERVED_ELEMENTS)
 
 
-class _Walk:
-    """One pass over the nodes, in graph order, that applies a rule to each."""
+def _walk(state: TraceState) -> None:
+    """Apply the rule of every node, in graph order."""
+    for tensor in state.graph.inputs:
+        state.ids[tensor.name] = nothing(len(state.shapes[tensor.name]))
+    for n, node in enumerate(state.graph.nodes):
+        if node.outputs and node.outputs[0].name in state.stored:
+            continue  # the reader takes what it gives for a constant
+        ctx, spec = RuleContext(state, n), spec_of(node)
+        for name in captured_names(node):
+            if name in state.ids:
+                ctx.pin(state.ids[name], f"the body of this {node.op} uses it")
+            _pin_sizes(ctx, name, f"the body of this {node.op} uses its number")
+        if _follow_sizes(state, ctx, spec, node):
+            outputs: Sequence[IntArray] = ctx.nothing()
+        elif spec.rule is not None and (spec.constant_first or ctx.ids(0) is not None):
+            outputs = spec.rule(ctx)
+        else:
+            outputs = ctx.refuse(f"there is no rule for {_operator(node)}", range(ctx.n_inputs))
+        for tensor, ids in zip(node.outputs, outputs, strict=False):
+            if tensor.name:
+                state.ids[tensor.name] = ids
+                state.facts.see(ids, n)
+    _pin_outputs(state)
 
-    def __init__(self, graph: gs.Graph, opset: int, facts: Facts, known: _Shapes) -> None:
-        self.graph, self.facts = graph, facts
-        self.shapes, self.values = known.tensors, known.integers
-        self.ids: dict[str, IntArray] = {}
-        self.whole_from = WHOLE_FROM["positions"]
-        self.head_width = False
-        self.cut_norms = False
-        self.sizes: dict[str, list[Size]] = {}  # of integer tensors that come from shapes
-        captured = {name for node in graph.nodes for name in captured_names(node)}
-        self.stored = qdq.stored_weights(graph, captured)  # nodes that only dequantise a weight, by their output
-        self.opset = opset
 
-    def run(self) -> None:
-        for tensor in self.graph.inputs:
-            self.ids[tensor.name] = nothing(len(self.shapes[tensor.name]))
-        for n, node in enumerate(self.graph.nodes):
-            if node.outputs and node.outputs[0].name in self.stored:
-                continue  # the reader takes what it gives for a constant
-            site = _Site(self, n, node)
-            for name in captured_names(node):
-                if name in self.ids:
-                    site.pin(self.ids[name], f"the body of this {node.op} uses it")
-                for size in self.sizes.get(name, []):
-                    if size.ids is not None:
-                        site.pin(size.ids, f"the body of this {node.op} uses its number")
-            standard = node.domain in (None, "", "ai.onnx") or qdq.is_quantiser(node)
-            if self._follow_sizes(site, node, standard):
-                outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
-            elif standard and node.op in RULES and (site.ids(0) is not None or node.op in TAKES_CONSTANTS_FIRST):
-                outputs = list(RULES[node.op](site))
-            else:
-                for i in range(len(node.inputs)):
-                    ids = site.ids(i)
-                    if ids is not None:
-                        site.pin(ids, f"there is no rule for {_operator(node)}")
-                outputs = [nothing(len(self.shapes.get(t.name, ()))) for t in node.outputs]
-            for tensor, ids in zip(node.outputs, outputs, strict=False):
-                if tensor.name:
-                    self.ids[tensor.name] = ids
-                    self.facts.see(ids, n)
-        self._pin_outputs()
+def _follow_sizes(state: TraceState, ctx: RuleContext, spec: OperatorSpec, node: gs.Node) -> bool:
+    """Follow shape arithmetic through a node; return whether that is all there is to it."""
+    sources = {i: tensor.name for i, tensor in enumerate(node.inputs) if tensor.name in state.sizes}
+    found = spec.shape_rule(ctx) if spec.shape_rule is not None and (sources or node.op == "Shape") else None
+    if found is not None and len(found) == math.prod(ctx.out_shape()):
+        state.sizes[node.outputs[0].name] = found
+        return True
+    for i, name in sources.items():
+        if i != spec.target_shape:  # its rule looks at a target shape
+            _pin_sizes(ctx, name, f"{_operator(node)} computes with its number")
+    return False
 
-    def _follow_sizes(self, site: _Site, node: gs.Node, standard: bool) -> bool:
-        """Follow shape arithmetic through a node; return whether that is all there is to it."""
-        rule = shape_rules.SIZE_RULES.get(node.op) if standard else None
-        sources = {
-            i: found for i in range(len(node.inputs)) if (found := self.sizes.get(node.inputs[i].name)) is not None
-        }
-        found = rule(site) if rule is not None and (sources or node.op == "Shape") else None
-        if found is not None and len(found) == math.prod(site.out_shape()):
-            self.sizes[node.outputs[0].name] = found
-            return True
-        for i, origins in sources.items():
-            if standard and TARGETS.get(node.op) == i:
-                continue  # its rule looks at them
-            for size in origins:
-                if size.ids is not None:
-                    site.pin(size.ids, f"{_operator(node)} computes with its number")
-        return False
 
-    def _pin_outputs(self) -> None:
-        producers = {tensor.name: n for n, node in enumerate(self.graph.nodes) for tensor in node.outputs}
-        for tensor in self.graph.outputs:
-            for size in self.sizes.get(tensor.name, []):
-                if size.ids is not None:
-                    self.facts.pin(size.ids, producers[tensor.name], f"its number is the model's output {tensor.name}")
-            if tensor.name in producers:
-                self.facts.pin(self.ids[tensor.name], producers[tensor.name], f"it is the model's output {tensor.name}")
+def _pin_sizes(ctx: RuleContext, name: str, reason: str) -> None:
+    """Pin the channels whose number a tensor of sizes holds."""
+    for size in ctx.state.sizes.get(name, []):
+        if size.ids is not None:
+            ctx.pin(size.ids, reason)
+
+
+def _pin_outputs(state: TraceState) -> None:
+    producers = {tensor.name: n for n, node in enumerate(state.graph.nodes) for tensor in node.outputs}
+    for tensor in state.graph.outputs:
+        if tensor.name in producers:
+            ctx = RuleContext(state, producers[tensor.name])
+            _pin_sizes(ctx, tensor.name, f"its number is the model's output {tensor.name}")
+            ctx.pin(state.ids[tensor.name], f"it is the model's output {tensor.name}")
 
 
 def _operator(node: gs.Node) -> str:
-    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
-
-
-class _Site:
-    """What the rule of one node may know and say; see `onnxprune.graph.rules.Site`."""
-
-    def __init__(self, walk: _Walk, n: int, node: gs.Node) -> None:
-        self._walk, self._n, self._node = walk, n, node
-        self.op = node.op
-        self.n_inputs = len(node.inputs)
-        self.n_outputs = len([tensor for tensor in node.outputs if tensor.name])
-        self.opset = walk.opset
-        self.whole_from = walk.whole_from
-        self.head_width = walk.head_width
-        self.cut_norms = walk.cut_norms
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        return self._node.attrs.get(name, default)
-
-    def has(self, i: int) -> bool:
-        return i < self.n_inputs and bool(self._node.inputs[i].name)
-
-    def ids(self, i: int) -> IntArray | None:
-        if not self.has(i) or isinstance(self._node.inputs[i], gs.Constant):
-            return None
-        return self._walk.ids.get(self._node.inputs[i].name)
-
-    def const(self, i: int) -> np.ndarray[Any, Any] | None:
-        if not self.has(i):
-            return None
-        n, place = self._origin(i)
-        node = self._walk.graph.nodes[n]
-        return qdq.values_at(node, place) if isinstance(node.inputs[place], gs.Constant) else None
-
-    def value(self, i: int) -> np.ndarray[Any, Any] | None:
-        constant = self.const(i)
-        if constant is not None or not self.has(i):
-            return constant
-        return self._walk.values.get(self._node.inputs[i].name)
-
-    def shape(self, i: int) -> tuple[int, ...]:
-        return self._walk.shapes[self._node.inputs[i].name]
-
-    def out_shape(self, i: int = 0) -> tuple[int, ...]:
-        return self._walk.shapes[self._node.outputs[i].name]
-
-    def mint(self, n: int) -> IntArray:
-        return self._walk.facts.mint(self._n, n)
-
-    def tie(self, a: IntArray, b: IntArray, reason: str) -> None:
-        self._walk.facts.tie(a, b, self._n, reason)
-
-    def pin(self, ids: IntArray, reason: str) -> None:
-        self._walk.facts.pin(ids, self._n, reason)
-
-    def slice(self, i: int, axis: int, ids: IntArray, role: Role) -> None:
-        if not (ids >= 0).any():
-            return
-        source = self._walk.stored.get(self._node.inputs[i].name)
-        if source is None:
-            self._slice(self._n, i, axis, ids, role, ZERO)
-            return
-        node = self._walk.graph.nodes[source]
-        own = qdq.axis_of(node)
-        if axis == own and any(len(shape) > 1 for _, shape in qdq.parameters(node)):
-            self.pin(ids, f"the weight of this {self.op} has a scale per block of them")
-            return
-        self._slice(source, 0, axis, ids, role, qdq.zeros(node))
-        for place, shape in qdq.parameters(node):
-            if len(shape) > 1:
-                self._slice(source, place, axis, ids, "follows", ZERO)
-            elif axis == own:
-                self._slice(source, place, 0, ids, "follows", ZERO)
-
-    def _slice(self, n: int, i: int, axis: int, ids: IntArray, role: Role, zero: np.ndarray[Any, Any]) -> None:
-        name = self._walk.graph.nodes[n].inputs[i].name
-        self._walk.facts.slices.append(RawSlice(n, i, name, axis, ids, role, self._n, zero))
-
-    def _origin(self, i: int) -> tuple[int, int]:
-        """Return the node and input that hold input i: those of the node that dequantises it, where there is one."""
-        source = self._walk.stored.get(self._node.inputs[i].name)
-        return (self._n, i) if source is None else (source, 0)
-
-    def count(self, field: str, ids: IntArray, *, input: int | None = None, index: int | None = None) -> None:
-        if (ids >= 0).any():
-            self._walk.facts.counts.append(RawCount(self._n, field, input, index, ids))
-
-    def lookup(self, i: int, ids: IntArray) -> None:
-        self._walk.facts.lookups.append(RawLookup(self._n, i, ids))
-
-    def summed(
-        self,
-        i: int,
-        axis: int,
-        ids: IntArray,
-        statistic: Statistic = "sum",
-        axes: Sequence[int] = (),
-        scale: int | None = None,
-    ) -> None:
-        if (ids >= 0).any():
-            self._walk.facts.summed.append(RawSummed(self._n, i, axis, ids, statistic, tuple(axes), scale))
-
-    def sizes(self, i: int) -> list[Size] | None:
-        if not self.has(i):
-            return None
-        constant = self.const(i)
-        if constant is not None:
-            return shape_rules.literals(constant, self._n, i)
-        return self._walk.sizes.get(self._node.inputs[i].name)
-
-    def size(self, size: Size, ids: IntArray) -> None:
-        facts = self._walk.facts
-        if size.owner is not None:
-            node, i, element = size.owner
-            facts.counts.append(RawCount(node, "shape", i, element, ids, size.num))
-        elif size.ids is not None:
-            facts.equals.append(RawEqual(self._n, size.ids, size.num, size.den, ids))
-        else:
-            facts.pin(ids, self._n, "a shape is computed at run time from something else")
-
-    def work(self, i: int, positions: int, over: IntArray | None = None) -> None:
-        node, place = self._origin(i)
-        self._walk.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
+    return node.op if node.domain in qdq.STANDARD else f"{node.domain}.{node.op}"
 
 
 def matching(graph: gs.Graph, labels: Sequence[str], pattern: str) -> set[int]:
@@ -416,4 +275,4 @@ def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns:
             )
         for raw in list(facts.slices):
             if (raw.node in matched or raw.layer in matched) and raw.role != "reads":
-                facts.pin(raw.ids[raw.ids != FIXED], raw.layer, f"ignored by --ignore {pattern!r}")
+                facts.pin(raw.channels[raw.channels != FIXED], raw.layer, f"ignored by --ignore {pattern!r}")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 
+from onnxprune.graph.activation_cost import lifetimes, most_alive
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import infer_shapes, observe_tensors
 
 DEFAULT_ITEMSIZE = 4
-"""Bytes of an element of a type that nobody knows."""
+"""Bytes of an element of an unknown type."""
 LARGE = 1024
 """Elements of an initializer from which only its shape is looked at."""
 
@@ -33,8 +33,8 @@ def _itemsize(kind: int) -> int:
 def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the most bytes of activations that are alive at once.
 
-    Nodes run in order; a tensor lives from the node that makes it to the last that takes it, inputs and outputs of the model throughout.
-    That is what a runtime needs that frees at once and computes nothing in place; weights and the runtime itself come on top.
+    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes nothing in place needs
+    this much; weights and the runtime itself come on top.
 
     Args:
         model: any.
@@ -76,22 +76,8 @@ def _peak(
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
 
-    def count(name: str) -> int:
-        return math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE)
-
-    inputs = set(input_shapes)
-    activations = inputs | {name for node in nodes for name in node.output if name}
-    takers = Counter(name for node in nodes for name in set(node.input) if name in activations)
-    for name in (*inputs, *(value.name for value in light.graph.output)):
-        takers[name] += 1  # never freed
-    alive = sum(count(name) for name in inputs)
-    most = alive
-    for node in nodes:
-        alive += sum(count(name) for name in node.output if name)
-        most = max(most, alive)
-        for name in set(node.input) & activations:
-            takers[name] -= 1
-            if not takers[name]:
-                alive -= count(name)
-        alive -= sum(count(name) for name in node.output if name and not takers[name])
-    return most
+    lives = lifetimes(
+        [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
+    )
+    bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
+    return round(most_alive(np.array(bytes_of, dtype=np.float64), list(lives.values())))

@@ -19,8 +19,8 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
-from onnxprune.graph.linear import linear_layers
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
 from onnxprune.mending import Mended, mend
 from onnxprune.options import Options
 from onnxprune.progress import ProgressCallback, quiet

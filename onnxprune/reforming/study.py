@@ -22,8 +22,7 @@ from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Ra
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
-from onnxprune.graph.linear import linear_layers
-from onnxprune.graph.readers import Reader
+from onnxprune.graph.readers import Reader, linear_layers
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import matching
 from onnxprune.options import WITH_GRADIENTS, Options

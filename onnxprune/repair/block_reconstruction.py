@@ -16,18 +16,20 @@ what its outputs move. Turns are judged on samples held out, and end where these
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
 
 from onnxprune.calibration.capture import Stream
-from onnxprune.graph.linear import Conv, Linear, Norm, Product, linear_of
+from onnxprune.graph.linear import Norm
+from onnxprune.graph.operators import spec_of
+from onnxprune.graph.readers import linear_of
 from onnxprune.graph.saturation import Flat
+from onnxprune.repair.layer_chain import STEPS, Block
+from onnxprune.repair.layer_map import Change, LayerMap
 from onnxprune.runtime.session import open_session, run_batch
 from onnxprune.types import BoolArray, FloatArray
 
@@ -36,16 +38,7 @@ if TYPE_CHECKING:
 
 
 Array = np.ndarray[Any, Any]
-Change = tuple[Array, Array]
-"""Of a matrix, (groups, outputs, features), and of a bias, (groups, outputs)."""
 Changes = dict[int, Change]
-ELEMENTWISE = frozenset({
-    "BatchNormalization", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Tanh",
-})  # fmt: skip
-SUMS = frozenset({"Add", "Sum"})
-POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
-STEPS = 6
-"""Steps of conjugate gradients in each turn."""
 LEAST_GAIN = 5e-3
 """Share of the error held out that a turn has to take away, or it is the last one."""
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -57,122 +50,6 @@ SLOPE = 1e-3
 EXACT = 1e-10
 """Error that is none, as a share of the square of what is wanted."""
 TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a network.
-
-    Attributes:
-        nodes: what depends on its layers, up to the target, in order.
-        layers: those to fit, by node.
-        taken: tensors that come from outside.
-        target: what it gives.
-        work: multiply-accumulates that a turn takes, for one sample.
-        bytes: memory that it takes.
-    """
-
-    nodes: tuple[int, ...]
-    layers: Mapping[int, Linear]
-    taken: tuple[str, ...]
-    target: str
-    work: float
-    bytes: float
-
-
-def block_of(
-    stream: Stream,
-    node: int,
-    target: str,
-    layers: Mapping[int, Linear],
-    free: Collection[int],
-    shapes: Mapping[str, tuple[int, ...]],
-    depth: int,
-) -> Block | None:
-    """Return the layers, up to some number, that lead to a tensor and to nothing else, as far as all between them can be linearised.
-
-    Args:
-        stream: of the model; nothing that depends on the target has run.
-        node: the layer that gives the target, by itself or with a sum.
-        target: the tensor.
-        layers: all that are linear, by node.
-        free: those that may change.
-        shapes: of all tensors, with the samples on the first axis.
-        depth: number of layers, at most.
-    """
-    before = stream.ancestors([target])
-    found = None
-    chosen = [node]
-    for n in sorted((n for n in before if n in layers and n < node and n in free), reverse=True):
-        if len(chosen) >= depth:
-            break
-        trial = [n, *chosen]
-        behind = _behind(stream, trial)
-        inside = [m for m in behind if m in before]
-        made = {t.name for m in inside for t in stream.nodes[m].outputs}
-        seen = {name for m in behind if m not in before for name in stream.inputs[m]} | stream.results
-        if not seen.isdisjoint(made - {target}):
-            break  # something else sees what would change, and not for its good
-        if not all(_is_known(stream, m, layers, shapes) for m in inside) or not all(_is_free(layers[m]) for m in trial):
-            break
-        chosen = trial
-        taken = sorted({name for m in inside for name in stream.inputs[m]} - made)
-        found = Block(
-            tuple(inside), {m: layers[m] for m in chosen}, tuple(taken), target, *_cost(stream, inside, layers, shapes)
-        )
-    return found
-
-
-def _cost(
-    stream: Stream, nodes: list[int], layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[float, float]:
-    """Return the multiply-accumulates of a turn, and the bytes it takes, for one sample."""
-    macs = size = 0.0
-    for n in nodes:
-        elements = math.prod(shapes[stream.nodes[n].outputs[0].name][1:])
-        size += 8 * elements  # the value, its slope, what moves and what comes back
-        if n in layers:
-            _, outputs, features = layers[n].effective()[0].shape
-            macs += elements * features
-            size += elements / outputs * features
-    return 4 * (STEPS + 2) * macs, 4 * size  # with the weights and with their change, each there and back
-
-
-def _behind(stream: Stream, nodes: list[int]) -> list[int]:
-    """Return some nodes and all that depend on them."""
-    reached: set[str] = set()
-    found = []
-    for n in range(min(nodes), len(stream.nodes)):
-        if n in nodes or not reached.isdisjoint(stream.inputs[n]):
-            found.append(n)
-            reached |= {t.name for t in stream.nodes[n].outputs if t.name}
-    return found
-
-
-def _is_free(layer: Linear) -> bool:
-    """Tell whether a layer may be fitted in a block: its bias, if any, is its own, and its factors are not those of a BatchNormalization."""
-    return not isinstance(layer, Norm) and not (isinstance(layer, Product) and layer.adds)
-
-
-def _is_known(stream: Stream, n: int, layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tell whether a node can be linearised, sample by sample."""
-    node = stream.nodes[n]
-    names = [*stream.inputs[n], node.outputs[0].name]
-    if any(len(shapes.get(name, ())) < 2 for name in names) or len({shapes[name][0] for name in names}) > 1:
-        return False
-    x, y = shapes[names[0]], shapes[names[-1]]
-    if n in layers:
-        return layers[n].channel_axis % len(y) != 0
-    if node.op in POOLS:
-        return y[1] == x[1] and math.prod(y) == x[0] * x[1]
-    if node.op == "Reshape":
-        shape = node.inputs[1]
-        return isinstance(shape, gs.Constant) and shape.values.flat[0] in (0, -1)
-    if node.op == "Flatten":
-        return int(node.attrs.get("axis", 1)) == 1
-    if node.op in SUMS or node.op == "Mul":
-        return len({len(shapes[name]) for name in names}) == 1
-    return node.op in ELEMENTWISE and len(stream.inputs[n]) == 1
 
 
 def fit(
@@ -246,7 +123,7 @@ class _Linearised:
     def __init__(self, block: Block, stream: Stream, flat: Flat, samples: Samples) -> None:
         self.block, self.stream, self.flat, self.samples = block, stream, flat, samples
         self.made = {t.name for n in block.nodes for t in stream.nodes[n].outputs if t.name}
-        self.layers: dict[int, _Layer] = {}
+        self.layers: dict[int, LayerMap] = {}
         self.values: dict[str, Array] = {}
         self.slopes: dict[int, Array] = {}
 
@@ -307,9 +184,9 @@ class _Linearised:
             layer = self.block.layers.get(n) or linear_of(node)
             if layer is not None and not isinstance(layer, Norm):
                 if n not in self.layers:
-                    self.layers[n] = _Layer(layer, x, y)
+                    self.layers[n] = LayerMap(layer, x, y)
                 self.layers[n].look(x, rows=n in self.block.layers)
-            elif node.op in ELEMENTWISE and name in self.made:
+            elif spec_of(node).chain == "elementwise" and name in self.made:
                 self.slopes[n] = self._slope(n, name, x)
         return missed
 
@@ -343,12 +220,13 @@ class _Linearised:
         one = next(iter(parts.values()))
         if n in self.slopes:
             return one * self.slopes[n]
-        if node.op in SUMS:
+        role = spec_of(node).chain
+        if role == "sum":
             return np.broadcast_to(sum(parts[t.name] for t in node.inputs if t.name in parts), shape)
-        if node.op == "Mul":
+        if role == "product":
             a, b = node.inputs
             return np.asarray(sum(parts[p.name] * self._value(q) for p, q in ((a, b), (b, a)) if p.name in parts))
-        if node.op in POOLS:
+        if role == "mean":
             one = one.mean(axis=tuple(range(2, one.ndim)))
         return np.asarray(one.reshape(shape))
 
@@ -380,11 +258,12 @@ class _Linearised:
             return self.layers[n].backward(back)
         if n in self.slopes:
             return back * self.slopes[n]
-        if node.op in SUMS:
+        role = spec_of(node).chain
+        if role == "sum":
             return _summed(back, x.shape)
-        if node.op == "Mul":
+        if role == "product":
             return _summed(back * self._value(node.inputs[1 - i]), x.shape)
-        if node.op in POOLS:
+        if role == "mean":
             size = math.prod(x.shape[2:])
             return np.broadcast_to(back.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) / np.float32(size), x.shape)
         return back.reshape(x.shape)
@@ -411,7 +290,7 @@ def _plus(u: Changes, factor: float, v: Changes) -> Changes:
 class _Ease:
     """What makes the unknowns of a layer alike: an estimate of the inverse of their squares."""
 
-    def __init__(self, layer: _Layer, signed: Array, penalty: float) -> None:
+    def __init__(self, layer: LayerMap, signed: Array, penalty: float) -> None:
         moved = (signed.astype(np.float64) ** 2).sum(
             axis=1
         )  # random signs: of each output, what it moves of the target
@@ -428,140 +307,3 @@ class _Ease:
     def ridged(self, image: Change, change: Change) -> Change:
         matrix, bias = self.ridge
         return image[0] + matrix[:, :, None] * change[0], image[1] + bias * change[1]
-
-
-class _Layer:
-    """One layer on all positions of some samples."""
-
-    def __init__(self, layer: Linear, x: Array, y: Array) -> None:
-        self.layer, self.shape = layer, y.shape
-        self.every = np.arange(layer.positions(y))
-        self.fast = _Convolution.of(layer, x.shape, y.shape)
-        size = math.prod(x.shape[1:])
-        index = layer.rows(np.arange(1.0, size + 1).reshape(1, *x.shape[1:]), self.every[: self.every.size // len(x)])
-        self.index = index.astype(np.int64)  # where each feature of a row comes from in its sample; 0: from the padding
-        self.x_shape = x.shape
-        self.sources: Array | None = None
-
-    def look(self, x: Array, *, rows: bool) -> None:
-        """Take the weights as they are, and the input; as rows, too, where the layer is to be fitted."""
-        self.matrix = self.layer.effective()[0].astype(np.float32)
-        self.input = x
-        if rows:
-            self.x = self._gathered(x)
-            self.mean = self.x.mean(axis=1, keepdims=True)
-            if not self.layer.has_bias:
-                self.mean = np.zeros_like(self.mean)
-            self.x -= self.mean
-
-    def forward(self, moved: Array) -> Array:
-        """Return what the layer makes of a change of its input."""
-        if self.fast is not None:
-            return self.fast.forward(moved, self.matrix)
-        return self._laid(self._gathered(moved) @ np.swapaxes(self.matrix, 1, 2))
-
-    def changed(self, change: Change) -> Array:
-        """Return what a change of the layer makes of its input."""
-        if self.fast is not None:
-            matrix, bias = self.unshifted(change)
-            return self.fast.forward(self.input, matrix) + bias.reshape(-1, *(1,) * (len(self.shape) - 2)).astype(
-                np.float32
-            )
-        matrix, bias = (part.astype(np.float32) for part in change)
-        return self._laid(self.x @ np.swapaxes(matrix, 1, 2) + bias[:, None])
-
-    def unshifted(self, change: Change) -> Change:
-        """Return a change for rows as they are, of one for rows less their mean."""
-        matrix, bias = change
-        return matrix, bias - np.einsum("gof,gf->go", matrix, self.mean[:, 0])
-
-    def rows_of(self, back: Array) -> Array:
-        """Return an output as rows."""
-        return self.layer.outputs(back, self.every)
-
-    def products(self, rows: Array) -> Change:
-        """Return the transpose of `changed`."""
-        shift = rows.sum(axis=1, dtype=np.float64) if self.layer.has_bias else np.zeros((len(rows), rows.shape[2]))
-        return (np.swapaxes(rows, 1, 2) @ self.x).astype(np.float64), shift
-
-    def backward(self, back: Array) -> Array:
-        """Return the transpose of `forward`."""
-        if self.fast is not None:
-            return self.fast.backward(back, self.matrix)
-        return self._scattered(self.rows_of(back) @ self.matrix)
-
-    def _laid(self, rows: Array) -> Array:
-        axis = self.layer.channel_axis % len(self.shape)
-        rest = [size for a, size in enumerate(self.shape) if a != axis]
-        return np.ascontiguousarray(np.moveaxis(rows.swapaxes(0, 1).reshape(*rest, -1), -1, axis))
-
-    def _gathered(self, x: Array) -> Array:
-        n = len(x)
-        flat = np.zeros((n, 1 + x.size // n), np.float32)
-        flat[:, 1:] = x.reshape(n, -1)
-        _, positions, features = self.index.shape
-        return np.stack([flat.take(part.ravel(), axis=1).reshape(n * positions, features) for part in self.index])
-
-    def _scattered(self, rows: Array) -> Array:
-        """Return the transpose of `_gathered`: every element gets the sum over the rows that it is in."""
-        groups, positions, features = self.index.shape
-        n = rows.shape[1] // positions
-        if self.sources is None:
-            size = math.prod(self.x_shape[1:])
-            flat = self.index.ravel()
-            order = np.argsort(flat, kind="stable")[np.count_nonzero(flat == 0) :]
-            counts = np.bincount(flat[order], minlength=size + 1)[1:]
-            slot = np.arange(order.size) - np.repeat(np.cumsum(counts) - counts, counts)
-            self.sources = np.zeros((max(1, counts.max()), size), dtype=np.int64)
-            self.sources[slot, flat[order] - 1] = order + 1
-        spread = np.zeros((n, groups * positions * features + 1), np.float32)
-        spread[:, 1:].reshape(n, groups, -1)[:] = rows.reshape(groups, n, -1).swapaxes(0, 1)
-        result = spread.take(self.sources[0], axis=1)
-        for source in self.sources[1:]:
-            result += spread.take(source, axis=1)
-        return np.asarray(result.reshape(n, *self.x_shape[1:]))
-
-
-class _Convolution:
-    """A Conv and its transpose with weights for an input, run by onnxruntime: several times faster than by rows."""
-
-    def __init__(self, layer: Conv, attributes: dict[str, Any], rest: list[int]) -> None:
-        self.layer = layer
-        self.opened = _session("Conv", attributes), _session("ConvTranspose", {**attributes, "output_padding": rest})
-
-    @classmethod
-    def of(cls, layer: Linear, x: tuple[int, ...], y: tuple[int, ...]) -> _Convolution | None:
-        """Return one for a layer with these shapes, if it is a plain Conv."""
-        if not isinstance(layer, Conv) or layer.transposed or isinstance(layer.pads, str):
-            return None
-        kernel, strides, dilations, pads = layer.kernel, layer.strides, layer.dilations, layer.pads
-        rest = []
-        for a, size in enumerate(x[2:]):
-            span = strides[a] * (y[2 + a] - 1) + (kernel[a] - 1) * dilations[a] + 1
-            rest.append(size - span + pads[a] + pads[a + len(kernel)])
-        if not all(0 <= size < stride for size, stride in zip(rest, strides, strict=True)):
-            return None
-        attributes = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads}
-        return cls(layer, {**{k: [int(v) for v in vs] for k, vs in attributes.items()}, "group": layer.groups}, rest)
-
-    def forward(self, x: Array, matrix: Array) -> Array:
-        """Return the Conv of x."""
-        return self._run(0, x, matrix)
-
-    def backward(self, y: Array, matrix: Array) -> Array:
-        """Return the transpose of that for y."""
-        return self._run(1, y, matrix)
-
-    def _run(self, which: int, value: Array, matrix: Array) -> Array:
-        weight = self.layer.unmatrix(matrix)
-        feeds = {name: np.ascontiguousarray(part, np.float32) for name, part in (("x", value), ("w", weight))}
-        result: Array = run_batch(self.opened[which], feeds)[0]
-        return result
-
-
-def _session(op: str, attributes: dict[str, Any]) -> Any:
-    rank = len(attributes["strides"]) + 2
-    x, w, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * rank) for name in ("x", "w", "y"))
-    graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], **attributes)], "layer", [x, w], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return open_session(model, patient=True)

@@ -29,10 +29,12 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import Store, Stream
 from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge, threads_for
 from onnxprune.errors import ProofError
-from onnxprune.graph.linear import Linear, linear_layers
+from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
-from onnxprune.graph.saturation import UNBOUNDED, Flat, flat_of
-from onnxprune.repair import block_reconstruction
+from onnxprune.graph.operators import spec_of
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.saturation import UNBOUNDED, Flat
+from onnxprune.repair import block_reconstruction, layer_chain
 from onnxprune.types import BoolArray, FloatArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
@@ -198,7 +200,7 @@ def _flat(stream: Stream, name: str) -> Flat:
     users = [stream.nodes[n] for n in stream.users.get(name, [])]
     if not users or name in stream.results:
         return UNBOUNDED
-    bounds = [flat_of(node) for node in users]
+    bounds = [spec_of(node).saturation(node) for node in users]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
@@ -313,14 +315,14 @@ class _LayerFit:
 
 def _blocks(
     stream: Stream, there: Set[str], jobs: list[Job], trace: Trace, alive: BoolArray, depth: int, samples: int
-) -> dict[int, block_reconstruction.Block]:
+) -> dict[int, layer_chain.Block]:
     """Return the layers that are fitted together with each one, of those that pruning has touched, as many as `WORK` allows."""
     layers = linear_layers(stream.model.graph)
     free = {f.node for f in trace.slices if not alive[f.channels].all()} | {job.node for job in jobs}
     free |= {n for n in layers if stream.nodes[n].outputs[0].name not in there}
 
-    def block(job: Job, depth: int) -> block_reconstruction.Block | None:
-        return block_reconstruction.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
+    def block(job: Job, depth: int) -> layer_chain.Block | None:
+        return layer_chain.block_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
 
     found = {job.node: whole for job in jobs if (whole := block(job, depth)) is not None}
     for job in jobs:
@@ -336,14 +338,14 @@ def _blocks(
     return found
 
 
-def _samples_of(block: block_reconstruction.Block, positions: int, there: int, memory: float = np.inf) -> int:
+def _samples_of(block: layer_chain.Block, positions: int, there: int, memory: float = np.inf) -> int:
     """Return how many samples a block is fitted on, of those that are there."""
     return min(there, max(LEAST_SAMPLES, -(-BLOCK_ROWS // max(1, positions))), int(min(there, memory / block.bytes)))
 
 
 def _fit_block(
     job: Job,
-    block: block_reconstruction.Block,
+    block: layer_chain.Block,
     before: Stream,
     after: Stream,
     survivors: BoolArray,

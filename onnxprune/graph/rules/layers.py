@@ -7,125 +7,101 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.graph.rule_context import (
-    CUT,
-    Ids,
-    Rule,
-    Site,
-    lane,
-    nothing,
-    on_axis,
-    pin_axes,
-    rows,
-    tie_broadcast,
-    together,
-    varying,
-)
+from onnxprune.graph.ids import Ids, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, lane, pin_axes, tie_broadcast, together
 from onnxprune.types import Statistic
 
 
-def conv(site: Site) -> list[Ids]:
+def conv(ctx: RuleContext) -> list[Ids]:
     """Reads channels and writes new ones; grouped: positions are tied across groups; depthwise: filters follow.
 
-    Any rank, and depthwise with a multiplier, too.
+    Any rank, and depthwise with a multiplier, too. The weight of a Conv is (out, in / groups, ...), that of a ConvTranspose
+    (in, out / groups, ...).
     """
-    weight = site.const(1)
-    rank = len(site.out_shape())
-    ids = lane(site, 0, 1)
-    if weight is None:
-        return [_computed_weight(site, ids)]
-    n_out, per_group = weight.shape[:2]
-    groups = int(site.attr("group", 1))
-    positions = math.prod(site.out_shape()[2:]) * site.out_shape()[0]
-    site.work(1, positions)
-    if groups == 1:
-        out = site.mint(n_out)
-        site.slice(1, 1, ids, "reads")
-        site.slice(1, 0, out, "writes")
-    elif per_group == 1:  # depthwise: a filter follows the channel it filters
+    ids = lane(ctx, 0, 1)
+    if ctx.const(1) is None:
+        return [_computed_weight(ctx, ids)]
+    transposed = ctx.op == "ConvTranspose"
+    n, n_out, *spatial = ctx.out_shape()
+    groups = int(ctx.attr("group", 1))
+    ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
+    if ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
         out = np.repeat(ids, n_out // groups)
-        site.slice(1, 0, out, "follows")
-        site.count("group", ids)
-    elif groups >= site.whole_from:
-        out = _whole_groups(site, ids, n_out, groups)
-        site.slice(1, 0, out, "writes")
+        ctx.slice(1, 0, ids if transposed else out, "follows")
+        ctx.count("group", ids)
+    elif groups >= max(2, ctx.state.whole_from):
+        out = _whole_groups(ctx, ids, n_out, groups)
+        ctx.slice(1, 0, ids if transposed else out, "follows" if transposed else "writes")
     else:
-        blocks = ids.reshape(groups, per_group)
-        _tie_groups(site, blocks, "another group of this Conv reads a channel that stays")
-        out = site.mint(n_out)
-        _tie_groups(site, out.reshape(groups, n_out // groups), "")
-        site.slice(1, 1, blocks[0], "reads")
-        site.slice(1, 0, out, "writes")
-    _bias(site, 2, out)
-    return [on_axis(out, 1, rank)]
+        reads = ids.reshape(groups, -1)
+        _tie_groups(ctx, reads, f"another group of this {ctx.op} reads a channel that stays")
+        out = ctx.mint(n_out)
+        writes = out.reshape(groups, -1)
+        _tie_groups(ctx, writes, "")
+        ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
+        ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
+    _bias(ctx, 2, out)
+    return [on_axis(out, 1, 2 + len(spatial))]
 
 
-def gemm(site: Site) -> list[Ids]:
+def gemm(ctx: RuleContext) -> list[Ids]:
     """Reads channels with a constant matrix on either side, with any transA, transB, alpha and beta; what it adds is tied."""
-    side = next((i for i in (1, 0) if site.const(i) is not None and site.ids(1 - i) is not None), None)
+    side = next((i for i in (1, 0) if ctx.const(i) is not None and ctx.ids(1 - i) is not None), None)
     if side is None:
-        for i in range(3):
-            ids = site.ids(i)
-            if ids is not None:
-                site.pin(ids, "this Gemm has no constant weight")
-        return [nothing(2)]
-    weight, x = site.const(side), 1 - side
+        return ctx.refuse("this Gemm has no constant weight", range(3))
+    weight, x = ctx.const(side), 1 - side
     assert weight is not None
     summed = {0: 1, 1: 0}  # the axis that is summed over, of A and of B as they are multiplied
-    flipped = {i: bool(site.attr(("transA", "transB")[i], 0)) for i in (0, 1)}
+    flipped = {i: bool(ctx.attr(("transA", "transB")[i], 0)) for i in (0, 1)}
     reads, axis = (summed[i] ^ flipped[i] for i in (side, x))
-    out = site.mint(weight.shape[1 - reads])
-    site.slice(side, reads, lane(site, x, axis), "reads")
-    site.slice(side, 1 - reads, out, "writes")
-    site.work(side, site.shape(x)[1 - axis])
+    out = ctx.mint(weight.shape[1 - reads])
+    ctx.slice(side, reads, lane(ctx, x, axis), "reads")
+    ctx.slice(side, 1 - reads, out, "writes")
+    ctx.work(side, ctx.shape(x)[1 - axis])
     place = side  # a matrix on the right writes columns, one on the left writes rows
     result = on_axis(out, place, 2)
-    bias, other = site.const(2), site.ids(2)
+    bias, other = ctx.const(2), ctx.ids(2)
     if bias is not None and bias.ndim > 1 - place:
         own = place - (2 - bias.ndim)
         if bias.shape[own] > 1:
-            site.slice(2, own, out, "follows")
+            ctx.slice(2, own, out, "follows")
     elif other is not None:
         aligned = other.reshape((1,) * (2 - other.ndim) + other.shape)
-        dims = (1,) * (2 - other.ndim) + site.shape(2)
-        result = tie_broadcast(site, result, site.out_shape(), aligned, dims)[0]
+        dims = (1,) * (2 - other.ndim) + ctx.shape(2)
+        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned, dims)[0]
     return [result]
 
 
-def matmul(site: Site) -> list[Ids]:
+def matmul(ctx: RuleContext) -> list[Ids]:
     """Reads channels with a constant matrix, on either side; two activations tie their attention heads."""
-    a, b = site.const(0), site.const(1)
-    rank = len(site.out_shape())
+    a, b = ctx.const(0), ctx.const(1)
+    rank = len(ctx.out_shape())
     for w, x, contracted in ((1, 0, -1), (0, 1, -2)):
-        weight, ids = site.const(w), site.ids(x)
+        weight, ids = ctx.const(w), ctx.ids(x)
         if weight is None or ids is None or weight.ndim != 2 or ids.ndim < 2:
             continue
-        shape = site.shape(x)
+        shape = ctx.shape(x)
         axis = len(shape) + contracted
         positions = math.prod(shape) // shape[axis]
         on = varying(ids)
         if len(on) == 1 and on[0] != axis:
-            site.work(w, positions, rows(ids, on[0]))
+            ctx.work(w, positions, rows(ids, on[0]))
             return [ids]  # the matrix mixes another axis: channels pass through
-        site.slice(w, 1 - w, lane(site, x, axis), "reads")
-        out = site.mint(weight.shape[w])
-        site.slice(w, w, out, "writes")
-        site.work(w, positions)
+        ctx.slice(w, 1 - w, lane(ctx, x, axis), "reads")
+        out = ctx.mint(weight.shape[w])
+        ctx.slice(w, w, out, "writes")
+        ctx.work(w, positions)
         return [on_axis(out, rank + contracted, rank)]
-    if a is None and b is None and site.ids(0) is not None and site.ids(1) is not None:
-        ranks = [len(site.shape(i)) for i in range(2)]
+    if a is None and b is None and ctx.ids(0) is not None and ctx.ids(1) is not None:
+        ranks = [len(ctx.shape(i)) for i in range(2)]
         if min(ranks) >= 2:
             batch = LABELS[: rank - 2]
             terms = (batch[rank - ranks[0] :] + "ik", batch[rank - ranks[1] :] + "kj")
-            return [_product(site, terms, batch + "ij")]
-    for i in range(2):
-        ids = site.ids(i)
-        if ids is not None:
-            site.pin(ids, "this MatMul's weight is no constant matrix")
-    return [nothing(rank)]
+            return [_product(ctx, terms, batch + "ij")]
+    return ctx.refuse("this MatMul's weight is no constant matrix", range(2))
 
 
-def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
+def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
     """Multiply two activations, given the labels of their axes as in Einsum.
 
     Channels on a label that both share and keep (attention heads) are tied and go whole: removing head h removes all that is
@@ -134,18 +110,18 @@ def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
     """
     shared = [label for label in terms[0] if label in terms[1]]
     summed = [label for label in shared if label not in result]
-    both = [site.ids(0), site.ids(1)]
+    both = [ctx.ids(0), ctx.ids(1)]
     a, b = (ids if ids is not None else nothing(len(term)) for ids, term in zip(both, terms, strict=True))
     factors = [a, b]
     for i, term in enumerate(terms):
         on = {term[axis] for axis in varying(factors[i])}
         heads = [label for label in shared if label in on and label in result]
-        if heads and on.intersection(summed) and not site.head_width:
-            factors[i] = together(site, factors[i], [term.index(label) for label in summed if label in on])
-        elif heads and site.head_width and len(on) > len(heads):
-            factors[i] = together(site, factors[i], [term.index(label) for label in heads])
+        if heads and on.intersection(summed) and not ctx.state.head_width:
+            factors[i] = together(ctx, factors[i], [term.index(label) for label in summed if label in on])
+        elif heads and ctx.state.head_width and len(on) > len(heads):
+            factors[i] = together(ctx, factors[i], [term.index(label) for label in heads])
     if any(term[axis] in summed for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)):
-        _tie_summed(site, factors, terms, summed)
+        _tie_summed(ctx, factors, terms, summed)
         factors = [nothing(ids.ndim) for ids in factors]
     operands = []
     for i, (ids, term) in enumerate(zip(factors, terms, strict=True)):
@@ -154,264 +130,215 @@ def _product(site: Site, terms: tuple[str, str], result: str) -> Ids:
         arranged = np.transpose(ids, [*order, *rest])
         present = iter(arranged.shape)
         shape = [next(present) if label in term else 1 for label in result]
-        sizes = dict(zip(term, site.shape(i), strict=True))
+        sizes = dict(zip(term, ctx.shape(i), strict=True))
         operands.append((arranged.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
     (a, a_dims), (b, b_dims) = operands
-    return tie_broadcast(site, a, a_dims, b, b_dims)[0]
+    return tie_broadcast(ctx, a, a_dims, b, b_dims)[0]
 
 
-def _tie_summed(site: Site, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
+def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
     """Tie channels that two activations are summed over; pin those that lie on other axes at the same time."""
-    reason = f"this {site.op} sums them up with a tensor whose channels stay"
+    reason = f"this {ctx.op} sums them up with a tensor whose channels stay"
     lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
     if len(lie_on) > 1 or len(summed) > 1:
         for ids in factors:
-            site.pin(ids, f"this {site.op} sums over them, and over more")
+            ctx.pin(ids, f"this {ctx.op} sums over them, and over more")
         return
     (label,) = lie_on
     axes = [term.index(label) for term in terms]
     lanes = [
-        np.broadcast_to(rows(ids, axis), (site.shape(i)[axis],))
+        np.broadcast_to(rows(ids, axis), (ctx.shape(i)[axis],))
         for i, (ids, axis) in enumerate(zip(factors, axes, strict=True))
     ]
-    site.tie(lanes[0], lanes[1], reason)
-    site.summed(0, axes[0], lanes[0])
+    ctx.tie(lanes[0], lanes[1], reason)
+    ctx.summed(0, axes[0], lanes[0])
 
 
-def batchnorm(site: Site) -> list[Ids]:
+def batchnorm(ctx: RuleContext) -> list[Ids]:
     """Folded where exact; else its parameters follow each channel."""
-    ids = lane(site, 0, 1)
-    rank = len(site.shape(0))
-    if any(site.const(i) is None for i in range(1, 5)):
-        site.pin(ids, "a parameter of this BatchNormalization is not a constant")
-        return [nothing(rank)] * site.n_outputs
-    if int(site.attr("training_mode", 0)):
-        site.pin(ids, "this BatchNormalization computes statistics of the batch")
-        return [nothing(rank)] + [nothing(1)] * (site.n_outputs - 1)
-    site.slice(1, 0, ids, "scales")
+    ids = lane(ctx, 0, 1)
+    rank = len(ctx.shape(0))
+    if any(ctx.const(i) is None for i in range(1, 5)):
+        ctx.pin(ids, "a parameter of this BatchNormalization is not a constant")
+        return ctx.nothing()
+    if int(ctx.attr("training_mode", 0)):
+        ctx.pin(ids, "this BatchNormalization computes statistics of the batch")
+        return ctx.nothing()
+    ctx.slice(1, 0, ids, "scales")
     for i in range(2, 5):
-        site.slice(i, 0, ids, "follows")
-    return [on_axis(ids, 1, rank)] + [nothing(1)] * (site.n_outputs - 1)
+        ctx.slice(i, 0, ids, "follows")
+    return [on_axis(ids, 1, rank)] + [nothing(1)] * (ctx.n_outputs - 1)
 
 
-def conv_transpose(site: Site) -> list[Ids]:
-    """Reads channels and writes new ones; grouped and depthwise as Conv.
-
-    Its weight is (channels in, channels out / groups, ...).
-    """
-    weight = site.const(1)
-    rank = len(site.out_shape())
-    ids = lane(site, 0, 1)
-    if weight is None:
-        return [_computed_weight(site, ids)]
-    n_in, per_group = weight.shape[:2]
-    groups = int(site.attr("group", 1))
-    site.work(1, math.prod(site.shape(0)[2:]) * site.shape(0)[0])
-    if groups == 1:
-        out = site.mint(per_group)
-        site.slice(1, 0, ids, "reads")
-        site.slice(1, 1, out, "writes")
-    elif n_in == groups:
-        out = np.repeat(ids, per_group)
-        site.slice(1, 0, ids, "follows")
-        site.count("group", ids)
-    elif groups >= site.whole_from:
-        out = _whole_groups(site, ids, per_group * groups, groups)
-        site.slice(1, 0, ids, "follows")
-    else:
-        _tie_groups(site, ids.reshape(groups, -1), "another group of this ConvTranspose reads a channel that stays")
-        out = site.mint(per_group * groups)
-        blocks = out.reshape(groups, per_group)
-        _tie_groups(site, blocks, "")
-        site.slice(1, 0, ids, "reads")
-        site.slice(1, 1, blocks[0], "writes")
-    _bias(site, 2, out)
-    return [on_axis(out, 1, rank)]
-
-
-def _computed_weight(site: Site, ids: Ids) -> Ids:
+def _computed_weight(ctx: RuleContext, ids: Ids) -> Ids:
     """Pin what a layer without a constant weight reads and writes."""
-    out = site.mint(site.out_shape()[1])
+    out = ctx.mint(ctx.out_shape()[1])
     for some in (ids, out):
-        site.pin(some, f"the weight of this {site.op} is not a constant")
-    return on_axis(out, 1, len(site.out_shape()))
+        ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
+    return on_axis(out, 1, len(ctx.out_shape()))
 
 
-def _whole_groups(site: Site, ids: Ids, n_out: int, groups: int) -> Ids:
+def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
     """Tie everything that a group of a convolution reads and writes; return the ids it writes.
 
     Nothing else is left that reads what a removed group read, so this is exact.
     """
-    out = site.mint(n_out)
+    out = ctx.mint(n_out)
     reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
     for blocks in (reads, writes):
         whole = np.broadcast_to(writes[:, :1], blocks.shape)
-        site.tie(blocks, whole, f"another channel of its group of this {site.op} stays")
-    site.count("group", writes[:, 0])
+        ctx.tie(blocks, whole, f"another channel of its group of this {ctx.op} stays")
+    ctx.count("group", writes[:, 0])
     return out
 
 
-def _tie_groups(site: Site, blocks: Ids, reason: str) -> None:
+def _tie_groups(ctx: RuleContext, blocks: Ids, reason: str) -> None:
     """Tie the same positions of all groups, (groups, channels per group)."""
-    site.tie(blocks, np.broadcast_to(blocks[:1], blocks.shape), reason)
+    ctx.tie(blocks, np.broadcast_to(blocks[:1], blocks.shape), reason)
 
 
-def _bias(site: Site, i: int, out: Ids) -> None:
-    if site.const(i) is not None:
-        site.slice(i, 0, out, "follows")
-    elif site.has(i):
-        site.pin(out, f"the bias of this {site.op} is not a constant")
+def _bias(ctx: RuleContext, i: int, out: Ids) -> None:
+    if ctx.const(i) is not None:
+        ctx.slice(i, 0, out, "follows")
+    elif ctx.has(i):
+        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
 
 
-def instance_norm(site: Site) -> list[Ids]:
+def instance_norm(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself; its parameters follow. A GroupNormalization of one group, written as one map, may be cut."""
-    rank = len(site.shape(0))
-    whole, maps = site.ids(0), list(range(2, rank))
-    if whole is not None and site.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
+    rank = len(ctx.shape(0))
+    whole, maps = ctx.ids(0), list(range(2, rank))
+    if whole is not None and ctx.state.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
         axis = varying(whole)[0]
-        site.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
+        ctx.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
         return [whole]
-    ids = lane(site, 0, 1)
-    if site.const(1) is None or site.const(2) is None:
-        site.pin(ids, "a parameter of this InstanceNormalization is not a constant")
-        return [nothing(rank)]
-    site.slice(1, 0, ids, "scales")
-    site.slice(2, 0, ids, "follows")
+    ids = lane(ctx, 0, 1)
+    if ctx.const(1) is None or ctx.const(2) is None:
+        ctx.pin(ids, "a parameter of this InstanceNormalization is not a constant")
+        return ctx.nothing()
+    ctx.slice(1, 0, ids, "scales")
+    ctx.slice(2, 0, ids, "follows")
     return [on_axis(ids, 1, rank)]
 
 
-def channel_norm(site: Site) -> list[Ids]:
+def channel_norm(ctx: RuleContext) -> list[Ids]:
     """Statistics run over channels, so that all others change when one goes: they must stay, unless norms may be cut."""
-    ids = site.ids(0)
-    assert ids is not None
+    ids = ctx.activation()
     rank = ids.ndim
-    if site.op in ("LayerNormalization", "RMSNormalization"):
-        axes = list(range(int(site.attr("axis", -1)) % rank, rank))
+    if ctx.op in ("LayerNormalization", "RMSNormalization"):
+        axes = list(range(int(ctx.attr("axis", -1)) % rank, rank))
     else:
-        axes = [int(axis) % rank for axis in site.attr("axes", [0, 2, 3])]
-    rest = [nothing(rank)] * (site.n_outputs - 1)
-    statistic = STATISTICS.get(site.op)
+        axes = [int(axis) % rank for axis in ctx.attr("axes", [0, 2, 3])]
+    rest = [nothing(rank)] * (ctx.n_outputs - 1)
+    statistic = STATISTICS.get(ctx.op)
     on = varying(ids)
-    if statistic is None or not site.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(site):
+    if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
         hint = CUT if statistic is not None else ""
-        return [pin_axes(site, 0, axes, f"{site.op} normalises over its channels{hint}"), *rest]
+        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalises over its channels{hint}"), *rest]
     own = rows(ids, on[0])
-    site.summed(0, on[0], own, statistic, axes, scale=1)
+    ctx.summed(0, on[0], own, statistic, axes, scale=1)
     for i in (1, 2):
-        value = site.const(i)
+        value = ctx.const(i)
         axis = on[0] - rank + (0 if value is None else value.ndim)
         if value is not None and axis >= 0 and value.shape[axis] > 1:
-            site.slice(i, axis, own, "scales" if i == 1 else "follows")
+            ctx.slice(i, axis, own, "scales" if i == 1 else "follows")
     return [ids, *rest]
 
 
-def local_response_norm(site: Site) -> list[Ids]:
+def local_response_norm(ctx: RuleContext) -> list[Ids]:
     """Each channel is divided by what its neighbours hold: they must stay, unless norms may be cut, which makes others neighbours."""
-    ids = site.ids(0)
-    assert ids is not None
-    if site.cut_norms and varying(ids) == [1]:
-        site.summed(0, 1, rows(ids, 1), "window")
+    ids = ctx.activation()
+    if ctx.state.cut_norms and varying(ids) == [1]:
+        ctx.summed(0, 1, rows(ids, 1), "window")
         return [ids]
-    return [pin_axes(site, 0, [1], f"{site.op} normalises over its channels{CUT}")]
+    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalises over its channels{CUT}")]
 
 
-def _constant_scale(site: Site) -> bool:
-    return all(site.const(i) is not None or not site.has(i) for i in (1, 2))
+def _constant_scale(ctx: RuleContext) -> bool:
+    return all(ctx.const(i) is not None or not ctx.has(i) for i in (1, 2))
 
 
-def group_norm(site: Site) -> list[Ids]:
+def group_norm(ctx: RuleContext) -> list[Ids]:
     """Channels of a group share statistics and go together, a whole group at a time; of a single group only if norms may be cut."""
-    ids = lane(site, 0, 1)
-    rank = len(site.shape(0))
-    groups = int(site.attr("num_groups"))
-    scale, bias = site.const(1), site.const(2)
+    ids = lane(ctx, 0, 1)
+    rank = len(ctx.shape(0))
+    groups = int(ctx.attr("num_groups"))
+    scale, bias = ctx.const(1), ctx.const(2)
     if scale is None or bias is None:
-        site.pin(ids, "a parameter of this GroupNormalization is not a constant")
-        return [nothing(rank)]
-    if groups == 1 and site.cut_norms:
-        site.summed(0, 1, ids, "variance", range(1, rank), scale=1)
+        ctx.pin(ids, "a parameter of this GroupNormalization is not a constant")
+        return ctx.nothing()
+    if groups == 1 and ctx.state.cut_norms:
+        ctx.summed(0, 1, ids, "variance", range(1, rank), scale=1)
         for i, value in ((1, scale), (2, bias)):
             if value.size == ids.size:
-                site.slice(i, 0, ids, "scales" if i == 1 else "follows")
+                ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
         return [on_axis(ids, 1, rank)]
     blocks = ids.reshape(groups, -1)
-    site.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
+    ctx.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
     first = np.ascontiguousarray(blocks[:, 0])
-    site.count("num_groups", first)
+    ctx.count("num_groups", first)
     for i, value in ((1, scale), (2, bias)):  # one value per group before opset 21
-        site.slice(i, 0, ids if value.size == ids.size else first, "follows")
+        ctx.slice(i, 0, ids if value.size == ids.size else first, "follows")
     return [on_axis(ids, 1, rank)]
 
 
-def recurrent(site: Site) -> list[Ids]:
+def recurrent(ctx: RuleContext) -> list[Ids]:
     """Reads the channels of its input; its own state stays.
 
     The input weight is (directions, gates x hidden, inputs).
     """
-    ids = lane(site, 0, 2)
-    if site.const(1) is None:
-        site.pin(ids, f"the weight of this {site.op} is not a constant")
+    ids = lane(ctx, 0, 2)
+    if ctx.const(1) is None:
+        ctx.pin(ids, f"the weight of this {ctx.op} is not a constant")
     else:
-        site.slice(1, 2, ids, "reads")
-        site.work(1, math.prod(site.shape(0)[:2]))
-    if site.const(2) is not None:
-        site.work(2, math.prod(site.shape(0)[:2]))
-    for i in range(3, site.n_inputs):
-        other = site.ids(i)
-        if other is not None:
-            site.pin(other, f"it is a state of this {site.op}")
-    return [nothing(rank) for rank in (4, 3, 3)[: site.n_outputs]]
+        ctx.slice(1, 2, ids, "reads")
+        ctx.work(1, math.prod(ctx.shape(0)[:2]))
+    if ctx.const(2) is not None:
+        ctx.work(2, math.prod(ctx.shape(0)[:2]))
+    return ctx.refuse(f"it is a state of this {ctx.op}", range(3, ctx.n_inputs))
 
 
-def roi_align(site: Site) -> list[Ids]:
+def roi_align(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself, at positions that another input gives."""
-    for i in range(1, site.n_inputs):
-        other = site.ids(i)
-        if other is not None:
-            site.pin(other, f"{site.op} reads positions from it")
-    return [on_axis(lane(site, 0, 1), 1, len(site.out_shape()))]
+    ctx.refuse(f"{ctx.op} reads positions from it", range(1, ctx.n_inputs))
+    return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
 
 
-def einsum(site: Site) -> list[Ids]:
+def einsum(ctx: RuleContext) -> list[Ids]:
     """Contracted labels of a constant read, its own labels write; two activations tie as in MatMul."""
-    equation = str(site.attr("equation")).replace(" ", "")
+    equation = str(ctx.attr("equation")).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    active = [i for i in range(site.n_inputs) if site.ids(i) is not None]
+    active = [i for i in range(ctx.n_inputs) if ctx.ids(i) is not None]
     if len(active) == 2 and arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, right)):
-        return [_product(site, (terms[0], terms[1]), right)]
+        return [_product(ctx, (terms[0], terms[1]), right)]
     plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
-    if not plain or len(active) != 1 or site.const(1 - active[0]) is None:
-        for i in active:
-            ids = site.ids(i)
-            assert ids is not None
-            site.pin(ids, "this Einsum has an equation that is not understood")
-        return [nothing(len(site.out_shape()))]
+    if not plain or len(active) != 1 or ctx.const(1 - active[0]) is None:
+        return ctx.refuse("this Einsum has an equation that is not understood", active)
     x, w = active[0], 1 - active[0]
-    ids, weight = site.ids(x), site.const(w)
-    assert ids is not None
+    ids, weight = ctx.activation(x), ctx.const(w)
     assert weight is not None
     on = varying(ids)
     lost = [axis for axis in on if terms[x][axis] not in right and terms[x][axis] not in terms[w]]
     if len(on) > 1 or lost:
-        site.pin(ids, "this Einsum sums over them" if lost else "this Einsum reads channels on two axes")
+        ctx.pin(ids, "this Einsum sums over them" if lost else "this Einsum reads channels on two axes")
         on = []
     result = nothing(len(right))
     if on:
         label, own = terms[x][on[0]], rows(ids, on[0])
         if label in terms[w]:
-            site.slice(w, terms[w].index(label), own, "follows" if label in right else "reads")
+            ctx.slice(w, terms[w].index(label), own, "follows" if label in right else "reads")
         if label in right:
             result = on_axis(own, right.index(label), len(right))
     minted = [label for label in terms[w] if label in right and label not in terms[x]]
     if len(minted) == 1 and not varying(result):
-        out = site.mint(weight.shape[terms[w].index(minted[0])])
-        site.slice(w, terms[w].index(minted[0]), out, "writes")
+        out = ctx.mint(weight.shape[terms[w].index(minted[0])])
+        ctx.slice(w, terms[w].index(minted[0]), out, "writes")
         result = on_axis(out, right.index(minted[0]), len(right))
-    sizes = dict(zip(terms[x], site.shape(x), strict=True))
+    sizes = dict(zip(terms[x], ctx.shape(x), strict=True))
     positions = math.prod(size for label, size in sizes.items() if label not in terms[w])
     over = rows(ids, on[0]) if on and terms[x][on[0]] not in terms[w] else None
-    site.work(w, positions, over)
+    ctx.work(w, positions, over)
     return [result]
 
 
@@ -422,18 +349,3 @@ STATISTICS: dict[str, Statistic] = {
 """Of normalisations over channels that may be cut."""
 LABELS = "ABCDEFGHIJKLMNOP"
 """Names for the batch axes of a MatMul."""
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
-    **dict.fromkeys(("LayerNormalization", "MeanVarianceNormalization", "RMSNormalization"), channel_norm),
-    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), roi_align),
-    "BatchNormalization": batchnorm,
-    "Conv": conv,
-    "ConvTranspose": conv_transpose,
-    "Einsum": einsum,
-    "Gemm": gemm,
-    "GroupNormalization": group_norm,
-    "InstanceNormalization": instance_norm,
-    "LRN": local_response_norm,
-    "MatMul": matmul,
-}

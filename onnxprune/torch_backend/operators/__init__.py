@@ -6,11 +6,12 @@ one per input (None: absent).
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
+from onnxprune.graph.operators import OPERATORS, spec_of
 from onnxprune.torch_backend.operators import (
     elementwise,
     layers,
@@ -29,25 +30,16 @@ from onnxprune.torch_backend.operators.reductions import argument, norm, reducti
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["TORCH_FUNCTIONS", "UPDATED", "WEIGHT_INPUTS", "Binder", "Node", "Run", "bind", "is_weight"]
+__all__ = ["TORCH_FUNCTIONS", "UPDATED", "Binder", "Node", "Run", "bind", "is_weight"]
 
 TORCH_FUNCTIONS: dict[str, Binder] = {
-    "Abs": direct(torch.abs),
-    "Acos": direct(torch.acos),
-    "Acosh": direct(torch.acosh),
-    "Add": direct(torch.add),
-    "And": direct(torch.logical_and),
+    **{op: direct(attrgetter(spec.torch)(torch)) for op, spec in OPERATORS.items() if spec.torch},
     "ArgMax": argument(torch.argmax),
     "ArgMin": argument(torch.argmin),
-    "Asin": direct(torch.asin),
-    "Asinh": direct(torch.asinh),
-    "Atan": direct(torch.atan),
-    "Atanh": direct(torch.atanh),
     "AveragePool": pools.average_pool,
     "BatchNormalization": norms.batch_normalization,
     "Cast": shapes.cast,
     "CastLike": direct(lambda x, like: x.to(like.dtype)),
-    "Ceil": direct(torch.ceil),
     "Celu": plain(elementwise.celu),
     "Clip": elementwise.clip,
     "Concat": plain(movement.concat),
@@ -55,8 +47,6 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "ConstantOfShape": plain(shapes.constant_of_shape, shape=0),
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
-    "Cos": direct(torch.cos),
-    "Cosh": direct(torch.cosh),
     "CumSum": plain(reductions.cumsum, axis=1),
     "DepthToSpace": plain(movement.depth_to_space),
     "DequantizeLinear": qdq.dequantize,
@@ -64,12 +54,8 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Dropout": elementwise.dropout,
     "Einsum": plain(layers.einsum),
     "Elu": plain(elementwise.elu),
-    "Equal": direct(torch.eq),
-    "Erf": direct(torch.erf),
-    "Exp": direct(torch.exp),
     "Expand": plain(movement.expand, shape=1),
     "Flatten": plain(movement.flatten),
-    "Floor": direct(torch.floor),
     "Gather": movement.gather,
     "GatherElements": plain(movement.gather_elements),
     "GatherND": movement.gather_nd,
@@ -77,42 +63,28 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Gemm": layers.gemm,
     "GlobalAveragePool": direct(pools.global_average_pool),
     "GlobalMaxPool": direct(pools.global_max_pool),
-    "Greater": direct(torch.gt),
-    "GreaterOrEqual": direct(torch.ge),
     "GroupNormalization": plain(norms.group_normalization),
     "HardSigmoid": elementwise.hard_sigmoid,
-    "HardSwish": direct(functional.hardswish),
     "Identity": direct(elementwise.identity),
     "InstanceNormalization": plain(norms.instance_normalization),
     "IsInf": elementwise.is_inf,
-    "IsNaN": direct(torch.isnan),
     "LRN": plain(norms.local_response_normalization),
     "LayerNormalization": plain(norms.layer_normalization),
     "LeakyRelu": plain(elementwise.leaky_relu),
-    "Less": direct(torch.lt),
-    "LessOrEqual": direct(torch.le),
-    "Log": direct(torch.log),
     "LogSoftmax": softmax(torch.log_softmax),
     "LpNormalization": plain(norms.lp_normalization),
-    "MatMul": direct(torch.matmul),
     "Max": variadic(torch.maximum),
     "MaxPool": pools.max_pool,
     "Mean": direct(elementwise.mean),
     "Min": variadic(torch.minimum),
-    "Mish": direct(functional.mish),
     "Mod": plain(elementwise.mod),
-    "Mul": direct(torch.mul),
-    "Neg": direct(torch.neg),
     "NonZero": direct(lambda x: torch.nonzero(x).t()),
-    "Not": direct(torch.logical_not),
-    "Or": direct(torch.logical_or),
     "PRelu": direct(elementwise.prelu),
     "Pad": plain(movement.pad, pads=1, value=2, axes=3),
     "Pow": elementwise.power,
     "QuantizeLinear": qdq.quantize,
     "RMSNormalization": plain(norms.rms_normalization),
     "Range": shapes.arange,
-    "Reciprocal": direct(torch.reciprocal),
     "ReduceL1": reduction(norm(1)),
     "ReduceL2": reduction(norm(2)),
     "ReduceLogSum": reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep).log()),
@@ -123,34 +95,22 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "ReduceProd": reduction(reductions.prod),
     "ReduceSum": reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep, dtype=x.dtype)),
     "ReduceSumSquare": reduction(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep, dtype=x.dtype)),
-    "Relu": direct(torch.relu),
     "Reshape": plain(movement.reshape, shape=1),
     "Resize": resize.resize,
-    "Round": direct(torch.round),
     "Scatter": movement.scatter_elements,
     "ScatterElements": movement.scatter_elements,
     "ScatterND": movement.scatter_nd,
     "Selu": plain(elementwise.selu),
     "Shape": plain(shapes.shape),
     "Shrink": plain(elementwise.shrink),
-    "Sigmoid": direct(torch.sigmoid),
-    "Sign": direct(torch.sign),
-    "Sin": direct(torch.sin),
-    "Sinh": direct(torch.sinh),
     "Size": direct(lambda x: torch.tensor(x.numel(), dtype=torch.int64)),
     "Slice": plain(movement.slice_, starts=1, ends=2, axes=3, steps=4),
     "Softmax": softmax(torch.softmax),
-    "Softplus": direct(functional.softplus),
-    "Softsign": direct(functional.softsign),
     "SpaceToDepth": plain(movement.space_to_depth),
     "Split": movement.split,
-    "Sqrt": direct(torch.sqrt),
     "Squeeze": plain(movement.squeeze, axes=1),
-    "Sub": direct(torch.sub),
     "Sum": variadic(torch.add),
     "Swish": plain(elementwise.swish),
-    "Tan": direct(torch.tan),
-    "Tanh": direct(torch.tanh),
     "ThresholdedRelu": plain(elementwise.thresholded_relu),
     "Tile": plain(movement.tile, repeats=1),
     "TopK": plain(reductions.top_k, k=1),
@@ -158,26 +118,9 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Trilu": plain(movement.trilu, k=1),
     "Unsqueeze": plain(movement.unsqueeze, axes=1),
     "Upsample": resize.resize,
-    "Where": direct(torch.where),
-    "Xor": direct(torch.logical_xor),
 }
-"""Binders by operator of the ONNX domain."""
+"""Binders by operator of the ONNX domain. A function that needs no attribute is named in `onnxprune.graph.operators`."""
 
-WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Einsum": (0, 1),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-    "QuantizeLinear": (0,),
-    "RMSNormalization": (1,),
-}
-"""Inputs that hold weights, by operator."""
 AFFINE = ("Add", "Div", "Mul", "Sub", "Sum")
 """Operators at which a constant with more than one element is a weight: a bias, or a scale."""
 UPDATED = {"BatchNormalization": (3, 4)}
@@ -205,4 +148,4 @@ def is_weight(node: gs.Node, i: int) -> bool:
     """Tell whether a float constant at input i of a node is a weight."""
     if node.op in AFFINE:
         return bool(node.inputs[i].values.size > 1)
-    return i in WEIGHT_INPUTS.get(node.op, ())
+    return i in spec_of(node).weight_inputs
