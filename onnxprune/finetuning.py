@@ -101,20 +101,17 @@ def finetune(
     student, original = analyse(student_model, known=given.shapes()), analyse(teacher_model, known=given.shapes())
     training = augmented(training, given)
 
-    from onnxprune.training import distill as torch_side  # only here: torch takes seconds to load
+    from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
 
-    tuned = torch_side.finetune(
-        student_model,
-        teacher_model,
-        given,
-        training,
+    setting = Setting(
         seed=seed,
-        features=_features(original, student, given, plan, structure) if training.features else None,
+        features=_features(original, student, given, plan, structure) if training.features else {},
         trace=student.trace if training.gate_below is not None else None,
-        state=state,
+        checkpoint=state,
         memory=memory / 2,
-        told=lambda share, text: on_stage("train", share, text),
+        on_progress=lambda share, text: on_stage("train", share, text),
     )
+    tuned = distill(student_model, teacher_model, given, training, setting)
     result, keep = tuned.model, np.ones(student.trace.n_channels, dtype=bool)
     proof = None
     if tuned.gated is not None and tuned.gated.any():

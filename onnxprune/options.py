@@ -31,7 +31,7 @@ HEADS = ("whole", "width")
 NORMS = (AUTO, "keep", "cut")
 OPTIMIZERS = ("adamw", "sgd")
 RATES = {"adamw": 3e-3, "sgd": 5e-3}
-"""Highest learning rate, by optimizer; for adamw as a share of the size of a filter, see `onnxprune.training.relative`."""
+"""Highest learning rate, by optimizer; for adamw as a share of the size of a filter, see `onnxprune.training.optimizer`."""
 LABELS = 0.3
 """Share of the loss that is cross-entropy, where there are labels."""
 RATE_SCHEDULES = ("onecycle", "cosine", "constant")

@@ -23,7 +23,7 @@ from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, IntArray, Trace
 
 if TYPE_CHECKING:
-    from onnxprune.training.distill import Tuned
+    from onnxprune.training.distill import TrainingResult
 
 
 AT_THE_END = 0.5
@@ -66,7 +66,7 @@ class Recovery:
         training = replace(self.training, amount=self.training.amount * share, gate_below=None)
         return self._train(model, keep, training, None, self._state(step)).model
 
-    def last(self, model: Model, keep: BoolArray) -> tuple[Tuned, BoolArray, Proof | None]:
+    def last(self, model: Model, keep: BoolArray) -> tuple[TrainingResult, BoolArray, Proof | None]:
         """Train for what is left of the time, and delete the channels that were gated.
 
         Args:
@@ -115,21 +115,18 @@ class Recovery:
 
     def _train(
         self, model: Model, keep: BoolArray, training: Training, trace: Trace | None, state: Path | None
-    ) -> Tuned:
-        from onnxprune.training.distill import finetune  # only here: torch takes seconds to load
+    ) -> TrainingResult:
+        from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
 
-        return finetune(
-            model,
-            self.original.model,
-            self.data,
-            training,
+        setting = Setting(
             seed=self.options.seed,
-            features=boundaries(self.original, keep, model) if training.features else None,
+            features=boundaries(self.original, keep, model) if training.features else {},
             trace=trace,
-            state=state,
+            checkpoint=state,
             memory=self.options.memory / 2,
-            told=lambda share, text: self.on_stage("train", share, text),
+            on_progress=lambda share, text: self.on_stage("train", share, text),
         )
+        return distill(model, self.original.model, self.data, training, setting)
 
 
 def augmented(training: Training, data: Data) -> Training:
@@ -142,7 +139,9 @@ def augmented(training: Training, data: Data) -> Training:
     return replace(training, augment=kinds)
 
 
-def without_gated(tuned: Tuned, trace: Trace, known: dict[str, tuple[int, ...]], seed: int) -> tuple[Model, Proof]:
+def without_gated(
+    tuned: TrainingResult, trace: Trace, known: dict[str, tuple[int, ...]], seed: int
+) -> tuple[Model, Proof]:
     """Delete the channels that training has gated, and prove that it changes nothing.
 
     Raises:

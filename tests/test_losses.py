@@ -77,7 +77,7 @@ def test_smoothed_labels(smoothing):
     labels = RNG.integers(0, 5, 16)
     wanted = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
     expected = -(wanted * np.log(softmax(STUDENT))).sum(1).mean()
-    found = Distance.of([torch.from_numpy(TEACHER)], 4.0).labelled(
+    found = Distance.of([torch.from_numpy(TEACHER)], 4.0).cross_entropy(
         [torch.from_numpy(STUDENT)], torch.from_numpy(labels), smoothing
     )
     assert float(found) == pytest.approx(expected, rel=1e-5)

@@ -158,7 +158,7 @@ def scores(
         ModelError: an operator that torch does not know, or a gradient that is not finite.
         OptionError: nothing changes any output.
     """
-    executor = Executor(model, trained=lambda name: False)
+    executor = Executor(model, trained=False)
     masked = _Masked(executor, sites(model, trace), trace.n_channels)
     size = _samples_at_once(model, trace, masked, memory / HELD[method])
     loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(seed))
@@ -224,7 +224,7 @@ def of_weights(
     Returns:
         By node (draws, *weight), and the number of samples.
     """
-    executor = Executor(model, trained=lambda name: False)
+    executor = Executor(model, trained=False)
     stored = {n: model.graph.nodes[n].inputs[i].values for n, i in weights.items()}
     places = [Site(n, i, 0, np.zeros(0, dtype=np.int64), stored[n].ndim, 0) for n, i in weights.items()]
     size = _samples_at_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ Outputs = list[np.ndarray[Any, Any]]
 JITTER_BITS = 4
 ROUNDING_FACTOR = 10
 """A difference up to this many times what jitter does is put down to rounding."""
+TOLERANCE = 1e-4
+"""Largest difference between two models that should be the same, as a share of the range of an output."""
+INPUT_SCALES = (1.0, 0.1, 0.01)
+"""Factors of the inputs that are tried in turn, until a comparison is not blurred by rounding."""
 
 
 def class_scores(outputs: Outputs) -> np.ndarray[Any, Any] | None:
@@ -135,12 +140,25 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
     return gap / scale if scale else gap
 
 
-def jittered(value: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+def largest_difference(expected: Outputs, found: Outputs, original: Outputs | None = None) -> float:
+    """Return the largest `relative_difference` of any output."""
+    rows = zip(expected, found, expected if original is None else original, strict=True)
+    return max((relative_difference(*row) for row in rows), default=0.0)
+
+
+def scaled(inputs: Mapping[str, np.ndarray[Any, Any]], scale: float) -> dict[str, np.ndarray[Any, Any]]:
+    """Multiply floating point inputs."""
+    return {name: x if x.dtype.kind in "iub" else (x * scale).astype(x.dtype) for name, x in inputs.items()}
+
+
+def jittered(inputs: Mapping[str, np.ndarray[Any, Any]], seed: int) -> dict[str, np.ndarray[Any, Any]]:
     """Change the last bits of floating point inputs."""
-    if value.dtype.kind != "f":
-        return value
-    noise = np.random.default_rng(seed).uniform(-1, 1, value.shape) * JITTER_BITS * np.finfo(value.dtype).eps
-    return np.asarray(value * (1 + noise), dtype=value.dtype)
+    result = dict(inputs)
+    for name, x in inputs.items():
+        if x.dtype.kind == "f":
+            noise = np.random.default_rng(seed).uniform(-1, 1, x.shape) * JITTER_BITS * np.finfo(x.dtype).eps
+            result[name] = np.asarray(x * (1 + noise), dtype=x.dtype)
+    return result
 
 
 def _range(values: np.ndarray[Any, Any]) -> float:

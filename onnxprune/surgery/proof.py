@@ -1,29 +1,28 @@
-"""Hold a model against the one it came from: the oracle, structure, fidelity and accuracy."""
+"""Prove a change: the pruned model equals the masked model, and the loaded model equals its file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError, ProofError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantiser, unrounded
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
-from onnxprune.metrics.outputs import ROUNDING_FACTOR, jittered, relative_difference
+from onnxprune.metrics.outputs import (
+    INPUT_SCALES,
+    ROUNDING_FACTOR,
+    TOLERANCE,
+    Outputs,
+    jittered,
+    largest_difference,
+    scaled,
+)
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 
-if TYPE_CHECKING:
-    pass
-
-TOLERANCE = 1e-4
-"""Largest difference between pruned and masked, as a share of the range of an output."""
 PROOF_BATCHES = (1, 3)
-INPUT_SCALES = (1.0, 0.1, 0.01)
-"""Standard deviations of the inputs that are tried."""
 Progress = Callable[[float], None]
 Source = str | Model | onnx.ModelProto
 """A path, a model, or its proto."""
@@ -123,7 +122,7 @@ def _compare(
     """
     file_, original, masked, pruned = sources
     for scale in INPUT_SCALES:
-        feeds = [{name: _scaled(value, scale) for name, value in inputs.items()} for inputs in unit]
+        feeds = [scaled(inputs, scale) for inputs in unit]
         file = _outputs(file_, feeds, path)
         loaded = _outputs(original, feeds, "the model as loaded")
         reference = _outputs(masked, feeds, "the masked model")
@@ -136,14 +135,15 @@ def _compare(
                 why=error.why,
                 hint=f"{DEFECT}; --ignore can leave out layers",
             ) from error
-        normalised, difference = _worst(file, loaded, file), _worst(reference, candidate, file)
+        normalised = largest_difference(file, loaded)
+        difference = largest_difference(reference, candidate, file)
         proof = Proof(difference, normalised, batches)
         if max(normalised, difference) <= TOLERANCE:
             return proof, None
-        shaken = [{name: jittered(value, seed) for name, value in inputs.items()} for inputs in feeds]
+        shaken = [jittered(inputs, seed) for inputs in feeds]
         rounding = (
-            _worst(file, _outputs(file_, shaken, path), file),
-            _worst(reference, _outputs(masked, shaken, "the masked model"), file),
+            largest_difference(file, _outputs(file_, shaken, path)),
+            largest_difference(reference, _outputs(masked, shaken, "the masked model"), file),
         )
         if normalised > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
             what = "the pruned model is not the masked model"
@@ -165,19 +165,10 @@ def _too_far(difference: float) -> str:
     return f"outputs differ by {difference:.2e} of their range, {TOLERANCE:.0e} is allowed"
 
 
-def _outputs(source: Source, feeds: list[Feeds], where: str) -> list[list[Any]]:
-    """Return the outputs for each batch; one model is open at a time."""
+def _outputs(source: Source, feeds: list[Feeds], where: str) -> Outputs:
+    """Return the outputs for all batches; one model is open at a time."""
     if isinstance(source, Model):
         opened = source.session(optimise=False, where=where)
     else:
         opened = open_session(source, optimise=False, where=where)
-    return [run_batch(opened, inputs, where=where) for inputs in feeds]
-
-
-def _worst(expected: list[list[Any]], found: list[list[Any]], original: list[list[Any]]) -> float:
-    rows = [row for batch in zip(expected, found, original, strict=True) for row in zip(*batch, strict=True)]
-    return max((relative_difference(*row) for row in rows), default=0.0)
-
-
-def _scaled(value: np.ndarray[Any, Any], scale: float) -> np.ndarray[Any, Any]:
-    return value if value.dtype.kind in "iub" else (value * scale).astype(value.dtype)
+    return [output for inputs in feeds for output in run_batch(opened, inputs, where=where)]

@@ -1,10 +1,9 @@
-"""The samples that a training sees, and when: all that is random follows from the seed and the number of a batch."""
+"""The samples of a training, in batches: everything random follows from the seed and the number of a batch."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,41 +12,46 @@ from torch import Tensor
 from onnxprune.calibration.batches import MOST_HELD, hold_out
 from onnxprune.data.augment import augment, channel_axis
 from onnxprune.data.dataset import Array, Data, Feeds
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.options import Training
-from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.operators.shapes import widened
 from onnxprune.types import IntArray
 
-FEW = 8
+PROBED = 8
 
 
 class Batches:
-    """Batches to train on, and samples that are looked at.
+    """Batches to train on, and samples to validate on.
 
     Attributes:
         size: samples of a batch.
-        fitted: numbers of the samples that are trained on.
-        watched: numbers of the samples that are looked at: those held out, or some of those trained on where none are.
-        few: some of these: the fewest that a model takes.
+        fitted: indices of the samples that are trained on.
+        validation: indices of the samples that are held out, or of some of those trained on where none are.
+        probe: a few of these: as few as the model takes.
         per_epoch: batches until every sample was trained on, but for a rest that fills no batch.
     """
 
     def __init__(self, data: Data, training: Training, seed: int, memory: float) -> None:
-        """Share out the samples.
+        """Split the samples.
 
         Args:
             data: samples.
-            training: size of the batches, share that is held out, and augmentation.
+            training: size of the batches, share that is held out, and augmentation, which is resolved.
             seed: of the order.
             memory: bytes that preprocessed samples may take; beyond that they are made anew each time.
 
         Raises:
+            OptionError: the augmentation is still `auto`.
             ModelError: the samples cannot be fed in batches.
             DataError: they do not fill one.
         """
-        self._data, self._seed = data, seed
-        self._kinds = () if isinstance(training.augment, str) else training.augment
+        if isinstance(training.augment, str):
+            raise OptionError(
+                f"--train-augment {training.augment} is not resolved",
+                why="only the data say which kinds of augmentation fit",
+                hint="give the kinds, or none",
+            )
+        self._data, self._seed, self._kinds = data, seed, training.augment
         fixed = _fixed_batch(data)
         multiple, most = fixed or 1, max(MOST_HELD, fixed or 0)
         self.fitted, held = hold_out(len(data), training.hold_out, multiple, seed)
@@ -59,16 +63,16 @@ class Batches:
                 why=f"batches have {self.size}; there are {len(data)} samples, {len(held)} of which are held out",
                 hint="give more, or --hold-out 0",
             )
-        self.watched: IntArray = held if held.size else self.fitted[:most]
-        self.watched = self.watched[: len(self.watched) - len(self.watched) % multiple]
-        self.few = self.watched[: fixed or FEW]
+        validation: IntArray = held if held.size else self.fitted[:most]
+        self.validation = validation[: len(validation) - len(validation) % multiple]
+        self.probe = self.validation[: fixed or PROBED]
         self.per_epoch = len(self.fitted) // self.size
         size = sum(value.nbytes for value in data.rows(0, 1).values()) * len(data)
         self._kept = data.rows(0, len(data)) if size <= memory else None
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
     def draw(self, number: int) -> tuple[dict[str, Tensor], IntArray]:
-        """Return a batch to train on, augmented, and the numbers of its samples.
+        """Return a batch to train on, augmented, and the indices of its samples.
 
         Args:
             number: of the batch, from 0. The same number gives the same batch, whatever was drawn before.
@@ -81,16 +85,16 @@ class Batches:
             feeds = {name: augment(x, self._kinds, rng, channel_axis(x.shape)) for name, x in feeds.items()}
         return tensors(feeds), chosen
 
-    def looked_at(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the samples that are looked at, in batches."""
-        for start in range(0, len(self.watched), self.size):
-            yield tensors(self.feeds(self.watched[start : start + self.size]))
+    def for_validation(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the validation samples in batches."""
+        for start in range(0, len(self.validation), self.size):
+            yield tensors(self.feeds(self.validation[start : start + self.size]))
 
-    def feeds(self, numbers: IntArray) -> Feeds:
+    def feeds(self, indices: IntArray) -> Feeds:
         """Return samples, preprocessed."""
         if self._kept is not None:
-            return {name: value[numbers] for name, value in self._kept.items()}
-        return self._data.take(numbers).rows(0, len(numbers))
+            return {name: value[indices] for name, value in self._kept.items()}
+        return self._data.take(indices).rows(0, len(indices))
 
     def _shuffled(self, epoch: int) -> IntArray:
         return np.random.default_rng((self._seed, 0, epoch)).permutation(self.fitted)
@@ -98,33 +102,17 @@ class Batches:
 
 def _fixed_batch(data: Data) -> int | None:
     """Return the size that all batches must have; None where any will do."""
+    hint = "leave the training out, or export with the batch as the first axis of every input"
     for spec in data.inputs:
         if not spec.shape:
-            raise ModelError(
-                f"input {spec.name} has no batch axis",
-                why="samples cannot be fed in batches",
-                hint="leave the training out, or export with the batch as the first axis of every input",
-            )
+            raise ModelError(f"input {spec.name} has no batch axis", why="samples cannot be fed in batches", hint=hint)
     sizes = {spec.name: spec.shape[0] for spec in data.inputs if spec.shape[0] is not None}
     if len(set(sizes.values())) > 1:
-        raise ModelError(
-            "the inputs have different batches",
-            why=", ".join(f"{name} takes {size}" for name, size in sizes.items()),
-            hint="leave the training out, or export with the batch as the first axis of every input",
-        )
+        why = ", ".join(f"{name} takes {size}" for name, size in sizes.items())
+        raise ModelError("the inputs have different batches", why=why, hint=hint)
     return next(iter(sizes.values()), None)
 
 
 def tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
     """Return arrays as tensors, of types that torch computes with."""
     return {name: torch.from_numpy(np.ascontiguousarray(widened(value))) for name, value in feeds.items()}
-
-
-@contextmanager
-def evaluating(executor: Executor) -> Iterator[None]:
-    """Run with the running statistics of BatchNormalization, and leave them alone."""
-    was, executor.training = executor.training, False
-    try:
-        yield
-    finally:
-        executor.training = was

@@ -1,12 +1,11 @@
-"""Run an ONNX graph in torch: differentiable, and with weights that are written back under the names they came from.
+"""Run an ONNX graph in torch: differentiable, with weights that are written back under their names.
 
-Nothing is converted: the graph stays what it is, and each of its nodes is bound once to a function of torch (`operators`). A table of
-our own, because onnx2torch, the library that would serve, refuses the opsets that torch's present exporter writes.
+Each node is bound once to a function of torch (`operators`). onnx2torch refuses the opsets that torch's present exporter writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.model import Model, is_float
+from onnxprune.metrics.outputs import Outputs
 from onnxprune.torch_backend import operators
 from onnxprune.torch_backend.fusion import wholes
 from onnxprune.torch_backend.operators import Node, Run
@@ -26,7 +26,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class _Step:
-    """One bound node: slots of what it takes (-1: nothing) and gives, inputs that it reads as numbers, and slots that nobody needs afterwards."""
+    """One bound node: slots of its inputs (-1: absent) and outputs, inputs that are read as numbers, and slots that are freed after it."""
 
     n: int
     label: str
@@ -44,11 +44,11 @@ class Executor:
     Half precision is computed in single precision, with weights that are rounded when they are written back.
 
     Attributes:
-        model: what is run.
-        weights: the tensors that can be trained, by name of their initializer: leaves that require gradients; weights, biases, and
-            the scales of normalisations. Everything else, such as running statistics or the bounds of a Clip, is a constant.
-        device: where it runs.
-        training: whether BatchNormalization that was not folded takes the statistics of the batch, and keeps running ones.
+        model: the model that is run.
+        weights: leaves that require gradients, by name of their initializer: weights, biases, and scales of normalizations.
+        buffers: running statistics, by name of their initializer, which a BatchNormalization updates in training mode.
+        device: of torch.
+        training: whether a BatchNormalization that was not folded uses the statistics of the batch, and updates the running ones.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Executor:
         *,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
-        trained: Callable[[str], bool] | None = None,
+        trained: bool = True,
     ) -> None:
         """Bind every node.
 
@@ -65,10 +65,10 @@ class Executor:
             model: as loaded, or as pruned.
             device: of torch: cpu, cuda, mps.
             channels_last: whether 4-D activations are laid out with their channels innermost, which convolutions prefer.
-            trained: says by name which of the weights are to be trained; all of them when None.
+            trained: whether the weights are to be trained; else they are constants.
 
         Raises:
-            ModelError: an operator without a function, named with its node.
+            ModelError: an operator that training does not support, named with its node.
         """
         self.model = model
         self.device = torch.device(device)
@@ -76,7 +76,6 @@ class Executor:
         self.training = False
         self.weights: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
-        """Running statistics that a BatchNormalization changes while training, by name of their initializer."""
         graph = model.graph
         self._slots: dict[str, int] = {}
         self._values: dict[int, Tensor] = {}
@@ -86,7 +85,7 @@ class Executor:
         for node in graph.nodes:
             for i, tensor in enumerate(node.inputs):
                 if isinstance(tensor, gs.Constant) and tensor.name not in self._slots:
-                    self._hold(tensor, tensor.name in wanted and (trained is None or trained(tensor.name)))
+                    self._hold(tensor, trained and tensor.name in wanted)
                 if isinstance(tensor, gs.Constant) and i in operators.UPDATED.get(node.op, ()):
                     self.buffers[tensor.name] = self._values[self._slot(tensor.name)]
         for value in graph.outputs:
@@ -106,10 +105,10 @@ class Executor:
         Args:
             feeds: a tensor per input of the model.
             wanted: names of activations to return beside the outputs.
-            masks: what to multiply an input with on its way into a node, by number of the node and of its input.
+            masks: factors of the inputs of nodes, by number of the node and of its input.
 
         Returns:
-            Outputs, and what was wanted, by name.
+            Outputs and wanted activations, by name.
 
         Raises:
             DataError: an input without a tensor.
@@ -126,7 +125,7 @@ class Executor:
         masked: dict[int, list[tuple[int, Tensor]]] = {}
         for (n, i), mask in (masks or {}).items():
             masked.setdefault(n, []).append((i, mask))
-        # what is within a whole can be neither masked nor returned
+        # a tensor within fused nodes can be neither masked nor returned
         whole = masked.keys().isdisjoint(self._parts) and kept.isdisjoint(self._hidden)
         for step in self._fused if whole else self._steps:
             inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
@@ -156,6 +155,16 @@ class Executor:
         found = ((name, values[self._slots[name]]) for name in asked)
         return {name: value for name, value in found if value is not None}
 
+    def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
+        """Return the outputs as arrays, without gradients, and with the running statistics of BatchNormalization."""
+        was, self.training = self.training, False
+        try:
+            with torch.no_grad():
+                found = self(feeds)
+        finally:
+            self.training = was
+        return [found[value.name].to("cpu").numpy() for value in self.model.graph.outputs]
+
     def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
         """Return the label of the first node that gives a value that is not finite; empty where none does."""
         names = [tensor.name for node in self.model.graph.nodes for tensor in node.outputs if tensor.name]
@@ -171,7 +180,7 @@ class Executor:
     def written(
         self, weights: Mapping[str, Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
     ) -> Model:
-        """Return the model with the weights as they are now, or with those given; constants stay as they are, to the bit."""
+        """Return the model with its present weights and statistics, or with those given; constants keep their bits."""
         model = self.model.copy()
         tensors = model.graph.tensors()
         found = {**(self.buffers if buffers is None else buffers), **(self.weights if weights is None else weights)}
@@ -211,7 +220,7 @@ class Executor:
         return self._with_ends(steps)
 
     def _joined(self) -> tuple[list[_Step], set[int], set[int]]:
-        """Return the steps with several nodes in one, the numbers of these nodes, and the slots of what is no longer made."""
+        """Return the steps with fused nodes, the numbers of these nodes, and the slots of tensors within them."""
         steps, parts, hidden = dict(enumerate(self._steps)), set[int](), set[int]()
         for whole in wholes(self.model.graph):
             *inner, last = whole.nodes
@@ -223,7 +232,7 @@ class Executor:
         return self._with_ends(list(steps.values())), parts, hidden
 
     def _with_ends(self, steps: Sequence[_Step]) -> list[_Step]:
-        """Note at each step which values nobody needs after it."""
+        """Note at each step the values that are not read after it."""
         results = {self._slots[value.name] for value in self.model.graph.outputs}
         last = {slot: step.n for step in steps for slot in (*step.inputs, *step.outputs)}
         done: dict[int, list[int]] = {}
@@ -238,16 +247,15 @@ class Executor:
         return value.to(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
 
     def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
-        """Bring what a node takes to one device, but for what it reads as numbers: shapes are computed on the host."""
+        """Move the inputs of a node to one device, except those that are read as numbers: shapes are computed on the host."""
         if not any(x is not None and x.device.type != "cpu" for x in inputs):
             return inputs
         return [x if x is None or i in host else x.to(self.device) for i, x in enumerate(inputs)]
 
 
 def _trainable(graph: gs.Graph) -> set[str]:
-    """Return the names of float constants that every one of their readers takes as a weight."""
-    found: set[str] = set()
-    other: set[str] = set()
+    """Return the names of float constants that are weights of all of their readers."""
+    found, other = set[str](), set[str]()
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant):

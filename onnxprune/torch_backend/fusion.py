@@ -1,7 +1,7 @@
 """Nodes that together are one function of torch.
 
 Exporters take some layers apart: SiLU becomes a sigmoid and a product, GELU five nodes, a linear layer a product and a sum. In torch each
-part reads and keeps what the last one wrote, so that a step with the parts takes longer than one with the whole.
+part keeps its input for the gradient, so that the parts are slower than the whole.
 """
 
 from __future__ import annotations
@@ -17,19 +17,13 @@ from torch.nn import functional
 from onnxprune.torch_backend.operators import Run
 
 Found = tuple[list[gs.Node], list[gs.Tensor], Run]
-"""Nodes that a whole is made of, what it takes, and what it does."""
+"""Nodes, inputs, and the function in place of the nodes."""
 CLOSE = 1e-6
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A function in place of several nodes.
-
-    Attributes:
-        nodes: their numbers, ascending; the last one makes the result.
-        inputs: what it takes.
-        run: what it does.
-    """
+    """A function in place of several nodes, whose numbers ascend; the last one makes the result."""
 
     nodes: tuple[int, ...]
     inputs: tuple[gs.Tensor, ...]
@@ -37,7 +31,7 @@ class Whole:
 
 
 def wholes(graph: gs.Graph) -> Iterator[Whole]:
-    """Find them; nothing within one is read from outside, or an output."""
+    """Yield the functions in place of several nodes; no tensor within one is read from outside, or an output."""
     numbers = {id(node): n for n, node in enumerate(graph.nodes)}
     results = {value.name for value in graph.outputs}
     taken: set[int] = set()
@@ -63,13 +57,10 @@ def silu(node: gs.Node) -> Found | None:
 
 
 def hard_swish(node: gs.Node) -> Found | None:
-    """Match x HardSigmoid(x), where this is that of torch."""
+    """Match x HardSigmoid(x) with the slope of torch's."""
     found = _gated(node, "HardSigmoid", functional.hardswish)
-    if found is None:
-        return None
-    gate = found[0][0].attrs
-    usual = abs(gate.get("alpha", 0.2) - 1 / 6) < CLOSE and gate.get("beta", 0.5) == 0.5
-    return found if usual else None
+    gate = found[0][0].attrs if found else {}
+    return found if abs(gate.get("alpha", 0.2) - 1 / 6) < CLOSE and gate.get("beta", 0.5) == 0.5 else None
 
 
 def _gated(node: gs.Node, op: str, run: Run) -> Found | None:
@@ -128,18 +119,15 @@ def _both(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor]]:
 
 
 def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
-    """Return the node that makes a tensor, if it is of this operator."""
+    """Return the node that makes a tensor, if it has this operator."""
     found = tensor.inputs[0] if isinstance(tensor, gs.Variable) and tensor.inputs else None
     return found if found is not None and found.op == op and not found.domain else None
 
 
 def _number(tensor: gs.Tensor) -> float | None:
-    """Return what a constant of one element holds."""
-    return (
-        float(np.asarray(tensor.values).reshape(()))
-        if isinstance(tensor, gs.Constant) and math.prod(tensor.shape) == 1
-        else None
-    )
+    """Return the value of a constant of one element."""
+    single = isinstance(tensor, gs.Constant) and math.prod(tensor.shape) == 1
+    return float(np.asarray(tensor.values).reshape(())) if single else None
 
 
 PATTERNS = {"Add": (linear,), "Mul": (silu, hard_swish, gelu)}

@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, differentiably, and from labels."""
+"""Differentiable distances of a student from its teacher, and from labels."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch.nn import functional
 
 from onnxprune.types import IntArray
 
+FeaturePositions = Mapping[str, tuple[int, IntArray | None]]
+"""Activations by name: axis of the channels, and the positions of the student's channels in the teacher (None: all)."""
 LEAST = 1e-12
-"""Probability that a probability counts as at least."""
+"""Lower bound of a probability, before its logarithm."""
 QUIET = 1e-12
-"""Variance that an output has at least."""
+"""Lower bound of the variance of an output."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """What distillation minimises at the outputs.
+    """The loss of distillation at the outputs.
 
     For a classifier T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
-    the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients), for any other output the squared error as a
-    share of the teacher's variance, mean over outputs: what `onnxprune.metrics.outputs.output_divergence` measures. Outputs beside the one that
-    classifies count with their squared errors, too. Variances are those of the outputs that `of` saw, so that the distance of a batch
-    is the mean of those of its parts.
+    the Knowledge in a Neural Network ", section 2 ; T ^ 2 keeps the size of the gradients) ; for all other outputs the squared error as a
+    share of the teacher ' s variance, mean over outputs.At T = 1 that is ` onnxprune.metrics.outputs.output_divergence `.Variances are those of the
+    outputs that ` of ` saw, so that the distance of a batch is the mean of the distances of its parts.
 
     Attributes:
-        classes: position of the output that classifies; None: there is none.
-        probabilities: whether that output is one already, which is then taken back to its logarithm.
+        classes: index of the output with class scores; None: there is none.
+        probabilities: whether these are probabilities, whose logarithm is taken.
         temperature: T.
-        variances: of each other output that can be learned, by its position.
+        variances: of each other output that can be learned, by its index.
     """
 
     classes: int | None
@@ -41,7 +42,7 @@ class Distance:
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor], temperature: float = 1.0) -> Distance:
-        """Look at outputs of the teacher to tell what they are; integers are nothing that can be learned."""
+        """Classify the outputs of the teacher; integers cannot be learned."""
         classes = next((i for i, output in enumerate(outputs) if scores(output) is not None), None)
         unit = classes is not None and are_probabilities(outputs[classes])
         learned = [i for i, output in enumerate(outputs) if output.is_floating_point() and output.numel()]
@@ -63,7 +64,7 @@ class Distance:
         return divergence if others is None else divergence + others
 
     def beside(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor | None:
-        """Return the mean of the squared errors of all outputs but the one that classifies; None where there are no others."""
+        """Return the mean of the squared errors of the outputs without class scores; None where there are none."""
         parts = [error(student[i], teacher[i], size) for i, size in self.variances.items()]
         return torch.stack(parts).mean() if parts else None
 
@@ -75,25 +76,16 @@ class Distance:
         flat = flat.float()
         return flat.clamp_min(LEAST).log() if self.probabilities else flat
 
-    def labelled(self, student: Sequence[Tensor], labels: Tensor, smoothing: float) -> Tensor:
+    def cross_entropy(self, student: Sequence[Tensor], labels: Tensor, smoothing: float) -> Tensor:
         """Return the cross-entropy to labels, smoothed as Szegedy et al., 2016, "Rethinking the Inception Architecture", section 7."""
         return functional.cross_entropy(self.logits(student), labels, label_smoothing=smoothing)
 
 
 class Features:
-    """The squared error of activations, each as a share of the teacher's variance, mean over activations.
+    """The squared error of activations, as a share of the teacher's variance, mean over activations."""
 
-    Attributes:
-        names: of the activations.
-    """
-
-    def __init__(self, features: Mapping[str, tuple[int, IntArray | None]], teacher: Mapping[str, Tensor]) -> None:
-        """Note what the teacher has.
-
-        Args:
-            features: axis of the channels of each activation, and positions of those in the teacher that the student has (None: all).
-            teacher: activations of the teacher for some samples, whose variances are taken.
-        """
+    def __init__(self, features: FeaturePositions, teacher: Mapping[str, Tensor]) -> None:
+        """Take the variances of activations of the teacher, for some samples."""
         self.names = tuple(features)
         self._axes = {name: axis for name, (axis, _) in features.items()}
         self._positions = {
@@ -132,12 +124,12 @@ def scores(output: Tensor) -> Tensor | None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether there is neither NaN nor infinity in any of the tensors."""
+    """Tell whether no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Tell whether the rows of the output of a classifier are probabilities already, as `onnxprune.metrics.outputs.log_probabilities` does."""
+    """Tell whether the rows of class scores are probabilities, as `onnxprune.metrics.outputs.log_probabilities` does."""
     flat = scores(output)
     assert flat is not None
     total = flat.float().sum(1)

@@ -1,53 +1,55 @@
-"""Hold torch against onnxruntime before anything is trained."""
+"""Compare the executor with onnxruntime before anything is trained."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
-import torch
 
-from onnxprune.data.dataset import Array, Feeds
+from onnxprune.data.dataset import Feeds
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model, tensors_of
-from onnxprune.metrics.outputs import ROUNDING_FACTOR, Outputs, jittered, relative_difference
+from onnxprune.metrics.outputs import (
+    INPUT_SCALES,
+    ROUNDING_FACTOR,
+    TOLERANCE,
+    Outputs,
+    jittered,
+    largest_difference,
+    scaled,
+)
 from onnxprune.runtime.session import run_batch
-from onnxprune.torch_backend.batches import evaluating, tensors
+from onnxprune.torch_backend.batches import tensors
 from onnxprune.torch_backend.executor import Executor
 
-TOLERANCE = 1e-4
-"""Difference that is let pass, as a share of the range of an output."""
 HALF_TOLERANCE = 1e-2
-"""The same where onnxruntime rounds to half precision, which the executor does not."""
+"""Largest difference where onnxruntime rounds to half precision, which the executor does not."""
 HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-INPUT_SCALES = (1.0, 0.1, 0.01)
-"""What samples are multiplied with in turn, until one tells."""
 
 
 def check(executor: Executor, feeds: Feeds) -> str:
-    """Run samples in both, and compare the outputs.
+    """Run samples in torch and in onnxruntime, and compare the floating point outputs.
 
-    Networks that amplify rounding can differ by more than the tolerance though both are right: a difference of no more than
-    `ROUNDING_FACTOR` times what a jitter of the last bits of the inputs does is put down to that, and the comparison is made again on
-    smaller inputs.
+    As in `onnxprune.verify.prove`, a difference of up to `ROUNDING_FACTOR` times what a jitter of the inputs does is put down
+    to rounding, and the comparison is repeated on smaller inputs.
 
     Returns:
-        A note where no comparison told: all differences were within what rounding does, but beyond the tolerance. Else nothing.
+        A note where all differences were beyond the tolerance, though within what rounding does; else an empty text.
 
     Raises:
-        ModelError: they differ, or one of the two does not run the model.
+        ModelError: the outputs differ, or one of the two does not run the model.
     """
     model = executor.model
     session = model.session(optimise=False)
     tolerance = HALF_TOLERANCE if _is_rounded(model) else TOLERANCE
     worst = 0.0
     for scale in INPUT_SCALES:
-        scaled = {name: _scaled(value, scale) for name, value in feeds.items()}
-        expected = run_batch(session, scaled)
-        difference = _worst(expected, _outputs(executor, scaled))
+        inputs = scaled(feeds, scale)
+        expected = run_batch(session, inputs)
+        difference = _difference(expected, executor.outputs(tensors(inputs)))
         if difference <= tolerance:
             return ""
         worst = max(worst, difference)
-        rounding = _worst(expected, run_batch(session, {name: jittered(x, 0) for name, x in scaled.items()}))
+        rounding = _difference(expected, run_batch(session, jittered(inputs, 0)))
         if difference > ROUNDING_FACTOR * rounding:
             raise ModelError(
                 "torch and onnxruntime do not agree on this model",
@@ -68,17 +70,6 @@ def _is_rounded(model: Model) -> bool:
     return not HALVES.isdisjoint([*types, *casts])
 
 
-def _outputs(executor: Executor, feeds: Feeds) -> Outputs:
-    with evaluating(executor), torch.no_grad():
-        found = executor(tensors(feeds))
-    return [found[value.name].to("cpu").numpy() for value in executor.model.graph.outputs]
-
-
-def _worst(expected: Outputs, found: Outputs) -> float:
-    """Return the largest difference of any floating point output."""
-    pairs = ((np.asarray(a), np.asarray(b)) for a, b in zip(expected, found, strict=True))
-    return max((relative_difference(a, b.astype(a.dtype)) for a, b in pairs if a.dtype.kind == "f"), default=0.0)
-
-
-def _scaled(value: Array, scale: float) -> Array:
-    return value if value.dtype.kind != "f" else (value * scale).astype(value.dtype)
+def _difference(expected: Outputs, found: Outputs) -> float:
+    pairs = [(a, b.astype(a.dtype)) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"]
+    return largest_difference([a for a, _ in pairs], [b for _, b in pairs])

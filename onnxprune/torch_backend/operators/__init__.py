@@ -6,10 +6,12 @@ one per input (None: absent).
 
 from __future__ import annotations
 
+import functools
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from onnxprune.graph.operators import OPERATORS, spec_of
 from onnxprune.torch_backend.operators import (
@@ -30,8 +32,11 @@ from onnxprune.torch_backend.operators.reductions import argument, norm, reducti
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
+
 __all__ = ["TORCH_FUNCTIONS", "UPDATED", "Binder", "Node", "Run", "bind", "is_weight"]
 
+SELU = (1.67326319217681884765625, 1.05070102214813232421875)
+"""alpha and gamma by default."""
 TORCH_FUNCTIONS: dict[str, Binder] = {
     **{op: direct(attrgetter(spec.torch)(torch)) for op, spec in OPERATORS.items() if spec.torch},
     "ArgMax": argument(torch.argmax),
@@ -40,9 +45,9 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "BatchNormalization": norms.batch_normalization,
     "Cast": shapes.cast,
     "CastLike": direct(lambda x, like: x.to(like.dtype)),
-    "Celu": plain(elementwise.celu),
+    "Celu": plain(lambda x, *, alpha=1.0: functional.celu(x, alpha)),
     "Clip": elementwise.clip,
-    "Concat": plain(movement.concat),
+    "Concat": plain(lambda *tensors, axis=1: torch.cat(tensors, axis)),
     "Constant": shapes.constant,
     "ConstantOfShape": plain(shapes.constant_of_shape, shape=0),
     "Conv": layers.conv,
@@ -52,32 +57,34 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "DequantizeLinear": qdq.dequantize,
     "Div": direct(elementwise.div),
     "Dropout": elementwise.dropout,
-    "Einsum": plain(layers.einsum),
-    "Elu": plain(elementwise.elu),
+    "Einsum": plain(lambda *tensors, equation: torch.einsum(equation, *tensors)),
+    "Elu": plain(lambda x, *, alpha=1.0: functional.elu(x, alpha)),
     "Expand": plain(movement.expand, shape=1),
     "Flatten": plain(movement.flatten),
     "Gather": movement.gather,
     "GatherElements": plain(movement.gather_elements),
     "GatherND": movement.gather_nd,
-    "Gelu": plain(elementwise.gelu),
+    "Gelu": plain(lambda x, *, approximate="none": functional.gelu(x, approximate=approximate)),
     "Gemm": layers.gemm,
-    "GlobalAveragePool": direct(pools.global_average_pool),
-    "GlobalMaxPool": direct(pools.global_max_pool),
+    "GlobalAveragePool": direct(lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True)),
+    "GlobalMaxPool": direct(lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True)),
     "GroupNormalization": plain(norms.group_normalization),
     "HardSigmoid": elementwise.hard_sigmoid,
     "Identity": direct(elementwise.identity),
-    "InstanceNormalization": plain(norms.instance_normalization),
+    "InstanceNormalization": plain(
+        lambda x, scale, bias, *, epsilon=1e-5: torch.group_norm(x, x.shape[1], scale, bias, epsilon)
+    ),
     "IsInf": elementwise.is_inf,
     "LRN": plain(norms.local_response_normalization),
     "LayerNormalization": plain(norms.layer_normalization),
-    "LeakyRelu": plain(elementwise.leaky_relu),
+    "LeakyRelu": plain(lambda x, *, alpha=0.01: functional.leaky_relu(x, alpha)),
     "LogSoftmax": softmax(torch.log_softmax),
     "LpNormalization": plain(norms.lp_normalization),
     "Max": variadic(torch.maximum),
     "MaxPool": pools.max_pool,
-    "Mean": direct(elementwise.mean),
+    "Mean": direct(lambda *tensors: functools.reduce(torch.add, tensors) / len(tensors)),
     "Min": variadic(torch.minimum),
-    "Mod": plain(elementwise.mod),
+    "Mod": plain(lambda a, b, *, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b)),
     "NonZero": direct(lambda x: torch.nonzero(x).t()),
     "PRelu": direct(elementwise.prelu),
     "Pad": plain(movement.pad, pads=1, value=2, axes=3),
@@ -100,22 +107,22 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Scatter": movement.scatter_elements,
     "ScatterElements": movement.scatter_elements,
     "ScatterND": movement.scatter_nd,
-    "Selu": plain(elementwise.selu),
-    "Shape": plain(shapes.shape),
-    "Shrink": plain(elementwise.shrink),
+    "Selu": plain(lambda x, *, alpha=SELU[0], gamma=SELU[1]: gamma * functional.elu(x, alpha)),
+    "Shape": plain(lambda x, *, start=0, end=None: torch.tensor(x.shape[start:end], dtype=torch.int64)),
+    "Shrink": plain(lambda x, *, lambd=0.5, bias=0.0: torch.where(x.abs() > lambd, x - bias * x.sign(), 0)),
     "Size": direct(lambda x: torch.tensor(x.numel(), dtype=torch.int64)),
     "Slice": plain(movement.slice_, starts=1, ends=2, axes=3, steps=4),
     "Softmax": softmax(torch.softmax),
     "SpaceToDepth": plain(movement.space_to_depth),
     "Split": movement.split,
-    "Squeeze": plain(movement.squeeze, axes=1),
+    "Squeeze": plain(lambda x, *, axes: x.squeeze() if axes is None else x.squeeze(axes), axes=1),
     "Sum": variadic(torch.add),
-    "Swish": plain(elementwise.swish),
-    "ThresholdedRelu": plain(elementwise.thresholded_relu),
-    "Tile": plain(movement.tile, repeats=1),
+    "Swish": plain(lambda x, *, alpha=1.0: functional.silu(alpha * x) / alpha),
+    "ThresholdedRelu": plain(lambda x, *, alpha=1.0: functional.threshold(x, alpha, 0.0)),
+    "Tile": plain(lambda x, *, repeats: x.repeat(repeats), repeats=1),
     "TopK": plain(reductions.top_k, k=1),
-    "Transpose": plain(movement.transpose),
-    "Trilu": plain(movement.trilu, k=1),
+    "Transpose": plain(lambda x, *, perm=None: x.permute(perm or tuple(range(x.ndim))[::-1])),
+    "Trilu": plain(lambda x, *, k, upper=1: (torch.triu if upper else torch.tril)(x, (k or [0])[0]), k=1),
     "Unsqueeze": plain(movement.unsqueeze, axes=1),
     "Upsample": resize.resize,
 }

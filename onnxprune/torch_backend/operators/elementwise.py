@@ -51,11 +51,6 @@ def div(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
-def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
-    """The sign is that of the divisor, with fmod that of the dividend."""
-    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
-
-
 def power(node: Node) -> Run:
     """The result has the type of the base."""
     constant = node.constant(1)
@@ -63,11 +58,6 @@ def power(node: Node) -> Run:
         return lambda x, y: torch.pow(x, y).to(x.dtype)
     exponent = constant.item()
     return lambda x, _: x * x if exponent == 2 else torch.pow(x, exponent).to(x.dtype)
-
-
-def mean(*tensors: Tensor) -> Tensor:
-    """Return the mean of one tensor or more."""
-    return functools.reduce(torch.add, tensors) / len(tensors)
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -84,46 +74,6 @@ def hard_sigmoid(node: Node) -> Run:
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:  # that of torch; float32 knows a sixth no better
         return functional.hardsigmoid
     return lambda x: functional.hardtanh(alpha * x + beta, 0.0, 1.0)
-
-
-def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
-    """Return alpha x below zero."""
-    return functional.leaky_relu(x, alpha)
-
-
-def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return alpha (e^x - 1) below zero."""
-    return functional.elu(x, alpha)
-
-
-def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return alpha (e^(x / alpha) - 1) below zero."""
-    return functional.celu(x, alpha)
-
-
-def selu(x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Tensor:
-    """Return gamma (alpha e^x - alpha) below zero, gamma x above."""
-    return gamma * functional.elu(x, alpha)
-
-
-def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return x sigmoid(alpha x)."""
-    return functional.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
-
-
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Exact, or by tanh."""
-    return functional.gelu(x, approximate=approximate)
-
-
-def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return zero up to alpha, x above."""
-    return functional.threshold(x, alpha, 0.0)
-
-
-def shrink(x: Tensor, *, lambd: float = 0.5, bias: float = 0.0) -> Tensor:
-    """Move x towards zero by the bias, to zero within lambd."""
-    return torch.where(x.abs() > lambd, x - bias * x.sign(), torch.zeros_like(x))
 
 
 def is_inf(node: Node) -> Run:

@@ -79,8 +79,3 @@ def gemm(node: Node) -> Run:
         return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
     return run
-
-
-def einsum(*tensors: Tensor, equation: str) -> Tensor:
-    """The same notation in both."""
-    return torch.einsum(equation, *tensors)

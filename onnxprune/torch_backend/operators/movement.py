@@ -25,11 +25,6 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return x.reshape(math.prod(x.shape[:cut]), math.prod(x.shape[cut:]))
 
 
-def squeeze(x: Tensor, *, axes: list[int] | None) -> Tensor:
-    """Remove some axes of one element, or all of them."""
-    return x.squeeze() if axes is None else x.squeeze(axes)
-
-
 def unsqueeze(x: Tensor, *, axes: Ints) -> Tensor:
     """Axes count in the result."""
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
@@ -37,25 +32,10 @@ def unsqueeze(x: Tensor, *, axes: Ints) -> Tensor:
     return x
 
 
-def transpose(x: Tensor, *, perm: list[int] | None = None) -> Tensor:
-    """Axes are reversed where no order is given."""
-    return x.permute(perm or list(reversed(range(x.ndim))))
-
-
-def concat(*tensors: Tensor, axis: int = 1) -> Tensor:
-    """Join tensors along an axis."""
-    return torch.cat(tensors, axis)
-
-
 def expand(x: Tensor, *, shape: Ints) -> Tensor:
     """Broadcast both ways."""
     sizes: torch.Size = torch.broadcast_shapes(tuple(x.shape), tuple(shape))  # type: ignore[no-untyped-call]
     return x.expand(sizes)
-
-
-def tile(x: Tensor, *, repeats: Ints) -> Tensor:
-    """Repeat along each axis."""
-    return x.repeat(repeats)
 
 
 def split(node: Node) -> Run:
@@ -108,11 +88,6 @@ def _continued(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tens
         period = max(1, 2 * (size - 1))
         at = torch.minimum(at % period, period - at % period)
     return x.index_select(axis, at)
-
-
-def trilu(x: Tensor, *, k: Ints | None, upper: int = 1) -> Tensor:
-    """Keep one triangle of a matrix."""
-    return (torch.triu if upper else torch.tril)(x, (k or [0])[0])
 
 
 def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:

@@ -18,11 +18,6 @@ def batch_normalization(node: Node) -> Run:
     )
 
 
-def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    """Each channel of each sample by itself."""
-    return torch.group_norm(x, x.shape[1], scale, bias, epsilon)
-
-
 def group_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5) -> Tensor:
     """Scale and bias are per group before opset 21, per channel since."""
     times = x.shape[1] // scale.numel()

@@ -56,13 +56,3 @@ def average_pool(node: Node) -> Run:
         return MEANS[n](pad(x, before, reach), kernel, strides) / MEANS[n](counted, kernel, strides)
 
     return run
-
-
-def global_average_pool(x: Tensor) -> Tensor:
-    """Return the mean of each channel."""
-    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
-
-
-def global_max_pool(x: Tensor) -> Tensor:
-    """Return the maximum of each channel."""
-    return x.amax(tuple(range(2, x.ndim)), keepdim=True)

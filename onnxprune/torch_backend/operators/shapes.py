@@ -48,11 +48,6 @@ def constant_of_shape(*, shape: Sequence[int], value: Any = None) -> Tensor:
     return number.reshape(()).expand(shape).clone()
 
 
-def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
-    """Return the sizes from one axis to another."""
-    return torch.tensor(x.shape[start:end], dtype=torch.int64)
-
-
 def arange(node: Node) -> Run:
     """Start, limit and step."""
     node.host.update(range(3))
