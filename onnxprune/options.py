@@ -43,7 +43,7 @@ QUANTITIES = ("flops", "params", "size", "memory", "latency")
 MEASURED = ("size", "memory", "latency")
 """Quantities that are predicted while channels are chosen, and then measured of the result."""
 PRESETS = ("unit", "imagenet", "tf")
-"""Names of ways to scale images; `onnxprune.data` has what they mean."""
+"""Names of ways to scale images; `onnxprune.data.dataset` has what they mean."""
 LEAST_MEMORY = 64e6
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}

@@ -16,17 +16,19 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
-from onnxprune import fidelity, runtime
-from onnxprune import model as models_
-from onnxprune.channels.ops import RULES
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
+from onnxprune.graph.operators import RULES
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.torch_backend import operators
+from onnxprune.torch_backend.executor import Executor
 
 torch = pytest.importorskip("torch")
-from onnxprune.torch_backend import operators  # noqa: E402 (torch may be missing)
-from onnxprune.torch_backend.executor import Executor  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4
@@ -49,15 +51,15 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
     """Return how far torch is from onnxruntime without optimisations, as a share of the range of an output."""
     names = {value.name for value in model.graph.inputs}
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in source.graph.input if v.name in names]))
-    feeds = runtime.random_feeds(bare, runtime.concrete_shapes(bare, 2, known=known), seed)
-    expected = runtime.run(runtime.session(source, optimise=False, threads=1), feeds)
+    feeds = random_feeds(bare, concrete_shapes(bare, 2, known=known), seed)
+    expected = run_batch(open_session(source, optimise=False, threads=1), feeds)
     with torch.no_grad():
         found = Executor(model)({name: torch.from_numpy(value) for name, value in feeds.items()})
     pairs = [
         (a, found[value.name].numpy().astype(np.float16) if a.dtype == np.float16 else found[value.name].numpy())
         for a, value in zip(expected, source.graph.output, strict=True)
     ]
-    return max(fidelity.relative_difference(a, b) for a, b in pairs)
+    return max(relative_difference(a, b) for a, b in pairs)
 
 
 def is_rounded(source: onnx.ModelProto) -> bool:
@@ -131,7 +133,7 @@ def test_drawn_models(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_reference_models(models: Path, name: str) -> None:
-    model = models_.load(models / f"{name}.onnx")
+    model = io.load(models / f"{name}.onnx")
     assert difference(model, model.to_proto()) <= TOLERANCE
 
 
@@ -525,7 +527,7 @@ def test_steps_are_those_of_the_network_in_torch(training: bool, channels_last: 
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_nothing_trained_is_nothing_changed(models: Path, name: str) -> None:
-    model = models_.load(models / f"{name}.onnx")
+    model = io.load(models / f"{name}.onnx")
     executor = Executor(model)
     assert executor.written().to_proto().SerializeToString() == model.to_proto().SerializeToString()
     (some, *_), given = executor.weights, dict(executor.weights)

@@ -18,19 +18,22 @@ import pytest
 from graphs import Builder, load
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
-from onnxprune.data import Data, inputs_of, load_data
+from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
-from onnxprune.model import Model, save
+from onnxprune.graph.io import save
+from onnxprune.graph.model import Model
+from onnxprune.metrics import outputs as metrics
+from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound, Training
-from onnxprune.pruning import rewrite
+from onnxprune.runtime.session import run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.torch_backend.batches import Batches
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.training import checkpoint
+from onnxprune.training.distill import Setting, TrainingResult, distill
 
 torch = pytest.importorskip("torch")
-from onnxprune.torch_backend.batches import Batches  # noqa: E402
-from onnxprune.torch_backend.executor import Executor  # noqa: E402
-from onnxprune.training import checkpoint  # noqa: E402
-from onnxprune.training.distill import Setting, TrainingResult, distill  # noqa: E402
 
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]
@@ -90,7 +93,7 @@ def stored(model: Model, path: Path | None = None) -> dict[str, Array]:
 
 
 def outputs(model: Model, x: Array) -> list[Array]:
-    return runtime.run(model.session(optimise=False), {"x": x})
+    return run_batch(model.session(optimise=False), {"x": x})
 
 
 def finetune(
@@ -133,8 +136,7 @@ def test_distillation_brings_a_disturbed_model_back(optimizer: str, schedule: st
     fresh = samples(100, 99)
     teacher = load(classifier())
     before, after = (
-        fidelity.divergence(outputs(teacher, fresh), outputs(model, fresh))
-        for model in (disturbed(teacher), tuned.model)
+        output_divergence(outputs(teacher, fresh), outputs(model, fresh)) for model in (disturbed(teacher), tuned.model)
     )
     assert after < 0.3 * before
 
@@ -240,7 +242,7 @@ def test_labels_are_learned_where_there_are_some() -> None:
     def top1(labels: float | None) -> float:
         tuned = finetune(teacher, teacher, data, replace(training, labels=labels))
         assert tuned.validations[0].top1 == 0
-        return fidelity.accuracy(outputs(tuned.model, x), data.labels)["top1"]  # type: ignore[arg-type]
+        return classification_accuracy(outputs(tuned.model, x), data.labels)["top1"]  # type: ignore[arg-type]
 
     assert top1(1.0) > 60
     assert top1(0.0) == 0
@@ -475,7 +477,7 @@ def test_a_rate_that_destroys_leaves_the_best_weights() -> None:
     teacher = load(classifier())
     data = data_for(teacher)
     watched = samples()[Batches(data, SHORT, 0, 1e9).validation]
-    found = fidelity.divergence(outputs(teacher, watched), outputs(tuned.model, watched))
+    found = output_divergence(outputs(teacher, watched), outputs(tuned.model, watched))
     assert found == pytest.approx(best.divergence, rel=1e-3)
 
 
@@ -530,7 +532,7 @@ def test_the_running_mean_is_what_is_validated_and_written() -> None:
     assert [each.divergence for each in plain.validations[1:]] != [each.divergence for each in mean.validations[1:]]
     teacher = load(classifier())
     watched = samples()[Batches(data_for(teacher), SHORT, 0, 1e9).validation]
-    found = fidelity.divergence(outputs(teacher, watched), outputs(mean.model, watched))
+    found = output_divergence(outputs(teacher, watched), outputs(mean.model, watched))
     assert found == pytest.approx(min(each.divergence for each in mean.validations), rel=1e-3)
 
 
@@ -786,15 +788,15 @@ def test_too_few_samples() -> None:
 
 
 def test_models_that_torch_gets_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "TOLERANCE", 1e-12)
-    monkeypatch.setattr(fidelity, "ROUNDING_FACTOR", 1e-12)
+    monkeypatch.setattr(metrics, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(metrics, "ROUNDING_FACTOR", 1e-12)
     with pytest.raises(ModelError, match="do not agree"):
         tune()
 
 
 def test_models_that_amplify_rounding_are_trained_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "TOLERANCE", 1e-12)
-    monkeypatch.setattr(fidelity, "ROUNDING_FACTOR", 1e9)
+    monkeypatch.setattr(metrics, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(metrics, "ROUNDING_FACTOR", 1e9)
     notes = [note for note in tune().notes if "amplifies rounding" in note]
     assert len(notes) == 2
     monkeypatch.undo()
@@ -821,8 +823,7 @@ def test_half_precision_is_trained_and_written_back_as_such() -> None:
     assert tuned.validations[-1].divergence < 0.2 * tuned.validations[0].divergence
     x = samples(32, 9).astype(np.float16)
     before, after = (
-        fidelity.divergence(outputs(load(proto), x), outputs(model, x))
-        for model in (disturbed(load(proto)), tuned.model)
+        output_divergence(outputs(load(proto), x), outputs(model, x)) for model in (disturbed(load(proto)), tuned.model)
     )
     assert after < 0.3 * before
 
@@ -865,7 +866,7 @@ def test_inputs_without_a_common_batch_are_an_error() -> None:
 def test_images_in_a_folder(tmp_path: Path) -> None:
     from PIL import Image
 
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
 
     b = Builder((3, 6, 6))
     teacher = load(b.build(b.gemm(b.flatten(b.node("Relu", [b.conv("x", 6, 3)])), 3)))

@@ -10,10 +10,13 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
 
 torch = pytest.importorskip("torch")
@@ -78,8 +81,8 @@ class Training:
 
 
 def outputs(model: Model) -> list[Array]:
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 4), 5)
-    return runtime.run(model.session(optimise=False), feeds)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
+    return run_batch(model.session(optimise=False), feeds)
 
 
 def weights(model: Model) -> list[Array]:
@@ -102,11 +105,11 @@ def test_deleting_what_is_gated_changes_nothing():
         run.step()
     trained = run.executor.written()
     pruned = rewrite.delete(trained, run.trace, run.gates.keep)
-    masked = rewrite.mask(trained, run.trace, run.gates.keep)
+    masked = mask(trained, run.trace, run.gates.keep)
     assert sum(w.size for w in weights(pruned)) < sum(w.size for w in weights(trained))
     for dense, zeroed, small in zip(outputs(trained), outputs(masked), outputs(pruned), strict=True):
         np.testing.assert_array_equal(dense, zeroed)  # the mask is in the weights
-        assert fidelity.relative_difference(dense, small) <= 1e-4
+        assert relative_difference(dense, small) <= 1e-4
 
 
 def test_deletion_is_exact_for_useful_channels_that_a_large_threshold_gates():
@@ -116,7 +119,7 @@ def test_deletion_is_exact_for_useful_channels_that_a_large_threshold_gates():
     assert run.gates.gated.sum() >= 5
     trained = run.executor.written()
     for dense, small in zip(outputs(trained), outputs(rewrite.delete(trained, run.trace, run.gates.keep)), strict=True):
-        assert fidelity.relative_difference(dense, small) <= 1e-4
+        assert relative_difference(dense, small) <= 1e-4
 
 
 def test_gates_hold_while_the_optimiser_goes_on():

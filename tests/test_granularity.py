@@ -16,18 +16,21 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
-from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
-from onnxprune.channels.linear import Conv, linear_layers
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
 from onnxprune.granularity import candidates
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, from_dict, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph.linear import Conv
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import node_labels
+from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 LETTERS = "abcdefgh"
 
@@ -115,8 +118,8 @@ def edited(draw: Any) -> tuple[Model, Edit]:
 
 
 def outputs_of(model: Model, seed: int = 0, optimise: bool = False) -> list[np.ndarray]:
-    shapes = runtime.concrete_shapes(model.header, 2)
-    return runtime.run(model.session(optimise=optimise), runtime.random_feeds(model.header, shapes, seed))
+    shapes = concrete_shapes(model.header, 2)
+    return run_batch(model.session(optimise=optimise), random_feeds(model.header, shapes, seed))
 
 
 def apart(a: Model, b: Model) -> float:
@@ -160,8 +163,8 @@ def test_input_is_cut_where_pads_would_be_negative(opset: int) -> None:
     model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7))
     found = reform(model, [Kernel("layer", ((1, 1, 3), (0, 2, 3)))], {})
     assert [node.op for node in found.model.graph.nodes] == ["Slice", "Conv"]
-    proof = verify.prove(model, found.model, found.masked, {"x": (1, 3, 11, 13)}, loaded=True)
-    assert proof.difference <= verify.TOLERANCE
+    proof = prove(model, found.model, found.masked, {"x": (1, 3, 11, 13)}, loaded=True)
+    assert proof.difference <= TOLERANCE
     assert found.model.graph.nodes[1].inputs[1].shape == (4, 3, 3, 3)
 
 
@@ -230,8 +233,8 @@ ZOO_CASES = [pytest.param(EXPORTERS[n % 2], name, id=f"{EXPORTERS[n % 2]}-{name}
 def proven(model: Model, edits: list[Edit]) -> Model:
     """Make edits, hold what comes of them against the masked model, and return it."""
     found = reform(model, edits, {})
-    proof = verify.prove(model, found.model, found.masked, analyse(model).trace.input_shapes, loaded=True)
-    assert proof.difference <= verify.TOLERANCE
+    proof = prove(model, found.model, found.masked, analyse(model).trace.input_shapes, loaded=True)
+    assert proof.difference <= TOLERANCE
     return found.model
 
 
@@ -281,11 +284,11 @@ def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: 
         order[free] = rng.permutation(free)
     found = rewrite.permute(model, trace, order)
     if found is not None:
-        verify.prove(model, found, model, trace.input_shapes, loaded=True)
+        prove(model, found, model, trace.input_shapes, loaded=True)
 
 
 def test_channels_of_a_chain_change_places(tiny_path: Any) -> None:
-    from onnxprune.model import load as load_file
+    from onnxprune.graph.io import load as load_file
 
     model = load_file(tiny_path)
     trace = analyse(model).trace
@@ -294,7 +297,7 @@ def test_channels_of_a_chain_change_places(tiny_path: Any) -> None:
     found = rewrite.permute(model, trace, order)
     assert found is not None
     np.testing.assert_array_equal(found.graph.nodes[0].inputs[1].values, model.graph.nodes[0].inputs[1].values[::-1])
-    verify.prove(model, found, model, trace.input_shapes, loaded=True)
+    prove(model, found, model, trace.input_shapes, loaded=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- second order

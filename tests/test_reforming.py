@@ -14,22 +14,23 @@ import pytest
 from test_granularity import residual
 
 import onnxprune
-from onnxprune import runtime, verify
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import analyse
 from onnxprune.errors import TargetError
 from onnxprune.granularity import timing
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
 from onnxprune.granularity.timing import Saving
-from onnxprune.model import load
+from onnxprune.graph.io import load
 from onnxprune.options import GRANULARITIES, Options
-from onnxprune.pruning import rewrite
 from onnxprune.reforming import contest
 from onnxprune.reforming.base import Base, Scored, apply
 from onnxprune.reforming.prices import BlockMeter, cheapest, pick
-from onnxprune.targets import Meter
+from onnxprune.runtime.session import run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.proof import TOLERANCE
 
-FAST = onnxprune.Measure(latency=False)
+FAST = onnxprune.BenchmarkConfig(latency=False)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_a_target_is_met_without_any_channel_going(kind, tiny_path, samples):
         before, after = entry["why"]["milliseconds"]
         assert after < before
         assert entry["why"]["divergence"] >= 0
-    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.proof.difference <= TOLERANCE
     assert result.report.path[-1][0] == pytest.approx(1 - result.report.after.flops / result.report.before.flops)
     assert onnx.checker.check_model(result.model.to_proto(), full_check=True) is None
     assert any(str(entry["what"]) in str(result.report.to_dict()["blocks"]) for entry in entries)
@@ -208,7 +209,7 @@ def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
     assert len(result.plan.path) == 3
     assert result.plan.settings["schedule"] == "progressive"
     assert result.report.after.flops <= 0.1 * result.report.before.flops
-    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.proof.difference <= TOLERANCE
     onnxprune.prune(planted, plan=out / "a.plan.json", output=out / "b.onnx", **dials)
     assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
 
@@ -267,7 +268,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     model = load(models / "small.onnx")
     analysis = analyse(model)
     options = Options(reduce={"latency": 0.5})
-    meter = Meter(analysis, options, onnxprune.Measure(runs=10, warmup=2, seconds=2))
+    meter = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
@@ -279,7 +280,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
 
 def test_edits_go_no_further_than_the_goals(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = Meter(analysis, Options(reduce={"flops": 0.5}), FAST)
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
     macs = meter.whole["flops"]
     found = [
         Scored(Candidate(Rank(str(n), 4, "channel"), (n,)), Saving(1.0, 0.5, macs * 0.2, 0.0), 0.1, 0.1 * (n + 1))
@@ -321,10 +322,10 @@ def test_gradients_weigh_blocks(importance, tiny_path, samples):
 
 @pytest.mark.torch
 def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
-    from onnxprune.calibration import Calibration
-    from onnxprune.data import inputs_of, load_data
-    from onnxprune.fidelity import divergence
-    from onnxprune.training import gradients
+    from onnxprune.calibration.batches import Calibration
+    from onnxprune.data.dataset import inputs_of, load_data
+    from onnxprune.importance import gradients
+    from onnxprune.metrics.outputs import output_divergence
 
     model = load(tiny_path)
     analysis = analyse(model)
@@ -333,14 +334,14 @@ def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
     assert seen == 64
     weight = model.graph.nodes[2].inputs[1]
     feeds = calibration.data.rows(0, 64)
-    before = runtime.run(model.session(), feeds)
+    before = run_batch(model.session(), feeds)
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(8):
         change = 0.02 * rng.standard_normal(weight.shape).astype(np.float32)
         other = model.copy()
         other.graph.nodes[2].inputs[1].values = weight.values + change
-        risen = divergence(before, runtime.run(other.session(), feeds))
+        risen = output_divergence(before, run_batch(other.session(), feeds))
         ratios.append(gradients.of_change(directions[2], change, seen) / risen)
     assert 0.5 < np.median(ratios) < 2  # a variance, from 32 draws
 
@@ -353,7 +354,7 @@ def test_groups_are_folded_into_their_neighbours(tiny_path, samples):
 
     found = apply(Base(analysis, model), [edit], {}, Options().resolved(False), None)
     assert [node.op for node in found.analysis.model.graph.nodes] == [node.op for node in model.graph.nodes]
-    assert found.proof.difference <= verify.TOLERANCE
+    assert found.proof.difference <= TOLERANCE
     assert found.analysis.model.graph.nodes[2].attrs["group"] == 2
 
 
@@ -363,7 +364,7 @@ def test_a_branch_goes_and_what_is_left_is_repaired():
 
     found = apply(Base(analysis, model), [Depth("sum", 0)], {}, Options().resolved(False), None)
     assert "outer" not in [node.name for node in found.analysis.model.graph.nodes]
-    assert found.proof.difference <= verify.TOLERANCE
+    assert found.proof.difference <= TOLERANCE
 
 
 def scored(edit, nodes, loss):

@@ -40,9 +40,12 @@ import zoo
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from onnxprune import fidelity, runtime
-from onnxprune import model as models
 from onnxprune.errors import OnnxPruneError, first_line
+from onnxprune.graph import io as graph_io
+from onnxprune.graph import model as models
+from onnxprune.graph.shapes import workable_shapes
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.torch_backend.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,17 +64,17 @@ Step = Callable[[], None]
 def parity(path: Path) -> Record:
     """Compare the executor with onnxruntime on one file."""
     try:
-        model = models.load(path)
+        model = graph_io.load(path)
         session = model.session(optimise=False, threads=1)
-        shapes = runtime.workable_shapes(session, model.header, 2)
+        shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
-        feeds = {n: x for n, x in runtime.random_feeds(model.header, shapes, 0).items() if n in names}
-        expected = runtime.run(session, feeds)
+        feeds = {n: x for n, x in random_feeds(model.header, shapes, 0).items() if n in names}
+        expected = run_batch(session, feeds)
         executor = Executor(model)
         with torch.no_grad():
             found = executor({name: torch.from_numpy(np.asarray(value)) for name, value in feeds.items()})
         pairs = zip(expected, model.graph.outputs, strict=True)
-        worst = max(fidelity.relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
+        worst = max(relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
         return {"nodes": len(model.graph.nodes), "weights": len(executor.weights), "difference": worst}
     except OnnxPruneError as error:
         return {"error": first_line(error)}
@@ -134,7 +137,7 @@ def exported(net: nn.Module, shape: tuple[int, ...], exporter: str) -> models.Mo
             torch.onnx.export(net, example, str(path), dynamo=True, **options)
         else:
             torch.onnx.export(net, example, str(path), dynamo=False, dynamic_axes={"x": {0: "batch"}}, **options)
-        return models.load(path)
+        return graph_io.load(path)
 
 
 def folded(net: nn.Module) -> nn.Module:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear, Product, linear_layers
-from onnxprune.channels.trace import node_labels
 from onnxprune.granularity.depth import merged
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, Taps
 from onnxprune.granularity.refusal import RefusalError
-from onnxprune.model import Model
-from onnxprune.normalise import captured_names
+from onnxprune.graph.linear import Conv, Linear, Product
+from onnxprune.graph.model import Model
+from onnxprune.graph.normalize import captured_names
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.trace import node_labels
 
 SHARES = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625)
 """Of the directions of a layer, how many may be left."""

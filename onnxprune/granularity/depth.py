@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.refusal import RefusalError
+from onnxprune.graph.linear import Conv, Linear
 from onnxprune.types import FloatArray
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.edits import Grouped
 from onnxprune.granularity.refusal import RefusalError
+from onnxprune.graph.linear import Conv, Linear
 from onnxprune.types import FloatArray
 
 Array = np.ndarray[Any, Any]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.edits import Kernel, Split
 from onnxprune.granularity.group import gathered
 from onnxprune.granularity.refusal import RefusalError
+from onnxprune.graph.linear import Conv, Linear
 from onnxprune.types import FloatArray, IntArray
 
 Array = np.ndarray[Any, Any]

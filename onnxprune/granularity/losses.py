@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.channels.linear import Conv, Linear
 from onnxprune.granularity.edits import Grouped, Kernel, Rank, Split
 from onnxprune.granularity.rank import directions, project, spread
 from onnxprune.granularity.rewriting import kept_features
+from onnxprune.graph.linear import Conv, Linear
 from onnxprune.types import FloatArray, IntArray
 
 SWEEPS = 8

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear, Product
 from onnxprune.granularity.edits import Rank
 from onnxprune.granularity.kernel import explicit_pads
 from onnxprune.granularity.refusal import RefusalError
+from onnxprune.graph.linear import Conv, Linear, Product
 from onnxprune.types import FloatArray
 
 Array = np.ndarray[Any, Any]

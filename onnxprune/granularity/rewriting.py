@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
-from onnxprune.channels.linear import Conv, Linear, linear_layers, linear_of
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
 from onnxprune.granularity.depth import drop_branch, mask_branch, merge_layers
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
@@ -24,8 +21,12 @@ from onnxprune.granularity.group import group
 from onnxprune.granularity.kernel import crop, split
 from onnxprune.granularity.rank import project, separate, thin_conv, thin_product
 from onnxprune.granularity.refusal import RefusalError
-from onnxprune.model import Model, weightless
-from onnxprune.normalise import remove_dead
+from onnxprune.graph.linear import Conv, Linear
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.readers import linear_layers, linear_of
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.trace import node_labels
 from onnxprune.types import FloatArray, IntArray
 
 Bases = Mapping[str, FloatArray]
@@ -63,7 +64,7 @@ def reform(model: Model, edits: Sequence[Edit], bases: Bases) -> Reformed:
     masked, result = model.copy(), model.copy()
     numbers = {label: n for n, label in enumerate(node_labels(model.graph))}
     layers = linear_layers(model.graph)
-    sizes = runtime.infer_shapes(weightless(model), {}).partial
+    sizes = infer_shapes(weightless(model), {}).partial
     before = _named(result.graph)
     changed: set[str] = set()
     parts: list[tuple[str, str, IntArray]] = []

@@ -11,15 +11,18 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.linear import Conv, linear_layers
-from onnxprune.channels.trace import node_labels
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OnnxPruneError
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Rank, Split
 from onnxprune.granularity.rewriting import reform
-from onnxprune.model import Model, weightless
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.linear import Conv
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.trace import node_labels
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.runtime.session import Feeds, random_feeds
+from onnxprune.runtime.timing import Latency, time_runs
 from onnxprune.types import FloatArray, Trace
 
 RUNS, WARMUP, SECONDS = 40, 3, 0.25
@@ -65,7 +68,7 @@ class Timer:
         self, model: Model, trace: Trace, shapes: Mapping[str, tuple[int, ...]], batch: int, threads: int
     ) -> None:
         self.model, self.trace, self.threads, self.batch = model, trace, threads, batch
-        inferred = runtime.infer_shapes(weightless(model), shapes)
+        inferred = infer_shapes(weightless(model), shapes)
         self._partial, self._types = inferred.partial, inferred.types
         self._numbers = {label: n for n, label in enumerate(node_labels(model.graph))}
         self._known: dict[str, Saving | None] = {}
@@ -126,8 +129,8 @@ class Timer:
         assert timed.b is not None
         return Saving(timed.a, timed.b, macs - less_macs, params - less_params)
 
-    def _timed(self, sessions: list[Any], feeds: runtime.Feeds) -> runtime.Latency:
-        return runtime.time_runs(
+    def _timed(self, sessions: list[Any], feeds: Feeds) -> Latency:
+        return time_runs(
             sessions,
             [feeds] * len(sessions),
             runs=RUNS,
@@ -144,7 +147,7 @@ class Timer:
             if alone is None:
                 return None
             shapes = {value.name: _dims(value) for value in alone.header.graph.input}
-            feeds: Any = runtime.random_feeds(alone.header, shapes, 0)
+            feeds: Any = random_feeds(alone.header, shapes, 0)
             self._originals = {
                 key: (alone, alone.session(threads=self.threads), feeds)
             }  # one at a time: they take memory

@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import verify
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
-from onnxprune.channels.linear import linear_layers
-from onnxprune.comparison import Stage, quiet
+from onnxprune.calibration.moments import threads_for
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
 from onnxprune.mending import Mended, mend
-from onnxprune.model import Model
-from onnxprune.moments import threads_for
 from onnxprune.options import Options
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.repair import DEPTH
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.statistics import collected, reader_of, weighing
+from onnxprune.repair.least_squares import DEPTH
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
 from onnxprune.workspace import Workspace
 
@@ -74,7 +74,7 @@ class Base:
     analysis: Analysis
     reference: Model
     chosen: tuple[tuple[Scored | Edit, ...], ...] = ()
-    proof: verify.Proof | None = None
+    proof: Proof | None = None
     changed: frozenset[str] = frozenset()
     layers: tuple[Repaired, ...] = ()
     notes: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Base:
         keep: BoolArray,
         workspace: Workspace,
         options: Options,
-        on_stage: Stage,
+        on_stage: ProgressCallback,
         *,
         depth: int = DEPTH,
     ) -> Mended:
@@ -139,7 +139,7 @@ def apply(
     bases: Mapping[tuple[str, str], FloatArray],
     options: Options,
     workspace: Workspace | None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Base:
     """Make one round of edits, prove it, and repair what is left, layer by layer and without augmented samples: when channels have gone,
     more is done.
@@ -155,11 +155,9 @@ def apply(
     model, known = after.analysis.model, base.analysis.trace.input_shapes
     on_stage("prove", None)
     with unless_it_does_not_run(base.analysis.model, known):
-        proof = verify.prove(base.analysis.model, model, made.masked, known, options.seed, loaded=bool(base.chosen))
+        proof = prove(base.analysis.model, model, made.masked, known, options.seed, loaded=bool(base.chosen))
         if made.folded:
-            again = verify.prove(
-                base.analysis.model, after.reference, base.analysis.model, known, options.seed, loaded=True
-            )
+            again = prove(base.analysis.model, after.reference, base.analysis.model, known, options.seed, loaded=True)
             proof = replace(proof, difference=max(proof.difference, again.difference))
     if base.proof is not None:
         proof = replace(
@@ -288,7 +286,7 @@ def replayed(
     rounds: Sequence[Sequence[Edit]],
     options: Options,
     workspace: Workspace | None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> Base:
     """Make the edits of a plan; directions follow from the data, without any from the weights.
 

@@ -9,19 +9,21 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxprune.allocation import knapsack
+from onnxprune.allocation.targets import CostEstimator, meet
 from onnxprune.analysis import Analysis, removed
-from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
-from onnxprune.model import Model
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
-from onnxprune.pruning import budget
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
 from onnxprune.reforming.prices import BlockMeter, cheapest, taken
 from onnxprune.reforming.study import Study, study
 from onnxprune.search import Choice, choose, part_of_the_way, settings
-from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
 from onnxprune.workspace import Workspace, opened, workspace_for
 
@@ -30,9 +32,9 @@ def decide(
     base: Base,
     options: Options,
     workspace: Workspace | None,
-    meter: Meter,
-    choose_from: Callable[[Base, Meter], Choice],
-    on_stage: Stage = quiet,
+    meter: CostEstimator,
+    choose_from: Callable[[Base, CostEstimator], Choice],
+    on_stage: ProgressCallback = quiet,
 ) -> Contender:
     """Choose what goes, of what the options let go.
 
@@ -69,7 +71,9 @@ def decide(
     return replace(found, choice=replace(found.choice, plan=plan))
 
 
-def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
+def alone(
+    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
 
@@ -91,14 +95,14 @@ def _round(
     found: Study,
     options: Options,
     workspace: Workspace,
-    meter: Meter,
-    limits: budget.Limits | None,
-    on_stage: Stage,
+    meter: CostEstimator,
+    limits: knapsack.Limits | None,
+    on_stage: ProgressCallback,
 ) -> Base:
     """Choose edits that keep some limits as predicted, or without any the goals as measured."""
     gauge = BlockMeter(meter, found.scored)
 
-    def allocate(limits: budget.Limits) -> BoolArray:
+    def allocate(limits: knapsack.Limits) -> BoolArray:
         chosen = cheapest(gauge, limits)
         reached = gauge.totals(chosen)
         if not limits.hold(*reached):
@@ -126,19 +130,21 @@ def plan(
     options: Options,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    measure: Measure | None = None,
+    on_stage: ProgressCallback = quiet,
+    measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Contender]:
     """Load a model and choose what would go; return both."""
     analysis, given = opened(model, options, data, preprocess, on_stage)
     shapes = None if given is None else given.shapes()
-    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
+    meter = CostEstimator(
+        analysis, options, measure or BenchmarkConfig(), shapes=shapes, table=latency_table, on_stage=on_stage
+    )
     resolved = options.resolved(given is not None)
     with contextlib.ExitStack() as scope:
         workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
 
-        def choose_from(base: Base, meter: Meter) -> Choice:
+        def choose_from(base: Base, meter: CostEstimator) -> Choice:
             return choose(base.analysis, meter.options, on_stage, workspace, meter=meter, reference=base.reference)
 
         return analysis, decide(Base(analysis, analysis.model), resolved, workspace, meter, choose_from, on_stage)

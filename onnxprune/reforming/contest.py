@@ -7,21 +7,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from onnxprune import sensitivity
+from onnxprune.allocation import sensitivity
+from onnxprune.allocation.knapsack import Limits
+from onnxprune.allocation.targets import CostEstimator, too_far
 from onnxprune.analysis import analysed
-from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.budget import Limits
-from onnxprune.pruning.repair import DEPTH
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
 from onnxprune.reforming.study import Study, study
+from onnxprune.repair.least_squares import DEPTH
 from onnxprune.search import Choice, paced
-from onnxprune.targets import Meter, too_far
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import FloatArray
 from onnxprune.workspace import Workspace
 
@@ -51,7 +51,7 @@ class Contender:
 
     base: Base
     choice: Choice
-    meter: Meter
+    meter: CostEstimator
     mended: Mended | None = None
     loss: float = math.inf
 
@@ -60,9 +60,9 @@ def contend(
     base: Base,
     options: Options,
     workspace: Workspace,
-    meter: Meter,
-    choose_from: Callable[[Base, Meter], Choice],
-    on_stage: Stage = quiet,
+    meter: CostEstimator,
+    choose_from: Callable[[Base, CostEstimator], Choice],
+    on_stage: ProgressCallback = quiet,
 ) -> Contender:
     """Let other edits than those of channels compete with these, and return what loses least.
 
@@ -93,7 +93,7 @@ def contend(
     return replace(best, base=replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary())))
 
 
-def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
+def _on_the_way(meter: CostEstimator, options: Options) -> Iterator[CostEstimator]:
     """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
@@ -109,8 +109,8 @@ class _Contest:
         base: Base,
         options: Options,
         workspace: Workspace,
-        choose_from: Callable[[Base, Meter], Choice],
-        on_stage: Stage,
+        choose_from: Callable[[Base, CostEstimator], Choice],
+        on_stage: ProgressCallback,
     ) -> None:
         self.base, self.options, self.workspace = base, options, workspace
         self.choose_from, self.on_stage = choose_from, on_stage
@@ -121,7 +121,7 @@ class _Contest:
         self.seen: set[tuple[str, ...]] = set()
         self.bases: dict[tuple[str, str], FloatArray] = {}
 
-    def met(self, goal: Meter, start: Contender | None) -> Contender:
+    def met(self, goal: CostEstimator, start: Contender | None) -> Contender:
         """Return the best of the ways to meet some goals, of those that are tried.
 
         Args:
@@ -162,7 +162,7 @@ class _Contest:
             raise unmet
         return best
 
-    def tried(self, base: Base, meter: Meter) -> Contender:
+    def tried(self, base: Base, meter: CostEstimator) -> Contender:
         """Choose channels from a base, repair what is left layer by layer, and measure what it loses.
 
         Raises:
@@ -176,7 +176,7 @@ class _Contest:
         self.told.append(_told(found))
         return found
 
-    def study(self, best: Contender, meter: Meter) -> tuple[Study, float]:
+    def study(self, best: Contender, meter: CostEstimator) -> tuple[Study, float]:
         """Look at further edits in what the best so far has left; return them and the price."""
         assert best.mended is not None
         left = best.mended.model
@@ -192,7 +192,7 @@ class _Contest:
         return replace(found, scored=tuple(free)), price_of(best.choice.plan, best.meter)
 
     def round(
-        self, best: Contender | None, found: Study, price: float, meter: Meter, *, whole: bool = False
+        self, best: Contender | None, found: Study, price: float, meter: CostEstimator, *, whole: bool = False
     ) -> Contender | None:
         """Choose from some edits at a price; return the best that comes of it, or that was there.
 
@@ -225,7 +225,7 @@ class _Contest:
         return best
 
     def _enough(
-        self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: Meter, whole: bool
+        self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: CostEstimator, whole: bool
     ) -> tuple[Scored, ...]:
         """Choose edits for a price; fewer of them where the goals are measured to be met without any channel going."""
         limits: Limits | None = gauge.goals()

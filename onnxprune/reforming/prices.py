@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxprune.allocation import knapsack
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.granularity.edits import Depth, Merged
-from onnxprune.model import Model
-from onnxprune.pruning import budget
+from onnxprune.graph.model import Model
 from onnxprune.reforming.base import Scored
-from onnxprune.targets import Meter
 from onnxprune.types import BoolArray, FloatArray, Plan
 
 LOWEST, HIGHEST = 1e-9, 1e9
@@ -28,7 +28,7 @@ class BlockMeter:
         scored: edits, of which some are chosen.
     """
 
-    def __init__(self, meter: Meter, scored: Sequence[Scored]) -> None:
+    def __init__(self, meter: CostEstimator, scored: Sequence[Scored]) -> None:
         self.meter, self.wanted, self.whole = meter, meter.wanted, meter.whole
         self.scored = scored
         self.start = np.array(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)))
@@ -40,7 +40,7 @@ class BlockMeter:
             ]
         ).reshape(len(scored), 5)
 
-    def goals(self) -> budget.Limits:
+    def goals(self) -> knapsack.Limits:
         """Return the bounds."""
         return self.meter.goals()
 
@@ -52,7 +52,7 @@ class BlockMeter:
         """Measure a model."""
         return self.meter.of(candidate)
 
-    def gains(self, limits: budget.Limits | None = None) -> FloatArray:
+    def gains(self, limits: knapsack.Limits | None = None) -> FloatArray:
         """Return what each edit saves of what is bound, as shares of the whole, added up."""
         bounds = (limits or self.goals()).bounds
         whole = np.maximum(self.start, 1e-30)
@@ -93,7 +93,7 @@ def pick(scored: Sequence[Scored], gains: FloatArray, price: float) -> BoolArray
     return chosen
 
 
-def cheapest(gauge: BlockMeter, limits: budget.Limits, price: float = HIGHEST) -> BoolArray:
+def cheapest(gauge: BlockMeter, limits: knapsack.Limits, price: float = HIGHEST) -> BoolArray:
     """Choose edits for the least price, up to some, at which limits hold as predicted; at that price, where they do at none."""
     gains = gauge.gains()
     low, high = min(LOWEST, price), price
@@ -110,7 +110,7 @@ def taken(scored: Sequence[Scored], chosen: BoolArray) -> tuple[Scored, ...]:
     return tuple(itertools.compress(scored, chosen))
 
 
-def price_of(plan: Plan, meter: Meter) -> float:
+def price_of(plan: Plan, meter: CostEstimator) -> float:
     """Return what the last channels to go have cost: divergence of the output per share of what is bound, the median over the groups."""
     curves = {curve.group: curve for curve in plan.curves}
     whole = np.maximum(BlockMeter(meter, ()).start, 1e-30)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.analysis import Analysis
-from onnxprune.channels.linear import Linear
-from onnxprune.channels.readers import Reader
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.readers import Reader
+from onnxprune.importance import obs as second_order
 from onnxprune.options import WITH_DATA, Options
-from onnxprune.pruning import second_order
 from onnxprune.types import FloatArray
 from onnxprune.workspace import Workspace
 

@@ -11,24 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import runtime, sensitivity
+from onnxprune.allocation import sensitivity
+from onnxprune.allocation.channel_multiple import FINER, steps
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import Analysis
-from onnxprune.channels.linear import linear_layers
-from onnxprune.channels.readers import Reader
-from onnxprune.channels.trace import matching
-from onnxprune.comparison import Stage, quiet, share_of
+from onnxprune.calibration.moments import threads_for
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
-from onnxprune.moments import threads_for
+from onnxprune.graph.readers import Reader, linear_layers
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import matching
 from onnxprune.options import WITH_GRADIENTS, Options
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.rounding import FINER, steps
-from onnxprune.targets import Meter
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray, Trace
 from onnxprune.workspace import Workspace
@@ -55,7 +55,9 @@ class Study:
     notes: tuple[str, ...]
 
 
-def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Study:
+def study(
+    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+) -> Study:
     """Time and score every edit that comes into question.
 
     Each layer is timed by itself before and after; what is not faster is not looked at further. The error of those that are left follows
@@ -73,7 +75,7 @@ def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
     model, trace = analysis.model, analysis.trace
     layers = linear_layers(model.graph)
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
-    shapes = runtime.concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
+    shapes = concrete_shapes(model.header, meter.how.batch, known=trace.input_shapes)
     timer = Timer(model, trace, shapes, meter.how.batch, meter.how.threads)
     found: list[Candidate] = []
     kinds, step = options.blocks, _step(trace, options)
@@ -111,7 +113,7 @@ def _scored(
     faster: Sequence[tuple[Candidate, Saving]],
     options: Options,
     workspace: Workspace,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
 ) -> tuple[list[Scored], dict[tuple[str, str], FloatArray]]:
     model, trace = analysis.model, analysis.trace
     layers = linear_layers(model.graph)
@@ -200,13 +202,17 @@ def _change(gram: Gram, edit: Edit, bases: Mapping[tuple[str, str], FloatArray])
 
 
 def _slopes(
-    analysis: Analysis, readers: Mapping[int, Reader], options: Options, workspace: Workspace, on_stage: Stage
+    analysis: Analysis,
+    readers: Mapping[int, Reader],
+    options: Options,
+    workspace: Workspace,
+    on_stage: ProgressCallback,
 ) -> dict[int, Slope]:
     """Return what says how much the loss rises with a change of the weight of each layer, where gradients are asked for."""
     if options.importance not in WITH_GRADIENTS:
         return {}
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients
 
     found, samples = gradients.of_weights(
         analysis.model,

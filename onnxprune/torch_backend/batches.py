@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune.augment import augment, channel_axis
-from onnxprune.calibration import MOST_HELD, hold_out
-from onnxprune.data import Array, Data, Feeds
+from onnxprune.calibration.batches import MOST_HELD, hold_out
+from onnxprune.data.augment import augment, channel_axis
+from onnxprune.data.dataset import Array, Data, Feeds
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.options import Training
 from onnxprune.torch_backend.operators.shapes import widened

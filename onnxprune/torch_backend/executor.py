@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import DataError, ModelError
-from onnxprune.fidelity import Outputs
-from onnxprune.model import Model, is_float
+from onnxprune.graph.model import Model, is_float
+from onnxprune.metrics.outputs import Outputs
 from onnxprune.torch_backend import operators
 from onnxprune.torch_backend.fusion import wholes
 from onnxprune.torch_backend.operators import Node, Run

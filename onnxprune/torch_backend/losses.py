@@ -25,7 +25,7 @@ class Distance:
 
     For a classifier T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
     the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients); for all other outputs the squared error as a
-    share of the teacher's variance, mean over outputs. At T = 1 that is `onnxprune.fidelity.divergence`. Variances are those of the
+    share of the teacher's variance, mean over outputs. At T = 1 that is `onnxprune.metrics.outputs.output_divergence`. Variances are those of the
     outputs that `of` saw, so that the distance of a batch is the mean of the distances of its parts.
 
     Attributes:
@@ -118,7 +118,7 @@ def error(student: Tensor, teacher: Tensor, size: float) -> Tensor:
 
 
 def scores(output: Tensor) -> Tensor | None:
-    """Return the (n, classes) form of an output; None where it has none. The same as `onnxprune.fidelity.scores_of`."""
+    """Return the (n, classes) form of an output; None where it has none. The same as `onnxprune.metrics.outputs.class_scores`."""
     flat = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
     return flat if flat.ndim == 2 and flat.shape[1] > 1 and flat.is_floating_point() else None
 
@@ -129,7 +129,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Tell whether the rows of class scores are probabilities, as `onnxprune.fidelity.log_probabilities` does."""
+    """Tell whether the rows of class scores are probabilities, as `onnxprune.metrics.outputs.log_probabilities` does."""
     flat = scores(output)
     assert flat is not None
     total = flat.float().sum(1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnxprune import fidelity, runtime
-from onnxprune.data import Feeds
+from onnxprune.data.dataset import Feeds
 from onnxprune.errors import ModelError
-from onnxprune.model import Model, tensors_of
+from onnxprune.graph.model import Model, tensors_of
+from onnxprune.metrics import outputs
+from onnxprune.runtime.session import run_batch
 from onnxprune.torch_backend.batches import tensors
 from onnxprune.torch_backend.executor import Executor
 
@@ -20,7 +21,7 @@ HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 def check(executor: Executor, feeds: Feeds) -> str:
     """Run samples in torch and in onnxruntime, and compare the floating point outputs.
 
-    As in `onnxprune.verify.prove`, a difference of up to `fidelity.ROUNDING_FACTOR` times what a jitter of the inputs does is put down
+    As in `onnxprune.surgery.proof.prove`, a difference of up to `outputs.ROUNDING_FACTOR` times what a jitter of the inputs does is put down
     to rounding, and the comparison is repeated on smaller inputs.
 
     Returns:
@@ -31,17 +32,17 @@ def check(executor: Executor, feeds: Feeds) -> str:
     """
     model = executor.model
     session = model.session(optimise=False)
-    tolerance = HALF_TOLERANCE if _is_rounded(model) else fidelity.TOLERANCE
+    tolerance = HALF_TOLERANCE if _is_rounded(model) else outputs.TOLERANCE
     worst = 0.0
-    for scale in fidelity.INPUT_SCALES:
-        inputs = fidelity.scaled(feeds, scale)
-        expected = runtime.run(session, inputs)
+    for scale in outputs.INPUT_SCALES:
+        inputs = outputs.scaled(feeds, scale)
+        expected = run_batch(session, inputs)
         difference = _difference(expected, executor.outputs(tensors(inputs)))
         if difference <= tolerance:
             return ""
         worst = max(worst, difference)
-        rounding = _difference(expected, runtime.run(session, fidelity.jittered(inputs, 0)))
-        if difference > fidelity.ROUNDING_FACTOR * rounding:
+        rounding = _difference(expected, run_batch(session, outputs.jittered(inputs, 0)))
+        if difference > outputs.ROUNDING_FACTOR * rounding:
             raise ModelError(
                 "torch and onnxruntime do not agree on this model",
                 where=str(model.path),
@@ -61,6 +62,6 @@ def _is_rounded(model: Model) -> bool:
     return not HALVES.isdisjoint([*types, *casts])
 
 
-def _difference(expected: fidelity.Outputs, found: fidelity.Outputs) -> float:
+def _difference(expected: outputs.Outputs, found: outputs.Outputs) -> float:
     pairs = [(a, b.astype(a.dtype)) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"]
-    return fidelity.largest_difference([a for a, _ in pairs], [b for _, b in pairs])
+    return outputs.largest_difference([a for a, _ in pairs], [b for _, b in pairs])

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune import runtime
-from onnxprune.data import Data
+from onnxprune.data.dataset import Data
 from onnxprune.errors import ModelError, OptionError, TrainingError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Training
+from onnxprune.runtime.session import ORT_VERSION
 from onnxprune.torch_backend import parity
 from onnxprune.torch_backend.allocator import keep_memory
 from onnxprune.torch_backend.batches import Batches
@@ -357,7 +357,7 @@ class _Run:
 
     def _key(self) -> str:
         """Return a digest of what the course of a training depends on."""
-        setting, versions = self.setting, (torch.__version__, runtime.VERSION)
+        setting, versions = self.setting, (torch.__version__, ORT_VERSION)
         plain = [asdict(self.training), setting.seed, sorted(setting.features), self.teacher.model.digest, *versions]
         digest = hashlib.sha256(json.dumps(plain, default=str, sort_keys=True).encode())
         for name, tensor in (*self.weights.items(), *self.executor.buffers.items()):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune import fidelity, runtime
-from onnxprune.data import Array, Data
+from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError
+from onnxprune.metrics.outputs import Outputs, class_scores
 from onnxprune.options import LABELS, Training
+from onnxprune.runtime.session import concatenate_outputs
 from onnxprune.torch_backend.batches import Batches, tensors
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import Distance, FeaturePositions, Features
@@ -77,7 +78,7 @@ class Objective:
             loss = loss + training.features * self._features(given, wanted)
         return loss
 
-    def score(self, outputs: fidelity.Outputs, divergence: float) -> float:
+    def score(self, outputs: Outputs, divergence: float) -> float:
         """Return what the best weights have least of: the loss, without its temperature, smoothing and activations.
 
         With few samples held out, a count of wrong answers would be a matter of chance.
@@ -95,7 +96,7 @@ class Objective:
     def _checked_labels(self, data: Data) -> tuple[Array | None, float]:
         """Return the labels, if they are of any use, and their share of the loss."""
         asked = self._training.labels
-        classes = fidelity.scores_of(self.targets) if self._distance.classes is not None else None
+        classes = class_scores(self.targets) if self._distance.classes is not None else None
         if data.labels is None or classes is None:
             if asked:
                 why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
@@ -118,6 +119,6 @@ class Objective:
         )
 
 
-def validation_outputs(executor: Executor, batches: Batches) -> fidelity.Outputs:
+def validation_outputs(executor: Executor, batches: Batches) -> Outputs:
     """Return the outputs for the validation samples."""
-    return runtime.joined([executor.outputs(feeds) for feeds in batches.for_validation()])
+    return concatenate_outputs([executor.outputs(feeds) for feeds in batches.for_validation()])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onnxprune import fidelity
+from onnxprune.metrics.outputs import classification_accuracy, compare_outputs, output_divergence
 from onnxprune.torch_backend.batches import Batches
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import all_finite
@@ -24,7 +24,7 @@ class Validation:
     Attributes:
         step, seconds: of the training.
         loss: of training, mean since the last validation; None at the start.
-        divergence: from the original; see `onnxprune.fidelity.divergence`.
+        divergence: from the original; see `onnxprune.metrics.outputs.output_divergence`.
         agreement: percent of samples with the class that the original gives; None where there are no classes.
         top1: percent right; None without labels.
     """
@@ -67,9 +67,9 @@ class Validator:
         with self._holding(weights):
             outputs = validation_outputs(self._executor, self._batches)
         targets, labels = self._objective.targets, self._objective.labels
-        divergence = fidelity.divergence(targets, outputs)
-        agreement = fidelity.fidelity(targets, outputs).get("agreement")
-        top1 = None if labels is None else fidelity.accuracy(outputs, labels[self._batches.validation])["top1"]
+        divergence = output_divergence(targets, outputs)
+        agreement = compare_outputs(targets, outputs).get("agreement")
+        top1 = None if labels is None else classification_accuracy(outputs, labels[self._batches.validation])["top1"]
         self.history.append(Validation(step, seconds, loss, divergence, agreement, top1))
         self.since += 1
         score = self._objective.score(outputs, divergence)

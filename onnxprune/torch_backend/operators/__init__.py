@@ -7,11 +7,13 @@ one per input (None: absent).
 from __future__ import annotations
 
 import functools
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
+from onnxprune.graph.operators import OPERATORS, spec_of
 from onnxprune.torch_backend.operators import (
     elementwise,
     layers,
@@ -30,27 +32,19 @@ from onnxprune.torch_backend.operators.reductions import argument, norm, reducti
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["TORCH_FUNCTIONS", "UPDATED", "WEIGHT_INPUTS", "Binder", "Node", "Run", "bind", "is_weight"]
+
+__all__ = ["TORCH_FUNCTIONS", "UPDATED", "Binder", "Node", "Run", "bind", "is_weight"]
 
 SELU = (1.67326319217681884765625, 1.05070102214813232421875)
 """alpha and gamma by default."""
 TORCH_FUNCTIONS: dict[str, Binder] = {
-    "Abs": direct(torch.abs),
-    "Acos": direct(torch.acos),
-    "Acosh": direct(torch.acosh),
-    "Add": direct(torch.add),
-    "And": direct(torch.logical_and),
+    **{op: direct(attrgetter(spec.torch)(torch)) for op, spec in OPERATORS.items() if spec.torch},
     "ArgMax": argument(torch.argmax),
     "ArgMin": argument(torch.argmin),
-    "Asin": direct(torch.asin),
-    "Asinh": direct(torch.asinh),
-    "Atan": direct(torch.atan),
-    "Atanh": direct(torch.atanh),
     "AveragePool": pools.average_pool,
     "BatchNormalization": norms.batch_normalization,
     "Cast": shapes.cast,
     "CastLike": direct(lambda x, like: x.to(like.dtype)),
-    "Ceil": direct(torch.ceil),
     "Celu": plain(lambda x, *, alpha=1.0: functional.celu(x, alpha)),
     "Clip": elementwise.clip,
     "Concat": plain(lambda *tensors, axis=1: torch.cat(tensors, axis)),
@@ -58,8 +52,6 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "ConstantOfShape": plain(shapes.constant_of_shape, shape=0),
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
-    "Cos": direct(torch.cos),
-    "Cosh": direct(torch.cosh),
     "CumSum": plain(reductions.cumsum, axis=1),
     "DepthToSpace": plain(movement.depth_to_space),
     "DequantizeLinear": qdq.dequantize,
@@ -67,12 +59,8 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Dropout": elementwise.dropout,
     "Einsum": plain(lambda *tensors, equation: torch.einsum(equation, *tensors)),
     "Elu": plain(lambda x, *, alpha=1.0: functional.elu(x, alpha)),
-    "Equal": direct(torch.eq),
-    "Erf": direct(torch.erf),
-    "Exp": direct(torch.exp),
     "Expand": plain(movement.expand, shape=1),
     "Flatten": plain(movement.flatten),
-    "Floor": direct(torch.floor),
     "Gather": movement.gather,
     "GatherElements": plain(movement.gather_elements),
     "GatherND": movement.gather_nd,
@@ -80,44 +68,30 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Gemm": layers.gemm,
     "GlobalAveragePool": direct(lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True)),
     "GlobalMaxPool": direct(lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True)),
-    "Greater": direct(torch.gt),
-    "GreaterOrEqual": direct(torch.ge),
     "GroupNormalization": plain(norms.group_normalization),
     "HardSigmoid": elementwise.hard_sigmoid,
-    "HardSwish": direct(functional.hardswish),
     "Identity": direct(elementwise.identity),
     "InstanceNormalization": plain(
         lambda x, scale, bias, *, epsilon=1e-5: torch.group_norm(x, x.shape[1], scale, bias, epsilon)
     ),
     "IsInf": elementwise.is_inf,
-    "IsNaN": direct(torch.isnan),
     "LRN": plain(norms.local_response_normalization),
     "LayerNormalization": plain(norms.layer_normalization),
     "LeakyRelu": plain(lambda x, *, alpha=0.01: functional.leaky_relu(x, alpha)),
-    "Less": direct(torch.lt),
-    "LessOrEqual": direct(torch.le),
-    "Log": direct(torch.log),
     "LogSoftmax": softmax(torch.log_softmax),
     "LpNormalization": plain(norms.lp_normalization),
-    "MatMul": direct(torch.matmul),
     "Max": variadic(torch.maximum),
     "MaxPool": pools.max_pool,
     "Mean": direct(lambda *tensors: functools.reduce(torch.add, tensors) / len(tensors)),
     "Min": variadic(torch.minimum),
-    "Mish": direct(functional.mish),
     "Mod": plain(lambda a, b, *, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b)),
-    "Mul": direct(torch.mul),
-    "Neg": direct(torch.neg),
     "NonZero": direct(lambda x: torch.nonzero(x).t()),
-    "Not": direct(torch.logical_not),
-    "Or": direct(torch.logical_or),
     "PRelu": direct(elementwise.prelu),
     "Pad": plain(movement.pad, pads=1, value=2, axes=3),
     "Pow": elementwise.power,
     "QuantizeLinear": qdq.quantize,
     "RMSNormalization": plain(norms.rms_normalization),
     "Range": shapes.arange,
-    "Reciprocal": direct(torch.reciprocal),
     "ReduceL1": reduction(norm(1)),
     "ReduceL2": reduction(norm(2)),
     "ReduceLogSum": reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep).log()),
@@ -128,34 +102,22 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "ReduceProd": reduction(reductions.prod),
     "ReduceSum": reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep, dtype=x.dtype)),
     "ReduceSumSquare": reduction(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep, dtype=x.dtype)),
-    "Relu": direct(torch.relu),
     "Reshape": plain(movement.reshape, shape=1),
     "Resize": resize.resize,
-    "Round": direct(torch.round),
     "Scatter": movement.scatter_elements,
     "ScatterElements": movement.scatter_elements,
     "ScatterND": movement.scatter_nd,
     "Selu": plain(lambda x, *, alpha=SELU[0], gamma=SELU[1]: gamma * functional.elu(x, alpha)),
     "Shape": plain(lambda x, *, start=0, end=None: torch.tensor(x.shape[start:end], dtype=torch.int64)),
     "Shrink": plain(lambda x, *, lambd=0.5, bias=0.0: torch.where(x.abs() > lambd, x - bias * x.sign(), 0)),
-    "Sigmoid": direct(torch.sigmoid),
-    "Sign": direct(torch.sign),
-    "Sin": direct(torch.sin),
-    "Sinh": direct(torch.sinh),
     "Size": direct(lambda x: torch.tensor(x.numel(), dtype=torch.int64)),
     "Slice": plain(movement.slice_, starts=1, ends=2, axes=3, steps=4),
     "Softmax": softmax(torch.softmax),
-    "Softplus": direct(functional.softplus),
-    "Softsign": direct(functional.softsign),
     "SpaceToDepth": plain(movement.space_to_depth),
     "Split": movement.split,
-    "Sqrt": direct(torch.sqrt),
     "Squeeze": plain(lambda x, *, axes: x.squeeze() if axes is None else x.squeeze(axes), axes=1),
-    "Sub": direct(torch.sub),
     "Sum": variadic(torch.add),
     "Swish": plain(lambda x, *, alpha=1.0: functional.silu(alpha * x) / alpha),
-    "Tan": direct(torch.tan),
-    "Tanh": direct(torch.tanh),
     "ThresholdedRelu": plain(lambda x, *, alpha=1.0: functional.threshold(x, alpha, 0.0)),
     "Tile": plain(lambda x, *, repeats: x.repeat(repeats), repeats=1),
     "TopK": plain(reductions.top_k, k=1),
@@ -163,26 +125,9 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Trilu": plain(lambda x, *, k, upper=1: (torch.triu if upper else torch.tril)(x, (k or [0])[0]), k=1),
     "Unsqueeze": plain(movement.unsqueeze, axes=1),
     "Upsample": resize.resize,
-    "Where": direct(torch.where),
-    "Xor": direct(torch.logical_xor),
 }
-"""Binders by operator of the ONNX domain."""
+"""Binders by operator of the ONNX domain. A function that needs no attribute is named in `onnxprune.graph.operators`."""
 
-WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Einsum": (0, 1),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-    "QuantizeLinear": (0,),
-    "RMSNormalization": (1,),
-}
-"""Inputs that hold weights, by operator."""
 AFFINE = ("Add", "Div", "Mul", "Sub", "Sum")
 """Operators at which a constant with more than one element is a weight: a bias, or a scale."""
 UPDATED = {"BatchNormalization": (3, 4)}
@@ -210,4 +155,4 @@ def is_weight(node: gs.Node, i: int) -> bool:
     """Tell whether a float constant at input i of a node is a weight."""
     if node.op in AFFINE:
         return bool(node.inputs[i].values.size > 1)
-    return i in WEIGHT_INPUTS.get(node.op, ())
+    return i in spec_of(node).weight_inputs
