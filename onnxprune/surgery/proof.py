@@ -1,4 +1,4 @@
-"""Hold a model against the one it came from: the oracle, structure, fidelity and accuracy."""
+"""Prove a change: the pruned model equals the masked model, and the loaded model equals its file."""
 
 from __future__ import annotations
 
