@@ -39,10 +39,10 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What one reason, at all nodes of one operator, keeps from being pruned.
+class PinCost:
+    """The channels that one reason pins, at all nodes of one operator.
 
-    `share` is the share of MACs that would go with these channels; shares of different reasons overlap.
+    `share` is the share of MACs that these channels cost; shares of different reasons overlap.
     """
 
     operator: str
@@ -54,7 +54,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What can be said of a model before anything is chosen; `inputs` are the shapes that FLOPs are counted for."""
+    """The result of `inspect`; FLOPs are counted for inputs of the shapes `inputs`."""
 
     model: str
     sha256: str
@@ -64,7 +64,7 @@ class Inspection:
     prunable_share: float
     layers: tuple[LayerCost, ...]
     trace: Trace
-    held: tuple[Held, ...]
+    held: tuple[PinCost, ...]
     inputs: dict[str, list[int]]
     notes: tuple[str, ...]
     provenance: dict[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Inspection:
                 {"node": pin.node, "operator": pin.op, "reason": pin.reason, "channels": int(pin.channels.size)}
                 for pin in trace.pins
             ],
-            "held": [asdict(held) for held in self.held],
+            "held": [asdict(pin) for pin in self.held],
             "notes": list(self.notes),
             "provenance": self.provenance,
         }
@@ -140,9 +140,9 @@ def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]] |
 
 @contextlib.contextmanager
 def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | None) -> Iterator[None]:
-    """When a stage fails in a way that nobody foresaw, say so if the model itself is what does not run.
+    """Where a stage fails unexpectedly, raise ModelError if the model itself does not run.
 
-    onnxruntime loads models whose weights do not fit each other, and notices when it runs them.
+    onnxruntime loads a model whose weights do not fit each other, and fails only when it runs the model.
     """
     try:
         yield
@@ -151,16 +151,12 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
     except Exception:
         where = str(model.path)
         shapes = concrete_shapes(model.header, 1, known=known)
-        run_batch(
-            open_session(where, UNOPTIMIZED, where=where),
-            random_feeds(model.header, shapes, 0),
-            where=where,
-        )
+        run_batch(open_session(where, UNOPTIMIZED, where=where), random_feeds(model.header, shapes, 0), where=where)
         raise
 
 
 def removed(analysis: Analysis, keep: BoolArray, original: Analysis | None = None) -> tuple[float, float]:
-    """Return the shares of FLOPs and of parameters that are gone, of the model or of the original that it is another form of."""
+    """Return the removed shares of FLOPs and of parameters, of the model or of the original that it was edited from."""
     original = original or analysis
     whole, _ = original.cost.totals(np.ones(original.trace.n_channels, dtype=bool))
     macs, params = analysis.cost.totals(keep)
@@ -171,49 +167,35 @@ def removed(analysis: Analysis, keep: BoolArray, original: Analysis | None = Non
 def layers_of(analysis: Analysis, keep: BoolArray, original: Analysis | None = None) -> tuple[Layer, ...]:
     """Return every layer with a weight, before and after.
 
-    Where layers were given another form, `original` says what they were: one that became two is there twice, the new one with nothing
-    before; one that is gone has nothing after.
+    Where layers were edited, `original` is the model before: an added layer has nothing before, a deleted one nothing after.
     """
     original = original or analysis
     before = {layer.label: layer for layer in original.cost.layers(np.ones(original.trace.n_channels, dtype=bool))}
     after = {layer.label: layer for layer in analysis.cost.layers(keep)}
     none = LayerCost("", "", 0, 0, 0)
     found = []
-    for label in _in_order(list(before), list(after)):
+    labels = list(after)
+    for previous, label in zip([None, *before], before, strict=False):
+        if label not in after:  # a deleted layer stands behind the layer that was before it
+            labels.insert(0 if previous is None else labels.index(previous) + 1, label)
+    for label in labels:
         a, b = before.get(label, none), after.get(label, none)
         found.append(Layer(label, a.op or b.op, a.channels, b.channels, a.macs, b.macs, a.params, b.params))
     return tuple(found)
 
 
-def _in_order(before: list[str], after: list[str]) -> list[str]:
-    """Return all labels: those of the result in its order, and what is gone behind what was before it."""
-    there = set(after)
-    behind: dict[str, list[str]] = {}
-    last = ""
-    for label in before:
-        if label in there:
-            last = label
-        else:
-            behind.setdefault(last, []).append(label)
-    return [*behind.get("", []), *(name for label in after for name in (label, *behind.get(label, [])))]
-
-
 def pinned_of(trace: Trace) -> tuple[tuple[str, str, int], ...]:
-    """Return (reason, node, number of channels) of everything that has to stay."""
+    """Return (reason, node, number of channels) of every pin."""
     return tuple((pin.reason, pin.node, int(pin.channels.size)) for pin in trace.pins)
 
 
 def versions() -> dict[str, str]:
     """Return the versions that a report names."""
-    return {
-        "onnxprune": importlib.metadata.version("onnxprune"),
-        "onnxruntime": ORT_VERSION,
-        "onnx": onnx.__version__,
-    }
+    return {"onnxprune": importlib.metadata.version("onnxprune"), "onnxruntime": ORT_VERSION, "onnx": onnx.__version__}
 
 
 def inspect(analysis: Analysis) -> Inspection:
-    """Return what `inspect` shows."""
+    """Inspect a model."""
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
     macs, _ = analysis.cost.totals(everything)
     shapes = {name: list(shape) for name, shape in analysis.trace.input_shapes.items()}
@@ -226,7 +208,7 @@ def inspect(analysis: Analysis) -> Inspection:
         prunable_share=analysis.cost.prunable_share(),
         layers=analysis.cost.layers(everything),
         trace=analysis.trace,
-        held=_held(analysis),
+        held=_pin_costs(analysis),
         inputs=shapes,
         notes=analysis.model.notes,
         provenance={
@@ -237,8 +219,8 @@ def inspect(analysis: Analysis) -> Inspection:
     )
 
 
-def _held(analysis: Analysis) -> tuple[Held, ...]:
-    """Return what each kind of pin holds, dearest first."""
+def _pin_costs(analysis: Analysis) -> tuple[PinCost, ...]:
+    """Return the cost of each kind of pin, the largest first."""
     kinds: dict[tuple[str, str], list[Pin]] = {}
     for pin in analysis.trace.pins:
         kinds.setdefault((pin.op, pin.reason), []).append(pin)
@@ -250,5 +232,5 @@ def _held(analysis: Analysis) -> tuple[Held, ...]:
         without = keep.copy()
         without[channels] = False
         share = 1 - analysis.cost.totals(without)[0] / whole if whole else 0.0
-        found.append(Held(op, reason, len({pin.node for pin in pins}), int(channels.size), share))
-    return tuple(sorted(found, key=lambda held: -held.share))
+        found.append(PinCost(op, reason, len({pin.node for pin in pins}), int(channels.size), share))
+    return tuple(sorted(found, key=lambda cost: -cost.share))

@@ -1,4 +1,4 @@
-"""plan.json: which channels stay, by group, to be read, edited and replayed."""
+"""plan.json: which channels are kept, by group; it can be read, edited and replayed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from onnxprune.errors import PlanError, first_line
 from onnxprune.output import staged
-from onnxprune.types import Plan, Trace
+from onnxprune.types import IntArray, Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
 STRUCTURE = ("grouped", "heads", "norms")
@@ -20,7 +20,7 @@ RENEW = "make a new plan with `onnxprune plan`"
 
 
 def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
-    """Return the plan as it is written: per group the indices that stay, counted within the group."""
+    """Return the plan as it is written: per group the indices that are kept, counted within the group."""
     return {
         "schema": SCHEMA,
         "model": {"name": model_name, "sha256": plan.digest},
@@ -72,18 +72,17 @@ def structure(path: Path) -> dict[str, Any]:
 
 
 def blocks(path: Path, digest: str) -> tuple[tuple[dict[str, Any], ...], ...]:
-    """Return the edits of layers in a plan, in rounds; what they are is for `onnxprune.granularity.edits` to say.
+    """Return the layer edits of a plan, in rounds, as they are written.
 
     Raises:
         PlanError: not a plan, or for another model.
     """
-    content = _content(path, digest)
-    rounds = content.get("blocks", [])
+    rounds = _content(path, digest).get("blocks", [])
     plain = isinstance(rounds, list) and all(
         isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in rounds
     )
     if not plain:
-        raise PlanError("`blocks` is no list of rounds", where=str(path), why=f"it is {str(rounds)[:40]}", hint=RENEW)
+        _refuse(path, "`blocks` is no list of rounds", f"it is {str(rounds)[:40]}", RENEW)
     return tuple(tuple(part) for part in rounds)
 
 
@@ -92,11 +91,11 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
 
     Args:
         path: of the file.
-        trace: of the model, or where the plan has blocks of what these leave of it.
+        trace: of the model; of the edited model where the plan has layer edits.
         digest: of the model.
 
     Raises:
-        PlanError: not a plan, for another model, or one that deletes what must stay.
+        PlanError: not a plan, for another model, or one that deletes pinned channels.
     """
     content = _content(path, digest)
     with _damaged(path):
@@ -104,67 +103,33 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
         complete = len(groups) == len(content["groups"])
         steps = tuple((float(step["flops_removed"]), float(step["params_removed"])) for step in content.get("path", []))
         settings = dict(content.get("settings", {}))
-    names = {group.name for group in trace.groups}
-    if set(groups) != names or not complete:
-        odd = ", ".join(sorted(set(groups) ^ names)[:3])
-        raise PlanError(
-            "the plan's groups are not the model's",
-            where=str(path),
-            why=f"missing or unknown: {odd}" if odd else "a group is there twice",
-            hint="list every group of the model once",
-        )
+    odd = sorted(set(groups) ^ {group.name for group in trace.groups})
+    if odd or not complete:
+        why = f"missing or unknown: {', '.join(odd[:3])}" if odd else "a group is listed twice"
+        _refuse(path, "the plan's groups are not the model's", why, "list every group of the model once")
     keep = np.zeros(trace.n_channels, dtype=bool)
     for group in trace.groups:
-        listed = groups[group.name].get("keep")
         where = f"{path}, group {group.name}"
-        if not isinstance(listed, list) or not all(type(entry) is int for entry in listed):
-            raise PlanError(
-                "`keep` is no list of whole numbers",
-                where=where,
-                why=f"it is {str(listed)[:40]}",
-                hint="list the indices",
-            )
-        odd_ones = [entry for entry in listed if not 0 <= entry < group.channels.size]
-        if odd_ones or not listed:
-            raise PlanError(
-                "`keep` is out of range",
-                where=where,
-                why=f"the group has no channel {odd_ones[0]}" if odd_ones else "a group cannot lose all its channels",
-                hint=f"give at least one index, from 0 to {group.channels.size - 1}",
-            )
-        index = np.array(listed)
-        keep[group.channels[index]] = True
+        keep[group.channels[_kept(groups[group.name].get("keep"), group.channels.size, where)]] = True
         lost = group.channels[trace.pinned[group.channels] & ~keep[group.channels]]
         if lost.size:
             pin = trace.why_pinned(lost)[0]
-            raise PlanError(
-                "the plan deletes channels that must stay",
-                where=where,
-                why=f"{pin.reason} ({pin.node})",
-                hint="put them back",
-            )
-    for extent in trace.extents:
-        if not keep[extent].any():
-            raise PlanError(
-                "the plan leaves a tensor without channels",
-                where=str(path),
-                why="all channels of one branch are gone",
-                hint="keep one of each branch",
-            )
+            _refuse(where, "the plan deletes pinned channels", f"{pin.reason} ({pin.node})", "put them back")
+    if not all(keep[extent].any() for extent in trace.extents):
+        why = "all channels of one branch are deleted"
+        _refuse(path, "the plan leaves a tensor without channels", why, "keep one of each branch")
     return Plan(keep, digest, settings, steps, blocks=tuple(tuple(part) for part in content.get("blocks", ())))
 
 
-@contextmanager
-def _damaged(path: Path) -> Iterator[None]:
-    """Say of what is missing in a plan, or of another kind, that the file is damaged."""
-    try:
-        yield
-    except KeyError as error:
-        raise PlanError(
-            "not a plan, or a damaged one", where=str(path), why=f"it has no {error}", hint=RENEW
-        ) from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise PlanError("not a plan, or a damaged one", where=str(path), why=first_line(error), hint=RENEW) from error
+def _kept(listed: Any, size: int, where: str) -> IntArray:
+    """Return the indices that a group of so many channels keeps."""
+    if not isinstance(listed, list) or not all(type(entry) is int for entry in listed):
+        _refuse(where, "`keep` is no list of whole numbers", f"it is {str(listed)[:40]}", "list the indices")
+    odd = [entry for entry in listed if not 0 <= entry < size]
+    if odd or not listed:
+        why = f"the group has no channel {odd[0]}" if odd else "a group cannot lose all its channels"
+        _refuse(where, "`keep` is out of range", why, f"give at least one index, from 0 to {size - 1}")
+    return np.array(listed)
 
 
 def _content(path: Path, digest: str) -> dict[str, Any]:
@@ -174,24 +139,25 @@ def _content(path: Path, digest: str) -> dict[str, Any]:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             schema, made_for = content["schema"], content["model"]["sha256"]
     except OSError as error:
-        raise PlanError(
-            "the plan cannot be read",
-            where=str(path),
-            why=error.strerror or str(error),
-            hint="check the path given to --plan",
-        ) from error
+        _refuse(path, "the plan cannot be read", error.strerror or str(error), "check the path given to --plan")
     if schema != SCHEMA:
-        raise PlanError(
-            "the plan has another schema",
-            where=str(path),
-            why=f"it is {schema!r}, this version reads {SCHEMA!r}",
-            hint=RENEW,
-        )
+        _refuse(path, "the plan has another schema", f"it is {schema!r}, this version reads {SCHEMA!r}", RENEW)
     if made_for != digest:
-        raise PlanError(
-            "the plan was made for another model",
-            where=str(path),
-            why=f"SHA-256 {str(made_for)[:12]}… instead of {digest[:12]}…",
-            hint=RENEW,
-        )
+        why = f"SHA-256 {str(made_for)[:12]}… instead of {digest[:12]}…"
+        _refuse(path, "the plan was made for another model", why, RENEW)
     return content
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Refuse a plan in which something is missing, or of another kind."""
+    try:
+        yield
+    except KeyError as error:
+        _refuse(path, "not a plan, or a damaged one", f"it has no {error}", RENEW)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        _refuse(path, "not a plan, or a damaged one", first_line(error), RENEW)
+
+
+def _refuse(where: Path | str, what: str, why: str, hint: str) -> NoReturn:
+    raise PlanError(what, where=str(where), why=why, hint=hint)

@@ -1,4 +1,4 @@
-"""How a run tells what it is doing."""
+"""The callback through which a run reports progress."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Protocol
 
 
 class ProgressCallback(Protocol):
-    """Called as a run goes on."""
+    """Called as a run progresses."""
 
     def __call__(self, stage: str, share: float | None, detail: str = "") -> None:
-        """Take the name of a stage, where it is known the share of it that is done, and how it goes."""
+        """Take the name of a stage, the share of it that is done (None: unknown), and a detail."""
 
 
 def quiet(stage: str, share: float | None, detail: str = "") -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 def share_of(on_stage: ProgressCallback, name: str) -> Callable[[float], None]:
-    """Return what tells the share of one stage that is done."""
+    """Return a callback that reports the share of one stage that is done."""
     return lambda share: on_stage(name, share)

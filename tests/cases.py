@@ -732,7 +732,7 @@ def _norms() -> list[Case]:
     bn = "BatchNormalization"
     trained = "b, mean, variance = BatchNormalization <training_mode=1> (a, scale, beta, mu, var)"
     last = "t = Transpose <perm=[0,2,3,1]> (a) q = {} (t, {}) b = Transpose <perm=[0,3,1,2]> (q)"
-    over = "normalises over its channels"
+    over = "normalizes over its channels"
     layer = """m1 = ReduceMean <axes=[1]> (a) d = Sub (a, m1) e = Pow (d, two) r = ReduceMean <axes=[1]> (e)
         s = Add (r, eps) t = Sqrt (s) q = Div (d, t) n = Mul (q, scale) b = Add (n, beta)"""
     group = """r = Reshape (a, s1) i = InstanceNormalization (r, scale2, beta2) t = Reshape (i, s2)

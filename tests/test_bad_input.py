@@ -811,4 +811,4 @@ def test_plan_that_deletes_what_must_stay(group, ignore, reason, plan, tiny_path
     next(entry for entry in content["groups"] if entry["name"] == group)["keep"] = [0, 1]
     plan.write_text(json.dumps(content))
     command = ("prune", tiny_path, "-o", out / "x.onnx", "--plan", plan, *ignore, *FAST)
-    refused(*command, says=("deletes channels that must stay", f"group {group}", reason))
+    refused(*command, says=("deletes pinned channels", f"group {group}", reason))

@@ -62,9 +62,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     seen: Counter[str] = Counter()
     original = open_session
 
-    def session(model: Any, **how: Any) -> Any:
+    def session(model: Any, *config: Any, **how: Any) -> Any:
         seen.update(name for node in model.graph.node for name in node.output[:1])
-        return original(model, **how)
+        return original(model, *config, **how)
 
     monkeypatch.setattr("onnxprune.calibration.capture.open_session", session)
     return seen

@@ -23,6 +23,7 @@ from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
 from onnxprune.graph.io import save
 from onnxprune.graph.model import Model
+from onnxprune.metrics import outputs as metrics
 from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound, Training
 from onnxprune.runtime.session import UNOPTIMIZED, run_batch
@@ -787,15 +788,15 @@ def test_too_few_samples() -> None:
 
 
 def test_models_that_torch_gets_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.torch_backend.parity.TOLERANCE", 1e-12)
-    monkeypatch.setattr("onnxprune.torch_backend.parity.ROUNDING_FACTOR", 1e-12)
+    monkeypatch.setattr(metrics, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(metrics, "ROUNDING_FACTOR", 1e-12)
     with pytest.raises(ModelError, match="do not agree"):
         tune()
 
 
 def test_models_that_amplify_rounding_are_trained_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.torch_backend.parity.TOLERANCE", 1e-12)
-    monkeypatch.setattr("onnxprune.torch_backend.parity.ROUNDING_FACTOR", 1e9)
+    monkeypatch.setattr(metrics, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(metrics, "ROUNDING_FACTOR", 1e9)
     notes = [note for note in tune().notes if "amplifies rounding" in note]
     assert len(notes) == 2
     monkeypatch.undo()

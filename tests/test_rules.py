@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import onnx_graphsurgeon as gs
 import pytest
 from cases import CASES, OTHER_CASES, SIZE_CASES, Case, check
 
-from onnxprune.graph.operators import RULES, SHAPE_RULES
+from onnxprune.graph.operators import RULES, SHAPE_RULES, OperatorSpec, spec_of
+from onnxprune.graph.saturation import UNBOUNDED
 
 
 def marked(cases: list[Case]) -> list[Any]:
@@ -48,3 +50,12 @@ def test_shape_arithmetic(case: Case) -> None:
 @pytest.mark.parametrize("case", marked(OTHER_CASES))
 def test_what_has_no_rule(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("node", [gs.Node("Relu", domain="com.example"), gs.Node("NoSuchOperator")])
+def test_a_node_without_a_row_has_no_feature(node: gs.Node) -> None:
+    spec = spec_of(node)
+    assert spec == OperatorSpec()
+    assert spec.rule is None
+    assert spec.linear(node) is None
+    assert spec.saturation(node) == UNBOUNDED

@@ -66,7 +66,7 @@ def test_narrow_terminals_cut_nothing(columns, tiny_path, out):
     results = shown[shown.rindex("\r") + 1 :] if "\r" in shown else shown
     path = str(out / "s.onnx")
     assert all(len(line) <= columns for line in results.splitlines() if path[:20] not in line)
-    for figure in (r"\d+(\.\d+)? k\b", r"-\d+\.\d %", r"\d\.\d{3} ms", r"\d\.\d\dx \(\d\.\d\d to \d\.\d\d\)"):
+    for figure in (r"\d+(\.\d+)? k\b", r"-\d+\.\d %", r"\d\.\d{3} ms", r"\d+\.\d\dx \(\d+\.\d\d to \d+\.\d\d\)"):
         assert re.search(figure, results), figure
 
 

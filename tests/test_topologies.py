@@ -395,7 +395,7 @@ NETS = [
         f"""c = Conv <strides=[4,4]> (x, k1) r = Reshape (c, s3) t = Transpose <perm=[0,2,1]> (r) e = Add (t, place)
         {BLOCK.format(x="e", y="f", n=1)} {BLOCK.format(x="f", y="o", n=2)}
         l = LayerNormalization (o, scale, beta) q = ReduceMean <keepdims=0> (l, ax) y = Gemm <transB=1> (q, g, gb)""",
-        2 * (2 + 12), 8 + 4, "normalises over its channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
+        2 * (2 + 12), 8 + 4, "normalizes over its channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
         s3=[0, 8, -1], place=(1, 4, 8), ax=[1], scale=(8,), beta=(8,), kq=(8, 6), kk=(8, 6), kv=(8, 6), ko=(6, 8),
         s4=[0, 0, 2, 3], s5=[0, 0, 6], kh=(8, 12), kp=(12, 8),
     ),

@@ -39,8 +39,6 @@ from typing import Any
 
 import zoo
 
-from onnxprune.metrics.outputs import relative_difference
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coverage.md"
 TARGETS = (0.5, 0.3)
@@ -173,6 +171,7 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import onnx
 
     from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+    from onnxprune.metrics.outputs import relative_difference
     from onnxprune.runtime.session import SessionConfig, open_session, random_feeds, run_batch
 
     proto = onnx.load(os.fspath(source))

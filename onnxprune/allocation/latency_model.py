@@ -42,7 +42,8 @@ RANDOM = 14
 """Variants in which every group loses a share of its own."""
 SECONDS = 120.0
 """What measuring a table should take at most."""
-RUNS, MIN_RUNS, WARMUP = 20, 4, 2
+SEED = 0
+"""Of the variants and of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,6 @@ def measure(
     config: SessionConfig,
     batch: int = 1,
     seconds: float = SECONDS,
-    seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Table:
     """Measure a table for a model on this machine.
@@ -226,13 +226,12 @@ def measure(
         config: how models are executed.
         batch: samples per run, where the batch is dynamic.
         seconds: after which no further variant is begun, if there are enough.
-        seed: of the variants and of the inputs.
         progress: called with the share that is done.
     """
     traffic = Traffic(model.graph, trace, cost)
     shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
-    feeds = random_feeds(model.header, shapes, seed)
-    keeps = list(_variants(trace, rules, seed))
+    feeds = random_feeds(model.header, shapes, SEED)
+    keeps = list(_variants(trace, rules, SEED))
     start = time.perf_counter()
     times = np.zeros((len(keeps), len(trace.labels) + 1))
     whole = []
@@ -304,9 +303,7 @@ def _left(trace: Trace, blocks: dict[str, list[knapsack.ChannelBatch]], shares: 
 def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float) -> tuple[FloatArray, float]:
     """Return the microseconds of every node, and at the end of all other kernels, and the milliseconds of a run without profiler."""
     proto, weights = model.stub()
-    found = profiler.profile(
-        proto, feeds, config, weights=weights, seconds=seconds, runs=RUNS, min_runs=MIN_RUNS, warmup=WARMUP
-    )
+    found = profiler.profile(proto, feeds, config, weights=weights, seconds=seconds)
     row = np.zeros(len(proto.graph.node) + 1)
     for kernel in found.kernels:
         row[-1 if kernel.node is None else kernel.node] += kernel.microseconds

@@ -174,7 +174,7 @@ def _per_saving(scores: FloatArray, savings: tuple[FloatArray, FloatArray], budg
 
 
 def refuse_unprunable(analysis: Analysis) -> None:
-    """Raise ModelError, with the reasons, when no channel of the model can go."""
+    """Raise ModelError, with the reasons, when no channel is prunable."""
     trace = analysis.trace
     if (~trace.pinned).any():
         return

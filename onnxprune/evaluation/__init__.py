@@ -1,1 +1,4 @@
-"""Hold a candidate against its original: structure, accuracy or fidelity, latency, limits. It may import surgery and what is below it."""
+"""Judge a candidate against its original: structure, accuracy or fidelity, latency, and the limits of the gate.
+
+Imports surgery, metrics, graph, data, runtime and the root.
+"""

@@ -1,4 +1,4 @@
-"""`bench`: how long one model takes, or two in turn, as a whole and kernel by kernel."""
+"""`bench`: the latency of one model, or of two interleaved, as a whole and node by node."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from onnxprune.runtime.timing import Latency, sample_times
 
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
-"""That looking at the kernels of one model should take, at most."""
+"""Time limit of profiling one model."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """How to measure.
+    """How latency and accuracy are measured.
 
     Attributes:
-        latency: whether to.
+        latency: whether latency is measured.
         batch: samples per timed run.
-        threads: onnxruntime's threads within an operator; 0 leaves it to onnxruntime.
+        threads: onnxruntime's threads within an operator; 0: onnxruntime's own choice.
         runs, warmup: counted and uncounted runs of each model.
-        seconds: after which no more runs are started.
+        seconds: time after which no further run is started.
         eval_batch: samples per batch when accuracy is measured.
         provider: execution provider of onnxruntime.
     """
@@ -62,7 +62,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Microseconds of a node in each model; None where a model has no such node, or onnxruntime runs it as part of another."""
+    """Microseconds of a node in each model; None where a model lacks it, or onnxruntime fuses it into another node."""
 
     name: str
     op: str
@@ -72,12 +72,12 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Bench:
-    """What `bench` finds.
+    """The result of `bench`.
 
     Attributes:
         latency: of whole runs.
-        layers: from onnxruntime's profiler, dearest in the first model first; kernels that it put in by itself are added up by operator.
-        pinned: processors that the process was kept on.
+        layers: from onnxruntime's profiler, the slowest first; kernels that it inserted are added up by operator.
+        pinned: processors that the process was pinned to.
         environment: the machine.
     """
 
@@ -99,17 +99,17 @@ def bench(
     layers: bool = True,
     on_stage: ProgressCallback = quiet,
 ) -> Bench:
-    """Time one model, or two in turn, each on seeded random inputs of its own shapes.
+    """Time one model, or two interleaved, each on seeded random inputs of its own shapes.
 
     Args:
-        paths: one or two.
-        measure: how.
+        paths: one or two model files.
+        measure: the benchmark config.
         seed: of the inputs.
-        layers: whether to look at kernels as well.
-        on_stage: called as it goes on.
+        layers: whether nodes are profiled as well.
+        on_stage: progress callback.
 
     Raises:
-        ModelError: one cannot be read or run.
+        ModelError: a model cannot be read or run.
     """
     on_stage("load", None)
     protos = [io.read(path)[0] for path in paths]
@@ -144,13 +144,13 @@ Times = dict[str, tuple[str, float]]
 
 
 def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, seconds: float = SECONDS) -> Times:
-    """Return what each node of a model, or of a model file, takes; nothing for a file whose weights lie beside it, or that has 2 GB.
+    """Return the latency of each node; nothing for a file with external weights, or of 2 GB and more.
 
     Args:
-        source: the model, or the path of the file.
+        source: the model, or the path of its file.
         feeds: inputs.
         config: how the model is executed.
-        seconds: that it should take.
+        seconds: time limit.
     """
     if isinstance(source, Model):
         (proto, weights), where = source.stub(), source.path.name
@@ -158,11 +158,11 @@ def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, second
         proto, weights, where = onnx.load(source), None, Path(source).name
         external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
         if external or proto.ByteSize() >= 2**31:
-            return {}  # nodes can only be told apart after they are named, and so large a model cannot be passed on in memory
+            return {}  # nodes have to be named first, and so large a model cannot be passed on in memory
     names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
     found: Times = {}
     for kernel in profiler.profile(proto, feeds, config, weights=weights, seconds=seconds, where=where).kernels:
-        name, op = (f"({kernel.op}, put in by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]
+        name, op = (f"({kernel.op}, inserted by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]
         found[name] = op, found.get(name, (op, 0.0))[1] + kernel.microseconds
     return found
 
@@ -170,13 +170,9 @@ def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, second
 def side_by_side(times: Sequence[Times]) -> tuple[LayerTime, ...]:
     """Return the times of one or two models, node by node."""
     a, b = times[0], times[1] if len(times) > 1 else {}
+    none = ("", None)
     rows = [
-        LayerTime(
-            name,
-            a[name][0] if name in a else b[name][0],
-            a[name][1] if name in a else None,
-            b[name][1] if name in b else None,
-        )
+        LayerTime(name, (a.get(name) or b[name])[0], a.get(name, none)[1], b.get(name, none)[1])
         for name in dict.fromkeys((*a, *b))
     ]
     return tuple(sorted(rows, key=lambda row: -max(row.a or 0.0, row.b or 0.0)))

@@ -1,4 +1,4 @@
-"""Run two models on the same inputs: accuracy, fidelity and latency side by side."""
+"""Run two models on the same inputs and compare accuracy, fidelity and latency."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RANDOM_SAMPLES = 16
 class Comparison:
     """Two models on the same inputs.
 
-    Accuracies are (top-1, top-5) in percent, None without labels. `outputs` are those of both, `feeds` the batch that both are timed on.
+    Accuracies are (top-1, top-5) in percent, None without labels; `feeds` are the inputs that both are timed on.
     """
 
     accuracy_a: tuple[float | None, float | None]
@@ -55,7 +55,7 @@ def compare(
     on_stage: ProgressCallback = quiet,
     seed: int = 0,
 ) -> Comparison:
-    """Run two sessions on the same data (or, without any, on seeded random inputs) and time them in turn."""
+    """Run two sessions on the same data (without data: on seeded random inputs), and time them interleaved."""
     found: list[Outputs] = []
     accuracy: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
     if data is not None:
@@ -90,7 +90,7 @@ def compare(
         batch = (*next(iter(feeds.values())).shape, 1)[0]
         latency = Latency.from_samples(samples_taken, batch=batch, threads=measure.threads)
     finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
-    with np.errstate(invalid="ignore", over="ignore"):  # told by `finite`
+    with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
         likeness = compare_outputs(*found)
     labels = None if data is None or data.labels is None else data.labels[:samples]
     outputs = (found[0], found[1])

@@ -1,4 +1,4 @@
-"""`check`: may this candidate replace that baseline?"""
+"""`check`: judge whether a candidate may replace a baseline."""
 
 from __future__ import annotations
 
@@ -34,31 +34,25 @@ SCHEMA = "onnxprune.check/2"
 BATCHES = (1, 2, 7)
 """Sizes of batches that must run, where the batch is dynamic."""
 EXTREME = 1e3
-"""Size of extreme inputs, where no data say what is usual."""
+"""Size of extreme inputs where there are no data to derive it from."""
 REPEATS = 3
 """Runs on the same inputs, which must give the same outputs."""
 SAME = 1e-6
-"""Difference between them, as a share of the output's range, that is put down to the order of sums."""
+"""Largest difference between these, as a share of the output's range, that the order of sums explains."""
 ORIGINAL = "onnxprune.original.sha256"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `check` finds about a candidate that should replace a baseline; both are paths as given."""
+    """The verdict on a candidate that should replace a baseline; both are paths as given."""
 
     candidate: str
     baseline: str
     verdict: Verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; its schema is `check.schema.json`."""
-        checks = self.verdict.checks
-        return {
-            "schema": SCHEMA,
-            "passed": bool(self.verdict),
-            "undecided": sum(check.undecided for check in checks),
-            "checks": [{**asdict(check), "status": check.status} for check in checks],
-        }
+        """Return plain values for JSON."""
+        return to_dict(self.verdict)
 
 
 def check(
@@ -72,20 +66,20 @@ def check(
     providers: tuple[str, ...] = (CPU_PROVIDER,),
     on_stage: ProgressCallback = quiet,
 ) -> Verdict:
-    """Hold any candidate against a baseline.
+    """Judge a candidate against a baseline.
 
     Args:
         candidate: path of the model to judge.
         baseline: path of the model it should replace.
-        data: what to run both on; seeded random inputs when None.
+        data: samples that both are run on; None: seeded random inputs.
         preprocess: as for `prune`.
         limits: what the candidate must keep.
-        measure: how to measure.
-        providers: of onnxruntime, on which the candidate must load; the first one runs the comparison.
-        on_stage: called as the run goes on.
+        measure: the benchmark config.
+        providers: execution providers that the candidate must load on; the first one runs the comparison.
+        on_stage: progress callback.
 
     Raises:
-        OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
+        OnnxPruneError: a file or the data cannot be used, or a limit cannot be measured.
     """
     limits, measure = limits or GateLimits(), replace(measure or BenchmarkConfig(), provider=providers[0])
     for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
@@ -138,7 +132,7 @@ def check(
 
 
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
-    """Check that a model which says what it was pruned from was pruned from the baseline, whose SHA-256 is `digest`."""
+    """Check the provenance of a pruned model: the SHA-256 of its original must be that of the baseline, `digest`."""
     said = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
     if said is None:
         return
@@ -169,7 +163,7 @@ def _loads(
 
 
 def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None) -> Iterator[Check]:
-    """Run both on inputs that data seldom hold, and the candidate several times on the same."""
+    """Run both models on unusual inputs, and the candidate several times on the same inputs."""
     known = None if data is None else data.shapes()
     shapes = workable_shapes(original, proto, 1) if known is None else None
     dynamic = has_dynamic_batch(proto)
@@ -190,13 +184,8 @@ def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | No
             if any(_spoilt(a, b) for a, b in zip(expected, outputs, strict=True)):
                 broken.append(f"{where}: not finite, where the baseline is")
     sizes = ", ".join(map(str, BATCHES)) if dynamic else "that of the model"
-    yield Check(
-        "runs on odd inputs",
-        not broken,
-        None,
-        not broken,
-        "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}",
-    )
+    detail = "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}"
+    yield Check("runs on odd inputs", not broken, None, not broken, detail)
     feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known or shapes), 0)
     first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
     worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
@@ -232,4 +221,9 @@ def strict(verdict: Verdict) -> Verdict:
 
 def to_dict(verdict: Verdict) -> dict[str, Any]:
     """Return plain values for JSON; their schema is `check.schema.json` in `onnxprune.report`."""
-    return Judgement("", "", verdict).to_dict()
+    return {
+        "schema": SCHEMA,
+        "passed": bool(verdict),
+        "undecided": sum(check.undecided for check in verdict.checks),
+        "checks": [{**asdict(check), "status": check.status} for check in verdict.checks],
+    }

@@ -1,4 +1,4 @@
-"""Whether a model is well-formed, and has the inputs and outputs of the one it came from."""
+"""Check that a model is well-formed, and has the inputs and outputs of its original."""
 
 from __future__ import annotations
 

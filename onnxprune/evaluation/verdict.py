@@ -1,4 +1,4 @@
-"""What is held against the limits of the gate: a row for each check, and one rule that decides them all."""
+"""The measured checks of the gate: one row for each, and one rule that decides them all."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value; it is known to lie from `low` to `high` where these are given. `name` goes before that of the check."""
+    """A value, and the interval from `low` to `high` that contains it where given; `name` replaces that of the check."""
 
     value: float
     detail: str
@@ -91,7 +91,7 @@ class LimitCheck:
         limit: field of `GateLimits`.
         measure: returns the value; None where it cannot be measured.
         at_least: whether the limit is the least value that passes; else it is the largest.
-        needs: what the value cannot be measured without; a limit is refused then. Empty: the check is left out then.
+        needs: what the measurement needs; a limit without it is an error. Empty: the check is left out without it.
     """
 
     name: str
@@ -114,7 +114,7 @@ class LimitCheck:
 
 
 def hold(measured: Measurements) -> Iterator[Check]:
-    """Hold everything that was measured against its limit."""
+    """Decide all checks; raise OptionError where a limit has no measured value."""
     for check_ in CHECKS:
         limit, found = getattr(measured.limits, check_.limit), check_.measure(measured)
         if found is not None:
@@ -125,7 +125,7 @@ def hold(measured: Measurements) -> Iterator[Check]:
 
 
 def paired_drop(told: paired_tests.Paired, where: str, name: str = "") -> Measured:
-    """Return a drop that chance may hide: no worse than its upper bound."""
+    """Return a drop with its one-sided upper bound: chance may hide a drop up to there."""
     detail = f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}"
     detail += f", {told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}, {where}"
     return Measured(told.drop, detail, told.drop, told.upper, name)

@@ -1,4 +1,4 @@
-"""What moves through a model under any choice of survivors: elements of every activation, and the most that are alive at once."""
+"""Elements of every activation under any selection, and the most that are alive at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.cost import CostModel, Extents
-from onnxprune.types import BoolArray, FloatArray, Trace
+from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 FEATURES = ("once", "in", "out", "macs", "weights")
 """What the time of a node is made of, in the order of the last axis of `Traffic.features`."""
@@ -35,20 +35,19 @@ def lifetimes(
     return {name: (start, last[name]) for name, start in first.items()}
 
 
-def most_alive(size: FloatArray, lives: Sequence[tuple[int, int]]) -> float:
-    """Return the most that is alive at once, given the size and the lifetime of every activation."""
-    spans = np.array(lives, dtype=np.int64).reshape(-1, 2)
-    change = np.zeros(spans.max(initial=0) + 2)
-    np.add.at(change, spans[:, 0], size)
-    np.subtract.at(change, spans[:, 1] + 1, size)
+def most_alive(size: FloatArray, lives: IntArray) -> float:
+    """Return the most that is alive at once, given the size, (n,), and the lifetime, (n, 2), of every activation."""
+    change = np.zeros(lives.max(initial=0) + 2)
+    np.add.at(change, lives[:, 0], size)
+    np.subtract.at(change, lives[:, 1] + 1, size)
     return float(np.cumsum(change).max(initial=0.0))
 
 
 class Traffic:
     """Count the elements of activations, per sample, as `CostModel` counts MACs.
 
-    A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped convolution's
-    blocks, attention scores) is taken for constant.
+    A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped
+    convolution's blocks, attention scores) is taken for constant.
 
     Args:
         graph: the graph that was traced.
@@ -92,21 +91,21 @@ class Traffic:
             [t.name for t in graph.inputs],
             [t.name for t in graph.outputs],
         )
-        self._lives = [lives.get(name, (0, 0)) for name in self.names]
+        self._lives = np.array([lives.get(name, (0, 0)) for name in self.names], dtype=np.int64).reshape(-1, 2)
 
     def elements(self, keep: BoolArray, step: int = 1) -> FloatArray:
         """Return the elements of each tensor, (len(names),), channels counted in whole steps."""
         return np.asarray(self._base * self._extents.shares(keep, step)[self._extent])
 
     def per_tensor(self, read: FloatArray, written: FloatArray) -> FloatArray:
-        """Turn what each node takes per element that it reads and writes, (nodes,) each, into what each tensor takes per element."""
+        """Sum the cost of each tensor's elements over the nodes that read and write it; arguments are (nodes,)."""
         found = np.zeros(len(self.names))
         np.add.at(found, self._reads[:, 1], read[self._reads[:, 0]])
         np.add.at(found, self._writes[:, 1], written[self._writes[:, 0]])
         return found
 
     def peak(self, keep: BoolArray, itemsize: FloatArray) -> float:
-        """Return the most bytes that are alive at once, while nodes run in order and what nobody needs any more is freed.
+        """Return the most bytes that are alive at once; see `lifetimes`.
 
         Args:
             keep: (n_channels,) channels that stay.

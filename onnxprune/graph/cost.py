@@ -59,11 +59,11 @@ class Extents:
 class CostModel:
     """Count multiply-accumulates (MACs) and parameters without building the pruned model.
 
-    The weight of a layer shrinks along every axis that holds channels; its MACs are the elements left times the positions it
-    is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. They are told per sample; a model with a fixed
-    batch is counted as it stands, one run being one sample. Only layers with a weight count: Conv, Gemm,
-    MatMul; additions, activations and pools do not. Parameters are the elements of all float constants and of integers that
-    are dequantised, biases and normalisation included, each stored tensor once.
+    The weight of a layer shrinks along every axis that holds channels; its MACs are the elements left times the
+    positions it is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. They are told per
+    sample; a model with a fixed batch is counted as it stands, one run being one sample. Only layers with a weight
+    count: Conv, Gemm, MatMul; additions, activations and pools do not. Parameters are the elements of all float
+    constants and of integers that are dequantized, biases and normalization included, each stored tensor once.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -111,7 +111,7 @@ class CostModel:
         self._extents.close()
 
     def _count(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return elements left of each sliced tensor, and elements and MACs left of each layer, channels counted in whole steps."""
+        """Return elements left of each sliced tensor, and elements and MACs left of each layer."""
         share = self._extents.shares(keep, step)
         elements = self._base.copy()
         np.multiply.at(elements, self._row, share[self._extent])
@@ -119,7 +119,7 @@ class CostModel:
         return elements, layer, layer * self._positions * share[self._over]
 
     def work(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray]:
-        """Return (MACs per sample, elements of the weight) of each of `Trace.works`, channels counted in whole steps."""
+        """Return (MACs per sample, elements of the weight) of `Trace.works`, channels in whole steps."""
         _, elements, macs = self._count(keep, step)
         return macs, elements
 
@@ -129,10 +129,10 @@ class CostModel:
         return float(macs.sum()), float(elements.sum()) + self._fixed_params + self._sharing(keep, elements)
 
     def savings(self) -> tuple[FloatArray, FloatArray]:
-        """Return the share of all MACs, and of all parameters, that each channel alone saves when it goes from the whole model.
+        """Return the share of all MACs, and of all parameters, that each channel alone saves when it is deleted.
 
-        To first order: what a channel saves twice, where it lies on two axes of a weight, is counted twice, and so is a tensor that
-        several nodes share.
+        To first order: what a channel saves twice, where it lies on two axes of a weight, is counted twice, and so is
+        a tensor that several nodes share.
         """
         keep = np.ones(self.trace.n_channels, dtype=bool)
         elements, _, macs = self._count(keep)
@@ -178,7 +178,7 @@ class CostModel:
         )
 
     def prunable_share(self) -> float:
-        """Return the share of MACs in layers that read or write at least one channel that may go."""
+        """Return the share of MACs in layers that read or write at least one prunable channel."""
         free = ~self.trace.pinned
         lively = {s.layer for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
         _, _, macs = self._count(np.ones_like(free))

@@ -1,7 +1,7 @@
 """Collect facts about channel ids while the graph is walked, then resolve them into groups of channels.
 
 During the walk every filter has an *id*. Rules tie ids, pin them, and say which tensors hold them. `Facts.resolve` then
-finds the connected components of the ties: each is one *channel*, a unit that can only go as a whole.
+finds the connected components of the ties: each is one *channel*, a unit that is deleted as a whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Equal(NamedTuple):
 
 
 class _Pin(NamedTuple):
-    """Ids that must stay, and why."""
+    """Pinned ids, and why."""
 
     ids: IntArray
     node: int
@@ -38,7 +38,10 @@ class _Pin(NamedTuple):
 
 
 class Facts:
-    """What the rules have found so far. The `channels` of a fact are ids: (n,), or (n, m) where m of them live at each index."""
+    """What the rules have found so far.
+
+    The `channels` of a fact are ids: (n,), or (n, m) where m of them live at each index.
+    """
 
     def __init__(self) -> None:
         self.n_ids = 0
@@ -64,7 +67,7 @@ class Facts:
         return ids
 
     def pin(self, ids: IntArray, node: int, reason: str) -> None:
-        """Keep `ids` (entries of -1 are ignored)."""
+        """Pin `ids` (entries of -1 are ignored)."""
         ids = np.unique(ids)
         ids = ids[ids >= 0]
         if ids.size:
@@ -81,7 +84,7 @@ class Facts:
             self.pin(np.maximum(a, b)[alone], node, reason)
 
     def see(self, ids: IntArray, node: int) -> None:
-        """Take note of a tensor that lives in the graph: none of its axes may lose all its channels."""
+        """Note a tensor of the graph: one channel of each of its axes must survive."""
         if ids.size == 1:
             if ids.flat[0] >= 0:
                 lane = ids.reshape(1)
@@ -110,7 +113,7 @@ class Facts:
         lookup = np.append(of_id, FIXED)  # index -1 gives -1
 
         def along(raw: Slice | Count | Lookup) -> IntArray | None:
-            """Return the channels along the axis of a fact; None where it holds none that may go."""
+            """Return the channels along the axis of a fact; None where it holds none that may be deleted."""
             channels = self._one_dimensional(lookup[raw.channels], raw.channels, raw.node)
             return channels if channels is not None and (channels >= 0).any() else None
 
@@ -179,8 +182,8 @@ class Facts:
     def _make_rectangular(self, of_id: IntArray) -> IntArray:
         """Tie channels that spread over two axes of a tensor, so that what is left is a rectangle.
 
-        Positions on the last axis are the units: they are tied across all other axes, as in a grouped Conv, whose groups
-        keep the same positions.
+        Positions on the last axis are the units: they are tied across all other axes, as in a grouped Conv, whose
+        groups keep the same positions.
         """
         waiting = list(self.grids.values())
         while waiting:

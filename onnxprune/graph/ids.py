@@ -1,4 +1,4 @@
-"""Id arrays: the channel that lives at each index of a tensor, with size 1 on the axes without channels, and -1 where none is."""
+"""Id arrays: the channel at each index of a tensor, -1 for none; size 1 on the axes without channels."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def rows(ids: Ids, axis: int) -> Ids:
 def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Ids:
     """Reshape ids as a row-major Reshape from shape `before` to `after` does.
 
-    Dimensions are matched in the smallest runs of equal product, so that ids are only spread out within a run that holds
-    channels.
+    Dimensions are matched in the smallest runs of equal product, so that ids are only spread out within a run that
+    holds channels.
     """
     i = j = 0
     pieces: list[tuple[list[int], list[int]]] = []

@@ -1,4 +1,4 @@
-"""Read and write ONNX files: parse, check the header, load external data from the model's own folder only, normalize, save."""
+"""Read and write ONNX files. External data are loaded from the model's own folder only."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read, check and normalise a model; the file is not touched.
+    """Read, check and normalize a model; the file is not touched.
 
     Raises:
         ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or

@@ -1,8 +1,8 @@
 """Layers as matrices: y = W x + b at every position, which is what repair and second-order importance work on.
 
-A `Linear` cuts the input of a layer into *rows*, one per output position, so that its output there is a matrix times the row
-plus the bias. Convolutions, transposed ones included, are cut into what each output position sees of the input, with a matrix
-per group; a BatchNormalization in inference is one number per channel.
+A `Linear` cuts the input of a layer into *rows*, one per output position, so that its output there is a matrix times
+the row plus the bias. Convolutions, transposed ones included, are cut into what each output position sees of the
+input, with a matrix per group; a BatchNormalization in inference is one number per channel.
 
 Positions are counted over all axes of the output but its channel axis, in their order, so over all samples of a batch.
 """
@@ -111,9 +111,9 @@ class Linear:
 class Conv(Linear):
     """Conv and ConvTranspose of any rank, stride, dilation, padding and number of groups.
 
-    A row holds, for one group and one position of the output, the elements of the input that the weight is multiplied with
-    there: (channels of the group, *kernel), flattened, 0 where the kernel lies on the padding. Those of a ConvTranspose lie in
-    the order of its kernel, too, with 0 between the inputs where the stride is more than 1.
+    A row holds, for one group and one position of the output, the elements of the input that the weight is multiplied
+    with there: (channels of the group, *kernel), flattened, 0 where the kernel lies on the padding. Those of a
+    ConvTranspose lie in the order of its kernel, too, with 0 between the inputs where the stride is more than 1.
 
     Attributes:
         pads: begins and ends, or SAME_UPPER or SAME_LOWER: then, and with `output_shape`, they follow from the input.
@@ -200,8 +200,8 @@ class Conv(Linear):
 class Product(Linear):
     """Gemm, MatMul and Einsum with one constant matrix, on either side and transposed or not.
 
-    The bias of a MatMul is that of an Add behind it, which is no part of the layer: its output is the one before the Add, and
-    `effective` has a bias of 0. What is passed to `write` is *added* to the constant of the Add.
+    The bias of a MatMul is that of an Add behind it, which is no part of the layer: its output is the one before the
+    Add, and `effective` has a bias of 0. What is passed to `write` is *added* to the constant of the Add.
 
     Attributes:
         input_axis: axis of the input that is summed over.

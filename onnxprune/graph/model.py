@@ -1,8 +1,8 @@
 """A loaded model, and what is exported of it.
 
-A `Model` wraps an onnx-graphsurgeon graph. What graphsurgeon does not carry (metadata, documentation, exact value infos of
-inputs and outputs) is kept beside it and put back when the model is exported, so that a pruned file differs from the
-original only where channels went.
+A `Model` wraps an onnx-graphsurgeon graph. What graphsurgeon does not carry (metadata, documentation, exact value
+infos of inputs and outputs) is kept beside it and put back when the model is exported, so that a pruned file differs
+from the original only where channels went.
 """
 
 from __future__ import annotations
@@ -76,18 +76,18 @@ class Model:
         return _export(self, frozenset())
 
     def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-        """Export without the larger weights, which are returned beside it: it names them as stored in a file `STORED_IN`."""
+        """Export without the larger weights, named as stored in a file `STORED_IN`; return these beside it."""
         apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
         proto = _export(self, frozenset(), frozenset(apart))
         return proto, {name: tensor.values for name, tensor in apart.items()}
 
     def session(self, config: SessionConfig = DEFAULT, *, where: str = "") -> ort.InferenceSession:
-        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `onnxprune.runtime.session.open_session`."""
+        """Open an onnxruntime session that shares the weights with this model, which may exceed 2 GB."""
         proto, weights = self.stub()
         return open_session(proto, config, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
-        """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
+        """Return the bytes of `to_proto`, serialized, without making them; beyond 2 GB, of what that would come to."""
         proto, weights = self.stub()
         stub = graph = proto.graph.ByteSize()
         for tensor in proto.graph.initializer:
@@ -191,7 +191,7 @@ def is_float(tensor: gs.Constant) -> bool:
 
 
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
-    """Tell whether the constant at input i of node n counts as parameters: floats, and integers that are dequantised."""
+    """Tell whether input i of node n counts as parameters: floats, and integers that are dequantized."""
     return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantised(graph.nodes[n]))
 
 
@@ -231,7 +231,7 @@ def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
 
 
 def _export(model: Model, as_inputs: Set[str], apart: Set[str] = frozenset()) -> onnx.ModelProto:
-    """Export a model; constants named in `as_inputs` become inputs, without their values; those of `apart` are elsewhere."""
+    """Export a model; constants in `as_inputs` become inputs, those in `apart` have their values elsewhere."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.header)
     body = proto.graph

@@ -34,8 +34,9 @@ class BatchNorm:
 def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
 
-    Dequantised weights stay integers (those that are rounded at run time become so), and so does everything random. graphsurgeon's own folding is not used: it also
-    rewrites float arithmetic on shapes into integers, which rounds the scale of a Resize.
+    Dequantized weights stay integers (those that are rounded at run time become so), and so does everything random.
+    graphsurgeon's own folding is not used: it also rewrites float arithmetic on shapes into integers, which rounds
+    the scale of a Resize.
 
     Args:
         graph: changed in place.
@@ -183,8 +184,8 @@ def needs_arguments(node: gs.Node) -> bool:
 def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
     """Write down the sizes of every Split and the axes of every Squeeze that leaves them to the runtime, where known.
 
-    Parts of a Split can then lose different channels; without sizes they would have to stay equal. And a Squeeze without
-    axes would drop the channel axis, too, once a single channel is left.
+    Parts of a Split can then lose different channels; without sizes they would have to stay equal. And a Squeeze
+    without axes would drop the channel axis, too, once a single channel is left.
     """
     for node in graph.nodes:
         sizes = known.get(node.inputs[0].name) if needs_arguments(node) else None
@@ -212,7 +213,7 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
 
 
 def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
-    """Turn the mean of norms, as in global response normalisation, into their sum divided by their number.
+    """Turn the mean of norms, as in global response normalization, into their sum divided by their number.
 
     A mean over channels changes for all when one goes; a sum does not know those that are zero. The layer is that of
     ConvNeXt V2 (Woo et al., 2023, equation 2): what is left of it keeps its response.
@@ -256,7 +257,8 @@ def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
 def unshare_targets(graph: gs.Graph) -> None:
     """Give every reader of a target shape joined by Concat a Concat of its own.
 
-    Exporters merge equal expressions, so that one shape serves layers whose channels have nothing to do with each other.
+    Exporters merge equal expressions, so that one shape serves layers whose channels have nothing to do with each
+    other.
     """
     clones = []
     for node in graph.nodes:
@@ -322,8 +324,8 @@ def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:
 def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
     """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it.
 
-    y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015). Half
-    precision weights are left alone: rounding the product would change the output.
+    y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015).
+    Half precision weights are left alone: rounding the product would change the output.
 
     Returns:
         The graph, and the statistics by the name of the weight that took them in.

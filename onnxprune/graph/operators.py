@@ -1,10 +1,12 @@
 """The table of operators: one row says everything that onnxprune knows of an operator of the ONNX domain.
 
-A field that a row leaves out means that the one feature refuses the operator: without a rule it pins whatever reaches it, without a
-linear view repair leaves it alone, without a chain role a layer chain ends there. An operator without a row has none of them.
+A field that a row leaves out means that the one feature refuses the operator: without a rule it pins whatever reaches
+it, without a linear view repair leaves it alone, without a chain role a layer chain ends there. An operator without a
+row has none of them.
 
-`torch` names a function below the module `torch` that computes the operator from its inputs alone. Where attributes matter, the torch
-backend has a binder of its own under the operator's name; where it has neither, training refuses the operator by name.
+`torch` names a function below the module `torch` that computes the operator from its inputs alone. Where attributes
+matter, the torch backend has a binder of its own under the operator's name; where it has neither, training refuses
+the operator by name.
 
 To add an operator, add a row here and a case to `tests/cases.py`.
 """
@@ -32,7 +34,8 @@ class OperatorSpec:
 
     Attributes:
         rule: what it does to channel ids; its first docstring line is what the support matrix says.
-        constant_first: whether the rule accepts a constant as the first input. Elsewhere a constant has no channels to move.
+        constant_first: whether the rule accepts a constant as the first input. Elsewhere a constant has no channels
+            to move.
         weight_inputs: inputs that hold weights, which training changes.
         linear: the node as a matrix; None for a node that is none.
         saturation: bounds beyond which the output does not change with the input.

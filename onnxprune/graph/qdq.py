@@ -1,7 +1,7 @@
 """Weights stored as integers: constants behind a DequantizeLinear of their own.
 
-To a layer such a weight is a constant like any other. What is cut, zeroed and counted are the integers, and a scale and zero
-point per channel with them.
+To a layer such a weight is a constant like any other. What is cut, zeroed and counted are the integers, and a scale
+and zero point per channel with them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STANDARD = (None, "", "ai.onnx")
 
 
 def is_dequantised(node: gs.Node) -> bool:
-    """Tell whether a node does nothing but dequantise a constant of whole bytes."""
+    """Tell whether a node does nothing but dequantize a constant of whole bytes."""
     return (
         node.op == "DequantizeLinear"
         and is_quantiser(node)
@@ -31,17 +31,17 @@ def is_dequantised(node: gs.Node) -> bool:
 
 
 def is_quantiser(node: gs.Node) -> bool:
-    """Tell whether a node is QuantizeLinear or DequantizeLinear; onnxruntime has the same two in a domain of its own."""
+    """Tell whether a node is QuantizeLinear or DequantizeLinear, standard or of onnxruntime's domain."""
     return node.op in ("QuantizeLinear", "DequantizeLinear") and node.domain in (*STANDARD, "com.microsoft")
 
 
 def values_at(node: gs.Node, i: int) -> Array:
-    """Return the constant at an input as what it stands for: integers that are dequantised as floats."""
+    """Return the constant at an input as what it stands for: integers that are dequantized as floats."""
     return dequantised(node) if i == 0 and is_dequantised(node) else node.inputs[i].values
 
 
 def dequantised(node: gs.Node) -> Array:
-    """Compute the output of a node that dequantises a constant."""
+    """Compute the output of a node that dequantizes a constant."""
     integers, scale = node.inputs[0].values, node.inputs[1].values
     wide = integers.astype(np.int64) - _spread(node, zero_point(node)).astype(np.int64)
     return np.asarray(wide.astype(np.float32) * _spread(node, scale).astype(np.float32), dtype=scale.dtype)
@@ -73,7 +73,7 @@ def parameters(node: gs.Node) -> Iterator[tuple[int, tuple[int, ...]]]:
 
 
 def _spread(node: gs.Node, parameter: Array) -> Array:
-    """Shape a scale or zero point (of the tensor, of each channel, or of each block of them) to broadcast over the weight."""
+    """Shape a scale or zero point, per tensor, channel or block, to broadcast over the weight."""
     shape, axis = node.inputs[0].shape, axis_of(node)
     if parameter.size == 1:
         return parameter.reshape(())
@@ -83,7 +83,7 @@ def _spread(node: gs.Node, parameter: Array) -> Array:
 
 
 def stored_weights(graph: gs.Graph, captured: set[str]) -> dict[str, int]:
-    """Return the nodes that dequantise a constant for one reader alone, by the name of their output.
+    """Return the nodes that dequantize a constant for one reader alone, by the name of their output.
 
     Args:
         graph: after `separate_weights`.
@@ -101,7 +101,7 @@ def stored_weights(graph: gs.Graph, captured: set[str]) -> dict[str, int]:
 
 
 def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
-    """Give every reader of a dequantised constant one of its own, in the layout that the reader takes.
+    """Give every reader of a dequantized constant one of its own, in the layout that the reader takes.
 
     Args:
         graph: changed in place.
@@ -114,7 +114,7 @@ def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
 
 
 def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
-    """Let no two readers share a dequantised constant, so that each can lose other channels. The integers stay shared."""
+    """Let no two readers share a dequantized constant. The integers stay shared."""
     taken = {tensor.name for tensor in graph.outputs} | captured
     clones: list[gs.Node] = []
     for node in graph.nodes:
@@ -135,7 +135,7 @@ def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
 
 
 def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
-    """Transpose quantised weights before they are dequantised, so that a layer reads its weight without a node in between.
+    """Transpose quantized weights before they are dequantized: no node stays in between.
 
     Returns:
         Whether there were any.
@@ -165,14 +165,11 @@ def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
     return len(graph.nodes) < n
 
 
-# -------------------------------------------------------------------------------------------------------------- activations
-
-
 def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return a model whose activations are clipped as QuantizeLinear clips them, but not rounded; None if it rounds none.
+    """Return a model whose activations are clipped as by QuantizeLinear, not rounded; None if it rounds none.
 
-    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others stay as they are, and so do
-    weights.
+    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others stay as they are, and
+    so do weights.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -209,7 +206,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _bounds(node: onnx.NodeProto, values: Mapping[str, onnx.TensorProto]) -> tuple[Array, Array] | None:
-    """Return the least and most that a quantiser can stand for; None if it has no single, constant scale and zero point."""
+    """Return the bounds of a quantizer; None without a single, constant scale and zero point."""
     names = [name for name in node.input[1:] if name]
     if any(name not in values for name in names):
         return None

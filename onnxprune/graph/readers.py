@@ -21,8 +21,8 @@ def linear_of(node: gs.Node) -> Linear | None:
 def linear_layers(graph: gs.Graph) -> dict[int, Linear]:
     """Return the layers of a graph that are linear and may be written, by node number.
 
-    Left out is what a node by itself does not show: a layer whose weight is an output of the model as well, and one whose bias is added
-    behind an output.
+    Left out is what a node by itself does not show: a layer whose weight is an output of the model as well, and one
+    whose bias is added behind an output.
     """
     results = {t.name for t in graph.outputs}
     found = {n: layer for n, node in enumerate(graph.nodes) if (layer := linear_of(node)) is not None}
@@ -36,7 +36,7 @@ def linear_layers(graph: gs.Graph) -> dict[int, Linear]:
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads channels, and the channel of each of its features, (groups, features), -1: none that goes."""
+    """A layer that reads channels, and the channel of each feature, (groups, features), -1: none that is prunable."""
 
     node: int
     layer: Linear
@@ -44,7 +44,7 @@ class Reader:
 
 
 def readers_of(model: Model, trace: Trace) -> dict[str, list[Reader]]:
-    """Return the linear readers of every group that may lose channels, in graph order; none for what only others read."""
+    """Return the linear readers of every group with prunable channels, in graph order."""
     of_group = np.full(trace.n_channels + 1, -1)
     for number, group in enumerate(trace.groups):
         if not trace.pinned[group.channels].all():

@@ -27,7 +27,8 @@ class Size:
 
     Attributes:
         value: what it is while tracing; a float within arithmetic on floats.
-        owner: (node, input, element) of the constant that holds it, `num` times smaller; None when it is computed at run time.
+        owner: (node, input, element) of the constant that holds it, `num` times smaller; None when it is computed at
+            run time.
         ids: channels whose number it follows, as (survivors of ids) * num / den; None when it follows none.
     """
 
@@ -49,9 +50,9 @@ class TraceState:
         shapes: concrete shape of every tensor.
         values: small integer tensors that are computed at run time.
         stored: nodes that only dequantize a weight, by their output.
-        whole_from: groups of a convolution from which whole ones go.
+        whole_from: number of groups of a convolution from which whole groups are deleted.
         head_width: whether attention loses the width of every head, not whole heads.
-        cut_norms: whether channels that a normalization runs over may go.
+        cut_norms: whether channels that a normalization runs over are prunable.
         ids: channel ids of every tensor walked.
         sizes: of integer tensors that come from shapes.
     """
@@ -131,7 +132,7 @@ class RuleContext:
         self.facts.tie(a, b, self._n, reason)
 
     def pin(self, ids: Ids, reason: str) -> None:
-        """Keep ids."""
+        """Pin ids."""
         self.facts.pin(ids, self._n, reason)
 
     def nothing(self) -> list[Ids]:
@@ -221,7 +222,7 @@ class RuleContext:
             self.pin(ids, "a shape is computed at run time from something else")
 
     def work(self, i: int, positions: int, over: Ids | None = None) -> None:
-        """Say that each element of the weight at input i is multiplied this many times, in proportion to what of `over` is left."""
+        """Say that each element of the weight at input i is multiplied this many times, for the survivors of `over`."""
         node, place = self._origin(i)
         self.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
 

@@ -1,8 +1,8 @@
 """Follow shape arithmetic: where each integer of a shape comes from.
 
-Exports with dynamic axes compute shapes at run time: Shape, Gather, Mul, Concat, Reshape. A size that comes from Shape follows
-the survivors by itself; a literal joined in by Concat must be rewritten. A rule here maps the origins of a node's input
-integers to those of its output.
+Exports with dynamic axes compute shapes at run time: Shape, Gather, Mul, Concat, Reshape. A size that comes from
+Shape follows the survivors by itself; a literal joined in by Concat must be rewritten. A rule here maps the origins
+of a node's input integers to those of its output.
 """
 
 from __future__ import annotations

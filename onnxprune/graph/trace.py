@@ -39,7 +39,7 @@ OBSERVED_ELEMENTS = 4096
 """Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
 MAX_REPORTED = 3
 WHOLE_FROM = {"positions": math.inf, "whole": 1, "auto": 8}
-"""Groups of a convolution from which whole ones go: with fewer channels in each, onnxruntime takes about as long as before."""
+"""Number of groups of a convolution from which whole groups are deleted, by option; narrower groups save no time."""
 
 
 def trace(
@@ -51,14 +51,15 @@ def trace(
     heads: str = "whole",
     norms: str = "keep",
 ) -> Trace:
-    """Find the channels of a model, how they are coupled, and which must stay.
+    """Find the channels of a model, how they are coupled, and which are pinned.
 
     Args:
         model: a loaded model.
-        ignore: glob patterns; layers whose name, weight or group matches keep all channels.
-        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `auto`: whole ones where there are many.
+        ignore: glob patterns; the channels of layers whose name, weight or group matches are pinned.
+        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `auto`: whole ones
+            where there are many.
         heads: whether attention loses `whole` heads, or `width` of every head.
-        norms: whether to `keep` channels that a normalisation runs over, or that they may be `cut`, which takes repair.
+        norms: whether to `keep` channels that a normalization runs over, or that they may be `cut`, which takes repair.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.
 
     Raises:

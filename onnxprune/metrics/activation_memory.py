@@ -33,8 +33,8 @@ def _itemsize(kind: int) -> int:
 def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the most bytes of activations that are alive at once.
 
-    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes nothing in place needs
-    this much; weights and the runtime itself come on top.
+    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes
+    nothing in place needs this much; weights and the runtime itself come on top.
 
     Args:
         model: any.
@@ -80,4 +80,4 @@ def _peak(
         [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
     )
     bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
-    return round(most_alive(np.array(bytes_of, dtype=np.float64), list(lives.values())))
+    return round(most_alive(np.array(bytes_of, dtype=np.float64), np.array(list(lives.values())).reshape(-1, 2)))

@@ -1,16 +1,19 @@
 """Several layers fitted together to what the last of them gave in the original.
 
-A layer that is fitted by itself gives its survivors back what they were. But with fewer channels between two layers these need not be
-what they were, only what the layers behind make most of. So the layers up to some tensor are fitted to what that was,
+A layer that is fitted by itself gives its survivors back what they were. But with fewer channels between two layers
+these need not be what they were, only what the layers behind make most of. So the layers up to some tensor are fitted
+to what that was,
 
     min over changes D of all layers of |f(W + D) - Y|^2 + lambda |D|^2,
 
-f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all activations fixed, what
-changes move is linear in them, so each turn is a linear least squares problem. Aiming at what a block of layers gives, not each layer, is
-the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", section 3.2; here
-by least squares, as in `onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
-directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of what each layer sees and by
-what its outputs move. Turns are judged on samples held out, and end where these gain nothing.
+f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all
+activations fixed, what changes move is linear in them, so each turn is a linear least squares problem. Aiming at what
+a block of layers gives, not each layer, is the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of
+Post-Training Quantization by Block Reconstruction", section 3.2; here by least squares, as in
+`onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
+directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of
+what each layer sees and by what its outputs move. Turns are judged on samples held out, and end where these gain
+nothing.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def block_of(
     shapes: Mapping[str, tuple[int, ...]],
     depth: int,
 ) -> Block | None:
-    """Return the layers, up to some number, that lead to a tensor and to nothing else, as far as all between them can be linearised.
+    """Return at most `depth` layers that lead to a tensor and to nothing else, with all between them linearizable.
 
     Args:
         stream: of the model; nothing that depends on the target has run.
@@ -107,12 +107,12 @@ def _behind(stream: Stream, nodes: list[int]) -> list[int]:
 
 
 def _is_free(layer: Linear) -> bool:
-    """Tell whether a layer may be fitted in a block: its bias, if any, is its own, and its factors are not those of a BatchNormalization."""
+    """Tell whether a layer can be fitted in a chain: no BatchNormalization, and no bias in an Add behind it."""
     return not isinstance(layer, Norm) and not (isinstance(layer, Product) and layer.adds)
 
 
 def _is_known(stream: Stream, n: int, layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tell whether a node can be linearised, sample by sample."""
+    """Tell whether a node can be linearized, sample by sample."""
     node = stream.nodes[n]
     names = [*stream.inputs[n], node.outputs[0].name]
     if any(len(shapes.get(name, ())) < 2 for name in names) or len({shapes[name][0] for name in names}) > 1:

@@ -1,4 +1,4 @@
-"""What only a report shows, and what costs time of its own: latency of each layer, classes, samples whose prediction changed, groups."""
+"""What is measured only for a report: latency of each layer, classes, samples whose prediction changed, groups."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from onnxprune.report import thumbnails
 from onnxprune.report.grouping import GroupNode
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import Feeds, SessionConfig
-from onnxprune.types import FloatArray
+from onnxprune.types import FloatArray, IntArray
 
 SECONDS = 10.0
-"""That looking at the kernels of one model takes, at most."""
+"""Time limit of profiling one model."""
 MOST_CHANGED = 24
 """Samples that are shown."""
 
@@ -108,21 +108,17 @@ def details(
         config: how models are executed.
         groups: of the original.
     """
-    times: tuple[benchmark.LayerTime, ...] = ()
-    if found.latency is not None:
-        times = _layer_times(sources, found.feeds, config)
-    scores = [class_scores(outputs) for outputs in found.outputs]
-    if data is None or not found.finite or scores[0] is None or scores[1] is None:
+    times = _layer_times(sources, found.feeds, config) if found.latency is not None else ()
+    first, second = (class_scores(outputs) for outputs in found.outputs)
+    if data is None or not found.finite or first is None or second is None:
         return Details(times, groups=tuple(groups))
-    first, second = scores[0], scores[1]
-    choices = first.argmax(axis=1), second.argmax(axis=1)
-    numbers = np.flatnonzero(choices[0] != choices[1])
+    changed = first.argmax(axis=1) != second.argmax(axis=1)
     return Details(
         times,
         found.labels is not None,
-        _classes(found, first, second, data.classes),
-        _changed(numbers, first, second, found, data),
-        int(numbers.size),
+        _classes(found.labels, first, second, data),
+        _changed(np.flatnonzero(changed), first, second, found.labels, data),
+        int(changed.sum()),
         tuple(groups),
     )
 
@@ -130,55 +126,48 @@ def details(
 def _layer_times(
     sources: tuple[str | Model, str | Model], feeds: Feeds, config: SessionConfig
 ) -> tuple[benchmark.LayerTime, ...]:
-    """Time each model twice, the other one in between, so that what else the machine does hits both; the lower time of each node counts."""
+    """Time each model twice, interleaved so that machine noise affects both equally; the lower time of each node counts."""
     first, second = sources
     with machine.pinned(config.threads):
         a, b, d, c = (benchmark.layer_times(one, feeds, config, SECONDS / 2) for one in (first, second, second, first))
-    return benchmark.side_by_side([_least(a, c), _least(b, d)])
+    least = [
+        {name: (op, min(time, again.get(name, (op, time))[1])) for name, (op, time) in once.items()}
+        for once, again in ((a, c), (b, d))
+    ]
+    return benchmark.side_by_side(least)
 
 
-def _least(one: benchmark.Times, other: benchmark.Times) -> benchmark.Times:
-    return {name: (op, min(time, other.get(name, (op, time))[1])) for name, (op, time) in one.items()}
-
-
-def _classes(found: Comparison, first: FloatArray, second: FloatArray, names: Sequence[str]) -> tuple[ClassRate, ...]:
-    if found.labels is not None:
-        labels = found.labels
-        right = paired_tests.right(first, labels), paired_tests.right(second, labels)
-    else:
-        labels = first.argmax(axis=1)
-        right = np.ones(labels.shape, dtype=bool), second.argmax(axis=1) == labels
-    drops = sorted(paired_tests.class_drops(*right, labels), key=lambda one: one.label)
+def _classes(labels: IntArray | None, first: FloatArray, second: FloatArray, data: Data) -> tuple[ClassRate, ...]:
+    """Return the rate of each class; without labels the first model's predictions stand in for them."""
+    truth = first.argmax(axis=1) if labels is None else labels
+    before, after = (paired_tests.right(scores, truth) for scores in (first, second))
+    drops = sorted(paired_tests.class_drops(before, after, truth), key=lambda one: one.label)
     return tuple(
-        ClassRate(_name(names, one.label), one.samples, one.before, one.after, one.drop, one.low) for one in drops
+        ClassRate(_name(data, one.label), one.samples, one.before, one.after, one.drop, one.low) for one in drops
     )
 
 
 def _changed(
-    numbers: np.ndarray[Any, Any], first: FloatArray, second: FloatArray, found: Comparison, data: Data
+    numbers: IntArray, first: FloatArray, second: FloatArray, labels: IntArray | None, data: Data
 ) -> tuple[Changed, ...]:
-    """Return the samples between whose two choices most probability moved; of equals the earlier one."""
-    if not numbers.size:
-        return ()
-    p, q = (np.exp(log_probabilities(scores)) for scores in (first, second))
-    old, new = first[numbers].argmax(axis=1), second[numbers].argmax(axis=1)
-    moved = 100 * (p[numbers, old] - q[numbers, old] + q[numbers, new] - p[numbers, new])
-    ranked = np.argsort(-moved, kind="stable")[:MOST_CHANGED]
-    name, labels = data.classes, found.labels
+    """Return the samples between whose two predictions most probability moved; of equals the earlier one."""
+    p, q = (np.exp(log_probabilities(scores[numbers])) for scores in (first, second))
+    each, old, new = np.arange(numbers.size), first[numbers].argmax(axis=1), second[numbers].argmax(axis=1)
+    moved = 100 * (p[each, old] - q[each, old] + q[each, new] - p[each, new])
     return tuple(
         Changed(
-            int(sample := numbers[place]),
-            None if labels is None else _name(name, int(labels[sample])),
-            _name(name, int(old[place])),
-            _name(name, int(new[place])),
-            100 * float(p[sample, old[place]]),
-            100 * float(q[sample, new[place]]),
-            float(moved[place]),
-            thumbnails.thumbnail(data, int(sample)),
+            sample=int(numbers[place]),
+            label=None if labels is None else _name(data, int(labels[numbers[place]])),
+            before=_name(data, int(old[place])),
+            after=_name(data, int(new[place])),
+            confidence_before=100 * float(p[place, old[place]]),
+            confidence_after=100 * float(q[place, new[place]]),
+            moved=float(moved[place]),
+            picture=thumbnails.thumbnail(data, int(numbers[place])),
         )
-        for place in ranked
+        for place in np.argsort(-moved, kind="stable")[:MOST_CHANGED]
     )
 
 
-def _name(names: Sequence[str], label: int) -> str:
-    return names[label] if label < len(names) else str(label)
+def _name(data: Data, label: int) -> str:
+    return data.classes[label] if label < len(data.classes) else str(label)

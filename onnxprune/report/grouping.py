@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,69 +39,55 @@ class GroupNode:
 
 
 def survivors(trace: Trace, keep: BoolArray) -> dict[str, int]:
-    """Return how many channels of each group stay, by its name."""
+    """Return how many channels of each group are kept, by its name."""
     return {group.name: int(keep[group.channels].sum()) for group in trace.groups}
 
 
 def groups(trace: Trace, left: Mapping[str, int]) -> tuple[GroupNode, ...]:
-    """Return all groups in the order of the graph, with what lies around them.
-
-    Every fact of the trace is looked at once.
+    """Return all groups in graph order, with what lies around them.
 
     Args:
         trace: of the original.
-        left: channels that are left of each group, by its name.
+        left: channels that are kept of each group, by its name.
     """
     of_channel = np.full(trace.n_channels + 1, -1)
     for number, group in enumerate(trace.groups):
         of_channel[group.channels] = number
-    known: dict[int, tuple[int, ...]] = {}
+    known: dict[int, list[int]] = {}
 
-    def touched(channels: IntArray) -> tuple[int, ...]:
-        key = id(channels)  # many facts share an array
-        if key not in known:
-            known[key] = tuple(int(number) for number in np.unique(of_channel[channels]) if number >= 0)
-        return known[key]
+    def touched(channels: IntArray) -> list[int]:
+        if id(channels) not in known:  # many facts share an array
+            known[id(channels)] = [number for number in np.unique(of_channel[channels]).tolist() if number >= 0]
+        return known[id(channels)]
 
-    by_role: dict[str, dict[int, dict[int, None]]] = {
-        role: defaultdict(dict) for role in ("writes", "follows", "reads")
-    }
+    writers, followers, readers, reasons = (defaultdict[int, dict[Any, None]](dict) for _ in range(4))
+    written = defaultdict[int, set[int]](set)
+    roles = {"writes": writers, "follows": followers, "scales": followers, "reads": readers}
     for fact in trace.slices:
-        role = "follows" if fact.role == "scales" else fact.role
         for number in touched(fact.channels):
-            by_role[role][number][fact.layer] = None
-    reasons: dict[int, dict[str, None]] = defaultdict(dict)
+            roles[fact.role][number][fact.layer] = None
+            if fact.role == "writes":
+                written[fact.layer].add(number)
     for pin in trace.pins:
         for number in touched(pin.channels):
             reasons[number][pin.reason] = None
-    written: dict[int, list[int]] = defaultdict(list)
-    for number, layers in by_role["writes"].items():
-        for layer in layers:
-            written[layer].append(number)
-    order = sorted(
-        range(len(trace.groups)), key=lambda number: min(by_role["writes"].get(number, {}), default=len(trace.labels))
-    )
+    order = sorted(range(len(trace.groups)), key=lambda number: min(writers[number], default=len(trace.labels)))
     place = {number: position for position, number in enumerate(order)}
 
-    def names(role: str, number: int) -> tuple[str, ...]:
-        return tuple(trace.labels[layer] for layer in sorted(by_role[role].get(number, ())))
+    def names(layers: Iterable[int]) -> tuple[str, ...]:
+        return tuple(trace.labels[layer] for layer in sorted(layers))
 
-    found = []
-    for number in order:
-        group = trace.groups[number]
-        writers = names("writes", number) or group.layers
-        fed = {place[other] for layer in by_role["reads"].get(number, ()) for other in written.get(layer, ())}
-        found.append(
-            GroupNode(
-                group.name,
-                writers,
-                tuple(name for name in names("follows", number) if name not in set(writers)),
-                names("reads", number),
-                int(group.channels.size),
-                left.get(group.name),
-                int(trace.pinned[group.channels].sum()),
-                tuple(reasons.get(number, ())),
-                tuple(sorted(fed - {place[number]})),
-            )
+    return tuple(
+        GroupNode(
+            name=(group := trace.groups[number]).name,
+            writers=names(writers[number]) or group.layers,
+            followers=names(set(followers[number]) - set(writers[number])),
+            readers=names(readers[number]),
+            before=int(group.channels.size),
+            after=left.get(group.name),
+            pinned=int(trace.pinned[group.channels].sum()),
+            reasons=tuple(reasons[number]),
+            feeds=tuple(sorted({place[fed] for layer in readers[number] for fed in written[layer]} - {place[number]})),
         )
-    return tuple(found)
+        for number in order
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.analysis import Inspection, Layer
 from onnxprune.evaluation.benchmark import Bench, LayerTime
 from onnxprune.report.details import Details
-from onnxprune.report.document import Report, Sweep
+from onnxprune.report.document import Member, Report, Sweep
 from onnxprune.report.text import human, relative, size, speedup, told
 from onnxprune.types import Curve, Trace, Verdict
 
@@ -60,9 +60,19 @@ class Table:
         return replace(self, columns=self.columns[columns], rows=tuple(row[columns] for row in self.rows))
 
 
+Column = tuple[str, Callable[[Any], Any], str]
+"""A heading, what it shows of a row, and the format of its numbers; without one the value is a cell."""
+
+
 def number(value: float | None, spec: str = ",") -> Cell:
     """Return the cell of a number, by its format; an empty one where it is not known."""
     return "" if value is None else (format(value, spec), float(value))
+
+
+def build(name: str, caption: str, items: Iterable[Any], columns: Sequence[Column]) -> Table:
+    """Return a table with a row for each item."""
+    rows = tuple(tuple(number(show(item), spec) if spec else show(item) for _, show, spec in columns) for item in items)
+    return Table(name, caption, tuple(heading for heading, _, _ in columns), rows)
 
 
 def _pair(name: str, before: float, after: float, spec: str, change: Cell) -> Row:
@@ -95,42 +105,42 @@ def figures(report: Report) -> Table:
 
 def layers(found: Sequence[Layer], times: Sequence[LayerTime] = ()) -> Table:
     """Return channels, FLOPs, parameters and, where it was measured, latency of each layer."""
-    columns = ("#", "layer", "operator", "channels", "after", "FLOPs", "after", "change", "parameters", "after")
     of_layer = {row.name: row for row in times}
-    rows: list[Row] = []
-    for place, layer in enumerate(found, 1):
-        before, after = 2 * layer.macs_before, 2 * layer.macs_after
-        row: Row = (
-            number(place),
-            layer.name,
-            layer.op,
-            number(layer.channels_before),
-            number(layer.channels_after),
-            (human(before), before),
-            (human(after), after),
-            (relative(before, after), after / before if before else 1.0),
-            number(layer.params_before),
-            number(layer.params_after),
-        )
-        rows.append((*row, *_times(of_layer.get(layer.name))) if times else row)
-    return Table("layers", "Layers with a weight, in graph order", columns + (TIMES if times else ()), tuple(rows))
+    none = LayerTime("", "", None, None)
+    columns: tuple[Column, ...] = (
+        ("#", lambda row: row[0], ","),
+        ("layer", lambda row: row[1].name, ""),
+        ("operator", lambda row: row[1].op, ""),
+        ("channels", lambda row: row[1].channels_before, ","),
+        ("after", lambda row: row[1].channels_after, ","),
+        ("FLOPs", lambda row: (human(2 * row[1].macs_before), row[1].macs_before), ""),
+        ("after", lambda row: (human(2 * row[1].macs_after), row[1].macs_after), ""),
+        ("change", lambda row: _change(row[1].macs_before, row[1].macs_after), ""),
+        ("parameters", lambda row: row[1].params_before, ","),
+        ("after", lambda row: row[1].params_after, ","),
+    )
+    if times:
+        measured = ((heading, lambda row, show=show: show(row[2]), spec) for heading, show, spec in TIMES)
+        columns = (*columns, *measured)
+    rows = ((place, layer, of_layer.get(layer.name, none)) for place, layer in enumerate(found, 1))
+    return build("layers", "Layers with a weight, in graph order", rows, columns)
 
 
-TIMES = ("latency, µs", "after", "speed-up")
+def _change(before: float, after: float | None) -> Cell:
+    return "" if after is None else (relative(before, after), after / before if before else 1.0)
 
 
-def _times(found: LayerTime | None) -> Row:
-    if found is None:
-        return ("", "", "")
-    ratio: Cell = (f"{found.a / found.b:.2f}x", found.a / found.b) if found.a and found.b else ""
-    return (number(found.a, ".0f"), number(found.b, ".0f"), ratio)
+TIMES: tuple[Column, ...] = (
+    ("latency, µs", lambda row: row.a, ".0f"),
+    ("after", lambda row: row.b, ".0f"),
+    ("speed-up", lambda row: (f"{row.a / row.b:.2f}x", row.a / row.b) if row.a and row.b else "", ""),
+)
 
 
 def layer_times(found: Sequence[LayerTime], *, two: bool) -> Table:
     """Return the latency of each layer in one model or in two."""
-    rows = tuple((row.name, row.op, *_times(row)) for row in found)
-    table = Table("times", "Latency of each layer", ("layer", "operator", *TIMES), rows)
-    return table if two else table.only(slice(0, 3))
+    named: tuple[Column, ...] = (("layer", lambda row: row.name, ""), ("operator", lambda row: row.op, ""))
+    return build("times", "Latency of each layer", found, (*named, *(TIMES if two else TIMES[:1])))
 
 
 def latencies(found: Bench, names: Sequence[str]) -> Table:
@@ -149,57 +159,46 @@ def latencies(found: Bench, names: Sequence[str]) -> Table:
 
 def classes(found: Details) -> Table:
     """Return how often each class is recognized."""
-    columns = ("class", "samples", "before, %", "after, %", "change, points", "lost at least, at 95 %")
-    rows = tuple(
-        (
-            one.name,
-            number(one.samples),
-            number(one.before, ".2f"),
-            number(one.after, ".2f"),
-            number(one.after - one.before, "+.2f"),
-            number(max(one.low, 0.0), ".2f"),
-        )
-        for one in found.classes
+    columns: tuple[Column, ...] = (
+        ("class", lambda one: one.name, ""),
+        ("samples", lambda one: one.samples, ","),
+        ("before, %", lambda one: one.before, ".2f"),
+        ("after, %", lambda one: one.after, ".2f"),
+        ("change, points", lambda one: one.after - one.before, "+.2f"),
+        ("lost at least, at 95 %", lambda one: max(one.low, 0.0), ".2f"),
     )
     caption = "Accuracy per class" if found.labelled else "Agreement with the original, per class that it predicts"
-    return Table("classes", caption, columns, rows)
+    return build("classes", caption, found.classes, columns)
 
 
 def changed(found: Details) -> Table:
     """Return the samples whose prediction changed."""
-    columns = ("sample", "label", "before", "after", "sure before, %", "sure after, %")
-    rows = tuple(
-        (
-            number(one.sample),
-            one.label or "",
-            one.before,
-            one.after,
-            number(one.confidence_before, ".1f"),
-            number(one.confidence_after, ".1f"),
-        )
-        for one in found.changed
+    columns: tuple[Column, ...] = (
+        ("sample", lambda one: one.sample, ","),
+        ("label", lambda one: one.label or "", ""),
+        ("before", lambda one: one.before, ""),
+        ("after", lambda one: one.after, ""),
+        ("sure before, %", lambda one: one.confidence_before, ".1f"),
+        ("sure after, %", lambda one: one.confidence_after, ".1f"),
     )
     shown = f"{len(found.changed)} of {found.changes:,}" if found.changes > len(found.changed) else str(found.changes)
-    return Table("changed", f"Samples whose prediction changed ({shown}), the largest changes first", columns, rows)
+    caption = f"Samples whose prediction changed ({shown}), the largest changes first"
+    return build("changed", caption, found.changed, columns)
 
 
 def groups(found: Details) -> Table:
     """Return the channel groups of a run."""
-    columns = ("#", "group", "writers", "channels", "after", "change", "pinned", "reasons")
-    rows = tuple(
-        (
-            number(place),
-            one.name,
-            Names(one.writers),
-            number(one.before),
-            number(one.after),
-            "" if one.after is None else (relative(one.before, one.after), one.after / one.before),
-            number(one.pinned),
-            Names(one.reasons),
-        )
-        for place, one in enumerate(found.groups, 1)
+    columns: tuple[Column, ...] = (
+        ("#", lambda row: row[0], ","),
+        ("group", lambda row: row[1].name, ""),
+        ("writers", lambda row: Names(row[1].writers), ""),
+        ("channels", lambda row: row[1].before, ","),
+        ("after", lambda row: row[1].after, ","),
+        ("change", lambda row: _change(row[1].before, row[1].after), ""),
+        ("pinned", lambda row: row[1].pinned, ","),
+        ("reasons", lambda row: Names(row[1].reasons), ""),
     )
-    return Table("groups", "Groups, in graph order", columns, rows)
+    return build("groups", "Groups, in graph order", enumerate(found.groups, 1), columns)
 
 
 def pins(pinned: Iterable[tuple[str, str, int]]) -> Table:
@@ -210,25 +209,25 @@ def pins(pinned: Iterable[tuple[str, str, int]]) -> Table:
 
 def costs(found: Inspection) -> Table:
     """Return what each layer of a model costs."""
-    rows = tuple(
-        (layer.label, layer.op, number(layer.channels), (human(layer.macs), layer.macs), number(layer.params))
-        for layer in found.layers
+    columns: tuple[Column, ...] = (
+        ("layer", lambda layer: layer.label, ""),
+        ("operator", lambda layer: layer.op, ""),
+        ("channels", lambda layer: layer.channels, ","),
+        ("MACs", lambda layer: (human(layer.macs), layer.macs), ""),
+        ("parameters", lambda layer: layer.params, ","),
     )
-    return Table("costs", "Layers", ("layer", "operator", "channels", "MACs", "parameters"), rows)
+    return build("costs", "Layers", found.layers, columns)
 
 
 def traced(trace: Trace) -> Table:
     """Return the channel groups of a trace."""
-    rows = tuple(
-        (
-            group.name,
-            number(group.channels.size),
-            number(int((~trace.pinned[group.channels]).sum())),
-            Names(group.layers),
-        )
-        for group in trace.groups
+    columns: tuple[Column, ...] = (
+        ("group", lambda group: group.name, ""),
+        ("channels", lambda group: group.channels.size, ","),
+        ("prunable", lambda group: int((~trace.pinned[group.channels]).sum()), ","),
+        ("writers", lambda group: Names(group.layers), ""),
     )
-    return Table("traced", "Groups", ("group", "channels", "prunable", "writers"), rows)
+    return build("traced", "Groups", trace.groups, columns)
 
 
 def edits(report: Report) -> Table:
@@ -244,20 +243,17 @@ def edits(report: Report) -> Table:
 
 def repair(report: Report) -> Table:
     """Return what repair did at each layer."""
-    columns = ("#", "layer", "rows", "unknowns", "error before", "error after", "error left")
-    rows = tuple(
-        (
-            number(place),
-            layer.label,
-            number(layer.rows),
-            number(layer.features),
-            number(layer.before, ".4g"),
-            number(layer.after, ".4g"),
-            number(layer.after / layer.before if layer.before else None, ".0%"),
-        )
-        for place, layer in enumerate(report.repair, 1)
+    columns: tuple[Column, ...] = (
+        ("#", lambda row: row[0], ","),
+        ("layer", lambda row: row[1].label, ""),
+        ("rows", lambda row: row[1].rows, ","),
+        ("unknowns", lambda row: row[1].features, ","),
+        ("error before", lambda row: row[1].before, ".4g"),
+        ("error after", lambda row: row[1].after, ".4g"),
+        ("error left", lambda row: row[1].after / row[1].before if row[1].before else None, ".0%"),
     )
-    return Table("repair", "Repair, in the order of its steps; squared errors on held-out rows", columns, rows)
+    caption = "Repair, in the order of its steps; squared errors on held-out rows"
+    return build("repair", caption, enumerate(report.repair, 1), columns)
 
 
 def curves(found: Sequence[Curve]) -> Table:
@@ -296,44 +292,34 @@ def pairs(name: str, caption: str, values: Mapping[str, Any]) -> Table:
 
 def checks(verdict: Verdict) -> Table:
     """Return all checks, those that failed first."""
-    order = list(STATUSES)
-    rows = tuple(
-        (
-            STATUSES[check.status],
-            check.name,
-            told(check.value),
-            "" if check.limit is None else told(check.limit),
-            check.detail,
-        )
-        for check in sorted(verdict.checks, key=lambda one: order.index(one.status))
+    columns: tuple[Column, ...] = (
+        ("status", lambda check: STATUSES[check.status], ""),
+        ("check", lambda check: check.name, ""),
+        ("value", lambda check: told(check.value), ""),
+        ("limit", lambda check: "" if check.limit is None else told(check.limit), ""),
+        ("detail", lambda check: check.detail, ""),
     )
-    return Table("checks", "Checks, those that failed first", ("status", "check", "value", "limit", "detail"), rows)
+    order = list(STATUSES)
+    ranked = sorted(verdict.checks, key=lambda check: order.index(check.status))
+    return build("checks", "Checks, those that failed first", ranked, columns)
 
 
 def members(found: Sweep) -> Table:
-    """Return the original and the models of a sweep."""
-    columns = ("model", "FLOPs", "parameters", "size", "lost", "KL", "latency, ms", "speed-up", "verdict", "front")
-    original = ("the original", "", "", (size(found.size), found.size), "", "")
-    rows: list[Row] = [(*original, number(found.latency_ms, ".3f"), "", "", "")]
-    for one in found.members:
-        if one.note:
-            rows.append((one.name, *[""] * 7, one.note, ""))
-            continue
-        rows.append(
-            (
-                one.name,
-                (f"-{one.flops_removed:.1%}", one.flops_removed),
-                (f"-{one.params_removed:.1%}", one.params_removed),
-                (size(one.size), one.size),
-                number(one.drop, ".2f"),
-                number(one.kl, ".4f"),
-                number(one.latency_ms, ".3f"),
-                (speedup(one.speedup, one.speedup_interval), one.speedup or 0.0),
-                "PASSED" if one.verdict else "FAILED",
-                "*" if one.pareto else "",
-            )
-        )
-    return Table("members", "Models, from the largest on", columns, tuple(rows))
+    """Return the original and the models of a sweep; a model that cannot be made has a note in place of its verdict."""
+    columns: tuple[Column, ...] = (
+        ("model", lambda one: one.name, ""),
+        ("FLOPs", lambda one: -one.flops_removed if one.size and one.target else None, ".1%"),
+        ("parameters", lambda one: -one.params_removed if one.size and one.target else None, ".1%"),
+        ("size", lambda one: (size(one.size), one.size) if one.size else "", ""),
+        ("lost", lambda one: one.drop, ".2f"),
+        ("KL", lambda one: one.kl, ".4f"),
+        ("latency, ms", lambda one: one.latency_ms, ".3f"),
+        ("speed-up", lambda one: (speedup(one.speedup, one.speedup_interval), one.speedup or 0.0), ""),
+        ("verdict", lambda one: one.note or ("PASSED" if one.verdict else "FAILED"), ""),
+        ("front", lambda one: "*" if one.pareto else "", ""),
+    )
+    original = Member("the original", 0.0, size=found.size, latency_ms=found.latency_ms, note="not pruned")
+    return build("members", "Models, from the largest on", (original, *found.members), columns)
 
 
 def operators(support: Iterable[tuple[str, str]]) -> Table:

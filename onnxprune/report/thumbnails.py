@@ -21,8 +21,8 @@ COLOURS = (1, 3)
 def thumbnail(data: Data, sample: int) -> str:
     """Return a sample as a data URI; empty where it is no image.
 
-    Bytes are shown as they are stored, a folder's images after resizing and cropping; of other numbers the least is black and the largest
-    white, which undoes most preprocessing but for the contrast.
+    Bytes are shown as stored, a folder's images after resizing and cropping. Other numbers are scaled: the least is black, the largest white,
+    which undoes most preprocessing except the contrast.
 
     Args:
         data: whose only input of the form (colours, height, width) or (height, width, colours), with 1 or 3 colours, is an image.

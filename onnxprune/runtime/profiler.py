@@ -23,6 +23,7 @@ MARK = re.compile(r"(?<![A-Za-z0-9])node(\d+)(?!\d)")
 """How most kernels name the node that they came from: onnxruntime adds to the names of nodes that it replaces."""
 BLOCKED = "_nchwc"
 """What it adds to the name of an output instead, where it computes in blocks of channels."""
+MIN_RUNS, WARMUP = 4, 2
 FUSED = 4
 """Nodes that are fused into one, at most, where it goes by the name of the last output."""
 
@@ -58,8 +59,6 @@ def profile(
     *,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     runs: int = 20,
-    min_runs: int = 4,
-    warmup: int = 2,
     seconds: float = math.inf,
     where: str = "the model",
 ) -> Profile:
@@ -70,9 +69,7 @@ def profile(
         feeds: inputs.
         config: how the model is executed.
         weights: see `onnxprune.runtime.session.open_session`.
-        runs: counted runs of each kind, at most.
-        min_runs: counted runs, at least.
-        warmup: runs before.
+        runs: counted runs of each kind, at most; `MIN_RUNS` at least.
         seconds: that all of it should take.
         where: how to call the model in an error.
 
@@ -85,13 +82,13 @@ def profile(
     with tempfile.TemporaryDirectory() as folder:
         profile_file = str(Path(folder) / "profile")
         opened = open_session(proto, config, weights=weights, where=where, profile=profile_file)
-        one = max(1e-3 * float(sample_times([opened], [feeds], runs=1, warmup=warmup)[0, 0]), 1e-6)
-        runs = int(np.clip((seconds - (time.perf_counter() - start)) / (2 * one), min_runs, runs))
+        one = max(1e-3 * float(sample_times([opened], [feeds], runs=1, warmup=WARMUP)[0, 0]), 1e-6)
+        runs = int(np.clip((seconds - (time.perf_counter() - start)) / (2 * one), MIN_RUNS, runs))
         for _ in range(runs):
             run_batch(opened, feeds, where=where)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     milliseconds = float(np.median(sample_times([opened], [feeds], runs=runs)))
-    return Profile(tuple(_kernels(events, _Origin(proto.graph), warmup + 1, runs)), milliseconds, runs)
+    return Profile(tuple(_kernels(events, _Origin(proto.graph), WARMUP + 1, runs)), milliseconds, runs)
 
 
 class _Origin:

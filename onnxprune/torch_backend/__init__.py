@@ -1,6 +1,6 @@
 """The graph in torch: the executor, the operator functions, and the losses and batches that need tensors.
 
-May import errors, types, options, runtime, data, calibration, the modules of the graph, and fidelity. Its modules load torch; this one does not.
+May import errors, types, options, runtime, data, calibration, graph and metrics. Its modules load torch; this one does not.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ class Distance:
     """The loss of distillation at the outputs.
 
     For a classifier T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
-    the Knowledge in a Neural Network ", section 2 ; T ^ 2 keeps the size of the gradients) ; for all other outputs the squared error as a
-    share of the teacher ' s variance, mean over outputs.At T = 1 that is ` onnxprune.metrics.outputs.output_divergence `.Variances are those of the
-    outputs that ` of ` saw, so that the distance of a batch is the mean of the distances of its parts.
+    the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients); for all other outputs the squared error as a
+    share of the teacher's variance, mean over outputs. At T = 1 that is `onnxprune.metrics.outputs.output_divergence`. Variances are those of the
+    outputs that `of` saw, so that the distance of a batch is the mean of the distances of its parts.
 
     Attributes:
         classes: index of the output with class scores; None: there is none.

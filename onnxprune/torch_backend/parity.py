@@ -8,15 +8,7 @@ import onnx
 from onnxprune.data.dataset import Feeds
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model, tensors_of
-from onnxprune.metrics.outputs import (
-    INPUT_SCALES,
-    ROUNDING_FACTOR,
-    TOLERANCE,
-    Outputs,
-    jittered,
-    largest_difference,
-    scaled,
-)
+from onnxprune.metrics import outputs
 from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 from onnxprune.torch_backend.batches import tensors
 from onnxprune.torch_backend.executor import Executor
@@ -29,7 +21,7 @@ HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 def check(executor: Executor, feeds: Feeds) -> str:
     """Run samples in torch and in onnxruntime, and compare the floating point outputs.
 
-    As in `onnxprune.verify.prove`, a difference of up to `ROUNDING_FACTOR` times what a jitter of the inputs does is put down
+    As in `onnxprune.surgery.proof.prove`, a difference of up to `outputs.ROUNDING_FACTOR` times what a jitter of the inputs does is put down
     to rounding, and the comparison is repeated on smaller inputs.
 
     Returns:
@@ -40,17 +32,17 @@ def check(executor: Executor, feeds: Feeds) -> str:
     """
     model = executor.model
     session = model.session(UNOPTIMIZED)
-    tolerance = HALF_TOLERANCE if _is_rounded(model) else TOLERANCE
+    tolerance = HALF_TOLERANCE if _is_rounded(model) else outputs.TOLERANCE
     worst = 0.0
-    for scale in INPUT_SCALES:
-        inputs = scaled(feeds, scale)
+    for scale in outputs.INPUT_SCALES:
+        inputs = outputs.scaled(feeds, scale)
         expected = run_batch(session, inputs)
         difference = _difference(expected, executor.outputs(tensors(inputs)))
         if difference <= tolerance:
             return ""
         worst = max(worst, difference)
-        rounding = _difference(expected, run_batch(session, jittered(inputs, 0)))
-        if difference > ROUNDING_FACTOR * rounding:
+        rounding = _difference(expected, run_batch(session, outputs.jittered(inputs, 0)))
+        if difference > outputs.ROUNDING_FACTOR * rounding:
             raise ModelError(
                 "torch and onnxruntime do not agree on this model",
                 where=str(model.path),
@@ -70,6 +62,6 @@ def _is_rounded(model: Model) -> bool:
     return not HALVES.isdisjoint([*types, *casts])
 
 
-def _difference(expected: Outputs, found: Outputs) -> float:
+def _difference(expected: outputs.Outputs, found: outputs.Outputs) -> float:
     pairs = [(a, b.astype(a.dtype)) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"]
-    return largest_difference([a for a, _ in pairs], [b for _, b in pairs])
+    return outputs.largest_difference([a for a, _ in pairs], [b for _, b in pairs])

@@ -16,11 +16,11 @@ quantised, is not trained, or reads another channel elsewhere).
 Deleting the gated channels afterwards (`Gates.keep` is what `onnxprune.surgery.channels.delete` takes) is exact.
 
 *When it helps.* For channels that neither carry anything nor are about to: a ReLU that never fires gets no gradient in its filter, and
-gives its readers none ; and channels that weight decay or a group penalty has driven to zero on both sides.A channel that is merely
-saturated still gives its readers gradients, and stays.Small gradients do not say that a channel is of little use: at an optimum all
-gradients are small.So T has to lie below the gradient noise of useful channels, and it depends on the loss, the batch and the scale of
-the weights: train for one window with T = 0, which gates nothing, look at ` quantiles `, and take T from the gap between the silent channels
-and the rest.Without a gap the threshold is the wrong tool: see ` onnxprune.importance.gradients ` for what a removal costs.
+gives its readers none; and channels that weight decay or a group penalty has driven to zero on both sides. A channel that is merely
+saturated still gives its readers gradients, and stays. Small gradients do not say that a channel is of little use: at an optimum all
+gradients are small. So T has to lie below the gradient noise of useful channels, and it depends on the loss, the batch and the scale of
+the weights: train for one window with T = 0, which gates nothing, look at `quantiles`, and take T from the gap between the silent channels
+and the rest. Without a gap the threshold is the wrong tool: see `onnxprune.importance.gradients` for what a removal costs.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def elementwise(ctx: RuleContext) -> list[Ids]:
 
 
 def pool(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; the axes that are pooled over can't lose any."""
+    """Each channel by itself; those on an axis that is pooled over are pinned."""
     ids = ctx.activation()
     if ctx.n_outputs > 1:
         return ctx.refuse("the indices that this MaxPool returns count channels")
@@ -48,17 +48,17 @@ def pool(ctx: RuleContext) -> list[Ids]:
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; those that are reduced away must stay."""
+    """Each channel by itself; those that are reduced away are pinned."""
     return _reduced(ctx, None)
 
 
 def reduce_sum(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; a sum over channels, of powers too, is exact without those that go."""
+    """Each channel by itself; a sum over channels, of powers too, is exact without the deleted ones."""
     return _reduced(ctx, "sum")
 
 
 def reduce_mean(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; a mean over channels holds them, unless norms may be cut: then it runs over those that are left."""
+    """Each channel by itself; a mean over channels pins them, or with norms cut runs over the survivors."""
     return _reduced(ctx, "mean" if ctx.state.cut_norms else None)
 
 
@@ -87,7 +87,7 @@ FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 
 
 def along(ctx: RuleContext) -> list[Ids]:
-    """Channels on the axis it works along must stay; on other axes they pass through."""
+    """Channels on the axis it works along are pinned; on other axes they pass through."""
     ids = ctx.activation()
     rank = ids.ndim
     if ctx.op in ("CumSum", "CumProd"):
@@ -103,7 +103,7 @@ def along(ctx: RuleContext) -> list[Ids]:
 
 
 def lp_norm(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; the norm over those on its axis is exact without those that go."""
+    """Channels pass through; the norm over those on its axis is exact without the deleted ones."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", -1)) % ids.ndim
     if varying(ids) == [axis]:
@@ -113,7 +113,7 @@ def lp_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def argmax(ctx: RuleContext) -> list[Ids]:
-    """Channels on its axis must stay, since it returns their positions; on other axes they pass through."""
+    """Channels on its axis are pinned, since it returns their positions; on other axes they pass through."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", 0)) % ids.ndim
     ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of its channels")
@@ -121,13 +121,13 @@ def argmax(ctx: RuleContext) -> list[Ids]:
 
 
 def diagonal(ctx: RuleContext) -> list[Ids]:
-    """Channels on the last two axes must stay; on others they pass through."""
+    """Channels on the last two axes are pinned; on others they pass through."""
     ids = ctx.activation()
     return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
 
 
 def quantize(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; a scale and zero point per channel follow them. Dequantized constants are weights of their readers."""
+    """Channels pass through; scales and zero points follow. Dequantized constants are weights of their readers."""
     ids = ctx.activation()
     scale = ctx.const(1)
     if scale is None:

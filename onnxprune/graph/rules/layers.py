@@ -15,8 +15,8 @@ from onnxprune.types import Statistic
 def conv(ctx: RuleContext) -> list[Ids]:
     """Reads channels and writes new ones; grouped: positions are tied across groups; depthwise: filters follow.
 
-    Any rank, and depthwise with a multiplier, too. The weight of a Conv is (out, in / groups, ...), that of a ConvTranspose
-    (in, out / groups, ...).
+    Any rank, and depthwise with a multiplier, too. The weight of a Conv is (out, in / groups, ...), that of a
+    ConvTranspose (in, out / groups, ...).
     """
     ids = lane(ctx, 0, 1)
     if ctx.const(1) is None:
@@ -45,7 +45,7 @@ def conv(ctx: RuleContext) -> list[Ids]:
 
 
 def gemm(ctx: RuleContext) -> list[Ids]:
-    """Reads channels with a constant matrix on either side, with any transA, transB, alpha and beta; what it adds is tied."""
+    """Reads channels with a constant matrix on either side, with any attributes; what it adds is tied."""
     side = next((i for i in (1, 0) if ctx.const(i) is not None and ctx.ids(1 - i) is not None), None)
     if side is None:
         return ctx.refuse("this Gemm has no constant weight", range(3))
@@ -104,9 +104,9 @@ def matmul(ctx: RuleContext) -> list[Ids]:
 def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
     """Multiply two activations, given the labels of their axes as in Einsum.
 
-    Channels on a label that both share and keep (attention heads) are tied and go whole: removing head h removes all that is
-    computed from it. With `head_width`, or where there are no heads, channels that are summed over are tied between the two
-    factors, and go together. Both are exact.
+    Channels on a label that both share and keep (attention heads) are tied and go whole: removing head h removes all
+    that is computed from it. With `head_width`, or where there are no heads, channels that are summed over are tied
+    between the two factors, and go together. Both are exact.
     """
     shared = [label for label in terms[0] if label in terms[1]]
     summed = [label for label in shared if label not in result]
@@ -205,7 +205,7 @@ def _bias(ctx: RuleContext, i: int, out: Ids) -> None:
 
 
 def instance_norm(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; its parameters follow. A GroupNormalization of one group, written as one map, may be cut."""
+    """Each channel by itself; its parameters follow. One group of channels, written as one map, may be cut."""
     rank = len(ctx.shape(0))
     whole, maps = ctx.ids(0), list(range(2, rank))
     if whole is not None and ctx.state.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
@@ -222,7 +222,7 @@ def instance_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def channel_norm(ctx: RuleContext) -> list[Ids]:
-    """Statistics run over channels, so that all others change when one goes: they must stay, unless norms may be cut."""
+    """Statistics run over channels, which are pinned unless norms may be cut: deleting one changes all others."""
     ids = ctx.activation()
     rank = ids.ndim
     if ctx.op in ("LayerNormalization", "RMSNormalization"):
@@ -234,7 +234,7 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
     on = varying(ids)
     if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
         hint = CUT if statistic is not None else ""
-        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalises over its channels{hint}"), *rest]
+        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over its channels{hint}"), *rest]
     own = rows(ids, on[0])
     ctx.summed(0, on[0], own, statistic, axes, scale=1)
     for i in (1, 2):
@@ -246,12 +246,12 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def local_response_norm(ctx: RuleContext) -> list[Ids]:
-    """Each channel is divided by what its neighbours hold: they must stay, unless norms may be cut, which makes others neighbours."""
+    """Each channel is divided by its neighbors: they are pinned unless norms may be cut, which changes neighbors."""
     ids = ctx.activation()
     if ctx.state.cut_norms and varying(ids) == [1]:
         ctx.summed(0, 1, rows(ids, 1), "window")
         return [ids]
-    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalises over its channels{CUT}")]
+    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalizes over its channels{CUT}")]
 
 
 def _constant_scale(ctx: RuleContext) -> bool:
@@ -259,7 +259,7 @@ def _constant_scale(ctx: RuleContext) -> bool:
 
 
 def group_norm(ctx: RuleContext) -> list[Ids]:
-    """Channels of a group share statistics and go together, a whole group at a time; of a single group only if norms may be cut."""
+    """Channels of a group share statistics and are deleted together; of a single group only if norms may be cut."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     groups = int(ctx.attr("num_groups"))
@@ -283,7 +283,7 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def recurrent(ctx: RuleContext) -> list[Ids]:
-    """Reads the channels of its input; its own state stays.
+    """Reads the channels of its input; its own state is pinned.
 
     The input weight is (directions, gates x hidden, inputs).
     """
@@ -346,6 +346,6 @@ STATISTICS: dict[str, Statistic] = {
     "LayerNormalization": "variance",
     "RMSNormalization": "mean square",
 }
-"""Of normalisations over channels that may be cut."""
+"""Of normalizations over channels that may be cut."""
 LABELS = "ABCDEFGHIJKLMNOP"
 """Names for the batch axes of a MatMul."""

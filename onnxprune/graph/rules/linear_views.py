@@ -1,7 +1,7 @@
 """How each operator is a matrix: the operands of a node as a `Linear`.
 
-A function here returns None for what is not linear in a single activation, or whose weight, or bias where it has one, is not a stored
-constant in float16, float32 or float64. Weights that are dequantized are not.
+A function here returns None for what is not linear in a single activation, or whose weight, or bias where it has one,
+is not a stored constant in float16, float32 or float64. Weights that are dequantized are not.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def norm(node: gs.Node) -> Linear | None:
 
 
 def _added(node: gs.Node, axis: int, outputs: int) -> tuple[gs.Node, int] | None:
-    """Return the Add of a constant vector along `axis` that alone takes the output of a node, and the input that holds it."""
+    """Return the Add of a constant vector along `axis` that alone reads a node, and the input that holds it."""
     users = node.outputs[0].outputs
     if len(users) != 1 or users[0].op != "Add" or users[0].domain not in (None, "", "ai.onnx"):
         return None

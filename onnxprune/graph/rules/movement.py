@@ -72,7 +72,7 @@ def concat(ctx: RuleContext) -> list[Ids]:
 
 
 def pad(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; what it adds to a channel axis stays."""
+    """Channels pass through; what it adds to a channel axis is fixed."""
     ids = ctx.activation()
     pads = ctx.value(1) if ctx.has(1) else ctx.attr("pads")
     if pads is None:
@@ -112,7 +112,7 @@ def tile(ctx: RuleContext) -> list[Ids]:
 
 
 def resize(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; those on an axis that changes its size must stay."""
+    """Channels pass through; those on an axis that changes its size are pinned."""
     ids = ctx.activation()
     before, after = ctx.shape(0), ctx.out_shape()
     changed = [axis for axis in range(ids.ndim) if before[axis] != after[axis]]
