@@ -18,9 +18,9 @@ import pytest
 from graphs import Builder, load
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.analysis import analyse
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import save
 from onnxprune.graph.model import Model
 from onnxprune.metrics import outputs as metrics

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune.analysis import analyse
+from onnxprune.graph.analysis import analyse
 from onnxprune.options import Training, parse_bounds
 from onnxprune.repair import least_squares as repair
 from onnxprune.runtime.session import open_session, run_batch

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
-from onnxprune.analysis import analyse
 from onnxprune.errors import PlanError
 from onnxprune.granularity import candidates
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, from_dict, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import masked_matrix, reform
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.linear import Conv
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers

@@ -23,7 +23,7 @@ LAYERS = (
     ("plan_file", "plan"),
     ("metrics",),
     ("surgery",),
-    ("analysis", "calibration", "workspace"),
+    ("calibration",),
     ("evaluation",),
     ("pruning",),
     ("torch_backend",),

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune import analysis as analysing
+from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.pruning.merge import merge

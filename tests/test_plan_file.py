@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from onnxprune import analysis as analysing
 from onnxprune import plan_file
 from onnxprune.errors import PlanError
+from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.options import Options
 from onnxprune.pipeline import schedule

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from graphs import random_plan
 
-from onnxprune import analysis as analysing
-from onnxprune.analysis import Analysis
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.structure import full_check
+from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.trace import trace as trace_model

@@ -15,12 +15,12 @@ from test_granularity import residual
 
 import onnxprune
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.analysis import analyse
 from onnxprune.errors import TargetError
 from onnxprune.granularity import timing
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
 from onnxprune.granularity.timing import Saving
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import load
 from onnxprune.options import GRANULARITIES, Options
 from onnxprune.reforming import contest

@@ -17,7 +17,7 @@ from onnxprune.surgery import channels as rewrite
 MEASURE = """
 import sys
 from pathlib import Path
-from onnxprune import analysis as analysing
+from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.pipeline import schedule
 from onnxprune.options import Options

@@ -16,10 +16,10 @@ from graphs import Builder
 import onnxprune
 from onnxprune.allocation import channel_multiple, cost_estimator, knapsack, latency_model, targets
 from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
-from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.never_slower import refuse_slower
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance

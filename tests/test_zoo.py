@@ -13,9 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.allocation import knapsack
-from onnxprune.analysis import Analysis, analyse
 from onnxprune.evaluation.structure import check_structure
 from onnxprune.graph import io
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.importance import weights as importance
 from onnxprune.options import Options

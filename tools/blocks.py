@@ -339,8 +339,8 @@ def zoo(folder: Path) -> None:
     import test_granularity as tests
     import test_zoo
 
-    from onnxprune.analysis import analyse
     from onnxprune.granularity.rewriting import reform
+    from onnxprune.graph.analysis import analyse
     from onnxprune.surgery.proof import prove
 
     known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}

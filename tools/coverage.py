@@ -91,9 +91,9 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
 
     import numpy as np
 
-    from onnxprune import analysis as analysing
     from onnxprune.errors import TargetError
     from onnxprune.evaluation.structure import check_structure, full_check
+    from onnxprune.graph import analysis as analysing
     from onnxprune.graph import io as onnx_io
     from onnxprune.options import Options
     from onnxprune.pipeline import schedule

@@ -89,7 +89,7 @@ def chain(nodes: int, path: Path) -> None:
 
 def ours(source: Path) -> Record:
     """Return processor seconds per stage, peak memory above the imports, and the size of the file."""
-    from onnxprune import analysis as analysing
+    from onnxprune.graph import analysis as analysing
     from onnxprune.graph import io
     from onnxprune.options import Options
     from onnxprune.pipeline import schedule

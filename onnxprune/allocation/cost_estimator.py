@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxprune.allocation import channel_multiple, latency_model
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
-from onnxprune.analysis import Analysis, analysed
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.activation_cost import Traffic
+from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model, weightless

@@ -8,8 +8,9 @@ import numpy as np
 
 from onnxprune.allocation import channel_multiple, knapsack, sensitivity
 from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
-from onnxprune.analysis import Analysis
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import ModelError, TargetError
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.importance import weights as importance
@@ -19,7 +20,6 @@ from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Curve, FloatArray
-from onnxprune.workspace import Workspace
 
 SAVES_NOTHING = 1e-12
 """Share of what is limited below which a channel saves nothing."""

@@ -6,14 +6,14 @@ from collections.abc import Container
 
 import numpy as np
 
-from onnxprune.analysis import Analysis
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.analysis import Analysis
 from onnxprune.importance import obs as second_order
 from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
 from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
-from onnxprune.workspace import Workspace
 
 
 def calibrated_scores(

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import plan_file
-from onnxprune.analysis import Analysis, analyse, analysed, removed
 from onnxprune.errors import TargetError
+from onnxprune.graph.analysis import Analysis, analyse, analysed, removed
 from onnxprune.graph.model import Model
 from onnxprune.options import Training
 from onnxprune.pipeline.opening import with_augmentation

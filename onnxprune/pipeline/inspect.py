@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from onnxprune import analysis
+from onnxprune.graph import analysis
 from onnxprune.graph.io import load
 from onnxprune.pipeline.results import InspectResult
 from onnxprune.progress import ProgressCallback, quiet

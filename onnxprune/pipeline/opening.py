@@ -9,19 +9,19 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune import plan_file
-from onnxprune.analysis import analyse
 from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
+from onnxprune.calibration.workspace import opened, workspace_for
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.evaluation import structure
 from onnxprune.graph import io
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.options import Training
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.torch_backend import require_torch
-from onnxprune.workspace import opened, workspace_for
 
 WARN_BELOW = 0.5
 """Prunable share of the FLOPs below which a run warns."""

@@ -10,13 +10,13 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from onnxprune import plan_file
-from onnxprune.analysis import layers_of, pinned_of, versions
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
 from onnxprune.evaluation.compare import compare
 from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.graph import io
 from onnxprune.graph import model as models
+from onnxprune.graph.analysis import layers_of, pinned_of, versions
 from onnxprune.pipeline.distillation import forget_states
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.report import grouping, saving

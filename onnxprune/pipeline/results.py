@@ -13,11 +13,11 @@ from typing import Any
 from onnxprune import output as outputs
 from onnxprune import plan_file
 from onnxprune.allocation.latency_model import Table
-from onnxprune.analysis import Analysis, Inspection, Layer, layers_of
 from onnxprune.evaluation.benchmark import Bench
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.graph import io
 from onnxprune.graph import model as models
+from onnxprune.graph.analysis import Analysis, Inspection, Layer, layers_of
 from onnxprune.graph.model import Model
 from onnxprune.report.document import Report, Sweep, curve_dict
 from onnxprune.types import Check, Curve, Plan, Trace, Verdict

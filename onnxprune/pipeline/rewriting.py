@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
+from onnxprune.graph.analysis import analysed
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.pruning.merge import merge
 from onnxprune.reforming.base import Base as EditedModel

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import output as outputs
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.analysis import Analysis, unless_it_does_not_run
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OutputError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
+from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
 from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.progress import ProgressCallback, quiet
@@ -28,7 +29,6 @@ from onnxprune.report.details import Details
 from onnxprune.report.document import Report
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
-from onnxprune.workspace import Workspace
 
 if TYPE_CHECKING:
     from onnxprune.training.distill import TrainingResult

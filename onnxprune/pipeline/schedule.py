@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import Scorer, part_of_the_way, refuse_unprunable, settings, with_multiple
 from onnxprune.allocation.targets import meet, within
-from onnxprune.analysis import Analysis, removed
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import predict
+from onnxprune.graph.analysis import Analysis, removed
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.options import Options
@@ -23,7 +24,6 @@ from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
-from onnxprune.workspace import Workspace
 
 
 def select_channels(run: Run) -> Run:

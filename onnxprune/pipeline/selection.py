@@ -9,9 +9,9 @@ import numpy as np
 from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable
-from onnxprune.analysis import removed
 from onnxprune.errors import PlanError
 from onnxprune.granularity import edits
+from onnxprune.graph.analysis import removed
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.pipeline.schedule import select_channels

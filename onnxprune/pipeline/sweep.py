@@ -18,11 +18,11 @@ from onnxprune import output, plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
 from onnxprune.allocation.targets import meet
-from onnxprune.analysis import removed
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
+from onnxprune.graph.analysis import removed
 from onnxprune.options import AUTO, QUANTITIES, Options, Training
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration

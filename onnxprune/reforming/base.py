@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.calibration.moments import threads_for
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.refusal import RefusalError
 from onnxprune.granularity.rewriting import Bases, reform
 from onnxprune.granularity.timing import Saving
+from onnxprune.graph.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
 from onnxprune.options import Options
@@ -29,7 +30,6 @@ from onnxprune.repair.network import NetworkRepair, RepairResult
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
-from onnxprune.workspace import Workspace
 
 
 @dataclass(frozen=True)

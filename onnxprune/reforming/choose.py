@@ -8,8 +8,9 @@ from onnxprune.allocation import knapsack
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import part_of_the_way, settings
 from onnxprune.allocation.targets import meet
-from onnxprune.analysis import removed
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.graph.analysis import removed
 from onnxprune.graph.model import Model
 from onnxprune.options import Options
 from onnxprune.pipeline.opening import from_model
@@ -20,7 +21,6 @@ from onnxprune.reforming.contest import contend
 from onnxprune.reforming.prices import BlockMeter, cheapest, taken
 from onnxprune.reforming.study import Study, study
 from onnxprune.types import BoolArray, Plan
-from onnxprune.workspace import Workspace
 
 
 def decide(run: Run) -> Run:

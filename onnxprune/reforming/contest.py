@@ -11,9 +11,9 @@ from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.problem import paced
 from onnxprune.allocation.targets import too_far
-from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
+from onnxprune.graph.analysis import analysed
 from onnxprune.options import Options
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run

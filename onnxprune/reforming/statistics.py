@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from onnxprune.analysis import Analysis
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.readers import Reader
 from onnxprune.importance import obs as second_order
 from onnxprune.options import WITH_DATA, Options
 from onnxprune.types import FloatArray
-from onnxprune.workspace import Workspace
 
 ROOM = 1.25
 """Of the memory for sums: here a covariance lies beside fewer copies of itself than where its inverse is needed."""

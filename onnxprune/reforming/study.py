@@ -14,14 +14,15 @@ import numpy as np
 from onnxprune.allocation import sensitivity
 from onnxprune.allocation.channel_multiple import FINER, multiples
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.analysis import Analysis
 from onnxprune.calibration.moments import threads_for
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.granularity import candidates
 from onnxprune.granularity.candidates import Candidate
 from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split
 from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.readers import Reader, linear_layers
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import matching
@@ -31,7 +32,6 @@ from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray, Trace
-from onnxprune.workspace import Workspace
 
 USUAL = 0.03
 """Error of a layer, as a share of its output's variance, of the edit that is measured for all of its kind: about what will be chosen."""

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from onnxprune.analysis import Analysis
 from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import Options
@@ -15,7 +16,6 @@ from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares
 from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
 from onnxprune.types import BoolArray, Repaired
-from onnxprune.workspace import Workspace
 
 MOST_SAMPLES = 256
 

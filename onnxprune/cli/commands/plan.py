@@ -42,7 +42,7 @@ def plan(
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
-    from onnxprune.analysis import pinned_of
+    from onnxprune.graph.analysis import pinned_of
     from onnxprune.report import console, text
 
     with terminal.progress() as on_stage:
