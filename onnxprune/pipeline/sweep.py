@@ -172,12 +172,12 @@ class Family:
                 here = problem if rounded.round_to == AUTO else problem.rounded_to(int(rounded.round_to))
                 keep = meet(here.allocate, here.build, goal)
             except TargetError as error:
-                self.state.unreachable(share, f"{error.what}: {error.why}")
+                self.state.set(share, note=f"{error.what}: {error.why}")
                 continue
             gone = removed(analysis, keep)
             found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
             plan_file.write(self.state.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
-            self.state.planned(share, gone)
+            self.state.set(share, removed=gone)
         return run
 
     def make(self, run: Run) -> Run:
@@ -206,7 +206,7 @@ class Family:
             run.on_stage("time", number / len(planned))
             if not self.state.is_timed(share):
                 pair = (run.sources.model, self.state.path(share, ".onnx"))
-                self.state.timed(share, bench(pair, run.measure, layers=False).latency)
+                self.state.set(share, latency=asdict(bench(pair, run.measure, layers=False).latency))
         return run
 
     def finished(self, run: Run, report: Path | None, command: str) -> Sweep:

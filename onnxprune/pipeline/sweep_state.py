@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune import output
 from onnxprune.errors import OutputError
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
-from onnxprune.runtime.timing import Latency
 
 STATE = "sweep.json"
 
@@ -52,7 +51,8 @@ class SweepState:
         members: dict[str, dict[str, Any]] = self._content["state"]
         return members.setdefault(name_of(self._quantity, share), {"target": share})
 
-    def _set(self, share: float, **values: Any) -> None:
+    def set(self, share: float, **values: Any) -> None:
+        """Note what is known of a member."""
         self._of(share).update(values)
         self._write()
 
@@ -76,36 +76,15 @@ class SweepState:
         """Whether its latency is known."""
         return "latency" in self._of(share)
 
-    def planned(self, share: float, gone: tuple[float, float]) -> None:
-        """Note that the plan is there."""
-        self._set(share, removed=gone)
-
-    def unreachable(self, share: float, why: str) -> None:
-        """Note why there is no plan."""
-        self._set(share, note=why)
-
     def made(self, share: float, report: dict[str, Any]) -> None:
         """Note the figures of a model."""
         before, after, fidelity = report["before"], report["after"], report["fidelity"]
         drop = None if before["top1"] is None else before["top1"] - after["top1"]
         if drop is None and "agreement" in fidelity:
             drop = 100 - fidelity["agreement"]
-        figures = {
-            "size": after["size"],
-            "drop": drop,
-            "kl": fidelity.get("kl"),
-            "verdict": report["verdict"]["passed"],
-        }
-        self._set(
-            share,
-            report=figures,
-            before={"size": before["size"]},
-            data=f"{report['samples']} samples of {report['data']}",
-        )
-
-    def timed(self, share: float, found: Latency) -> None:
-        """Note what was timed."""
-        self._set(share, latency=asdict(found))
+        passed, data = report["verdict"]["passed"], f"{report['samples']} samples of {report['data']}"
+        figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": passed}
+        self.set(share, report=figures, before={"size": before["size"]}, data=data)
 
     def family(self, model: str, quantity: str, shares: Sequence[float]) -> Sweep:
         """Return all members, with the Pareto set marked."""
@@ -145,19 +124,15 @@ def is_on_front(member: Member, others: Sequence[Member]) -> bool:
     """Tell whether no other member is at least as good in both respects, and better in one."""
 
     def costs(one: Member) -> tuple[float, float]:
-        return (
-            1 - one.flops_removed if one.latency_ms is None else one.latency_ms,
-            one.drop if one.drop is not None else one.kl or 0.0,
-        )
+        size = 1 - one.flops_removed if one.latency_ms is None else one.latency_ms
+        return size, one.drop if one.drop is not None else one.kl or 0.0
 
-    if member.note:
-        return False
     mine = costs(member)
-    for other in others:
-        theirs = costs(other)
-        if other is not member and not other.note and theirs != mine and theirs[0] <= mine[0] and theirs[1] <= mine[1]:
-            return False
-    return True
+    better = (
+        other != mine and other[0] <= mine[0] and other[1] <= mine[1]
+        for other in (costs(one) for one in others if not one.note)
+    )
+    return not member.note and not any(better)
 
 
 def _make(folder: Path) -> None:
