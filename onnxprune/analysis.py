@@ -16,7 +16,7 @@ from onnxprune.channels.cost import CostModel, LayerCost
 from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.pruning import budget
 from onnxprune.report.document import Held, Inspection, Layer
 from onnxprune.types import BoolArray, Pin, Trace
@@ -50,7 +50,7 @@ def analyse(
         return Analysis(model, traced, CostModel(traced))
 
 
-def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]] | None) -> Analysis:
+def analysed(model: Model, options: ResolvedOptions, known: dict[str, tuple[int, ...]] | None) -> Analysis:
     """Trace a model, or what a run has made of it, as the options, resolved, say.
 
     Args:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from onnxprune.comparison import Comparison, Measure, Stage, compare, quiet, sha
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.fidelity import relative_difference
+from onnxprune.policy import GateLimits
 from onnxprune.report.document import CHECK_SCHEMA, Judgement
 from onnxprune.types import Check, Verdict
 
@@ -40,71 +41,13 @@ ROUNDING = 1e-9
 ORIGINAL = "onnxprune.original.sha256"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a candidate must keep; None: only told.
-
-    Attributes:
-        max_drop: points of top-1 that may be lost; without labels, points of agreement with the baseline below 100.
-        max_class_drop: points of recall that any class may lose; needs labels. Chance is allowed for.
-        min_agreement: percent of samples with the same top-1.
-        min_cosine: mean cosine of the outputs.
-        max_kl: nats.
-        max_calibration_rise: points of expected calibration error; needs labels.
-        min_speedup: median latency of the baseline / median latency of the candidate.
-        max_latency: milliseconds.
-        max_size: bytes on disk.
-        max_params: parameters.
-        max_memory: bytes of activations that are alive at once.
-        max_peak_memory: bytes that a process takes to load and run it, at its peak.
-        max_opset: of the standard operators.
-        domains: operator domains that are allowed; "ai.onnx" always is.
-    """
-
-    max_drop: float | None = None
-    max_class_drop: float | None = None
-    min_agreement: float | None = None
-    min_cosine: float | None = None
-    max_kl: float | None = None
-    max_calibration_rise: float | None = None
-    min_speedup: float | None = None
-    max_latency: float | None = None
-    max_size: float | None = None
-    max_params: float | None = None
-    max_memory: float | None = None
-    max_peak_memory: float | None = None
-    max_opset: int | None = None
-    domains: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        points, amount = "points from 0 to 100", "a number of 0 or more"
-        for name, most, unit in (
-            ("max_drop", 100, points),
-            ("max_class_drop", 100, points),
-            ("min_agreement", 100, "percent from 0 to 100"),
-            ("min_cosine", 1, "a number from 0 to 1"),
-            ("max_kl", math.inf, amount),
-            ("max_calibration_rise", 100, points),
-            ("min_speedup", math.inf, "a ratio of 0 or more"),
-            ("max_latency", math.inf, amount),
-            ("max_size", math.inf, "a size of 0 or more"),
-            ("max_params", math.inf, amount),
-            ("max_memory", math.inf, amount),
-            ("max_peak_memory", math.inf, amount),
-            ("max_opset", math.inf, amount),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (0 <= value <= most and math.isfinite(value)):
-                raise OptionError(f"--{name.replace('_', '-')} {value:g} is out of range", hint=f"give {unit}")
-
-
 def check(
     candidate: str | os.PathLike[str],
     baseline: str | os.PathLike[str],
     *,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    limits: Limits | None = None,
+    limits: GateLimits | None = None,
     measure: Measure | None = None,
     providers: tuple[str, ...] = (runtime.CPU,),
     on_stage: Stage = quiet,
@@ -124,7 +67,7 @@ def check(
     Raises:
         OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
     """
-    limits, measure = limits or Limits(), measure or Measure()
+    limits, measure = limits or GateLimits(), measure or Measure()
     for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
@@ -183,7 +126,7 @@ def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
     yield Check("pruned from the baseline", said == digest, None, said == digest, detail)
 
 
-def _operators(candidate: onnx.ModelProto, limits: Limits) -> Iterator[Check]:
+def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check]:
     opset = next((entry.version for entry in candidate.opset_import if entry.domain in ("", "ai.onnx")), 0)
     yield Check("opset", float(opset), limits.max_opset, limits.max_opset is None or opset <= limits.max_opset)
     used = sorted({node.domain or "ai.onnx" for node in candidate.graph.node})
@@ -261,7 +204,7 @@ def _odd_inputs(
         yield f"extremes ({'+' if sign > 0 else '-'})", extreme
 
 
-def _accuracy(found: Comparison, limits: Limits) -> list[Check]:
+def _accuracy(found: Comparison, limits: GateLimits) -> list[Check]:
     checks = []
     where = f"{found.samples} samples of {found.data}"
     before, after, agreement = found.accuracy_a[0], found.accuracy_b[0], found.fidelity.get("agreement")
@@ -307,7 +250,7 @@ def decide_drop(name: str, told: statistics.Paired, limit: float | None, detail:
     return Check(name, told.drop, limit, passed, detail, undecided)
 
 
-def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
+def _by_label(found: Comparison, limits: GateLimits) -> Iterator[Check]:
     first, second = (fidelity.scores_of(outputs) for outputs in found.outputs)
     if found.labels is None or first is None or second is None:
         for name in ("max_class_drop", "max_calibration_rise"):
@@ -337,7 +280,7 @@ def _by_label(found: Comparison, limits: Limits) -> Iterator[Check]:
     )
 
 
-def _speed(found: rounds.Race, limits: Limits, measure: Measure, batch: int) -> Iterator[Check]:
+def _speed(found: rounds.Race, limits: GateLimits, measure: Measure, batch: int) -> Iterator[Check]:
     """Decide by all rounds; a time in milliseconds only where nothing else kept the processors busy."""
     ratios, times = found.ratios, np.array(found.b)
     ratio, low, high = (float(of(ratios)) for of in (np.median, np.min, np.max))
@@ -371,7 +314,7 @@ def _between(
     return Check(name, value, limit, possibly, detail, possibly and not surely)
 
 
-def _parameters(proto: onnx.ModelProto, limits: Limits) -> Check:
+def _parameters(proto: onnx.ModelProto, limits: GateLimits) -> Check:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
     params = float(sum(math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in floats))
     return _at_most("parameters", params, limits.max_params, "floats among the initializers")
@@ -381,7 +324,7 @@ Named = tuple["str | os.PathLike[str]", onnx.ModelProto]
 
 
 def _memory(
-    baseline: Named, candidate: Named, feeds: runtime.Feeds, limits: Limits, threads: int, provider: str
+    baseline: Named, candidate: Named, feeds: runtime.Feeds, limits: GateLimits, threads: int, provider: str
 ) -> Iterator[Check]:
     """Tell two kinds of memory: what the graph keeps alive at once, counted; and what a process takes to load and run it, measured."""
     batch = _batch(feeds)

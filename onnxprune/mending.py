@@ -10,7 +10,7 @@ from onnxprune import sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.comparison import Stage, quiet, share_of
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.pruning import repair
 from onnxprune.types import BoolArray, Repaired
 from onnxprune.workspace import Workspace
@@ -38,7 +38,7 @@ def mend(
     pruned: Model,
     keep: BoolArray,
     workspace: Workspace,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: Stage = quiet,
     *,
     reference: Model | None = None,
@@ -76,7 +76,7 @@ def repaired(
     pruned: Model,
     keep: BoolArray,
     workspace: Workspace,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: Stage,
     reference: Model,
     changed: Set[str] = frozenset(),

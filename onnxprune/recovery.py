@@ -14,10 +14,11 @@ from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.comparison import Stage, quiet
 from onnxprune.data import Data
+from onnxprune.dials import AUTO
 from onnxprune.errors import TargetError
 from onnxprune.generate import NAME as GENERATED_NAME
 from onnxprune.model import Model
-from onnxprune.options import Options, Training
+from onnxprune.options import ResolvedOptions, ResolvedTraining, Training
 from onnxprune.pruning import rewrite
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, IntArray, Trace
@@ -44,8 +45,8 @@ class Recovery:
 
     original: Analysis
     data: Data
-    training: Training
-    options: Options
+    training: ResolvedTraining
+    options: ResolvedOptions
     checkpoint: Path | None = None
     on_stage: Stage = quiet
 
@@ -113,7 +114,7 @@ class Recovery:
         return self.checkpoint.with_name(f"{self.checkpoint.name}.{step}")
 
     def _train(
-        self, model: Model, keep: BoolArray, training: Training, trace: Trace | None, state: Path | None
+        self, model: Model, keep: BoolArray, training: ResolvedTraining, trace: Trace | None, state: Path | None
     ) -> Tuned:
         from onnxprune.training.finetune import finetune  # only here: torch takes seconds to load
 
@@ -131,14 +132,12 @@ class Recovery:
         )
 
 
-def augmented(training: Training, data: Data) -> Training:
+def augmented(training: Training, data: Data) -> ResolvedTraining:
     """Return how to train with its augmentation resolved."""
-    if not isinstance(training.augment, str):
-        return training
     kinds: tuple[str, ...] = ()
-    if data.name != GENERATED_NAME:
+    if training.augment == AUTO and data.name != GENERATED_NAME:
         kinds = (*AUTOMATIC, "detail") if is_enlarged_data(data) else AUTOMATIC
-    return replace(training, augment=kinds)
+    return training.resolved(kinds)
 
 
 def without_gated(

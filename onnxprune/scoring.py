@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.analysis import Analysis
 from onnxprune.comparison import Stage, share_of
-from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
 from onnxprune.pruning import budget, importance, second_order
 from onnxprune.training import require_torch
 from onnxprune.types import BoolArray, FloatArray
@@ -20,7 +20,7 @@ SAVES_NOTHING = 1e-12
 
 def calibrated_scores(
     analysis: Analysis,
-    options: Options,
+    options: ResolvedOptions,
     keep: BoolArray,
     on_stage: Stage,
     workspace: Workspace,
@@ -71,7 +71,7 @@ def calibrated_scores(
     return given, found
 
 
-def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
+def _gradient_scores(analysis: Analysis, options: ResolvedOptions, on_stage: Stage, workspace: Workspace) -> FloatArray:
     require_torch(f"--importance {options.importance}")
     from onnxprune.training import gradients  # only here: torch takes seconds to load
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.mending import repaired
 from onnxprune.model import Model
-from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options, ResolvedOptions
 from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.recovery import Recovery
 from onnxprune.scoring import calibrated_scores, per_saving
@@ -48,12 +48,12 @@ def make_plan(
     meter: Meter | None = None,
 ) -> Plan:
     """Score and allocate; see `choose`."""
-    return choose(analysis, options, on_stage, workspace, meter=meter).plan
+    return choose(analysis, options.resolved(workspace is not None), on_stage, workspace, meter=meter).plan
 
 
 def choose(
     analysis: Analysis,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: Stage = quiet,
     workspace: Workspace | None = None,
     recovery: Recovery | None = None,
@@ -69,7 +69,7 @@ def choose(
 
     Args:
         analysis: of the model.
-        options: the dials; `auto` is resolved here.
+        options: the dials.
         on_stage: called as the run goes on.
         workspace: calibration data; None without.
         recovery: trains between steps; None: nothing does.
@@ -79,7 +79,7 @@ def choose(
 
     Raises:
         ModelError: nothing can be pruned.
-        OptionError: no target, or a method that needs data.
+        OptionError: no target.
         TargetError: the target cannot be reached.
     """
     refuse_unprunable(analysis)
@@ -87,7 +87,6 @@ def choose(
         raise OptionError(
             "nothing says how much to remove", hint="give --reduce flops=50%, a --limit, or a --threshold"
         )
-    options = options.resolved(workspace is not None)
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     meter = meter or Meter(analysis, options, Measure(), on_stage=on_stage)
     options = _rounded(meter, options)
@@ -120,10 +119,9 @@ def choose(
     return Choice(plan, start.analysis, keep[start.keep])
 
 
-def settings(analysis: Analysis, options: Options) -> dict[str, object]:
+def settings(analysis: Analysis, options: ResolvedOptions) -> dict[str, object]:
     """Return what a plan says of how it was made: the options, and the step that channels were rounded to."""
-    plain = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
-    return {**plain, "step": rules_of(analysis.trace, options).round_to}
+    return {**options.settings, "step": rules_of(analysis.trace, options).round_to}
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,8 @@ class _Step:
         return self.analysis.trace.n_channels == self.keep.size
 
 
-def _rounded(meter: Meter, options: Options) -> Options:
-    """Replace `auto` by the step that channels are rounded to: the one that is measured to be cheap, or finer where the target asks for it.
+def _rounded(meter: Meter, options: ResolvedOptions) -> ResolvedOptions:
+    """Replace the measured channel multiples by one finer multiple, where the target cannot be reached with them.
 
     Raises:
         TargetError: the target cannot be reached with any.
@@ -157,7 +155,7 @@ def _rounded(meter: Meter, options: Options) -> Options:
         budget.refuse_unreachable(trace, meter, everything, first, meter.goals())
         return options
     except TargetError:
-        if options.round_to != AUTO:
+        if options.round_to is not None:
             raise
     for step in (first.round_to, *(step for step in rounding.FINER if step < first.round_to)):
         try:
@@ -185,7 +183,7 @@ class Allocate(Protocol):
 
 
 def _allocator(
-    current: _Step, options: Options, meter: Meter, first: bool, on_stage: Stage, workspace: Workspace | None
+    current: _Step, options: ResolvedOptions, meter: Meter, first: bool, on_stage: Stage, workspace: Workspace | None
 ) -> tuple[Allocate, tuple[Curve, ...]]:
     """Look at a model as a step has it; return what says which channels of the original are left under some limits, and what was measured."""
     analysis = current.analysis
@@ -234,7 +232,7 @@ def _next(
     keep: BoolArray,
     analysis: Analysis,
     workspace: Workspace,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: Stage,
     recovery: Recovery | None,
     step: int,
@@ -276,7 +274,7 @@ def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limi
 
 def plans(
     analysis: Analysis,
-    options: Options,
+    options: ResolvedOptions,
     quantity: str,
     shares: Sequence[float],
     take: Callable[[float, Plan | TargetError], None],
@@ -299,7 +297,6 @@ def plans(
         on_stage: called as it goes on.
     """
     refuse_unprunable(analysis)
-    options = options.resolved(workspace is not None)
     hardest = replace(options, reduce={quantity: max(shares)})
     meter = Meter(analysis, hardest, measure, table=latency_table, on_stage=on_stage)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
@@ -311,8 +308,7 @@ def plans(
         goal = meter.aimed_at(replace(options, reduce={quantity: share}))
         try:
             rounded = _rounded(goal, goal.options)
-            step = None if rounded.round_to == AUTO else int(rounded.round_to)
-            keep = meet(functools.partial(allocate, step=step), functools.partial(_without, current), goal)
+            keep = meet(functools.partial(allocate, step=rounded.round_to), functools.partial(_without, current), goal)
         except TargetError as error:
             take(share, error)
             continue

@@ -19,7 +19,7 @@ from onnxprune.channels.traffic import Traffic
 from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import LatencyError, TargetError
 from onnxprune.model import Model, load, weightless
-from onnxprune.options import AUTO, MEASURED, Options
+from onnxprune.options import MEASURED, Options, ResolvedOptions
 from onnxprune.pruning import budget
 from onnxprune.types import BoolArray, Check, Trace
 
@@ -62,7 +62,7 @@ class Meter:
     def __init__(
         self,
         analysis: Analysis,
-        options: Options,
+        options: ResolvedOptions,
         how: Measure,
         *,
         shapes: dict[str, tuple[int, ...]] | None = None,
@@ -95,7 +95,7 @@ class Meter:
         else:
             self.whole, self._original = original.whole, original._original
 
-    def aimed_at(self, options: Options, share: float = 1.0) -> Meter:
+    def aimed_at(self, options: ResolvedOptions, share: float = 1.0) -> Meter:
         """Return one for other amounts of the same quantities, or a part of the way there, without measuring anew."""
         other = copy.copy(self)
         other.options, other.share = options, share
@@ -236,7 +236,7 @@ class Meter:
         return table
 
 
-def _measured_table(analysis: Analysis, options: Options, how: Measure, on_stage: Stage) -> latency.Table:
+def _measured_table(analysis: Analysis, options: ResolvedOptions, how: Measure, on_stage: Stage) -> latency.Table:
     return latency.measure(
         analysis.model,
         analysis.trace,
@@ -260,19 +260,19 @@ def write_table(
         on_stage: called as it goes on.
         options: with `ignore`, `round_to` and what else says which channels may go.
     """
-    options = options or Options()
-    analysis = analysed(load(path), replace(options, norms="cut"), None)
-    table = _measured_table(analysis, options, how, on_stage)
+    resolved = (options or Options()).resolved(True)
+    analysis = analysed(load(path), replace(resolved, norms="cut"), None)
+    table = _measured_table(analysis, resolved, how, on_stage)
     latency.write(table, output)
     return table
 
 
 def rules_of(
-    trace: Trace, options: Options, scope: str = "global", sizes: Mapping[str, int] | None = None
+    trace: Trace, options: ResolvedOptions, scope: str = "global", sizes: Mapping[str, int] | None = None
 ) -> budget.Rules:
     """Return what every group must keep."""
-    if options.round_to != AUTO:
-        return budget.Rules(int(options.round_to), options.min_channels, options.max_ratio, scope, sizes or {})
+    if options.round_to is not None:
+        return budget.Rules(options.round_to, options.min_channels, options.max_ratio, scope, sizes or {})
     step, steps = rounding.steps(trace)
     return budget.Rules(step, options.min_channels, options.max_ratio, scope, sizes or {}, steps)
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.augment import KINDS, augment, channel_axis, is_enlarged, parse_kinds
+from onnxprune.augment import augment, channel_axis, is_enlarged
+from onnxprune.cli.texts import parse_kinds
 from onnxprune.errors import OptionError
+from onnxprune.options import AUGMENTATIONS as KINDS
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40)
 GEOMETRY = ("crop", "scale", "rotate")

@@ -20,13 +20,15 @@ from onnx import helper, numpy_helper
 import onnxprune
 from onnxprune import files, footprint, policy, rounds, runtime
 from onnxprune.errors import OptionError
-from onnxprune.gate import Limits
+from onnxprune.policy import GateLimits
 from onnxprune.report import formats
 from onnxprune.types import Check, Verdict
 
 MEASURE = onnxprune.Measure(runs=5, warmup=1, seconds=2)
-LIMITS = Limits(max_drop=2, max_class_drop=20, min_agreement=90, max_kl=0.5, min_speedup=0.02)
-IDENTICAL = Limits(max_drop=0, max_class_drop=0, min_agreement=100, max_kl=0.01, max_calibration_rise=0, min_speedup=1)
+LIMITS = GateLimits(max_drop=2, max_class_drop=20, min_agreement=90, max_kl=0.5, min_speedup=0.02)
+IDENTICAL = GateLimits(
+    max_drop=0, max_class_drop=0, min_agreement=100, max_kl=0.01, max_calibration_rise=0, min_speedup=1
+)
 Tamper = Callable[[onnx.ModelProto], None]
 
 
@@ -130,7 +132,7 @@ def another_baseline(proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("tamper", "limits", "names"),
     [
-        (collapse, Limits(max_class_drop=20), ["largest class drop (points)"]),
+        (collapse, GateLimits(max_class_drop=20), ["largest class drop (points)"]),
         (rename, LIMITS, ["same outputs"]),
         (fix_batch, LIMITS, ["same inputs", "same outputs"]),
         (break_on_zeros, LIMITS, ["runs on odd inputs"]),
@@ -138,15 +140,15 @@ def another_baseline(proto: onnx.ModelProto) -> None:
         (change_type, LIMITS, ["same outputs"]),
         (change_rank, LIMITS, ["same outputs"]),
         (roll_dice, LIMITS, ["deterministic"]),
-        (newer_opset, Limits(max_opset=17), ["opset"]),
-        (fatten, Limits(max_size=1e6), ["size (bytes)"]),
-        (bloat, Limits(max_memory=1e6), ["activation memory (bytes)"]),
-        (bloat, Limits(max_peak_memory=50e6), ["peak memory (bytes)"]),
+        (newer_opset, GateLimits(max_opset=17), ["opset"]),
+        (fatten, GateLimits(max_size=1e6), ["size (bytes)"]),
+        (bloat, GateLimits(max_memory=1e6), ["activation memory (bytes)"]),
+        (bloat, GateLimits(max_peak_memory=50e6), ["peak memory (bytes)"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_tampered_candidates(
-    tamper: Tamper, limits: Limits, names: list[str], tiny, tiny_path, labelled, tmp_path
+    tamper: Tamper, limits: GateLimits, names: list[str], tiny, tiny_path, labelled, tmp_path
 ) -> None:
     tamper(tiny)
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
@@ -177,7 +179,7 @@ def test_a_slower_candidate(tiny, tiny_path, tmp_path) -> None:
         if tensor.name == "w2":
             tensor.CopyFrom(numpy_helper.from_array(0.01 * numpy_helper.to_array(tensor), "w2"))
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
-    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=Limits(min_speedup=0.8), measure=MEASURE)
+    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=GateLimits(min_speedup=0.8), measure=MEASURE)
     assert failed(verdict) == ["speed-up"]
 
 
@@ -208,7 +210,7 @@ def check_named(verdict: Verdict, name: str) -> Check:
 )
 def test_latency_is_decided_by_all_rounds(low, high, status, tiny_path, monkeypatch) -> None:
     monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(low, high, high, high))
-    verdict = onnxprune.check(tiny_path, tiny_path, limits=Limits(min_speedup=1.0), measure=MEASURE)
+    verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(min_speedup=1.0), measure=MEASURE)
     check = check_named(verdict, "speed-up")
     assert check.status == status
     assert ("noisy" in check.detail) == (high - low > 0.25 * high)
@@ -229,7 +231,7 @@ def test_milliseconds_are_undecided_where_others_may_have_caused_them(
     limit, others, status, tiny_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(1.0, 1.0, others=others))
-    verdict = onnxprune.check(tiny_path, tiny_path, limits=Limits(max_latency=limit), measure=MEASURE)
+    verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_latency=limit), measure=MEASURE)
     assert check_named(verdict, "latency (ms)").status == status
 
 
@@ -293,7 +295,7 @@ def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> N
     free = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, measure=MEASURE)
     drop = next(check for check in free.checks if check.name == "top-1 drop (points)")
     assert drop.status == "PASSED"
-    limits = Limits(max_drop=max(float(drop.value), 0) + 0.1)
+    limits = GateLimits(max_drop=max(float(drop.value), 0) + 0.1)
     verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, limits=limits, measure=MEASURE)
     assert next(check for check in verdict.checks if check.name == "top-1 drop (points)").status == "UNDECIDED"
     assert verdict
@@ -302,15 +304,15 @@ def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> N
 @pytest.mark.parametrize(
     ("limits", "name"),
     [
-        (Limits(max_params=10), "parameters"),
-        (Limits(max_memory=10), "activation memory (bytes)"),
-        (Limits(max_peak_memory=10), "peak memory (bytes)"),
-        (Limits(max_opset=10), "opset"),
-        (Limits(min_cosine=1.0, max_latency=0), "latency (ms)"),
-        (Limits(max_size=1), "size (bytes)"),
+        (GateLimits(max_params=10), "parameters"),
+        (GateLimits(max_memory=10), "activation memory (bytes)"),
+        (GateLimits(max_peak_memory=10), "peak memory (bytes)"),
+        (GateLimits(max_opset=10), "opset"),
+        (GateLimits(min_cosine=1.0, max_latency=0), "latency (ms)"),
+        (GateLimits(max_size=1), "size (bytes)"),
     ],
 )
-def test_each_limit_fails_its_check(limits: Limits, name: str, tiny_path) -> None:
+def test_each_limit_fails_its_check(limits: GateLimits, name: str, tiny_path) -> None:
     assert failed(onnxprune.check(tiny_path, tiny_path, limits=limits, measure=MEASURE)) == [name]
 
 
@@ -318,8 +320,8 @@ def test_domains(tiny, tiny_path, tmp_path) -> None:
     tiny.graph.node[1].op_type, tiny.graph.node[1].domain = "Gelu", "com.microsoft"
     tiny.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
-    allowed = Limits(domains=("com.microsoft",))
-    assert failed(onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=Limits(domains=()), measure=MEASURE)) == [
+    allowed = GateLimits(domains=("com.microsoft",))
+    assert failed(onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=GateLimits(domains=()), measure=MEASURE)) == [
         "operator domains"
     ]
     assert onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=allowed, measure=MEASURE)
@@ -430,11 +432,11 @@ def test_markdown_puts_failures_first() -> None:
 def test_policy_that_init_writes_is_read(tmp_path, run, tiny_path) -> None:
     path = tmp_path / "p.toml"
     assert run("check", "--init", path).exit_code == 0
-    assert policy.read(path) == Limits(max_drop=0.5, max_class_drop=10, min_speedup=1.0)
+    assert policy.read(path) == GateLimits(max_drop=0.5, max_class_drop=10, min_speedup=1.0)
     assert run("check", "--init", path).exit_code == 2
     every = path.read_text().replace("\n# ", "\n")
     path.write_text(every[every.index("[limits]") :])
-    assert all(getattr(policy.read(path), name) is not None for name in Limits.__dataclass_fields__)
+    assert all(getattr(policy.read(path), name) is not None for name in GateLimits.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 import onnxprune
 from onnxprune import runtime
 from onnxprune.analysis import analyse
-from onnxprune.options import Training, parse_bounds
+from onnxprune.cli.texts import parse_bounds
+from onnxprune.options import Training
 from onnxprune.pruning import repair
 
 pytest.importorskip("torch")

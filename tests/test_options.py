@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
+from onnxprune.cli.texts import parse_targets
 from onnxprune.errors import OptionError
-from onnxprune.options import IMPORTANCES, Options, parse_targets
+from onnxprune.options import IMPORTANCES, Options
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxprune
 from onnxprune import gate, machine, statistics
 from onnxprune.comparison import Measure
 
@@ -120,7 +121,7 @@ def latency_table(checks: int) -> str:
                             verdict = gate.check(
                                 candidate,
                                 baseline,
-                                limits=gate.Limits(min_speedup=1.0),
+                                limits=onnxprune.GateLimits(min_speedup=1.0),
                                 measure=Measure(threads=threads),
                             )
                             found += [check for check in verdict.checks if check.name == "speed-up"]

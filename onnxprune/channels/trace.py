@@ -30,7 +30,7 @@ RUN_BATCHES = (3, 2, 1)
 OBSERVED_ELEMENTS = 4096
 """Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
 MAX_REPORTED = 3
-WHOLE_FROM = {"positions": math.inf, "whole": 1, "auto": 8}
+WHOLE_FROM = {"positions": math.inf, "whole": 1, "many": 8}
 """Groups of a convolution from which whole ones go: with fewer channels in each, onnxruntime takes about as long as before."""
 
 
@@ -48,7 +48,7 @@ def trace(
     Args:
         model: a loaded model.
         ignore: glob patterns; layers whose name, weight or group matches keep all channels.
-        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `auto`: whole ones where there are many.
+        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `many`: whole ones from eight on.
         heads: whether attention loses `whole` heads, or `width` of every head.
         norms: whether to `keep` channels that a normalisation runs over, or that they may be `cut`, which takes repair.
         input_shapes: shapes that the data have, for dynamic axes other than the batch.

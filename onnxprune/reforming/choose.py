@@ -14,7 +14,7 @@ from onnxprune.comparison import Measure, Stage, quiet
 from onnxprune.data import DataLike, Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options import Options, ResolvedOptions
 from onnxprune.pruning import budget
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
@@ -28,7 +28,7 @@ from onnxprune.workspace import Workspace, opened, workspace_for
 
 def decide(
     base: Base,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace | None,
     meter: Meter,
     choose_from: Callable[[Base, Meter], Choice],
@@ -69,7 +69,7 @@ def decide(
     return replace(found, choice=replace(found.choice, plan=plan))
 
 
-def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
+def alone(base: Base, options: ResolvedOptions, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
 
@@ -89,7 +89,7 @@ def alone(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
 def _round(
     base: Base,
     found: Study,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     meter: Meter,
     limits: budget.Limits | None,
@@ -131,12 +131,11 @@ def plan(
     latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Contender]:
     """Load a model and choose what would go; return both."""
-    analysis, given = opened(model, options, data, preprocess, on_stage)
+    analysis, given, resolved = opened(model, options, data, preprocess, on_stage)
     shapes = None if given is None else given.shapes()
-    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
-    resolved = options.resolved(given is not None)
+    meter = Meter(analysis, resolved, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
     with contextlib.ExitStack() as scope:
-        workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
+        workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, resolved))
 
         def choose_from(base: Base, meter: Meter) -> Choice:
             return choose(base.analysis, meter.options, on_stage, workspace, meter=meter, reference=base.reference)

@@ -13,7 +13,7 @@ from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
-from onnxprune.options import QUANTITIES, Options
+from onnxprune.options import QUANTITIES, ResolvedOptions
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.budget import Limits
 from onnxprune.pruning.repair import DEPTH
@@ -58,7 +58,7 @@ class Contender:
 
 def contend(
     base: Base,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     meter: Meter,
     choose_from: Callable[[Base, Meter], Choice],
@@ -93,7 +93,7 @@ def contend(
     return replace(best, base=replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary())))
 
 
-def _on_the_way(meter: Meter, options: Options) -> Iterator[Meter]:
+def _on_the_way(meter: Meter, options: ResolvedOptions) -> Iterator[Meter]:
     """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
@@ -107,7 +107,7 @@ class _Contest:
     def __init__(
         self,
         base: Base,
-        options: Options,
+        options: ResolvedOptions,
         workspace: Workspace,
         choose_from: Callable[[Base, Meter], Choice],
         on_stage: Stage,

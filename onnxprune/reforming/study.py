@@ -24,7 +24,7 @@ from onnxprune.granularity.losses import Gram
 from onnxprune.granularity.rewriting import masked_matrix
 from onnxprune.granularity.timing import Saving, Timer
 from onnxprune.moments import threads_for
-from onnxprune.options import WITH_GRADIENTS, Options
+from onnxprune.options import WITH_GRADIENTS, ResolvedOptions
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.rounding import FINER, steps
@@ -55,7 +55,7 @@ class Study:
     notes: tuple[str, ...]
 
 
-def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Study:
+def study(base: Base, options: ResolvedOptions, workspace: Workspace, meter: Meter, on_stage: Stage = quiet) -> Study:
     """Time and score every edit that comes into question.
 
     Each layer is timed by itself before and after; what is not faster is not looked at further. The error of those that are left follows
@@ -102,14 +102,14 @@ def study(base: Base, options: Options, workspace: Workspace, meter: Meter, on_s
     return Study(tuple(named), bases, tuple(notes))
 
 
-def _step(trace: Trace, options: Options) -> int:
-    return int(options.round_to) if isinstance(options.round_to, int) else max(steps(trace)[0], FINER[0])
+def _step(trace: Trace, options: ResolvedOptions) -> int:
+    return options.round_to if options.round_to is not None else max(steps(trace)[0], FINER[0])
 
 
 def _scored(
     analysis: Analysis,
     faster: Sequence[tuple[Candidate, Saving]],
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     on_stage: Stage,
 ) -> tuple[list[Scored], dict[tuple[str, str], FloatArray]]:
@@ -200,7 +200,7 @@ def _change(gram: Gram, edit: Edit, bases: Mapping[tuple[str, str], FloatArray])
 
 
 def _slopes(
-    analysis: Analysis, readers: Mapping[int, Reader], options: Options, workspace: Workspace, on_stage: Stage
+    analysis: Analysis, readers: Mapping[int, Reader], options: ResolvedOptions, workspace: Workspace, on_stage: Stage
 ) -> dict[int, Slope]:
     """Return what says how much the loss rises with a change of the weight of each layer, where gradients are asked for."""
     if options.importance not in WITH_GRADIENTS:

@@ -14,7 +14,7 @@ from onnxprune.augment import augment, channel_axis
 from onnxprune.calibration import MOST_HELD, hold_out
 from onnxprune.data import Array, Data, Feeds
 from onnxprune.errors import DataError, ModelError
-from onnxprune.options import Training
+from onnxprune.options import ResolvedTraining
 from onnxprune.training.executor import Executor
 from onnxprune.training.operators.shapes import widened
 from onnxprune.types import IntArray
@@ -33,7 +33,7 @@ class Batches:
         per_epoch: batches until every sample was trained on, but for a rest that fills no batch.
     """
 
-    def __init__(self, data: Data, training: Training, seed: int, memory: float) -> None:
+    def __init__(self, data: Data, training: ResolvedTraining, seed: int, memory: float) -> None:
         """Share out the samples.
 
         Args:
@@ -47,7 +47,7 @@ class Batches:
             DataError: they do not fill one.
         """
         self._data, self._seed = data, seed
-        self._kinds = () if isinstance(training.augment, str) else training.augment
+        self._kinds = training.augment
         fixed = _fixed_batch(data)
         multiple, most = fixed or 1, max(MOST_HELD, fixed or 0)
         self.fitted, held = hold_out(len(data), training.hold_out, multiple, seed)

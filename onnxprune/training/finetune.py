@@ -20,7 +20,7 @@ from onnxprune import fidelity, runtime
 from onnxprune.data import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError, TrainingError
 from onnxprune.model import Model
-from onnxprune.options import LABELS, RATES, Training
+from onnxprune.options import LABELS, RATES, ResolvedTraining
 from onnxprune.training import checkpoint, parity
 from onnxprune.training.allocator import keep_memory
 from onnxprune.training.batches import Batches, evaluating, tensors
@@ -112,7 +112,7 @@ def finetune(
     student: Model,
     teacher: Model,
     data: Data,
-    training: Training,
+    training: ResolvedTraining,
     *,
     seed: int = 0,
     features: Mapping[str, tuple[int, IntArray | None]] | None = None,
@@ -212,7 +212,7 @@ class _Run:
         student: Model,
         teacher: Model,
         data: Data,
-        training: Training,
+        training: ResolvedTraining,
         *,
         seed: int,
         features: Mapping[str, tuple[int, IntArray | None]],
@@ -624,7 +624,7 @@ class _Run:
             self.notes.append(f"resumed after {self.progress.step} steps")
 
 
-def _trained(student: Model, training: Training) -> Executor:
+def _trained(student: Model, training: ResolvedTraining) -> Executor:
     """Return the graph of the student in torch.
 
     Raises:

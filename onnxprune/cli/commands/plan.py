@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, PATH, TIMING
+from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
 from onnxprune.cli.dials import PLANNED
 from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 )
 @MODEL
-@click.option("--output", "-o", type=PATH, required=True, help="Where to write the plan.")
+@output("Where to write the plan.")
 @PLANNED
 @DATA
 @LATENCY_TABLE
