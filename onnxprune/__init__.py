@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxPruneError
     from onnxprune.finetuning import finetune
     from onnxprune.gate import check
-    from onnxprune.options import Training
+    from onnxprune.options import Options, Training
     from onnxprune.pipeline import Result, prune
+    from onnxprune.policy import GateLimits
     from onnxprune.sweeping import sweep
 
 _HOMES = {
+    "GateLimits": "policy",
     "Measure": "comparison",
     "OnnxPruneError": "errors",
+    "Options": "options",
     "Preprocess": "data",
     "Result": "pipeline",
     "Training": "options",
@@ -31,7 +34,19 @@ _HOMES = {
     "prune": "pipeline",
     "sweep": "sweeping",
 }
-__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "Training", "check", "finetune", "prune", "sweep"]
+__all__ = [
+    "GateLimits",
+    "Measure",
+    "OnnxPruneError",
+    "Options",
+    "Preprocess",
+    "Result",
+    "Training",
+    "check",
+    "finetune",
+    "prune",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -145,6 +145,7 @@ class Options:
         2e9,
         "Bytes for statistics and activations, beside the models; what exceeds them goes to temporary files.",
         group="structure",
+        metavar="AMOUNT",
         low=64e6,
         shown="2GB",
     )
@@ -397,7 +398,11 @@ class Training:
         choices=("eval", "train"),
     )
     device: str = dial(
-        "cpu", "Device of torch: cpu, cuda, mps.", more="Only `cpu` is tested here", known=("cpu", "cuda", "mps")
+        "cpu",
+        "Device of torch: cpu, cuda, mps.",
+        more="Only `cpu` is tested here",
+        known=("cpu", "cuda", "mps"),
+        metavar="NAME",
     )
     precision: str = dial(
         "float32", "Precision of the training; bfloat16 is mixed precision.", choices=("float32", "bfloat16")

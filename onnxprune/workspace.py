@@ -22,6 +22,7 @@ from onnxprune.options import Options, ResolvedOptions
 
 GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
+DATA_FREE = "data-free: inputs were generated, no sample of the real ones was seen"
 STORED, SUMS = 0.4, 0.3
 """Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
 
@@ -53,7 +54,7 @@ def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> I
     """Prepare calibration on some data, and clean up after it."""
     notes = []
     if data.name == GENERATED_NAME:
-        notes.append("data-free: inputs were generated, no sample of the real ones was seen")
+        notes.append(DATA_FREE)
     elif len(data) < ENOUGH:
         notes.append(f"{len(data)} samples are few to calibrate on: aim for {AIM}")
     kinds = options.augment

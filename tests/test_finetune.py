@@ -23,7 +23,8 @@ from onnxprune.analysis import analyse
 from onnxprune.data import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
 from onnxprune.model import Model, save
-from onnxprune.options import Bound, Training
+from onnxprune.options import Bound
+from onnxprune.options import ResolvedTraining as Training
 from onnxprune.pruning import rewrite
 
 torch = pytest.importorskip("torch")

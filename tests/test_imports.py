@@ -15,7 +15,7 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "options", "output"),
+    ("errors", "types", "dials", "options", "output"),
     (
         "files",
         "quantised",

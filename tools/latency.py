@@ -142,7 +142,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     from onnxprune.options import Options
     from onnxprune.pruning import rewrite
 
-    options = Options(reduce={"latency": 0.3})
+    options = Options(reduce={"latency": 0.3}).resolved(False)
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
     meter = targets.Meter(analysis, options, measured)

@@ -46,14 +46,17 @@ def plan(
     from onnxprune.output import check_destination
     from onnxprune.reforming import choose
     from onnxprune.report import console
+    from onnxprune.workspace import DATA_FREE
 
     check_destination(output, model)
     with terminal.progress() as on_stage:
         whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
     chosen, left = found.choice.plan, found.base.analysis
     plan_file.write(output, chosen, left.trace, model.name)
+    generated = data is None and chosen.settings["repair"] != "none"
+    notes = [f"note: {note}" for note in (*whole.model.notes, *([DATA_FREE] if generated else []))]
     terminal.explain(lambda: [*console.setting_lines(chosen.settings), *console.pin_lines(left.trace.pins)])
     terminal.show(
         lambda: plan_file.to_dict(chosen, left.trace, model.name),
-        lambda: console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)),
+        lambda: [*console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)), *notes],
     )
