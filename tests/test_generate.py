@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnxprune import generate as module
 from onnxprune.data import InputSpec
 from onnxprune.errors import DataError, OptionError
-from onnxprune.generate import generate
+from onnxprune.generate import generate, why_not_generated
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40)
 SIDES = st.integers(1, 12)
@@ -105,6 +105,20 @@ def test_what_cannot_be_generated_is_refused(wanted, shapes, says):
         generate((wanted,), shapes, 4, 0)
     assert caught.value.where == "input x"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (spec(None, 3), None),
+        (spec(None, 9, dtype=np.int64), "type int64"),
+        (spec(None, dtype=bool), "bool"),
+        (spec(), "scalar"),
+    ],
+)
+def test_inputs_of_which_nothing_is_known(wanted, says):
+    reason = why_not_generated((spec(None, 2), wanted))
+    assert reason is None if says is None else says in reason
 
 
 @pytest.mark.parametrize("samples", [0, -1])
