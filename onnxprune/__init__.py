@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxPruneError
     from onnxprune.evaluation.benchmark import BenchmarkConfig
     from onnxprune.evaluation.gate import check
+    from onnxprune.evaluation.policy import GateLimits
     from onnxprune.finetuning import finetune
-    from onnxprune.options import Training
+    from onnxprune.options import Options, Training
     from onnxprune.pipeline import Result, prune
     from onnxprune.sweeping import sweep
 
 
 _HOMES = {
     "BenchmarkConfig": "evaluation.benchmark",
+    "GateLimits": "evaluation.policy",
     "OnnxPruneError": "errors",
+    "Options": "options",
     "Preprocess": "data.preprocess",
     "Result": "pipeline",
     "Training": "options",
@@ -34,7 +37,9 @@ _HOMES = {
 }
 __all__ = [
     "BenchmarkConfig",
+    "GateLimits",
     "OnnxPruneError",
+    "Options",
     "Preprocess",
     "Result",
     "Training",

@@ -13,8 +13,9 @@ from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis, refuse_unprunable
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OptionError
 from onnxprune.importance import obs as second_order
-from onnxprune.options import Options
+from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.report.document import curve_dict
 from onnxprune.runtime import workers
@@ -42,14 +43,15 @@ def study(
         OptionError: no data.
         ModelError: nothing can be pruned.
     """
+    if data is None:
+        raise OptionError("sensitivity needs inputs of the model", hint="give --data, or `--data generated`")
     options = replace(options, importance="obs", scope="sensitivity")
-    analysis, given = opened(model, options, data, preprocess, on_stage)
-    options = options.resolved(given is not None)
+    analysis, given, resolved = opened(model, options, data, preprocess, on_stage)
     refuse_unprunable(analysis)
     assert given is not None
     with threadpool_limits(1):  # sums come out the same, however many workers there are
         if jobs == 1 and scheduler is None:
-            return analysis, _curves(analysis, given, options, None, on_stage)
+            return analysis, _curves(analysis, given, resolved, None, on_stage)
         free = [group.name for group in analysis.trace.groups if not analysis.trace.pinned[group.channels].all()]
         parts = [
             part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size
@@ -79,13 +81,13 @@ class _Part:
 
 def _study_part(part: _Part) -> tuple[Curve, ...]:
     with threadpool_limits(1):
-        analysis, given = opened(part.model, part.options, part.data, part.preprocess, quiet)
+        analysis, given, options = opened(part.model, part.options, part.data, part.preprocess, quiet)
         assert given is not None
-        return _curves(analysis, given, part.options, part.names, quiet)
+        return _curves(analysis, given, options, part.names, quiet)
 
 
 def _curves(
-    analysis: Analysis, given: Data, options: Options, names: tuple[str, ...] | None, on_stage: ProgressCallback
+    analysis: Analysis, given: Data, options: ResolvedOptions, names: tuple[str, ...] | None, on_stage: ProgressCallback
 ) -> tuple[Curve, ...]:
     """Measure what some groups lose; None: all."""
     model, trace = analysis.model, analysis.trace

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
 from onnxprune.graph.model import Model
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares as repair
 from onnxprune.types import BoolArray, Repaired
@@ -38,7 +38,7 @@ def mend(
     pruned: Model,
     keep: BoolArray,
     workspace: Workspace,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: ProgressCallback = quiet,
     *,
     reference: Model | None = None,
@@ -76,7 +76,7 @@ def repaired(
     pruned: Model,
     keep: BoolArray,
     workspace: Workspace,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: ProgressCallback,
     reference: Model,
     changed: Set[str] = frozenset(),

@@ -37,9 +37,8 @@ from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.mending import Mended
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
-from onnxprune.options import Options, Training
+from onnxprune.options import Options, ResolvedOptions, Training
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
 from onnxprune.reforming.base import Base, replayed
 from onnxprune.reforming.choose import decide
@@ -142,55 +141,51 @@ def prune(
     saving.refuse_same(page, destination, plan_path, state)
 
     structure = {} if plan is None else plan_file.structure(Path(plan))  # channels are what they were for the plan
-    analysis, given = opened(model, replace(options, **structure), data, preprocess, on_stage)
+    analysis, given, resolved = opened(model, options, data, preprocess, on_stage, structure)
     for target in (destination, plan_path, page):
         if target is not None:
             outputs.check_destination(target, *analysis.model.files)  # external data, too
     specs = inputs_of(analysis.model.header)
     checked_on = load_data(evaluation, specs, preprocess) if evaluation is not None else given
     known = checked_on.shapes() if checked_on is not None else analysis.trace.input_shapes
-    options = options.resolved(given is not None)
     recovery = meter = None
     if training is not None:
-        recovery = _recovery(analysis, given, training, options, state, on_stage)
+        recovery = _recovery(analysis, given if data is not None else None, training, resolved, state, on_stage)
     with contextlib.ExitStack() as scope:
         workspace = None
         if given is not None:
             seen = given if recovery is None else recovery.fitted()
-            workspace = scope.enter_context(workspace_for(seen, analysis, options))
+            workspace = scope.enter_context(workspace_for(seen, analysis, resolved))
         base, ready = Base(analysis, analysis.model), None
         if plan is not None:
-            base = _replayed(base, Path(plan), options, workspace, on_stage)
+            base = _replayed(base, Path(plan), resolved, workspace, on_stage)
             if not base.chosen:
                 refuse_unprunable(analysis)
             chosen = plan_file.read(Path(plan), base.analysis.trace, analysis.model.digest)
-            if options.repair != "lstsq":
+            if resolved.repair != "lstsq":
                 _refuse_inexact(base.analysis.trace, chosen, plan)
             choice = Choice(chosen, base.analysis, chosen.keep)  # it may have been edited
         else:
-            meter = CostEstimator(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
+            meter = CostEstimator(analysis, resolved, measure, shapes=known, table=latency_table, on_stage=on_stage)
 
             def choose_from(base: Base, meter: CostEstimator) -> Choice:
                 lost = trainer = None
-                if options.max_drop is not None and workspace is not None and checked_on is not None:
-                    lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
+                if resolved.max_drop is not None and workspace is not None and checked_on is not None:
+                    lost = _Loss(base, analysis.model, workspace, resolved, checked_on, measure, on_stage)
                 if recovery is not None:
                     trainer = replace(recovery, original=base.teacher)
                 return choose(base.analysis, meter.options, on_stage, workspace, trainer, meter, lost, base.reference)
 
-            found = decide(base, options, workspace, meter, choose_from, on_stage)
+            found = decide(base, resolved, workspace, meter, choose_from, on_stage)
             base, choice, meter, ready = found.base, found.choice, found.meter, found.mended
         whole, analysis = analysis, base.analysis
         if plan is not None:
             choice = replace(choice, plan=replace(chosen, path=(removed(analysis, chosen.keep, whole),)))
         chosen = choice.plan
-        pruned, proof = _deleted(choice, base, known, options.seed, on_stage)
+        pruned, proof = _deleted(choice, base, known, resolved.seed, on_stage)
         mended = ready or Mended(pruned)
-        if options.repair == "merge":
-            merged = rewrite.delete(merge(analysis.model, analysis.trace, chosen.keep), analysis.trace, chosen.keep)
-            mended = Mended(merged, notes=(DATA_FREE,))
-        elif ready is None and workspace is not None:
-            mended = base.mended(choice.start, pruned, choice.keep, workspace, options, on_stage)
+        if ready is None and workspace is not None:
+            mended = base.mended(choice.start, pruned, choice.keep, workspace, resolved, on_stage)
         mended = _with_base(mended, base)
     tuned = None
     if recovery is not None:
@@ -204,7 +199,7 @@ def prune(
     if workspace is not None and evaluation is None and (mended.layers or tuned):
         mended = replace(mended, notes=(*mended.notes, SEEN))
     report = _verify(
-        whole, analysis, mended, chosen, proof, checked_on, measure, options, on_stage, detailed=page is not None
+        whole, analysis, mended, chosen, proof, checked_on, measure, resolved, on_stage, detailed=page is not None
     )
     if meter is not None and meter.measured:
         targets = meter.checks(report.latency, mended.model)
@@ -231,7 +226,7 @@ def prune(
 
 
 def _replayed(
-    base: Base, path: Path, options: Options, workspace: Workspace | None, on_stage: ProgressCallback
+    base: Base, path: Path, options: ResolvedOptions, workspace: Workspace | None, on_stage: ProgressCallback
 ) -> Base:
     """Make the edits of layers that a plan holds."""
     rounds = [
@@ -252,7 +247,7 @@ def _recovery(
     analysis: Analysis,
     data: Data | None,
     training: Training,
-    options: Options,
+    options: ResolvedOptions,
     state: Path | None,
     on_stage: ProgressCallback,
 ) -> Recovery:
@@ -308,7 +303,7 @@ class _Loss:
         base: Base,
         original: Model,
         workspace: Workspace,
-        options: Options,
+        options: ResolvedOptions,
         data: Data,
         measure: BenchmarkConfig,
         on_stage: ProgressCallback,
@@ -323,9 +318,7 @@ class _Loss:
     def __call__(self, keep: BoolArray) -> float:
         """Return the points."""
         analysis = self._base.analysis
-        how = self._options.repair
-        start = merge(analysis.model, analysis.trace, keep) if how == "merge" else analysis.model
-        result = rewrite.delete(start, analysis.trace, keep)
+        result = rewrite.delete(analysis.model, analysis.trace, keep)
         result = self._base.mended(analysis, result, keep, self._workspace, self._options, self._on_stage).model
         self._on_stage("evaluate", None)
         outputs = self._outputs(result)
@@ -372,7 +365,7 @@ def _verify(
     proof: Proof,
     data: Data | None,
     measure: BenchmarkConfig,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: ProgressCallback,
     *,
     detailed: bool,
@@ -430,7 +423,7 @@ def _verify(
 
 
 def _notes(
-    analysis: Analysis, whole: Analysis, strict: bool, plan: Plan, mended: Mended, options: Options
+    analysis: Analysis, whole: Analysis, strict: bool, plan: Plan, mended: Mended, options: ResolvedOptions
 ) -> list[str]:
     notes = []
     share = whole.cost.prunable_share()
@@ -449,8 +442,4 @@ def _notes(
     return [*notes, *mended.notes]
 
 
-DATA_FREE = (
-    "data-free: channels were merged into those most like them, no input was looked at; --data repairs in closed form, and "
-    "`--data generated` does where there are none"
-)
 SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"

@@ -13,9 +13,10 @@ from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.data.dataset import Data
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
+from onnxprune.dials import AUTO
 from onnxprune.errors import TargetError
 from onnxprune.graph.model import Model
-from onnxprune.options import Options, Training
+from onnxprune.options import ResolvedOptions, ResolvedTraining, Training
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import Proof, prove
@@ -45,8 +46,8 @@ class Recovery:
 
     original: Analysis
     data: Data
-    training: Training
-    options: Options
+    training: ResolvedTraining
+    options: ResolvedOptions
     checkpoint: Path | None = None
     on_stage: ProgressCallback = quiet
 
@@ -114,7 +115,7 @@ class Recovery:
         return self.checkpoint.with_name(f"{self.checkpoint.name}.{step}")
 
     def _train(
-        self, model: Model, keep: BoolArray, training: Training, trace: Trace | None, state: Path | None
+        self, model: Model, keep: BoolArray, training: ResolvedTraining, trace: Trace | None, state: Path | None
     ) -> TrainingResult:
         from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
 
@@ -129,14 +130,12 @@ class Recovery:
         return distill(model, self.original.model, self.data, training, setting)
 
 
-def augmented(training: Training, data: Data) -> Training:
+def augmented(training: Training, data: Data) -> ResolvedTraining:
     """Return how to train with its augmentation resolved."""
-    if not isinstance(training.augment, str):
-        return training
     kinds: tuple[str, ...] = ()
-    if data.name != GENERATED_NAME:
+    if training.augment == AUTO and data.name != GENERATED_NAME:
         kinds = (*AUTOMATIC, "detail") if is_enlarged_data(data) else AUTOMATIC
-    return replace(training, augment=kinds)
+    return training.resolved(kinds)
 
 
 def without_gated(

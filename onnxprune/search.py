@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance
 from onnxprune.mending import repaired
-from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.recovery import Recovery
 from onnxprune.scoring import calibrated_scores, per_saving
@@ -51,12 +51,12 @@ def make_plan(
     meter: CostEstimator | None = None,
 ) -> Plan:
     """Score and allocate; see `choose`."""
-    return choose(analysis, options, on_stage, workspace, meter=meter).plan
+    return choose(analysis, options.resolved(workspace is not None), on_stage, workspace, meter=meter).plan
 
 
 def choose(
     analysis: Analysis,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
     recovery: Recovery | None = None,
@@ -72,7 +72,7 @@ def choose(
 
     Args:
         analysis: of the model.
-        options: the dials; `auto` is resolved here.
+        options: the dials.
         on_stage: called as the run goes on.
         workspace: calibration data; None without.
         recovery: trains between steps; None: nothing does.
@@ -82,7 +82,7 @@ def choose(
 
     Raises:
         ModelError: nothing can be pruned.
-        OptionError: no target, or a method that needs data.
+        OptionError: no target.
         TargetError: the target cannot be reached.
     """
     refuse_unprunable(analysis)
@@ -90,7 +90,6 @@ def choose(
         raise OptionError(
             "nothing says how much to remove", hint="give --reduce flops=50%, a --limit, or a --threshold"
         )
-    options = options.resolved(workspace is not None)
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     meter = meter or CostEstimator(analysis, options, BenchmarkConfig(), on_stage=on_stage)
     options = _rounded(meter, options)
@@ -123,10 +122,9 @@ def choose(
     return Choice(plan, start.analysis, keep[start.keep])
 
 
-def settings(analysis: Analysis, options: Options) -> dict[str, object]:
+def settings(analysis: Analysis, options: ResolvedOptions) -> dict[str, object]:
     """Return what a plan says of how it was made: the options, and the step that channels were rounded to."""
-    plain = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
-    return {**plain, "step": rules_of(analysis.trace, options).round_to}
+    return {**options.settings, "step": rules_of(analysis.trace, options).round_to}
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ class _Step:
         return self.analysis.trace.n_channels == self.keep.size
 
 
-def _rounded(meter: CostEstimator, options: Options) -> Options:
-    """Replace `auto` by the step that channels are rounded to: the one that is measured to be cheap, or finer where the target asks for it.
+def _rounded(meter: CostEstimator, options: ResolvedOptions) -> ResolvedOptions:
+    """Replace the measured channel multiples by one finer multiple, where the target cannot be reached with them.
 
     Raises:
         TargetError: the target cannot be reached with any.
@@ -160,7 +158,7 @@ def _rounded(meter: CostEstimator, options: Options) -> Options:
         knapsack.refuse_unreachable(trace, meter.predict, everything, first, meter.budget())
         return options
     except TargetError:
-        if options.round_to != AUTO:
+        if options.round_to is not None:
             raise
     for step in (first.round_to, *(step for step in channel_multiple.FINER if step < first.round_to)):
         try:
@@ -189,7 +187,7 @@ class Allocate(Protocol):
 
 def _allocator(
     current: _Step,
-    options: Options,
+    options: ResolvedOptions,
     meter: CostEstimator,
     first: bool,
     on_stage: ProgressCallback,
@@ -245,7 +243,7 @@ def _next(
     keep: BoolArray,
     analysis: Analysis,
     workspace: Workspace,
-    options: Options,
+    options: ResolvedOptions,
     on_stage: ProgressCallback,
     recovery: Recovery | None,
     step: int,
@@ -287,7 +285,7 @@ def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> kna
 
 def plans(
     analysis: Analysis,
-    options: Options,
+    options: ResolvedOptions,
     quantity: str,
     shares: Sequence[float],
     take: Callable[[float, Plan | TargetError], None],
@@ -310,7 +308,6 @@ def plans(
         on_stage: called as it goes on.
     """
     refuse_unprunable(analysis)
-    options = options.resolved(workspace is not None)
     hardest = replace(options, reduce={quantity: max(shares)})
     meter = CostEstimator(analysis, hardest, measure, table=latency_table, on_stage=on_stage)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
@@ -322,8 +319,7 @@ def plans(
         goal = meter.with_targets(replace(options, reduce={quantity: share}))
         try:
             rounded = _rounded(goal, goal.options)
-            step = None if rounded.round_to == AUTO else int(rounded.round_to)
-            keep = meet(functools.partial(allocate, step=step), functools.partial(_without, current), goal)
+            keep = meet(functools.partial(allocate, step=rounded.round_to), functools.partial(_without, current), goal)
         except TargetError as error:
             take(share, error)
             continue

@@ -19,7 +19,7 @@ from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
-from onnxprune.options import QUANTITIES, Options, Training
+from onnxprune.options import QUANTITIES, Options, ResolvedOptions, Training
 from onnxprune.pipeline import prune
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
@@ -106,8 +106,8 @@ def sweep(
     state = _State(folder, quantity, _settings(model, data, evaluation, preprocess, quantity, options, training))
     left = [share for share in shares if not state.is_planned(share)]
     if left:
-        analysis, given = opened(model, options, data, preprocess, on_stage)
-        _plan(analysis, given, state, quantity, left, options, measure, latency_table, on_stage)
+        analysis, given, resolved = opened(model, options, data, preprocess, on_stage)
+        _plan(analysis, given, state, quantity, left, resolved, measure, latency_table, on_stage)
     made = [share for share in shares if state.has_plan(share)]
     waiting = [share for share in made if not state.is_made(share)]
     plain = replace(options, reduce={}, limit={}, max_drop=None)
@@ -170,7 +170,7 @@ def _plan(
     state: _State,
     quantity: str,
     shares: Sequence[float],
-    options: Options,
+    options: ResolvedOptions,
     measure: BenchmarkConfig,
     latency_table: str | os.PathLike[str] | None,
     on_stage: ProgressCallback,

@@ -15,7 +15,7 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "progress", "options", "output", "fileio", "metrics.table"),
+    ("errors", "types", "progress", "metrics.table", "dials", "options", "output", "fileio"),
     ("runtime",),
     ("data",),
     ("graph",),

@@ -216,7 +216,7 @@ def measure(
     seconds: float = SECONDS,
     progress: Callable[[float], None] | None = None,
 ) -> Table:
-    """BenchmarkConfig a table for a model on this machine.
+    """Measure a table for a model on this machine.
 
     Args:
         model: what was traced.

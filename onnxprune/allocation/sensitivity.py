@@ -37,7 +37,7 @@ def curves(
     progress: Callable[[float], None] | None = None,
     of: int | None = None,
 ) -> tuple[Curve, ...]:
-    """BenchmarkConfig every group at the numbers of channels for which its removal has weights.
+    """Measure every group at the numbers of channels for which its removal has weights.
 
     The part of the network before a group runs once. Samples are those held out, as many as `WORK` allows. Between measurements a
     curve rises as the error of the readers does, which is as convex as the loss of the output: on straight lines the numbers that

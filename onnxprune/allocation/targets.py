@@ -40,7 +40,7 @@ class Estimator(Protocol):
         """Predict the costs of a selection."""
 
     def measure(self, candidate: Model) -> Amounts:
-        """BenchmarkConfig a model."""
+        """Measure a model."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _measured(estimator: Estimator, candidate: Model, predicted: Amounts) -> _Me
 
 
 def too_far(estimator: Estimator, candidate: Model, predicted: Amounts) -> Budget | None:
-    """BenchmarkConfig a model; return a budget for predictions that is enough, where the model goes further than every measured target asks for."""
+    """Measure a model; return a budget for predictions that is enough, where the model goes further than every measured target asks for."""
     if not estimator.measured:
         return None
     found = _measured(estimator, candidate, predicted)

@@ -18,7 +18,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.model import Model
-from onnxprune.options import Options
+from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, apply, edited
 from onnxprune.reforming.contest import Contender, contend
@@ -31,7 +31,7 @@ from onnxprune.workspace import Workspace, opened, workspace_for
 
 def decide(
     base: Base,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace | None,
     meter: CostEstimator,
     choose_from: Callable[[Base, CostEstimator], Choice],
@@ -73,7 +73,7 @@ def decide(
 
 
 def alone(
-    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+    base: Base, options: ResolvedOptions, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
 ) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
@@ -94,7 +94,7 @@ def alone(
 def _round(
     base: Base,
     found: Study,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     meter: CostEstimator,
     limits: knapsack.Budget | None,
@@ -136,14 +136,13 @@ def plan(
     latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Contender]:
     """Load a model and choose what would go; return both."""
-    analysis, given = opened(model, options, data, preprocess, on_stage)
+    analysis, given, resolved = opened(model, options, data, preprocess, on_stage)
     shapes = None if given is None else given.shapes()
     meter = CostEstimator(
-        analysis, options, measure or BenchmarkConfig(), shapes=shapes, table=latency_table, on_stage=on_stage
+        analysis, resolved, measure or BenchmarkConfig(), shapes=shapes, table=latency_table, on_stage=on_stage
     )
-    resolved = options.resolved(given is not None)
     with contextlib.ExitStack() as scope:
-        workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
+        workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, resolved))
 
         def choose_from(base: Base, meter: CostEstimator) -> Choice:
             return choose(base.analysis, meter.options, on_stage, workspace, meter=meter, reference=base.reference)

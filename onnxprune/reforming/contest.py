@@ -15,7 +15,7 @@ from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
 from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
@@ -59,7 +59,7 @@ class Contender:
 
 def contend(
     base: Base,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     meter: CostEstimator,
     choose_from: Callable[[Base, CostEstimator], Choice],
@@ -94,7 +94,7 @@ def contend(
     return replace(best, base=replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary())))
 
 
-def _on_the_way(meter: CostEstimator, options: Options) -> Iterator[CostEstimator]:
+def _on_the_way(meter: CostEstimator, options: ResolvedOptions) -> Iterator[CostEstimator]:
     """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
@@ -108,7 +108,7 @@ class _Contest:
     def __init__(
         self,
         base: Base,
-        options: Options,
+        options: ResolvedOptions,
         workspace: Workspace,
         choose_from: Callable[[Base, CostEstimator], Choice],
         on_stage: ProgressCallback,

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 @click.option(
     "--latency-table",
     type=PATH,
-    help="Measure what each layer takes with fewer channels, and write it here for `prune`.",
+    help="BenchmarkConfig what each layer takes with fewer channels, and write it here for `prune`.",
 )
 @TIMING
 @TERMINAL
 def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
-    """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
+    """BenchmarkConfig the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
     from onnxprune.allocation import cost_estimator
     from onnxprune.evaluation import benchmark
     from onnxprune.output import check_destination

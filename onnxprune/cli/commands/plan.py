@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, PATH, TIMING
+from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
 from onnxprune.cli.dials import PLANNED
 from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 )
 @MODEL
-@click.option("--output", "-o", type=PATH, required=True, help="Where to write the plan.")
+@output("Where to write the plan.")
 @PLANNED
 @DATA
 @LATENCY_TABLE
@@ -46,14 +46,17 @@ def plan(
     from onnxprune.output import check_destination
     from onnxprune.reforming import choose
     from onnxprune.report import console, text
+    from onnxprune.workspace import DATA_FREE
 
     check_destination(output, model)
     with terminal.progress() as on_stage:
         whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
     chosen, left = found.choice.plan, found.base.analysis
     plan_file.write(output, chosen, left.trace, model.name)
+    generated = data is None and chosen.settings["repair"] != "none"
+    notes = [f"note: {note}" for note in (*whole.model.notes, *([DATA_FREE] if generated else []))]
     terminal.explain(lambda: [*text.settings(chosen.settings), *text.pins(pinned_of(left.trace))])
     terminal.show(
         lambda: plan_file.to_dict(chosen, left.trace, model.name),
-        lambda: console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)),
+        lambda: [*console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)), *notes],
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli.common import DATA, MODEL, PATH, WORKERS
+from onnxprune.cli.common import DATA, MODEL, PLOT, WORKERS
 from onnxprune.cli.dials import STUDIED
 from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -21,7 +21,7 @@ from onnxprune.options import Options
 )
 @MODEL
 @DATA
-@click.option("--plot", type=PATH, help="Draw the curves: .svg, .png or .pdf; needs matplotlib.")
+@PLOT
 @STUDIED
 @WORKERS
 @TERMINAL
@@ -35,7 +35,7 @@ def sensitivity(
     scheduler: str | None,
     terminal: Terminal,
 ) -> None:
-    """Measure what the output loses as each group by itself loses channels, its readers being repaired."""
+    """BenchmarkConfig what the output loses as each group by itself loses channels, its readers being repaired."""
     from onnxprune import curves
     from onnxprune.output import check_destination
     from onnxprune.report import console
