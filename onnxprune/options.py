@@ -1,203 +1,248 @@
-"""The dials of a run, and how targets are written. Light to import: the command line reads it before anything else."""
+"""Options of a run. Each field says once what it takes, how it is written, and what help and docs say of it: see `onnxprune.dials`.
+
+Light to import: the command line reads it before anything else.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from onnxprune.dials import AUTO, check, dial, documented
 from onnxprune.errors import OptionError
-from onnxprune.metrics.table import METRICS, SUFFIXES, TARGETS
+from onnxprune.metrics.table import TARGETS
 
-AUTO = "auto"
 WITH_GRADIENTS = ("taylor", "fisher", "hessian")
-"""Importances that take torch."""
+"""Importances that need torch."""
 WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
-"""Importances that look at what samples do in the network."""
+"""Importances that need calibration samples."""
 IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
 GRANULARITIES = ("filter", "kernel", "group", "rank", "depth")
-"""What goes: channels; taps of kernels; blocks of channels, which leaves groups; directions of a layer; branches, and layers between others."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
-REPAIRS = (AUTO, "lstsq", "bias", "merge", "none")
-DATA_FREE = ("merge", "none")
-"""Repairs that look at weights alone."""
-SCHEDULES = ("block", "progressive")
-PACES = ("linear", "cubic")
-GROUPED = (AUTO, "positions", "whole")
-HEADS = ("whole", "width")
-NORMS = (AUTO, "keep", "cut")
-OPTIMIZERS = ("adamw", "sgd")
-RATES = {"adamw": 3e-3, "sgd": 5e-3}
-"""Highest learning rate, by optimizer; for adamw as a share of the size of a filter, see `onnxprune.training.optimizer`."""
-LABELS = 0.3
-"""Share of the loss that is cross-entropy, where there are labels."""
-RATE_SCHEDULES = ("onecycle", "cosine", "constant")
-BATCHNORMS = ("eval", "train")
-PRECISIONS = ("float32", "bfloat16")
-UNITS = ("steps", "epochs", "min")
+REPAIRS = (AUTO, "lstsq", "bias", "none")
 QUANTITIES = TARGETS
 """Metrics that targets are set for; see `onnxprune.metrics.table`."""
+AUGMENTATIONS = ("flip", "crop", "scale", "rotate", "detail", "jitter", "noise", "erase")
+"""Kinds of augmentation, in the order in which they are applied."""
+RATES = {"adamw": 3e-3, "sgd": 5e-3}
+"""Highest learning rate, by optimizer; for adamw as a share of the norm of a filter, see `onnxprune.training.relative`."""
+LABELS = 0.3
+"""Share of the loss that is cross-entropy, where there are labels."""
 PRESETS = ("unit", "imagenet", "tf")
-"""Names of ways to scale images; `onnxprune.data.dataset` has what they mean."""
-LEAST_MEMORY = 64e6
+"""Presets of `onnxprune.data.Preprocess`."""
+MANY = "many"
+"""What `grouped` is where it was `auto`: whole groups from eight groups on, positions below."""
+DEFERRED = {"grouped": MANY, "augment": None, "round_to": None}
+"""Values of `ResolvedOptions` that a later stage decides by: each convolution, the samples, the machine."""
 
 
+@documented
 @dataclass(frozen=True)
 class Options:
-    """How to prune.
+    """How to prune."""
 
-    Attributes:
-        reduce: share to remove, by quantity: {"flops": 0.5}. All targets hold. See `QUANTITIES`.
-        limit: absolute bound, by quantity: {"flops": 300e6}; FLOPs are 2 x MACs, latency is in milliseconds.
-        max_drop: points of top-1 (without labels: of agreement with the original) that may be lost: of the models that lose no more, the one
-            with the least `minimise`, one of `QUANTITIES`, is looked for.
-        granularity: what may go, of `GRANULARITIES`; several compete by the loss of the output per what they save. All but `filter` need data.
-        importance: one of `IMPORTANCES`; `auto` is `obs` with data, `l2` without.
-        schedule: `block` (one shot) or `progressive` (weakest first, scored anew after each of `steps` steps).
-        pace: of the progressive schedule: `linear`, the same share in every step, or `cubic`, much at first and little at last.
-        scope: `sensitivity` weighs groups by what the output loses, measured; `global` ranks all channels together, `uniform` takes the
-            same share of every group. `auto` is `sensitivity` with data (but `global` for a threshold), `global` without.
-        repair: `lstsq` fits every layer behind a cut to what it gave before, `bias` only its bias; `merge` needs no data: what reads a
-            channel that goes reads the survivor most like it; `none` leaves all weights. `auto` is `lstsq` with data, else `merge`.
-        samples: calibration samples that are used, at most.
-        augment: kinds of augmentation of them, for the repair, or `auto`: some, where layers with more unknowns than rows hold
-            most of the parameters, or the samples are images that were enlarged.
-        memory: bytes that statistics and activations may take; what exceeds it goes to temporary files.
-        round_to: the survivors of a group are a multiple of this; `auto`: of what this machine is measured to compute at once.
-        min_channels: channels that every group keeps at least.
-        max_ratio: share of a group that may go at most.
-        threshold: remove every channel whose importance, divided by the mean of its group, lies below.
-        ignore: glob patterns of layers that keep all channels.
-        grouped: what goes in a grouped convolution: the same `positions` of every group, or `whole` groups; `auto`: whole ones from
-            eight on, which is what runs faster.
-        heads: what goes in attention: `whole` heads, or `width` of every head.
-        norms: whether channels that a normalisation runs over (LayerNormalization, RMSNormalization, a mean; the embedding of a
-            transformer) are to `keep`, or may be `cut`: the statistics then run over what is left, which changes all other channels
-            and takes least-squares repair. `auto` is `cut` with it, else `keep`.
-        seed: for everything random.
-    """
-
-    reduce: Mapping[str, float] = field(default_factory=dict)
-    limit: Mapping[str, float] = field(default_factory=dict)
-    max_drop: float | None = None
-    minimise: str = QUANTITIES[0]
-    granularity: tuple[str, ...] = GRANULARITIES[:1]
-    importance: str = AUTO
-    schedule: str = "block"
-    steps: int = 5
-    pace: str = "linear"
-    scope: str = AUTO
-    repair: str = AUTO
-    samples: int = 512
-    augment: tuple[str, ...] | str = AUTO
-    memory: float = 2e9
-    round_to: int | str = AUTO
-    min_channels: int = 1
-    max_ratio: float = 0.9
-    threshold: float | None = None
-    ignore: tuple[str, ...] = ()
-    grouped: str = AUTO
-    heads: str = "whole"
-    norms: str = AUTO
-    seed: int = 0
+    reduce: Mapping[str, float] = dial(
+        dict,
+        "Share to remove: flops=50%, latency=30%; of flops, params, size, memory, latency. All targets hold.",
+        more="`size`, `memory` (activations) and `latency` hold [as measured](docs/targets.md)",
+        group="targets",
+        metavar="WHAT=SHARE",
+        known=QUANTITIES,
+        low=0,
+        above=True,
+        high=1,
+        example="more than 0 % and less than 100 %, for instance --reduce {}=50%",
+    )
+    limit: Mapping[str, float] = dial(
+        dict,
+        "Absolute bound: flops=300M, params=1.2M, size=4MB, memory=64MB, latency=3ms.",
+        more="FLOPs are 2 x MACs",
+        group="targets",
+        metavar="WHAT=AMOUNT",
+        known=QUANTITIES,
+        low=0,
+        above=True,
+        example="a number above 0",
+    )
+    max_drop: float | None = dial(
+        None,
+        "Points of top-1 (without labels: of agreement with the original) that may be lost; the smallest such model is taken.",
+        group="targets",
+        metavar="POINTS",
+        low=0,
+        high=100,
+    )
+    minimise: str = dial(QUANTITIES[0], "The quantity that --max-drop minimizes.", group="targets", choices=QUANTITIES)
+    granularity: tuple[str, ...] = dial(
+        GRANULARITIES[:1],
+        "What is removed: channels (filter), taps of kernels, blocks of channels (group), directions of a layer (rank), branches and "
+        "layers (depth); several compete by measured loss per saving. auto: all of them.",
+        more="All but `filter` need calibration samples; [how](docs/blocks.md)",
+        group="granularity",
+        metavar="KINDS",
+        choices=GRANULARITIES,
+        listed=True,
+        separator=",",
+        low=1,
+        shown=GRANULARITIES[0],
+    )
+    importance: str = dial(
+        AUTO,
+        "Importance of a channel.",
+        more="With calibration samples `obs` (second order), `activation` (variance x weight), `apoz`, and by gradients "
+        "(`pip install 'onnxprune[train]'`) `taylor`, `fisher`, `hessian` ([docs](docs/gradients.md)); without `l1`, `l2`, `fpgm` "
+        "(geometric median), `bn_scale`, `random`",
+        group="selection",
+        choices=IMPORTANCES,
+        decided="obs with calibration samples, else l2",
+    )
+    schedule: str = dial(
+        "block",
+        "One shot (block), or weakest first in --steps steps, with importances computed anew after each (progressive).",
+        more="With `--finetune` the model is trained between steps",
+        group="selection",
+        choices=("block", "progressive"),
+    )
+    steps: int = dial(5, "Steps of the progressive schedule.", group="selection", low=1)
+    pace: str = dial(
+        "linear",
+        "Pace of the progressive schedule: equal steps (linear), or large steps first (cubic).",
+        group="selection",
+        choices=("linear", "cubic"),
+    )
+    scope: str = dial(
+        AUTO,
+        "How groups compete: by the measured loss of the output (sensitivity), all channels in one ranking (global), or the same share "
+        "of every group (uniform).",
+        group="selection",
+        choices=SCOPES,
+        decided="sensitivity with calibration samples (with --threshold global), else global",
+    )
+    repair: str = dial(
+        AUTO,
+        "Least-squares fit of every layer behind a cut to its original output (lstsq), or of its bias alone (bias); none: weights stay.",
+        more="Without `--data` inputs are generated for it, unless it is `none`",
+        group="repair",
+        choices=REPAIRS,
+        decided="lstsq; none where inputs cannot be generated",
+    )
+    samples: int = dial(512, "Calibration samples, at most.", group="structure", low=1)
+    augment: tuple[str, ...] | str = dial(
+        AUTO,
+        f"Augmentation of the calibration samples for the repair: none, or some of {', '.join(AUGMENTATIONS)}.",
+        group="structure",
+        metavar="KINDS",
+        choices=AUGMENTATIONS,
+        listed=True,
+        separator=",",
+        auto=True,
+        decided="crop, scale, rotate where layers have fewer rows than unknowns, and detail where images were enlarged",
+    )
+    memory: float = dial(
+        2e9,
+        "Bytes for statistics and activations, beside the models; what exceeds them goes to temporary files.",
+        group="structure",
+        metavar="AMOUNT",
+        low=64e6,
+        shown="2GB",
+    )
+    round_to: int | str = dial(
+        AUTO,
+        "Channel multiple: channels are removed in batches of it, and each group keeps a multiple of it.",
+        group="selection",
+        low=1,
+        auto=True,
+        decided="measured on this machine (8 or 16), finer where the target needs it",
+    )
+    min_channels: int = dial(1, "Channels that every group keeps at least.", group="selection", low=1)
+    max_ratio: float = dial(
+        0.9, "Share of a group that is removed at most.", group="selection", low=0, above=True, high=1
+    )
+    threshold: float | None = dial(
+        None,
+        "Remove every channel whose importance, divided by the mean of its group, is below.",
+        group="targets",
+        metavar="T",
+        low=0,
+    )
+    ignore: tuple[str, ...] = dial(
+        (),
+        "Glob pattern of layers (node or weight names) that keep all channels; may be repeated.",
+        group="structure",
+        metavar="GLOB",
+        listed=True,
+    )
+    grouped: str = dial(
+        AUTO,
+        "What is removed from grouped convolutions: the same positions of every group, or whole groups.",
+        group="structure",
+        choices=(AUTO, "positions", "whole"),
+        decided="whole from eight groups on, which runs faster",
+    )
+    heads: str = dial(
+        "whole",
+        "What is removed from attention: whole heads, or width of every head.",
+        group="structure",
+        choices=("whole", "width"),
+    )
+    norms: str = dial(
+        AUTO,
+        "Whether channels that a LayerNormalization, RMSNormalization, LRN or mean runs over stay (keep), or may be removed (cut).",
+        more="Removing them (the embedding of a transformer) is not exact, and needs `--repair lstsq`",
+        group="structure",
+        choices=(AUTO, "keep", "cut"),
+        decided="cut with --repair lstsq, else keep",
+    )
+    seed: int = dial(0, "Seed of everything random.", group="structure", low=0)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("importance", self.importance, IMPORTANCES),
-            ("schedule", self.schedule, SCHEDULES),
-            ("pace", self.pace, PACES),
-            ("scope", self.scope, SCOPES),
-            ("repair", self.repair, REPAIRS),
-            ("grouped", self.grouped, GROUPED),
-            ("heads", self.heads, HEADS),
-            ("norms", self.norms, NORMS),
-            ("minimise", self.minimise, QUANTITIES),
-        ):
-            if value not in known:
-                raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
-        unknown = [kind for kind in self.granularity if kind not in GRANULARITIES]
-        if isinstance(self.granularity, str) or unknown or not self.granularity:
-            raise OptionError(
-                f"unknown granularity {', '.join(unknown) or self.granularity!r}",
-                hint=f"choose some of {', '.join(GRANULARITIES)}",
-            )
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise OptionError(f"--max-drop {self.max_drop:g} is out of range", hint="give points from 0 to 100")
-        for name, targets in (("reduce", self.reduce), ("limit", self.limit)):
-            if not isinstance(targets, Mapping):
-                raise OptionError(f"{name} is {targets!r}", hint='give a mapping, for instance {"flops": 0.5}')
-            for quantity, amount in targets.items():
-                _check_quantity(name, quantity)
-                if not isinstance(amount, Real):
-                    raise OptionError(f"{name} of {quantity} is {amount!r}", hint="give a number")
-                if name == "reduce" and not 0 < amount < 1:
-                    raise OptionError(
-                        f"--reduce {quantity}={amount:.4g} is out of range",
-                        why="it is the share to remove",
-                        hint=f"give more than 0 % and less than 100 %, for instance --reduce {quantity}=50%",
-                    )
-                if name == "limit" and not 0 < amount < float("inf"):
-                    raise OptionError(f"--limit {quantity}={amount:.4g} is out of range", hint="give a number above 0")
-        if isinstance(self.ignore, str):
-            raise OptionError(f"ignore is {self.ignore!r}", hint="give a list of patterns")
-        for name, number, least in (
-            ("steps", self.steps, 1),
-            ("round-to", 1 if self.round_to == AUTO else self.round_to, 1.0),
-            ("min-channels", self.min_channels, 1),
-            ("seed", self.seed, 0),
-            ("samples", self.samples, 1),
-            ("memory", self.memory, LEAST_MEMORY),
-        ):
-            whole = isinstance(number, Integral) or name == "memory"
-            if not whole or float(number) < least:
-                raise OptionError(f"--{name} {number} is out of range", hint=f"give {least} or more")
-        if not 0 < self.max_ratio <= 1:
-            raise OptionError(f"--max-ratio {self.max_ratio} is out of range", hint="give more than 0 and at most 1")
-        if self.threshold is not None and not 0 <= self.threshold < float("inf"):
-            raise OptionError(
-                f"--threshold {self.threshold} is out of range", hint="give 0 or more; 1 is the mean of a group"
-            )
+        check(self)
 
-    def resolved(self, data: bool) -> Options:
-        """Return the options with `auto` replaced by what it stands for.
+    def resolved(self, data: bool) -> ResolvedOptions:
+        """Return the options without `auto`.
+
+        Args:
+            data: whether there are calibration samples, given or generated.
 
         Raises:
-            OptionError: a method that needs data, without any.
+            OptionError: a method that needs calibration samples, without any; or two that exclude each other.
         """
-        importance = (WITH_DATA[0] if data else "l2") if self.importance == AUTO else self.importance
-        scope = self.scope
-        if scope == AUTO:
-            scope = "sensitivity" if data and self.threshold is None else "global"
-        repair = ("lstsq" if data else "merge") if self.repair == AUTO else self.repair
-        norms = ("cut" if data and repair == "lstsq" else "keep") if self.norms == AUTO else self.norms
+        asked: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        repair = ("lstsq" if data else "none") if self.repair == AUTO else self.repair
+        meant: dict[str, Any] = {
+            **DEFERRED,
+            "importance": WITH_DATA[0] if data else "l2",
+            "scope": "sensitivity" if data and self.threshold is None else "global",
+            "repair": repair,
+            "norms": "cut" if repair == "lstsq" else "keep",
+        }
+        found = ResolvedOptions(**{name: meant[name] if value == AUTO else value for name, value in asked.items()})
         if not data:
             for option, value, needs in (
-                ("granularity", ",".join(sorted(self.blocks)), bool(self.blocks)),
-                ("importance", importance, importance in WITH_DATA),
-                ("scope", scope, scope == "sensitivity"),
-                ("repair", repair, repair not in DATA_FREE),
-                ("norms", norms, norms == "cut"),
+                ("granularity", ",".join(sorted(found.blocks)), bool(found.blocks)),
+                ("importance", found.importance, found.importance in WITH_DATA),
+                ("scope", found.scope, found.scope == "sensitivity"),
+                ("repair", found.repair, found.repair != "none"),
+                ("norms", found.norms, found.norms == "cut"),
             ):
                 if needs:
                     raise OptionError(
                         f"--{option} {value} needs inputs of the model",
                         hint="give --data; `--data generated` makes some up where there are none",
                     )
-        if norms == "cut" and repair != "lstsq":
+        if found.norms == "cut" and repair != "lstsq":
             raise OptionError(
                 f"--norms cut does not go with --repair {repair}",
-                why="without a channel that a normalisation runs over all others change, which only least squares make up for",
+                why="without a channel that a normalization runs over all others change, and only least squares corrects that",
                 hint="give --repair lstsq, or --norms keep",
             )
-        return replace(self, importance=importance, scope=scope, repair=repair, norms=norms)
+        return found
 
     @property
     def blocks(self) -> frozenset[str]:
-        """What may go beside channels."""
+        """What is removed beside channels."""
         return frozenset(self.granularity) - {GRANULARITIES[0]}
 
     @property
@@ -207,13 +252,38 @@ class Options:
 
     @property
     def has_target(self) -> bool:
-        """Tell whether anything says how much to remove."""
+        """Whether anything says how much to remove."""
         return bool(self.reduce or self.limit or self.threshold is not None or self.max_drop is not None)
 
 
 @dataclass(frozen=True)
+class ResolvedOptions(Options):
+    """Options without `auto`, as every stage takes them; `Options.resolved` makes them.
+
+    Attributes:
+        grouped: `positions`, `whole`, or `many`: whole groups of convolutions with eight groups or more, positions of the others.
+        augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
+        round_to: the channel multiple; None: `onnxprune.allocation.cost_estimator.rules_of` takes the one measured for each group.
+    """
+
+    importance: str = "l2"
+    scope: str = "global"
+    repair: str = "none"
+    augment: tuple[str, ...] | None = None  # type: ignore[assignment]
+    round_to: int | None = None  # type: ignore[assignment]
+    grouped: str = MANY
+    norms: str = "keep"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return plain values for plans and reports, with `auto` where a stage decides case by case."""
+        values = {**asdict(self), "reduce": dict(self.reduce), "limit": dict(self.limit)}
+        return {**values, **{name: AUTO for name, later in DEFERRED.items() if values[name] == later}}
+
+
+@dataclass(frozen=True)
 class Bound:
-    """What must hold for weights after each step of training: a range of their elements, or a norm of each of their filters.
+    """Constraint on weights after each step of training: a range of their elements, or a norm of each of their filters.
 
     Attributes:
         pattern: glob on names of initializers.
@@ -228,7 +298,7 @@ class Bound:
 
     @property
     def option(self) -> str:
-        """The option that says so."""
+        """The option that sets it."""
         return "clamp" if self.norm is None else "max-norm"
 
     @property
@@ -237,192 +307,119 @@ class Bound:
         return f"{self.low:g},{self.high:g}" if self.norm is None else f"{self.norm:g}"
 
 
+@documented
 @dataclass(frozen=True)
 class Training:
-    """How to fine-tune.
+    """How to fine-tune."""
 
-    Attributes:
-        amount, unit: how long: a number of `steps`, `epochs` or minutes (`min`).
-        batch: samples per gradient.
-        accumulate: gradients that are summed before a step; it is then that of a batch as many times as large.
-        optimizer: `adamw` or `sgd` (Nesterov momentum 0.9).
-        rate: highest learning rate; None: `RATES`. For `adamw` it is what an element moves in a step as a share of the size of its filter.
-        schedule: `onecycle` (up, then down to nothing), `cosine` (down), `constant`.
-        decay: weight decay, of weights with two axes or more.
-        clip: norm of the whole gradient, at most; 0: any.
-        ema: share of the running mean of weights that stays at each step; the mean is what is written. 0: the weights themselves.
-        temperature: of the distillation.
-        features: weight of the squared error of activations at group boundaries, beside the distance of the outputs.
-        labels: share of the loss that is cross-entropy to labels; None: `LABELS` where there are labels, else 0.
-        smoothing: of the labels.
-        augment: kinds of augmentation, or `auto`.
-        hold_out: share of the samples that are not trained on: the best weights are chosen by them.
-        patience: validations without a better one after which training stops; 0: it does not.
-        freeze_below: elements whose accumulated gradient is below sit a step out; None: all move.
-        gate_below: channels all of whose parameters have gradients below are gated to zero; None: none is.
-        bounds: what must hold for weights after each step.
-        batchnorm: `eval` keeps the statistics of BatchNormalization that could not be folded, `train` takes those of the batch.
-        device: of torch.
-        precision: `float32`, or `bfloat16` for mixed precision.
-    """
-
-    amount: float = 2.0
-    unit: str = "epochs"
-    batch: int = 64
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    rate: float | None = None
-    schedule: str = "onecycle"
-    decay: float = 1e-4
-    clip: float = 1.0
-    ema: float = 0.99
-    temperature: float = 2.0
-    features: float = 0.0
-    labels: float | None = None
-    smoothing: float = 0.0
-    augment: tuple[str, ...] | str = AUTO
-    hold_out: float = 0.1
-    patience: int = 0
-    freeze_below: float | None = None
-    gate_below: float | None = None
-    bounds: tuple[Bound, ...] = ()
-    batchnorm: str = "eval"
-    device: str = "cpu"
-    precision: str = "float32"
+    amount: float = dial(2.0, "Length of the training, in units.", flag=None)
+    unit: str = dial(
+        "epochs", "Unit of the amount: steps, epochs or min (minutes).", choices=("steps", "epochs", "min"), flag=None
+    )
+    batch: int = dial(64, "Samples per gradient.", flag="train-batch", low=1)
+    accumulate: int = dial(
+        1, "Gradients that are averaged before a step: the gradient of a batch that many times as large.", low=1
+    )
+    optimizer: str = dial(
+        "adamw",
+        "Optimizer; sgd has Nesterov momentum 0.9.",
+        more="The rate of `adamw` is what an element moves in a step, as a share of the norm of its filter",
+        choices=("adamw", "sgd"),
+    )
+    rate: float | None = dial(
+        None,
+        "Highest learning rate.",
+        flag="lr",
+        low=0,
+        decided=", ".join(f"{rate:g} for {name}" for name, rate in RATES.items()),
+    )
+    schedule: str = dial(
+        "onecycle",
+        "Schedule of the learning rate: up for 15 % of the time, then down (onecycle), down (cosine), or constant.",
+        flag="lr-schedule",
+        choices=("onecycle", "cosine", "constant"),
+    )
+    decay: float = dial(1e-4, "Weight decay of weights with two axes or more.", flag="weight-decay", low=0)
+    clip: float = dial(1.0, "Largest norm of the whole gradient; 0: any.", flag="clip-norm", low=0)
+    ema: float = dial(
+        0.99,
+        "Decay per step of the running mean of the weights, which is what is written; 0: the last weights.",
+        low=0,
+        high=1,
+    )
+    temperature: float = dial(2.0, "Temperature of the distillation.", low=1e-3)
+    features: float = dial(
+        0.0,
+        "Weight of the squared error of activations at the end of groups, beside the distance of the outputs.",
+        low=0,
+    )
+    labels: float | None = dial(
+        None,
+        "Share of the loss that is cross-entropy to labels.",
+        flag="label-weight",
+        low=0,
+        high=1,
+        decided=f"{LABELS:g} where --data has labels, else 0",
+    )
+    smoothing: float = dial(0.0, "Label smoothing.", low=0, high=1)
+    augment: tuple[str, ...] | str = dial(
+        AUTO,
+        f"Augmentation while training: none, or some of {', '.join(AUGMENTATIONS)}.",
+        flag="train-augment",
+        metavar="KINDS",
+        choices=AUGMENTATIONS,
+        listed=True,
+        separator=",",
+        auto=True,
+        decided="crop, scale, rotate, and detail where images were enlarged",
+    )
+    hold_out: float = dial(
+        0.1,
+        "Share of the samples that is held out: the best weights are chosen by it.",
+        more="It is evaluated twenty times; what is written is never worse on it than the weights at the start",
+        low=0,
+        high=0.9,
+    )
+    patience: int = dial(0, "Evaluations without an improvement that end the training; 0: none does.", low=0)
+    freeze_below: float | None = dial(
+        None, "Weights with |accumulated gradient| < T are not updated in this step.", metavar="T", low=0
+    )
+    gate_below: float | None = dial(
+        None,
+        "Channels whose gradients all have magnitudes below T are gated to zero, and deleted at the end.",
+        metavar="T",
+        low=0,
+    )
+    bounds: tuple[Bound, ...] = dial((), "Constraints on weights, which hold after each step.", listed=True, flag=None)
+    batchnorm: str = dial(
+        "eval",
+        "Statistics of each BatchNormalization that could not be folded: the stored ones (eval), or those of the batch (train).",
+        choices=("eval", "train"),
+    )
+    device: str = dial(
+        "cpu",
+        "Device of torch: cpu, cuda, mps.",
+        more="Only `cpu` is tested here",
+        known=("cpu", "cuda", "mps"),
+        metavar="NAME",
+    )
+    precision: str = dial(
+        "float32", "Precision of the training; bfloat16 is mixed precision.", choices=("float32", "bfloat16")
+    )
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("lr-schedule", self.schedule, RATE_SCHEDULES),
-            ("batchnorm", self.batchnorm, BATCHNORMS),
-            ("precision", self.precision, PRECISIONS),
-            ("unit", self.unit, UNITS),
-        ):
-            if value not in known:
-                raise OptionError(f"unknown {name} {value!r}", hint=f"choose one of {', '.join(known)}")
-        inf = math.inf
-        for name, number, least, most in (
-            ("train-batch", self.batch, 1, inf),
-            ("accumulate", self.accumulate, 1, inf),
-            ("lr", self.rate, 0, inf),
-            ("weight-decay", self.decay, 0, inf),
-            ("clip-norm", self.clip, 0, inf),
-            ("ema", self.ema, 0, 1),
-            ("temperature", self.temperature, 1e-3, inf),
-            ("features", self.features, 0, inf),
-            ("label-weight", self.labels, 0, 1),
-            ("smoothing", self.smoothing, 0, 1),
-            ("hold-out", self.hold_out, 0, 0.9),
-            ("patience", self.patience, 0, inf),
-            ("freeze-below", self.freeze_below, 0, inf),
-            ("gate-below", self.gate_below, 0, inf),
-        ):
-            if number is not None and not (least <= number <= most and math.isfinite(number)):
-                text = f"{least:g} or more" if most == inf else f"{least:g} to {most:g}"
-                raise OptionError(f"--{name} {number:g} is out of range", hint=f"give {text}")
-        if not 0 < self.amount < inf:
+        if not 0 < self.amount < math.inf:
             raise OptionError(f"{self.amount:g} {self.unit} of training make no sense", hint="give more than 0")
+        check(self)
+
+    def resolved(self, kinds: tuple[str, ...]) -> ResolvedTraining:
+        """Return the same with kinds of augmentation where it is `auto`."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return ResolvedTraining(**{**values, "augment": kinds if self.augment == AUTO else self.augment})
 
 
-def parse_budget(text: str) -> dict[str, Any]:
-    """Read how long to train: 300steps, 2epochs, 3min.
+@dataclass(frozen=True)
+class ResolvedTraining(Training):
+    """How to fine-tune, without `auto`, as torch takes it."""
 
-    Raises:
-        OptionError: not of that form.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|min(?:utes?)?|h(?:ours?)?)\s*", text.lower())
-    if found is None:
-        raise OptionError(f"{text!r} does not say how long to train", hint="for instance 300steps, 2epochs or 3min")
-    amount, unit = float(found[1]), found[2]
-    if unit.startswith("h"):
-        return {"amount": 60 * amount, "unit": "min"}
-    return {"amount": amount, "unit": "min" if unit.startswith("min") else unit.removesuffix("s") + "s"}
-
-
-def parse_bounds(clamps: Iterable[str], norms: Iterable[str]) -> tuple[Bound, ...]:
-    """Read constraints: `lo,hi` or `GLOB=lo,hi`, and `R` or `GLOB=R`.
-
-    Raises:
-        OptionError: not of that form.
-    """
-    bounds = []
-    for option, text in (*(("clamp", text) for text in clamps), *(("max-norm", text) for text in norms)):
-        pattern, equals, amount = text.rpartition("=")
-        numbers = []
-        with contextlib.suppress(ValueError):
-            numbers = [float(part) for part in amount.split(",")]
-        pattern = pattern if equals else "*"
-        if option == "clamp" and len(numbers) == 2 and numbers[0] <= numbers[1]:
-            bounds.append(Bound(pattern, numbers[0], numbers[1]))
-        elif option == "max-norm" and len(numbers) == 1 and 0 < numbers[0] < math.inf:
-            bounds.append(Bound(pattern, norm=numbers[0]))
-        else:
-            example = "-1,1 or 'conv*.weight=-1,1'" if option == "clamp" else "3 or 'conv*.weight=3'"
-            raise OptionError(f"--{option} {text!r} is not a bound", hint=f"for instance --{option} {example}")
-    return tuple(bounds)
-
-
-def _check_quantity(option: str, quantity: str) -> None:
-    if quantity not in QUANTITIES:
-        raise OptionError(f"--{option} does not know {quantity!r}", hint=f"give one of {', '.join(QUANTITIES)}")
-
-
-def parse_shares(text: str) -> tuple[str, list[float]]:
-    """Read the targets of a sweep: `flops=10%,30%,0.5`.
-
-    Raises:
-        OptionError: not of that form.
-    """
-    quantity, equals, amounts = (part.strip().lower() for part in text.partition("="))
-    if not equals:
-        raise OptionError(
-            f"--targets {text!r} is not of the form QUANTITY=SHARES", hint="for instance --targets flops=20%,40%,60%"
-        )
-    return quantity, [parse_targets("reduce", [f"{quantity}={amount}"])[quantity] for amount in amounts.split(",")]
-
-
-def parse_memory(text: str) -> float:
-    """Read an amount of memory: 2GB, 500M, or bytes.
-
-    Raises:
-        OptionError: not of that form.
-    """
-    amount = text.strip().lower().removesuffix("b")
-    factor = SUFFIXES.get(amount[-1:], 1.0)
-    try:
-        return float(amount[:-1] if factor > 1 else amount) * factor
-    except ValueError:
-        raise OptionError(f"--memory {text!r} is not an amount", hint="for instance --memory 2GB") from None
-
-
-def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
-    """Read targets as a person writes them.
-
-    Args:
-        option: `reduce` (`flops=50%`, `latency=0.3`) or `limit` (`flops=300M`, `size=4MB`, `latency=3ms`).
-        texts: what was given.
-
-    Raises:
-        OptionError: not of that form, or the same quantity twice.
-    """
-    example = "flops=50%" if option == "reduce" else "flops=300M"
-    result: dict[str, float] = {}
-    for text in texts:
-        quantity, equals, amount = (part.strip().lower() for part in text.partition("="))
-        if not equals:
-            raise OptionError(
-                f"--{option} {text!r} is not of the form QUANTITY=AMOUNT", hint=f"for instance --{option} {example}"
-            )
-        _check_quantity(option, quantity)
-        if quantity in result:
-            raise OptionError(f"--{option} names {quantity} twice", hint="give one amount per quantity")
-        try:
-            if option == "limit":
-                result[quantity] = METRICS[quantity].parse(amount)
-            else:
-                result[quantity] = float(amount[:-1]) * 0.01 if amount.endswith("%") else float(amount)
-        except ValueError:
-            raise OptionError(
-                f"--{option} {text!r}: {amount!r} is not a number", hint=f"for instance --{option} {example}"
-            ) from None
-    return result
+    augment: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from onnxprune.errors import PlanError, first_line
+from onnxprune.errors import OptionError, PlanError, first_line
+from onnxprune.options import Options
 from onnxprune.output import staged
 from onnxprune.types import IntArray, Plan, Trace
 
@@ -66,8 +67,9 @@ def structure(path: Path) -> dict[str, Any]:
     """Return the options of a plan that say what a channel is; empty where the file is none that can be read: `read` says why."""
     try:
         settings = {"norms": "keep"} | json.loads(path.read_text(encoding="utf-8"))["settings"]  # older plans don't say
-        return {name: settings[name] for name in STRUCTURE if isinstance(settings.get(name), str)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        known = Options(**{name: settings[name] for name in STRUCTURE if name in settings}).resolved(True)
+        return {name: getattr(known, name) for name in STRUCTURE if name in settings}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OptionError):
         return {}
 
 

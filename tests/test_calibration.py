@@ -158,8 +158,8 @@ def test_images_that_were_enlarged_get_detail_where_augmentation_is_left_open(si
     small = np.random.default_rng(0).standard_normal((8, 1, side, side)).astype(np.float32)
     x = zoom(small, (1, 1, 64 // side, 64 // side), order=1)
     data = load_data({"x": x}, inputs_of(model.header))
-    with workspace_for(data, analyse(model), Options()) as workspace:
+    with workspace_for(data, analyse(model), Options().resolved(True)) as workspace:
         assert workspace.calibration.kinds == kinds
         assert any("enlarged" in note for note in workspace.notes) == bool(kinds)
-    with workspace_for(data, analyse(model), Options(augment=())) as workspace:
+    with workspace_for(data, analyse(model), Options(augment=()).resolved(True)) as workspace:
         assert workspace.calibration.kinds == ()

@@ -27,6 +27,8 @@ from onnxprune.options import SCOPES
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
 HALF = ("--reduce", "flops=50%")
+PLAIN = (*HALF, "--repair", "none")
+"""The same without the inputs that are generated for the repair, which takes time."""
 QUICK = ("--runs", "3", "--warmup", "1")
 
 
@@ -156,7 +158,7 @@ def test_inspect_as_json(tiny_path, run):
 
 
 def test_plan_as_json_is_what_is_written(tiny_path, out, run):
-    result = run("plan", tiny_path, "-o", out / "plan.json", *HALF, "--json")
+    result = run("plan", tiny_path, "-o", out / "plan.json", *PLAIN, "--json")
     content = json.loads(result.stdout)
     assert (result.exit_code, content["schema"]) == (0, "onnxprune.plan/1")
     assert content == json.loads((out / "plan.json").read_text())
@@ -207,7 +209,7 @@ def nan_giver(tiny, tmp_path) -> Path:
 
 
 def test_json_holds_no_nan(nan_giver, out, run):
-    result = run("prune", nan_giver, "-o", out / "s.onnx", *HALF, *QUICK, "--json")
+    result = run("prune", nan_giver, "-o", out / "s.onnx", *PLAIN, *QUICK, "--json")
     content = json.loads(result.stdout, parse_constant=pytest.fail)
     assert result.exit_code == 0
     assert content["fidelity"]["kl"] is None
@@ -225,8 +227,8 @@ def test_check_fails_a_candidate_that_gives_nan(nan_giver, tiny_path, run):
 def test_tables_go_to_stdout_and_nothing_to_stderr(tiny_path, out, run):
     for command in (
         ("inspect", tiny_path),
-        ("plan", tiny_path, "-o", out / "p.json", *HALF),
-        ("prune", tiny_path, "-o", out / "s.onnx", *HALF, *QUICK),
+        ("plan", tiny_path, "-o", out / "p.json", *PLAIN),
+        ("prune", tiny_path, "-o", out / "s.onnx", *PLAIN, *QUICK),
         ("bench", tiny_path, *QUICK),
         ("check", tiny_path, "--baseline", tiny_path, *QUICK),
     ):
@@ -252,7 +254,7 @@ def test_progress_goes_to_a_terminal_on_stderr_only(tiny_path, out):
     outcomes = {}
     for quiet in (False, True):
         ours, theirs = pty.openpty()
-        arguments = ["prune", str(tiny_path), "-o", str(out / "s.onnx"), *HALF, *QUICK, *(["-q"] if quiet else [])]
+        arguments = ["prune", str(tiny_path), "-o", str(out / "s.onnx"), *PLAIN, *QUICK, *(["-q"] if quiet else [])]
         process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=theirs)
         os.close(theirs)
         stdout, _ = process.communicate(timeout=60)
@@ -425,19 +427,21 @@ def test_reference_model_is_pruned_and_measured(name, models, out, run):
             ("--reduce", "flops=0.3", "--limit", "params=1000"),
             lambda c: c["change"]["flops_removed"] >= 0.3 and c["after"]["params"] <= 1000,
         ),
-        ((*HALF, "--round-to", "4"), lambda c: all(layer["channels_after"] % 4 == 0 for layer in c["layers"])),
-        ((*HALF, "--scope", "uniform"), lambda c: c["change"]["flops_removed"] >= 0.5),
-        ((*HALF, "--ignore", "conv1"), lambda c: c["layers"][0]["channels_after"] == 16),
-        ((*HALF, "--ignore", "w1"), lambda c: c["layers"][0]["channels_after"] == 16),
-        ((*HALF, "--min-channels", "5"), lambda c: all(layer["channels_after"] >= 4 for layer in c["layers"])),
-        ((*HALF, "--schedule", "progressive", "--steps", "3"), lambda c: len(c["path"]) == 3),
+        ((*PLAIN, "--round-to", "4"), lambda c: all(layer["channels_after"] % 4 == 0 for layer in c["layers"])),
+        ((*PLAIN, "--scope", "uniform"), lambda c: c["change"]["flops_removed"] >= 0.5),
+        ((*PLAIN, "--ignore", "conv1"), lambda c: c["layers"][0]["channels_after"] == 16),
+        ((*PLAIN, "--ignore", "w1"), lambda c: c["layers"][0]["channels_after"] == 16),
+        ((*PLAIN, "--min-channels", "5"), lambda c: all(layer["channels_after"] >= 4 for layer in c["layers"])),
+        ((*PLAIN, "--schedule", "progressive", "--steps", "3"), lambda c: len(c["path"]) == 3),
         (("--threshold", "1"), lambda c: 0 < c["change"]["flops_removed"] < 1),
         (("--threshold", "0"), lambda c: c["change"]["flops_removed"] == 0),
     ],
 )
 def test_options_are_obeyed(args, holds, tiny_path, out, run):
     round_to = () if "--round-to" in args else ("--round-to", "1")
-    result = run("prune", tiny_path, "-o", out / "s.onnx", *args, *round_to, "--no-latency", "--json")
+    result = run(
+        "prune", tiny_path, "-o", out / "s.onnx", *args, *round_to, "--repair", "none", "--no-latency", "--json"
+    )
     assert result.exit_code == 0
     assert holds(json.loads(result.stdout))
 
@@ -445,7 +449,7 @@ def test_options_are_obeyed(args, holds, tiny_path, out, run):
 @pytest.mark.parametrize("importance", ["l2", "random"])
 def test_same_seed_gives_identical_files(importance, tiny_path, out, run):
     for name in ("a", "b"):
-        options = (*HALF, "--no-latency", "--importance", importance, "--seed", "3", "--round-to", "1")
+        options = (*PLAIN, "--no-latency", "--importance", importance, "--seed", "3", "--round-to", "1")
         assert run("prune", tiny_path, "-o", out / f"{name}.onnx", *options).exit_code == 0
     assert (out / "a.onnx").read_bytes() == (out / "b.onnx").read_bytes()
     assert (out / "a.plan.json").read_bytes() == (out / "b.plan.json").read_bytes()
@@ -453,37 +457,69 @@ def test_same_seed_gives_identical_files(importance, tiny_path, out, run):
 
 def test_another_seed_gives_another_random_choice(tiny_path, out, run):
     for seed in ("1", "2"):
-        options = (*HALF, "--importance", "random", "--seed", seed, "--round-to", "1")
+        options = (*PLAIN, "--importance", "random", "--seed", seed, "--round-to", "1")
         assert run("plan", tiny_path, "-o", out / seed, *options).exit_code == 0
     first, second = (json.loads((out / seed).read_text())["groups"] for seed in ("1", "2"))
     assert first != second
 
 
+def test_without_data_inputs_are_generated_for_the_repair(tiny_path, out, run):
+    arguments = (*HALF, "--samples", "64", "--no-latency", "--json", "--round-to", "1")
+    for name, given in (("a", ()), ("b", ("--data", "generated"))):
+        result = run("prune", tiny_path, "-o", out / f"{name}.onnx", *arguments, *given)
+        assert result.exit_code == 0
+        assert any("inputs were generated" in note for note in json.loads(result.stdout)["notes"])
+    assert (out / "a.onnx").read_bytes() == (out / "b.onnx").read_bytes()
+    assert json.loads((out / "a.plan.json").read_text())["settings"]["importance"] == "obs"
+    said = run("plan", tiny_path, "-o", out / "p.json", *HALF, "--samples", "64", "--round-to", "1")
+    assert (out / "p.json").read_bytes() == (out / "a.plan.json").read_bytes()
+    assert "inputs were generated" in said.stdout
+
+
+def test_where_inputs_cannot_be_generated_nothing_is_repaired(tiny, out, tmp_path, run):
+    tiny.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    cast = onnx.helper.make_node("Cast", ["x"], ["x_"], to=onnx.TensorProto.FLOAT)
+    tiny.graph.node[0].input[0] = "x_"
+    tiny.graph.node.insert(0, cast)
+    path = tmp_path / "tokens.onnx"
+    path.write_bytes(tiny.SerializeToString())
+    result = run("prune", path, "-o", out / "s.onnx", *HALF, "--no-latency", "--json")
+    content = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert any("input x is of type int64" in note for note in content["notes"])
+    assert {name: content["settings"][name] for name in ("importance", "scope", "repair", "norms")} == {
+        "importance": "l2", "scope": "global", "repair": "none", "norms": "keep",
+    }  # fmt: skip
+    assert run("prune", path, "-o", out / "s.onnx", *HALF, "--repair", "lstsq").exit_code == 2
+
+
 @pytest.mark.parametrize("name", ["tiny", "mobile"])
 def test_replayed_plan_gives_the_same_file(name, models, tiny_path, out, run):
     model = tiny_path if name == "tiny" else models / "mobile.onnx"
-    assert run("prune", model, "-o", out / "a.onnx", *HALF, "--no-latency").exit_code == 0
-    replay = ("--plan", out / "a.plan.json", "--no-latency")
+    assert run("prune", model, "-o", out / "a.onnx", *PLAIN, "--no-latency").exit_code == 0
+    replay = ("--plan", out / "a.plan.json", "--no-latency", "--repair", "none")
     assert run("prune", model, "-o", out / "b.onnx", *replay).exit_code == 0
     assert (out / "a.onnx").read_bytes() == (out / "b.onnx").read_bytes()
     assert json.loads((out / "a.plan.json").read_text()) == json.loads((out / "b.plan.json").read_text())
 
 
 def test_plan_command_and_prune_agree(tiny_path, out, run):
-    assert run("plan", tiny_path, "-o", out / "p.json", *HALF).exit_code == 0
-    assert run("prune", tiny_path, "-o", out / "a.onnx", *HALF, "--no-latency").exit_code == 0
+    assert run("plan", tiny_path, "-o", out / "p.json", *PLAIN).exit_code == 0
+    assert run("prune", tiny_path, "-o", out / "a.onnx", *PLAIN, "--no-latency").exit_code == 0
     assert (out / "p.json").read_bytes() == (out / "a.plan.json").read_bytes()
 
 
 def test_edited_plan_is_obeyed(tiny_path, out, run):
     plan = out / "p.json"
-    assert run("plan", tiny_path, "-o", plan, *HALF).exit_code == 0
+    assert run("plan", tiny_path, "-o", plan, *PLAIN).exit_code == 0
     content = json.loads(plan.read_text())
     keeps = {"conv1": [0, 7, 15], "conv2": list(range(16)), "head": [0, 1, 2, 3]}
     for group in content["groups"]:
         group["keep"] = keeps[group["name"]]
     plan.write_text(json.dumps(content))
-    assert run("prune", tiny_path, "-o", out / "a.onnx", "--plan", plan, "--no-latency").exit_code == 0
+    assert (
+        run("prune", tiny_path, "-o", out / "a.onnx", "--plan", plan, "--no-latency", "--repair", "none").exit_code == 0
+    )
     before, after = weights_of(tiny_path), weights_of(out / "a.onnx")
     np.testing.assert_array_equal(after["w1"], before["w1"][[0, 7, 15]])
     np.testing.assert_array_equal(after["b1"], before["b1"][[0, 7, 15]])
@@ -494,13 +530,13 @@ def test_edited_plan_is_obeyed(tiny_path, out, run):
 def test_output_and_plan_replace_older_files(tiny_path, out, run):
     for name in ("s.onnx", "s.plan.json"):
         (out / name).write_text("old")
-    assert run("prune", tiny_path, "-o", out / "s.onnx", *HALF, "--no-latency").exit_code == 0
+    assert run("prune", tiny_path, "-o", out / "s.onnx", *PLAIN, "--no-latency").exit_code == 0
     assert onnx.load(str(out / "s.onnx")).graph.name == "tiny"
     assert json.loads((out / "s.plan.json").read_text())["schema"] == "onnxprune.plan/1"
 
 
 def test_plan_goes_where_it_is_asked_for(tiny_path, tmp_path, out, run):
-    arguments = ("-o", out / "s.onnx", "--plan-output", tmp_path / "p.json", *HALF, "--no-latency")
+    arguments = ("-o", out / "s.onnx", "--plan-output", tmp_path / "p.json", *PLAIN, "--no-latency")
     assert run("prune", tiny_path, *arguments).exit_code == 0
     assert [path.name for path in out.iterdir()] == ["s.onnx"]
     assert (tmp_path / "p.json").exists()
@@ -528,7 +564,9 @@ def test_python_refuses_an_unknown_dial(tiny_path):
 
 
 def test_python_result_is_not_saved_over_the_original(tiny_path):
-    result = onnxprune.prune(tiny_path, reduce={"flops": 0.5}, measure=onnxprune.BenchmarkConfig(latency=False))
+    result = onnxprune.prune(
+        tiny_path, reduce={"flops": 0.5}, repair="none", measure=onnxprune.BenchmarkConfig(latency=False)
+    )
     before = tiny_path.read_bytes()
     with pytest.raises(onnxprune.OnnxPruneError, match="would overwrite an input"):
         result.save(tiny_path)

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from onnxprune.cli import main
@@ -15,15 +17,26 @@ from onnxprune.graph.operators import RULES
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_operators_page_is_printed_from_the_rule_table() -> None:
-    spec = importlib.util.spec_from_file_location("operators", ROOT / "tools" / "operators.py")
+def tool(name: str) -> Any:
+    """Return a script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "operators.md").read_text(encoding="utf-8") == module.page(), (
-        "run python tools/operators.py"
-    )
+    return module
+
+
+def test_operators_page_is_printed_from_the_rule_table() -> None:
+    page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    assert page == tool("operators").page(), "run python tools/operators.py"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/training.md", "docs/gate.md"])
+def test_tables_of_options_are_written_from_their_fields(name: str) -> None:
+    module = tool("options")
+    assert (ROOT / name).read_text(encoding="utf-8") == module.page(name), "run python tools/options.py"
+    assert module.page(name).count("| `--") > 10
 
 
 def test_ops_command_lists_every_rule() -> None:

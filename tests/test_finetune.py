@@ -25,7 +25,8 @@ from onnxprune.graph.io import save
 from onnxprune.graph.model import Model
 from onnxprune.metrics import outputs as metrics
 from onnxprune.metrics.outputs import classification_accuracy, output_divergence
-from onnxprune.options import Bound, Training
+from onnxprune.options import Bound
+from onnxprune.options import ResolvedTraining as Training
 from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.torch_backend.batches import Batches

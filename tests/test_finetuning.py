@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 import onnxprune
+from onnxprune.cli.texts import parse_bounds
 from onnxprune.graph.analysis import analyse
-from onnxprune.options import Training, parse_bounds
+from onnxprune.options import Training
 from onnxprune.repair import least_squares as repair
 from onnxprune.runtime.session import open_session, run_batch
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onnxprune.data import synthetic as module
 from onnxprune.data.dataset import InputSpec
-from onnxprune.data.synthetic import generate
+from onnxprune.data.synthetic import generate, why_not_generated
 from onnxprune.errors import DataError, OptionError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40)
@@ -105,6 +105,20 @@ def test_what_cannot_be_generated_is_refused(wanted, shapes, says):
         generate((wanted,), shapes, 4, 0)
     assert caught.value.where == "input x"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (spec(None, 3), None),
+        (spec(None, 9, dtype=np.int64), "type int64"),
+        (spec(None, dtype=bool), "bool"),
+        (spec(), "scalar"),
+    ],
+)
+def test_inputs_of_which_nothing_is_known(wanted, says):
+    reason = why_not_generated((spec(None, 2), wanted))
+    assert reason is None if says is None else says in reason
 
 
 @pytest.mark.parametrize("samples", [0, -1])

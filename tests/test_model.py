@@ -86,7 +86,7 @@ def test_model_local_functions_are_inlined(tiny, images, tmp_path, out):
     tiny.opset_import.append(helper.make_opsetid("local", 1))
     tiny.graph.node[1].op_type, tiny.graph.node[1].domain = "Act", "local"
     path = write(tiny, tmp_path / "f.onnx")
-    result = onnxprune.prune(path, output=out / "s.onnx", reduce=HALF, measure=MEASURE)
+    result = onnxprune.prune(path, output=out / "s.onnx", reduce=HALF, repair="none", measure=MEASURE)
     assert result.report.verdict
     assert {node.op_type for node in onnx.load(str(out / "s.onnx")).graph.node} == {
         "Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm",
@@ -102,7 +102,7 @@ def test_batch_stays_as_it_was(batch, tiny, images, tmp_path, out):
         for value in (tiny.graph.input[0], tiny.graph.output[0]):
             value.type.tensor_type.shape.dim[0].dim_value = batch
     path = write(tiny, tmp_path / "m.onnx")
-    result = onnxprune.prune(path, output=out / "s.onnx", data=images, reduce=HALF, measure=MEASURE)
+    result = onnxprune.prune(path, output=out / "s.onnx", data=images, reduce=HALF, repair="none", measure=MEASURE)
     assert result.report.verdict
     pruned = onnx.load(str(out / "s.onnx"))
     assert pruned.graph.input == tiny.graph.input
@@ -117,7 +117,7 @@ def test_metadata_survive_and_provenance_is_added(tiny, tmp_path, out):
     tiny.producer_name, tiny.producer_version, tiny.domain, tiny.model_version = "exporter", "1.2", "org.example", 7
     tiny.graph.input[0].doc_string = "an image"
     path = write(tiny, tmp_path / "m.onnx")
-    onnxprune.prune(path, output=out / "s.onnx", reduce=HALF, measure=MEASURE)
+    onnxprune.prune(path, output=out / "s.onnx", reduce=HALF, repair="none", measure=MEASURE)
     pruned = onnx.load(str(out / "s.onnx"))
     props = {entry.key: entry.value for entry in pruned.metadata_props}
     assert props["labels"] == "cat,dog"
@@ -140,7 +140,7 @@ def test_metadata_survive_and_provenance_is_added(tiny, tmp_path, out):
 
 def test_original_is_not_touched(tiny_path, out):
     before, status = tiny_path.read_bytes(), tiny_path.stat()
-    onnxprune.prune(tiny_path, output=out / "s.onnx", reduce=HALF, measure=MEASURE)
+    onnxprune.prune(tiny_path, output=out / "s.onnx", reduce=HALF, repair="none", measure=MEASURE)
     assert tiny_path.read_bytes() == before
     assert (tiny_path.stat().st_mtime_ns, tiny_path.stat().st_ino) == (status.st_mtime_ns, status.st_ino)
 
@@ -152,7 +152,7 @@ def test_initializers_listed_as_inputs(tiny, tiny_path, images, tmp_path, out):
     )
     path = write(tiny, tmp_path / "ir3.onnx")
     for data in (None, images):
-        result = onnxprune.prune(path, output=out / "s.onnx", data=data, reduce=HALF, measure=MEASURE)
+        result = onnxprune.prune(path, output=out / "s.onnx", data=data, reduce=HALF, repair="none", measure=MEASURE)
         assert result.report.verdict
         assert onnxprune.check(out / "s.onnx", path, data=data, measure=MEASURE)
         assert onnxprune.check(path, tiny_path, data=data, measure=MEASURE)
@@ -192,7 +192,7 @@ def test_external_data_are_loaded_and_counted(external, tiny_path):
 
 def test_model_with_external_data_is_pruned_like_any_other(external, tiny_path, images, out):
     for name, path in (("a", external), ("b", tiny_path)):
-        onnxprune.prune(path, output=out / f"{name}.onnx", reduce=HALF, measure=MEASURE)
+        onnxprune.prune(path, output=out / f"{name}.onnx", reduce=HALF, repair="none", measure=MEASURE)
     np.testing.assert_array_equal(answer(out / "a.onnx", images), answer(out / "b.onnx", images))
     assert sorted(path.name for path in out.iterdir()) == ["a.onnx", "a.plan.json", "b.onnx", "b.plan.json"]
 

@@ -1,4 +1,4 @@
-"""How targets are written, and which values the dials take."""
+"""How targets are written, which values the dials take, and what `auto` is resolved to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import dataclasses
 
 import pytest
 
+from onnxprune.cli.texts import parse_targets
+from onnxprune.dials import AUTO, dials
 from onnxprune.errors import OptionError
-from onnxprune.options import IMPORTANCES, Options, parse_targets
+from onnxprune.evaluation.policy import GateLimits
+from onnxprune.options import IMPORTANCES, Options, Training
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,28 @@ def test_defaults_are_sound_and_name_no_target():
     assert dataclasses.replace(Options(), threshold=0.0).has_target
     assert dataclasses.replace(Options(), limit={"params": 1.0}).has_target
     assert dataclasses.replace(Options(), reduce={"params": 0.1}).has_target
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_resolved_options_have_no_auto(data):
+    asked = Options(reduce={"flops": 0.5}, steps=3)
+    found = asked.resolved(data)
+    assert AUTO not in [getattr(found, field.name) for field in dataclasses.fields(found)]
+    assert found.resolved(data) == found
+    expected = ("obs", "sensitivity", "lstsq", "cut") if data else ("l2", "global", "none", "keep")
+    assert (found.importance, found.scope, found.repair, found.norms) == expected
+    assert found.settings["round_to"] == found.settings["grouped"] == found.settings["augment"] == AUTO
+    assert found.settings["steps"] == 3
+
+
+def test_what_is_asked_for_is_not_resolved_away():
+    asked = Options(grouped="whole", round_to=4, augment=("flip",), importance="l1", repair="bias")
+    found = asked.resolved(True)
+    assert (found.grouped, found.round_to, found.augment, found.importance) == ("whole", 4, ("flip",), "l1")
+    assert found.norms == "keep", "a bias alone does not correct the statistics of a normalization"
+
+
+@pytest.mark.parametrize("kind", [Options, Training, GateLimits])
+def test_every_field_is_explained_where_it_is_defined(kind):
+    assert [field.name for field, _, _ in dials(kind)] == [field.name for field in dataclasses.fields(kind)]
+    assert all(f"{field.name}: {dial.help}" in kind.__doc__ for field, dial, _ in dials(kind))

@@ -147,7 +147,7 @@ def test_a_block_of_a_plan_that_cannot_be_made_is_refused(tiny_path, samples, ou
 
 def test_what_takes_data_says_so(tiny_path, out, refused):
     refused(
-        "prune", tiny_path, "-o", out / "b.onnx", "--granularity", "rank,filter", "--reduce", "flops=30%",
+        "prune", tiny_path, "-o", out / "b.onnx", "--granularity", "rank,filter", "--repair", "none", "--reduce", "flops=30%",
         says=("--granularity rank needs inputs", "--data"), code=2,
     )  # fmt: skip
     refused(
@@ -263,7 +263,7 @@ def test_edits_that_lose_more_than_the_best_has_lost_get_no_channels_chosen(plan
 def test_what_a_later_round_starts_from_is_what_is_left(models):
     model = load(models / "small.onnx")
     analysis = analyse(model)
-    options = Options(reduce={"latency": 0.5})
+    options = Options(reduce={"latency": 0.5}).resolved(False)
     meter = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
@@ -276,7 +276,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
 
 def test_edits_go_no_further_than_the_goals(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
     macs = meter.whole["flops"] / 2
     found = [
         Scored(Candidate(Rank(str(n), 4, "channel"), (n,)), Saving(1.0, 0.5, macs * 0.2, 0.0), 0.1, 0.1 * (n + 1))

@@ -645,11 +645,15 @@ def test_a_plan_replayed_gives_the_same_file(tiny_path, images, tmp_path, run):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_repair_without_data_says_what_is_missing(tiny_path, out, refused):
-    for how in ("lstsq", "bias"):
-        refused(
-            "prune", tiny_path, "-o", out / "x.onnx", "--reduce", "flops=30%", "--repair", how, says=(how, "--data"), code=2
-        )  # fmt: skip
+def test_what_needs_samples_is_refused_without_any(tiny_path, out, refused):
+    for option, value in (
+        ("--importance", "obs"),
+        ("--scope", "sensitivity"),
+        ("--norms", "cut"),
+        ("--granularity", "rank"),
+    ):
+        command = ("prune", tiny_path, "-o", out / "x.onnx", "--reduce", "flops=30%", "--repair", "none", option, value)
+        refused(*command, says=(value, "--data"), code=2)
 
 
 def test_the_residual_reference_model_keeps_its_accuracy(models: Path):

@@ -153,7 +153,11 @@ def test_command(run, tiny_path: Path, samples: Path, tmp_path: Path) -> None:
 
 def test_without_data(models: Path, tmp_path: Path) -> None:
     found = onnxprune.sweep(
-        models / "small.onnx", tmp_path / "s", shares=(0.2, 0.4), options=Options(round_to=4), measure=UNTIMED
+        models / "small.onnx",
+        tmp_path / "s",
+        shares=(0.2, 0.4),
+        options=Options(round_to=4, samples=64),
+        measure=UNTIMED,
     )
     assert [member.kl is not None for member in found.report.members] == [True, True]
 

@@ -66,9 +66,9 @@ class Rigged(CostEstimator):
 @pytest.fixture
 def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
-        meter = Rigged(found, options, QUICK)
+        meter = Rigged(found, options.resolved(False), QUICK)
         meter.factor = factor
-        return schedule.make_plan(found, options, meter=meter).keep, meter
+        return schedule.make_plan(found, meter.options, meter=meter).keep, meter
 
     return choose
 
@@ -133,7 +133,7 @@ def test_what_goes_too_far_says_what_is_enough() -> None:
 
 
 def test_a_part_of_the_way(found: Analysis) -> None:
-    options = Options(reduce={"params": 0.5}, limit={"flops": 1e9})
+    options = Options(reduce={"params": 0.5}, limit={"flops": 1e9}).resolved(False)
     meter = CostEstimator(found, options, UNTIMED)
     half = meter.with_targets(options, 0.5)
     assert half.budget()["params"] == pytest.approx(0.75 * found.model.params)
@@ -151,7 +151,12 @@ def test_what_cannot_be_met_says_how_far_it_got(rigged) -> None:
 @pytest.mark.parametrize(("quantity", "share"), [("size", 0.4), ("memory", 0.3), ("params", 0.3)])
 def test_counted_targets_are_met(models: Path, quantity: str, share: float, tmp_path: Path) -> None:
     result = onnxprune.prune(
-        models / "small.onnx", reduce={quantity: share}, round_to=1, measure=UNTIMED, output=tmp_path / "s.onnx"
+        models / "small.onnx",
+        reduce={quantity: share},
+        round_to=1,
+        repair="none",
+        measure=UNTIMED,
+        output=tmp_path / "s.onnx",
     )
     original = load(models / "small.onnx")
     if quantity == "size":
@@ -171,13 +176,17 @@ def test_counted_targets_are_met(models: Path, quantity: str, share: float, tmp_
 
 
 def test_limits_in_bytes(models: Path) -> None:
-    result = onnxprune.prune(models / "small.onnx", limit={"size": 40e3}, round_to=1, measure=UNTIMED)
+    result = onnxprune.prune(models / "small.onnx", limit={"size": 40e3}, round_to=1, repair="none", measure=UNTIMED)
     assert result.model.byte_size() <= 40e3
 
 
 def test_latency_target_on_this_machine(models: Path) -> None:
     result = onnxprune.prune(
-        models / "resnet.onnx", reduce={"latency": 0.25}, measure=BenchmarkConfig(runs=60, seconds=5), force=True
+        models / "resnet.onnx",
+        reduce={"latency": 0.25},
+        repair="none",
+        measure=BenchmarkConfig(runs=60, seconds=5),
+        force=True,
     )
     check = next(check for check in result.report.verdict.checks if check.name == "latency (ms)")
     assert check.limit is not None
@@ -192,16 +201,24 @@ def test_a_table_of_another_model_is_refused(models: Path, tmp_path: Path) -> No
     table = tmp_path / "t.json"
     cost_estimator.write_table(models / "small.onnx", table, QUICK)
     with pytest.raises(LatencyError, match="of another model"):
-        onnxprune.prune(models / "resnet.onnx", reduce={"latency": 0.2}, latency_table=table, measure=QUICK)
+        onnxprune.prune(
+            models / "resnet.onnx", reduce={"latency": 0.2}, repair="none", latency_table=table, measure=QUICK
+        )
     result = onnxprune.prune(
-        models / "small.onnx", reduce={"latency": 0.2}, latency_table=table, measure=QUICK, round_to=4, force=True
+        models / "small.onnx",
+        reduce={"latency": 0.2},
+        repair="none",
+        latency_table=table,
+        measure=QUICK,
+        round_to=4,
+        force=True,
     )
     assert result.report.latency_table is not None
     assert result.report.latency_table.environment.batch == 1
 
 
 def test_second_run_takes_the_table_from_the_cache(models: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    options = Options(reduce={"latency": 0.2}, round_to=2)
+    options = Options(reduce={"latency": 0.2}, round_to=2).resolved(False)
     found = analyse(load(models / "small.onnx"))
     CostEstimator(found, options, QUICK)
     monkeypatch.setattr(latency_model, "measure", lambda *_, **__: pytest.fail("it was measured again"))
@@ -237,7 +254,7 @@ def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
 
 def test_slower_results_are_not_written_unless_forced(models: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Latency, "from_samples", lambda *_, **__: timing(1.0, 1.3))
-    call = {"reduce": {"flops": 0.3}, "round_to": 1, "output": tmp_path / "s.onnx"}
+    call = {"reduce": {"flops": 0.3}, "round_to": 1, "repair": "none", "output": tmp_path / "s.onnx"}
     with pytest.raises(LatencyError):
         onnxprune.prune(models / "small.onnx", **call)
     assert list(tmp_path.iterdir()) == []
@@ -361,11 +378,11 @@ def test_points_are_of_top1_where_there_are_labels(tiny_path: Path, samples: Pat
 
 def test_max_drop_needs_data(models: Path) -> None:
     with pytest.raises(OptionError, match="max-drop"):
-        onnxprune.prune(models / "small.onnx", max_drop=1.0, measure=UNTIMED)
+        onnxprune.prune(models / "small.onnx", max_drop=1.0, repair="none", measure=UNTIMED)
 
 
 def test_within_finds_the_largest_share(found: Analysis) -> None:
-    options = Options(max_drop=10.0, round_to=1)
+    options = Options(max_drop=10.0, round_to=1).resolved(False)
     meter = CostEstimator(found, options, UNTIMED)
     keep = np.ones(found.trace.n_channels, dtype=bool)
     scores = importance.score(found.model, found.trace, "l2", keep, 0)

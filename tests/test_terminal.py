@@ -60,7 +60,7 @@ PRUNE = ("--reduce", "flops=50%", "--runs", "3", "--warmup", "1", "--round-to", 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
 def test_narrow_terminals_cut_nothing(columns, tiny_path, out):
-    whole = at_terminal("prune", tiny_path, "-o", out / "s.onnx", *PRUNE, columns=columns)
+    whole = at_terminal("prune", tiny_path, "-o", out / "s.onnx", *PRUNE, "--repair", "none", columns=columns)
     shown = ESCAPE.sub("", whole)
     assert "…" not in shown.replace(str(out), "")
     results = shown[shown.rindex("\r") + 1 :] if "\r" in shown else shown
@@ -71,7 +71,7 @@ def test_narrow_terminals_cut_nothing(columns, tiny_path, out):
 
 
 def test_progress_shows_the_stage_and_the_time(tiny_path, out):
-    whole = at_terminal("prune", tiny_path, "-o", out / "s.onnx", *PRUNE, columns=60)
+    whole = at_terminal("prune", tiny_path, "-o", out / "s.onnx", *PRUNE, "--repair", "none", columns=60)
     assert {"load", "prove", "write"} <= set(re.findall(r"\w+", ESCAPE.sub(" ", whole)))
     assert re.search(r"0:00:0\d", whole)
     lines = [ESCAPE.sub("", part) for part in re.split(r"[\r\n]", whole[: whole.rindex("write")])]
@@ -162,7 +162,7 @@ def test_verbose_says_what_was_decided(tiny_path, samples, out, run):
     assert re.search(r"repaired: \w+, error \S+ -> \S+ on held-out rows", result.stderr)
     assert re.search(r"\d\.\d s  prove", result.stderr)
     assert result.stdout.startswith("{")
-    planned = run("plan", tiny_path, "-o", out / "p.json", "--reduce", "flops=50%", "-v")
+    planned = run("plan", tiny_path, "-o", out / "p.json", "--reduce", "flops=50%", "--repair", "none", "-v")
     assert "importance l2" in planned.stderr
 
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from onnxprune.cli.texts import parse_bounds, parse_budget
 from onnxprune.errors import OptionError
-from onnxprune.options import Bound, Training, parse_bounds, parse_budget
+from onnxprune.options import Bound, Training
 
 
 @pytest.mark.parametrize(

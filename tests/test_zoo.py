@@ -16,12 +16,9 @@ from onnxprune.allocation import knapsack
 from onnxprune.evaluation.structure import check_structure
 from onnxprune.graph import io
 from onnxprune.graph.analysis import Analysis, analyse
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.importance import weights as importance
 from onnxprune.options import Options
 from onnxprune.pipeline.schedule import make_plan
-from onnxprune.pruning.merge import merge
-from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import TOLERANCE, prove
@@ -137,6 +134,3 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
             return
         proof = prove(model, pruned, mask(model, trace, keep), trace.input_shapes)
         assert proof.difference <= TOLERANCE
-        merged = rewrite.delete(merge(model, trace, keep), trace, keep)  # what is written where there are no data
-        feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=trace.input_shapes), 0)
-        assert all(np.isfinite(output).all() for output in run_batch(merged.session(), feeds))

@@ -72,10 +72,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("**second order, sensitivity, least squares (default)**", {}),
     "progressive": ("the same, progressive in 4 steps", {"schedule": "progressive", "steps": 4}),
     "generated": ("default on generated inputs (data-free)", {}),
-    "merge": (
-        "L2 norm, global, merged into the most similar (data-free)",
-        {"importance": "l2", "scope": "global", "repair": "merge"},
-    ),
     "default-8": ("default, channels in multiples of 8", {"round_to": 8}),
     "plain-samples": ("default, samples not augmented", {"augment": ()}),
     "torch-pruning": ("Torch-Pruning, group L2, uniform, BatchNormalization re-estimated", {}),
@@ -119,11 +115,11 @@ class Entry:
 def entries() -> list[Entry]:
     """Return all measurements, those first that the limits are about."""
     found = [Entry(model, percent, "default") for model, percent, _ in REACH]
-    found += [Entry("resnet", 30, method) for method in ("default", "generated", "merge", "l2", *NORMS)]
+    found += [Entry("resnet", 30, method) for method in ("default", "generated", "l2", *NORMS)]
     found += [Entry(model, 20, "default") for model in LITE]
     found += [Entry(model, 30, "default") for model in REAL]
     found += [Entry("resnet", p, m) for p in REFERENCE["resnet"] for m in METHODS if m != "plain-samples"]
-    chosen = ("l2", "l2-lstsq", "obs-global", "fisher", "default", "progressive", "default-8", "generated", "merge")
+    chosen = ("l2", "l2-lstsq", "obs-global", "fisher", "default", "progressive", "default-8", "generated")
     found += [Entry(model, p, m) for model in ("mobile", "small") for p in REFERENCE[model] for m in chosen]
     found += [Entry("small", 75, "plain-samples")]
     found += [Entry("small", p, m) for p in REFERENCE["small"] for m in METHODS if m.startswith("torch-pruning")]
@@ -440,7 +436,7 @@ def measure(entry: Entry, cache: Path) -> Record:
 
     job = task(entry.model, cache)
     dials = {"round_to": 1, **job.dials, **(METHODS | NORMS)[entry.method][1]}
-    chosen_without = dials.get("repair") in ("none", "merge") and dials.get("importance") in (
+    chosen_without = dials.get("repair") == "none" and dials.get("importance") in (
         "l1",
         "l2",
         "fpgm",

@@ -194,7 +194,8 @@ def prune(
 
 def measure(run: Run, cache: Path) -> Record:
     """Run one measurement in this process."""
-    from onnxprune.options import Training, parse_budget
+    from onnxprune.cli.texts import parse_budget
+    from onnxprune.options import Training
 
     goal = run.goal
     training = Training(**parse_budget(run.duration or goal.duration), **goal.dials)
@@ -226,7 +227,8 @@ def method(
     names: Sequence[str], cache: Path, duration: str, epochs: int | None, seed: int, threads: int | None
 ) -> None:
     """Train each reference network anew, prune it and fine-tune it, and print the two figures each time."""
-    from onnxprune.options import Training, parse_budget
+    from onnxprune.cli.texts import parse_budget
+    from onnxprune.options import Training
 
     folder = cache / "trained"
     folder.mkdir(parents=True, exist_ok=True)

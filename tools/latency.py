@@ -145,7 +145,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     from onnxprune.runtime.timing import sample_times
     from onnxprune.surgery import channels as rewrite
 
-    options = Options(reduce={"latency": 0.3})
+    options = Options(reduce={"latency": 0.3}).resolved(False)
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
     meter = cost_estimator.CostEstimator(analysis, options, measured)

@@ -24,7 +24,7 @@ from onnxprune.graph.shapes import concrete_shapes, infer_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import ESTIMATED, METRICS
-from onnxprune.options import AUTO, Options
+from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import open_session, random_feeds
@@ -130,7 +130,7 @@ class CostEstimator:
     def __init__(
         self,
         analysis: Analysis,
-        options: Options,
+        options: ResolvedOptions,
         how: BenchmarkConfig,
         *,
         shapes: dict[str, tuple[int, ...]] | None = None,
@@ -180,7 +180,7 @@ class CostEstimator:
         """Whether the latency table may be of another machine."""
         return self._table_path is not None
 
-    def with_targets(self, options: Options, share: float = 1.0) -> CostEstimator:
+    def with_targets(self, options: ResolvedOptions, share: float = 1.0) -> CostEstimator:
         """Return an estimator for other amounts of the same metrics, or for a part of the way there; nothing is measured again."""
         other = copy.copy(self)
         other.options, other.share = options, share
@@ -292,7 +292,7 @@ class CostEstimator:
 
 
 def _measured_table(
-    analysis: Analysis, options: Options, how: BenchmarkConfig, on_stage: ProgressCallback
+    analysis: Analysis, options: ResolvedOptions, how: BenchmarkConfig, on_stage: ProgressCallback
 ) -> latency_model.Table:
     return latency_model.measure(
         analysis.model,
@@ -321,15 +321,14 @@ def write_table(
         on_stage: called as it goes on.
         options: with `ignore`, `round_to` and what else says which channels may go.
     """
-    options = options or Options()
-    analysis = analysed(load(path), replace(options, norms="cut"), None)
-    table = _measured_table(analysis, options, how, on_stage)
+    resolved = (options or Options()).resolved(True)
+    analysis = analysed(load(path), replace(resolved, norms="cut"), None)
+    table = _measured_table(analysis, resolved, how, on_stage)
     latency_model.write(table, output)
     return table
 
 
-def rules_of(trace: Trace, options: Options, scope: str = "global") -> PruningRules:
+def rules_of(trace: Trace, options: ResolvedOptions, scope: str = "global") -> PruningRules:
     """Return what every group must keep."""
-    auto = options.round_to == AUTO
-    multiple, multiples = channel_multiple.multiples(trace) if auto else (int(options.round_to), {})
+    multiple, multiples = channel_multiple.multiples(trace) if options.round_to is None else (options.round_to, {})
     return PruningRules(multiple, options.min_channels, options.max_ratio, scope, multiples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.importance import weights as importance
 from onnxprune.importance.obs import Removal
 from onnxprune.importance.registry import calibrated_scores
-from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Curve, FloatArray
@@ -90,7 +90,7 @@ class Scorer:
         on_stage: progress callback.
     """
 
-    options: Options
+    options: ResolvedOptions
     meter: CostEstimator
     workspace: Workspace | None = None
     on_stage: ProgressCallback = quiet
@@ -196,8 +196,8 @@ def refuse_unprunable(analysis: Analysis) -> None:
     )
 
 
-def with_multiple(meter: CostEstimator, options: Options) -> Options:
-    """Replace `auto` by a channel multiple: the one that is measured to be cheap, or a finer one where the target asks for it.
+def with_multiple(meter: CostEstimator, options: ResolvedOptions) -> ResolvedOptions:
+    """Replace the measured channel multiples by one finer multiple, where the target cannot be reached with them.
 
     Raises:
         TargetError: no multiple reaches the target.
@@ -209,7 +209,7 @@ def with_multiple(meter: CostEstimator, options: Options) -> Options:
         knapsack.refuse_unreachable(trace, meter.predict, everything, first, meter.budget())
         return options
     except TargetError:
-        if options.round_to != AUTO:
+        if options.round_to is not None:
             raise
     for multiple in (first.round_to, *(finer for finer in channel_multiple.FINER if finer < first.round_to)):
         try:
@@ -223,7 +223,7 @@ def with_multiple(meter: CostEstimator, options: Options) -> Options:
     raise AssertionError("unreachable")
 
 
-def paced(options: Options, share: float) -> float:
+def paced(options: ResolvedOptions, share: float) -> float:
     """Return the share of the way to the goals after a share of the steps.
 
     Source: Zhu and Gupta, 2017, "To prune, or not to prune", equation 1, for the cubic pace, which removes most in the first steps.
@@ -231,13 +231,12 @@ def paced(options: Options, share: float) -> float:
     return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
 
 
-def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Budget:
+def part_of_the_way(meter: CostEstimator, options: ResolvedOptions, share: float) -> knapsack.Budget:
     """Return bounds between the original and the goals, after a share of the steps."""
     whole = meter.predict(np.ones(meter.analysis.trace.n_channels, dtype=bool))
     return knapsack.part_way(whole, meter.budget(), paced(options, share))
 
 
-def settings(analysis: Analysis, options: Options) -> dict[str, object]:
+def settings(analysis: Analysis, options: ResolvedOptions) -> dict[str, object]:
     """Return what a plan says of how it was made: the options, and the channel multiple."""
-    plain = asdict(replace(options, reduce=dict(options.reduce), limit=dict(options.limit)))
-    return {**plain, "step": rules_of(analysis.trace, options).round_to}
+    return {**options.settings, "step": rules_of(analysis.trace, options).round_to}

@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.calibration.capture import Store
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
-from onnxprune.data.synthetic import generate
+from onnxprune.data.synthetic import generate, why_not_generated
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
 from onnxprune.graph.readers import readers_of
-from onnxprune.options import AUTO, Options
+from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback
 
 GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
+DATA_FREE = "data-free: inputs were generated, no sample of the real ones was seen"
 STORED, SUMS = 0.4, 0.3
 """Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
 
@@ -49,15 +51,15 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[Workspace]:
+def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> Iterator[Workspace]:
     """Prepare calibration on some data, and clean up after it."""
     notes = []
     if data.name == GENERATED_NAME:
-        notes.append("data-free: inputs were generated, no sample of the real ones was seen")
+        notes.append(DATA_FREE)
     elif len(data) < ENOUGH:
         notes.append(f"{len(data)} samples are few to calibrate on: aim for {AIM}")
     kinds = options.augment
-    if isinstance(kinds, str):
+    if kinds is None:
         kinds, reasons = (), []
         if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)):
             kinds = AUTOMATIC
@@ -71,7 +73,7 @@ def workspace_for(data: Data, analysis: Analysis, options: Options) -> Iterator[
             )
     store = Store(options.memory * STORED)
     try:
-        calibration = Calibration.of(data, options.samples, tuple(kinds), options.seed)
+        calibration = Calibration.of(data, options.samples, kinds, options.seed)
         yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))
     finally:
         store.close()
@@ -94,27 +96,31 @@ def is_generated(data: object) -> bool:
     return isinstance(data, str | os.PathLike) and os.fspath(data) == GENERATED and not os.path.exists(data)
 
 
-def generated(analysis: Analysis, options: Options) -> Data:
-    """Return made-up inputs for a model."""
-    return generate(inputs_of(analysis.model.header), analysis.trace.input_shapes, options.samples, options.seed)
-
-
 def opened(
     model: str | os.PathLike[str],
     options: Options,
     data: DataLike | None,
     preprocess: Preprocess | str | None,
     on_stage: ProgressCallback,
-) -> tuple[Analysis, Data | None]:
-    """Load a model and its data, real or generated."""
+    structure: Mapping[str, Any] | None = None,
+) -> tuple[Analysis, Data | None, ResolvedOptions]:
+    """Load a model and its data, and resolve the options: the one place where `auto` becomes a decision.
+
+    Without data inputs are generated, except for `repair="none"`. Where they cannot be, the model gets a note that says why, and
+    `repair="auto"` is `none`. `structure` has options that a plan decides.
+    """
     on_stage("load", None)
     loaded = load(model)
-    given = None
-    if data is not None and not is_generated(data):
-        given = load_data(data, inputs_of(loaded.header), preprocess)
-    norms = options.norms if options.norms != AUTO else options.resolved(data is not None).norms
-    known = None if given is None else given.shapes()
-    analysis = analysed(loaded, replace(options, norms=norms), known)
-    if data is not None and given is None:
-        given = generated(analysis, options)
-    return analysis, given
+    specs = inputs_of(loaded.header)
+    given = None if data is None or is_generated(data) else load_data(data, specs, preprocess)
+    made = given is None and (data is not None or options.repair != "none")
+    if made and data is None and (reason := why_not_generated(specs)):
+        made = False
+        loaded = replace(
+            loaded, notes=(*loaded.notes, f"no inputs were generated for the repair: {reason}; give --data")
+        )
+    resolved = replace(options.resolved(given is not None or made), **(structure or {}))
+    analysis = analysed(loaded, resolved, None if given is None else given.shapes())
+    if made:
+        given = generate(specs, analysis.trace.input_shapes, options.samples, options.seed)
+    return analysis, given, resolved

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.family import family, together
+from onnxprune.cli.family import Decorator, family, together
 from onnxprune.cli.values import File, Words
-from onnxprune.options import PRESETS, Options
+from onnxprune.options import PRESETS
 
 if TYPE_CHECKING:
     from onnxprune.evaluation.benchmark import BenchmarkConfig
 
+
 PATH = File()
 MODEL = click.argument("model", type=PATH)
-SEED = click.option("--seed", type=int, default=Options().seed, show_default=True, help="For everything random.")
+PLOT = click.option("--plot", type=PATH, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
 EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
 DATA = together(
     click.option(
         "--data",
         type=File("generated"),
-        help="A .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`: made-up inputs.",
+        help="A .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`. Without it `prune`, `plan` and `sweep` generate inputs.",
     ),
     click.option(
         "--preprocess",
@@ -48,6 +49,11 @@ REPORT = click.option(
     type=PATH,
     help="Write a report here: .html (one page with plots; pip install 'onnxprune[report]'), .md or .json.",
 )
+
+
+def output(text: str) -> Decorator:
+    """Return the option for what a command writes."""
+    return click.option("--output", "-o", type=PATH, required=True, help=text)
 
 
 def _measure(values: dict[str, Any]) -> BenchmarkConfig:

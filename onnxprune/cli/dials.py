@@ -1,194 +1,150 @@
-"""The dials of pruning, which a command takes as `options`: a family for each of those that do part of it or all."""
+"""Options of commands, made from the fields of `Options`, `Training` and `GateLimits`: see `onnxprune.dials`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import MISSING, Field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
-from onnxprune.cli.common import SEED
-from onnxprune.cli.family import family
-from onnxprune.cli.values import Granularity, Step, Words
-from onnxprune.data.augment import KINDS, parse_kinds
-from onnxprune.options import (
-    AUTO,
-    GRANULARITIES,
-    GROUPED,
-    HEADS,
-    IMPORTANCES,
-    NORMS,
-    PACES,
-    QUANTITIES,
-    REPAIRS,
-    SCHEDULES,
-    SCOPES,
-    Options,
-    parse_memory,
-    parse_targets,
-)
+from onnxprune.cli.common import PATH
+from onnxprune.cli.family import Decorator, family
+from onnxprune.cli.terminal import NOTHING
+from onnxprune.cli.texts import parse_bounds, parse_budget, parse_kinds, parse_memory, parse_targets
+from onnxprune.cli.values import NumberOrAuto, Words
+from onnxprune.dials import AUTO, Dial, dials, number_type
+from onnxprune.errors import OptionError
+from onnxprune.evaluation.policy import GateLimits, merged, read
+from onnxprune.options import GRANULARITIES, Options, Training
 
-DEFAULTS = Options()
+
+def _kinds(text: str) -> tuple[str, ...] | str:
+    return text if text == AUTO else parse_kinds(text)
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "reduce": partial(parse_targets, "reduce"),
+    "limit": partial(parse_targets, "limit"),
+    "granularity": lambda text: GRANULARITIES if text == AUTO else tuple(part.strip() for part in text.split(",")),
+    "memory": parse_memory,
+    "augment": _kinds,
+    "train_augment": _kinds,
+    "domain": lambda names: names or None,
+}
+"""Readers of options that click has no type for, by the parameter of the option."""
+
+
+def _type(each: Field[Any], dial: Dial) -> Any:
+    if each.default_factory is not MISSING:
+        return Words([f"{word}=" for word in dial.known])
+    if dial.separator:
+        return Words((AUTO, *(("none",) if dial.auto else ()), *dial.choices), separator=dial.separator)
+    if dial.choices:
+        return click.Choice(dial.choices)
+    if dial.known:
+        return Words(dial.known)
+    if dial.shown is not None:
+        return str
+    return NumberOrAuto() if dial.auto else number_type(each)
+
+
+def _option(each: Field[Any], dial: Dial, flag: str) -> Decorator:
+    repeated = each.default_factory is not MISSING or (dial.listed and not dial.separator)
+    default = each.default if dial.shown is None else dial.shown
+    shown: dict[str, Any] = {} if repeated or default is None else {"default": default, "show_default": True}
+    end = f" {'auto' if default == AUTO else 'Default'}: {dial.decided}." if dial.decided else ""
+    return click.option(
+        f"--{flag}", type=_type(each, dial), multiple=repeated, metavar=dial.metavar, help=dial.help + end, **shown
+    )
+
+
+def options_of(kind: type, *groups: str) -> list[Decorator]:
+    """Return the options for the fields of a dataclass, of some groups."""
+    return [_option(*found) for found in dials(kind) if found[1].flag is not None and found[1].group in groups]
+
+
+def build(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of fields from those of their options."""
+    result = {}
+    for each, dial, flag in dials(kind):
+        name = flag.replace("-", "_")
+        if name in values:
+            value = values[name]
+            value = PARSERS.get(name, lambda same: same)(value)
+            result[each.name] = value * dial.factor if dial.factor != 1 and value is not None else value
+    return result
 
 
 def _options(values: dict[str, Any]) -> Options:
-    for name in ("reduce", "limit"):
-        values[name] = parse_targets(name, values.get(name, ()))
-    values["memory"] = parse_memory(values["memory"])
-    if values["augment"] != AUTO:
-        values["augment"] = parse_kinds(values["augment"])
-    return Options(**values)
+    return Options(**build(Options, values))
 
 
-IGNORE = click.option(
-    "--ignore",
-    multiple=True,
-    metavar="GLOB",
-    help="Layers (node or weight names) that keep all channels; may be repeated.",
-)
-STRUCTURE = (
-    IGNORE,
-    click.option(
-        "--grouped",
-        type=click.Choice(GROUPED),
-        default=DEFAULTS.grouped,
-        show_default=True,
-        help="What goes in grouped convolutions: positions of every group, or whole groups; auto: whole ones from eight on, which runs faster.",
-    ),
-    click.option(
-        "--heads",
-        type=click.Choice(HEADS),
-        default=DEFAULTS.heads,
-        show_default=True,
-        help="What goes in attention: whole heads, or width of every head.",
-    ),
-    click.option(
-        "--norms",
-        type=click.Choice(NORMS),
-        default=DEFAULTS.norms,
-        show_default=True,
-        help="Whether channels that a LayerNormalization, RMSNormalization or mean runs over must stay; auto: cut with repair by data.",
-    ),
-    click.option(
-        "--samples", type=int, default=DEFAULTS.samples, show_default=True, help="Calibration samples, at most."
-    ),
-    click.option(
-        "--augment",
-        type=Words((AUTO, "none", *KINDS), separator=","),
-        default=AUTO,
-        show_default=True,
-        metavar="KINDS",
-        help="none, or some of flip,crop,scale,rotate,detail,jitter,noise,erase, for the repair; auto: where samples are few or enlarged.",
-    ),
-    click.option(
-        "--memory", default="2GB", show_default=True, help="For statistics and activations, beside the models."
-    ),
-    SEED,
-)
-"""What may go, and the samples by which that is judged."""
-GRANULARITY = click.option(
-    "--granularity",
-    type=Granularity(),
-    default=",".join(DEFAULTS.granularity),
-    show_default=True,
-    metavar="KINDS",
-    help=f"What may go, of {','.join(GRANULARITIES)}: channels; taps of kernels; blocks of channels (leaves groups); directions of layers; branches. auto: all, by loss per saving, as measured. All but filter take data.",
-)
-CHOICE = (
-    click.option(
-        "--importance",
-        type=click.Choice(IMPORTANCES),
-        default=DEFAULTS.importance,
-        show_default=True,
-        help="How channels are ranked; auto: obs with data, l2 without.",
-    ),
-    click.option(
-        "--schedule",
-        type=click.Choice(SCHEDULES),
-        default=DEFAULTS.schedule,
-        show_default=True,
-        help="One shot, or step by step.",
-    ),
-    click.option(
-        "--steps", type=int, default=DEFAULTS.steps, show_default=True, help="Steps of the progressive schedule."
-    ),
-    click.option(
-        "--pace",
-        type=click.Choice(PACES),
-        default=DEFAULTS.pace,
-        show_default=True,
-        help="How the progressive schedule goes on: equal steps, or much at first (cubic).",
-    ),
-    click.option(
-        "--scope",
-        type=click.Choice(SCOPES),
-        default=DEFAULTS.scope,
-        show_default=True,
-        help="What groups lose at the output, measured; rank all together; or the same share of each. auto: measured with data.",
-    ),
-    click.option(
-        "--round-to",
-        type=Step(),
-        default=DEFAULTS.round_to,
-        show_default=True,
-        help="Channels go in blocks, and end on a multiple, of this; auto: what this machine computes at once, as measured.",
-    ),
-    click.option(
-        "--min-channels", type=int, default=DEFAULTS.min_channels, show_default=True, help="Channels every group keeps."
-    ),
-    click.option(
-        "--max-ratio",
-        type=float,
-        default=DEFAULTS.max_ratio,
-        show_default=True,
-        help="Share of a group that may go at most.",
-    ),
-    *STRUCTURE,
-)
-"""How it is chosen what goes."""
-TARGETS = (
-    click.option(
-        "--reduce",
-        type=Words([f"{quantity}=" for quantity in QUANTITIES]),
-        multiple=True,
-        metavar="WHAT=SHARE",
-        help=f"Share to remove: flops=50%, latency=30%; of {', '.join(QUANTITIES)}; all given targets hold.",
-    ),
-    click.option(
-        "--limit",
-        type=Words([f"{quantity}=" for quantity in QUANTITIES]),
-        multiple=True,
-        metavar="WHAT=AMOUNT",
-        help="What may be left: flops=300M, params=1.2M, size=4MB, memory=64MB, latency=3ms.",
-    ),
-    click.option(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="Instead, or beside it: the smallest model that loses no more of top-1 (without labels: of agreement); needs --data.",
-    ),
-    click.option(
-        "--minimise",
-        type=click.Choice(QUANTITIES),
-        default=DEFAULTS.minimise,
-        show_default=True,
-        help="What smallest means for --max-drop.",
-    ),
-    click.option("--threshold", type=float, help="Remove channels whose importance / mean of the group is below."),
-)
-"""How much goes."""
-REPAIR = click.option(
-    "--repair",
-    type=click.Choice(REPAIRS),
-    default=DEFAULTS.repair,
-    show_default=True,
-    help="lstsq: fit every layer behind a cut to what it gave before; bias: only its bias; merge: without data, let what reads a channel that goes read the one most like it; auto: lstsq with data, else merge.",
-)
-
-STUDIED = family("options", _options, *STRUCTURE)
+STUDIED = family("options", _options, *options_of(Options, "structure"))
 """Options of `sensitivity`."""
-PLANNED = family("options", _options, *TARGETS, GRANULARITY, *CHOICE)
-"""Options of `plan`."""
-SWEPT = family("options", _options, *CHOICE, REPAIR)
+PLANNED = family(
+    "options", _options, *options_of(Options, "targets", "granularity", "selection", "structure", "repair")
+)
+"""Options of `plan` and `prune`."""
+SWEPT = family("options", _options, *options_of(Options, "selection", "structure", "repair"))
 """Options of `sweep`, which has targets of its own."""
-PRUNED = family("options", _options, *TARGETS, GRANULARITY, *CHOICE, REPAIR)
-"""Options of `prune`."""
+FIELDS = {flag: (each, dial, flag) for each, dial, flag in dials(Options)}
+IGNORE, SEED = (_option(*FIELDS[flag]) for flag in ("ignore", "seed"))
+
+CHECKPOINT = click.option(
+    "--checkpoint",
+    type=PATH,
+    help="File for the state of the training; the same command then goes on after an interrupt.",
+)
+CLAMP = click.option(
+    "--clamp", multiple=True, metavar="[GLOB=]LO,HI", help="Range of the weights with such names; may be repeated."
+)
+MAX_NORM = click.option(
+    "--max-norm",
+    multiple=True,
+    metavar="[GLOB=]R",
+    help="Largest norm of each filter of such weights; may be repeated.",
+)
+
+
+def _training(values: dict[str, Any]) -> Training | None:
+    """Return how to train; None where nothing is to be trained."""
+    amount = values.pop("amount")
+    found = build(Training, values)
+    bounds = parse_bounds(values["clamp"], values["max_norm"])
+    if amount is None:
+        if Training(**found, bounds=bounds) != Training():
+            raise OptionError(
+                "there is nothing to train, but options say how", hint="give --finetune, for instance --finetune 3min"
+            )
+        return None
+    return Training(**found, bounds=bounds, **parse_budget(amount))
+
+
+def trained(*flags: str, **how: Any) -> Decorator:
+    """Return the family of all options of training, with one for its length."""
+    amount = click.option(*flags, "amount", metavar="AMOUNT", **how)
+    return family("training", _training, amount, *options_of(Training, ""), CLAMP, MAX_NORM)
+
+
+def kept(checkpoint: Path | None) -> str:
+    """Say what an interrupted training leaves behind."""
+    if checkpoint is None or not checkpoint.exists():
+        return NOTHING
+    return f"no model was written; the same command goes on from {checkpoint}"
+
+
+def _limits(values: dict[str, Any]) -> GateLimits:
+    limits = GateLimits(**build(GateLimits, values))
+    return limits if values["policy"] is None else merged(read(values["policy"]), limits)
+
+
+LIMITS = family(
+    "limits",
+    _limits,
+    click.option("--policy", type=PATH, help="TOML file with limits; options go before what it says."),
+    *options_of(GateLimits, ""),
+)
+"""Options of `check`."""

@@ -9,10 +9,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from onnxprune.options import AUTO, GRANULARITIES
+from onnxprune.dials import AUTO
 
 
-class Step(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
+class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
     """A whole number, or `auto`."""
 
     name = "integer|auto"
@@ -51,21 +51,6 @@ class Words(click.ParamType):  # type: ignore[type-arg]
         found = [word for word in self._known if word.startswith(last) and word not in taken]
         items = [CompletionItem(f"{before}{separator}{word}") for word in found]
         return items if items or not self._file else [CompletionItem(incomplete, type="file")]
-
-
-class Granularity(Words):
-    """Some of what may go, with commas between, or `auto` for all of it."""
-
-    name = "kinds"
-
-    def __init__(self) -> None:
-        super().__init__((AUTO, *GRANULARITIES), separator=",")
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return them apart."""
-        if isinstance(value, tuple):
-            return value
-        return GRANULARITIES if value == AUTO else tuple(part.strip() for part in value.split(","))
 
 
 class File(click.Path):

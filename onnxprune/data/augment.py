@@ -1,19 +1,17 @@
-"""Augmentation: calibration inputs once more, slightly changed. Light to import, since the command line reads the kinds."""
+"""Augmentation: calibration inputs once more, slightly changed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from onnxprune.errors import OptionError
+from onnxprune.options import AUGMENTATIONS
 
-if TYPE_CHECKING:
-    import numpy as np
+Array = np.ndarray[Any, Any]
 
-    Array = np.ndarray[Any, Any]
-
-KINDS = ("flip", "crop", "scale", "rotate", "detail", "jitter", "noise", "erase")
-"""In the order in which they are applied; crop, scale, rotate and detail go together, so that pixels are interpolated once."""
 COLOURS = (1, 3, 4)
 """How many channels an image has."""
 FLIP = 0.5
@@ -42,30 +40,6 @@ ERASED = 4
 """The rectangle has at most the side of the image divided by this."""
 
 
-def parse_kinds(text: str) -> tuple[str, ...]:
-    """Read kinds of augmentation as a person writes them: `none`, or names separated by commas.
-
-    Returns:
-        Each kind once, in the order of `KINDS`, so that the order in which they are given changes nothing.
-
-    Raises:
-        OptionError: an unknown kind.
-    """
-    names = [name.strip().lower() for name in text.split(",")]
-    if names == ["none"]:
-        return ()
-    _check_kinds(names)
-    return tuple(kind for kind in KINDS if kind in names)
-
-
-def _check_kinds(names: Collection[str]) -> None:
-    for name in names:
-        if name not in KINDS:
-            raise OptionError(
-                f"unknown augmentation {name!r}", hint=f"give none, or some of {', '.join(KINDS)}, separated by commas"
-            )
-
-
 def channel_axis(shape: Sequence[int | None]) -> int:
     """Guess where images have their channels: 3 if there are four axes and only that one is as long as colours are, else 1."""
     return 3 if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS else 1
@@ -91,7 +65,7 @@ def augment(batch: Array, kinds: Collection[str], rng: np.random.Generator, chan
     Args:
         batch: preprocessed, (n, channels, h, w) or (n, h, w, channels); it is not written to. Anything but a 4-D array of
             floats comes back as it is, and so does an empty one.
-        kinds: some of `KINDS`, in any order.
+        kinds: some of `onnxprune.options.AUGMENTATIONS`, in any order.
         rng: advanced; the same state gives the same batch, whatever the layout.
         channels: axis of the channels, 1 or 3.
 
@@ -101,11 +75,11 @@ def augment(batch: Array, kinds: Collection[str], rng: np.random.Generator, chan
     Raises:
         OptionError: an unknown kind.
     """
-    _check_kinds(kinds)
+    for kind in kinds:
+        if kind not in AUGMENTATIONS:
+            raise OptionError(f"unknown augmentation {kind!r}", hint=f"give some of {', '.join(AUGMENTATIONS)}")
     if batch.ndim != 4 or batch.dtype.kind != "f" or not batch.size or not kinds:
         return batch
-    import numpy as np
-
     # a copy; float16 is widened, as scipy does not take it
     x: Array = np.array(np.moveaxis(batch, channels, 1), np.float64 if batch.itemsize > 4 else np.float32, order="C")
     spread = float(x.std())
@@ -113,7 +87,7 @@ def augment(batch: Array, kinds: Collection[str], rng: np.random.Generator, chan
     if "flip" in kinds:
         chosen = rng.random(len(x)) < FLIP
         x[chosen] = x[chosen, ..., ::-1]
-    if not {"crop", "scale", "rotate", "detail"}.isdisjoint(kinds):
+    if not {"crop", "scale", "rotate", "detail"}.isdisjoint(kinds):  # together: pixels are interpolated once
         x = _warp(x, kinds, rng)
     if "jitter" in kinds:
         mean = x.mean((1, 2, 3), keepdims=True)
@@ -136,7 +110,6 @@ def is_enlarged(batch: Array, channels: int = 1) -> bool:
     """
     if batch.ndim != 4 or batch.dtype.kind != "f" or not batch.size:
         return False
-    import numpy as np
 
     x = np.moveaxis(batch, channels, 1)
     if min(x.shape[2:]) < 3:
@@ -151,7 +124,6 @@ def is_enlarged(batch: Array, channels: int = 1) -> bool:
 
 def _warp(x: Array, kinds: Collection[str], rng: np.random.Generator) -> Array:
     """Return (n, channels, h, w) moved, zoomed and turned, each sample by one affine transform for all of its channels."""
-    import numpy as np
     from scipy.ndimage import affine_transform
 
     n, _, *sides = x.shape
@@ -175,8 +147,6 @@ def _warp(x: Array, kinds: Collection[str], rng: np.random.Generator) -> Array:
 
 def _erase(x: Array, rng: np.random.Generator) -> None:
     """Write the mean of a sample into a rectangle of it; images below `ERASED` pixels on a side have none that is so small."""
-    import numpy as np
-
     n, _, *sides = x.shape
     if min(sides) < ERASED:
         return

@@ -63,6 +63,16 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
     return Data(arrays, None, None, tuple(specs), NAME)
 
 
+def why_not_generated(specs: Sequence[InputSpec]) -> str | None:
+    """Return why generated inputs would say nothing of a model: an input of integers, or without a batch; None where they would."""
+    for spec in specs:
+        if "float" not in spec.dtype.name:
+            return f"input {spec.name} is of type {spec.dtype.name}, and its values are not known"
+        if not spec.shape:
+            return f"input {spec.name} is a scalar"
+    return None
+
+
 def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Return the concrete shape of one sample, without the batch axis."""
     where = f"input {spec.name}"

@@ -17,7 +17,7 @@ from onnxprune.graph.cost import CostModel, LayerCost
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.runtime.session import ORT_VERSION, UNOPTIMIZED, open_session, random_feeds, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
 
@@ -127,7 +127,7 @@ def analyse(
         return Analysis(model, traced, CostModel(traced))
 
 
-def analysed(model: Model, options: Options, known: dict[str, tuple[int, ...]] | None) -> Analysis:
+def analysed(model: Model, options: ResolvedOptions, known: dict[str, tuple[int, ...]] | None) -> Analysis:
     """Trace a model, or what a run has made of it, as the options, resolved, say.
 
     Args:

@@ -38,7 +38,7 @@ RUN_BATCHES = (3, 2, 1)
 OBSERVED_ELEMENTS = 4096
 """Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
 MAX_REPORTED = 3
-WHOLE_FROM = {"positions": math.inf, "whole": 1, "auto": 8}
+WHOLE_FROM = {"positions": math.inf, "whole": 1, "many": 8}
 """Number of groups of a convolution from which whole groups are deleted, by option; narrower groups save no time."""
 
 
@@ -56,7 +56,7 @@ def trace(
     Args:
         model: a loaded model.
         ignore: glob patterns; the channels of layers whose name, weight or group matches are pinned.
-        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `auto`: whole ones
+        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `many`: whole ones
             where there are many.
         heads: whether attention loses `whole` heads, or `width` of every head.
         norms: whether to `keep` channels that a normalization runs over, or that they may be `cut`, which takes repair.

@@ -10,7 +10,7 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis
 from onnxprune.importance import obs as second_order
 from onnxprune.importance import weights as importance
-from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
+from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
@@ -18,7 +18,7 @@ from onnxprune.types import BoolArray, FloatArray
 
 def calibrated_scores(
     analysis: Analysis,
-    options: Options,
+    options: ResolvedOptions,
     keep: BoolArray,
     on_stage: ProgressCallback,
     workspace: Workspace,
@@ -70,7 +70,7 @@ def calibrated_scores(
 
 
 def _gradient_scores(
-    analysis: Analysis, options: Options, on_stage: ProgressCallback, workspace: Workspace
+    analysis: Analysis, options: ResolvedOptions, on_stage: ProgressCallback, workspace: Workspace
 ) -> FloatArray:
     require_torch(f"--importance {options.importance}")
     from onnxprune.importance import gradients

@@ -13,12 +13,13 @@ from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.calibration.workspace import opened, workspace_for
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
+from onnxprune.dials import AUTO
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.evaluation import structure
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
-from onnxprune.options import Training
+from onnxprune.options import ResolvedTraining, Training
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.torch_backend import require_torch
@@ -32,15 +33,15 @@ def load(run: Run) -> Run:
     sources = run.sources
     run.destinations.check(*sources.paths)
     structure = {} if sources.plan is None else plan_file.structure(sources.plan)  # channels are those of the plan
-    original, data = opened(
-        sources.model, replace(run.options, **structure), sources.data, sources.preprocess, run.on_stage
+    original, data, options = opened(
+        sources.model, run.asked, sources.data, sources.preprocess, run.on_stage, structure
     )
     run.destinations.check(*sources.paths, *original.model.files)  # external data as well
     evaluation = data
     if sources.evaluation is not None:
         evaluation = load_data(sources.evaluation, inputs_of(original.model.header), sources.preprocess)
     if run.training is not None:
-        if data is None:
+        if sources.data is None:
             raise OptionError(
                 "training needs inputs of the model",
                 hint="give --data; `--data generated` makes some up where there are none",
@@ -50,7 +51,7 @@ def load(run: Run) -> Run:
     few = f"only {share:.0%} of the FLOPs can move; `onnxprune inspect` says why"
     run = replace(
         run,
-        options=run.options.resolved(data is not None),
+        options=options,
         original=original,
         data=data,
         evaluation=evaluation,
@@ -98,6 +99,7 @@ def load_pair(run: Run) -> Run:
     run = replace(
         run,
         training=with_augmentation(run.training, data),
+        options=run.asked.resolved(True),
         original=original,
         data=data,
         evaluation=evaluation,
@@ -120,14 +122,12 @@ def _refuse_unlike(student: Model, teacher: Model) -> None:
         )
 
 
-def with_augmentation(training: Training, data: Data) -> Training:
+def with_augmentation(training: Training, data: Data) -> ResolvedTraining:
     """Return how to train with its augmentation resolved."""
-    if not isinstance(training.augment, str):
-        return training
     kinds: tuple[str, ...] = ()
-    if data.name != GENERATED_NAME:
+    if training.augment == AUTO and data.name != GENERATED_NAME:
         kinds = (*AUTOMATIC, "detail") if is_enlarged_data(data) else AUTOMATIC
-    return replace(training, augment=kinds)
+    return training.resolved(kinds)
 
 
 def calibrate(run: Run, scope: contextlib.ExitStack) -> Run:

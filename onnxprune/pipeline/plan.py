@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxprune.calibration.workspace import DATA_FREE
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -62,7 +63,8 @@ def plan(
     )
     with contextlib.ExitStack() as scope:
         run = execute(run, (LOAD, calibration(scope), SELECT))
-    result = PlanResult(run.plan, run.original, run.edited.analysis)
+    generated = [DATA_FREE] if data is None and run.data is not None else []
+    result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.original.model.notes, *generated))
     if output is not None:
         result.save(output)
     return result

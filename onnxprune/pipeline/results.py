@@ -91,11 +91,13 @@ class PlanResult(Result):
         plan: which channels stay.
         original: the model, its trace and its costs.
         analysis: the same after the edits of the plan.
+        notes: what a reader should know.
     """
 
     plan: Plan
     original: Analysis
     analysis: Analysis
+    notes: tuple[str, ...] = ()
 
     @property
     def report(self) -> dict[str, Any]:

@@ -7,17 +7,11 @@ from dataclasses import replace
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import analysed
 from onnxprune.pipeline.run import PartialModel, Run, Stage
-from onnxprune.pruning.merge import merge
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.repair.network import NetworkRepair
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import Proof, prove
-
-DATA_FREE = (
-    "data-free: channels were merged into those most like them, no input was looked at; --data repairs in closed form, and "
-    "`--data generated` does where there are none"
-)
 
 
 def delete(run: Run) -> Run:
@@ -53,10 +47,6 @@ def repair(run: Run) -> Run:
     """Repair the result on the calibration samples; keep that only where held-out samples say that it is better."""
     layers, notes = run.edited.layers, run.edited.notes
     run = replace(run, repaired=layers).noted(*notes)
-    if run.options.repair == "merge":
-        analysis = run.edited.analysis
-        model = rewrite.delete(merge(analysis.model, analysis.trace, run.keep), analysis.trace, run.keep)
-        return replace(run, model=model).noted(DATA_FREE)
     if run.workspace is None:
         return run
     result = run.ready or run.start.model.repaired(run.model, run.left, run.workspace, run.options, run.on_stage)

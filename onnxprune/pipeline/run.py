@@ -20,7 +20,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
 from onnxprune.graph.model import Model
-from onnxprune.options import Options, Training
+from onnxprune.options import Options, ResolvedOptions, Training
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.repair.network import RepairResult
@@ -113,13 +113,14 @@ class Run:
 
     Attributes:
         sources, destinations: files.
-        options: of the run; resolved once the data are loaded.
+        asked: options as they were given.
         training: how to train; None: not at all.
         measure: benchmark config.
         on_stage: progress callback.
         command: command line or call, for the report.
         name: of the result, for messages.
         force: write a result even where it is measured to be slower than the original.
+        options: without `auto`.
         original: the model as loaded, its trace and its costs.
         data, evaluation: calibration samples, and those that the result is verified on.
         shapes: of the inputs, where data or the trace say so.
@@ -150,13 +151,14 @@ class Run:
 
     sources: Sources
     destinations: Destinations = field(default_factory=Destinations)
-    options: Options = field(default_factory=Options)
+    asked: Options = field(default_factory=Options)
     training: Training | None = None
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
     name: str = "the pruned model"
     force: bool = False
+    options: ResolvedOptions = UNSET
     original: Analysis = UNSET
     data: Data | None = None
     evaluation: Data | None = None

@@ -143,11 +143,11 @@ def make_plan(
     meter: CostEstimator | None = None,
 ) -> Plan:
     """Choose the channels of a model that is traced already, without edits; see `select_channels`."""
-    options = options.resolved(workspace is not None)
-    meter = meter or CostEstimator(analysis, options, BenchmarkConfig(), on_stage=on_stage)
+    resolved = options.resolved(workspace is not None)
+    meter = meter or CostEstimator(analysis, resolved, BenchmarkConfig(), on_stage=on_stage)
     run = Run(
         Sources(analysis.model.path),
-        options=options,
+        options=resolved,
         on_stage=on_stage,
         original=analysis,
         shapes=analysis.trace.input_shapes,

@@ -15,6 +15,7 @@ from onnxprune.allocation import sensitivity as losses
 from onnxprune.allocation.problem import refuse_unprunable
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OptionError
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import Options
@@ -63,7 +64,9 @@ def sensitivity(
         ModelError: nothing can be pruned.
     """
     options = replace(parted(fields, options, None)[0], importance="obs", scope="sensitivity")
-    run = Run(Sources(Path(model), data, preprocess=preprocess), options=options, on_stage=on_stage)
+    if data is None:
+        raise OptionError("sensitivity needs inputs of the model", hint="give --data, or `--data generated`")
+    run = Run(Sources(Path(model), data, preprocess=preprocess), asked=options, on_stage=on_stage)
     run = execute(run, (LOAD,))
     refuse_unprunable(run.original)
     with threadpool_limits(1):  # sums come out the same, however many workers there are
@@ -76,7 +79,7 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     trace = run.original.trace
     free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
     parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]
-    work = [(run.sources, run.options, tuple(part)) for part in parts]
+    work = [(run.sources, run.asked, tuple(part)) for part in parts]
     left = len(work)
 
     def done(number: int, found: tuple[Curve, ...]) -> None:
@@ -91,7 +94,7 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
 def _study_part(part: tuple[Sources, Options, tuple[str, ...]]) -> tuple[Curve, ...]:
     sources, options, names = part
     with threadpool_limits(1):
-        return _curves(execute(Run(sources, options=options), (LOAD,)), names)
+        return _curves(execute(Run(sources, asked=options), (LOAD,)), names)
 
 
 def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]:

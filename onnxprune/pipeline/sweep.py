@@ -23,7 +23,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.graph.analysis import removed
-from onnxprune.options import AUTO, QUANTITIES, Options, Training
+from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.prune import prune
@@ -96,7 +96,7 @@ def sweep(
     _refuse(options, quantity, shares, jobs)
     Destinations(report=path_of(report_output)).check(Path(model))
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=path_of(latency_table))
-    run = Run(sources, options=options, training=training, measure=measure, on_stage=on_stage)
+    run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     state = SweepState(Path(output_folder), quantity, _digest(run, quantity))
     family = Family(state, Path(output_folder), quantity, sorted(set(shares)), jobs, scheduler)
     if family.unplanned:
@@ -169,7 +169,7 @@ class Family:
             goal = meter.with_targets(replace(options, reduce={self.quantity: share}))
             try:
                 rounded = with_multiple(goal, goal.options)
-                here = problem if rounded.round_to == AUTO else problem.rounded_to(int(rounded.round_to))
+                here = problem if rounded.round_to is None else problem.rounded_to(rounded.round_to)
                 keep = meet(here.allocate, here.build, goal)
             except TargetError as error:
                 self.state.set(share, note=f"{error.what}: {error.why}")
@@ -183,7 +183,7 @@ class Family:
     def make(self, run: Run) -> Run:
         """Make the members that are not there, each by its plan."""
         waiting = [share for share in self.planned if not self.state.is_made(share)]
-        plain = replace(run.options, reduce={}, limit={}, max_drop=None)
+        plain = replace(run.asked, reduce={}, limit={}, max_drop=None)
         measure = BenchmarkConfig(latency=False, eval_batch=run.measure.eval_batch)
         work = [
             Job(name_of(self.quantity, share), self.folder, run.sources, plain, run.training, measure)
@@ -255,7 +255,7 @@ def _digest(run: Run, quantity: str) -> str:
     sources, training = run.sources, run.training
     digest = hashlib.sha256(sources.model.read_bytes())
     identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]
-    values = [quantity, asdict(run.options), None if training is None else asdict(training), *identities]
+    values = [quantity, asdict(run.asked), None if training is None else asdict(training), *identities]
     digest.update(json.dumps(values, default=str, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -22,7 +22,7 @@ from onnxprune.granularity.timing import Saving
 from onnxprune.graph.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.repair.least_squares import DEPTH
@@ -90,7 +90,7 @@ class Base:
         pruned: Model,
         keep: BoolArray,
         workspace: Workspace,
-        options: Options,
+        options: ResolvedOptions,
         on_stage: ProgressCallback = quiet,
         *,
         depth: int = DEPTH,
@@ -132,7 +132,7 @@ def apply(
     base: Base,
     chosen: Sequence[Scored | Edit],
     bases: Mapping[tuple[str, str], FloatArray],
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
 ) -> Base:
@@ -176,7 +176,7 @@ def apply(
 
 
 def edited(
-    base: Base, chosen: Sequence[Scored | Edit], bases: Mapping[tuple[str, str], FloatArray], options: Options
+    base: Base, chosen: Sequence[Scored | Edit], bases: Mapping[tuple[str, str], FloatArray], options: ResolvedOptions
 ) -> tuple[Base, _Made]:
     """Make edits, unproven and unrepaired."""
     edits: list[Edit] = [c.edit if isinstance(c, Scored) else c for c in chosen]
@@ -277,7 +277,7 @@ def sides_of(trace: Trace, label: str) -> dict[str, Any]:
 def replayed(
     base: Base,
     rounds: Sequence[Sequence[Edit]],
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
 ) -> Base:
@@ -295,7 +295,7 @@ def replayed(
 
 
 def fitted(
-    analysis: Analysis, edits: Sequence[Edit], options: Options, workspace: Workspace, *, anew: bool = False
+    analysis: Analysis, edits: Sequence[Edit], options: ResolvedOptions, workspace: Workspace, *, anew: bool = False
 ) -> tuple[list[Edit | None], dict[tuple[str, str], FloatArray]]:
     """Find what edits take from the data of a model: directions, and where they are chosen anew, filters and orders of channels.
 

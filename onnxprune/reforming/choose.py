@@ -12,7 +12,7 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.graph.analysis import removed
 from onnxprune.graph.model import Model
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run
 from onnxprune.progress import ProgressCallback, quiet
@@ -30,7 +30,7 @@ def decide(run: Run) -> Run:
         OptionError: a latency table of another machine.
         TargetError: the targets cannot be met.
     """
-    assert run.workspace is not None  # `Options.resolved` has seen to it
+    assert run.workspace is not None  # `ResolvedOptions.resolved` has seen to it
     assert run.meter is not None
     if run.meter.is_elsewhere:
         raise OptionError(
@@ -50,7 +50,7 @@ def decide(run: Run) -> Run:
 
 
 def alone(
-    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+    base: Base, options: ResolvedOptions, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
 ) -> Base:
     """Choose edits so that they meet the targets without any channel going: at once, or in steps, each chosen by looking at what the
     one before has left.
@@ -71,7 +71,7 @@ def alone(
 def _round(
     base: Base,
     found: Study,
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     meter: CostEstimator,
     limits: knapsack.Budget | None,

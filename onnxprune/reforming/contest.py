@@ -14,7 +14,7 @@ from onnxprune.allocation.targets import too_far
 from onnxprune.errors import TargetError
 from onnxprune.granularity.edits import Depth
 from onnxprune.graph.analysis import analysed
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run
 from onnxprune.pipeline.schedule import select_channels
@@ -91,7 +91,7 @@ def contend(run: Run, meter: CostEstimator) -> Run:
     return replace(best.run, edited=edited, ready=best.mended)
 
 
-def _on_the_way(meter: CostEstimator, options: Options) -> Iterator[CostEstimator]:
+def _on_the_way(meter: CostEstimator, options: ResolvedOptions) -> Iterator[CostEstimator]:
     """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1

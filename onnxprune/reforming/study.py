@@ -26,7 +26,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.readers import Reader, linear_layers
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import matching
-from onnxprune.options import WITH_GRADIENTS, Options
+from onnxprune.options import WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.reforming.base import Base, Scored
 from onnxprune.reforming.statistics import collected, reader_of, weighing
@@ -56,7 +56,7 @@ class Study:
 
 
 def study(
-    base: Base, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
+    base: Base, options: ResolvedOptions, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
 ) -> Study:
     """Time and score every edit that comes into question.
 
@@ -104,14 +104,14 @@ def study(
     return Study(tuple(named), bases, tuple(notes))
 
 
-def _step(trace: Trace, options: Options) -> int:
-    return int(options.round_to) if isinstance(options.round_to, int) else max(multiples(trace)[0], FINER[0])
+def _step(trace: Trace, options: ResolvedOptions) -> int:
+    return options.round_to if options.round_to is not None else max(multiples(trace)[0], FINER[0])
 
 
 def _scored(
     analysis: Analysis,
     faster: Sequence[tuple[Candidate, Saving]],
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     on_stage: ProgressCallback,
 ) -> tuple[list[Scored], dict[tuple[str, str], FloatArray]]:
@@ -204,7 +204,7 @@ def _change(gram: Gram, edit: Edit, bases: Mapping[tuple[str, str], FloatArray])
 def _slopes(
     analysis: Analysis,
     readers: Mapping[int, Reader],
-    options: Options,
+    options: ResolvedOptions,
     workspace: Workspace,
     on_stage: ProgressCallback,
 ) -> dict[int, Slope]:

@@ -11,7 +11,7 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, output_divergence
-from onnxprune.options import Options
+from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares
 from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
@@ -58,7 +58,7 @@ class NetworkRepair:
     depth: int = least_squares.DEPTH
 
     def fit(
-        self, workspace: Workspace, options: Options, on_stage: ProgressCallback = quiet
+        self, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
     ) -> tuple[Model, tuple[Repaired, ...]]:
         """Refit all layers, without a look at held-out samples; see `onnxprune.pruning.repair.repair`."""
         return least_squares.repair(
@@ -76,7 +76,9 @@ class NetworkRepair:
             progress=share_of(on_stage, "repair"),
         )
 
-    def fit_if_better(self, workspace: Workspace, options: Options, on_stage: ProgressCallback = quiet) -> RepairResult:
+    def fit_if_better(
+        self, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
+    ) -> RepairResult:
         """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
         model, layers = self.fit(workspace, options, on_stage)
         before, after = divergences(self.reference, (self.pruned, model), workspace.calibration)

@@ -12,8 +12,8 @@ from torch import Tensor
 from onnxprune.calibration.batches import MOST_HELD, hold_out
 from onnxprune.data.augment import augment, channel_axis
 from onnxprune.data.dataset import Array, Data, Feeds
-from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.options import Training
+from onnxprune.errors import DataError, ModelError
+from onnxprune.options import ResolvedTraining
 from onnxprune.torch_backend.operators.shapes import widened
 from onnxprune.types import IntArray
 
@@ -31,8 +31,8 @@ class Batches:
         per_epoch: batches until every sample was trained on, but for a rest that fills no batch.
     """
 
-    def __init__(self, data: Data, training: Training, seed: int, memory: float) -> None:
-        """Split the samples.
+    def __init__(self, data: Data, training: ResolvedTraining, seed: int, memory: float) -> None:
+        """Share out the samples.
 
         Args:
             data: samples.
@@ -45,13 +45,8 @@ class Batches:
             ModelError: the samples cannot be fed in batches.
             DataError: they do not fill one.
         """
-        if isinstance(training.augment, str):
-            raise OptionError(
-                f"--train-augment {training.augment} is not resolved",
-                why="only the data say which kinds of augmentation fit",
-                hint="give the kinds, or none",
-            )
-        self._data, self._seed, self._kinds = data, seed, training.augment
+        self._data, self._seed = data, seed
+        self._kinds = training.augment
         fixed = _fixed_batch(data)
         multiple, most = fixed or 1, max(MOST_HELD, fixed or 0)
         self.fitted, held = hold_out(len(data), training.hold_out, multiple, seed)

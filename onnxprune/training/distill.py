@@ -18,7 +18,7 @@ from torch import Tensor
 from onnxprune.data.dataset import Data
 from onnxprune.errors import ModelError, OptionError, TrainingError
 from onnxprune.graph.model import Model
-from onnxprune.options import Training
+from onnxprune.options import ResolvedTraining
 from onnxprune.runtime.session import ORT_VERSION
 from onnxprune.torch_backend import parity
 from onnxprune.torch_backend.allocator import keep_memory
@@ -105,7 +105,7 @@ class Setting:
 
 
 def distill(
-    student: Model, teacher: Model, data: Data, training: Training, setting: Setting | None = None
+    student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting | None = None
 ) -> TrainingResult:
     """Train a model towards the outputs of another one.
 
@@ -168,7 +168,9 @@ class _Progress:
 class _Run:
     """The loop over the steps of one training."""
 
-    def __init__(self, student: Model, teacher: Model, data: Data, training: Training, setting: Setting) -> None:
+    def __init__(
+        self, student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting
+    ) -> None:
         self.training, self.setting = training, setting
         self.executor = _trained(student, training)
         self.teacher = Executor(teacher, device=training.device, trained=False)
@@ -404,7 +406,7 @@ class _Run:
             self.notes.append(f"resumed after {self.progress.step} steps")
 
 
-def _trained(student: Model, training: Training) -> Executor:
+def _trained(student: Model, training: ResolvedTraining) -> Executor:
     """Return the executor of the student.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.metrics.outputs import Outputs, class_scores
-from onnxprune.options import LABELS, Training
+from onnxprune.options import LABELS, ResolvedTraining
 from onnxprune.runtime.session import concatenate_outputs
 from onnxprune.torch_backend.batches import Batches, tensors
 from onnxprune.torch_backend.executor import Executor
@@ -33,7 +33,7 @@ class Objective:
         teacher: Executor,
         batches: Batches,
         data: Data,
-        training: Training,
+        training: ResolvedTraining,
         features: FeaturePositions,
     ) -> None:
         """Run the teacher on the validation samples.

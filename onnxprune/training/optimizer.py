@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onnxprune.options import RATES, Training
+from onnxprune.options import RATES, ResolvedTraining
 from onnxprune.training.constraints import Filters
 
 WARM_UP = 0.15
@@ -24,7 +24,7 @@ BARE = 1e-2
 TINY = 1e-30
 
 
-def learning_rate(training: Training, share: float) -> float:
+def learning_rate(training: ResolvedTraining, share: float) -> float:
     """Return the learning rate after a share of the training.
 
     One-cycle as in Smith and Topin, 2018, "Super-Convergence", with cosines as in fastai.
@@ -48,7 +48,7 @@ class Optimizer:
     """AdamW with steps scaled by filters, or SGD with Nesterov momentum; weight decay of weights with two axes or more."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], training: Training, filters: Mapping[str, tuple[Filters, ...]]
+        self, weights: Mapping[str, Tensor], training: ResolvedTraining, filters: Mapping[str, tuple[Filters, ...]]
     ) -> None:
         """Note the sizes of the filters.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--latency-table",
     type=PATH,
-    help="Measure what each layer takes with fewer channels, and write it here for `prune`.",
+    help="BenchmarkConfig what each layer takes with fewer channels, and write it here for `prune`.",
 )
 @TIMING
 @TERMINAL

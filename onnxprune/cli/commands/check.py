@@ -5,83 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import onnxprune
 from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
-from onnxprune.cli.family import family
+from onnxprune.cli.dials import LIMITS
 from onnxprune.cli.group import FAILED, examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
-from onnxprune.output import plain
-
-if TYPE_CHECKING:
-    from onnxprune.evaluation.benchmark import BenchmarkConfig
-    from onnxprune.evaluation.policy import GateLimits
-    from onnxprune.types import Verdict
-
-
-def _limits(values: dict[str, Any]) -> GateLimits:
-    from onnxprune.evaluation import policy as policies
-    from onnxprune.evaluation.policy import GateLimits
-
-    policy = values.pop("policy")
-    for name in ("max_size", "max_memory", "max_peak_memory"):
-        values[name] = None if values[name] is None else values[name] * 1e6
-    limits = GateLimits(**{**values, "domains": values["domains"] or None})
-    return limits if policy is None else policies.merged(policies.read(policy), limits)
-
-
-LIMITS = family(
-    "limits",
-    _limits,
-    click.option("--policy", type=PATH, help="TOML file with limits; options go before what it says."),
-    click.option(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="Points of top-1 (without labels: of agreement) that may be lost.",
-    ),
-    click.option(
-        "--max-class-drop",
-        type=float,
-        metavar="POINTS",
-        help="Points of recall that any class may lose, beyond chance.",
-    ),
-    click.option("--min-agreement", type=float, metavar="PERCENT", help="Samples with the same top-1, at least."),
-    click.option("--min-cosine", type=float, metavar="C", help="Cosine of the outputs, at least."),
-    click.option("--max-kl", type=float, metavar="NATS", help="Divergence of the outputs, at most."),
-    click.option(
-        "--max-calibration-rise", type=float, metavar="POINTS", help="Rise of the expected calibration error, at most."
-    ),
-    click.option(
-        "--min-speedup",
-        type=float,
-        metavar="RATIO",
-        help="Latency of the baseline / latency of the candidate, at least.",
-    ),
-    click.option("--max-latency", type=float, metavar="MS", help="Milliseconds of a run, at most."),
-    click.option("--max-size", type=float, metavar="MB", help="Size of the file in megabytes, at most."),
-    click.option("--max-params", type=float, metavar="N", help="Parameters, at most."),
-    click.option("--max-memory", type=float, metavar="MB", help="Activations alive at once in megabytes, at most."),
-    click.option(
-        "--max-peak-memory",
-        type=float,
-        metavar="MB",
-        help="Memory that a process takes to load and run it in megabytes, at most.",
-    ),
-    click.option("--max-opset", type=int, metavar="N", help="Opset, at most."),
-    click.option(
-        "--domain",
-        "domains",
-        multiple=True,
-        metavar="NAME",
-        help="Operator domain that is allowed beside ai.onnx; may be repeated.",
-    ),
-)
-"""What a candidate must keep: `limits`."""
+from onnxprune.evaluation.policy import init
+from onnxprune.output import check_destination, plain, staged
 
 
 @click.command(
@@ -114,10 +49,7 @@ LIMITS = family(
 def check(
     candidate: Path | None,
     baseline: Path | None,
-    data: Path | None,
-    preprocess: str | None,
     template: Path | None,
-    limits: GateLimits,
     strict: bool,
     providers: tuple[str, ...],
     junit: Path | None,
@@ -125,16 +57,17 @@ def check(
     markdown: Path | None,
     github: bool,
     report: Path | None,
-    measure: BenchmarkConfig,
     terminal: Terminal,
+    **asked: Any,
 ) -> None:
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
-    from onnxprune.evaluation import policy
-    from onnxprune.output import check_destination
+    from importlib.metadata import version
+
     from onnxprune.report import ci_formats, console, saving
+    from onnxprune.report import markdown as markdowns
 
     if template is not None:
-        policy.init(template)
+        init(template)
         click.echo(f"written: {template}")
         return
     if candidate is None or baseline is None:
@@ -147,18 +80,13 @@ def check(
         saving.refuse_same(report, junit, sarif, markdown)
     with terminal.progress() as on_stage:
         result = onnxprune.check(
-            candidate,
-            baseline,
-            data=data,
-            preprocess=preprocess,
-            limits=limits,
-            strict=strict,
-            providers=providers or ("CPU",),
-            measure=measure,
-            on_stage=on_stage,
+            candidate, baseline, strict=strict, providers=providers or ("CPU",), on_stage=on_stage, **asked
         )
     verdict = result.verdict
-    _write_formats(verdict, str(candidate), str(baseline), junit, sarif, markdown)
+    log = plain(ci_formats.sarif(verdict, str(candidate), version("onnxprune")))
+    _write(junit, ci_formats.junit(verdict, str(candidate)))
+    _write(sarif, json.dumps(log, indent=1))
+    _write(markdown, markdowns.check_text(verdict, str(candidate), str(baseline)))
     if report is not None:
         saving.save(report, result.report, command_line())
     terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
@@ -169,22 +97,7 @@ def check(
         sys.exit(FAILED)
 
 
-def _write_formats(
-    verdict: Verdict, candidate: str, baseline: str, junit: Path | None, sarif: Path | None, markdown: Path | None
-) -> None:
-    from importlib.metadata import version
-
-    from onnxprune.output import staged
-    from onnxprune.report import ci_formats
-    from onnxprune.report import markdown as markdowns
-
-    texts: dict[Path, str] = {}
-    if junit is not None:
-        texts[junit] = ci_formats.junit(verdict, candidate)
-    if sarif is not None:
-        texts[sarif] = json.dumps(plain(ci_formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
-    if markdown is not None:
-        texts[markdown] = markdowns.check_text(verdict, candidate, baseline)
-    for path, text in texts.items():
+def _write(path: Path | None, text: str) -> None:
+    if path is not None:
         with staged(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

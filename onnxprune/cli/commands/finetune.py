@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, SEED, command_line
+from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, output
+from onnxprune.cli.dials import CHECKPOINT, SEED, kept, trained
 from onnxprune.cli.group import FAILED, examples
-from onnxprune.cli.recipe import CHECKPOINT, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
+from onnxprune.cli.texts import parse_memory
 from onnxprune.errors import OptionError
-from onnxprune.options import Options, Training, parse_memory
-
-if TYPE_CHECKING:
-    from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.options import Options
 
 
 @click.command(
@@ -28,24 +26,13 @@ if TYPE_CHECKING:
 )
 @MODEL
 @click.option("--teacher", type=PATH, required=True, help="The model that it was pruned from.")
-@click.option("--output", "-o", type=PATH, required=True, help="Where to write the trained model.")
+@output("Where to write the trained model.")
 @DATA
 @EVALUATION
-@trained(
-    click.option(
-        "--for",
-        "amount",
-        default="2epochs",
-        show_default=True,
-        metavar="AMOUNT",
-        help="How long: 300steps, 2epochs or 3min.",
-    )
-)
+@trained("--for", default="2epochs", show_default=True, help="How long: 300steps, 2epochs or 3min.")
 @CHECKPOINT
 @click.option(
-    "--plan",
-    type=PATH,
-    help="The plan.json it was pruned by; with it --features compares channels that are left.",
+    "--plan", type=PATH, help="The plan.json it was pruned by; with it --features compares channels that are left."
 )
 @click.option("--memory", default="2GB", show_default=True, help="For preprocessed samples, beside the models.")
 @SEED
@@ -54,42 +41,28 @@ if TYPE_CHECKING:
 @TERMINAL
 def finetune(
     model: Path,
-    teacher: Path,
-    output: Path,
-    data: Path | None,
-    preprocess: str | None,
-    evaluation: Path | None,
-    training: Training,
     checkpoint: Path | None,
-    plan: Path | None,
     memory: str,
     seed: int,
-    measure: BenchmarkConfig,
     report: Path | None,
     terminal: Terminal,
+    **asked: Any,
 ) -> None:
     """Train a pruned model towards the one it came from, without labels or with, and write it."""
     from onnxprune.report import console, text
 
-    if data is None:
+    if asked["data"] is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = onnxprune.finetune(
             model,
-            teacher,
-            data=data,
-            output=output,
-            evaluation=evaluation,
-            preprocess=preprocess,
-            plan=plan,
-            training=training,
             checkpoint=checkpoint,
             seed=Options(seed=seed).seed,
             memory=parse_memory(memory),
-            measure=measure,
             on_stage=on_stage,
             report_output=report,
             command=command_line(),
+            **asked,
         )
     found = result.report
     terminal.explain(lambda: text.decisions(found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, PATH, TIMING
+from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
 from onnxprune.cli.dials import PLANNED
 from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
 )
 @MODEL
-@click.option("--output", "-o", type=PATH, required=True, help="Where to write the plan.")
+@output("Where to write the plan.")
 @PLANNED
 @DATA
 @LATENCY_TABLE
@@ -56,5 +56,6 @@ def plan(
             on_stage=on_stage,
             options=options,
         )
+    notes = [f"note: {note}" for note in found.notes]
     terminal.explain(lambda: [*text.settings(found.plan.settings), *text.pins(pinned_of(found.analysis.trace))])
-    terminal.show(lambda: found.report, lambda: console.plan_parts(found.layers, found.plan, str(output)))
+    terminal.show(lambda: found.report, lambda: [*console.plan_parts(found.layers, found.plan, str(output)), *notes])

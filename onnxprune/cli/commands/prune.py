@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, command_line
-from onnxprune.cli.dials import PRUNED
+from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, command_line, output
+from onnxprune.cli.dials import CHECKPOINT, PLANNED, kept, trained
 from onnxprune.cli.group import FAILED, examples
-from onnxprune.cli.recipe import CHECKPOINT, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
-from onnxprune.options import Options, Training
-
-if TYPE_CHECKING:
-    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -31,23 +26,19 @@ if TYPE_CHECKING:
     )
 )
 @MODEL
-@click.option("--output", "-o", type=PATH, required=True, help="Where to write the pruned model.")
+@output("Where to write the pruned model.")
 @DATA
 @EVALUATION
-@PRUNED
+@PLANNED
 @click.option(
     "--plan",
     type=PATH,
-    help="Replay this plan.json; of the dials above, those that choose channels then have no say.",
+    help="Replay this plan.json; options above that select channels have no effect then.",
 )
 @click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
 @trained(
-    click.option(
-        "--finetune",
-        "amount",
-        metavar="AMOUNT",
-        help="Train what is left towards the original: 300steps, 2epochs or 3min; needs --data, and torch. Options below say how.",
-    )
+    "--finetune",
+    help="Train the pruned model towards the original: 300steps, 2epochs or 3min; needs --data, and torch. Options below say how.",
 )
 @CHECKPOINT
 @LATENCY_TABLE
@@ -55,44 +46,18 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Write a result even where it is measured to be slower than the original.")
 @REPORT
 @TERMINAL
-def prune(
-    model: Path,
-    output: Path,
-    data: Path | None,
-    preprocess: str | None,
-    evaluation: Path | None,
-    options: Options,
-    plan: Path | None,
-    plan_output: Path | None,
-    training: Training | None,
-    checkpoint: Path | None,
-    latency_table: Path | None,
-    measure: BenchmarkConfig,
-    force: bool,
-    report: Path | None,
-    terminal: Terminal,
-) -> None:
+def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: Terminal, **asked: Any) -> None:
     """Prune a model, prove it equal to the masked one, measure it, and write it."""
     from onnxprune.report import console, text
 
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = onnxprune.prune(
             model,
-            output=output,
-            data=data,
-            evaluation=evaluation,
-            preprocess=preprocess,
-            plan=plan,
-            plan_output=plan_output,
-            measure=measure,
+            checkpoint=checkpoint,
             on_stage=on_stage,
             report_output=report,
             command=command_line(),
-            options=options,
-            training=training,
-            checkpoint=checkpoint,
-            latency_table=latency_table,
-            force=force,
+            **asked,
         )
     found = result.report
     terminal.explain(lambda: text.decisions(found))

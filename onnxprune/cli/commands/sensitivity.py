@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, MODEL, PATH, WORKERS
+from onnxprune.cli.common import DATA, MODEL, PLOT, WORKERS
 from onnxprune.cli.dials import STUDIED
 from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -22,7 +22,7 @@ from onnxprune.options import Options
 )
 @MODEL
 @DATA
-@click.option("--plot", type=PATH, help="Draw the curves: .svg, .png or .pdf; needs matplotlib.")
+@PLOT
 @STUDIED
 @WORKERS
 @TERMINAL

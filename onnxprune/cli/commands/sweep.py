@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, WORKERS, command_line
-from onnxprune.cli.dials import SWEPT
+from onnxprune.cli.common import (
+    DATA,
+    EVALUATION,
+    LATENCY_TABLE,
+    MEASURE,
+    MODEL,
+    PLOT,
+    REPORT,
+    WORKERS,
+    command_line,
+    output,
+)
+from onnxprune.cli.dials import SWEPT, trained
 from onnxprune.cli.group import examples
-from onnxprune.cli.recipe import trained
 from onnxprune.cli.terminal import NOTHING, TERMINAL, Terminal
+from onnxprune.cli.texts import parse_shares
 from onnxprune.cli.values import Words
-from onnxprune.options import QUANTITIES, Options, Training, parse_shares
-
-if TYPE_CHECKING:
-    from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.options import QUANTITIES
 
 
 @click.command(
@@ -27,13 +35,7 @@ if TYPE_CHECKING:
     )
 )
 @MODEL
-@click.option(
-    "--output",
-    "-o",
-    type=PATH,
-    required=True,
-    help="Folder for all models, plans and reports; an interrupted sweep goes on there.",
-)
+@output("Folder for all models, plans and reports; an interrupted sweep goes on there.")
 @click.option(
     "--targets",
     type=Words([f"{quantity}=" for quantity in QUANTITIES]),
@@ -45,36 +47,15 @@ if TYPE_CHECKING:
 @DATA
 @EVALUATION
 @SWEPT
-@trained(
-    click.option(
-        "--finetune",
-        "amount",
-        metavar="AMOUNT",
-        help="Train each of them: 300steps, 2epochs or 3min; needs --data, and torch.",
-    )
-)
+@trained("--finetune", help="Train each of them: 300steps, 2epochs or 3min; needs --data, and torch.")
 @LATENCY_TABLE
 @WORKERS
-@click.option("--plot", type=PATH, help="Draw what is lost against what is left: .svg, .png or .pdf; needs matplotlib.")
+@PLOT
 @MEASURE
 @REPORT
 @TERMINAL
 def sweep(
-    model: Path,
-    output: Path,
-    targets: str,
-    data: Path | None,
-    preprocess: str | None,
-    evaluation: Path | None,
-    options: Options,
-    training: Training | None,
-    latency_table: Path | None,
-    jobs: int,
-    scheduler: str | None,
-    plot: Path | None,
-    measure: BenchmarkConfig,
-    report: Path | None,
-    terminal: Terminal,
+    model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
 ) -> None:
     """Make models of several sizes in one run, each repaired and measured, and say which of them are worth having."""
     from onnxprune.output import check_destination
@@ -87,20 +68,12 @@ def sweep(
         result = onnxprune.sweep(
             model,
             output,
-            data=data,
-            evaluation=evaluation,
-            preprocess=preprocess,
             quantity=quantity,
             shares=shares,
-            options=options,
-            training=training,
-            measure=measure,
-            latency_table=latency_table,
-            jobs=jobs,
-            scheduler=scheduler,
             on_stage=on_stage,
             report_output=report,
             command=command_line(),
+            **asked,
         )
     found = result.report
     if plot is not None:

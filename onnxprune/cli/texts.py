@@ -1,0 +1,127 @@
+"""Read what a person writes on the command line: targets, amounts, lengths of training, constraints."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from onnxprune.errors import OptionError
+from onnxprune.metrics.table import METRICS
+from onnxprune.options import AUGMENTATIONS, QUANTITIES, Bound
+
+
+def parse_budget(text: str) -> dict[str, Any]:
+    """Read how long to train: 300steps, 2epochs, 3min.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|min(?:utes?)?|h(?:ours?)?)\s*", text.lower())
+    if found is None:
+        raise OptionError(f"{text!r} does not say how long to train", hint="for instance 300steps, 2epochs or 3min")
+    amount, unit = float(found[1]), found[2]
+    if unit.startswith("h"):
+        return {"amount": 60 * amount, "unit": "min"}
+    return {"amount": amount, "unit": "min" if unit.startswith("min") else unit.removesuffix("s") + "s"}
+
+
+def parse_bounds(clamps: Iterable[str], norms: Iterable[str]) -> tuple[Bound, ...]:
+    """Read constraints: `lo,hi` or `GLOB=lo,hi`, and `R` or `GLOB=R`.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    bounds = []
+    for option, text in (*(("clamp", text) for text in clamps), *(("max-norm", text) for text in norms)):
+        pattern, equals, amount = text.rpartition("=")
+        numbers = []
+        with contextlib.suppress(ValueError):
+            numbers = [float(part) for part in amount.split(",")]
+        pattern = pattern if equals else "*"
+        if option == "clamp" and len(numbers) == 2 and numbers[0] <= numbers[1]:
+            bounds.append(Bound(pattern, numbers[0], numbers[1]))
+        elif option == "max-norm" and len(numbers) == 1 and 0 < numbers[0] < math.inf:
+            bounds.append(Bound(pattern, norm=numbers[0]))
+        else:
+            example = "-1,1 or 'conv*.weight=-1,1'" if option == "clamp" else "3 or 'conv*.weight=3'"
+            raise OptionError(f"--{option} {text!r} is not a bound", hint=f"for instance --{option} {example}")
+    return tuple(bounds)
+
+
+def parse_shares(text: str) -> tuple[str, list[float]]:
+    """Read the targets of a sweep: `flops=10%,30%,0.5`.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    quantity, equals, amounts = (part.strip().lower() for part in text.partition("="))
+    if not equals:
+        raise OptionError(
+            f"--targets {text!r} is not of the form QUANTITY=SHARES", hint="for instance --targets flops=20%,40%,60%"
+        )
+    return quantity, [parse_targets("reduce", [f"{quantity}={amount}"])[quantity] for amount in amounts.split(",")]
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Read kinds of augmentation: `none`, or names separated by commas; return them in the order of `AUGMENTATIONS`.
+
+    Raises:
+        OptionError: an unknown kind.
+    """
+    names = [name.strip().lower() for name in text.split(",")]
+    for name in names:
+        if name not in AUGMENTATIONS and names != ["none"]:
+            raise OptionError(
+                f"unknown augmentation {name!r}",
+                hint=f"give none, or some of {', '.join(AUGMENTATIONS)}, separated by commas",
+            )
+    return tuple(kind for kind in AUGMENTATIONS if kind in names)
+
+
+def parse_memory(text: str) -> float:
+    """Read an amount of memory: 2GB, 500M, or bytes.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    try:
+        return METRICS["memory"].parse(text.strip().lower())
+    except ValueError:
+        raise OptionError(f"--memory {text!r} is not an amount", hint="for instance --memory 2GB") from None
+
+
+def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
+    """Read targets as a person writes them.
+
+    Args:
+        option: `reduce` (`flops=50%`, `latency=0.3`) or `limit` (`flops=300M`, `size=4MB`, `latency=3ms`).
+        texts: what was given.
+
+    Raises:
+        OptionError: not of that form, or the same quantity twice.
+    """
+    example = "flops=50%" if option == "reduce" else "flops=300M"
+    result: dict[str, float] = {}
+    for text in texts:
+        quantity, equals, amount = (part.strip().lower() for part in text.partition("="))
+        if not equals:
+            raise OptionError(
+                f"--{option} {text!r} is not of the form QUANTITY=AMOUNT", hint=f"for instance --{option} {example}"
+            )
+        if quantity not in QUANTITIES:
+            raise OptionError(f"--{option} does not know {quantity!r}", hint=f"give one of {', '.join(QUANTITIES)}")
+        if quantity in result:
+            raise OptionError(f"--{option} names {quantity} twice", hint="give one amount per quantity")
+        try:
+            if option == "limit":
+                result[quantity] = METRICS[quantity].parse(amount)
+            else:
+                result[quantity] = float(amount[:-1]) * 0.01 if amount.endswith("%") else float(amount)
+        except ValueError:
+            raise OptionError(
+                f"--{option} {text!r}: {amount!r} is not a number", hint=f"for instance --{option} {example}"
+            ) from None
+    return result
