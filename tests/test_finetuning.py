@@ -81,9 +81,9 @@ def test_progressive_trains_between_steps(run, tiny_path, samples, out):
 def test_what_was_trained_is_repaired_towards_a_model_of_as_many_channels(monkeypatch, tiny_path, samples):
     real, seen = repair.repair, []
 
-    def spied(original, pruned, trace, *args, **kwargs):
-        seen.append((analyse(original).trace.n_channels, trace.n_channels))
-        return real(original, pruned, trace, *args, **kwargs)
+    def spied(task, *args, **kwargs):
+        seen.append((analyse(task.reference).trace.n_channels, task.trace.n_channels))
+        return real(task, *args, **kwargs)
 
     monkeypatch.setattr(repair, "repair", spied)
     onnxprune.prune(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.calibration.batches import Calibration
-from onnxprune.calibration.capture import Store, Stream
+from onnxprune.calibration.capture import ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_of
 from onnxprune.importance.obs import Removal
@@ -33,7 +33,7 @@ def curves(
     removals: Sequence[Removal],
     calibration: Calibration,
     macs: float,
-    store: Store,
+    store: ActivationStore,
     progress: Callable[[float], None] | None = None,
     of: int | None = None,
 ) -> tuple[Curve, ...]:
@@ -93,10 +93,10 @@ class Probe:
         store: where activations are.
     """
 
-    def __init__(self, model: Model, calibration: Calibration, macs: float, store: Store) -> None:
+    def __init__(self, model: Model, calibration: Calibration, macs: float, store: ActivationStore) -> None:
         samples = int(np.clip(WORK / max(1.0, macs / 2), LEAST_SAMPLES, MOST_SAMPLES))
         self._batches = held_batches(calibration, samples)
-        self._stream = Stream(model, self._batches, store)
+        self._stream = LayerwiseRunner(model, self._batches, store)
         self._reference = self._stream.finish(model)
 
     def advance(self, n: int) -> None:

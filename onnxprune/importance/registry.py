@@ -37,15 +37,7 @@ def calibrated_scores(
             if options.scope != "sensitivity":
                 return given, []
         elif kind != "obs":
-            given = second_order.activation_scores(
-                model,
-                trace,
-                workspace.calibration.plain,
-                kind,
-                store=workspace.store,
-                memory=workspace.memory,
-                seed=options.seed,
-            )
+            given = second_order.activation_scores(model, trace, workspace.plain, kind)
             given = np.where(np.isnan(given), fallback, given)
             if options.scope != "sensitivity":
                 return given, []
@@ -53,12 +45,9 @@ def calibrated_scores(
         second_order.removals(
             model,
             trace,
-            workspace.calibration.plain,
-            scores=given,
-            fallback=fallback,
-            store=workspace.store,
-            memory=workspace.memory,
-            seed=options.seed,
+            workspace.plain,
+            given,
+            fallback,
             hold_out=options.scope == "sensitivity",
             names=names,
             progress=share_of(on_stage, "capture"),

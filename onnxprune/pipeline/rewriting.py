@@ -8,7 +8,8 @@ from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import analysed
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.reforming.base import Base as EditedModel
-from onnxprune.repair.network import NetworkRepair
+from onnxprune.repair.least_squares import RepairTask
+from onnxprune.repair.network import refit
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import Proof, prove
@@ -59,8 +60,8 @@ def reconstruct(run: Run) -> Run:
     """Repair the result of a step of the schedule: another step follows, so held-out samples are not asked."""
     assert run.workspace is not None
     start = run.start.model
-    task = NetworkRepair(start.analysis, run.model, run.left, start.reference)
-    return replace(run, model=task.fit(run.workspace, run.options, run.on_stage)[0])
+    task = RepairTask(start.reference, run.model, start.analysis.trace, run.left)
+    return replace(run, model=refit(task, run.workspace, run.options, run.on_stage)[0])
 
 
 def rescore(run: Run) -> Run:

@@ -25,8 +25,8 @@ from onnxprune.graph.readers import linear_layers
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.statistics import collected, reader_of, weighing
-from onnxprune.repair.least_squares import DEPTH
-from onnxprune.repair.network import NetworkRepair, RepairResult
+from onnxprune.repair.least_squares import DEPTH, RepairTask
+from onnxprune.repair.network import RepairResult, refit_if_better
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
@@ -98,8 +98,8 @@ class Base:
         """Repair this model without the channels that are not in `keep`; see `onnxprune.repair.network`."""
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
             return RepairResult(pruned, notes=workspace.notes)
-        task = NetworkRepair(self.analysis, pruned, keep, self.reference, self.changed, depth)
-        return task.fit_if_better(workspace, options, on_stage)
+        task = RepairTask(self.reference, pruned, self.analysis.trace, keep, self.changed, depth)
+        return refit_if_better(task, workspace, options, on_stage)
 
     @property
     def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
@@ -166,8 +166,8 @@ def apply(
     analysis = after.analysis
     if workspace is not None and options.repair in ("lstsq", "bias"):
         keep = np.ones(analysis.trace.n_channels, dtype=bool)
-        task = NetworkRepair(analysis, model, keep, after.reference, made.changed, depth=1)
-        mended = task.fit_if_better(workspace.plain, options, on_stage)
+        task = RepairTask(after.reference, model, analysis.trace, keep, made.changed, depth=1)
+        mended = refit_if_better(task, workspace.plain, options, on_stage)
         notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
         layers, loss = mended.layers, mended.loss
         analysis = analysed(mended.model, options, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,14 +43,5 @@ def collected(
     analysis: Analysis, readers: dict[int, Reader], options: Options, workspace: Workspace
 ) -> Iterator[tuple[int, second_order.Statistics]]:
     """Yield what is seen of the input of each layer, in graph order, on samples that are not held out."""
-    return second_order.collect(
-        analysis.model,
-        analysis.trace,
-        workspace.calibration.plain,
-        readers,
-        workspace.store,
-        workspace.memory * ROOM,
-        options.seed,
-        hold_out=True,
-        apart=True,
-    )
+    roomy = replace(workspace.plain, memory=workspace.memory * ROOM)
+    return second_order.collect(analysis.model, analysis.trace, roomy, readers, hold_out=True, apart=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares
+from onnxprune.repair.least_squares import RepairTask
 from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
-from onnxprune.types import BoolArray, Repaired
+from onnxprune.types import Repaired
 
 MOST_SAMPLES = 256
 
@@ -37,61 +37,28 @@ class RepairResult:
     loss: float = math.nan
 
 
-@dataclass(frozen=True)
-class NetworkRepair:
-    """The repair of one pruned model.
+def refit(
+    task: RepairTask, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
+) -> tuple[Model, tuple[Repaired, ...]]:
+    """Refit all layers, without a look at held-out samples; see `onnxprune.repair.least_squares.repair`."""
+    progress = share_of(on_stage, "repair")
+    return least_squares.repair(task, workspace, only_bias=options.repair == "bias", progress=progress)
 
-    Attributes:
-        analysis: of the model that was pruned.
-        pruned: the model without the channels that are not in `keep`.
-        keep: (n_channels of `analysis`,) channels that stay.
-        reference: model whose outputs are the targets.
-        changed: tensors whose layers differ from those of the reference, and that nothing has repaired yet.
-        depth: largest number of layers that are fitted together.
-    """
 
-    analysis: Analysis
-    pruned: Model
-    keep: BoolArray
-    reference: Model
-    changed: Set[str] = frozenset()
-    depth: int = least_squares.DEPTH
-
-    def fit(
-        self, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
-    ) -> tuple[Model, tuple[Repaired, ...]]:
-        """Refit all layers, without a look at held-out samples; see `onnxprune.pruning.repair.repair`."""
-        return least_squares.repair(
-            self.reference,
-            self.pruned,
-            self.analysis.trace,
-            self.keep,
-            workspace.calibration,
-            store=workspace.store,
-            memory=workspace.memory,
-            only_bias=options.repair == "bias",
-            depth=self.depth,
-            seed=options.seed,
-            changed=self.changed,
-            progress=share_of(on_stage, "repair"),
-        )
-
-    def fit_if_better(
-        self, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
-    ) -> RepairResult:
-        """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
-        model, layers = self.fit(workspace, options, on_stage)
-        before, after = divergences(self.reference, (self.pruned, model), workspace.calibration)
-        notes = list(workspace.notes)
-        if after > before:
-            text = f"repair was undone: on inputs held out it moves the output further from the original ({after:.3g} after {before:.3g})"
-            return RepairResult(self.pruned, (), (*notes, text), before)
-        kept = sum(1 for layer in layers if layer.after >= layer.before)
-        if kept:
-            notes.append(
-                f"{kept} of {len(layers)} layers keep their weights: no change predicted the rows held out better"
-            )
-        return RepairResult(model, layers, tuple(notes), after)
+def refit_if_better(
+    task: RepairTask, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
+) -> RepairResult:
+    """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
+    model, layers = refit(task, workspace, options, on_stage)
+    before, after = divergences(task.reference, (task.pruned, model), workspace.calibration)
+    notes = list(workspace.notes)
+    if after > before:
+        text = f"repair was undone: on held-out samples it moves the output further from the original ({after:.3g} after {before:.3g})"
+        return RepairResult(task.pruned, (), (*notes, text), before)
+    kept = sum(1 for layer in layers if layer.after >= layer.before)
+    if kept:
+        notes.append(f"{kept} of {len(layers)} layers keep their weights: no change predicts held-out rows better")
+    return RepairResult(model, layers, tuple(notes), after)
 
 
 def divergences(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
