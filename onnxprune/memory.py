@@ -43,12 +43,17 @@ def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     Raises:
         ModelError: its shapes can neither be inferred nor observed.
     """
-    return _peak(weightless(model), input_shapes, model.to_proto)
+    return max(alive(model, input_shapes).values())
+
+
+def alive(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the bytes of activations that are alive at each node, by its first output; "" stands for the inputs. See `peak`."""
+    return _alive(weightless(model), input_shapes, model.to_proto)
 
 
 def peak_of_proto(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the same for a model that was not loaded; see `peak`."""
-    return _peak(_light(proto), input_shapes, lambda: proto)
+    return max(_alive(_light(proto), input_shapes, lambda: proto).values())
 
 
 def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -63,9 +68,9 @@ def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
     )
 
 
-def _peak(
+def _alive(
     light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], whole: Callable[[], onnx.ModelProto]
-) -> int:
+) -> dict[str, int]:
     found = runtime.infer_shapes(light, dict(input_shapes))
     shapes = dict(found.full)
     size = itemsizes(found.types)
@@ -85,13 +90,13 @@ def _peak(
     for name in (*inputs, *(value.name for value in light.graph.output)):
         takers[name] += 1  # never freed
     alive = sum(count(name) for name in inputs)
-    most = alive
+    found_alive = {"": alive}
     for node in nodes:
         alive += sum(count(name) for name in node.output if name)
-        most = max(most, alive)
+        found_alive[next((name for name in node.output if name), "")] = alive
         for name in set(node.input) & activations:
             takers[name] -= 1
             if not takers[name]:
                 alive -= count(name)
         alive -= sum(count(name) for name in node.output if name and not takers[name])
-    return most
+    return found_alive

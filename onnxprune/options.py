@@ -18,8 +18,8 @@ WITH_GRADIENTS = ("taylor", "fisher", "hessian")
 WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
 """Importances that look at what samples do in the network."""
 IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
-GRANULARITIES = ("filter", "kernel", "group", "rank", "depth")
-"""What goes: channels; taps of kernels; blocks of channels, which leaves groups; directions of a layer; branches, and layers between others."""
+GRANULARITIES = ("filter", "kernel", "rank", "depth")
+"""What goes: channels; taps of kernels; directions of a layer; branches, and layers between others."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
 REPAIRS = (AUTO, "lstsq", "bias", "merge", "none")
 DATA_FREE = ("merge", "none")

@@ -27,19 +27,19 @@ from onnxprune.analysis import (
 from onnxprune.comparison import Measure, Stage, compare, quiet
 from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
-from onnxprune.granularity import edits
 from onnxprune.mending import Mended
 from onnxprune.model import Model
 from onnxprune.options import Options, Training
 from onnxprune.pruning import rewrite
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
-from onnxprune.reforming.base import Base, replayed
+from onnxprune.reforming.base import EditedModel, replayed
 from onnxprune.reforming.choose import decide
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.search import Choice, choose
+from onnxprune.surgery import edits
 from onnxprune.targets import Meter, refuse_slower
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
 from onnxprune.workspace import Workspace, opened, workspace_for
@@ -148,7 +148,7 @@ def prune(
         if given is not None:
             seen = given if recovery is None else recovery.fitted()
             workspace = scope.enter_context(workspace_for(seen, analysis, options))
-        base, ready = Base(analysis, analysis.model), None
+        base, ready = EditedModel(analysis, analysis.model), None
         if plan is not None:
             base = _replayed(base, Path(plan), options, workspace, on_stage)
             if not base.chosen:
@@ -160,7 +160,7 @@ def prune(
         else:
             meter = Meter(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
 
-            def choose_from(base: Base, meter: Meter) -> Choice:
+            def choose_from(base: EditedModel, meter: Meter) -> Choice:
                 lost = trainer = None
                 if options.max_drop is not None and workspace is not None and checked_on is not None:
                     lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
@@ -220,7 +220,9 @@ def prune(
     return Result(pruned, chosen, report, analysis.trace, origin)
 
 
-def _replayed(base: Base, path: Path, options: Options, workspace: Workspace | None, on_stage: Stage) -> Base:
+def _replayed(
+    base: EditedModel, path: Path, options: Options, workspace: Workspace | None, on_stage: Stage
+) -> EditedModel:
     """Make the edits of layers that a plan holds."""
     rounds = [
         [edits.from_dict(entry, str(path)) for entry in part]
@@ -229,7 +231,7 @@ def _replayed(base: Base, path: Path, options: Options, workspace: Workspace | N
     return replayed(base, rounds, options, workspace, on_stage)
 
 
-def _with_base(mended: Mended, base: Base) -> Mended:
+def _with_base(mended: Mended, base: EditedModel) -> Mended:
     """Add what was done to layers before channels went to what a report says of repair."""
     last = {layer.label: layer for layer in mended.layers}
     first = tuple(layer for layer in base.layers if layer.label not in last)
@@ -264,7 +266,7 @@ def _blocks_text(plan: Plan) -> bytes:
 
 
 def _deleted(
-    choice: Choice, base: Base, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
+    choice: Choice, base: EditedModel, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
 ) -> tuple[Model, verify.Proof]:
     """Delete what a plan says, and prove it: on what it speaks of, and on what training has made of that on the way."""
     proof = base.proof
@@ -288,7 +290,7 @@ class _Loss:
 
     def __init__(
         self,
-        base: Base,
+        base: EditedModel,
         original: Model,
         workspace: Workspace,
         options: Options,

@@ -72,7 +72,7 @@ def structure(path: Path) -> dict[str, Any]:
 
 
 def blocks(path: Path, digest: str) -> tuple[tuple[dict[str, Any], ...], ...]:
-    """Return the edits of layers in a plan, in rounds; what they are is for `onnxprune.granularity.edits` to say.
+    """Return the edits of layers in a plan, in rounds; what they are is for `onnxprune.surgery.edits` to say.
 
     Raises:
         PlanError: not a plan, or for another model.

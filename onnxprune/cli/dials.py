@@ -91,7 +91,7 @@ GRANULARITY = click.option(
     default=",".join(DEFAULTS.granularity),
     show_default=True,
     metavar="KINDS",
-    help=f"What may go, of {','.join(GRANULARITIES)}: channels; taps of kernels; blocks of channels (leaves groups); directions of layers; branches. auto: all, by loss per saving, as measured. All but filter take data.",
+    help=f"What may go, of {','.join(GRANULARITIES)}: channels; taps of kernels; directions of layers; branches. auto: all, by loss per saving, as measured. All but filter take data.",
 )
 CHOICE = (
     click.option(

@@ -1,0 +1,257 @@
+"""Choose edits: at most one for each node, with the least expected loss of the output under all budgets.
+
+That is a multiple-choice knapsack, solved by `scipy.optimize.milp`. Where channels are pruned as well, edits and channels share the budgets through a
+Lagrange multiplier: the loss of the last channels that went, per share of the cost that they saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from onnxprune import memory, runtime
+from onnxprune.allocation.edit_timing import Saving
+from onnxprune.errors import TargetError
+from onnxprune.model import Model
+from onnxprune.options import QUANTITIES
+from onnxprune.pruning.budget import Limits
+from onnxprune.surgery.edits.apply import apply_edits
+from onnxprune.surgery.edits.protocol import Edit
+from onnxprune.targets import Meter
+from onnxprune.types import BoolArray, FloatArray, Plan
+
+DEFAULT_MULTIPLIER = 0.1
+"""Divergence per share of the cost, where channels alone cannot meet the target."""
+FREE = 1e-9
+"""Multiplier at which edits without any loss are taken."""
+SCALE = 1e4
+"""Largest coefficient of the objective, large beside the absolute tolerance of the solver."""
+MARGINS = (0.0, 1e-6, 1e-5)
+"""Shares by which budgets are tightened in turn: the solver keeps them within a tolerance only."""
+SOLVER = {"mip_rel_gap": 1e-7, "node_limit": 20_000}
+
+
+@dataclass(frozen=True)
+class ScoredEdit:
+    """An edit, and where it was chosen from data what it saves and costs.
+
+    Attributes:
+        edit: the edit.
+        nodes: numbers of the nodes that it replaces.
+        layers: labels of these nodes.
+        saving: milliseconds, multiplications, parameters; None: the edit was read from a plan.
+        error: of the layer, as a share of the variance of its output, with the other weights adjusted; 0: exact.
+        loss: expected divergence of the output.
+    """
+
+    edit: Edit
+    nodes: tuple[int, ...] = ()
+    layers: frozenset[str] = frozenset()
+    saving: Saving | None = field(default=None)
+    error: float = nan
+    loss: float = nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the edit as it stands in a plan, with what it costs and saves where that is known."""
+        content = {**self.edit.to_dict(), "what": str(self.edit)}
+        if self.saving is None:
+            return content
+        why = {
+            "error": self.error,
+            "divergence": self.loss,
+            "milliseconds": [self.saving.before, self.saving.after],
+            "macs_removed": self.saving.macs,
+            "params_removed": self.saving.params,
+        }
+        return {**content, "why": why}
+
+
+def bound_amounts(limits: Limits) -> dict[str, float]:
+    """Return the amounts that are bound, by quantity."""
+    return {name: bound for name, bound in zip(QUANTITIES, limits.bounds, strict=True) if bound is not None}
+
+
+class EditMeter:
+    """Predicts and measures what a selection of edits costs, as `Meter` does for channels.
+
+    Each quantity is the largest of some rows, in each of which savings add up: one row, but for memory one for each moment of a run.
+
+    Args:
+        meter: of the model that is edited.
+        scored: edits, of which some are chosen.
+    """
+
+    def __init__(self, meter: Meter, scored: Sequence[ScoredEdit]) -> None:
+        self.meter, self.wanted, self.whole, self.scored = meter, meter.wanted, meter.whole, scored
+        self.losses = np.array([s.loss for s in scored])
+        start = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
+        self.start = dict(zip(QUANTITIES, start, strict=True))
+        known = [s.saving for s in scored if s.saving is not None]
+        params = np.array([s.params for s in known])
+        savings = {
+            "flops": np.array([s.macs for s in known]),
+            "params": params,
+            "size": params * self.start["size"] / max(self.start["params"], 1.0),
+            "latency": np.array([s.before - s.after for s in known]),
+        }
+        self.rows = {name: (np.array([self.start[name]]), saved[None]) for name, saved in savings.items()}
+        if "memory" in bound_amounts(meter.goals()):
+            self.rows["memory"] = _alive(meter, [s.edit for s in scored])
+
+    def goals(self) -> Limits:
+        """Return the bounds."""
+        return self.meter.goals()
+
+    def totals(self, chosen: BoolArray) -> tuple[float, ...]:
+        """Predict amounts in the order of `budget.Limits`; 0 for what nothing is asked of."""
+        amounts = {name: float((base - saved @ chosen).max()) for name, (base, saved) in self.rows.items()}
+        return tuple(max(amounts.get(name, 0.0), 0.0) for name in QUANTITIES)
+
+    def of(self, candidate: Model) -> dict[str, float]:
+        """Measure a model."""
+        return self.meter.of(candidate)
+
+    def gains(self) -> FloatArray:
+        """Return what each edit saves of what is bound (of FLOPs where nothing is), as shares of the whole, added up."""
+        gains = np.zeros(len(self.scored))
+        for name in bound_amounts(self.goals()) or QUANTITIES[:1]:
+            base, saved = self.rows[name]
+            gains += saved[base.argmax()] / max(base.max(), 1e-30)
+        return gains
+
+    def needed(self, limits: Limits) -> tuple[FloatArray, FloatArray]:
+        """Return (n, edits) savings, as shares of the bounds, and the (n,) shares that must be saved of them."""
+        shares, needed = [np.zeros((0, len(self.scored)))], [np.zeros(0)]
+        for name, bound in bound_amounts(limits).items():
+            base, saved = self.rows[name]
+            shares.append(saved / bound)
+            needed.append(base / bound - 1)
+        return np.concatenate(shares), np.concatenate(needed)
+
+
+def _alive(meter: Meter, edits: Sequence[Edit]) -> tuple[FloatArray, FloatArray]:
+    """Return the bytes of activations that are alive at each node, and what each edit saves of them, (nodes,) and (nodes, edits)."""
+    model = meter.analysis.model
+    shapes = runtime.concrete_shapes(model.header, meter.how.batch, known=meter.analysis.trace.input_shapes)
+    before = memory.alive(model, shapes)
+    after = [memory.alive(apply_edits(model, [edit]).model, shapes) for edit in edits]
+    names = list(dict.fromkeys(name for alive in (before, *after) for name in alive))
+    amounts = np.array([[alive.get(name, 0.0) for alive in (before, *after)] for name in names])
+    return amounts[:, 0], amounts[:, :1] - amounts[:, 1:]
+
+
+def least_loss(meter: EditMeter, limits: Limits) -> BoolArray:
+    """Choose the edits with the least expected loss that keep some limits, as predicted.
+
+    Raises:
+        TargetError: no selection keeps them.
+    """
+    shares, needed = meter.needed(limits)
+    gains = FREE * meter.gains()
+    objective = meter.losses - gains
+    for margin in MARGINS:
+        chosen = _solved(objective, meter.scored, shares, needed + margin)
+        if chosen is None:
+            break
+        worst = float(
+            objective[chosen].clip(0).sum() + gains.clip(0).sum()
+        )  # again, with coefficients as large as the result
+        again = _solved(np.where(objective > worst, np.inf, objective), meter.scored, shares, needed + margin)
+        chosen = chosen if again is None else again
+        if limits.hold(*meter.totals(chosen)):
+            return chosen
+    least = meter.totals(net_gain(meter, np.inf))
+    raise TargetError(
+        "the target cannot be reached",
+        why="; ".join(
+            f"{value:.4g} is the least, {bound:.4g} was asked" for value, bound in limits.pairs(least) if value > bound
+        )
+        or "no selection of edits keeps all limits at once",
+        hint="ask for less, or prune channels as well: --granularity auto",
+    )
+
+
+def net_gain(meter: EditMeter, multiplier: float) -> BoolArray:
+    """Choose the edits with the largest net gain: what they save times a Lagrange multiplier, less what they lose."""
+    gains = meter.gains()
+    objective = -gains if np.isinf(multiplier) else meter.losses - multiplier * gains
+    chosen = _solved(objective, meter.scored, np.zeros((0, len(gains))), np.zeros(0))
+    assert chosen is not None
+    return chosen
+
+
+def worth(meter: EditMeter, limits: Limits, multiplier: float) -> BoolArray:
+    """Choose the edits with the largest net gain; where fewer keep the limits, those with the least loss that keep them."""
+    chosen = net_gain(meter, multiplier)
+    return least_loss(meter, limits) if limits.hold(*meter.totals(chosen)) else chosen
+
+
+def _solved(
+    objective: FloatArray, scored: Sequence[ScoredEdit], shares: FloatArray, needed: FloatArray
+) -> BoolArray | None:
+    """Minimize an objective over selections that save enough, with at most one edit for each node; None where there is none.
+
+    An infinite coefficient forbids the edit.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    allowed = np.isfinite(objective) & ((objective < 0) | (needed.max(initial=0) > 0))
+    chosen = np.zeros(len(scored), dtype=bool)
+    if not allowed.any():
+        return chosen if needed.max(initial=0) <= 0 else None
+    index = np.flatnonzero(allowed)
+    rows, columns = np.array([(node, at) for at, n in enumerate(index.tolist()) for node in scored[n].nodes]).T
+    once = csr_array((np.ones(rows.size), (rows, columns)), shape=(rows.max() + 1, index.size))
+    cost = objective[index]
+    found = milp(
+        cost * (SCALE / max(np.abs(cost).max(), 1e-30)),
+        integrality=np.ones(index.size),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(once, ub=1),
+            *([LinearConstraint(shares[:, index], lb=needed)] if needed.size else []),
+        ],
+        options=SOLVER,
+    )
+    if found.x is None:
+        return None
+    chosen[index[found.x > 0.5]] = True
+    return chosen
+
+
+def taken(scored: Sequence[ScoredEdit], chosen: BoolArray) -> tuple[ScoredEdit, ...]:
+    """Return the edits that were chosen."""
+    return tuple(compress(scored, chosen))
+
+
+def multiplier_of(plan: Plan, meter: Meter) -> float:
+    """Return the loss of the last channels that went per share of the bound cost that they saved, the median over the groups."""
+    curves = {curve.group: curve for curve in plan.curves}
+    whole = np.maximum(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)), 1e-30)
+    names = bound_amounts(meter.goals()) or QUANTITIES[:1]
+    bound = [QUANTITIES.index(name) for name in names]
+
+    def cost(keep: BoolArray) -> float:
+        return float((np.array(meter.totals(keep)) / whole)[bound].sum())
+
+    here = cost(plan.keep)
+    ratios = []
+    for group in meter.analysis.trace.groups:
+        curve = curves.get(group.name)
+        gone = 0 if curve is None else int((~plan.keep[curve.order]).sum())
+        if curve is None or not gone:
+            continue
+        back = max(1, min(gone, curve.order.size // 8))
+        more = plan.keep.copy()
+        more[curve.order[gone - back : gone]] = True
+        lost = curve.at(np.array([gone - back, gone]))
+        saved = cost(more) - here
+        if saved > 0:
+            ratios.append(float(lost[1] - lost[0]) / saved)
+    return float(np.median(ratios)) if ratios else DEFAULT_MULTIPLIER

@@ -1,0 +1,1 @@
+"""Changes of a model that are proven: edits of layers. May import `graph` and `runtime`."""
