@@ -87,16 +87,8 @@ class EditedModel:
         )
 
 
-@dataclass(frozen=True)
-class Unproven:
-    """An edited model, neither proven nor repaired, and the masked model that it must equal."""
-
-    edited: EditedModel
-    masked: Model
-
-
-def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: Options) -> Unproven:
-    """Apply one round of edits.
+def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: Options) -> tuple[EditedModel, Model]:
+    """Apply one round of edits; return the result, neither proven nor repaired, and the masked model that it must equal.
 
     Raises:
         PlanError: an edit cannot be made.
@@ -104,7 +96,7 @@ def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: Options) ->
     made = apply_edits(base.analysis.model, [scored.edit for scored in chosen])
     analysis = analysed(made.model, options, base.analysis.trace.input_shapes)
     after = replace(base, analysis=analysis, chosen=(*base.chosen, tuple(chosen)), changed=made.changed)
-    return Unproven(after, made.masked)
+    return replace(after, layers=(), loss=math.nan), made.masked
 
 
 def apply(
@@ -125,12 +117,12 @@ def apply(
     if not chosen:
         return base
     on_stage("reform", None)
-    made = edited(base, chosen, options)
-    after, known = made.edited, base.analysis.trace.input_shapes
+    after, masked = edited(base, chosen, options)
+    known = base.analysis.trace.input_shapes
     on_stage("prove", None)
     before, model = base.analysis.model, after.analysis.model
     with unless_it_does_not_run(before, known):
-        proof = verify.prove(before, model, made.masked, known, options.seed, loaded=bool(base.chosen))
+        proof = verify.prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
     if base.proof is not None:
         proof = replace(
             proof,
@@ -139,7 +131,7 @@ def apply(
         )
     changed = base.changed | after.changed
     if workspace is None or options.repair not in ("lstsq", "bias"):
-        return replace(after, proof=proof, changed=changed, layers=(), loss=math.nan)
+        return replace(after, proof=proof, changed=changed)
     keep = np.ones(after.analysis.trace.n_channels, dtype=bool)
     mended = after.mended(after.analysis, model, keep, workspace.plain, options, on_stage, depth=1)
     return replace(

@@ -83,7 +83,7 @@ def edits_alone(
         costs = EditMeter(meter, found.scored)
 
         def build(chosen: BoolArray, base: EditedModel = base, costs: EditMeter = costs) -> Model:
-            return edited(base, taken(costs.scored, chosen), options).edited.analysis.model
+            return edited(base, taken(costs.scored, chosen), options)[0].analysis.model
 
         if number == options.rounds:
             chosen = meet(partial(least_loss, costs), build, costs)

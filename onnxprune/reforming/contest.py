@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxprune import sensitivity
 from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
-from onnxprune.allocation.edit_study import Study, study
+from onnxprune.allocation.edit_study import study
 from onnxprune.analysis import analysed
 from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
@@ -145,7 +145,7 @@ class Search:
         if start is None or best is None:
             found = study(self.base.analysis, self.options, self.workspace, goal.how, self.on_stage)
             self.notes = found.notes
-            best = self.with_edits(best, found, goal, EditMeter(goal if best is None else best.meter, found.scored))
+            best = self.with_edits(best, goal, EditMeter(goal if best is None else best.meter, found.scored))
         for _ in range(ROUNDS):
             if best is None:
                 break
@@ -178,17 +178,16 @@ class Search:
         found = study(analysis, self.options, self.workspace, goal.how, self.on_stage)
         there = set(self.base.analysis.trace.labels)
         unedited = there - {scored.edit.layer for scored in best.base.edits}
-        free = tuple(
+        free = [
             scored
             for scored in found.scored
             if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
-        )
-        return self.with_edits(best, replace(found, scored=free), goal, EditMeter(best.meter, free), best.base.edits)
+        ]
+        return self.with_edits(best, goal, EditMeter(best.meter, free), best.base.edits)
 
     def with_edits(
         self,
         start: Solution | None,
-        found: Study,
         goal: Meter,
         costs: EditMeter,
         earlier: tuple[ScoredEdit, ...] | None = None,
@@ -197,22 +196,23 @@ class Search:
 
         Args:
             start: the best solution so far.
-            found: the edits.
             goal: of the original.
-            costs: of the edits.
-            earlier: edits of the original that stay; None: those that were found are edits of the original themselves.
+            costs: of the edits to choose from.
+            earlier: edits of the original that stay; None: those to choose from are edits of the original themselves.
         """
         multiplier = DEFAULT_MULTIPLIER if start is None else multiplier_of(start.choice.plan, start.meter)
         best = start
         for factor in FACTORS:
-            edits = self.chosen(found, goal, costs, factor * multiplier, earlier)
+            edits = self.chosen(goal, costs, factor * multiplier, earlier)
             key = tuple(sorted(str((scored.edit.layer, scored.edit)) for scored in edits))
             if not edits or key in self.seen:
                 continue
             self.seen.add(key)
             other = apply(self.base, edits, self.options, self.workspace, self.on_stage)
             if best is not None and self.options.max_drop is None and other.loss >= best.loss:
-                self.told.append(f"{_count(edits)} before any channel goes, already too much: divergence {other.loss:.3g}")
+                self.told.append(
+                    f"{_count(edits)} before any channel goes, already too much: divergence {other.loss:.3g}"
+                )
                 continue
             try:
                 best = _better(best, self.tried(other, goal.on(other.analysis)))
@@ -221,7 +221,7 @@ class Search:
         return best
 
     def chosen(
-        self, found: Study, goal: Meter, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
+        self, goal: Meter, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
     ) -> tuple[ScoredEdit, ...]:
         """Choose edits at a multiplier; fewer of them where the goals are measured to be met without any channel going."""
         limits: Limits | None = costs.goals()
@@ -232,12 +232,12 @@ class Search:
             picked = worth(costs, limits, multiplier)
             if not picked.any():
                 return ()
-            edits = taken(found.scored, picked)
+            edits = taken(costs.scored, picked)
             if earlier is not None:
                 edits = tuple(refitted(self.base.analysis, edits, self.options, self.workspace))
                 gone = {label for scored in edits if scored.edit.removes_nodes for label in scored.layers}
                 edits = (*(scored for scored in earlier if scored.edit.layer not in gone), *edits)
-            made = edited(self.base, edits, self.options).edited.analysis.model
+            made = edited(self.base, edits, self.options)[0].analysis.model
             limits = too_far(goal, made, costs.totals(picked))
         return edits
 

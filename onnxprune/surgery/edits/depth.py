@@ -192,44 +192,37 @@ def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], Floa
         raise RefusalError("something else takes what lies between them")
     if b.node.inputs[b.x] is not middle:
         raise RefusalError("they do not follow each other")
-    outer, outer_bias = b.effective()
-    inner, inner_bias = a.effective()
     if isinstance(a, Conv) and isinstance(b, Conv):
-        attrs, matrix, bias = _composed(a, b, inner[0], inner_bias[0], outer[0])
-        weight = matrix.reshape(matrix.shape[0], -1, *attrs["kernel_shape"])
+        attrs = _conv_attributes(a, b)
     elif a.node.op == b.node.op == "Gemm" and a.weight == b.weight == 1 and not b.node.attrs.get("transA", 0):
         attrs = {key: value for key, value in a.node.attrs.items() if key == "transA"} | {"transB": 1}
-        weight, bias = outer[0] @ inner[0], outer[0] @ inner_bias[0]
     else:
         raise RefusalError(f"{a.node.op} and {b.node.op} are not merged")
-    return attrs, weight, bias + outer_bias[0]
+    (inner, inner_bias), (outer, outer_bias) = a.effective(), b.effective()
+    cube = outer[0].reshape(outer.shape[1], inner.shape[1], -1)  # (outputs, middle, taps)
+    weight = np.tensordot(cube, inner[0], (1, 0)).swapaxes(
+        1, 2
+    )  # (outputs, inputs, taps); one of the kernels has one tap
+    bias = cube.sum(axis=2) @ inner_bias[0] + outer_bias[0]
+    return attrs, weight.reshape(outer.shape[1], -1, *attrs.get("kernel_shape", ())), bias
 
 
-def _composed(
-    a: Conv, b: Conv, inner: FloatArray, inner_bias: FloatArray, outer: FloatArray
-) -> tuple[dict[str, Any], FloatArray, FloatArray]:
+def _conv_attributes(a: Conv, b: Conv) -> dict[str, Any]:
     if a.groups > 1 or b.groups > 1 or a.transposed or b.transposed:
         raise RefusalError("one of them has groups, or is transposed")
-    plain_b = set(b.kernel) == {1} and not isinstance(b.pads, str) and not any(b.pads)
-    if plain_b and not isinstance(a.pads, str):
-        attrs = {
-            "kernel_shape": list(a.kernel),
-            "strides": [s * t for s, t in zip(a.strides, b.strides, strict=True)],
-            "dilations": list(a.dilations),
-            "pads": list(a.pads),
-        }
-        return attrs, outer @ inner, outer @ inner_bias
-    pads = () if isinstance(b.pads, str) else b.pads
-    plain_a = set(a.kernel) == {1} and set(a.strides) == {1} and not isinstance(a.pads, str) and not any(a.pads)
-    if not plain_a or isinstance(b.pads, str) or (any(pads) and inner_bias.any()):
+    plain_a, plain_b = (set(layer.kernel) == {1} and layer.pads == (0,) * 2 * len(layer.kernel) for layer in (a, b))
+    spatial = a if plain_b else b
+    pads = spatial.pads
+    first_is_plain = plain_a and set(a.strides) == {1}
+    if (
+        isinstance(pads, str)
+        or not (plain_b or first_is_plain)
+        or (not plain_b and any(pads) and a.effective()[1].any())
+    ):
         raise RefusalError("what lies between them is padded")
-    cube = outer.reshape(outer.shape[0], inner.shape[0], -1)  # (outputs, middle, taps)
-    matrix = np.einsum("omt,mi->oit", cube, inner).reshape(outer.shape[0], -1)
-    bias = np.einsum("omt,m->o", cube, inner_bias)
-    attrs = {
-        "kernel_shape": list(b.kernel),
-        "strides": list(b.strides),
-        "dilations": list(b.dilations),
+    return {
+        "kernel_shape": list(spatial.kernel),
+        "strides": [s * t for s, t in zip(a.strides, b.strides, strict=True)],
+        "dilations": list(spatial.dilations),
         "pads": list(pads),
     }
-    return attrs, matrix, bias
