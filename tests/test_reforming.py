@@ -435,7 +435,7 @@ def wide(out):
     return out / "wide.onnx"
 
 
-@pytest.mark.parametrize("granularity", [("depth",), ("filter", "depth"), ("rank", "kernel", "depth")])
+@pytest.mark.parametrize("granularity", [("depth",), GRANULARITIES, ("rank", "kernel", "depth")])
 def test_a_target_of_memory_is_met_by_edits(granularity, wide, samples):
     result = pruned(wide, samples, granularity, reduce={"memory": 0.4})
     check = next(check for check in result.report.verdict.checks if check.name.startswith("memory"))

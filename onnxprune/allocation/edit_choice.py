@@ -84,9 +84,10 @@ class EditMeter:
     Args:
         meter: of the model that is edited.
         scored: edits, of which some are chosen.
+        model: the model that the edits were scored on; None: that of the meter.
     """
 
-    def __init__(self, meter: Meter, scored: Sequence[ScoredEdit]) -> None:
+    def __init__(self, meter: Meter, scored: Sequence[ScoredEdit], model: Model | None = None) -> None:
         self.meter, self.wanted, self.whole, self.scored = meter, meter.wanted, meter.whole, scored
         self.losses = np.array([s.loss for s in scored])
         start = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
@@ -101,7 +102,7 @@ class EditMeter:
         }
         self.rows = {name: (np.array([self.start[name]]), saved[None]) for name, saved in savings.items()}
         if "memory" in bound_amounts(meter.goals()):
-            self.rows["memory"] = _alive(meter, [s.edit for s in scored])
+            self.rows["memory"] = _alive(meter, model or meter.analysis.model, [s.edit for s in scored])
 
     def goals(self) -> Limits:
         """Return the bounds."""
@@ -134,15 +135,15 @@ class EditMeter:
         return np.concatenate(shares), np.concatenate(needed)
 
 
-def _alive(meter: Meter, edits: Sequence[Edit]) -> tuple[FloatArray, FloatArray]:
+def _alive(meter: Meter, model: Model, edits: Sequence[Edit]) -> tuple[FloatArray, FloatArray]:
     """Return the bytes of activations that are alive at each node, and what each edit saves of them, (nodes,) and (nodes, edits)."""
-    model = meter.analysis.model
-    shapes = runtime.concrete_shapes(model.header, meter.how.batch, known=meter.analysis.trace.input_shapes)
-    before = memory.alive(model, shapes)
+    whole = meter.analysis.model
+    shapes = runtime.concrete_shapes(whole.header, meter.how.batch, known=meter.analysis.trace.input_shapes)
+    start, before = memory.alive(whole, shapes), memory.alive(model, shapes)
     after = [memory.alive(apply_edits(model, [edit]).model, shapes) for edit in edits]
-    names = list(dict.fromkeys(name for alive in (before, *after) for name in alive))
-    amounts = np.array([[alive.get(name, 0.0) for alive in (before, *after)] for name in names])
-    return amounts[:, 0], amounts[:, :1] - amounts[:, 1:]
+    names = list(dict.fromkeys(name for alive in (start, before, *after) for name in alive))
+    amounts = np.array([[alive.get(name, 0.0) for alive in (start, before, *after)] for name in names])
+    return amounts[:, 0], amounts[:, 1:2] - amounts[:, 2:]
 
 
 def least_loss(meter: EditMeter, limits: Limits) -> BoolArray:

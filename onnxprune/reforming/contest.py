@@ -183,7 +183,7 @@ class Search:
             for scored in found.scored
             if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
         ]
-        return self.with_edits(best, goal, EditMeter(best.meter, free), best.base.edits)
+        return self.with_edits(best, goal, EditMeter(best.meter, free, analysis.model), best.base.edits)
 
     def with_edits(
         self,
