@@ -159,9 +159,8 @@ def least_loss(meter: EditMeter, limits: Limits) -> BoolArray:
         chosen = _solved(objective, meter.scored, shares, needed + margin)
         if chosen is None:
             break
-        worst = float(
-            objective[chosen].clip(0).sum() + gains.clip(0).sum()
-        )  # again, with coefficients as large as the result
+        worst = float(objective[chosen].clip(0).sum() + gains.clip(0).sum())
+        # solved again without what costs more than that, as losses of very different size exceed the precision of the solver
         again = _solved(np.where(objective > worst, np.inf, objective), meter.scored, shares, needed + margin)
         chosen = chosen if again is None else again
         if limits.hold(*meter.totals(chosen)):

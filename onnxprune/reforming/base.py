@@ -116,7 +116,7 @@ def apply(
     """
     if not chosen:
         return base
-    on_stage("reform", None)
+    on_stage("edit layers", None)
     after, masked = edited(base, chosen, options)
     known = base.analysis.trace.input_shapes
     on_stage("prove", None)
