@@ -11,27 +11,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
     from onnxprune.errors import OnnxPruneError
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
+    from onnxprune.evaluation.gate import check
     from onnxprune.finetuning import finetune
-    from onnxprune.gate import check
     from onnxprune.options import Training
     from onnxprune.pipeline import Result, prune
     from onnxprune.sweeping import sweep
 
+
 _HOMES = {
-    "Measure": "comparison",
+    "BenchmarkConfig": "evaluation.benchmark",
     "OnnxPruneError": "errors",
-    "Preprocess": "data",
+    "Preprocess": "data.preprocess",
     "Result": "pipeline",
     "Training": "options",
-    "check": "gate",
+    "check": "evaluation.gate",
     "finetune": "finetuning",
     "prune": "pipeline",
     "sweep": "sweeping",
 }
-__all__ = ["Measure", "OnnxPruneError", "Preprocess", "Result", "Training", "check", "finetune", "prune", "sweep"]
+__all__ = [
+    "BenchmarkConfig",
+    "OnnxPruneError",
+    "Preprocess",
+    "Result",
+    "Training",
+    "check",
+    "finetune",
+    "prune",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,21 +5,100 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxprune import model as models
-from onnxprune import runtime
-from onnxprune.channels.cost import CostModel, LayerCost
-from onnxprune.channels.trace import trace as trace_model
+from onnxprune.allocation import knapsack
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.model import Model
+from onnxprune.graph import model as models
+from onnxprune.graph.cost import CostModel, LayerCost
+from onnxprune.graph.model import Model
+from onnxprune.graph.operators import OPERATORS, UNKNOWN
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import Options
-from onnxprune.pruning import budget
-from onnxprune.report.document import Held, Inspection, Layer
+from onnxprune.runtime.session import ORT_VERSION, open_session, random_feeds, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
+
+INSPECT_SCHEMA = "onnxprune.inspect/1"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a weight, before and after."""
+
+    name: str
+    op: str
+    channels_before: int
+    channels_after: int
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one reason, at all nodes of one operator, keeps from being pruned.
+
+    `share` is the share of MACs that would go with these channels; shares of different reasons overlap.
+    """
+
+    operator: str
+    reason: str
+    nodes: int
+    channels: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What can be said of a model before anything is chosen; `inputs` are the shapes that FLOPs are counted for."""
+
+    model: str
+    sha256: str
+    size: int
+    params: int
+    macs: float
+    prunable_share: float
+    layers: tuple[LayerCost, ...]
+    trace: Trace
+    held: tuple[Held, ...]
+    inputs: dict[str, list[int]]
+    notes: tuple[str, ...]
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        trace = self.trace
+        return {
+            "schema": INSPECT_SCHEMA,
+            "model": {"path": self.model, "sha256": self.sha256, "size": self.size, "params": self.params},
+            "flops": 2 * self.macs,
+            "macs": self.macs,
+            "prunable_share": self.prunable_share,
+            "inputs": self.inputs,
+            "layers": [asdict(layer) for layer in self.layers],
+            "groups": [
+                {
+                    "name": group.name,
+                    "layers": list(group.layers),
+                    "channels": int(group.channels.size),
+                    "free": int((~trace.pinned[group.channels]).sum()),
+                }
+                for group in trace.groups
+            ],
+            "pins": [
+                {"node": pin.node, "operator": pin.op, "reason": pin.reason, "channels": int(pin.channels.size)}
+                for pin in trace.pins
+            ],
+            "held": [asdict(held) for held in self.held],
+            "notes": list(self.notes),
+            "provenance": self.provenance,
+        }
 
 
 @dataclass(frozen=True)
@@ -73,10 +152,10 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
         raise
     except Exception:
         where = str(model.path)
-        shapes = runtime.concrete_shapes(model.header, 1, known=known)
-        runtime.run(
-            runtime.session(where, optimise=False, where=where),
-            runtime.random_feeds(model.header, shapes, 0),
+        shapes = concrete_shapes(model.header, 1, known=known)
+        run_batch(
+            open_session(where, optimise=False, where=where),
+            random_feeds(model.header, shapes, 0),
             where=where,
         )
         raise
@@ -87,7 +166,8 @@ def refuse_unprunable(analysis: Analysis) -> None:
     trace = analysis.trace
     if (~trace.pinned).any():
         return
-    layers = sorted({node.op for node in analysis.model.graph.nodes} & models.QUANTISED_LAYERS)
+    ops = {node.op for node in analysis.model.graph.nodes}
+    layers = sorted(op for op in ops if OPERATORS.get(op, UNKNOWN).quantized_layer)
     if layers:
         raise ModelError(
             "the model is quantised: there is nothing to prune",
@@ -95,7 +175,7 @@ def refuse_unprunable(analysis: Analysis) -> None:
             why=f"its layers are {', '.join(layers)}",
             hint="prune the float model, then quantise the result",
         )
-    reasons = budget.holders(trace, budget.Rules())
+    reasons = knapsack.holders(trace, knapsack.PruningRules())
     raise ModelError(
         "nothing can be pruned",
         where=str(analysis.model.path),
@@ -152,7 +232,7 @@ def versions() -> dict[str, str]:
     """Return the versions that a report names."""
     return {
         "onnxprune": importlib.metadata.version("onnxprune"),
-        "onnxruntime": runtime.VERSION,
+        "onnxruntime": ORT_VERSION,
         "onnx": onnx.__version__,
     }
 

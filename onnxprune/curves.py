@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import sensitivity, workers
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis, refuse_unprunable
-from onnxprune.comparison import Stage, quiet, share_of
-from onnxprune.data import Data, DataLike, Preprocess
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.importance import obs as second_order
 from onnxprune.options import Options
-from onnxprune.pruning import second_order
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.report.document import curve_dict
+from onnxprune.runtime import workers
 from onnxprune.scoring import calibrated_scores
 from onnxprune.types import Curve
 from onnxprune.workspace import opened, workspace_for
@@ -30,7 +32,7 @@ def study(
     options: Options,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     jobs: int = 1,
     scheduler: str | None = None,
 ) -> tuple[Analysis, tuple[Curve, ...]]:
@@ -83,7 +85,7 @@ def _study_part(part: _Part) -> tuple[Curve, ...]:
 
 
 def _curves(
-    analysis: Analysis, given: Data, options: Options, names: tuple[str, ...] | None, on_stage: Stage
+    analysis: Analysis, given: Data, options: Options, names: tuple[str, ...] | None, on_stage: ProgressCallback
 ) -> tuple[Curve, ...]:
     """Measure what some groups lose; None: all."""
     model, trace = analysis.model, analysis.trace

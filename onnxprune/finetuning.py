@@ -10,20 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import model as models
 from onnxprune import output as outputs
-from onnxprune import plan_file, runtime, verify
+from onnxprune import plan_file
 from onnxprune.analysis import Analysis, analyse, layers_of, pinned_of, versions
-from onnxprune.comparison import Measure, Stage, compare, quiet
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import compare
+from onnxprune.evaluation.structure import check_structure, full_check
+from onnxprune.graph import io
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.recovery import augmented, boundaries, without_gated
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
-from onnxprune.training import require_torch
+from onnxprune.runtime.session import open_session
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import Check, IntArray, Verdict
 
 
@@ -40,8 +46,8 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
     memory: float = Options.memory,
-    measure: Measure | None = None,
-    on_stage: Stage = quiet,
+    measure: BenchmarkConfig | None = None,
+    on_stage: ProgressCallback = quiet,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
 ) -> tuple[Model, Report]:
@@ -72,7 +78,7 @@ def finetune(
     """
     command = command or saving.call("finetune", locals())
     require_torch("finetune")
-    training, measure = training or Training(), measure or Measure()
+    training, measure = training or Training(), measure or BenchmarkConfig()
     destination, state, page = (None if path is None else Path(path) for path in (output, checkpoint, report_output))
     if page is not None:
         saving.check_format(page)
@@ -83,7 +89,7 @@ def finetune(
     saving.refuse_same(page, destination, state)
     on_stage("load", None)
     structure = {} if plan is None else plan_file.structure(Path(plan))
-    student_model, teacher_model = models.load(model), models.load(teacher)
+    student_model, teacher_model = io.load(model), io.load(teacher)
     for target in (destination, state, page):
         if target is not None:
             outputs.check_destination(target, *student_model.files, *teacher_model.files)
@@ -95,20 +101,17 @@ def finetune(
     student, original = analyse(student_model, known=given.shapes()), analyse(teacher_model, known=given.shapes())
     training = augmented(training, given)
 
-    from onnxprune.training import finetune as torch_side  # only here: torch takes seconds to load
+    from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
 
-    tuned = torch_side.finetune(
-        student_model,
-        teacher_model,
-        given,
-        training,
+    setting = Setting(
         seed=seed,
-        features=_features(original, student, given, plan, structure) if training.features else None,
+        features=_features(original, student, given, plan, structure) if training.features else {},
         trace=student.trace if training.gate_below is not None else None,
-        state=state,
+        checkpoint=state,
         memory=memory / 2,
-        told=lambda share, text: on_stage("train", share, text),
+        on_progress=lambda share, text: on_stage("train", share, text),
     )
+    tuned = distill(student_model, teacher_model, given, training, setting)
     result, keep = tuned.model, np.ones(student.trace.n_channels, dtype=bool)
     proof = None
     if tuned.gated is not None and tuned.gated.any():
@@ -116,8 +119,8 @@ def finetune(
         result, proof = without_gated(tuned, student.trace, given.shapes(), seed)
         keep = ~tuned.gated
     on_stage("verify", None)
-    checks = verify.structure(result, teacher_model, strict=verify.full_check(teacher_model) is None)
-    opened = runtime.session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
+    checks = check_structure(result, teacher_model, strict=full_check(teacher_model) is None)
+    opened = open_session(str(teacher_model.path), threads=measure.threads, where=str(teacher_model.path))
     candidate = result.session(threads=measure.threads, where="the trained model")
     found = compare(opened, candidate, result.header, checked_on, measure, on_stage, seed)
     checks.append(Check("finite outputs", found.finite, None, found.finite))
@@ -157,7 +160,7 @@ def finetune(
     )
     if destination is not None and report.verdict:
         on_stage("write", None)
-        size = models.save(result, destination, models.provenance(teacher_model.digest))
+        size = io.save(result, destination, models.provenance(teacher_model.digest))
         report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if page is not None:
         saving.save(page, report, command)
@@ -167,7 +170,7 @@ def finetune(
 
 
 def _refuse_unlike(student: Model, teacher: Model) -> None:
-    failed = [check for check in verify.structure(student, teacher, strict=False) if not check]
+    failed = [check for check in check_structure(student, teacher, strict=False) if not check]
     if failed:
         raise ModelError(
             "the model does not have the inputs and outputs of its teacher",

@@ -6,12 +6,12 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 
-from onnxprune import sensitivity
+from onnxprune.allocation import sensitivity
 from onnxprune.analysis import Analysis
-from onnxprune.comparison import Stage, quiet, share_of
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
-from onnxprune.pruning import repair
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.repair import least_squares as repair
 from onnxprune.types import BoolArray, Repaired
 from onnxprune.workspace import Workspace
 
@@ -39,7 +39,7 @@ def mend(
     keep: BoolArray,
     workspace: Workspace,
     options: Options,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     *,
     reference: Model | None = None,
     changed: Set[str] = frozenset(),
@@ -77,12 +77,12 @@ def repaired(
     keep: BoolArray,
     workspace: Workspace,
     options: Options,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     reference: Model,
     changed: Set[str] = frozenset(),
     depth: int = repair.DEPTH,
 ) -> tuple[Model, tuple[Repaired, ...]]:
-    """Repair a pruned model as the options say, whatever comes of it; see `mend`, and `onnxprune.pruning.repair.repair`."""
+    """Repair a pruned model as the options say, whatever comes of it; see `mend`, and `onnxprune.repair.least_squares.repair`."""
     return repair.repair(
         reference,
         pruned,

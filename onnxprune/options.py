@@ -31,7 +31,7 @@ HEADS = ("whole", "width")
 NORMS = (AUTO, "keep", "cut")
 OPTIMIZERS = ("adamw", "sgd")
 RATES = {"adamw": 3e-3, "sgd": 5e-3}
-"""Highest learning rate, by optimizer; for adamw as a share of the size of a filter, see `onnxprune.training.relative`."""
+"""Highest learning rate, by optimizer; for adamw as a share of the size of a filter, see `onnxprune.training.optimizer`."""
 LABELS = 0.3
 """Share of the loss that is cross-entropy, where there are labels."""
 RATE_SCHEDULES = ("onecycle", "cosine", "constant")
@@ -43,7 +43,7 @@ QUANTITIES = ("flops", "params", "size", "memory", "latency")
 MEASURED = ("size", "memory", "latency")
 """Quantities that are predicted while channels are chosen, and then measured of the result."""
 PRESETS = ("unit", "imagenet", "tf")
-"""Names of ways to scale images; `onnxprune.data` has what they mean."""
+"""Names of ways to scale images; `onnxprune.data.dataset` has what they mean."""
 LEAST_MEMORY = 64e6
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import fidelity, plan_file, runtime, verify
-from onnxprune import model as models
 from onnxprune import output as outputs
+from onnxprune import plan_file
+from onnxprune.allocation.targets import CostEstimator, refuse_slower
 from onnxprune.analysis import (
     Analysis,
     layers_of,
@@ -24,13 +24,19 @@ from onnxprune.analysis import (
     unless_it_does_not_run,
     versions,
 )
-from onnxprune.comparison import Measure, Stage, compare, quiet
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, PlanError, ProofError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import compare, predict
+from onnxprune.evaluation.structure import check_structure, full_check
+from onnxprune.graph import io
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.mending import Mended
-from onnxprune.model import Model
+from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.options import Options, Training
-from onnxprune.pruning import rewrite
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.pruning.merge import merge
 from onnxprune.recovery import Recovery, augmented
 from onnxprune.reforming.base import EditedModel, replayed
@@ -38,9 +44,12 @@ from onnxprune.reforming.choose import decide
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
+from onnxprune.runtime.session import open_session
 from onnxprune.search import Choice, choose
+from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery import edits
-from onnxprune.targets import Meter, refuse_slower
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
 from onnxprune.workspace import Workspace, opened, workspace_for
 
@@ -64,7 +73,7 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        models.save(self.model, path, models.provenance(self.plan.digest, **self.provenance))
+        io.save(self.model, path, models.provenance(self.plan.digest, **self.provenance))
 
 
 def prune(
@@ -76,8 +85,8 @@ def prune(
     preprocess: Preprocess | str | None = None,
     plan: str | os.PathLike[str] | None = None,
     plan_output: str | os.PathLike[str] | None = None,
-    measure: Measure | None = None,
-    on_stage: Stage = quiet,
+    measure: BenchmarkConfig | None = None,
+    on_stage: ProgressCallback = quiet,
     options: Options | None = None,
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -112,7 +121,7 @@ def prune(
         OnnxPruneError: with a reason; nothing is written then. `LatencyError`: the result is slower.
     """
     command = command or saving.call("prune", locals())
-    options, measure = options or _options(dials), measure or Measure()
+    options, measure = options or _options(dials), measure or BenchmarkConfig()
     destination = Path(output) if output is not None else None
     plan_path = Path(plan_output) if plan_output is not None else destination and destination.with_suffix(".plan.json")
     if plan is not None and plan_output is None and plan_path is not None and outputs.same_file(plan_path, Path(plan)):
@@ -158,9 +167,9 @@ def prune(
                 _refuse_inexact(base.analysis.trace, chosen, plan)
             choice = Choice(chosen, base.analysis, chosen.keep)  # it may have been edited
         else:
-            meter = Meter(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
+            meter = CostEstimator(analysis, options, measure, shapes=known, table=latency_table, on_stage=on_stage)
 
-            def choose_from(base: EditedModel, meter: Meter) -> Choice:
+            def choose_from(base: EditedModel, meter: CostEstimator) -> Choice:
                 lost = trainer = None
                 if options.max_drop is not None and workspace is not None and checked_on is not None:
                     lost = _Loss(base, analysis.model, workspace, options, checked_on, measure, on_stage)
@@ -211,7 +220,7 @@ def prune(
             both.enter_context(plan_file.written(plan_path, chosen, analysis.trace, analysis.model.path.name))
         if destination is not None:
             on_stage("write", None)
-            size = models.save(pruned, destination, models.provenance(chosen.digest, **origin))
+            size = io.save(pruned, destination, models.provenance(chosen.digest, **origin))
             report = replace(report, output=str(destination), after=replace(report.after, size=size))
     if page is not None:
         saving.save(page, report, command, plan_file.to_dict(chosen, analysis.trace, analysis.model.path.name))
@@ -221,7 +230,7 @@ def prune(
 
 
 def _replayed(
-    base: EditedModel, path: Path, options: Options, workspace: Workspace | None, on_stage: Stage
+    base: EditedModel, path: Path, options: Options, workspace: Workspace | None, on_stage: ProgressCallback
 ) -> EditedModel:
     """Make the edits of layers that a plan holds."""
     rounds = [
@@ -239,7 +248,12 @@ def _with_base(mended: Mended, base: EditedModel) -> Mended:
 
 
 def _recovery(
-    analysis: Analysis, data: Data | None, training: Training, options: Options, state: Path | None, on_stage: Stage
+    analysis: Analysis,
+    data: Data | None,
+    training: Training,
+    options: Options,
+    state: Path | None,
+    on_stage: ProgressCallback,
 ) -> Recovery:
     if data is None:
         raise OptionError(
@@ -266,8 +280,8 @@ def _blocks_text(plan: Plan) -> bytes:
 
 
 def _deleted(
-    choice: Choice, base: EditedModel, known: dict[str, tuple[int, ...]], seed: int, on_stage: Stage
-) -> tuple[Model, verify.Proof]:
+    choice: Choice, base: EditedModel, known: dict[str, tuple[int, ...]], seed: int, on_stage: ProgressCallback
+) -> tuple[Model, Proof]:
     """Delete what a plan says, and prove it: on what it speaks of, and on what training has made of that on the way."""
     proof = base.proof
     trained = choice.start is not base.analysis
@@ -275,11 +289,11 @@ def _deleted(
         on_stage("rewrite", None)
         with unless_it_does_not_run(start.model, known):
             pruned = rewrite.delete(start.model, start.trace, keep)
-            masked = rewrite.mask(start.model, start.trace, keep)
+            masked = mask(start.model, start.trace, keep)
         if keep.all() and proof is not None:
             continue
         on_stage("prove", None)
-        found = verify.prove(start.model, pruned, masked, known, seed, loaded=proof is not None)
+        found = prove(start.model, pruned, masked, known, seed, loaded=proof is not None)
         proof = found if proof is None else replace(proof, difference=max(proof.difference, found.difference))
     assert proof is not None
     return pruned, proof
@@ -295,15 +309,15 @@ class _Loss:
         workspace: Workspace,
         options: Options,
         data: Data,
-        measure: Measure,
-        on_stage: Stage,
+        measure: BenchmarkConfig,
+        on_stage: ProgressCallback,
     ) -> None:
         self._base, self._workspace, self._options = base, workspace, options
         self._data, self._batch, self._on_stage = data, measure.eval_batch, on_stage
         self._reference = self._outputs(original)
 
-    def _outputs(self, model: Model) -> fidelity.Outputs:
-        return verify.predict(model.session(), self._data, self._batch, str(model.path))
+    def _outputs(self, model: Model) -> Outputs:
+        return predict(model.session(), self._data, self._batch, str(model.path))
 
     def __call__(self, keep: BoolArray) -> float:
         """Return the points."""
@@ -316,10 +330,10 @@ class _Loss:
         outputs = self._outputs(result)
         if self._data.labels is not None:
             before, after = (
-                fidelity.accuracy(found, self._data.labels)["top1"] for found in (self._reference, outputs)
+                classification_accuracy(found, self._data.labels)["top1"] for found in (self._reference, outputs)
             )
             return before - after
-        agreement = fidelity.fidelity(self._reference, outputs).get("agreement")
+        agreement = compare_outputs(self._reference, outputs).get("agreement")
         if agreement is None:
             raise OptionError(
                 "there is nothing to hold --max-drop against",
@@ -354,18 +368,18 @@ def _verify(
     analysis: Analysis,
     mended: Mended,
     plan: Plan,
-    proof: verify.Proof,
+    proof: Proof,
     data: Data | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     options: Options,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     *,
     detailed: bool,
 ) -> Report:
     model, trace = whole.model, analysis.trace
     on_stage("verify", None)
-    strict = verify.full_check(model) is None
-    checks = verify.structure(mended.model, model, strict=strict)
+    strict = full_check(model) is None
+    checks = check_structure(mended.model, model, strict=strict)
     where = f"batch {', '.join(map(str, proof.batches))}" + (f"; {proof.note}" if proof.note else "")
     checks.append(Check("loaded equals file", proof.normalised, f"{proof.tolerance:.0e}", True, where))
     checks.append(Check("pruned equals masked", proof.difference, f"{proof.tolerance:.0e}", True, where))
@@ -377,7 +391,7 @@ def _verify(
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
-    original = runtime.session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
+    original = open_session(str(model.path), threads=measure.threads, where=str(model.path))  # as users run it
     candidate = mended.model.session(threads=measure.threads, where="the pruned model")
     found = compare(original, candidate, mended.model.header, data, measure, on_stage, options.seed)
     closer = None

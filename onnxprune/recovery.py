@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune import verify
 from onnxprune.analysis import Analysis, analysed
-from onnxprune.calibration import AUTOMATIC, hold_out, is_enlarged_data
-from onnxprune.comparison import Stage, quiet
-from onnxprune.data import Data
+from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
+from onnxprune.data.dataset import Data
+from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import TargetError
-from onnxprune.generate import NAME as GENERATED_NAME
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.options import Options, Training
-from onnxprune.pruning import rewrite
-from onnxprune.training import require_torch
+from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.proof import Proof, prove
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, IntArray, Trace
 
 if TYPE_CHECKING:
-    from onnxprune.training.finetune import Tuned
+    from onnxprune.training.distill import TrainingResult
+
 
 AT_THE_END = 0.5
 """Share of the training that comes after the last step of a progressive schedule; the rest is spread evenly between the steps."""
@@ -47,7 +48,7 @@ class Recovery:
     training: Training
     options: Options
     checkpoint: Path | None = None
-    on_stage: Stage = quiet
+    on_stage: ProgressCallback = quiet
 
     def __post_init__(self) -> None:
         require_torch("training")
@@ -65,7 +66,7 @@ class Recovery:
         training = replace(self.training, amount=self.training.amount * share, gate_below=None)
         return self._train(model, keep, training, None, self._state(step)).model
 
-    def last(self, model: Model, keep: BoolArray) -> tuple[Tuned, BoolArray, verify.Proof | None]:
+    def last(self, model: Model, keep: BoolArray) -> tuple[TrainingResult, BoolArray, Proof | None]:
         """Train for what is left of the time, and delete the channels that were gated.
 
         Args:
@@ -114,21 +115,18 @@ class Recovery:
 
     def _train(
         self, model: Model, keep: BoolArray, training: Training, trace: Trace | None, state: Path | None
-    ) -> Tuned:
-        from onnxprune.training.finetune import finetune  # only here: torch takes seconds to load
+    ) -> TrainingResult:
+        from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
 
-        return finetune(
-            model,
-            self.original.model,
-            self.data,
-            training,
+        setting = Setting(
             seed=self.options.seed,
-            features=boundaries(self.original, keep, model) if training.features else None,
+            features=boundaries(self.original, keep, model) if training.features else {},
             trace=trace,
-            state=state,
+            checkpoint=state,
             memory=self.options.memory / 2,
-            told=lambda share, text: self.on_stage("train", share, text),
+            on_progress=lambda share, text: self.on_stage("train", share, text),
         )
+        return distill(model, self.original.model, self.data, training, setting)
 
 
 def augmented(training: Training, data: Data) -> Training:
@@ -142,8 +140,8 @@ def augmented(training: Training, data: Data) -> Training:
 
 
 def without_gated(
-    tuned: Tuned, trace: Trace, known: dict[str, tuple[int, ...]], seed: int
-) -> tuple[Model, verify.Proof]:
+    tuned: TrainingResult, trace: Trace, known: dict[str, tuple[int, ...]], seed: int
+) -> tuple[Model, Proof]:
     """Delete the channels that training has gated, and prove that it changes nothing.
 
     Raises:
@@ -152,7 +150,7 @@ def without_gated(
     assert tuned.gated is not None
     keep = ~tuned.gated
     result = rewrite.delete(tuned.model, trace, keep)
-    return result, verify.prove(tuned.model, result, tuned.model, known, seed, loaded=True)
+    return result, prove(tuned.model, result, tuned.model, known, seed, loaded=True)
 
 
 def boundaries(original: Analysis, keep: BoolArray, model: Model) -> Mapping[str, tuple[int, IntArray | None]]:

@@ -6,11 +6,13 @@ from collections.abc import Container
 
 import numpy as np
 
+from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis
-from onnxprune.comparison import Stage, share_of
+from onnxprune.importance import obs as second_order
+from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, second_order
-from onnxprune.training import require_torch
+from onnxprune.progress import ProgressCallback, share_of
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
 from onnxprune.workspace import Workspace
 
@@ -22,7 +24,7 @@ def calibrated_scores(
     analysis: Analysis,
     options: Options,
     keep: BoolArray,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     workspace: Workspace,
     names: Container[str] | None = None,
 ) -> tuple[FloatArray, list[second_order.Removal]]:
@@ -71,9 +73,11 @@ def calibrated_scores(
     return given, found
 
 
-def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, workspace: Workspace) -> FloatArray:
+def _gradient_scores(
+    analysis: Analysis, options: Options, on_stage: ProgressCallback, workspace: Workspace
+) -> FloatArray:
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients
 
     return gradients.scores(
         analysis.model,
@@ -86,7 +90,7 @@ def _gradient_scores(analysis: Analysis, options: Options, on_stage: Stage, work
     )
 
 
-def per_saving(analysis: Analysis, scores: FloatArray, limits: budget.Limits) -> FloatArray:
+def per_saving(analysis: Analysis, scores: FloatArray, limits: knapsack.Limits) -> FloatArray:
     """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
 
     Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.

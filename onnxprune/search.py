@@ -10,17 +10,19 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune import rounding, sensitivity
+from onnxprune.allocation import channel_multiple, knapsack, sensitivity
+from onnxprune.allocation.targets import CostEstimator, Lifted, lift, meet, rules_of, within
 from onnxprune.analysis import Analysis, analysed, refuse_unprunable, removed, unless_it_does_not_run
-from onnxprune.comparison import Measure, Stage, quiet, share_of
 from onnxprune.errors import OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.model import Model
+from onnxprune.importance import weights as importance
 from onnxprune.mending import repaired
-from onnxprune.model import Model
 from onnxprune.options import AUTO, WITH_DATA, WITH_GRADIENTS, Options
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.recovery import Recovery
 from onnxprune.scoring import calibrated_scores, per_saving
-from onnxprune.targets import Lifted, Meter, lift, meet, rules_of, within
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Curve, Plan
 from onnxprune.workspace import Workspace
 
@@ -43,9 +45,9 @@ class Choice:
 def make_plan(
     analysis: Analysis,
     options: Options,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
-    meter: Meter | None = None,
+    meter: CostEstimator | None = None,
 ) -> Plan:
     """Score and allocate; see `choose`."""
     return choose(analysis, options, on_stage, workspace, meter=meter).plan
@@ -54,10 +56,10 @@ def make_plan(
 def choose(
     analysis: Analysis,
     options: Options,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
     recovery: Recovery | None = None,
-    meter: Meter | None = None,
+    meter: CostEstimator | None = None,
     lost: Callable[[BoolArray], float] | None = None,
     reference: Model | None = None,
 ) -> Choice:
@@ -89,7 +91,7 @@ def choose(
         )
     options = options.resolved(workspace is not None)
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
-    meter = meter or Meter(analysis, options, Measure(), on_stage=on_stage)
+    meter = meter or CostEstimator(analysis, options, BenchmarkConfig(), on_stage=on_stage)
     options = _rounded(meter, options)
     steps = options.rounds
     path = []
@@ -144,7 +146,7 @@ class _Step:
         return self.analysis.trace.n_channels == self.keep.size
 
 
-def _rounded(meter: Meter, options: Options) -> Options:
+def _rounded(meter: CostEstimator, options: Options) -> Options:
     """Replace `auto` by the step that channels are rounded to: the one that is measured to be cheap, or finer where the target asks for it.
 
     Raises:
@@ -154,15 +156,15 @@ def _rounded(meter: Meter, options: Options) -> Options:
     everything = np.ones(trace.n_channels, dtype=bool)
     first = rules_of(trace, options)
     try:
-        budget.refuse_unreachable(trace, meter, everything, first, meter.goals())
+        knapsack.refuse_unreachable(trace, meter, everything, first, meter.goals())
         return options
     except TargetError:
         if options.round_to != AUTO:
             raise
-    for step in (first.round_to, *(step for step in rounding.FINER if step < first.round_to)):
+    for step in (first.round_to, *(step for step in channel_multiple.FINER if step < first.round_to)):
         try:
             rules = replace(first, round_to=step, steps={})
-            budget.refuse_unreachable(trace, meter, everything, rules, meter.goals())
+            knapsack.refuse_unreachable(trace, meter, everything, rules, meter.goals())
         except TargetError:
             if step == 1:
                 raise
@@ -180,18 +182,23 @@ def _without(current: _Step, keep: BoolArray) -> Model:
 class Allocate(Protocol):
     """Says which channels of the original are left under some limits, rounded to a step in place of that of the options."""
 
-    def __call__(self, limits: budget.Limits, step: int | None = None) -> BoolArray:
+    def __call__(self, limits: knapsack.Limits, step: int | None = None) -> BoolArray:
         """See the class; raises TargetError where they cannot be reached."""
 
 
 def _allocator(
-    current: _Step, options: Options, meter: Meter, first: bool, on_stage: Stage, workspace: Workspace | None
+    current: _Step,
+    options: Options,
+    meter: CostEstimator,
+    first: bool,
+    on_stage: ProgressCallback,
+    workspace: Workspace | None,
 ) -> tuple[Allocate, tuple[Curve, ...]]:
     """Look at a model as a step has it; return what says which channels of the original are left under some limits, and what was measured."""
     analysis = current.analysis
     model, trace = analysis.model, analysis.trace
     whole = current.is_whole
-    costs: budget.Costs = meter if whole else Lifted(meter, current.keep)
+    costs: knapsack.Costs = meter if whole else Lifted(meter, current.keep)
     before = current.keep if whole else np.ones(trace.n_channels, dtype=bool)
     rules = rules_of(trace, options, options.scope, current.sizes)
     curves: tuple[Curve, ...] = ()
@@ -202,7 +209,7 @@ def _allocator(
         scores, removals = importance.score(model, trace, options.importance, before, options.seed), []
     if options.threshold is not None and first:
         told = importance.relative(trace, scores, before) if options.importance in WITH_GRADIENTS else scores
-        before = budget.below(trace, told, before, rules, options.threshold)
+        before = knapsack.below(trace, told, before, rules, options.threshold)
     by_loss = options.scope == "sensitivity" and bool(options.reduce or options.limit or options.max_drop is not None)
     if by_loss:
         assert workspace is not None
@@ -214,16 +221,16 @@ def _allocator(
         for removal in removals:
             removal.drop(workspace.store)
 
-    def allocate(limits: budget.Limits, step: int | None = None) -> BoolArray:
+    def allocate(limits: knapsack.Limits, step: int | None = None) -> BoolArray:
         held = rules if step is None else replace(rules, round_to=step, steps={})
         if limits.hold(*costs.totals(before)):
             left = before.copy()
         elif by_loss:
-            left = budget.allocate_by_loss(trace, costs, curves, before, held, limits)
+            left = knapsack.allocate_by_loss(trace, costs, curves, before, held, limits)
         else:
             weighed = options.importance in WITH_GRADIENTS and options.scope == "global"
             ranks = per_saving(analysis, scores, limits) if weighed else scores
-            left = budget.allocate(trace, costs, ranks, before, held, limits)
+            left = knapsack.allocate(trace, costs, ranks, before, held, limits)
         return left if whole else lift(left, current.keep)
 
     return allocate, curves
@@ -235,7 +242,7 @@ def _next(
     analysis: Analysis,
     workspace: Workspace,
     options: Options,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
     recovery: Recovery | None,
     step: int,
     reference: Model | None = None,
@@ -268,7 +275,7 @@ def paced(options: Options, share: float) -> float:
     return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
 
 
-def part_of_the_way(meter: Meter, options: Options, share: float) -> budget.Limits:
+def part_of_the_way(meter: CostEstimator, options: Options, share: float) -> knapsack.Limits:
     """Return bounds between the original and the goals, when some share of the steps is done."""
     whole = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
     return meter.goals().part(whole, paced(options, share))
@@ -281,9 +288,9 @@ def plans(
     shares: Sequence[float],
     take: Callable[[float, Plan | TargetError], None],
     workspace: Workspace | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     latency_table: str | os.PathLike[str] | None = None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> None:
     """Choose what goes for several targets, in one shot each, from one look at the model.
 
@@ -301,7 +308,7 @@ def plans(
     refuse_unprunable(analysis)
     options = options.resolved(workspace is not None)
     hardest = replace(options, reduce={quantity: max(shares)})
-    meter = Meter(analysis, hardest, measure, table=latency_table, on_stage=on_stage)
+    meter = CostEstimator(analysis, hardest, measure, table=latency_table, on_stage=on_stage)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
     current = _Step(analysis, everything, _sizes(analysis))
     with unless_it_does_not_run(analysis.model, analysis.trace.input_shapes):

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import output, plan_file, runtime, workers
+from onnxprune import output, plan_file
 from onnxprune.analysis import Analysis, removed
-from onnxprune.benchmark import bench
-from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import Data, DataLike, Preprocess
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, OutputError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline import prune
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
+from onnxprune.runtime import workers
+from onnxprune.runtime.timing import Latency
 from onnxprune.search import plans
 from onnxprune.types import Plan
 from onnxprune.workspace import opened, workspace_for
@@ -57,11 +60,11 @@ def sweep(
     shares: Sequence[float] = SHARES,
     options: Options | None = None,
     training: Training | None = None,
-    measure: Measure | None = None,
+    measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
 ) -> Sweep:
@@ -92,7 +95,7 @@ def sweep(
         OnnxPruneError: with a reason; members that were made stay.
     """
     command = command or saving.call("sweep", locals())
-    options, measure = options or Options(), measure or Measure()
+    options, measure = options or Options(), measure or BenchmarkConfig()
     _refuse(options, quantity, shares, jobs)
     page = None if report_output is None else Path(report_output)
     if page is not None:
@@ -168,9 +171,9 @@ def _plan(
     quantity: str,
     shares: Sequence[float],
     options: Options,
-    measure: Measure,
+    measure: BenchmarkConfig,
     latency_table: str | os.PathLike[str] | None,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
 ) -> None:
     """Choose what goes for every target, and write the plans."""
 
@@ -201,7 +204,7 @@ def _make_member(job: _Job) -> dict[str, Any]:
             preprocess=job.preprocess,
             options=job.options,
             training=job.training,
-            measure=Measure(latency=False, eval_batch=job.eval_batch),
+            measure=BenchmarkConfig(latency=False, eval_batch=job.eval_batch),
         )
     report = result.report.to_dict()
     with output.staged(folder / f"{job.name}.json") as temporary:
@@ -332,7 +335,7 @@ class _State:
             data=f"{report['samples']} samples of {report['data']}",
         )
 
-    def timed(self, share: float, found: runtime.Latency) -> None:
+    def timed(self, share: float, found: Latency) -> None:
         """Note what was timed."""
         self._set(share, latency=asdict(found))
 

@@ -147,7 +147,7 @@ class Trace:
         shapes: concrete shape of every tensor while tracing.
         input_shapes: the shapes that the inputs were given.
         batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
-        per_tensor_params: elements of each weight, by name; see `onnxprune.model.is_weight`.
+        per_tensor_params: elements of each weight, by name; see `onnxprune.graph.model.is_weight`.
         per_tensor_uses: inputs of nodes that take each of them.
         carried: the axis of each activation that holds channels, and (n,) the channels there; absent where no axis, or more than
             one, holds any.
@@ -209,7 +209,7 @@ class Curve:
         group: its name.
         order: channels that may go, first to go first.
         counts: numbers of channels gone at which the loss was measured, ascending, from 0.
-        losses: divergence of the output there, never falling; see `onnxprune.fidelity.divergence`.
+        losses: divergence of the output there, never falling; see `onnxprune.metrics.outputs.output_divergence`.
         guide: what is thought to be lost with 0, 1, … channels gone, in whatever unit, never falling; None: the same with each.
     """
 

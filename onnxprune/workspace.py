@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from onnxprune.analysis import Analysis, analysed
-from onnxprune.calibration import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
-from onnxprune.capture import Store
-from onnxprune.channels.readers import readers_of
-from onnxprune.comparison import Stage
-from onnxprune.data import Data, DataLike, Preprocess, inputs_of, load_data
-from onnxprune.generate import NAME as GENERATED_NAME
-from onnxprune.generate import generate
-from onnxprune.model import load
+from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
+from onnxprune.calibration.capture import Store
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.data.synthetic import NAME as GENERATED_NAME
+from onnxprune.data.synthetic import generate
+from onnxprune.graph.io import load
+from onnxprune.graph.readers import readers_of
 from onnxprune.options import AUTO, Options
+from onnxprune.progress import ProgressCallback
 
 GENERATED = "generated"
 """What `--data` takes for inputs that are made up."""
@@ -103,7 +104,7 @@ def opened(
     options: Options,
     data: DataLike | None,
     preprocess: Preprocess | str | None,
-    on_stage: Stage,
+    on_stage: ProgressCallback,
 ) -> tuple[Analysis, Data | None]:
     """Load a model and its data, real or generated."""
     on_stage("load", None)

@@ -16,10 +16,15 @@ import onnx
 from graphs import load
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune import runtime, verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.pruning import rewrite
+from onnxprune.evaluation.structure import check_structure
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, Trace
 
 Weight = tuple[int, ...] | list[int] | npt.NDArray[Any] | np.generic
@@ -163,14 +168,14 @@ def check(case: Case) -> Trace:
     changed = 0.0
     for seed, ratio in enumerate(RATIOS):
         keep = plan(trace, seed, ratio)
-        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-        verify.prove(model, pruned, masked, trace.input_shapes, seed=seed)
+        pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
+        prove(model, pruned, masked, trace.input_shapes, seed=seed)
         written = pruned.to_proto()
-        broken = [str(c) for c in verify.structure(written, source) if not c]
+        broken = [str(c) for c in check_structure(written, source) if not c]
         assert not broken, broken
         found_outputs = _run(written, trace)
         assert [a.shape for a in found_outputs] == [a.shape for a in expected]
-        changed = max([changed, *map(verify.relative_difference, expected, _run(masked.to_proto(), trace))])
+        changed = max([changed, *map(relative_difference, expected, _run(masked.to_proto(), trace))])
         again = trace_model(load(written), input_shapes=trace.input_shapes, **case.modes)
         everything = np.ones(again.n_channels, dtype=bool)
         assert np.allclose(CostModel(again).totals(everything), cost.totals(keep)), "the cost model predicts otherwise"
@@ -197,10 +202,10 @@ def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
 
 
 def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
-    opened = runtime.session(proto, optimise=True)
+    opened = open_session(proto, optimise=True)
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in proto.graph.input if v.name in trace.input_shapes]))
-    shapes = runtime.concrete_shapes(bare, 2, known=trace.input_shapes)
-    return runtime.run(opened, runtime.random_feeds(bare, shapes, 5))
+    shapes = concrete_shapes(bare, 2, known=trace.input_shapes)
+    return run_batch(opened, random_feeds(bare, shapes, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------------- cases

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from reports import PLAN, made_report
 
-from onnxprune import machine
 from onnxprune.cli import main
 from onnxprune.report import saving
+from onnxprune.runtime import machine
 
 Run = Callable[..., Result]
 

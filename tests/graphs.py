@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import model as models
-from onnxprune.model import Model
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
 from onnxprune.types import BoolArray, Trace
 
 DRAWN = settings(
@@ -254,7 +254,7 @@ def load(proto: onnx.ModelProto) -> Model:
     content = proto.SerializeToString()
     path = Path(folder().name) / f"{hashlib.sha256(content).hexdigest()[:16]}.onnx"
     path.write_bytes(content)
-    return models.load(path)
+    return io.load(path)
 
 
 def random_plan(trace: Trace, seed: int, ratio: float) -> BoolArray:

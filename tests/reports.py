@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.benchmark import LayerTime
+from onnxprune.analysis import Layer
+from onnxprune.evaluation.benchmark import LayerTime
 from onnxprune.report.details import Changed, ClassRate, Details
-from onnxprune.report.document import Figures, Layer, Report
+from onnxprune.report.document import Figures, Report
 from onnxprune.report.grouping import GroupNode
 from onnxprune.types import Check, Curve, Repaired, Verdict
 

@@ -8,9 +8,10 @@ import pytest
 from graphs import load, random_plan
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import verify
-from onnxprune.channels.trace import trace
-from onnxprune.pruning import rewrite
+from onnxprune.graph.trace import trace
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 TOKENS, HEADS, WIDTH = 9, 4, 6
 
@@ -58,7 +59,7 @@ def test_units_of_attention(n_heads: int, mode: str, free: list[int]) -> None:
     effects = []
     for seed in range(4):
         keep = random_plan(found, seed, 0.5)
-        pruned, masked = rewrite.delete(model, found, keep), rewrite.mask(model, found, keep)
-        assert verify.prove(model, pruned, masked).difference <= verify.TOLERANCE
+        pruned, masked = rewrite.delete(model, found, keep), mask(model, found, keep)
+        assert prove(model, pruned, masked).difference <= TOLERANCE
         effects.append(keep.all())
     assert not all(effects)

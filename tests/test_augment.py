@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.augment import KINDS, augment, channel_axis, is_enlarged, parse_kinds
+from onnxprune.data.augment import KINDS, augment, channel_axis, is_enlarged, parse_kinds
 from onnxprune.errors import OptionError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40)
@@ -62,7 +62,7 @@ def test_unknown_kind_is_refused_from_python():
 
 
 def test_import_loads_no_arrays():
-    code = "import sys, onnxprune.augment; print({'numpy', 'scipy', 'onnx'} & set(sys.modules))"
+    code = "import sys, onnxprune.data.augment; print({'numpy', 'scipy', 'onnx'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune import Measure, benchmark, machine
+from onnxprune import BenchmarkConfig
+from onnxprune.evaluation import benchmark
+from onnxprune.runtime import machine
 
-QUICK = Measure(runs=10, warmup=1, seconds=1)
+QUICK = BenchmarkConfig(runs=10, warmup=1, seconds=1)
 
 
 def test_layers_stand_side_by_side(models: Path, tmp_path: Path) -> None:
     small = tmp_path / "s.onnx"
-    onnxprune.prune(models / "resnet.onnx", reduce={"flops": 0.5}, output=small, measure=Measure(latency=False))
+    onnxprune.prune(models / "resnet.onnx", reduce={"flops": 0.5}, output=small, measure=BenchmarkConfig(latency=False))
     found = benchmark.bench([models / "resnet.onnx", small], QUICK)
     convs = [row for row in found.layers if row.op == "Conv"]
     assert len(convs) >= 10

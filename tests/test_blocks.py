@@ -9,13 +9,14 @@ import pytest
 from graphs import Builder, load
 from test_repair import repaired, run
 
-from onnxprune import runtime
-from onnxprune.capture import Store, Stream
-from onnxprune.channels import blocks
-from onnxprune.channels.flat import UNBOUNDED
-from onnxprune.channels.linear import linear_layers
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.model import Model
+from onnxprune.calibration.capture import Store, Stream
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.saturation import UNBOUNDED
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.repair import block_reconstruction, layer_chain
+from onnxprune.runtime.session import Feeds, random_feeds
 
 
 def line(b: Builder) -> str:
@@ -43,14 +44,14 @@ def channels_last(b: Builder) -> str:
     return b.node("MatMul", [b.node("Tanh", [b.node("MatMul", [x, b.normal(64, 8)], (6, 8))]), b.normal(8, 4)], (6, 4))
 
 
-def whole(model: Model, depth: int = 9) -> tuple[Any, blocks.Block | None, runtime.Feeds]:
+def whole(model: Model, depth: int = 9) -> tuple[Any, layer_chain.Block | None, Feeds]:
     """Return a model, run up to nothing, and the block of its last layer."""
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 3), 1)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, 3), 1)
     stream = Stream(model, [feeds], Store(1e9))
     layers = linear_layers(model.graph)
     shapes = trace_model(model).shapes
     target = model.graph.outputs[0].name
-    return stream, blocks.block_of(stream, max(layers), target, layers, set(layers), shapes, depth), feeds
+    return stream, layer_chain.block_of(stream, max(layers), target, layers, set(layers), shapes, depth), feeds
 
 
 @pytest.mark.parametrize("build", [line, residual, gate, head, channels_last])
@@ -62,8 +63,8 @@ def test_what_changes_move(build):
     assert block is not None
     assert len(block.layers) == len(linear_layers(model.graph))
     (given,) = run(model, feeds)
-    samples = blocks.Samples({name: feeds[name] for name in block.taken}, given + 1)
-    linearised = blocks._Linearised(block, stream, UNBOUNDED, samples)
+    samples = block_reconstruction.Samples({name: feeds[name] for name in block.taken}, given + 1)
+    linearised = block_reconstruction._Linearised(block, stream, UNBOUNDED, samples)
     linearised._look()
     rng = np.random.default_rng(0)
     changes = {}
@@ -74,7 +75,7 @@ def test_what_changes_move(build):
 
     back = rng.standard_normal(moved.shape).astype(np.float32)
     there = float((moved * back).sum())
-    assert blocks._dot(changes, linearised._backward(back)) == pytest.approx(there, rel=1e-3, abs=1e-2)
+    assert block_reconstruction._dot(changes, linearised._backward(back)) == pytest.approx(there, rel=1e-3, abs=1e-2)
 
     start = {n: layer.effective() for n, layer in block.layers.items()}
     size = 1e-3
@@ -118,7 +119,7 @@ def test_layers_fitted_together_do_better():
     model = load(b.build(b.conv(b.node("Relu", [b.node("Add", [y, x])]), 4)))
     trace = trace_model(model)
     keep = trace.pinned | (np.arange(trace.n_channels) % 3 > 0)
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, 32), 99)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, 32), 99)
     (wanted,) = run(model, feeds)
     errors = []
     for depth in (1, 2, 5):
@@ -136,5 +137,5 @@ def test_no_work_allowed(monkeypatch):
     trace = trace_model(model)
     keep = trace.pinned | (np.arange(trace.n_channels) % 3 > 0)
     alone = repaired(model, trace, keep, depth=1)
-    monkeypatch.setattr("onnxprune.pruning.repair.WORK", 0.0)
+    monkeypatch.setattr("onnxprune.repair.least_squares.WORK", 0.0)
     assert repaired(model, trace, keep).layers == alone.layers

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from graphs import Builder, load
 
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
+from onnxprune.allocation.knapsack import Limits, PruningRules, allocate_by_loss
 from onnxprune.errors import TargetError
-from onnxprune.pruning.budget import Limits, Rules, allocate_by_loss
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.trace import trace as trace_model
 from onnxprune.types import BoolArray, Curve, FloatArray, Group, Trace
 
 
@@ -37,17 +37,17 @@ class Problem:
     def lost(self, keep: BoolArray) -> float:
         return sum(float(curve.at(np.array([(~keep[curve.order]).sum()]))[0]) for curve in self.curves)
 
-    def allocate(self, limits: Limits, rules: Rules | None = None, keep: BoolArray | None = None) -> BoolArray:
-        rules = rules or Rules(1)
+    def allocate(self, limits: Limits, rules: PruningRules | None = None, keep: BoolArray | None = None) -> BoolArray:
+        rules = rules or PruningRules(1)
         found = allocate_by_loss(
             self.trace, self.cost, self.curves, self.dense if keep is None else keep, rules, limits
         )
         assert limits.hold(*self.cost.totals(found))
         return found
 
-    def best(self, limits: Limits, rules: Rules | None = None) -> tuple[float, BoolArray]:
+    def best(self, limits: Limits, rules: PruningRules | None = None) -> tuple[float, BoolArray]:
         """Return the least loss of all choices that the rules allow and that hold the limits."""
-        rules = rules or Rules(1)
+        rules = rules or PruningRules(1)
         counts = []
         for curve in self.curves:
             size = self.group(curve).channels.size
@@ -203,7 +203,7 @@ def test_survivors_are_a_multiple(round_to):
     for seed in range(4):
         found = line((8, 7, 8), seed, kind="any")
         limits = found.limits(macs=0.6)
-        rules = Rules(round_to)
+        rules = PruningRules(round_to)
         keep = found.allocate(limits, rules)
         for curve in found.curves:
             left = int(keep[found.group(curve).channels].sum())
@@ -214,7 +214,11 @@ def test_survivors_are_a_multiple(round_to):
 
 def test_a_group_keeps_what_the_rules_say():
     found = line((8, 8, 8), kind="any")
-    for rules in (Rules(1, min_channels=5), Rules(1, max_ratio=0.4), Rules(2, min_channels=3, max_ratio=0.5)):
+    for rules in (
+        PruningRules(1, min_channels=5),
+        PruningRules(1, max_ratio=0.4),
+        PruningRules(2, min_channels=3, max_ratio=0.5),
+    ):
         limits = found.limits(macs=0.55)
         keep = found.allocate(limits, rules)
         for curve in found.curves:
@@ -283,7 +287,8 @@ def test_one_layer_that_holds_only_parameters():
 
 
 @pytest.mark.parametrize(
-    ("rules", "macs", "params"), [(Rules(1), 0.01, None), (Rules(8), 0.5, None), (Rules(1, max_ratio=0.1), None, 0.5)]
+    ("rules", "macs", "params"),
+    [(PruningRules(1), 0.01, None), (PruningRules(8), 0.5, None), (PruningRules(1, max_ratio=0.1), None, 0.5)],
 )
 def test_what_cannot_be_reached_is_an_error(rules, macs, params):
     found = line((6, 6))

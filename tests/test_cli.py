@@ -19,8 +19,9 @@ from click.shell_completion import ShellComplete
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import analysis, data, options
+from onnxprune import analysis, options
 from onnxprune.cli import main
+from onnxprune.data import preprocess
 from onnxprune.options import SCOPES
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
@@ -126,7 +127,7 @@ def test_completion_script(shell):
 
 
 def test_names_of_presets_are_those_that_there_are():
-    assert tuple(data.PRESETS) == options.PRESETS
+    assert tuple(preprocess.PRESETS) == options.PRESETS
 
 
 # ------------------------------------------------------------------------------------------------------------- version
@@ -512,7 +513,7 @@ def test_python_does_what_the_command_line_does(tiny_path, images, out, run):
     assert (
         run("prune", tiny_path, "-o", out / "a.onnx", *HALF, "--data", out / "data.npz", "--no-latency").exit_code == 0
     )
-    measure = onnxprune.Measure(latency=False)
+    measure = onnxprune.BenchmarkConfig(latency=False)
     result = onnxprune.prune(tiny_path, data={"x": images}, reduce={"flops": 0.5}, measure=measure)
     assert result.report.output is None
     result.save(out / "b.onnx")
@@ -526,7 +527,7 @@ def test_python_refuses_an_unknown_dial(tiny_path):
 
 
 def test_python_result_is_not_saved_over_the_original(tiny_path):
-    result = onnxprune.prune(tiny_path, reduce={"flops": 0.5}, measure=onnxprune.Measure(latency=False))
+    result = onnxprune.prune(tiny_path, reduce={"flops": 0.5}, measure=onnxprune.BenchmarkConfig(latency=False))
     before = tiny_path.read_bytes()
     with pytest.raises(onnxprune.OnnxPruneError, match="would overwrite an input"):
         result.save(tiny_path)

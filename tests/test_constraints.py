@@ -14,8 +14,8 @@ from onnxprune.errors import OptionError
 from onnxprune.options import Bound
 
 torch = pytest.importorskip("torch")
+from onnxprune.torch_backend.executor import Executor  # noqa: E402
 from onnxprune.training.constraints import Constraints, Filters, Frozen, toward_zero  # noqa: E402 (torch may be missing)
-from onnxprune.training.executor import Executor  # noqa: E402
 
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 import onnxprune
-from onnxprune import Measure, benchmark
-from onnxprune import model as models_
+from onnxprune import BenchmarkConfig
 from onnxprune.analysis import analyse
-from onnxprune.comparison import Comparison
-from onnxprune.data import Data, InputSpec, Preprocess, load_data
+from onnxprune.data.dataset import Data, InputSpec, load_data
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.compare import Comparison
+from onnxprune.graph import io as graph_io
 from onnxprune.report import details, grouping, thumbnails
 
 LOGITS = np.array([[4.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 1]])
@@ -144,7 +146,7 @@ def test_constant_numbers_have_a_picture():
 
 
 def test_groups_know_what_lies_around_them(models):
-    analysis = analyse(models_.load(models / "resnet.onnx"))
+    analysis = analyse(graph_io.load(models / "resnet.onnx"))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[analysis.trace.groups[1].channels[:3]] = False
     found = grouping.groups(analysis.trace, grouping.survivors(analysis.trace, keep))
@@ -162,7 +164,7 @@ def test_groups_know_what_lies_around_them(models):
 
 
 def test_depthwise_layers_follow(models):
-    analysis = analyse(models_.load(models / "mobile.onnx"))
+    analysis = analyse(graph_io.load(models / "mobile.onnx"))
     found = grouping.groups(analysis.trace, {})
     assert any(one.followers for one in found)
     assert all(one.after is None for one in found)
@@ -174,7 +176,7 @@ def test_depthwise_layers_follow(models):
 
 
 def test_layers_are_timed_in_memory_as_from_the_file(models):
-    model = models_.load(models / "small.onnx")
+    model = graph_io.load(models / "small.onnx")
     shape = tuple(d.dim_value or 1 for d in model.header.graph.input[0].type.tensor_type.shape.dim)
     feeds = {model.header.graph.input[0].name: np.zeros(shape, np.float32)}
     times = [benchmark.layer_times(one, feeds, 1, 1.0) for one in (str(models / "small.onnx"), model)]
@@ -184,7 +186,12 @@ def test_layers_are_timed_in_memory_as_from_the_file(models):
 
 
 def test_run_looks_closer_only_for_a_report(tiny_path, samples, out):
-    values = {"data": str(samples), "reduce": {"flops": 0.4}, "round_to": 1, "measure": Measure(runs=3, warmup=0)}
+    values = {
+        "data": str(samples),
+        "reduce": {"flops": 0.4},
+        "round_to": 1,
+        "measure": BenchmarkConfig(runs=3, warmup=0),
+    }
     plain = onnxprune.prune(tiny_path, **values).report
     assert plain.details is None
     assert plain.to_dict()["details"] is None

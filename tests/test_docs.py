@@ -9,8 +9,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from onnxprune.channels.ops import RULES
 from onnxprune.cli import main
+from onnxprune.graph.operators import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,17 +16,19 @@ from onnx import numpy_helper
 from test_topologies import NETS
 from test_zoo import ZOO, fill
 
-from onnxprune import model as models_
-from onnxprune import runtime, verify
-from onnxprune.channels.ops import RULES
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import DataError, ModelError
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
+from onnxprune.graph.operators import RULES
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.torch_backend import operators
+from onnxprune.torch_backend.executor import Executor
 
 torch = pytest.importorskip("torch")
-from onnxprune.training import operators  # noqa: E402 (torch may be missing)
-from onnxprune.training.executor import Executor  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4
@@ -49,15 +51,15 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
     """Return how far torch is from onnxruntime without optimisations, as a share of the range of an output."""
     names = {value.name for value in model.graph.inputs}
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in source.graph.input if v.name in names]))
-    feeds = runtime.random_feeds(bare, runtime.concrete_shapes(bare, 2, known=known), seed)
-    expected = runtime.run(runtime.session(source, optimise=False, threads=1), feeds)
+    feeds = random_feeds(bare, concrete_shapes(bare, 2, known=known), seed)
+    expected = run_batch(open_session(source, optimise=False, threads=1), feeds)
     with torch.no_grad():
         found = Executor(model)({name: torch.from_numpy(value) for name, value in feeds.items()})
     pairs = [
         (a, found[value.name].numpy().astype(np.float16) if a.dtype == np.float16 else found[value.name].numpy())
         for a, value in zip(expected, source.graph.output, strict=True)
     ]
-    return max(verify.relative_difference(a, b) for a, b in pairs)
+    return max(relative_difference(a, b) for a, b in pairs)
 
 
 def is_rounded(source: onnx.ModelProto) -> bool:
@@ -71,8 +73,34 @@ def is_rounded(source: onnx.ModelProto) -> bool:
 # --------------------------------------------------------------------------------------------------------------- parity
 
 
-def test_every_operator_with_a_rule_has_a_function() -> None:
-    assert set(RULES) <= set(operators.BINDERS)
+REFUSED = {
+    "CumProd",
+    "GRU",
+    "GlobalLpPool",
+    "GridSample",
+    "Hardmax",
+    "LSTM",
+    "LpPool",
+    "MaxRoiPool",
+    "MeanVarianceNormalization",
+    "RNN",
+    "RoiAlign",
+}
+"""Operators with a rule that no training supports: pruning keeps them, the executor refuses them."""
+
+
+def test_every_operator_with_a_rule_has_a_function_or_is_refused() -> None:
+    assert set(RULES) - set(operators.TORCH_FUNCTIONS) == REFUSED
+
+
+def is_refused(source: onnx.ModelProto) -> bool:
+    """Tell whether a model has an operator or an attribute that the executor refuses."""
+    attributes = {(a.name, a.i) for node in source.graph.node for a in node.attribute}
+    blocked = any(name == "block_size" and size for name, size in attributes)
+    indices = any(node.op_type == "MaxPool" and len(node.output) > 1 for node in source.graph.node)
+    return (
+        blocked or indices or ("training_mode", 1) in attributes or any(n.op_type in REFUSED for n in source.graph.node)
+    )
 
 
 WITHOUT = ("Det", "If", "Loop", "NonMaxSuppression", "QuickGelu", "Scan")
@@ -84,6 +112,10 @@ RUN = [case for case in (*CASES, *SIZE_CASES, *OTHER_CASES, *NETS) if case.op no
 def test_case(case: Case) -> None:
     source = case.build()
     model = load(source)
+    if is_refused(source):
+        with pytest.raises(ModelError, match="has no function in torch"):
+            Executor(model)
+        return
     known = KNOWN if "H" in case.inputs else None
     limit = HALF if is_rounded(source) else TOLERANCE
     assert difference(model, source, known=known) <= limit
@@ -101,7 +133,7 @@ def test_drawn_models(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_reference_models(models: Path, name: str) -> None:
-    model = models_.load(models / f"{name}.onnx")
+    model = io.load(models / f"{name}.onnx")
     assert difference(model, model.to_proto()) <= TOLERANCE
 
 
@@ -117,7 +149,6 @@ IMAGE = "float[N,3,7,6] x"
 LINE = "float[N,3,9] x"
 CUBE = "float[N,3,5,4,6] x"
 FLOATS = "float[2,6] x"
-SEQUENCE = "float[5,3,4] x"
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {}
 
 
@@ -133,7 +164,6 @@ for pads in ("SAME_UPPER", "SAME_LOWER", "VALID"):
     form(f"ConvTranspose {pads}", f"y = ConvTranspose <{settings_}> (x, w, wb)", w=(3, 4, 4, 3), wb=(4,))
     form(f"MaxPool {pads}", f"y = MaxPool <{settings_}, kernel_shape=[4,3]> (x)")
     form(f"AveragePool {pads}", f"y = AveragePool <{settings_}, kernel_shape=[4,3]> (x)")
-    form(f"LpPool {pads}", f"y = LpPool <{settings_}, kernel_shape=[4,3], p=3> (x)")
 form(
     "Conv uneven pads", "y = Conv <pads=[1,0,2,3], strides=[2,1], dilations=[1,2]> (x, w, wb)", w=(4, 3, 3, 2), wb=(4,)
 )
@@ -169,22 +199,12 @@ form("MaxPool wide pads", "y = MaxPool <kernel_shape=[3,3], pads=[2,2,2,2]> (x)"
 form("MaxPool dilations", "y = MaxPool <kernel_shape=[2,3], dilations=[2,2]> (x)", opset=12)
 form("MaxPool 3D", "y = MaxPool <kernel_shape=[2,2,3], strides=[2,1,1]> (x)", inputs=CUBE)
 form("MaxPool integers", "y = MaxPool <kernel_shape=[2,2]> (x)", inputs="uint8[N,3,7,6] x", opset=12)
-for order in (0, 1):
-    places = "v, i = MaxPool <kernel_shape=[3,2], strides=[2,2], {}, storage_order={}> (x) y = Cast <to=1> (i)"
-    form(f"MaxPool places, order {order}", places.format("pads=[1,1,1,1]", order))
-    form(f"MaxPool places, uneven, order {order}", places.format("pads=[1,0,2,1]", order))
 for include in (0, 1):
     pool = f"y = AveragePool <kernel_shape=[3,3], count_include_pad={include}, "
     form(f"AveragePool include {include}", f"{pool} strides=[2,2], pads=[1,1,1,1]> (x)")
     form(f"AveragePool include {include}, ceil", f"{pool} strides=[2,3], pads=[1,1,1,1], ceil_mode=1> (x)")
     form(f"AveragePool include {include}, uneven", f"{pool} strides=[2,2], pads=[0,1,2,1]> (x)")
-    form(f"AveragePool include {include}, dilations", f"{pool} dilations=[2,2], pads=[1,1,1,1]> (x)", opset=19)
 form("AveragePool 1D", "y = AveragePool <kernel_shape=[4], pads=[2,1]> (x)", inputs=LINE)
-form(
-    "LpPool dilations, ceil",
-    "y = LpPool <kernel_shape=[2,3], dilations=[2,1], strides=[2,2], pads=[0,1,1,1], ceil_mode=1> (x)",
-)
-form("GlobalLpPool", "y = GlobalLpPool <p=3> (x)")
 form("Gemm, computed transposes", "y = Gemm <transA=1, alpha=0.5> (x, x)", inputs="float[3,4] x")
 form("MatMul, vectors", "a = MatMul (x, w) y = MatMul (a, a)", inputs="float[3,4] x", w=(4,))
 form("Einsum, implicit", 'y = Einsum <equation="ij,jk"> (x, w)', inputs="float[3,4] x", w=(4, 5))
@@ -196,42 +216,28 @@ for mode in (
     "align_corners",
     "asymmetric",
     "tf_half_pixel_for_nn",
-    "half_pixel_symmetric",
 ):
-    opset = 19 if mode == "half_pixel_symmetric" else 13
     up, down = np.array([1, 1, 2.3, 1.7], np.float32), np.array([1, 1, 0.62, 0.41], np.float32)
     for kind in ("nearest", "linear", "cubic"):
         if mode == "tf_half_pixel_for_nn" and kind != "nearest":
             continue
         resize = f'y = Resize <mode="{kind}", coordinate_transformation_mode="{mode}"'
-        form(f"Resize {kind} {mode} up", f"{resize}> (x, , k)", k=up, opset=opset)
-        form(f"Resize {kind} {mode} down", f"{resize}> (x, , k)", k=down, opset=opset)
-        form(f"Resize {kind} {mode} sizes", f"{resize}> (x, , , k)", k=[2, 3, 14, 3], opset=opset)
-        form(f"Resize {kind} {mode} one", f"{resize}> (x, , , k)", k=[2, 3, 1, 1], opset=opset)
+        form(f"Resize {kind} {mode} up", f"{resize}> (x, , k)", k=up, opset=13)
+        form(f"Resize {kind} {mode} down", f"{resize}> (x, , k)", k=down, opset=13)
+        form(f"Resize {kind} {mode} sizes", f"{resize}> (x, , , k)", k=[2, 3, 14, 3], opset=13)
+        form(f"Resize {kind} {mode} one", f"{resize}> (x, , , k)", k=[2, 3, 1, 1], opset=13)
 for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"):
     for mode in ("half_pixel", "asymmetric", "align_corners"):
         text = f'y = Resize <nearest_mode="{rounding}", coordinate_transformation_mode="{mode}"> (x, , , k)'
         form(f"Resize {rounding} {mode}", text, k=[2, 3, 14, 4])
 form(
-    "Resize cubic, exclude_outside",
-    'y = Resize <mode="cubic", exclude_outside=1, cubic_coeff_a=-0.5> (x, , k)',
+    "Resize cubic, another coefficient",
+    'y = Resize <mode="cubic", cubic_coeff_a=-0.5> (x, , k)',
     k=np.array([1, 1, 1.5, 0.8], np.float32),
 )
 form("Resize linear 1D", 'y = Resize <mode="linear"> (x, , , k)', k=[2, 3, 17], inputs=LINE)
 form("Resize linear 3D", 'y = Resize <mode="linear"> (x, , , k)', k=[2, 3, 7, 9, 5], inputs=CUBE)
-for kind in ("linear", "cubic"):
-    form(f"Resize {kind}, antialias", f'y = Resize <mode="{kind}", antialias=1> (x, , , k)', k=[2, 3, 3, 4])
-    form(f"Resize {kind}, antialias up", f'y = Resize <mode="{kind}", antialias=1> (x, , , k)', k=[2, 3, 9, 4])
-    crop = f'y = Resize <mode="{kind}", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=3.5>'
-    form(
-        f"Resize {kind}, a region",
-        f"{crop} (x, r, , k)",
-        k=[2, 3, 5, 6],
-        r=np.array([0, 0, 0.2, -0.3, 1, 1, 0.9, 1.2], np.float32),
-    )
-for policy in ("not_larger", "not_smaller"):
-    text = f'y = Resize <mode="linear", axes=[3,2], keep_aspect_ratio_policy="{policy}"> (x, , , k)'
-    form(f"Resize {policy}", text, k=[9, 12])
+form("Resize linear, axes", 'y = Resize <mode="linear", axes=[3,2]> (x, , , k)', k=[9, 12])
 form("Resize 10, down", "y = Resize (x, k)", k=np.array([1, 1, 0.6, 0.5], np.float32), opset=10)
 form("Resize 10, linear", 'y = Resize <mode="linear"> (x, k)', k=np.array([1, 1, 1.6, 2.5], np.float32), opset=10)
 form("Upsample 9, linear", 'y = Upsample <mode="linear"> (x, k)', k=np.array([1, 1, 2, 3], np.float32), opset=9)
@@ -250,10 +256,10 @@ form("Gather, a table of positions", "y = Gather <axis=-2> (x, k)", k=np.array([
 form("Gather, computed positions", "i = Cast <to=7> (x) y = Gather (w, i)", w=(9, 2), inputs=FLOATS)
 form("GatherElements", "y = GatherElements <axis=1> (x, k)", k=np.array([[0, -1], [3, 2]]), inputs=FLOATS)
 form("GatherND", "y = GatherND (x, k)", k=np.array([[[0, -1]], [[1, 2]]]), inputs="float[2,3,4] x")
-form("GatherND, batch", "y = GatherND <batch_dims=1> (x, k)", k=np.array([[0, -1], [1, 2]]), inputs="float[2,3,4] x")
-for kind in ("none", "add", "mul", "max", "min"):
-    text = f'y = ScatterElements <axis=1, reduction="{kind}"> (x, k, u)'
-    form(f"ScatterElements {kind}", text, k=np.array([[0, -1], [3, 2]]), u=(2, 2), inputs=FLOATS)
+form(
+    "ScatterElements", "y = ScatterElements <axis=1> (x, k, u)", k=np.array([[0, -1], [3, 2]]), u=(2, 2), inputs=FLOATS
+)
+for kind in ("none", "add"):
     text = f'y = ScatterND <reduction="{kind}"> (x, k, u)'
     form(f"ScatterND {kind}", text, k=np.array([[0, 1], [1, 0]]), u=(2, 3), inputs="float[2,2,3] x")
 form("Slice, backwards", "y = Slice (x, s, e, a, t)", s=[-1, 5], e=[-100, 0], a=[2, -1], t=[-2, -1])
@@ -267,13 +273,6 @@ form(
     inputs="float[N,3,4,6] x",
 )
 form(
-    "OneHot",
-    "i = Cast <to=7> (x) y = OneHot <axis=1> (i, d, v)",
-    d=[4],
-    v=np.array([0.5, 2], np.float32),
-    inputs=FLOATS,
-)
-form(
     "Range",
     "s = Shape (x) h = Gather (s, two1) r = Range (zero1, h, one1) y = Cast <to=1> (r)",
     two1=np.int64(2),
@@ -284,7 +283,7 @@ form(
     "NonZero and ConstantOfShape",
     "s = Shape (x) z = ConstantOfShape <value=float[1] {2.0}> (s) a = Add (x, z) n = NonZero (a) y = Cast <to=1> (n)",
 )
-form("Size and EyeLike", "s = Size (x) f = Cast <to=1> (s) e = EyeLike <k=1> (x) y = Mul (e, f)", inputs=FLOATS)
+form("Size", "s = Size (x) f = Cast <to=1> (s) y = Mul (x, f)", inputs=FLOATS)
 form("CastLike", "y = CastLike (x, k)", k=np.int32(0))
 form("Mod of integers", "y = Mod (x, k)", k=np.array([3, -3, 2, -2, 5, 7]), inputs="int64[2,6] x")
 form(
@@ -295,13 +294,6 @@ form(
     inputs="int64[2,6] x",
 )
 form("Pow of integers", "y = Pow (x, k)", k=np.float32(3), inputs="int64[2,6] x")
-for detect in ("detect_negative=0", "detect_positive=0"):
-    form(
-        f"IsInf {detect}",
-        f"l = Log (r) i = IsInf <{detect}> (l) y = Cast <to=1> (i)".replace("(r)", "(a)").replace(
-            "l =", "a = Relu (x) l =", 1
-        ),
-    )
 form("Gelu, tanh", 'y = Gelu <approximate="tanh"> (x)', opset=20)
 form("Swish, alpha", "y = Swish <alpha=1.5> (x)", opset=24)
 form("Selu, alpha", "y = Selu <alpha=1.5, gamma=0.9> (x)")
@@ -332,12 +324,6 @@ form("TopK smallest", "v, i = TopK <largest=0, axis=1> (x, k) c = Cast <to=1> (i
 form("TopK 9", "v, i = TopK <k=2, axis=2> (x) c = Cast <to=1> (i) y = Add (v, c)", opset=9)
 form("TopK of equals", "r = Round (x) v, i = TopK <axis=2> (r, k) c = Cast <to=1> (i) y = Add (v, c)", k=[4])
 form("LpNormalization 1", "y = LpNormalization <axis=2, p=1> (x)")
-form(
-    "LayerNormalization, its statistics",
-    "n, m, s = LayerNormalization <axis=2, epsilon=0.01> (x, scale, beta) a = Add (n, m) y = Mul (a, s)",
-    scale=(7, 6),
-    beta=(7, 6),
-)
 form("LayerNormalization, broadcast", "y = LayerNormalization <axis=1> (x, scale, beta)", scale=(7, 1), beta=(3, 1, 1))
 form(
     "GroupNormalization 18",
@@ -355,16 +341,6 @@ form(
     inputs=LINE,
 )
 form("LRN, wide", "y = LRN <size=5, alpha=2.0, beta=0.6, bias=1.5> (x)", inputs="float[N,7,3,3] x")
-form("MeanVarianceNormalization, axes", "y = MeanVarianceNormalization <axes=[0,2]> (x)", opset=13)
-form(
-    "BatchNormalization, training",
-    "y, a, b = BatchNormalization <training_mode=1, momentum=0.7> (x, scale, beta, mu, var)",
-    scale=(3,),
-    beta=(3,),
-    mu=(3,),
-    var=(3,),
-    outputs="y, a, b",
-)
 form(
     "BatchNormalization 2D, old",
     "y = BatchNormalization <epsilon=0.01> (x, scale, beta, mu, var)",
@@ -376,68 +352,45 @@ form(
     opset=7,
 )
 
-for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
-    for direction, d in (("forward", 1), ("reverse", 1), ("bidirectional", 2)):
-        weights = {"w": (d, gates * 2, 4), "r": (d, gates * 2, 2), "b": (d, gates * 4), "h": (d, 3, 2)}
-        weights |= {"l": np.array([5, 2, 3], np.int32)} | ({"c": (d, 3, 2), "p": (d, 6)} if op == "LSTM" else {})
-        more, outs = (", c, p", "y, z, q") if op == "LSTM" else ("", "y, z")
-        extra = ", linear_before_reset=1" if op == "GRU" else ", input_forget=1" if op == "LSTM" else ""
-        plain = f'{{}} = {op} <hidden_size=2, direction="{direction}"{{}}> (x, w, r, b{{}})'
-        form(
-            f"{op} {direction}, all inputs",
-            plain.format(outs, "", f", l, h{more}"),
-            inputs=SEQUENCE,
-            outputs=outs,
-            **weights,
-        )
-        form(f"{op} {direction}, clip", plain.format("y", f", clip=0.3{extra}", ""), inputs=SEQUENCE, **weights)
-names = '["HardSigmoid", "Softsign", "ScaledTanh"]'
-form(
-    "LSTM, activations",
-    f"y = LSTM <hidden_size=2, activations={names}, activation_alpha=[0.3, 0.8], activation_beta=[0.4, 0.9]> (x, w, r)",
-    inputs=SEQUENCE,
-    w=(1, 8, 4),
-    r=(1, 8, 2),
-)
-form(
-    "GRU, activations",
-    'y = GRU <hidden_size=2, activations=["Sigmoid", "LeakyRelu"], activation_alpha=[0.3]> (x, w, r)',
-    inputs=SEQUENCE,
-    w=(1, 6, 4),
-    r=(1, 6, 2),
-)
-
-for kind in ("bilinear", "nearest", "bicubic"):
-    for around in ("zeros", "border", "reflection"):
-        text = (
-            f'y = GridSample <mode="{kind}", padding_mode="{around}", align_corners={int(around == "border")}> (x, g)'
-        )
-        form(
-            f"GridSample {kind} {around}",
-            text,
-            g=np.random.default_rng(1).uniform(-1.3, 1.3, (2, 4, 5, 2)).astype(np.float32),
-            inputs="float[2,3,7,6] x",
-        )
-boxes = np.array([[0, 0, 4, 4], [1.2, 1.7, 9.1, 5.5], [-2, -1, 2, 12.3]], np.float32)
-for kind, opset in (("output_half_pixel", 10), ("half_pixel", 16), ("output_half_pixel", 16)):
-    for ratio in (0, 2):
-        mode = f', coordinate_transformation_mode="{kind}"' if opset > 10 else ""
-        text = (
-            f"y = RoiAlign <output_height=3, output_width=2, sampling_ratio={ratio}, spatial_scale=0.8{mode}> (x, b, i)"
-        )
-        form(f"RoiAlign {opset} {kind} {ratio}", text, b=boxes, i=[0, 1, 1], opset=opset, inputs="float[2,3,7,6] x")
-form(
-    "MaxRoiPool, scale",
-    "y = MaxRoiPool <pooled_shape=[3,2], spatial_scale=0.5> (x, b)",
-    b=np.array([[0, 0, 0, 8, 9], [1, 3, 4, 5, 5]], np.float32),
-    inputs="float[2,3,7,6] x",
-)
 form("QuantizeLinear to integers", "q = QuantizeLinear (x, k, z) y = Cast <to=1> (q)", k=np.float32(0.02), z=np.int8(3))
 form(
     "QuantizeLinear without zero point",
     "q = QuantizeLinear (x, k) d = DequantizeLinear (q, k) y = Relu (d)",
     k=np.float32(0.02),
 )
+
+
+REFUSALS = {
+    "Resize with antialias=1": 'y = Resize <mode="linear", antialias=1> (x, , , k)',
+    "Resize with exclude_outside=1": 'y = Resize <mode="cubic", exclude_outside=1> (x, , , k)',
+    "Resize with keep_aspect_ratio_policy=not_larger": 'y = Resize <keep_aspect_ratio_policy="not_larger"> (x, , , k)',
+    "Resize with coordinate_transformation_mode=tf_crop_and_resize": (
+        'y = Resize <mode="linear", coordinate_transformation_mode="tf_crop_and_resize"> (x, roi, , k)'
+    ),
+    "Resize with coordinate_transformation_mode=half_pixel_symmetric": (
+        'y = Resize <coordinate_transformation_mode="half_pixel_symmetric"> (x, , , k)'
+    ),
+    "MaxPool with 2 outputs": "v, i = MaxPool <kernel_shape=[2,2]> (x) c = Cast <to=1> (i) y = Add (v, c)",
+    "AveragePool with dilations": "y = AveragePool <kernel_shape=[2,2], dilations=[2,2]> (x)",
+    "LayerNormalization with 2 outputs": "n, m = LayerNormalization (x, w) y = Add (n, m)",
+    "ScatterElements with reduction=max": 'y = ScatterElements <reduction="max"> (x, at, x)',
+    "ScatterND with reduction=mul": 'y = ScatterND <reduction="mul"> (x, rows, x)',
+    "GatherND with batch_dims=1": "y = GatherND <batch_dims=1> (x, rows)",
+    "IsInf with detect_negative=0": "i = IsInf <detect_negative=0> (x) y = Cast <to=1> (i)",
+    "OneHot": "i = Cast <to=7> (x) y = OneHot (i, depth, pair)",
+    "EyeLike": "f = Flatten (x) e = EyeLike (f) y = Add (f, e)",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_training_does_not_support_is_refused_by_name(name: str) -> None:
+    weights = {"k": [2, 3, 9, 9], "w": (6,), "roi": (8,), "at": np.zeros((2, 3, 7, 6), np.int64)}
+    weights |= {"rows": np.array([[0], [1]]), "depth": np.int64(4), "pair": (2,)}
+    used = {key: value for key, value in weights.items() if f"{key})" in REFUSALS[name] or f"{key}," in REFUSALS[name]}
+    model = load(build(REFUSALS[name], used, inputs="float[2,3,7,6] x", opset=19))
+    with pytest.raises(ModelError, match=f"^{name} has no function in torch") as caught:
+        Executor(model)
+    assert "leave the training out" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -461,9 +414,8 @@ class Mode:
 GRADIENTS = [
     name
     for name in FORMS
-    if name.startswith(("Conv ", "ConvTranspose", "AveragePool", "LpPool", "Resize", "Upsample", "LRN", "Pad ", "LSTM", "GRU", "RNN"))
-    or name in ("LayerNormalization, its statistics", "LayerNormalization, broadcast", "GroupNormalization 18")
-    or name.startswith(("MeanVariance", "LpNormalization", "BatchNormalization, training", "RoiAlign 16", "ReduceL2", "ReduceProd"))
+    if name.startswith(("Conv ", "ConvTranspose", "AveragePool", "Resize", "Upsample", "LRN", "Pad ", "ReduceL2", "ReduceProd"))
+    or name in ("LayerNormalization, broadcast", "GroupNormalization 18", "LpNormalization 1", "CumSum exclusive=1")
 ]  # fmt: skip
 
 
@@ -484,14 +436,8 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         else:
             value = torch.from_numpy(np.array(tensor.values))
             inputs.append(value.double() if value.is_floating_point() else value)
-    read = (
-        {2} if node.op in ("Resize", "Upsample") else {1} if node.op == "RoiAlign" else set()
-    )  # numbers, no variables
-    moved = [
-        i
-        for i, x in enumerate(inputs)
-        if x is not None and x.is_floating_point() and i not in read and not (node.op in ("Resize", "Upsample") and i)
-    ]
+    resized = node.op in ("Resize", "Upsample")  # the other inputs are numbers, no variables
+    moved = [i for i, x in enumerate(inputs) if x is not None and x.is_floating_point() and not (resized and i)]
     for i in moved:
         inputs[i].requires_grad_()
 
@@ -581,7 +527,7 @@ def test_steps_are_those_of_the_network_in_torch(training: bool, channels_last: 
 
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_nothing_trained_is_nothing_changed(models: Path, name: str) -> None:
-    model = models_.load(models / f"{name}.onnx")
+    model = io.load(models / f"{name}.onnx")
     executor = Executor(model)
     assert executor.written().to_proto().SerializeToString() == model.to_proto().SerializeToString()
     (some, *_), given = executor.weights, dict(executor.weights)
@@ -594,7 +540,9 @@ def test_nothing_trained_is_nothing_changed(models: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in RUN if case.op in ("weights", "DequantizeLinear")], ids=lambda c: c.id
+    "case",
+    [c for c in RUN if c.op in ("weights", "DequantizeLinear") and "block" not in c.id],
+    ids=lambda c: c.id,
 )
 def test_weights_keep_their_type(case: Case) -> None:
     model = load(case.build())
@@ -621,7 +569,7 @@ def test_integers_and_bounds_are_not_trained() -> None:
     weights = {"q": np.ones((8, 3, 1, 1), np.int8), "k": (8,), "scale": (8,), "beta": (8,), "p": (8, 1, 1)}
     executor = Executor(load(build(text, weights)))
     assert set(executor.weights) == {"wb", "scale", "beta", "p"}
-    assert set(Executor(executor.model, trained=lambda name: name == "p").weights) == {"p"}
+    assert not Executor(executor.model, trained=False).weights
 
 
 # ------------------------------------------------------------------------------------------------------- running, errors

@@ -18,19 +18,21 @@ import pytest
 from graphs import Builder, load
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import fidelity, runtime
 from onnxprune.analysis import analyse
-from onnxprune.data import Data, inputs_of, load_data
+from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
-from onnxprune.model import Model, save
+from onnxprune.graph.io import save
+from onnxprune.graph.model import Model
+from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound, Training
-from onnxprune.pruning import rewrite
+from onnxprune.runtime.session import run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.torch_backend.batches import Batches
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.training import checkpoint
+from onnxprune.training.distill import Setting, TrainingResult, distill
 
 torch = pytest.importorskip("torch")
-from onnxprune.training import checkpoint, parity  # noqa: E402 (torch may be missing)
-from onnxprune.training.batches import Batches  # noqa: E402
-from onnxprune.training.executor import Executor  # noqa: E402
-from onnxprune.training.finetune import Tuned, finetune  # noqa: E402
 
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]
@@ -90,10 +92,22 @@ def stored(model: Model, path: Path | None = None) -> dict[str, Array]:
 
 
 def outputs(model: Model, x: Array) -> list[Array]:
-    return runtime.run(model.session(optimise=False), {"x": x})
+    return run_batch(model.session(optimise=False), {"x": x})
 
 
-def tune(proto: onnx.ModelProto | None = None, training: Training = SHORT, x: Any = None, **how: Any) -> Tuned:
+def finetune(
+    student: Model,
+    teacher: Model,
+    data: Data,
+    training: Training,
+    state: Path | None = None,
+    told: Any = None,
+    **how: Any,
+) -> TrainingResult:
+    return distill(student, teacher, data, training, Setting(checkpoint=state, on_progress=told, **how))
+
+
+def tune(proto: onnx.ModelProto | None = None, training: Training = SHORT, x: Any = None, **how: Any) -> TrainingResult:
     """Fine-tune a disturbed model towards the one it was."""
     teacher = load(classifier() if proto is None else proto)
     return finetune(disturbed(teacher), teacher, data_for(teacher, x), training, **how)
@@ -113,24 +127,23 @@ def test_distillation_brings_a_disturbed_model_back(optimizer: str, schedule: st
         amount=150, unit="steps", batch=16, optimizer=optimizer, schedule=schedule, rate=0.01, augment=()
     )
     tuned = tune(training=training, x=samples(200))
-    assert tuned.looks[0].divergence > 0.05
-    best = min(look.divergence for look in tuned.looks)
-    assert best < 0.2 * tuned.looks[0].divergence
+    assert tuned.validations[0].divergence > 0.05
+    best = min(each.divergence for each in tuned.validations)
+    assert best < 0.2 * tuned.validations[0].divergence
     assert (tuned.steps, tuned.samples) == (150, 2400)
     # on samples that it never saw, in onnxruntime
     fresh = samples(100, 99)
     teacher = load(classifier())
     before, after = (
-        fidelity.divergence(outputs(teacher, fresh), outputs(model, fresh))
-        for model in (disturbed(teacher), tuned.model)
+        output_divergence(outputs(teacher, fresh), outputs(model, fresh)) for model in (disturbed(teacher), tuned.model)
     )
     assert after < 0.3 * before
 
 
 def test_models_without_classes_learn_their_outputs() -> None:
     tuned = tune(maps(), replace(SHORT, amount=100, rate=0.01), samples(64))
-    assert tuned.looks[-1].divergence < 0.2 * tuned.looks[0].divergence
-    assert tuned.looks[-1].agreement is None
+    assert tuned.validations[-1].divergence < 0.2 * tuned.validations[0].divergence
+    assert tuned.validations[-1].agreement is None
 
 
 def test_nothing_but_weights_changes_in_the_file_and_the_student_stays_as_it_is() -> None:
@@ -183,7 +196,7 @@ def test_several_inputs() -> None:
     given = {name: x.astype(np.float32) for name, x in given.items()}
     training = replace(SHORT, amount=60, rate=0.02, augment=("noise", "flip"))
     tuned = finetune(disturbed(teacher), teacher, data_for(teacher, given), training)
-    assert tuned.looks[-1].divergence < 0.3 * tuned.looks[0].divergence
+    assert tuned.validations[-1].divergence < 0.3 * tuned.validations[0].divergence
 
 
 def test_features_bring_activations_closer() -> None:
@@ -227,16 +240,18 @@ def test_labels_are_learned_where_there_are_some() -> None:
 
     def top1(labels: float | None) -> float:
         tuned = finetune(teacher, teacher, data, replace(training, labels=labels))
-        assert tuned.looks[0].top1 == 0
-        return fidelity.accuracy(outputs(tuned.model, x), data.labels)["top1"]  # type: ignore[arg-type]
+        assert tuned.validations[0].top1 == 0
+        return classification_accuracy(outputs(tuned.model, x), data.labels)["top1"]  # type: ignore[arg-type]
 
     assert top1(1.0) > 60
     assert top1(0.0) == 0
-    assert finetune(teacher, teacher, data, replace(training, amount=1)).looks[-1].loss > 0.5  # labels count by default
+    assert (
+        finetune(teacher, teacher, data, replace(training, amount=1)).validations[-1].loss > 0.5
+    )  # labels count by default
     smooth = finetune(teacher, teacher, data, replace(training, amount=1, labels=1.0, smoothing=0.5))
     assert (
-        smooth.looks[-1].loss
-        != finetune(teacher, teacher, data, replace(training, amount=1, labels=1.0)).looks[-1].loss
+        smooth.validations[-1].loss
+        != finetune(teacher, teacher, data, replace(training, amount=1, labels=1.0)).validations[-1].loss
     )
 
 
@@ -247,7 +262,7 @@ def test_labels_out_of_range() -> None:
         finetune(teacher, teacher, data, SHORT)
     assert "label 4" in caught.value.why
     assert "4 classes" in caught.value.why
-    assert finetune(disturbed(teacher), teacher, data, replace(SHORT, labels=0.0)).looks[-1].top1 is None
+    assert finetune(disturbed(teacher), teacher, data, replace(SHORT, labels=0.0)).validations[-1].top1 is None
 
 
 def test_labels_that_are_asked_for_and_not_there() -> None:
@@ -355,7 +370,7 @@ def test_elements_with_small_gradients_keep_their_value_exactly(ema: float, boun
     np.testing.assert_array_equal(after[:, 1], before[:, 1])
     assert (moved[:, 1] != before[:, 1]).all()
     assert (after[:, 0] != before[:, 0]).mean() > 0.9
-    assert any("sat a step out" in note for note in tuned.notes)
+    assert any("were not updated in a step" in note for note in tuned.notes)
     if bounds:
         assert np.linalg.norm(after.astype(np.float64).reshape(6, -1), axis=1).max() <= 0.8
 
@@ -401,7 +416,7 @@ def test_bounds_hold_where_no_step_was_better() -> None:
     training = replace(SHORT, bounds=(Bound("*", -0.05, 0.05),), rate=1e-30, amount=1)
     tuned = finetune(disturbed(teacher, 0.01), teacher, data_for(teacher), training)
     assert all(np.abs(value.astype(np.float64)).max() <= 0.05 for value in stored(tuned.model).values())
-    assert tuned.looks[0].divergence > 0.1  # of the weights as they are bounded
+    assert tuned.validations[0].divergence > 0.1  # of the weights as they are bounded
 
 
 # ---------------------------------------------------------------------------------------------------------- the course of a run
@@ -411,7 +426,9 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     training = replace(SHORT, augment=("flip", "crop", "noise"), ema=0.9, hold_out=0.25)
     first, again, other = (tune(training=training, seed=seed) for seed in (4, 4, 5))
     assert same(first.model, again.model)
-    assert [replace(look, seconds=0.0) for look in first.looks] == [replace(look, seconds=0.0) for look in again.looks]
+    assert [replace(each, seconds=0.0) for each in first.validations] == [
+        replace(each, seconds=0.0) for each in again.validations
+    ]
     assert not same(first.model, other.model)
 
 
@@ -422,7 +439,7 @@ def test_samples_that_are_made_anew_each_time_are_the_same() -> None:
 def test_every_sample_is_trained_on_once_per_epoch_and_none_that_is_held_out() -> None:
     x = np.broadcast_to(np.arange(50, dtype=np.float32)[:, None, None, None], (50, 2, 6, 6)).copy()
     batches = Batches(data_for(load(classifier()), x), replace(SHORT, hold_out=0.2), 1, 1e9)
-    held = set(batches.watched.tolist())
+    held = set(batches.validation.tolist())
     assert (len(held), batches.size, batches.per_epoch) == (10, 8, 5)
     epochs = []
     for epoch in range(2):
@@ -445,28 +462,34 @@ def test_augmentation_takes_its_kinds() -> None:
     assert not torch.equal(noisy.draw(1)[0]["x"], noisy.draw(1 + noisy.per_epoch)[0]["x"])
 
 
+def test_augmentation_that_is_not_resolved_is_refused() -> None:
+    data = data_for(load(classifier()))
+    with pytest.raises(OptionError, match="--train-augment auto is not resolved"):
+        Batches(data, replace(SHORT, augment="auto"), 0, 1e9)
+
+
 def test_a_rate_that_destroys_leaves_the_best_weights() -> None:
     tuned = tune(training=replace(SHORT, rate=300.0, amount=40))
-    assert max(look.divergence for look in tuned.looks) > tuned.looks[0].divergence
-    best = min(tuned.looks, key=lambda look: look.divergence)
+    assert max(each.divergence for each in tuned.validations) > tuned.validations[0].divergence
+    best = min(tuned.validations, key=lambda each: each.divergence)
     assert tuned.best == best.step
     teacher = load(classifier())
     data = data_for(teacher)
-    watched = samples()[Batches(data, SHORT, 0, 1e9).watched]
-    found = fidelity.divergence(outputs(teacher, watched), outputs(tuned.model, watched))
+    watched = samples()[Batches(data, SHORT, 0, 1e9).validation]
+    found = output_divergence(outputs(teacher, watched), outputs(tuned.model, watched))
     assert found == pytest.approx(best.divergence, rel=1e-3)
 
 
-def test_looks_come_at_even_distances() -> None:
-    steps = [look.step for look in tune(training=replace(SHORT, amount=40)).looks]
+def test_validations_come_at_even_distances() -> None:
+    steps = [each.step for each in tune(training=replace(SHORT, amount=40)).validations]
     assert steps == list(range(0, 41, 2))
-    assert [look.step for look in tune(training=replace(SHORT, amount=3)).looks] == [0, 1, 2, 3]
+    assert [each.step for each in tune(training=replace(SHORT, amount=3)).validations] == [0, 1, 2, 3]
 
 
-def test_training_stops_early_without_a_better_look() -> None:
+def test_training_stops_early_without_improvement() -> None:
     tuned = tune(training=replace(SHORT, amount=400, rate=1e-30, patience=3))
     assert tuned.steps == 60
-    assert any("stopped after 60 steps: 3 looks" in note for note in tuned.notes)
+    assert any("stopped after 60 steps: 3 validations" in note for note in tuned.notes)
     assert tune(training=replace(SHORT, amount=40, rate=1e-30)).steps == 40
 
 
@@ -479,7 +502,7 @@ def test_length(amount: float, unit: str, times: int, steps: int) -> None:
     expected = steps if unit == "steps" else -(-2 * 4 // times)
     tuned = tune(training=training)
     assert (tuned.steps, tuned.samples) == (expected, 8 * times * expected)
-    assert tuned.looks[-1].step == tuned.steps
+    assert tuned.validations[-1].step == tuned.steps
 
 
 def test_time_is_a_length() -> None:
@@ -490,8 +513,8 @@ def test_time_is_a_length() -> None:
     assert tuned.seconds < time.monotonic() - start
     assert tuned.steps == len(told) > 20
     assert told == sorted(told)
-    assert tuned.looks[-1].step == tuned.steps
-    assert 10 < len(tuned.looks) <= 22
+    assert tuned.validations[-1].step == tuned.steps
+    assert 10 < len(tuned.validations) <= 22
 
 
 def test_progress_is_told() -> None:
@@ -501,21 +524,21 @@ def test_progress_is_told() -> None:
     assert all(text.startswith("loss ") and "agreement" in text for _, text in told)
 
 
-def test_the_running_mean_is_what_is_looked_at_and_written() -> None:
+def test_the_running_mean_is_what_is_validated_and_written() -> None:
     """A mean that forgets nothing stays near the start, while the weights run away; the weights are as without a mean."""
     plain, mean = (tune(training=replace(SHORT, amount=30, rate=0.02, ema=ema)) for ema in (0.0, 0.95))
-    assert [look.loss for look in plain.looks] == [look.loss for look in mean.looks]
-    assert [look.divergence for look in plain.looks[1:]] != [look.divergence for look in mean.looks[1:]]
+    assert [each.loss for each in plain.validations] == [each.loss for each in mean.validations]
+    assert [each.divergence for each in plain.validations[1:]] != [each.divergence for each in mean.validations[1:]]
     teacher = load(classifier())
-    watched = samples()[Batches(data_for(teacher), SHORT, 0, 1e9).watched]
-    found = fidelity.divergence(outputs(teacher, watched), outputs(mean.model, watched))
-    assert found == pytest.approx(min(look.divergence for look in mean.looks), rel=1e-3)
+    watched = samples()[Batches(data_for(teacher), SHORT, 0, 1e9).validation]
+    found = output_divergence(outputs(teacher, watched), outputs(mean.model, watched))
+    assert found == pytest.approx(min(each.divergence for each in mean.validations), rel=1e-3)
 
 
 def test_bfloat16_is_close_to_single_precision() -> None:
     tuned = [tune(training=replace(SHORT, amount=60, rate=0.01, precision=p)) for p in ("float32", "bfloat16")]
-    assert tuned[1].looks[-1].divergence < 0.3 * tuned[1].looks[0].divergence
-    assert tuned[0].looks[-1].loss != tuned[1].looks[-1].loss
+    assert tuned[1].validations[-1].divergence < 0.3 * tuned[1].validations[0].divergence
+    assert tuned[0].validations[-1].loss != tuned[1].validations[-1].loss
     assert all(value.dtype == np.float32 for value in stored(tuned[1].model).values())
 
 
@@ -529,13 +552,13 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
 import test_finetune as t
-from onnxprune.training import finetune
-finetune.SAVED_EVERY = 0.0
+from onnxprune.training import distill
+distill.SAVED_EVERY = 0.0
 t.resumable(Path(sys.argv[1]), lambda share, text: print(share, flush=True))
 """
 
 
-def resumable(state: Path | None, told: Any = None) -> Tuned:
+def resumable(state: Path | None, told: Any = None) -> TrainingResult:
     """Run with everything that has a state: momentum, a running mean, statistics, gates, patience, augmentation."""
     b = Builder((2, 6, 6))
     x = b.batchnorm(b.node("Relu", [b.conv("x", 6, 3, name="first")]))
@@ -574,13 +597,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -> Non
     assert same(resumed.model, whole.model)
     np.testing.assert_array_equal(resumed.gated, whole.gated)
     assert (resumed.steps, resumed.best) == (whole.steps, whole.best)
-    assert [replace(look, seconds=0.0) for look in resumed.looks] == [
-        replace(look, seconds=0.0) for look in whole.looks
+    assert [replace(each, seconds=0.0) for each in resumed.validations] == [
+        replace(each, seconds=0.0) for each in whole.validations
     ]
     # what is finished is there at once, and the same again
     again = resumable(state, told=lambda share, text: pytest.fail("a step was taken"))
     assert same(again.model, whole.model)
-    assert again.looks == resumed.looks
+    assert again.validations == resumed.validations
     assert (again.notes, again.seconds) == (resumed.notes, resumed.seconds)
 
 
@@ -672,7 +695,7 @@ def test_a_sample_that_overflows_is_told_with_its_node() -> None:
     (note,) = tuned.notes
     assert "step 3" in note
     assert "Mul square" in note
-    assert tuned.looks[-1].divergence < np.inf
+    assert tuned.validations[-1].divergence < np.inf
 
 
 def test_an_original_that_overflows_is_named() -> None:
@@ -764,15 +787,15 @@ def test_too_few_samples() -> None:
 
 
 def test_models_that_torch_gets_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", 1e-12)
-    monkeypatch.setattr(parity, "ROUNDING_FACTOR", 1e-12)
+    monkeypatch.setattr("onnxprune.torch_backend.parity.TOLERANCE", 1e-12)
+    monkeypatch.setattr("onnxprune.torch_backend.parity.ROUNDING_FACTOR", 1e-12)
     with pytest.raises(ModelError, match="do not agree"):
         tune()
 
 
 def test_models_that_amplify_rounding_are_trained_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", 1e-12)
-    monkeypatch.setattr(parity, "ROUNDING_FACTOR", 1e9)
+    monkeypatch.setattr("onnxprune.torch_backend.parity.TOLERANCE", 1e-12)
+    monkeypatch.setattr("onnxprune.torch_backend.parity.ROUNDING_FACTOR", 1e9)
     notes = [note for note in tune().notes if "amplifies rounding" in note]
     assert len(notes) == 2
     monkeypatch.undo()
@@ -796,11 +819,10 @@ def test_half_precision_is_trained_and_written_back_as_such() -> None:
     proto = as_half(classifier())
     tuned = tune(proto, replace(SHORT, amount=80, rate=0.01), samples(64))
     assert all(value.dtype == np.float16 for value in stored(tuned.model).values())
-    assert tuned.looks[-1].divergence < 0.2 * tuned.looks[0].divergence
+    assert tuned.validations[-1].divergence < 0.2 * tuned.validations[0].divergence
     x = samples(32, 9).astype(np.float16)
     before, after = (
-        fidelity.divergence(outputs(load(proto), x), outputs(model, x))
-        for model in (disturbed(load(proto)), tuned.model)
+        output_divergence(outputs(load(proto), x), outputs(model, x)) for model in (disturbed(load(proto)), tuned.model)
     )
     assert after < 0.3 * before
 
@@ -809,8 +831,8 @@ def test_probabilities() -> None:
     b = Builder((2, 6, 6))
     x = b.flatten(b.global_pool(b.node("Relu", [b.conv("x", 8, 3)])))
     tuned = tune(b.build(b.node("Softmax", [b.gemm(x, 4)], axis=1)), replace(SHORT, amount=80, rate=0.01), samples(64))
-    assert tuned.looks[-1].divergence < 0.2 * tuned.looks[0].divergence
-    assert tuned.looks[-1].agreement is not None
+    assert tuned.validations[-1].divergence < 0.2 * tuned.validations[0].divergence
+    assert tuned.validations[-1].agreement is not None
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.3])
@@ -821,11 +843,11 @@ def test_a_fixed_batch_is_what_is_fed(batch: int, hold_out: float) -> None:
     training = replace(SHORT, batch=64, hold_out=hold_out, rate=0.01, accumulate=4, amount=20)
     batches = Batches(data, training, 0, 1e9)
     assert batches.size == batch
-    assert {len(feeds["x"]) for feeds in batches.looked_at()} == {batch}
-    assert len(batches.watched) == {0.0: 38, 0.3: 11}[hold_out] // batch * batch
+    assert {len(feeds["x"]) for feeds in batches.for_validation()} == {batch}
+    assert len(batches.validation) == {0.0: 38, 0.3: 11}[hold_out] // batch * batch
     tuned = finetune(disturbed(teacher), teacher, data, training)
     assert tuned.samples == 20 * 4 * batch
-    assert tuned.looks[-1].divergence < 0.5 * tuned.looks[0].divergence
+    assert tuned.validations[-1].divergence < 0.5 * tuned.validations[0].divergence
 
 
 def test_inputs_without_a_common_batch_are_an_error() -> None:
@@ -843,7 +865,7 @@ def test_inputs_without_a_common_batch_are_an_error() -> None:
 def test_images_in_a_folder(tmp_path: Path) -> None:
     from PIL import Image
 
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
 
     b = Builder((3, 6, 6))
     teacher = load(b.build(b.gemm(b.flatten(b.node("Relu", [b.conv("x", 6, 3)])), 3)))
@@ -857,8 +879,8 @@ def test_images_in_a_folder(tmp_path: Path) -> None:
         finetune(disturbed(teacher), teacher, data, replace(SHORT, labels=0.0), memory=memory) for memory in (1e9, 0)
     )
     assert same(kept.model, read.model)
-    assert kept.looks[-1].divergence < kept.looks[0].divergence
-    assert kept.looks[-1].top1 is not None
+    assert kept.validations[-1].divergence < kept.validations[0].divergence
+    assert kept.validations[-1].top1 is not None
 
 
 def test_a_dataloader() -> None:
@@ -870,7 +892,7 @@ def test_a_dataloader() -> None:
     whole = data_for(teacher, {"x": x, "labels": labels.numpy()})
     a, b = (finetune(disturbed(teacher), teacher, d, SHORT) for d in (data, whole))
     assert same(a.model, b.model)
-    assert a.looks[-1].top1 is not None
+    assert a.validations[-1].top1 is not None
 
 
 # --------------------------------------------------------------------------------------------------------------------- gates
@@ -915,7 +937,7 @@ def test_silent_channels_are_gated_and_their_deletion_changes_nothing(ema: float
     np.testing.assert_allclose(outputs(pruned, x)[0], outputs(tuned.model, x)[0], rtol=1e-5, atol=1e-6)
     assert holds_no(tuned.gated, tuned.model, trace)
     (note,) = tuned.notes
-    assert note.startswith("--gate-below 1e-09: 2 channels gated; quantiles of the loudness of the others: 0% ")
+    assert note.startswith("--gate-below 1e-09: 2 channels gated; quantiles of the peak gradients of the others: 0% ")
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -929,8 +951,8 @@ def test_weights_from_before_a_gate_are_not_what_is_written(ema: float) -> None:
     assert tuned.gated is not None
     assert tuned.gated.sum() > 6
     assert (
-        min(look.divergence for look in tuned.looks) == tuned.looks[0].divergence
-    )  # the best look of all does not count
+        min(each.divergence for each in tuned.validations) == tuned.validations[0].divergence
+    )  # the best validation of all does not count
     assert tuned.best > 0
     assert holds_no(tuned.gated, tuned.model, trace)
 

@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import runtime
 from onnxprune.analysis import analyse
 from onnxprune.options import Training, parse_bounds
-from onnxprune.pruning import repair
+from onnxprune.repair import least_squares as repair
+from onnxprune.runtime.session import open_session, run_batch
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -87,7 +87,7 @@ def test_what_was_trained_is_repaired_towards_a_model_of_as_many_channels(monkey
     monkeypatch.setattr(repair, "repair", spied)
     onnxprune.prune(
         tiny_path, data=samples, reduce={"flops": 0.6}, round_to=1, schedule="progressive", steps=3,
-        training=onnxprune.Training(amount=20, unit="steps"), measure=onnxprune.Measure(latency=False),
+        training=onnxprune.Training(amount=20, unit="steps"), measure=onnxprune.BenchmarkConfig(latency=False),
     )  # fmt: skip
     assert len({channels for channels, _ in seen}) > 1
     assert all(channels == known for channels, known in seen)
@@ -147,7 +147,7 @@ def test_finetune_command(run, tiny_path, samples, out):
 
 def test_python_says_the_same(tiny_path, samples, out):
     training = Training(amount=10, unit="steps", bounds=parse_bounds(["-1,1"], []))
-    quick = onnxprune.Measure(latency=False)
+    quick = onnxprune.BenchmarkConfig(latency=False)
     result = onnxprune.prune(
         tiny_path, data=samples, reduce={"flops": 0.4}, training=training, round_to=1, measure=quick
     )
@@ -157,8 +157,8 @@ def test_python_says_the_same(tiny_path, samples, out):
     )
     assert report.training is not None
     x = np.load(samples)["x"][:4]
-    expected = runtime.run(model.session(), {"x": x})[0]
-    np.testing.assert_allclose(runtime.run(runtime.session(str(out / "b.onnx")), {"x": x})[0], expected, atol=1e-6)
+    expected = run_batch(model.session(), {"x": x})[0]
+    np.testing.assert_allclose(run_batch(open_session(str(out / "b.onnx")), {"x": x})[0], expected, atol=1e-6)
 
 
 def test_without_torch_the_extra_is_named(refused, tiny_path, samples, out, monkeypatch):

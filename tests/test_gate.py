@@ -11,10 +11,11 @@ import pytest
 
 import onnxprune
 from onnxprune.errors import OptionError
-from onnxprune.gate import Limits, to_dict
+from onnxprune.evaluation.gate import to_dict
+from onnxprune.evaluation.policy import GateLimits
 from onnxprune.types import Verdict
 
-MEASURE = onnxprune.Measure(runs=3, warmup=1)
+MEASURE = onnxprune.BenchmarkConfig(runs=3, warmup=1)
 
 
 def values(verdict: Verdict) -> dict[str, object]:
@@ -43,7 +44,7 @@ def constant(tiny, tmp_path) -> Path:
 
 
 def test_identical_model_loses_nothing(tiny_path, half_wrong):
-    limits = Limits(max_drop=0, min_agreement=100)
+    limits = GateLimits(max_drop=0, min_agreement=100)
     verdict = onnxprune.check(tiny_path, tiny_path, data=half_wrong, limits=limits, measure=MEASURE)
     assert verdict
     found = values(verdict)
@@ -62,11 +63,11 @@ def test_drop_is_the_difference_of_the_accuracies(tiny_path, constant, half_wron
 def test_limit_itself_still_passes(labelled, slack, passes, tiny_path, constant, half_wrong):
     data = half_wrong if labelled else half_wrong["x"]
     name = "top-1 drop (points)" if labelled else "agreement drop (points)"
-    free = onnxprune.check(constant, tiny_path, data=data, measure=MEASURE, limits=Limits(max_drop=100))
+    free = onnxprune.check(constant, tiny_path, data=data, measure=MEASURE, limits=GateLimits(max_drop=100))
     drop = values(free)[name]
     assert free
     assert 1 < drop < 99
-    limits = Limits(max_drop=drop + slack)
+    limits = GateLimits(max_drop=drop + slack)
     assert bool(onnxprune.check(constant, tiny_path, data=data, measure=MEASURE, limits=limits)) == passes
 
 
@@ -79,7 +80,7 @@ def test_size_counts_external_data(tiny, tiny_path, tmp_path):
 
 @pytest.mark.parametrize(("bytes_over", "passes"), [(0, True), (-1, False)])
 def test_size_limit_is_in_bytes(bytes_over, passes, tiny_path):
-    limits = Limits(max_size=tiny_path.stat().st_size + bytes_over)
+    limits = GateLimits(max_size=tiny_path.stat().st_size + bytes_over)
     assert bool(onnxprune.check(tiny_path, tiny_path, limits=limits, measure=MEASURE)) == passes
 
 
@@ -90,8 +91,8 @@ def test_accuracy_limit_without_a_classifier_is_an_error(tiny, images, tmp_path)
     path = tmp_path / "features.onnx"
     path.write_bytes(tiny.SerializeToString())
     assert onnxprune.check(path, path, data=images, measure=MEASURE)
-    with pytest.raises(OptionError, match="nothing to hold the accuracy limit against"):
-        onnxprune.check(path, path, data=images, limits=Limits(max_drop=1), measure=MEASURE)
+    with pytest.raises(OptionError, match=r"--max-drop needs outputs of the form \(samples, classes\)"):
+        onnxprune.check(path, path, data=images, limits=GateLimits(max_drop=1), measure=MEASURE)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -101,18 +102,18 @@ def test_models_of_a_fixed_batch(batch, tiny, images, tmp_path):
     path = tmp_path / "fixed.onnx"
     path.write_bytes(tiny.SerializeToString())
     for data in (images, None):
-        assert onnxprune.check(path, path, data=data, measure=onnxprune.Measure(runs=2, batch=2))
+        assert onnxprune.check(path, path, data=data, measure=onnxprune.BenchmarkConfig(runs=2, batch=2))
 
 
 def test_measured_batch_is_as_large_as_asked_for(tiny_path, images):
-    verdict = onnxprune.check(tiny_path, tiny_path, data=images, measure=onnxprune.Measure(runs=2, batch=20))
+    verdict = onnxprune.check(tiny_path, tiny_path, data=images, measure=onnxprune.BenchmarkConfig(runs=2, batch=20))
     (speed,) = [check for check in verdict.checks if check.name == "speed-up"]
     assert "batch 20" in speed.detail
 
 
 def test_stages_are_told(tiny_path, images):
     seen: list[tuple[str, float | None]] = []
-    measure = onnxprune.Measure(runs=2, eval_batch=4)
+    measure = onnxprune.BenchmarkConfig(runs=2, eval_batch=4)
     onnxprune.check(tiny_path, tiny_path, data=images, measure=measure, on_stage=lambda *stage: seen.append(stage))
     assert list(dict.fromkeys(name for name, _ in seen)) == ["load", "evaluate", "time", "verify", "memory"]
     shares = [share for name, share in seen if name == "evaluate"]
@@ -127,11 +128,11 @@ def test_stages_are_told(tiny_path, images):
 )
 def test_limit_out_of_range(fields):
     with pytest.raises(OptionError, match="out of range"):
-        Limits(**fields)
+        GateLimits(**fields)
 
 
 def test_dictionary_says_the_same_as_the_verdict(tiny_path):
-    verdict = onnxprune.check(tiny_path, tiny_path, limits=Limits(max_size=1), measure=MEASURE)
+    verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_size=1), measure=MEASURE)
     content = to_dict(verdict)
     assert content["passed"] is False
     assert [check["name"] for check in content["checks"] if not check["passed"]] == ["size (bytes)"]

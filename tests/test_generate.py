@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune import generate as module
-from onnxprune.data import InputSpec
+from onnxprune.data import synthetic as module
+from onnxprune.data.dataset import InputSpec
+from onnxprune.data.synthetic import generate
 from onnxprune.errors import DataError, OptionError
-from onnxprune.generate import generate
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40)
 SIDES = st.integers(1, 12)

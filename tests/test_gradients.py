@@ -13,13 +13,16 @@ from graphs import Builder, load
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import fidelity, runtime, training
+from onnxprune import torch_backend
 from onnxprune.analysis import analyse
-from onnxprune.calibration import Calibration
-from onnxprune.data import inputs_of, load_data
+from onnxprune.calibration.batches import Calibration
+from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.metrics.outputs import output_divergence
 from onnxprune.options import WITH_GRADIENTS
+from onnxprune.runtime.session import concatenate_outputs, random_feeds, run_batch
 from onnxprune.types import Trace
 
 pytest.importorskip("torch")
@@ -37,7 +40,7 @@ class Study:
     calibration: Calibration
 
     def scores(self, method: str, **how: Any) -> Array:
-        from onnxprune.training import gradients
+        from onnxprune.importance import gradients
 
         return gradients.scores(self.model, self.trace, self.calibration, method, **how)
 
@@ -56,7 +59,7 @@ class Study:
                 values[index] *= np.float32(factor)
                 tensor.values = values
         opened = model.session()
-        return runtime.joined([runtime.run(opened, feeds) for feeds in self.calibration])
+        return concatenate_outputs([run_batch(opened, feeds) for feeds in self.calibration])
 
 
 def studied(
@@ -64,7 +67,7 @@ def studied(
 ) -> Study:
     model = load(proto)
     found = analyse(model)
-    feeds = runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, n), seed)
+    feeds = random_feeds(model.header, concrete_shapes(model.header, n), seed)
     given = {name: (scale * x).astype(x.dtype) for name, x in feeds.items()}
     if labels is not None:
         given["labels"] = labels
@@ -133,13 +136,13 @@ def test_second_order_is_half_the_diagonal_of_the_hessian_of_the_divergence(meth
 def test_hessian_is_the_one_that_torch_computes():
     import torch
 
-    from onnxprune.training import gradients
-    from onnxprune.training.executor import Executor
+    from onnxprune.importance import gradients
+    from onnxprune.torch_backend.executor import Executor
 
     b = Builder((2, 3, 3))
     x = b.node("Sigmoid", [b.conv("x", 3, 3)])
     study = studied(b.build(b.gemm(b.flatten(b.node("Sigmoid", [b.conv(x, 4, 1)])), 3)), n=2)
-    executor = Executor(study.model, trained=lambda name: False)
+    executor = Executor(study.model, trained=False)
     places = gradients.sites(study.model, study.trace)
     ids = [torch.from_numpy(np.where(site.channels < 0, study.trace.n_channels, site.channels)) for site in places]
     total = np.zeros(study.trace.n_channels)
@@ -233,7 +236,7 @@ def test_second_order_is_the_divergence_as_what_reads_a_channel_is_scaled(body: 
     reference = study.outputs()
     expected = np.zeros(study.trace.n_channels)
     for channel in study.free:
-        moved = [fidelity.divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
+        moved = [output_divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
         expected[channel] = sum(moved) / 2 / 0.05**2
     np.testing.assert_allclose(found[study.free], expected[study.free], rtol=0.2, atol=0.04 * float(expected.max()))
 
@@ -246,7 +249,7 @@ def test_an_output_that_is_no_classifier_counts_by_its_squared_error():
         found = study.scores(method, draws=600)
         expected = np.zeros(study.trace.n_channels)
         for channel in study.free:
-            moved = [fidelity.divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
+            moved = [output_divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
             expected[channel] = sum(moved) / 2 / 0.05**2
         np.testing.assert_allclose(
             found[study.free], expected[study.free], rtol=0.15, atol=0.03 * float(expected.max())
@@ -334,7 +337,7 @@ def test_batches_do_not_matter(method: str):
 
 @pytest.mark.parametrize("body", BODIES)
 def test_masks_on_weights_are_those_on_activations(body: Callable[[Builder], str]):
-    from onnxprune.training import gradients
+    from onnxprune.importance import gradients
 
     study = studied(classifier(body))
     assert {site.rows for site in gradients.sites(study.model, study.trace)} == ({1, 16} if body is rows else {1})
@@ -389,7 +392,7 @@ def test_a_label_out_of_range_is_an_error():
 
 
 def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tiny: onnx.ModelProto):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_backend.importlib.util, "find_spec", lambda name: None)
     x = np.zeros((8, 3, 8, 8), np.float32)
     with pytest.raises(OptionError, match=r"onnxprune\[train\]"):
         onnxprune.prune(load(tiny).path, data={"x": x}, reduce={"flops": 0.5}, importance="fisher", round_to=1)

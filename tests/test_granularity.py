@@ -15,19 +15,22 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
-from onnxprune import runtime, verify
 from onnxprune.analysis import analyse
-from onnxprune.channels.linear import Conv, linear_layers
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
+from onnxprune.graph.linear import Conv
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import node_labels
 from onnxprune.importance.edit_error import Gram
-from onnxprune.model import Model
+from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.surgery.edits import GRANULARITIES, candidates, from_dict
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.depth import DropBranch, Merge
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank
 from onnxprune.surgery.edits.protocol import Edit
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 LETTERS = "abcdefgh"
 
@@ -109,8 +112,8 @@ def edited(draw: Any) -> tuple[Model, Edit]:
 
 
 def outputs_of(model: Model, seed: int = 0, optimise: bool = False) -> list[np.ndarray]:
-    shapes = runtime.concrete_shapes(model.header, 2)
-    return runtime.run(model.session(optimise=optimise), runtime.random_feeds(model.header, shapes, seed))
+    shapes = concrete_shapes(model.header, 2)
+    return run_batch(model.session(optimise=optimise), random_feeds(model.header, shapes, seed))
 
 
 def apart(a: Model, b: Model) -> float:
@@ -158,8 +161,8 @@ def test_input_is_cut_where_pads_would_be_negative(opset: int) -> None:
     model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7))
     found = apply_edits(model, [Kernel("layer", ((1, 1, 3), (0, 2, 3)))])
     assert [node.op for node in found.model.graph.nodes] == ["Slice", "Conv"]
-    proof = verify.prove(model, found.model, found.masked, {"x": (1, 3, 11, 13)}, loaded=True)
-    assert proof.difference <= verify.TOLERANCE
+    proof = prove(model, found.model, found.masked, {"x": (1, 3, 11, 13)}, loaded=True)
+    assert proof.difference <= TOLERANCE
     assert found.model.graph.nodes[1].inputs[1].shape == (4, 3, 3, 3)
 
 
@@ -216,8 +219,8 @@ ZOO_CASES = [pytest.param(EXPORTERS[n % 2], name, id=f"{EXPORTERS[n % 2]}-{name}
 def proven(model: Model, edits: list[Edit]) -> Model:
     """Make edits, hold what comes of them against the masked model, and return it."""
     found = apply_edits(model, edits)
-    proof = verify.prove(model, found.model, found.masked, analyse(model).trace.input_shapes, loaded=True)
-    assert proof.difference <= verify.TOLERANCE
+    proof = prove(model, found.model, found.masked, analyse(model).trace.input_shapes, loaded=True)
+    assert proof.difference <= TOLERANCE
     return found.model
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from graphs import Builder, load, random_plan
 
-from onnxprune import verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace
-from onnxprune.pruning import rewrite
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.trace import trace
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 
 @pytest.mark.parametrize(("grouped", "units"), [("positions", 3), ("whole", 4)])
@@ -26,7 +27,7 @@ def test_units_of_a_grouped_convolution(op: str, grouped: str, units: int) -> No
     for seed in range(4):
         keep = random_plan(found, seed, 0.5)
         pruned = rewrite.delete(model, found, keep)
-        assert verify.prove(model, pruned, rewrite.mask(model, found, keep)).difference <= verify.TOLERANCE
+        assert prove(model, pruned, mask(model, found, keep)).difference <= TOLERANCE
         again = CostModel(trace(pruned, grouped=grouped)).totals(
             np.ones(trace(pruned, grouped=grouped).n_channels, bool)
         )

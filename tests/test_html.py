@@ -15,7 +15,7 @@ from reports import EVIL, PLAN, made_report
 
 import onnxprune
 from onnxprune.errors import OptionError
-from onnxprune.report import interactive, saving
+from onnxprune.report import matplotlib_plots, plots, saving
 from onnxprune.report.document import Member, Sweep
 
 SECTIONS = {
@@ -139,10 +139,10 @@ def test_layers_of_another_form_have_a_section(tmp_path):
 
 def test_short_names_are_never_alike():
     names = ["/a/stage1/block/conv/Conv", "/a/stage2/block/conv/Conv"]
-    assert interactive.short(names) == ["stage1", "stage2"]
+    assert plots.short(names) == ["stage1", "stage2"]
     long = [f"/{n}/{'x' * 30}/end{n % 2}" for n in range(9)]
-    assert len(set(interactive.short(long))) == 9
-    assert interactive.short(["same", "same", "one$$two$$"]) == ["same", "same (2)", "one$ $two$ $"]
+    assert len(set(plots.short(long))) == 9
+    assert plots.short(["same", "same", "one$$two$$"]) == ["same", "same (2)", "one$ $two$ $"]
 
 
 # ------------------------------------------------------------------------------------------------- other formats
@@ -173,6 +173,12 @@ def test_json_is_the_report(tmp_path):
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["schema"] == "onnxprune.report/1"
     assert [layer["name"] for layer in content["layers"]] == [layer.name for layer in report.layers]
+
+
+def test_names_of_curves_in_a_file_are_no_formulas(tmp_path):
+    pytest.importorskip("matplotlib")
+    matplotlib_plots.draw(plots.curve_plots(made_report(12).curves), tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("ending", saving.ENDINGS)
@@ -264,9 +270,9 @@ def test_report_of_a_call_shows_the_call(tiny_path, samples, out):
         data=str(samples),
         reduce={"flops": 0.4},
         round_to=1,
-        measure=onnxprune.Measure(latency=False),
+        measure=onnxprune.BenchmarkConfig(latency=False),
         report_output=path,
     )
     text = path.read_text(encoding="utf-8")
-    assert f"    onnxprune.prune(model='{tiny_path}', data='{samples}', measure=Measure(" in text
+    assert f"    onnxprune.prune(model='{tiny_path}', data='{samples}', measure=BenchmarkConfig(" in text
     assert "reduce={'flops': 0.4}, round_to=1)" in text

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,99 +15,75 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "options", "output"),
-    (
-        "files",
-        "quantised",
-        "normalise",
-        "model",
-        "augment",
-        "data",
-        "fidelity",
-        "generate",
-        "runtime",
-        "machine",
-        "profiling",
-        "rounding",
-        "memory",
-        "footprint",
-        "rounds",
-        "statistics",
-    ),
-    ("capture", "calibration", "moments"),
-    ("channels",),
-    ("pruning",),
+    ("errors", "types", "progress", "options", "output", "fileio"),
+    ("runtime",),
+    ("data",),
+    ("graph",),
+    ("plan_file", "plan"),
+    ("metrics",),
     ("surgery",),
+    ("calibration",),
+    ("evaluation",),
+    ("pruning",),
+    ("torch_backend",),
     ("training",),
-    ("verify", "comparison", "report", "plan_file", "sensitivity", "latency", "benchmark"),
+    ("repair",),
+    ("importance",),
+    ("analysis", "workspace", "allocation"),
+    ("report",),
     (
-        "analysis",
-        "targets",
         "recovery",
-        "workspace",
         "mending",
         "scoring",
         "curves",
         "search",
         "pipeline",
         "finetuning",
-        "gate",
-        "policy",
-        "workers",
         "sweeping",
-        "importance",
-        "allocation",
         "reforming",
     ),
     ("cli",),
 )
 OWNERS = {
     "click": {"cli"},
-    "torch": {"training"},
+    "torch": {"torch_backend", "training", "importance.gradients"},
     "onnxruntime": {"runtime"},
-    "onnx_graphsurgeon": {
-        "model",
-        "normalise",
-        "quantised",
-        "channels",
-        "pruning.rewrite",
-        "surgery",
-        "allocation",
-        "training",
-    },
+    "onnx_graphsurgeon": {"graph", "surgery", "repair", "allocation", "torch_backend", "training"},
     "PIL": {"data", "report.thumbnails"},
-    "joblib": {"workers"},
-    "dask": {"workers"},
-    "distributed": {"workers"},
-    "platformdirs": {"machine"},
-    "matplotlib": {"report.plot"},
-    "bokeh": {"report.interactive", "report.bars"},
+    "joblib": {"runtime.workers"},
+    "dask": {"runtime.workers"},
+    "distributed": {"runtime.workers"},
+    "platformdirs": {"runtime.machine"},
+    "matplotlib": {"report.matplotlib_plots"},
+    "bokeh": {"report.bokeh_plots"},
     "jinja2": {"report.html"},
     "rich": {"report.console", "cli"},
 }
 """Who may import a third party at run time; anybody may where only a type checker looks."""
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     paths = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")} - {Path("__init__")}
     return {".".join(path.parts).removesuffix(".__init__"): PACKAGE / path.with_suffix(".py") for path in paths}
 
 
-def imports_of(path: Path, *, of_types: bool) -> Iterator[str]:
-    """Yield the full name of everything that a module imports, at any depth."""
+@functools.cache
+def imports_of(path: Path, *, of_types: bool) -> frozenset[str]:
+    """Return the full name of everything that a module imports, at any depth."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not of_types:
             hidden |= {inner for statement in node.body for inner in ast.walk(statement)}
+    found: set[str] = set()
     for node in ast.walk(tree):
-        if node in hidden:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import) and node not in hidden:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node not in hidden:
             assert node.level == 0, f"{path.name} has a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
 
 
 def own_imports(path: Path) -> set[str]:
@@ -120,7 +96,10 @@ def own_imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> int:
-    return next(n for n, names in enumerate(LAYERS) if module.split(".")[0] in names)
+    """Return the layer of a module: that of its longest prefix that is in one."""
+    parts = module.split(".")
+    prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next(n for prefix in prefixes for n, names in enumerate(LAYERS) if prefix in names)
 
 
 @pytest.mark.parametrize("module", sorted(modules()))

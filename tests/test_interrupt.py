@@ -90,7 +90,7 @@ def test_finetune(interrupted, tiny_path, data, out, tmp_path):
     state = tmp_path / "state"
     args = ("finetune", tiny_path, "--teacher", tiny_path, "--data", data, "-o", out / "t.onnx", "--for", "10min")
     expected = f"interrupted: no model was written; the same command goes on from {state}"
-    often = "from onnxprune.training import finetune; finetune.SAVED_EVERY = 0.0; "
+    often = "from onnxprune.training import distill; distill.SAVED_EVERY = 0.0; "
     found = interrupted(*args, "--checkpoint", state, when=lambda _: state.exists(), before=often)
     assert found == (130, expected)
     assert list(out.iterdir()) == []

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxprune import latency, machine, profiling, runtime
+from onnxprune.allocation import latency_model
+from onnxprune.allocation.knapsack import PruningRules
 from onnxprune.analysis import Analysis, analyse
-from onnxprune.channels.traffic import FEATURES, Traffic
 from onnxprune.errors import LatencyError
-from onnxprune.model import load
-from onnxprune.pruning.budget import Rules
+from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.io import load
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.runtime import machine, profiler
+from onnxprune.runtime.session import random_feeds
 
-RULES = Rules(round_to=4)
+RULES = PruningRules(round_to=4)
 
 
 @pytest.fixture
@@ -31,18 +34,18 @@ def made_up(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Analysis:
     traffic = Traffic(analysis.model.graph, analysis.trace, analysis.cost)
     rng = np.random.default_rng(3)
     costs = rng.random((len(analysis.trace.labels), len(FEATURES))) * [5, 1e-3, 2e-3, 1e-5, 1e-4]
-    variants = iter(list(latency._variants(analysis.trace, RULES, 0)))
+    variants = iter(list(latency_model._variants(analysis.trace, RULES, 0)))
 
     def profiled(*_: object) -> tuple[np.ndarray, float]:
         times = (traffic.features(next(variants)) * costs).sum(axis=1)
         return np.append(times, 7.0), 1e-3 * (1.1 * (times.sum() + 7.0)) + 0.02
 
-    monkeypatch.setattr(latency, "_profiled", profiled)
+    monkeypatch.setattr(latency_model, "_profiled", profiled)
     return analysis
 
 
-def table_of(analysis: Analysis) -> latency.Table:
-    return latency.measure(analysis.model, analysis.trace, analysis.cost, RULES)
+def table_of(analysis: Analysis) -> latency_model.Table:
+    return latency_model.measure(analysis.model, analysis.trace, analysis.cost, RULES)
 
 
 def test_fits_find_what_times_are_made_of(made_up: Analysis) -> None:
@@ -55,8 +58,8 @@ def test_fits_find_what_times_are_made_of(made_up: Analysis) -> None:
 
 def test_predictions_of_other_plans(made_up: Analysis) -> None:
     table = table_of(made_up)
-    predictor = latency.Predictor(made_up.model, made_up.trace, made_up.cost, table)
-    keeps = list(latency._variants(made_up.trace, RULES, 0))
+    predictor = latency_model.Predictor(made_up.model, made_up.trace, made_up.cost, table)
+    keeps = list(latency_model._variants(made_up.trace, RULES, 0))
     assert [predictor.predict(keep) for keep in keeps] == pytest.approx(table.predicted)
     nodes = predictor.nodes(keeps[3])
     rest = table.scale * table.rest.coefficients[0]
@@ -67,11 +70,11 @@ def test_a_staircase_is_found() -> None:
     counts = np.array([16, 12, 8, 20, 32, 28, 24, 9, 30, 17])
     features = {
         step: np.stack([np.ones(10), *[0 * counts] * 2, -(-counts // step) * step * 100.0, 0 * counts], axis=1)
-        for step in latency.STEPS
+        for step in latency_model.STEPS
     }
-    for step in latency.STEPS:
+    for step in latency_model.STEPS:
         times = 3 + 0.05 * features[step][:, 3]
-        fit = latency._fit("conv", "Conv", features, times)
+        fit = latency_model._fit("conv", "Conv", features, times)
         assert fit.step == step
         assert fit.coefficients[3] == pytest.approx(0.05)
 
@@ -84,8 +87,8 @@ def test_measured_on_this_machine(found: Analysis, tmp_path: Path) -> None:
     assert set(convs) <= set(labels)
     assert all(value >= 0 for fit in table.fits for value in fit.coefficients)
     assert table.environment == machine.environment(1, 1)
-    latency.write(table, tmp_path / "t.json")
-    assert latency.read(tmp_path / "t.json") == table
+    latency_model.write(table, tmp_path / "t.json")
+    assert latency_model.read(tmp_path / "t.json") == table
 
 
 def test_architecture_is_not_about_weights(found: Analysis, models: Path, tmp_path: Path) -> None:
@@ -96,9 +99,11 @@ def test_architecture_is_not_about_weights(found: Analysis, models: Path, tmp_pa
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(changed, proto.graph.initializer[0].name))
     onnx.save(proto, tmp_path / "b.onnx")
     other = analyse(load(tmp_path / "b.onnx"))
-    assert latency.architecture(other.model, other.trace) == latency.architecture(found.model, found.trace)
+    assert latency_model.architecture(other.model, other.trace) == latency_model.architecture(found.model, found.trace)
     unlike = analyse(load(models / "resnet.onnx"))
-    assert latency.architecture(unlike.model, unlike.trace) != latency.architecture(found.model, found.trace)
+    assert latency_model.architecture(unlike.model, unlike.trace) != latency_model.architecture(
+        found.model, found.trace
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,23 +119,23 @@ def test_damaged_tables_are_refused(made_up: Analysis, tmp_path: Path, change: d
     content = {**table_of(made_up).to_dict(), **change}
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(LatencyError, match="no latency table") as caught:
-        latency.read(tmp_path / "t.json")
+        latency_model.read(tmp_path / "t.json")
     assert says in caught.value.why
 
 
 def test_no_table_at_all(tmp_path: Path) -> None:
     with pytest.raises(LatencyError, match="cannot be read"):
-        latency.read(tmp_path / "none.json")
+        latency_model.read(tmp_path / "none.json")
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(LatencyError, match="cannot be read"):
-        latency.read(tmp_path / "t.json")
+        latency_model.read(tmp_path / "t.json")
 
 
 def test_kernels_name_the_nodes_they_came_from(found: Analysis) -> None:
     proto, weights = found.model.stub()
     ops = [node.op_type for node in proto.graph.node]
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(found.model.header, 1), 0)
-    profile = profiling.profile(proto, feeds, weights=weights, runs=4)
+    feeds = random_feeds(proto, concrete_shapes(found.model.header, 1), 0)
+    profile = profiler.profile(proto, feeds, weights=weights, runs=4)
     convs = {n for n, op in enumerate(ops) if op == "Conv"}
     assert convs <= {kernel.node for kernel in profile.kernels}
     assert profile.milliseconds > 0
@@ -140,9 +145,9 @@ def test_kernels_name_the_nodes_they_came_from(found: Analysis) -> None:
 def test_cache_tells_machines_and_rules_apart() -> None:
     here = machine.environment(1, 1)
     paths = {
-        latency.cached(name, where, rules)
+        latency_model.cached(name, where, rules)
         for name in ("a", "b")
         for where in (here, replace(here, threads=2), replace(here, processor="another"))
-        for rules in (Rules(8), Rules(16))
+        for rules in (PruningRules(8), PruningRules(16))
     }
     assert len(paths) == 12

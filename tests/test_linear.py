@@ -18,10 +18,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import runtime
-from onnxprune.channels.linear import Conv, Linear, Norm, Product, linear_of
 from onnxprune.errors import ModelError
-from onnxprune.model import Model
+from onnxprune.graph.linear import Conv, Linear, Norm, Product
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
+from onnxprune.runtime.session import open_session, run_batch
 
 SETTINGS = settings(
     DRAWN,
@@ -69,7 +70,7 @@ class Case:
 
 
 def run(model: Model, x: Array) -> list[Array]:
-    return runtime.run(runtime.session(model.to_proto(), optimise=False), {"x": x})
+    return run_batch(open_session(model.to_proto(), optimise=False), {"x": x})
 
 
 def layer_of(model: Model) -> Linear:

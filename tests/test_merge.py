@@ -8,11 +8,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune import analysis as analysing
-from onnxprune import model as models
-from onnxprune import runtime
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph import io
+from onnxprune.graph.model import Model
 from onnxprune.pruning.merge import merge
+from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.surgery import channels as rewrite
 
 RNG = np.random.default_rng(0)
 CHANNELS = 8
@@ -32,7 +32,7 @@ def written(tmp_path, nodes, weights, shape=(3, 9, 9)) -> Model:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
-    return models.load(path)
+    return io.load(path)
 
 
 def twins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def twins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def gap(model: Model, found: Model) -> float:
     """Return the largest difference of their outputs, as a share of the range of the first one's."""
     x = np.random.default_rng(1).standard_normal((4, 3, 9, 9)).astype(np.float32)
-    a, b = (runtime.run(runtime.session(m.to_proto(), optimise=False), {"x": x})[0] for m in (model, found))
+    a, b = (run_batch(open_session(m.to_proto(), optimise=False), {"x": x})[0] for m in (model, found))
     return float(np.abs(a - b).max() / np.ptp(a))
 
 

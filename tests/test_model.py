@@ -14,11 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import files, runtime, verify
-from onnxprune import model as model_files
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.evaluation.structure import full_check
+from onnxprune.graph import io
+from onnxprune.graph import model as model_files
+from onnxprune.runtime.session import open_session
 
-MEASURE = onnxprune.Measure(runs=2, warmup=0)
+MEASURE = onnxprune.BenchmarkConfig(runs=2, warmup=0)
 HALF = {"flops": 0.5}
 
 
@@ -35,7 +37,7 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def test_facts_of_a_file(tiny_path):
-    model = model_files.load(tiny_path)
+    model = io.load(tiny_path)
     content = tiny_path.read_bytes()
     assert model.digest == hashlib.sha256(content).hexdigest()
     assert model.size == len(content)
@@ -44,7 +46,7 @@ def test_facts_of_a_file(tiny_path):
 
 
 def test_reading_gives_the_model_as_it_is(tiny, tiny_path):
-    proto, size = files.read(tiny_path)
+    proto, size = io.read(tiny_path)
     assert proto == tiny
     assert size == tiny_path.stat().st_size
 
@@ -62,11 +64,11 @@ def test_batchnorm_is_folded_and_told(batchnorms, tiny, images, tmp_path, out):
         )
         tiny.graph.node[conv + 2].input[0] = f"bn{n}"
     path = write(tiny, tmp_path / "bn.onnx")
-    model = model_files.load(path)
+    model = io.load(path)
     assert "BatchNormalization" not in {node.op for node in model.graph.nodes}
     assert len(model.batchnorms) == batchnorms
     assert any(str(batchnorms) in note and "BatchNormalization" in note for note in model.notes)
-    model_files.save(model, out / "folded.onnx")
+    io.save(model, out / "folded.onnx")
     np.testing.assert_allclose(answer(out / "folded.onnx", images), answer(path, images), rtol=1e-4, atol=1e-4)
 
 
@@ -74,7 +76,7 @@ def test_infinite_constants_are_no_error(tiny, tmp_path):
     tiny.graph.initializer.append(numpy_helper.from_array(np.float32(np.inf), "most"))
     tiny.graph.initializer.append(numpy_helper.from_array(np.float32(0), "least"))
     tiny.graph.node[1].CopyFrom(helper.make_node("Clip", ["c1", "least", "most"], ["r1"], "relu1"))
-    assert model_files.load(write(tiny, tmp_path / "m.onnx")).params > 0
+    assert io.load(write(tiny, tmp_path / "m.onnx")).params > 0
 
 
 def test_model_local_functions_are_inlined(tiny, images, tmp_path, out):
@@ -177,7 +179,7 @@ def external(tiny, tmp_path) -> Path:
 
 
 def test_external_data_are_loaded_and_counted(external, tiny_path):
-    model, inside = model_files.load(external), model_files.load(tiny_path)
+    model, inside = io.load(external), io.load(tiny_path)
     weights = external.parent / "weights" / "w.bin"
     assert model.files == (external, weights)
     assert model.size == external.stat().st_size + weights.stat().st_size
@@ -197,35 +199,35 @@ def test_model_with_external_data_is_pruned_like_any_other(external, tiny_path, 
 
 def test_link_to_a_model_finds_its_external_data(external, tmp_path):
     (tmp_path / "link.onnx").symlink_to(external)
-    assert model_files.load(tmp_path / "link.onnx").params == model_files.load(external).params
+    assert io.load(tmp_path / "link.onnx").params == io.load(external).params
 
 
 # ---------------------------------------------------------------------------------------------------------- saving
 
 
 def test_saving_tells_the_size(tiny_path, out):
-    size = model_files.save(model_files.load(tiny_path), out / "s.onnx", {"key": "value"})
+    size = io.save(io.load(tiny_path), out / "s.onnx", {"key": "value"})
     assert size == (out / "s.onnx").stat().st_size
     assert onnx.load(str(out / "s.onnx")).metadata_props[0].key == "key"
 
 
 def test_large_model_is_written_with_external_data(tiny_path, images, out, monkeypatch):
-    monkeypatch.setattr(model_files, "PROTO_LIMIT", 1000)
-    size = model_files.save(model_files.load(tiny_path), out / "s.onnx")
+    monkeypatch.setattr(io, "PROTO_LIMIT", 1000)
+    size = io.save(io.load(tiny_path), out / "s.onnx")
     assert sorted(path.name for path in out.iterdir()) == ["s.onnx", "s.onnx.data"]
     assert size == sum(path.stat().st_size for path in out.iterdir())
     np.testing.assert_allclose(answer(out / "s.onnx", images), answer(tiny_path, images), rtol=1e-5)
-    assert model_files.load(out / "s.onnx").files == (out / "s.onnx", out / "s.onnx.data")
+    assert io.load(out / "s.onnx").files == (out / "s.onnx", out / "s.onnx.data")
 
 
 def test_failure_while_writing_external_data_leaves_nothing(tiny_path, out, monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_files, "PROTO_LIMIT", 1000)
+    monkeypatch.setattr(io, "PROTO_LIMIT", 1000)
     monkeypatch.setattr(onnx, "save_model", fail)
     with pytest.raises(OutputError, match="cannot write"):
-        model_files.save(model_files.load(tiny_path), out / "s.onnx")
+        io.save(io.load(tiny_path), out / "s.onnx")
     assert list(out.iterdir()) == []
 
 
@@ -234,12 +236,12 @@ def test_model_is_not_saved_over_a_file_of_the_original(name, external):
     target = external.parent / name
     before = target.read_bytes()
     with pytest.raises(OutputError, match="would overwrite an input"):
-        model_files.save(model_files.load(external), target)
+        io.save(io.load(external), target)
     assert target.read_bytes() == before
 
 
 def test_copy_leaves_the_model_alone(tiny_path):
-    model = model_files.load(tiny_path)
+    model = io.load(tiny_path)
     copy = model.copy()
     copy.graph.nodes[0].attrs["pads"] = [0, 0, 0, 0]
     copy.batchnorms["w"] = None
@@ -263,7 +265,7 @@ def test_bfloat16_is_a_float(tiny, tmp_path):
     weight.CopyFrom(helper.make_tensor("w1", TensorProto.BFLOAT16, bits.shape, bits.tobytes(), raw=True))
     tiny.graph.node.insert(0, helper.make_node("Cast", ["w1"], ["w1f"], "cast", to=TensorProto.FLOAT))
     tiny.graph.node[1].input[1] = "w1f"
-    model = model_files.load(write(tiny, tmp_path / "b.onnx"))
+    model = io.load(write(tiny, tmp_path / "b.onnx"))
     assert model.params == 16 * 27 + 16 + 16 * 144 + 16 + 64 + 4
 
 
@@ -275,7 +277,7 @@ def test_nan_is_found_in_half_precision(tiny, tmp_path):
     tiny.graph.node.insert(0, helper.make_node("Cast", ["w2"], ["w2f"], "cast", to=TensorProto.FLOAT))
     tiny.graph.node[3].input[1] = "w2f"
     with pytest.raises(ModelError, match="a weight is NaN"):
-        model_files.load(write(tiny, tmp_path / "b.onnx"))
+        io.load(write(tiny, tmp_path / "b.onnx"))
 
 
 # -------------------------------------------------------------------------------------------------- weights apart
@@ -293,13 +295,13 @@ def test_the_size_is_known_without_writing_it(tmp_path, kind):
         nodes, "g", infos[:1], infos[1:], [numpy_helper.from_array(v, n) for n, v in weights.items()]
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    model = model_files.load(write(proto, tmp_path / "model.onnx"))
+    model = io.load(write(proto, tmp_path / "model.onnx"))
     assert len(model.stub()[1]) == 3
     assert model.byte_size() == len(model.to_proto().SerializeToString())
 
 
 def test_a_session_shares_the_weights():
-    model = model_files.load(REFERENCE)
+    model = io.load(REFERENCE)
     x = np.random.default_rng(0).standard_normal((2, 1, 28, 28)).astype(np.float32)
     name = model.header.graph.input[0].name
     assert model.byte_size() == len(model.to_proto().SerializeToString())
@@ -307,15 +309,15 @@ def test_a_session_shares_the_weights():
     assert stub.ByteSize() < 0.2 * model.byte_size()
     for optimise in (False, True):
         shared = model.session(optimise=optimise).run(None, {name: x})[0]
-        whole = runtime.session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
+        whole = open_session(model.to_proto(), optimise=optimise).run(None, {name: x})[0]
         np.testing.assert_array_equal(shared, whole)
 
 
 def test_the_full_check_of_a_model_sees_what_that_of_its_file_sees(tiny, tmp_path):
-    model = model_files.load(REFERENCE)
-    assert verify.full_check(model) is None
+    model = io.load(REFERENCE)
+    assert full_check(model) is None
     broken = model.copy()
     node = next(node for node in broken.graph.nodes if node.op == "Conv")
     node.attrs["kernel_shape"] = [1, 1, 1]
-    assert verify.full_check(broken) is not None
-    assert verify.full_check(broken.to_proto()) is not None
+    assert full_check(broken) is not None
+    assert full_check(broken.to_proto()) is not None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.moments import LAMBDAS, Moments, Rows, Solution, ridge
+from onnxprune.calibration.moments import LAMBDAS, Moments, Rows, Solution, ridge
 
 Array = np.ndarray[Any, Any]
 KINDS = (Moments, Rows)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from graphs import Builder, load
 
-from onnxprune.channels.trace import trace as trace_model
+from onnxprune.graph.trace import trace as trace_model
 
 OUTPUT = "it is the model's output"
 ONLY = "it is the only channel of a tensor"

@@ -12,15 +12,15 @@ import pytest
 from cases import build
 
 import onnxprune
-from onnxprune.comparison import Measure
 from onnxprune.errors import OnnxPruneError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 
 WIDTH, COPIES = 8, 2
 LAYER_NORM = "n = LayerNormalization (e, scale, beta)"
 PRIMITIVES = """m1 = ReduceMean <axes=[-1]> (e) d = Sub (e, m1) s = Mul (d, d) r = ReduceMean <axes=[-1]> (s)
     t = Add (r, eps) q = Sqrt (t) p = Div (d, q) o = Mul (p, scale) n = Add (o, beta)"""
-FAST = Measure(latency=False)
+FAST = BenchmarkConfig(latency=False)
 
 
 def twice(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:

@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 
-from onnxprune.report import interactive, saving
-from onnxprune.report.document import Judgement, Member, Sweep
+from onnxprune.evaluation.gate import Judgement
+from onnxprune.report import bokeh_plots, saving
+from onnxprune.report.document import Member, Sweep
 from onnxprune.types import Check, Verdict
 
 SWEEP = Sweep(
@@ -201,8 +202,8 @@ def test_groups_are_gone_through_by_keyboard(opened):
     assert chosen(opened) == "group-20"
     told = opened.get_by_role("region", name="The group that is chosen")
     assert "Group 20 of 20. Channels: 64 → 64" in told.inner_text()
-    assert "8 must stay: it is the model's <output>" in told.inner_text()
-    assert told.get_by_role("heading", name="Layers that write it (3)").count() == 1
+    assert "8 pinned: it is the model's <output>" in told.inner_text()
+    assert told.get_by_role("heading", name="Writers (3)").count() == 1
     rows = opened.locator("#navigator-list li")
     assert (
         rows.nth(18).inner_text().splitlines()[0].endswith("◆ before and behind it")
@@ -213,7 +214,7 @@ def test_groups_are_gone_through_by_keyboard(opened):
 def test_neighbours_are_links(opened):
     opened.locator("#group-5").click()
     told = opened.get_by_role("region", name="The group that is chosen")
-    assert told.locator("h4").all_inner_texts()[-2:] == ["Made from groups (1)", "Groups made from it (2)"]
+    assert told.locator("h4").all_inner_texts()[-2:] == ["Computed from groups (1)", "Groups computed from it (2)"]
     told.get_by_role("button", name="/backbone/stage0/block5/conv/Conv").press("Enter")
     assert chosen(opened) == "group-6"
     assert opened.evaluate("document.activeElement.id") == "navigator-list"
@@ -254,7 +255,7 @@ def test_lines_and_bars_stand_out(background):
         r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    for colour in (*interactive.COLOURS, interactive.BEFORE, interactive.AFTER, interactive.OTHERS):
+    for colour in (*bokeh_plots.COLORS, bokeh_plots.BEFORE, bokeh_plots.AFTER, bokeh_plots.MUTED):
         dark, bright = sorted((light(colour), light(background)))
         assert (bright + 0.05) / (dark + 0.05) >= 3, colour
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from onnxprune import analysis as analysing
-from onnxprune import model as model_files
 from onnxprune import plan_file, search
 from onnxprune.errors import PlanError
+from onnxprune.graph import io
 from onnxprune.options import Options
 
 
 @pytest.fixture
 def analysis(tiny_path):
-    return analysing.analyse(model_files.load(tiny_path), ("conv2",))
+    return analysing.analyse(io.load(tiny_path), ("conv2",))
 
 
 @pytest.fixture

@@ -15,11 +15,17 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune import runtime, verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.model import Model
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.allocation import knapsack
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.importance import weights as importance
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, IntArray, Trace
 
 SETTINGS = settings(
@@ -34,13 +40,13 @@ RATIOS = st.sampled_from((0.5, 0.2, 0.8))
 
 def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimise: bool = False) -> list[np.ndarray[Any, Any]]:
     """Run a model on seeded inputs; a fixed batch stays what it is."""
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, batch), seed)
-    return runtime.run(runtime.session(proto, optimise=optimise), feeds)
+    feeds = random_feeds(proto, concrete_shapes(proto, batch), seed)
+    return run_batch(open_session(proto, optimise=optimise), feeds)
 
 
 def difference(one: onnx.ModelProto, two: onnx.ModelProto, batch: int = 3) -> float:
     """Return the largest difference between two models, as a share of the range of an output."""
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
+    return max(relative_difference(a, b) for a, b in zip(run(one, batch), run(two, batch), strict=True))
 
 
 def stored_floats(proto: onnx.ModelProto, *, distinct: bool = False) -> int:
@@ -117,11 +123,11 @@ def test_deleting_channels_equals_masking_them() -> None:
         model = load(proto)
         trace = trace_model(model)
         keep = random_plan(trace, seed, ratio)
-        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-        proof = verify.prove(model, pruned, masked, seed=seed)
+        pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
+        proof = prove(model, pruned, masked, seed=seed)
         assert proof.difference <= 1e-4
         written = pruned.to_proto()
-        dynamic = runtime.has_dynamic_batch(written)
+        dynamic = has_dynamic_batch(written)
         assert proof.batches == ((1, 3) if dynamic else (1,))
 
         onnx.checker.check_model(written, full_check=True)
@@ -153,8 +159,8 @@ def test_what_normalisations_run_over_may_be_cut() -> None:
         trace = trace_model(model, norms="cut")
         assert not trace_model(model).inexact().any()
         keep = random_plan(trace, seed, ratio)
-        pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-        assert verify.prove(model, pruned, masked, seed=seed).difference <= 1e-4
+        pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
+        assert prove(model, pruned, masked, seed=seed).difference <= 1e-4
         written = pruned.to_proto()
         onnx.checker.check_model(written, full_check=True)
         again = trace_model(load(written), norms="cut")
@@ -292,8 +298,8 @@ def test_planted_dead_channels_are_found_and_cost_nothing() -> None:
         scores = importance.score(model, again, "l2")
         assert np.array_equal(scores == 0, ~keep), "dead channels score exactly zero, no others do"
 
-        rules = budget.Rules(round_to=1, min_channels=1, max_ratio=1.0)
-        left = budget.below(again, scores, np.ones_like(keep), rules, threshold=1e-12)
+        rules = knapsack.PruningRules(round_to=1, min_channels=1, max_ratio=1.0)
+        left = knapsack.below(again, scores, np.ones_like(keep), rules, threshold=1e-12)
         assert np.array_equal(left, keep)
         pruned = rewrite.delete(model, again, left)
         assert difference(model.to_proto(), pruned.to_proto()) <= 1e-5
@@ -315,7 +321,7 @@ def test_slice_bounds_follow_channels_outside_of_the_slice(start: int, end: int,
     model = load(b.build(b.conv(x, 2)))
     trace = trace_model(model)
     keep = np.isin(np.arange(trace.n_channels), gone, invert=True)
-    verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
+    prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
 
 
 def test_a_weight_shared_by_layers_with_different_inputs_counts_once() -> None:

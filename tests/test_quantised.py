@@ -14,11 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxprune
-from onnxprune import quantised, runtime, verify
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import ProofError
-from onnxprune.pruning import importance, rewrite
+from onnxprune.graph import qdq
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.importance import weights as importance
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 Quantise = Callable[..., Path]
 
@@ -27,10 +32,10 @@ class Noise(CalibrationDataReader):
     """Hand out a few batches of normal numbers."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        shapes = runtime.concrete_shapes(proto, 4)
-        self.feeds = iter([runtime.random_feeds(proto, shapes, seed) for seed in range(3)])
+        shapes = concrete_shapes(proto, 4)
+        self.feeds = iter([random_feeds(proto, shapes, seed) for seed in range(3)])
 
-    def get_next(self) -> runtime.Feeds | None:
+    def get_next(self) -> Feeds | None:
         return next(self.feeds, None)
 
 
@@ -49,8 +54,8 @@ def quantise(models: Path, tmp_path: Path) -> Quantise:
 def test_channels_and_costs_are_those_of_the_float_model(
     name: str, per_channel: bool, quantise: Quantise, models: Path
 ) -> None:
-    whole = onnxprune.model.load(models / f"{name}.onnx")
-    narrow = onnxprune.model.load(quantise(name, per_channel=per_channel, weight_type=QuantType.QInt8))
+    whole = onnxprune.graph.io.load(models / f"{name}.onnx")
+    narrow = onnxprune.graph.io.load(quantise(name, per_channel=per_channel, weight_type=QuantType.QInt8))
     a, b = trace_model(whole), trace_model(narrow)
     assert [(g.name, g.layers, g.width) for g in a.groups] == [(g.name, g.layers, g.width) for g in b.groups]
     assert np.array_equal(a.pinned, b.pinned)
@@ -59,14 +64,14 @@ def test_channels_and_costs_are_those_of_the_float_model(
         costs = [[(c.label, c.macs, c.channels) for c in CostModel(t).layers(keep)] for t in (a, b)]
         assert costs[0] == costs[1]
         pruned = rewrite.delete(narrow, b, keep)
-        assert CostModel(b).totals(keep)[1] == onnxprune.model.count_params(pruned.graph)
-        assert verify.prove(narrow, pruned, rewrite.mask(narrow, b, keep), seed=seed).difference <= verify.TOLERANCE
+        assert CostModel(b).totals(keep)[1] == onnxprune.graph.model.count_params(pruned.graph)
+        assert prove(narrow, pruned, mask(narrow, b, keep), seed=seed).difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
 def test_importance_looks_at_what_integers_stand_for(method: str, quantise: Quantise, models: Path) -> None:
     narrow = quantise("mobile", per_channel=True, weight_type=QuantType.QInt8)
-    loaded = [onnxprune.model.load(path) for path in (models / "mobile.onnx", narrow)]
+    loaded = [onnxprune.graph.io.load(path) for path in (models / "mobile.onnx", narrow)]
     scores = [importance.score(model, trace_model(model), method) for model in loaded]
     assert np.corrcoef(*scores)[0, 1] > 0.98
 
@@ -87,10 +92,10 @@ def test_a_quantised_resnet_is_pruned(options: dict[str, object], quantise: Quan
     result = onnxprune.prune(source, output=out / "pruned.onnx", reduce={"flops": 0.5})
     checks = {check.name: check for check in result.report.verdict.checks}
     assert checks["pruned equals masked"]
-    before, after = (onnxprune.model.load(path) for path in (source, out / "pruned.onnx"))
+    before, after = (onnxprune.graph.io.load(path) for path in (source, out / "pruned.onnx"))
     totals = [CostModel(t).totals(np.ones(t.n_channels, bool)) for t in map(trace_model, (before, after))]
     assert 0.4 < totals[1][0] / totals[0][0] <= 0.5
-    stored = [t for node in after.graph.nodes if quantised.is_dequantised(node) for t in node.inputs[:1]]
+    stored = [t for node in after.graph.nodes if qdq.is_dequantised(node) for t in node.inputs[:1]]
     assert sum(int(np.prod(t.shape)) for t in stored) > 0.8 * totals[1][1]
 
 
@@ -131,11 +136,11 @@ def test_a_masked_integer_is_the_zero_point() -> None:
     model = load(rounding_net())
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-    assert verify.prove(model, pruned, masked).difference <= verify.TOLERANCE
+    pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
+    assert prove(model, pruned, masked).difference <= TOLERANCE
     naught = replace(trace, slices=tuple(replace(fact, zero=np.zeros((), np.uint8)) for fact in trace.slices))
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, rewrite.mask(model, naught, keep))
+        prove(model, pruned, mask(model, naught, keep))
 
 
 def test_rounding_hides_nothing_from_the_proof() -> None:
@@ -143,17 +148,17 @@ def test_rounding_hides_nothing_from_the_proof() -> None:
     model = load(rounding_net())
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    pruned, masked = rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep)
-    node, i = next((n, i) for n, i, t in onnxprune.model.tensors_of(pruned.graph) if t.name == "w")
+    pruned, masked = rewrite.delete(model, trace, keep), mask(model, trace, keep)
+    node, i = next((n, i) for n, i, t in onnxprune.graph.model.tensors_of(pruned.graph) if t.name == "w")
     tensor = pruned.graph.nodes[node].inputs[i]
     wrong = tensor.values.copy()
     wrong[0, 0] += 1
     tensor.values = wrong
-    feeds = [runtime.random_feeds(model.header, {"x": (1, 3, 4, 4)}, 1)]
-    found = [runtime.run(runtime.session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
+    feeds = [random_feeds(model.header, {"x": (1, 3, 4, 4)}, 1)]
+    found = [run_batch(open_session(m.to_proto(), optimise=False), feeds[0])[0] for m in (pruned, masked)]
     assert np.array_equal(*found)
     with pytest.raises(ProofError, match="not the masked model"):
-        verify.prove(model, pruned, masked)
+        prove(model, pruned, masked)
 
 
 def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() -> None:
@@ -167,18 +172,18 @@ def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() ->
     model = load(source)
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
-    proof = verify.prove(model, rewrite.delete(model, trace, keep), rewrite.mask(model, trace, keep))
-    assert max(proof.difference, proof.normalised) <= verify.TOLERANCE
+    proof = prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
+    assert max(proof.difference, proof.normalised) <= TOLERANCE
 
 
 def test_without_rounding_activations_are_clipped() -> None:
-    smooth = quantised.unrounded(rounding_net())
+    smooth = qdq.unrounded(rounding_net())
     assert smooth is not None
     assert [node.op_type for node in smooth.graph.node].count("Max") == 3
-    assert quantised.unrounded(smooth) is None  # weights are none of its business
+    assert qdq.unrounded(smooth) is None  # weights are none of its business
     x = np.linspace(-100, 100, 48, dtype=np.float32).reshape(1, 3, 4, 4)
     smooth.graph.output[0].name = "x1"
-    assert np.array_equal(runtime.run(runtime.session(smooth), {"x": x})[0], np.clip(x, -64, 63.5))
+    assert np.array_equal(run_batch(open_session(smooth), {"x": x})[0], np.clip(x, -64, 63.5))
 
 
 @pytest.mark.parametrize(
@@ -204,9 +209,9 @@ def test_integers_are_dequantised_as_onnxruntime_does(
         [numpy_helper.from_array(value, name) for name, value in arrays.items()],
     )  # fmt: skip
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    (node,) = (node for node in load(proto).graph.nodes if quantised.is_dequantised(node))
-    expected = runtime.run(runtime.session(proto), {"x": np.zeros((6, 4), np.float32)})[0]
-    assert np.array_equal(quantised.dequantised(node), expected)
+    (node,) = (node for node in load(proto).graph.nodes if qdq.is_dequantised(node))
+    expected = run_batch(open_session(proto), {"x": np.zeros((6, 4), np.float32)})[0]
+    assert np.array_equal(qdq.dequantised(node), expected)
 
 
 def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:
@@ -231,6 +236,6 @@ def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:
     source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     model = load(source)
     assert trace_model(model).pinned.all()
-    feeds = runtime.random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
-    before, after = (runtime.run(runtime.session(proto), feeds)[0] for proto in (source, model.to_proto()))
+    feeds = random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
+    before, after = (run_batch(open_session(proto), feeds)[0] for proto in (source, model.to_proto()))
     assert np.array_equal(before, after)

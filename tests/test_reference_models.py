@@ -14,15 +14,19 @@ import pytest
 from graphs import random_plan
 
 from onnxprune import analysis as analysing
-from onnxprune import model as models
-from onnxprune import search, verify
+from onnxprune import search
 from onnxprune.analysis import Analysis
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OptionError
-from onnxprune.model import Model
+from onnxprune.evaluation.structure import full_check
+from onnxprune.graph import io
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.importance import weights as importance
 from onnxprune.options import Options
-from onnxprune.pruning import importance, rewrite
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, Trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +54,7 @@ COSTS = {"small": (11_732_224, 564_426), "resnet": (20_183_936, 174_410), "mobil
 
 @functools.cache
 def analysed(name: str) -> Analysis:
-    return analysing.analyse(models.load(ROOT / "models" / f"{name}.onnx"))
+    return analysing.analyse(io.load(ROOT / "models" / f"{name}.onnx"))
 
 
 def table(trace: Trace) -> list[tuple[int, int, int]]:
@@ -64,10 +68,10 @@ def dense(trace: Trace) -> BoolArray:
 def pruned_and_proven(model: Model, trace: Trace, keep: BoolArray, seed: int = 0) -> Model:
     """Delete channels, after a proof that this equals masking them."""
     pruned = rewrite.delete(model, trace, keep)
-    proof = verify.prove(model, pruned, rewrite.mask(model, trace, keep), seed=seed)
+    proof = prove(model, pruned, mask(model, trace, keep), seed=seed)
     assert proof.difference <= 1e-4
     assert proof.batches == (1, 3)
-    assert verify.full_check(pruned.to_proto()) is None
+    assert full_check(pruned.to_proto()) is None
     return pruned
 
 
@@ -222,7 +226,7 @@ def test_untrained_networks_out_of_both_exporters(name: str, exporter: str, tmp_
     torch.manual_seed(0)
     path = tmp_path / f"{name}.onnx"
     make_models().export(make_models().build(name), path, exporter)
-    model = models.load(path)
+    model = io.load(path)
     trace = trace_model(model)
     assert table(trace) == GROUPS[name], "the exporter makes no difference"
     analysis = Analysis(model, trace, CostModel(trace))
@@ -235,5 +239,5 @@ def test_untrained_networks_out_of_both_exporters(name: str, exporter: str, tmp_
 
 
 def _written(model: Model, folder: Path) -> Model:
-    models.save(model, folder / "pruned.onnx")
-    return models.load(folder / "pruned.onnx")
+    io.save(model, folder / "pruned.onnx")
+    return io.load(folder / "pruned.onnx")

@@ -15,23 +15,25 @@ import pytest
 from test_granularity import residual
 
 import onnxprune
-from onnxprune import memory, runtime, verify
 from onnxprune.allocation import edit_timing
 from onnxprune.allocation.edit_choice import EditMeter, ScoredEdit, least_loss, net_gain, worth
 from onnxprune.allocation.edit_timing import Saving
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.analysis import analyse
 from onnxprune.errors import TargetError
-from onnxprune.model import load
+from onnxprune.graph.io import load
+from onnxprune.metrics import activation_memory as memory
 from onnxprune.options import GRANULARITIES, Options
-from onnxprune.pruning import rewrite
 from onnxprune.reforming import contest
 from onnxprune.reforming.base import EditedModel, apply
+from onnxprune.runtime.session import run_batch
+from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.edits.depth import DropBranch
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank
-from onnxprune.targets import Meter
+from onnxprune.surgery.proof import TOLERANCE
 
-FAST = onnxprune.Measure(latency=False)
+FAST = onnxprune.BenchmarkConfig(latency=False)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def test_a_target_is_met_without_any_channel_going(kind, tiny_path, samples):
         before, after = entry["why"]["milliseconds"]
         assert after < before
         assert entry["why"]["divergence"] >= 0
-    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.proof.difference <= TOLERANCE
     assert result.report.path[-1][0] == pytest.approx(1 - result.report.after.flops / result.report.before.flops)
     assert onnx.checker.check_model(result.model.to_proto(), full_check=True) is None
     assert any(str(entry["what"]) in str(result.report.to_dict()["blocks"]) for entry in entries)
@@ -197,7 +199,7 @@ def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
     assert len(result.plan.path) == 3
     assert result.plan.settings["schedule"] == "progressive"
     assert result.report.after.flops <= 0.1 * result.report.before.flops
-    assert result.report.proof.difference <= verify.TOLERANCE
+    assert result.report.proof.difference <= TOLERANCE
     onnxprune.prune(planted, plan=out / "a.plan.json", output=out / "b.onnx", **dials)
     assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
 
@@ -227,7 +229,7 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
 @pytest.mark.parametrize(("less", "taken"), [(0.01, False), (0.05, True)])
 def test_of_equal_solutions_the_one_with_fewer_edits_is_taken(less, taken, tiny_path):
     analysis = analyse(load(tiny_path))
-    base, meter = EditedModel(analysis, analysis.model), Meter(analysis, Options(reduce={"flops": 0.5}), FAST)
+    base, meter = EditedModel(analysis, analysis.model), CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
     edited = replace(base, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),))
     found = [contest.Solution(base, None, meter, loss=1.0), contest.Solution(edited, None, meter, loss=1.0 - less)]
     assert bool(contest.fewest_edits(found).base.edits) == taken
@@ -253,7 +255,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     model = load(models / "small.onnx")
     analysis = analyse(model)
     options = Options(reduce={"latency": 0.5})
-    meter = Meter(analysis, options, onnxprune.Measure(runs=10, warmup=2, seconds=2))
+    meter = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
@@ -265,7 +267,7 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
 
 def test_edits_go_no_further_than_the_goals(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = Meter(analysis, Options(reduce={"flops": 0.5}), FAST)
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
     macs = meter.whole["flops"]
     found = [scored(LowRank(str(n), 4, "channel"), (n,), 0.1 * (n + 1), macs=macs * 0.2) for n in range(5)]
     costs = EditMeter(meter, found)
@@ -305,10 +307,10 @@ def test_gradients_weigh_blocks(importance, tiny_path, samples):
 
 @pytest.mark.torch
 def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
-    from onnxprune.calibration import Calibration
-    from onnxprune.data import inputs_of, load_data
-    from onnxprune.fidelity import divergence
-    from onnxprune.training import gradients
+    from onnxprune.calibration.batches import Calibration
+    from onnxprune.data.dataset import inputs_of, load_data
+    from onnxprune.importance import gradients
+    from onnxprune.metrics.outputs import divergence
 
     model = load(tiny_path)
     analysis = analyse(model)
@@ -317,14 +319,14 @@ def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
     assert seen == 64
     weight = model.graph.nodes[2].inputs[1]
     feeds = calibration.data.rows(0, 64)
-    before = runtime.run(model.session(), feeds)
+    before = run_batch(model.session(), feeds)
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(8):
         change = 0.02 * rng.standard_normal(weight.shape).astype(np.float32)
         other = model.copy()
         other.graph.nodes[2].inputs[1].values = weight.values + change
-        risen = divergence(before, runtime.run(other.session(), feeds))
+        risen = divergence(before, run_batch(other.session(), feeds))
         ratios.append(gradients.of_change(directions[2], change, seen) / risen)
     assert 0.5 < np.median(ratios) < 2  # a variance, from 32 draws
 
@@ -335,7 +337,7 @@ def test_a_branch_goes_and_what_is_left_is_repaired():
 
     found = apply(EditedModel(analysis, model), [ScoredEdit(DropBranch("sum", 0))], Options().resolved(False), None)
     assert "outer" not in [node.name for node in found.analysis.model.graph.nodes]
-    assert found.proof.difference <= verify.TOLERANCE
+    assert found.proof.difference <= TOLERANCE
 
 
 def scored(edit, nodes, loss, macs=0.0, params=0.0, milliseconds=0.5):
@@ -344,7 +346,7 @@ def scored(edit, nodes, loss, macs=0.0, params=0.0, milliseconds=0.5):
 
 def test_the_multiplier_decides(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = Meter(analysis, Options(reduce={"flops": 0.9}), FAST)
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.9}), FAST)
 
     def chosen(gains, multiplier):
         found = [
@@ -383,7 +385,7 @@ def drawn(rng, whole):
 def test_no_other_selection_loses_less(seed, tiny_path):
     rng = np.random.default_rng(seed)
     analysis = analyse(load(tiny_path))
-    original = Meter(analysis, Options(reduce={"flops": 0.5}), FAST)
+    original = CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
     for _ in range(12):
         targets = {"flops": rng.uniform(0.05, 0.6), "params": rng.uniform(0.05, 0.6)}
         names = [name for name in targets if rng.random() < 0.7] or ["flops"]

@@ -18,15 +18,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import runtime, verify
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.data import inputs_of, load_data
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store
+from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.repair import repair
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.repair.least_squares import repair
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Repaired, Trace
 
 Array = np.ndarray[Any, Any]
@@ -54,18 +56,18 @@ class Case:
         return next(layer for layer in self.layers if layer.label == label)
 
 
-def inputs(model: Model, batch: int, seed: int) -> runtime.Feeds:
-    return runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, batch), seed)
+def inputs(model: Model, batch: int, seed: int) -> Feeds:
+    return random_feeds(model.header, concrete_shapes(model.header, batch), seed)
 
 
-def run(model: Model, feeds: runtime.Feeds) -> list[Array]:
-    return runtime.run(runtime.session(model.to_proto()), feeds)
+def run(model: Model, feeds: Feeds) -> list[Array]:
+    return run_batch(open_session(model.to_proto()), feeds)
 
 
 def difference(one: Model, two: Model, seed: int = 99, batch: int = 16) -> float:
     """Return how far two models are apart on inputs that nobody has seen."""
     feeds = inputs(one, batch, seed)
-    return max(verify.relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
+    return max(relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
 
 
 def repaired(

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from cases import CASES, OTHER_CASES, SIZE_CASES, Case, check
 
-from onnxprune.channels.ops import RULES
-from onnxprune.channels.sizes import SIZE_RULES
+from onnxprune.graph.operators import RULES, SHAPE_RULES
 
 
 def marked(cases: list[Case]) -> list[Any]:
@@ -22,7 +21,7 @@ def marked(cases: list[Case]) -> list[Any]:
 
 def test_every_rule_has_a_case_and_every_case_has_a_rule() -> None:
     assert {case.op for case in CASES} == set(RULES)
-    assert {case.op for case in SIZE_CASES} == set(SIZE_RULES)
+    assert {case.op for case in SIZE_CASES} == set(SHAPE_RULES)
     assert not {case.op for case in OTHER_CASES} & set(RULES)
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from graphs import Builder
 
-from onnxprune import model as models
-from onnxprune import runtime
-from onnxprune.channels.trace import trace
-from onnxprune.pruning import rewrite
+from onnxprune.graph import io
+from onnxprune.graph.trace import trace
+from onnxprune.surgery import channels as rewrite
 
 MEASURE = """
 import sys
 from pathlib import Path
 from onnxprune import analysis as analysing
-from onnxprune import model, search
+from onnxprune import search
+from onnxprune.graph import io
 from onnxprune.options import Options
 from onnxprune.pruning import rewrite
 import scipy.sparse.csgraph
@@ -29,7 +29,7 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 before = peak()
-loaded = model.load(sys.argv[1])
+loaded = io.load(sys.argv[1])
 analysis = analysing.analyse(loaded)
 plan = search.make_plan(analysis, Options(reduce={"flops": 0.3}))
 pruned = rewrite.delete(loaded, analysis.trace, plan.keep)
@@ -59,8 +59,8 @@ def test_indices_computed_from_the_batch_need_no_run(tmp_path, monkeypatch):
     x = b.node("Gather", [x, b.node("Mul", [rows, b.const(np.int64(1))], ())])
     path = tmp_path / "range.onnx"
     path.write_bytes(b.build(b.conv(x, 4)).SerializeToString())
-    monkeypatch.setattr(runtime, "observe", lambda *_: pytest.fail("the model was run"))
-    found = trace(models.load(path))
+    monkeypatch.setattr("onnxprune.graph.trace.observe_tensors", lambda *_: pytest.fail("the model was run"))
+    found = trace(io.load(path))
     assert int((~found.pinned).sum()) == 8
 
 

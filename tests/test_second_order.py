@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune import runtime
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.data import inputs_of, load_data
-from onnxprune.model import Model
-from onnxprune.pruning import second_order
-from onnxprune.pruning.second_order import SHARES, Reader, Removal, Statistics
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store
+from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.obs import SHARES, Reader, Removal, Statistics
+from onnxprune.runtime.session import open_session, random_feeds, run_batch
 from onnxprune.types import Group, Trace
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +55,7 @@ def studied(
     model = load(proto)
     trace = trace_model(model)
     if x is None:
-        x = next(iter(runtime.random_feeds(model.header, runtime.concrete_shapes(model.header, n), 7).values()))
+        x = next(iter(random_feeds(model.header, concrete_shapes(model.header, n), 7).values()))
     name = model.header.graph.input[0].name
     calibration = Calibration.of(load_data({name: x}, inputs_of(model.header)), len(x))
     store = Store(1e9)
@@ -224,7 +225,7 @@ def test_statistics_are_those_of_the_input():
         proto = study.model.to_proto()
         name = study.model.graph.nodes[node].inputs[0].name
         proto.graph.output.extend([onnx.ValueInfoProto(name=name)])
-        x = np.concatenate([runtime.run(runtime.session(proto), f, names=[name])[0] for f in study.calibration])
+        x = np.concatenate([run_batch(open_session(proto), f, names=[name])[0] for f in study.calibration])
     wide = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), axis=(2, 3))  # (n, channels, h, w, 3, 3)
     rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 54).astype(np.float64)

@@ -14,16 +14,20 @@ from graphs import DRAWN, Builder, cnn_models, load
 from hypothesis import given, settings
 from onnx import numpy_helper
 
-from onnxprune import fidelity, runtime, sensitivity
-from onnxprune.calibration import Calibration
-from onnxprune.capture import Store, Stream
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.linear import linear_of
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.data import inputs_of, load_data
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite, second_order
-from onnxprune.pruning.second_order import Removal
+from onnxprune.allocation import sensitivity
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import Store, Stream
+from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_of
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.obs import Removal
+from onnxprune.metrics.outputs import output_divergence
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 
 Array = np.ndarray[Any, Any]
@@ -36,8 +40,8 @@ class Study:
     def __init__(self, proto: onnx.ModelProto, n: int = 32) -> None:
         self.model: Model = load(proto)
         self.trace: Trace = trace_model(self.model)
-        shapes = runtime.concrete_shapes(self.model.header, n)
-        feeds = runtime.random_feeds(self.model.header, shapes, 7)
+        shapes = concrete_shapes(self.model.header, n)
+        feeds = random_feeds(self.model.header, shapes, 7)
         self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model.header)), 10_000)
         self.store = Store(1e9)
         self.removals: list[Removal] = list(
@@ -51,14 +55,14 @@ class Study:
         self.shares: list[float] = []
         self.curves = {curve.group: curve for curve in sensitivity.curves(*how, self.shares.append)}
 
-    def held(self) -> list[runtime.Feeds]:
+    def held(self) -> list[Feeds]:
         return [feeds for number, feeds in enumerate(self.calibration) if self.calibration.is_held(number)]
 
     def variant(self, removal: Removal, gone: int) -> Model:
         """Return the model with the first channels masked, and the weights that make up for them."""
         keep = np.ones(self.trace.n_channels, dtype=bool)
         keep[removal.order[:gone]] = False
-        result = rewrite.mask(self.model, self.trace, keep)
+        result = mask(self.model, self.trace, keep)
         for node, (matrix, bias) in removal.weights[gone].items():
             output = self.model.graph.nodes[node].outputs[0].name
             layer = linear_of(next(n for n in result.graph.nodes if n.outputs[0].name == output))
@@ -66,9 +70,9 @@ class Study:
         return result
 
 
-def outputs(model: Model, batches: list[runtime.Feeds]) -> list[Array]:
-    opened = runtime.session(model.to_proto())
-    parts = [runtime.run(opened, feeds) for feeds in batches]
+def outputs(model: Model, batches: list[Feeds]) -> list[Array]:
+    opened = open_session(model.to_proto())
+    parts = [run_batch(opened, feeds) for feeds in batches]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
@@ -82,7 +86,7 @@ def checked(study: Study) -> None:
         assert (np.diff(curve.losses) >= 0).all()
         np.testing.assert_array_equal(curve.order, removal.order)
         measured = [
-            fidelity.divergence(reference, outputs(study.variant(removal, gone), study.held()))
+            output_divergence(reference, outputs(study.variant(removal, gone), study.held()))
             for gone in removal.weights
         ]
         wanted = np.maximum.accumulate(np.array([0.0, *measured]))
@@ -234,7 +238,7 @@ def test_losses_of_candidates_are_those_on_samples_held_out():
     found = sensitivity.losses(study.model, (study.model, half), study.calibration)
     assert found[0] == 0
     reference = outputs(study.model, study.held())
-    assert found[1] == pytest.approx(fidelity.divergence(reference, outputs(half, study.held())), rel=1e-3)
+    assert found[1] == pytest.approx(output_divergence(reference, outputs(half, study.held())), rel=1e-3)
 
 
 def test_command_line(models: Path, run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune import statistics
+from onnxprune.metrics import paired_tests
 
 
 def outcomes(n: int, lost: int, gained: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,7 +16,7 @@ def outcomes(n: int, lost: int, gained: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_drop_and_interval() -> None:
-    found = statistics.paired(*outcomes(10_000, 300, 200))
+    found = paired_tests.paired(*outcomes(10_000, 300, 200))
     assert (found.drop, found.lost, found.gained) == (1.0, 300, 200)
     # normal approximation of a difference of paired proportions
     deviation = 100 * np.sqrt((0.05 - 0.01**2) / 10_000)
@@ -27,12 +27,14 @@ def test_drop_and_interval() -> None:
 
 
 def test_equal_models() -> None:
-    found = statistics.paired(*outcomes(100, 0, 0))
+    found = paired_tests.paired(*outcomes(100, 0, 0))
     assert (found.drop, found.low, found.high, found.upper, found.p) == (0, 0, 0, 0, 1)
 
 
 def test_mcnemar_is_the_exact_one() -> None:
-    assert statistics.paired(*outcomes(50, 8, 2)).p == pytest.approx(2 * 56 / 1024)  # P(X <= 2) of 10 fair coins, twice
+    assert paired_tests.paired(*outcomes(50, 8, 2)).p == pytest.approx(
+        2 * 56 / 1024
+    )  # P(X <= 2) of 10 fair coins, twice
 
 
 def test_interval_covers_the_truth() -> None:
@@ -40,7 +42,7 @@ def test_interval_covers_the_truth() -> None:
     hits = 0
     for seed in range(200):
         kind = rng.choice(3, 2000, p=(0.03, 0.01, 0.96))
-        found = statistics.paired(kind != 1, kind != 0, seed)
+        found = paired_tests.paired(kind != 1, kind != 0, seed)
         hits += found.low <= 2.0 <= found.high
     assert hits >= 180
 
@@ -50,7 +52,7 @@ def test_a_collapsed_class_comes_first() -> None:
     first = np.random.default_rng(0).random(2000) < 0.9
     second = first.copy()
     second[labels == 7] = False
-    worst = statistics.class_drops(first, second, labels)[0]
+    worst = paired_tests.class_drops(first, second, labels)[0]
     assert (worst.label, worst.after, worst.samples) == (7, 0.0, 200)
     assert worst.low > 70
 
@@ -61,7 +63,7 @@ def test_chance_fails_no_class() -> None:
     failed = 0
     for seed in range(40):
         first, second = rng.random((2, 2000)) < 0.8
-        failed += max(one.low for one in statistics.class_drops(first, second, labels, seed)) > 10
+        failed += max(one.low for one in paired_tests.class_drops(first, second, labels, seed)) > 10
     assert failed <= 4
 
 
@@ -70,4 +72,4 @@ def test_calibration_error(confidence: float, accuracy: float) -> None:
     n = 1000
     scores = np.log(np.tile([confidence, 1 - confidence], (n, 1)))
     labels = (np.arange(n) >= accuracy * n).astype(np.int64)
-    assert statistics.calibration_error(scores, labels) == pytest.approx(100 * abs(confidence - accuracy), abs=1e-9)
+    assert paired_tests.calibration_error(scores, labels) == pytest.approx(100 * abs(confidence - accuracy), abs=1e-9)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import Measure, curves, sweeping, workers
+from onnxprune import BenchmarkConfig, curves, sweeping
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.options import Options
 from onnxprune.report.document import Member
+from onnxprune.runtime import workers
 
-UNTIMED = Measure(latency=False)
+UNTIMED = BenchmarkConfig(latency=False)
 OPTIONS = Options(round_to=2, augment=())
 SHARES = (0.2, 0.5, 0.35)
 

@@ -14,16 +14,22 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune import Measure, memory, runtime, search, targets
+from onnxprune import BenchmarkConfig, search
+from onnxprune.allocation import knapsack, targets
 from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
-from onnxprune.model import Model, load
+from onnxprune.graph.io import load
+from onnxprune.graph.model import Model
+from onnxprune.importance import weights as importance
+from onnxprune.metrics import activation_memory
 from onnxprune.options import Options
-from onnxprune.pruning import budget, importance, rewrite
+from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.runtime.timing import Latency
+from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray
 
-QUICK = Measure(runs=10, warmup=2, seconds=2)
-UNTIMED = Measure(latency=False)
+QUICK = BenchmarkConfig(runs=10, warmup=2, seconds=2)
+UNTIMED = BenchmarkConfig(latency=False)
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def found(models: Path) -> Analysis:
     return analyse(load(models / "small.onnx"))
 
 
-class Rigged(targets.Meter):
+class Rigged(targets.CostEstimator):
     """Measures a latency that the model does not have: its MACs, times a factor that predictions know nothing of."""
 
     factor = 1.0
@@ -55,7 +61,7 @@ class Rigged(targets.Meter):
 
 @pytest.fixture
 def rigged(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Callable[[float, Options], BoolArray]:
-    monkeypatch.setattr(targets.latency, "Predictor", lambda *_: None)
+    monkeypatch.setattr(targets.latency_model, "Predictor", lambda *_: None)
 
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
         meter = Rigged(found, options, QUICK)
@@ -90,8 +96,8 @@ class Steps:
         self.sizes = sorted(measured)
         self.asked: list[float] = []
 
-    def goals(self) -> budget.Limits:
-        return budget.Limits(latency=50.0)
+    def goals(self) -> knapsack.Limits:
+        return knapsack.Limits(latency=50.0)
 
     def totals(self, keep: BoolArray) -> tuple[float, ...]:
         size = self.sizes[int(keep.sum()) - 1]
@@ -101,7 +107,7 @@ class Steps:
         self.asked.append(candidate)
         return {"latency": self.measured[candidate]}
 
-    def allocate(self, limits: budget.Limits) -> BoolArray:
+    def allocate(self, limits: knapsack.Limits) -> BoolArray:
         count = sum(size <= limits.latency for size in self.sizes)
         return np.arange(len(self.sizes)) < count
 
@@ -126,7 +132,7 @@ def test_what_goes_too_far_says_what_is_enough() -> None:
 
 def test_a_part_of_the_way(found: Analysis) -> None:
     options = Options(reduce={"params": 0.5}, limit={"flops": 1e9})
-    meter = targets.Meter(found, options, UNTIMED)
+    meter = targets.CostEstimator(found, options, UNTIMED)
     half = meter.aimed_at(options, 0.5)
     assert half.goals().params == pytest.approx(0.75 * found.model.params)
     assert half.on(found).goals() == half.goals()
@@ -149,7 +155,9 @@ def test_counted_targets_are_met(models: Path, quantity: str, share: float, tmp_
     if quantity == "size":
         before, after = original.size, (tmp_path / "s.onnx").stat().st_size
     elif quantity == "memory":
-        before, after = (memory.peak(m, {"image": (1, 3, 32, 32)}) for m in (original, load(tmp_path / "s.onnx")))
+        before, after = (
+            activation_memory.peak(m, {"image": (1, 3, 32, 32)}) for m in (original, load(tmp_path / "s.onnx"))
+        )
     else:
         before, after = result.report.before.params, result.report.after.params
     slack = 600 if quantity == "size" else 0  # metadata that say where it came from
@@ -167,7 +175,7 @@ def test_limits_in_bytes(models: Path) -> None:
 
 def test_latency_target_on_this_machine(models: Path) -> None:
     result = onnxprune.prune(
-        models / "resnet.onnx", reduce={"latency": 0.25}, measure=Measure(runs=60, seconds=5), force=True
+        models / "resnet.onnx", reduce={"latency": 0.25}, measure=BenchmarkConfig(runs=60, seconds=5), force=True
     )
     check = next(check for check in result.report.verdict.checks if check.name == "latency (ms)")
     assert check.limit is not None
@@ -193,21 +201,21 @@ def test_a_table_of_another_model_is_refused(models: Path, tmp_path: Path) -> No
 def test_second_run_takes_the_table_from_the_cache(models: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     options = Options(reduce={"latency": 0.2}, round_to=2)
     found = analyse(load(models / "small.onnx"))
-    targets.Meter(found, options, QUICK)
-    monkeypatch.setattr(targets.latency, "measure", lambda *_, **__: pytest.fail("it was measured again"))
-    again = targets.Meter(found, options, QUICK)
+    targets.CostEstimator(found, options, QUICK)
+    monkeypatch.setattr(targets.latency_model, "measure", lambda *_, **__: pytest.fail("it was measured again"))
+    again = targets.CostEstimator(found, options, QUICK)
     assert again.table is not None
     for path in cache.glob("latency-*.json"):
         path.write_text("{}")  # damaged
     monkeypatch.undo()
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(cache))
-    assert targets.Meter(found, options, QUICK).table is not None
+    assert targets.CostEstimator(found, options, QUICK).table is not None
 
 
-def timing(a: float, b: float, spread: float = 0.01) -> runtime.Latency:
+def timing(a: float, b: float, spread: float = 0.01) -> Latency:
     ratio = a / b
     interval = (ratio * (1 - spread), ratio * (1 + spread))
-    return runtime.Latency(a, (a, a), b, (b, b), ratio, interval, 100, 1, 1)
+    return Latency(a, (a, a), b, (b, b), ratio, interval, 100, 1, 1)
 
 
 def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
@@ -226,7 +234,7 @@ def test_slower_is_refused_and_says_which_layers(models: Path) -> None:
 
 
 def test_slower_results_are_not_written_unless_forced(models: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(runtime, "time_runs", lambda *_, **__: timing(1.0, 1.3))
+    monkeypatch.setattr("onnxprune.allocation.targets.time_runs", lambda *_, **__: timing(1.0, 1.3))
     call = {"reduce": {"flops": 0.3}, "round_to": 1, "output": tmp_path / "s.onnx"}
     with pytest.raises(LatencyError):
         onnxprune.prune(models / "small.onnx", **call)
@@ -258,7 +266,7 @@ def counts(analysis: Analysis, keep: BoolArray) -> list[int]:
 
 @pytest.mark.parametrize("step", [8, 16])
 def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int, monkeypatch) -> None:
-    monkeypatch.setattr(targets.rounding, "step", lambda: step)
+    monkeypatch.setattr(targets.channel_multiple, "step", lambda: step)
     analysis = analyse(load(wide))
     plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert all(count % step == 0 or count == 24 for count in counts(analysis, plan.keep))
@@ -266,7 +274,7 @@ def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int,
 
 
 def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(targets.rounding, "step", lambda: 16)
+    monkeypatch.setattr(targets.channel_multiple, "step", lambda: 16)
     analysis = analyse(load(tiny_path))  # groups of 16: nothing could go
     plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert plan.settings["step"] == 8
@@ -276,9 +284,9 @@ def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypat
 
 @pytest.mark.parametrize(("name", "step"), [("resnet", 8), ("mobile", 16), ("small", 16)])
 def test_narrow_networks_go_in_half_steps(models: Path, name: str, step: int, monkeypatch) -> None:
-    monkeypatch.setattr(targets.rounding, "step", lambda: 16)
+    monkeypatch.setattr(targets.channel_multiple, "step", lambda: 16)
     trace = analyse(load(models / f"{name}.onnx")).trace
-    base, steps = targets.rounding.steps(trace)
+    base, steps = targets.channel_multiple.steps(trace)
     assert base == step
     for group in trace.groups:
         filters = group.channels.size * group.width
@@ -286,19 +294,19 @@ def test_narrow_networks_go_in_half_steps(models: Path, name: str, step: int, mo
 
 
 def test_the_step_is_measured_once(monkeypatch, tmp_path: Path) -> None:
-    from onnxprune import rounding
+    from onnxprune.allocation import channel_multiple
 
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "c"))
-    rounding.step.cache_clear()
+    channel_multiple.step.cache_clear()
     try:
-        found = rounding.step()
-        assert found in rounding.STEPS
+        found = channel_multiple.step()
+        assert found in channel_multiple.STEPS
         assert list(json.loads((tmp_path / "c" / "step.json").read_text()).values()) == [found]
-        rounding.step.cache_clear()
-        monkeypatch.setattr(rounding, "_measured", lambda: pytest.fail("it was measured again"))
-        assert rounding.step() == found
+        channel_multiple.step.cache_clear()
+        monkeypatch.setattr(channel_multiple, "_measured", lambda: pytest.fail("it was measured again"))
+        assert channel_multiple.step() == found
     finally:
-        rounding.step.cache_clear()
+        channel_multiple.step.cache_clear()
 
 
 @pytest.mark.parametrize("value", [0, -8, "often", 2.5])
@@ -312,8 +320,8 @@ def test_steps_of_single_groups(wide: Path) -> None:
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     name = analysis.trace.groups[0].name
     scores = importance.score(analysis.model, analysis.trace, "l2", keep, 0)
-    rules = budget.Rules(round_to=8, steps={name: 32})
-    left = budget.below(analysis.trace, scores, keep, rules, 1.0)
+    rules = knapsack.PruningRules(round_to=8, steps={name: 32})
+    left = knapsack.below(analysis.trace, scores, keep, rules, 1.0)
     assert int(left[analysis.trace.groups[0].channels].sum()) % 32 == 0
 
 
@@ -335,7 +343,7 @@ def test_smallest_model_within_a_loss(tiny_path: Path, samples: Path, minimise: 
 
 def test_points_are_of_top1_where_there_are_labels(tiny_path: Path, samples: Path, tmp_path: Path) -> None:
     x = np.load(samples)["x"]
-    outputs = runtime.run(runtime.session(str(tiny_path)), {"x": x})[0]
+    outputs = run_batch(open_session(str(tiny_path)), {"x": x})[0]
     labels = outputs.argmax(1)
     labels[:32] = (labels[:32] + 1) % 4  # half of them are wrong before
     report = onnxprune.prune(
@@ -358,13 +366,13 @@ def test_max_drop_needs_data(models: Path) -> None:
 
 def test_within_finds_the_largest_share(found: Analysis) -> None:
     options = Options(max_drop=10.0, round_to=1)
-    meter = targets.Meter(found, options, UNTIMED)
+    meter = targets.CostEstimator(found, options, UNTIMED)
     keep = np.ones(found.trace.n_channels, dtype=bool)
     scores = importance.score(found.model, found.trace, "l2", keep, 0)
     whole = found.cost.totals(keep)[0]
 
-    def allocate(limits: budget.Limits) -> BoolArray:
-        return budget.allocate(found.trace, meter, scores, keep, targets.rules_of(found.trace, options), limits)
+    def allocate(limits: knapsack.Limits) -> BoolArray:
+        return knapsack.allocate(found.trace, meter, scores, keep, targets.rules_of(found.trace, options), limits)
 
     def lost(left: BoolArray) -> float:
         return 20 * (1 - found.cost.totals(left)[0] / whole)

@@ -158,8 +158,8 @@ def test_verbose_says_what_was_decided(tiny_path, samples, out, run):
     result = run("prune", tiny_path, "-o", out / "s.onnx", "--data", samples, *PRUNE, "--verbose", "--json")
     assert result.exit_code == 0
     assert "importance obs" in result.stderr
-    assert "stays: 4 channels at head" in result.stderr
-    assert re.search(r"repaired: \w+, error \S+ -> \S+ on rows held out", result.stderr)
+    assert "pinned: 4 channels at head" in result.stderr
+    assert re.search(r"repaired: \w+, error \S+ -> \S+ on held-out rows", result.stderr)
     assert re.search(r"\d\.\d s  prove", result.stderr)
     assert result.stdout.startswith("{")
     planned = run("plan", tiny_path, "-o", out / "p.json", "--reduce", "flops=50%", "-v")

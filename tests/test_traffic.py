@@ -11,12 +11,13 @@ from graphs import DRAWN, Builder, cnn_models, load, random_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune import memory, runtime
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.trace import trace as trace_model
-from onnxprune.channels.traffic import FEATURES, Traffic
-from onnxprune.model import Model
-from onnxprune.pruning import rewrite
+from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import observe_tensors
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.metrics import activation_memory
+from onnxprune.surgery import channels as rewrite
 
 
 def branched() -> Model:
@@ -50,22 +51,22 @@ def test_peak_is_that_of_the_pruned_model(seed: int, batch: int) -> None:
     keep = random_plan(trace, seed, 0.2 * seed)
     traffic = Traffic(model.graph, trace, CostModel(trace))
     pruned = rewrite.delete(model, trace, keep)
-    measured = memory.peak(pruned, {"x": (batch, 3, 8, 8)})
+    measured = activation_memory.peak(pruned, {"x": (batch, 3, 8, 8)})
     assert batch * traffic.peak(keep, np.full(len(traffic.names), 4.0)) == pytest.approx(measured)
 
 
 def test_peak_counts_what_lives_together() -> None:
     model = branched()
     # while the second Conv runs: input (never freed), first, its Relu, what the Conv writes
-    assert memory.peak(model, {"x": (1, 3, 8, 8)}) == 4 * 64 * (3 + 16 + 16 + 16)
+    assert activation_memory.peak(model, {"x": (1, 3, 8, 8)}) == 4 * 64 * (3 + 16 + 16 + 16)
 
 
 def test_peak_looks_at_shapes_that_cannot_be_inferred() -> None:
     b = Builder((4, 8, 8))
     chosen = b.node("NonZero", [b.conv("x", 8, 3)], (4, 1))
     model = load(b.build(b.node("Cast", [chosen], (4, 1), to=onnx.TensorProto.FLOAT)))
-    found = memory.peak(model, {"x": (1, 4, 8, 8)})
-    run = runtime.observe(model.to_proto(), {"x": (1, 4, 8, 8)}, [chosen], "")
+    found = activation_memory.peak(model, {"x": (1, 4, 8, 8)})
+    run = observe_tensors(model.to_proto(), {"x": (1, 4, 8, 8)}, [chosen], "")
     assert found >= run[chosen].nbytes + 4 * 8 * 64
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune import workers
 from onnxprune.errors import OptionError
+from onnxprune.runtime import workers
 
 
 def square(number: int) -> int:

@@ -12,13 +12,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import model as models
-from onnxprune import runtime, verify
+from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.evaluation.structure import check_structure
+from onnxprune.graph import io
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.importance import weights as importance
 from onnxprune.options import Options
-from onnxprune.pruning import budget, importance, rewrite
 from onnxprune.pruning.merge import merge
+from onnxprune.runtime.session import random_feeds, run_batch
 from onnxprune.search import make_plan
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import TOLERANCE, prove
 
 ZOO = Path(__file__).parent / "zoo"
 EXPORTERS = ("dynamo", "legacy")
@@ -89,7 +95,7 @@ def largest_block(analysis: Analysis) -> float:
     scores = importance.score(analysis.model, trace, "l2")
     dense, _ = analysis.cost.totals(everything)
     most = 0.0
-    for block in budget.blocks_of(trace, scores, everything, budget.Rules()):
+    for block in knapsack.channel_batches(trace, scores, everything, knapsack.PruningRules()):
         without = everything.copy()
         without[block.channels] = False
         most = max(most, dense - analysis.cost.totals(without)[0])
@@ -113,7 +119,7 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # half a gigabyte at most; pytest would keep it
         path = Path(folder) / "model.onnx"
         path.write_bytes(source.SerializeToString())
-        model = models.load(path)
+        model = io.load(path)
         analysis = analyse(model)
         trace = analysis.trace
         found = (round(analysis.cost.prunable_share(), 2), int((~trace.pinned).sum()), int(trace.pinned.sum()))
@@ -125,14 +131,12 @@ def test_half_of_the_flops_go(exporter: str, name: str) -> None:
         assert (1 - TARGET) * dense - largest_block(analysis) <= left <= (1 - TARGET) * dense
         pruned = rewrite.delete(model, trace, keep)
         written = pruned.to_proto()
-        assert [str(check) for check in verify.structure(written, source) if not check] == []
+        assert [str(check) for check in check_structure(written, source) if not check] == []
         assert stored_floats(written) == params
         if name in HEAVY:
             return
-        proof = verify.prove(model, pruned, rewrite.mask(model, trace, keep), trace.input_shapes)
-        assert proof.difference <= verify.TOLERANCE
+        proof = prove(model, pruned, mask(model, trace, keep), trace.input_shapes)
+        assert proof.difference <= TOLERANCE
         merged = rewrite.delete(merge(model, trace, keep), trace, keep)  # what is written where there are no data
-        feeds = runtime.random_feeds(
-            model.header, runtime.concrete_shapes(model.header, 1, known=trace.input_shapes), 0
-        )
-        assert all(np.isfinite(output).all() for output in runtime.run(merged.session(), feeds))
+        feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=trace.input_shapes), 0)
+        assert all(np.isfinite(output).all() for output in run_batch(merged.session(), feeds))

@@ -161,7 +161,7 @@ class Task:
 
 def task(model: str, cache: Path) -> Task:
     """Return what is to be measured of a model; everything that it needs is made where it is missing."""
-    from onnxprune.data import Preprocess
+    from onnxprune.data.preprocess import Preprocess
 
     if model in REFERENCE:
         how = str(ROOT / "models" / f"{baseline.MODELS[model]}.toml")
@@ -369,15 +369,16 @@ def text_pages(count: int, seed: int, side: int = 448) -> Array:
 
 
 def _outputs(proto: Any, data: Any, batch: int = 16) -> list[Array]:
-    from onnxprune import runtime, verify
+    from onnxprune.evaluation.compare import predict
+    from onnxprune.runtime.session import open_session
 
-    return list(verify.predict(runtime.session(proto), data, batch, "a model"))
+    return list(predict(open_session(proto), data, batch, "a model"))
 
 
 def _load(folder: Any, proto: Any, how: Any) -> Any:
     import onnx
 
-    from onnxprune.data import inputs_of, load_data
+    from onnxprune.data.dataset import inputs_of, load_data
 
     header = onnx.load(proto) if isinstance(proto, str) else proto
     return load_data(folder, inputs_of(header), how)
@@ -453,7 +454,7 @@ def measure(entry: Entry, cache: Path) -> Record:
         evaluation=job.evaluation,
         preprocess=job.preprocess,
         reduce={"flops": entry.percent / 100},
-        measure=onnxprune.Measure(latency=False, eval_batch=250 if entry.model in REFERENCE else 8),
+        measure=onnxprune.BenchmarkConfig(latency=False, eval_batch=250 if entry.model in REFERENCE else 8),
         on_stage=clock,
         **dials,
     )
@@ -489,8 +490,9 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     import torch_pruning as tp
     import zoo
 
-    from onnxprune import analysis, fidelity
-    from onnxprune import model as models
+    from onnxprune import analysis
+    from onnxprune.graph import io
+    from onnxprune.metrics.outputs import classification_accuracy, compare_outputs
 
     job = task(entry.model, cache)
     data, test = (_load(what, str(job.path), job.preprocess) for what in (job.data, job.evaluation))
@@ -545,11 +547,11 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     _write(path, proto.SerializeToString())
     costs = []
     for file in (job.path, path):
-        found = analysis.analyse(models.load(file))
+        found = analysis.analyse(io.load(file))
         costs.append(found.cost.totals(np.ones(found.trace.n_channels, dtype=bool)))
     a, b = (_outputs(onnx.load(file), test, 50) for file in (job.path, path))
     extra = job.judge(str(job.path), onnx.load(path)) if job.judge else {}
-    accuracy = [None if test.labels is None else fidelity.accuracy(o, test.labels)["top1"] for o in (a, b)]
+    accuracy = [None if test.labels is None else classification_accuracy(o, test.labels)["top1"] for o in (a, b)]
     clock("end", None)
     return {
         "flops_removed": 1 - costs[1][0] / costs[0][0],
@@ -557,7 +559,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
         "bytes": job.path.stat().st_size,
         "before": accuracy[0],
         "after": accuracy[1],
-        "fidelity": {**fidelity.fidelity(a, b), **extra},
+        "fidelity": {**compare_outputs(a, b), **extra},
         "samples": len(test),
         "seconds": {stage: round(value, 2) for stage, value in clock.seconds.items()},
         "wall": round(wall, 1),

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import onnxprune
-from onnxprune.report.console import human
+from onnxprune.report.text import human
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = Path("/usr/share/datasets/fashion-mnist")
@@ -45,7 +45,7 @@ def test_images() -> dict[str, np.ndarray]:
 
 def prune(name: str, evaluation: dict[str, np.ndarray], latency: bool, **dials: object) -> onnxprune.Result:
     """Prune a reference model in memory and measure it on `evaluation`."""
-    measure = onnxprune.Measure(latency=latency, runs=400, warmup=50, eval_batch=250)
+    measure = onnxprune.BenchmarkConfig(latency=latency, runs=400, warmup=50, eval_batch=250)
     how = str(ROOT / "models" / f"{MODELS[name]}.toml")
     path = ROOT / "models" / f"{name}.onnx"
     return onnxprune.prune(path, evaluation=dict(evaluation), preprocess=how, measure=measure, **dials)

@@ -236,10 +236,14 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     import onnx
 
     import onnxprune
-    from onnxprune import benchmark, fidelity, runtime, verify
-    from onnxprune.data import inputs_of, load_data
+    from onnxprune.data.dataset import inputs_of, load_data
     from onnxprune.errors import TargetError
-    from onnxprune.model import load
+    from onnxprune.evaluation import benchmark
+    from onnxprune.evaluation.compare import predict
+    from onnxprune.graph.io import load
+    from onnxprune.graph.shapes import concrete_shapes
+    from onnxprune.metrics.outputs import compare_outputs
+    from onnxprune.runtime.session import random_feeds
 
     if network in REAL:
         task = accuracy.task(network, ROOT / "build" / "accuracy")
@@ -259,7 +263,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
             preprocess=how,
             reduce={"latency": TARGET},
             granularity=MODES[mode],
-            measure=onnxprune.Measure(runs=400),
+            measure=onnxprune.BenchmarkConfig(runs=400),
             force=True,
         )
     except TargetError as error:
@@ -268,8 +272,8 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     report = result.report
     assert report.latency is not None
     blocks = [entry for part in report.blocks for entry in part]
-    shapes = runtime.concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
-    feeds = runtime.random_feeds(result.model.header, shapes, 0)
+    shapes = concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
+    feeds = random_feeds(result.model.header, shapes, 0)
     rows = benchmark.side_by_side([benchmark.layer_times(source, feeds, 1) for source in (str(path), result.model)])
     times = []
     for entry in blocks:
@@ -278,9 +282,9 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         times.append((entry["layer"], before, after))
     original = load(path)
     calibrated = load_data(data, inputs_of(original.header), how)
-    outputs = [verify.predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
+    outputs = [predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
     return {
-        "calibration": fidelity.fidelity(*outputs).get("kl"),
+        "calibration": compare_outputs(*outputs).get("kl"),
         "before": report.before.top1,
         "after": report.after.top1,
         "agreement": report.fidelity.get("agreement"),
@@ -332,9 +336,9 @@ def zoo(folder: Path) -> None:
     import test_granularity as tests
     import test_zoo
 
-    from onnxprune import verify
     from onnxprune.analysis import analyse
     from onnxprune.surgery.edits.apply import apply_edits
+    from onnxprune.surgery.proof import prove
 
     known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}
     for name in sorted(test_zoo.PRUNABLE):
@@ -346,7 +350,7 @@ def zoo(folder: Path) -> None:
             edits = tests.reformable(model, tests.some(model, np.random.default_rng(0), 0.5))
             found = apply_edits(model, edits)
             shapes = analyse(model).trace.input_shapes
-            proof = verify.prove(model, found.model, found.masked, shapes, loaded=True)
+            proof = prove(model, found.model, found.masked, shapes, loaded=True)
             record = {
                 "id": entry,
                 "digest": coverage.package_digest(),

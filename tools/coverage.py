@@ -39,6 +39,8 @@ from typing import Any
 
 import zoo
 
+from onnxprune.metrics.outputs import relative_difference
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coverage.md"
 TARGETS = (0.5, 0.3)
@@ -79,21 +81,24 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     import numpy as np
 
     from onnxprune import analysis as analysing
-    from onnxprune import files as onnx_files
-    from onnxprune import model as models
-    from onnxprune import runtime, search, verify
+    from onnxprune import search
     from onnxprune.errors import TargetError
+    from onnxprune.evaluation.structure import check_structure, full_check
+    from onnxprune.graph import io as onnx_io
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.runtime.session import open_session
+    from onnxprune.surgery import channels as rewrite
+    from onnxprune.surgery.mask import mask
+    from onnxprune.surgery.proof import prove
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count
-    plain_session = runtime.session
+    plain_session = open_session
     clock = _Clock(record, stage)
     record["base"] = peak_memory()
     # onnxprune leaves the threads to onnxruntime; its stages are timed on one, the oracle and the rest is not
-    runtime.session = functools.partial(plain_session, threads=1)
+    open_session = functools.partial(plain_session, threads=1)
     with clock("load"):
-        model = models.load(source)
+        model = onnx_io.load(source)
     with clock("trace"):
         analysis = analysing.analyse(model)
     keep_all = np.ones(analysis.trace.n_channels, dtype=bool)
@@ -105,7 +110,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
     for share in TARGETS:
         result: Record = {}
         asked = share
-        runtime.session = functools.partial(plain_session, threads=1)
+        open_session = functools.partial(plain_session, threads=1)
         stage[0] = "plan"
         try:
             with clock("plan", first=share == TARGETS[0]):
@@ -121,26 +126,26 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         with clock("delete", first=share == TARGETS[0]):
             pruned = rewrite.delete(model, analysis.trace, plan.keep)
         record.setdefault("peak_stages", peak_memory())
-        runtime.session = plain_session
+        open_session = plain_session
         predicted = analysis.cost.totals(plan.keep)
         result["reached"] = 1 - predicted[0] / whole[0]
         record["targets"][str(share)] = result
         with clock("oracle"):
-            masked = rewrite.mask(model, analysis.trace, plan.keep)
-            proof = verify.prove(model, pruned, masked, known)
+            masked = mask(model, analysis.trace, plan.keep)
+            proof = prove(model, pruned, masked, known)
         del masked
         result["oracle"], result["loaded"] = proof.difference, proof.normalised
         result["batches"] = list(proof.batches)
         stage[0] = "structure"
-        strict = record.setdefault("original_full_check", verify.full_check(model)) is None
-        checks = verify.structure(pruned, model, strict=strict)
+        strict = record.setdefault("original_full_check", full_check(model)) is None
+        checks = check_structure(pruned, model, strict=strict)
         result["structure"] = [str(check) for check in checks if not check]
         stage[0] = "save"
         target = folder / f"pruned-{share}.onnx"
-        models.save(pruned, target, {"coverage": "1"})
+        onnx_io.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
-        reloaded = models.load(target)
-        result["full_check"] = verify.full_check(onnx_files.read(target)[0])
+        reloaded = onnx_io.load(target)
+        result["full_check"] = full_check(onnx_io.read(target)[0])
         result["loads"] = True
         if share == TARGETS[0]:
             stage[0] = "trace the written file"
@@ -156,7 +161,8 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune import runtime, verify
+    from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+    from onnxprune.runtime.session import open_session, random_feeds, run_batch
 
     proto = onnx.load(os.fspath(source))
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -165,13 +171,13 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     proto.graph.input.extend(inputs)
     record["nodes"] = len(proto.graph.node)
     record["opset"] = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    record["dynamic"] = runtime.has_dynamic_batch(proto)
-    sessions = [runtime.session(os.fspath(file), threads=1) for file in (source, target)]
-    feeds = runtime.random_feeds(proto, runtime.concrete_shapes(proto, 1, known=known), 0)
+    record["dynamic"] = has_dynamic_batch(proto)
+    sessions = [open_session(os.fspath(file), threads=1) for file in (source, target)]
+    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known), 0)
     del proto
-    old, new = (runtime.run(opened, feeds) for opened in sessions)
+    old, new = (run_batch(opened, feeds) for opened in sessions)
     record["finite"] = all(bool(np.isfinite(a).all()) for a in old if a.dtype.kind == "f")
-    result["effect"] = max((verify.relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+    result["effect"] = max((relative_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
     times: list[list[float]] = [[], []]
     for turn in range(RUNS + 1):
         for index in (0, 1) if turn % 2 else (1, 0):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hold the executor (training/executor.py) against onnxruntime and against torch, and write docs/executor.md.
+"""Hold the executor (torch_backend/executor.py) against onnxruntime and against torch, and write docs/executor.md.
 
 parity: the largest difference from onnxruntime without optimisations, for every graph of a zoo and every .onnx file of a folder.
 speed:  one training step (forward, backward, SGD) of the executor and of the same network written in torch, run in turn on one thread.
@@ -40,10 +40,13 @@ import zoo
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from onnxprune import model as models
-from onnxprune import runtime, verify
 from onnxprune.errors import OnnxPruneError, first_line
-from onnxprune.training.executor import Executor
+from onnxprune.graph import io as graph_io
+from onnxprune.graph import model as models
+from onnxprune.graph.shapes import workable_shapes
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.runtime.session import random_feeds, run_batch
+from onnxprune.torch_backend.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "executor.md"
@@ -61,17 +64,17 @@ Step = Callable[[], None]
 def parity(path: Path) -> Record:
     """Compare the executor with onnxruntime on one file."""
     try:
-        model = models.load(path)
+        model = graph_io.load(path)
         session = model.session(optimise=False, threads=1)
-        shapes = runtime.workable_shapes(session, model.header, 2)
+        shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
-        feeds = {n: x for n, x in runtime.random_feeds(model.header, shapes, 0).items() if n in names}
-        expected = runtime.run(session, feeds)
+        feeds = {n: x for n, x in random_feeds(model.header, shapes, 0).items() if n in names}
+        expected = run_batch(session, feeds)
         executor = Executor(model)
         with torch.no_grad():
             found = executor({name: torch.from_numpy(np.asarray(value)) for name, value in feeds.items()})
         pairs = zip(expected, model.graph.outputs, strict=True)
-        worst = max(verify.relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
+        worst = max(relative_difference(a, found[v.name].numpy().astype(a.dtype)) for a, v in pairs)
         return {"nodes": len(model.graph.nodes), "weights": len(executor.weights), "difference": worst}
     except OnnxPruneError as error:
         return {"error": first_line(error)}
@@ -134,7 +137,7 @@ def exported(net: nn.Module, shape: tuple[int, ...], exporter: str) -> models.Mo
             torch.onnx.export(net, example, str(path), dynamo=True, **options)
         else:
             torch.onnx.export(net, example, str(path), dynamo=False, dynamic_axes={"x": {0: "batch"}}, **options)
-        return models.load(path)
+        return graph_io.load(path)
 
 
 def folded(net: nn.Module) -> nn.Module:

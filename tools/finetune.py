@@ -167,7 +167,7 @@ def prune(
         seed=seed,
         training=training,
         output=output,
-        measure=onnxprune.Measure(latency=False, eval_batch=eval_batch),
+        measure=onnxprune.BenchmarkConfig(latency=False, eval_batch=eval_batch),
         on_stage=clock,
     )
     wall = time.perf_counter() - begin

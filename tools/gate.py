@@ -27,8 +27,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import gate, machine, statistics
-from onnxprune.comparison import Measure
+from onnxprune.evaluation import gate, policy, verdict
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.metrics import paired_tests
+from onnxprune.runtime import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gate.md"
@@ -45,8 +47,8 @@ def outcome(samples: int, drop: float, changed: float, rng: np.random.Generator)
     """Draw an evaluation set and decide."""
     lost, gained = (changed + drop) / 200, (changed - drop) / 200
     kind = rng.choice(3, samples, p=(lost, gained, 1 - lost - gained))
-    told = statistics.paired(kind != 1, kind != 0, seed=int(rng.integers(2**31)))
-    return gate.decide_drop("top-1 drop (points)", told, LIMIT, "").status
+    told = paired_tests.paired(kind != 1, kind != 0, seed=int(rng.integers(2**31)))
+    return verdict.DROP.held(verdict.paired_drop(told, ""), LIMIT).status
 
 
 def table(sets: int) -> str:
@@ -120,8 +122,8 @@ def latency_table(checks: int) -> str:
                             verdict = gate.check(
                                 candidate,
                                 baseline,
-                                limits=gate.Limits(min_speedup=1.0),
-                                measure=Measure(threads=threads),
+                                limits=policy.GateLimits(min_speedup=1.0),
+                                measure=BenchmarkConfig(threads=threads),
                             )
                             found += [check for check in verdict.checks if check.name == "speed-up"]
                     counts = Counter(check.status for check in found)

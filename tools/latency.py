@@ -111,7 +111,7 @@ def how(threads: int) -> Any:
     """Return how latency is measured."""
     import onnxprune
 
-    return onnxprune.Measure(threads=threads, runs=RUNS, warmup=5, seconds=SECONDS)
+    return onnxprune.BenchmarkConfig(threads=threads, runs=RUNS, warmup=5, seconds=SECONDS)
 
 
 def half(job: Job, path: Path, folder: Path) -> Record:
@@ -138,26 +138,27 @@ def _figures(report: Any) -> Record:
 def table(job: Job, path: Path, folder: Path) -> Record:
     """Measure a table; hold its predictions against plans it has not seen; then ask for 30 % less latency."""
     import onnxprune
-    from onnxprune import latency, runtime, targets
+    from onnxprune.allocation import latency_model, targets
+    from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.runtime.session import random_feeds
+    from onnxprune.runtime.timing import time_runs
+    from onnxprune.surgery import channels as rewrite
 
     options = Options(reduce={"latency": 0.3})
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
-    meter = targets.Meter(analysis, options, measured)
+    meter = targets.CostEstimator(analysis, options, measured)
     built, begin = time.perf_counter() - begin, time.perf_counter()
     assert meter.table is not None
     read = meter.read_table()
-    predictor = latency.Predictor(analysis.model, analysis.trace, analysis.cost, read)
+    predictor = latency_model.Predictor(analysis.model, analysis.trace, analysis.cost, read)
     again = time.perf_counter() - begin
     errors = []
-    for keep in latency.random_plans(analysis.trace, targets.rules_of(analysis.trace, options), FRESH, seed=99):
+    for keep in latency_model.random_plans(analysis.trace, targets.rules_of(analysis.trace, options), FRESH, seed=99):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
-        feeds = runtime.random_feeds(
-            model.header, runtime.concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0
-        )
-        timed = runtime.time_runs(
+        feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
+        timed = time_runs(
             [model.session(threads=job.threads)],
             [feeds],
             runs=RUNS,
@@ -178,7 +179,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
 
 def _analysed(path: Path) -> Any:
     from onnxprune.analysis import analyse
-    from onnxprune.model import load
+    from onnxprune.graph.io import load
 
     return analyse(load(path))
 
@@ -201,7 +202,7 @@ def several(job: Job, path: Path, folder: Path) -> Record:
 
 def _timed(original: Path, candidate: Path, threads: int) -> Record:
     """Time two files in turn, once more than `prune` did."""
-    from onnxprune import benchmark
+    from onnxprune.evaluation import benchmark
 
     latency = benchmark.bench([original, candidate], how(threads), layers=False).latency
     return {"speedup": latency.speedup, "interval": latency.speedup_interval}
@@ -389,7 +390,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 def _processor() -> str:
-    from onnxprune import machine
+    from onnxprune.runtime import machine
 
     return machine.environment(1, 1).processor
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxprune.channels.ops import support
-from onnxprune.channels.sizes import SIZE_RULES
+from onnxprune.graph.operators import SHAPE_RULES, support
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
 
@@ -28,7 +27,7 @@ reaches it, and `onnxprune inspect` says so, with the share of FLOPs that it hol
 | --- | --- |
 {rows}
 
-Shapes that are computed at run time are followed through {", ".join(sorted(SIZE_RULES))}: a size that comes from Shape follows the
+Shapes that are computed at run time are followed through {", ".join(sorted(SHAPE_RULES))}: a size that comes from Shape follows the
 survivors by itself, and a literal joined to it is rewritten.
 """
 

@@ -26,10 +26,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune import Measure, machine
+from onnxprune import BenchmarkConfig
+from onnxprune.runtime import machine
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "report.md"
@@ -108,7 +110,7 @@ def made(folder: Path, given: Path | None) -> list[tuple[str, Path]]:
         samples = 64 if side < 100 else 16
         data = {source: rng.normal(size=(samples, 3, side, side)).astype(np.float32)}
         data["labels"] = rng.integers(0, 10, samples)
-        measure = Measure(runs=5, warmup=1, seconds=5, eval_batch=8)
+        measure = BenchmarkConfig(runs=5, warmup=1, seconds=5, eval_batch=8)
         dials = {"importance": "l2", "repair": "none", "reduce": {"flops": 0.5}, "round_to": 1}
         onnxprune.prune(path, evaluation=data, measure=measure, report_output=page, **dials)
         pages.append((name, page))

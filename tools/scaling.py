@@ -7,6 +7,7 @@ machine does not stretch them; each measurement has a process of its own.
 Example:
     python tools/scaling.py                 # series, comparison; then the page
     python tools/scaling.py --only resnet50 --only densenet121
+    python tools/scaling.py --compare ../before . --rounds 5     # two trees of the package, from the command line; no page
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from typing import Any
 import coverage
 import numpy as np
 import zoo
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 NODES = (1000, 2000, 5000, 10000, 20000)
 CHANNELS = 16
@@ -36,6 +40,8 @@ COMPARED = zoo.words(
 )
 STAGES = ("load", "trace", "plan", "delete")
 RATIO = 0.3
+HOW = zoo.words("--reduce flops=30% --repair none --round-to 8 --no-latency --force --json --quiet")
+BOTH_TREES = zoo.words("resnet50 densenet121 vgg16")
 Record = dict[str, Any]
 
 
@@ -86,13 +92,14 @@ def ours(source: Path) -> Record:
     import functools
 
     from onnxprune import analysis as analysing
-    from onnxprune import model as models
-    from onnxprune import runtime, search
+    from onnxprune import search
+    from onnxprune.graph import io
     from onnxprune.options import Options
-    from onnxprune.pruning import rewrite
+    from onnxprune.runtime.session import open_session
+    from onnxprune.surgery import channels as rewrite
 
     importlib.import_module("scipy.sparse.csgraph")  # onnxprune imports it late; imports don't count, on either side
-    runtime.session = functools.partial(runtime.session, threads=1)
+    open_session = functools.partial(open_session, threads=1)
     times: dict[str, float] = {}
     base, last = coverage.peak_memory(), time.process_time()
 
@@ -101,7 +108,7 @@ def ours(source: Path) -> Record:
         now = time.process_time()
         times[stage], last = now - last, now
 
-    model = models.load(source)
+    model = io.load(source)
     lap("load")
     analysis = analysing.analyse(model)
     lap("trace")
@@ -125,8 +132,6 @@ def ours(source: Path) -> Record:
 
 def series(nodes: int, folder: Path) -> Record:
     """Measure one chain."""
-    import multiprocessing
-
     path = folder / "chain.onnx"
     writer = multiprocessing.get_context("fork").Process(target=chain, args=(nodes, path))
     writer.start()
@@ -136,8 +141,6 @@ def series(nodes: int, folder: Path) -> Record:
 
 def network(entry: zoo.Entry, cache: Path, folder: Path) -> Record:
     """Measure one network of the zoo."""
-    import multiprocessing
-
     path = folder / "model.onnx"
     writer = multiprocessing.get_context("fork").Process(target=zoo.materialise, args=(entry, cache, path))
     writer.start()
@@ -168,6 +171,47 @@ def torch_pruning(entry: zoo.Entry) -> Record:
     with torch.no_grad():
         model(example)
     return {"times": {"graph": built - begin, "step": done - built}, "memory": peak - base, "base": base}
+
+
+def command(package: Path, arguments: Sequence[str]) -> tuple[float, float, float]:
+    """Run the command line of a tree of the package; return seconds, processor seconds and the peak of memory in MB."""
+    start = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    begin = time.perf_counter()
+    process = subprocess.Popen([*start, *arguments], env=environment, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(arguments)}: exit code {process.returncode} in {package}")
+    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+
+
+def fill(name: str, target: Path) -> None:
+    """Write a graph of tests/zoo with random weights."""
+    content = (coverage.ROOT / "tests" / "zoo" / f"dynamo-{name}.onnx.z").read_bytes()
+    proto = ModelProto.FromString(zlib.decompress(content))
+    zoo.fill(proto)
+    target.write_bytes(proto.SerializeToString())
+
+
+def compare(packages: Sequence[Path], rounds: int) -> None:
+    """Measure `prune` without data and `--help` in two trees in turn; print the least of each and the ratio of the second to the first."""
+    print("| command | seconds | ratio | processor seconds | ratio | peak memory, MB | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name in (*BOTH_TREES, "--help"):
+        with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+            arguments = [name]
+            if name != "--help":
+                source = Path(folder) / "model.onnx"
+                writer = multiprocessing.get_context("fork").Process(target=fill, args=(name, source))
+                writer.start()  # apart: what this process has had in memory counts as the peak of those it starts
+                writer.join()
+                arguments = ["prune", str(source), "-o", f"{folder}/out.onnx", *HOW]
+            found = np.array([[command(package.resolve(), arguments) for package in packages] for _ in range(rounds)])
+        least = found.min(axis=0)  # (trees, measures): what else the machine does only adds to them
+        cells = [f"{a:.3g} -> {b:.3g} | {b / a:.2f}" for a, b in zip(*least, strict=True)]
+        print(_row([name, *cells]), flush=True)
 
 
 def _row(cells: Sequence[object]) -> str:
@@ -249,9 +293,16 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a network, or a number of nodes")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for each measurement (default: 300)")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="FOLDER", help="folders of two trees to measure in turn"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of --compare (default: 5)")
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    if arguments.compare:
+        compare(arguments.compare, arguments.rounds)
+        return
     cache = arguments.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     store = cache / "scaling.json"

@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import memory, runtime
 from onnxprune.allocation.edit_timing import Saving
+from onnxprune.allocation.knapsack import Limits
+from onnxprune.allocation.targets import CostEstimator
 from onnxprune.errors import TargetError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.metrics import activation_memory as memory
 from onnxprune.options import QUANTITIES
-from onnxprune.pruning.budget import Limits
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.protocol import Edit
-from onnxprune.targets import Meter
 from onnxprune.types import BoolArray, FloatArray, Plan
 
 DEFAULT_MULTIPLIER = 0.1
@@ -77,7 +78,7 @@ def bound_amounts(limits: Limits) -> dict[str, float]:
 
 
 class EditMeter:
-    """Predicts and measures what a selection of edits costs, as `Meter` does for channels.
+    """Predicts and measures what a selection of edits costs, as `CostEstimator` does for channels.
 
     Each quantity is the largest of some rows, in each of which savings add up: one row, but for memory one for each moment of a run.
 
@@ -87,7 +88,7 @@ class EditMeter:
         model: the model that the edits were scored on; None: that of the meter.
     """
 
-    def __init__(self, meter: Meter, scored: Sequence[ScoredEdit], model: Model | None = None) -> None:
+    def __init__(self, meter: CostEstimator, scored: Sequence[ScoredEdit], model: Model | None = None) -> None:
         self.meter, self.wanted, self.whole, self.scored = meter, meter.wanted, meter.whole, scored
         self.losses = np.array([s.loss for s in scored])
         start = meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool))
@@ -114,7 +115,7 @@ class EditMeter:
         return tuple(max(amounts.get(name, 0.0), 0.0) for name in QUANTITIES)
 
     def of(self, candidate: Model) -> dict[str, float]:
-        """Measure a model."""
+        """BenchmarkConfig a model."""
         return self.meter.of(candidate)
 
     def gains(self) -> FloatArray:
@@ -135,10 +136,10 @@ class EditMeter:
         return np.concatenate(shares), np.concatenate(needed)
 
 
-def _alive(meter: Meter, model: Model, edits: Sequence[Edit]) -> tuple[FloatArray, FloatArray]:
+def _alive(meter: CostEstimator, model: Model, edits: Sequence[Edit]) -> tuple[FloatArray, FloatArray]:
     """Return the bytes of activations that are alive at each node, and what each edit saves of them, (nodes,) and (nodes, edits)."""
     whole = meter.analysis.model
-    shapes = runtime.concrete_shapes(whole.header, meter.how.batch, known=meter.analysis.trace.input_shapes)
+    shapes = concrete_shapes(whole.header, meter.how.batch, known=meter.analysis.trace.input_shapes)
     start, before = memory.alive(whole, shapes), memory.alive(model, shapes)
     after = [memory.alive(apply_edits(model, [edit]).model, shapes) for edit in edits]
     names = list(dict.fromkeys(name for alive in (start, before, *after) for name in alive))
@@ -230,7 +231,7 @@ def taken(scored: Sequence[ScoredEdit], chosen: BoolArray) -> tuple[ScoredEdit, 
     return tuple(compress(scored, chosen))
 
 
-def multiplier_of(plan: Plan, meter: Meter) -> float:
+def multiplier_of(plan: Plan, meter: CostEstimator) -> float:
     """Return the loss of the last channels that went per share of the bound cost that they saved, the median over the groups."""
     curves = {curve.group: curve for curve in plan.curves}
     whole = np.maximum(meter.totals(np.ones(meter.analysis.trace.n_channels, dtype=bool)), 1e-30)

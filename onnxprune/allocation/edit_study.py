@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime, sensitivity
+from onnxprune.allocation import sensitivity
+from onnxprune.allocation.channel_multiple import FINER, steps
 from onnxprune.allocation.edit_choice import ScoredEdit
 from onnxprune.allocation.edit_timing import EditTimer, Saving
 from onnxprune.analysis import Analysis
-from onnxprune.channels.linear import Linear, linear_layers
-from onnxprune.channels.trace import matching
-from onnxprune.comparison import Measure, Stage, quiet, share_of
-from onnxprune.importance.edit_error import Gram, grams
+from onnxprune.calibration.moments import threads_for
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.readers import Reader, linear_layers
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import matching
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.edit_error import Gram, weighing
 from onnxprune.options import WITH_GRADIENTS, Options
-from onnxprune.rounding import FINER, steps
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.surgery.edits import candidates
 from onnxprune.surgery.edits.protocol import Candidate, LayerEdit
-from onnxprune.training import require_torch
+from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray
 from onnxprune.workspace import Workspace
 
@@ -30,6 +35,8 @@ USUAL = 0.03
 """Error of a layer, as a share of its output's variance, of the edit that is measured for all of its family: about what will be chosen."""
 MOST_LOST = 1e3
 """Loss of the output from which an edit is left out."""
+ROOM = 1.25
+"""Factor on the memory for sums: here a covariance has fewer copies beside it than where its inverse is needed."""
 Slope = Callable[[FloatArray], float]
 Timed = tuple[Candidate, Saving]
 
@@ -43,7 +50,11 @@ class Study:
 
 
 def study(
-    analysis: Analysis, options: Options, workspace: Workspace, measure: Measure, on_stage: Stage = quiet
+    analysis: Analysis,
+    options: Options,
+    workspace: Workspace,
+    measure: BenchmarkConfig,
+    on_stage: ProgressCallback = quiet,
 ) -> Study:
     """Time and score every edit that a model allows.
 
@@ -63,7 +74,7 @@ def study(
     multiple = int(options.round_to) if isinstance(options.round_to, int) else max(steps(trace)[0], FINER[0])
     found = [c for c in candidates(model, options.blocks, multiple) if ignored.isdisjoint(c.nodes)]
     found.sort(key=lambda candidate: candidate.nodes)
-    shapes = runtime.concrete_shapes(model.header, measure.batch, known=trace.input_shapes)
+    shapes = concrete_shapes(model.header, measure.batch, known=trace.input_shapes)
     timer = EditTimer(model, trace, shapes, measure.batch, measure.threads)
     timed: list[Timed] = []
     slower = 0
@@ -80,7 +91,7 @@ def study(
 
 
 def _scored(
-    analysis: Analysis, timed: Sequence[Timed], options: Options, workspace: Workspace, on_stage: Stage
+    analysis: Analysis, timed: Sequence[Timed], options: Options, workspace: Workspace, on_stage: ProgressCallback
 ) -> list[ScoredEdit]:
     model, trace = analysis.model, analysis.trace
     by_node: dict[int, list[ScoredEdit]] = {}
@@ -116,7 +127,7 @@ def _of_node(
     probe: sensitivity.Probe,
     slope: Slope | None,
 ) -> list[ScoredEdit]:
-    """Measure the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
+    """BenchmarkConfig the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
 
     def mean_of(tensor: gs.Tensor) -> FloatArray:
         shape = analysis.trace.shapes[tensor.name]
@@ -149,13 +160,13 @@ def _change(gram: Gram, scored: ScoredEdit) -> FloatArray:
 
 
 def _slopes(
-    analysis: Analysis, layers: Mapping[int, Linear], options: Options, workspace: Workspace, on_stage: Stage
+    analysis: Analysis, layers: Mapping[int, Linear], options: Options, workspace: Workspace, on_stage: ProgressCallback
 ) -> dict[int, Slope]:
     """Return how much the loss rises with a change of the weight of each layer, where the importance takes gradients."""
     if options.importance not in WITH_GRADIENTS:
         return {}
     require_torch(f"--importance {options.importance}")
-    from onnxprune.training import gradients  # only here: torch takes seconds to load
+    from onnxprune.importance import gradients  # only here: torch takes seconds to load
 
     found, samples = gradients.of_weights(
         analysis.model,
@@ -168,3 +179,29 @@ def _slopes(
         progress=share_of(on_stage, "gradients"),
     )
     return {n: partial(gradients.of_change, directions, samples=samples) for n, directions in found.items()}
+
+
+def grams(
+    analysis: Analysis, layers: Mapping[int, Linear], options: Options, workspace: Workspace
+) -> Iterator[tuple[int, Gram]]:
+    """Yield (node, Gram) of some layers in graph order, on samples that are not held out; with threads as the caller's work suits."""
+    readers = {n: reader_of(n, layer) for n, layer in layers.items()}
+    for n, seen in second_order.collect(
+        analysis.model,
+        analysis.trace,
+        workspace.calibration.plain,
+        readers,
+        workspace.store,
+        workspace.memory * ROOM,
+        options.seed,
+        hold_out=True,
+        apart=True,
+    ):
+        with threads_for(seen.mean.shape[1]):
+            yield n, Gram(layers[n], weighing(seen, options.importance), seen.mean)
+
+
+def reader_of(n: int, layer: Linear) -> Reader:
+    """Return a layer as one whose whole input is observed."""
+    groups, _, features = layer.matrix(layer.values).shape
+    return Reader(n, layer, np.zeros((groups, features), dtype=np.int64))

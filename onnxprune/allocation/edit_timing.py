@@ -11,13 +11,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
-from onnxprune.channels.cost import CostModel
-from onnxprune.channels.linear import linear_layers
-from onnxprune.channels.trace import node_labels
-from onnxprune.channels.trace import trace as trace_model
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model, weightless
+from onnxprune.graph.cost import CostModel
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.trace import node_labels
+from onnxprune.graph.trace import trace as trace_model
+from onnxprune.runtime.session import Feeds, random_feeds
+from onnxprune.runtime.timing import time_runs
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.protocol import Candidate
 from onnxprune.types import Trace
@@ -64,12 +66,12 @@ class LayerModel:
         return self.model.session(threads=self.threads)
 
     @functools.cached_property
-    def feeds(self) -> runtime.Feeds:
+    def feeds(self) -> Feeds:
         """Random inputs."""
         shapes = {
             v.name: tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim) for v in self.model.header.graph.input
         }
-        return runtime.random_feeds(self.model.header, shapes, 0)
+        return random_feeds(self.model.header, shapes, 0)
 
     @functools.cached_property
     def counts(self) -> tuple[float, float]:
@@ -80,7 +82,7 @@ class LayerModel:
 
 def layer_times(layers: Sequence[LayerModel], batch: int) -> list[float]:
     """Return the median milliseconds of one or two models of the same inputs; their runs are interleaved."""
-    timed = runtime.time_runs(
+    timed = time_runs(
         [layer.session for layer in layers],
         [layers[0].feeds] * len(layers),
         runs=RUNS,
@@ -107,13 +109,13 @@ class EditTimer:
         self, model: Model, trace: Trace, shapes: Mapping[str, tuple[int, ...]], batch: int, threads: int
     ) -> None:
         self.model, self.trace, self.threads, self.batch = model, trace, threads, batch
-        inferred = runtime.infer_shapes(weightless(model), shapes)
+        inferred = infer_shapes(weightless(model), shapes)
         self._partial, self._types = inferred.partial, inferred.types
         self._known: dict[str, Saving | None] = {}
         self._original: tuple[tuple[int, ...], LayerModel | None] = (), None  # one at a time: they take memory
 
     def saving(self, candidate: Candidate) -> Saving | None:
-        """Measure what an edit saves; None where the edit cannot be made or its shapes are not known."""
+        """BenchmarkConfig what an edit saves; None where the edit cannot be made or its shapes are not known."""
         key = repr((candidate.edit.cost_signature, *map(self._signature, candidate.nodes)))
         if key not in self._known:
             try:

@@ -13,7 +13,7 @@ from onnxprune.cli.values import File, Words
 from onnxprune.options import PRESETS, Options
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 PATH = File()
 MODEL = click.argument("model", type=PATH)
@@ -50,10 +50,10 @@ REPORT = click.option(
 )
 
 
-def _measure(values: dict[str, Any]) -> Measure:
-    from onnxprune.comparison import Measure
+def _measure(values: dict[str, Any]) -> BenchmarkConfig:
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
-    return Measure(latency=not values.pop("no_latency", False), **values)
+    return BenchmarkConfig(latency=not values.pop("no_latency", False), **values)
 
 
 RUNS = (

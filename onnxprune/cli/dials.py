@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from onnxprune.augment import KINDS, parse_kinds
 from onnxprune.cli.common import SEED
 from onnxprune.cli.family import family
 from onnxprune.cli.values import Granularity, Step, Words
+from onnxprune.data.augment import KINDS, parse_kinds
 from onnxprune.options import (
     AUTO,
     GRANULARITIES,

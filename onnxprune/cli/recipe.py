@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from onnxprune.augment import KINDS, parse_kinds
 from onnxprune.cli.common import PATH
 from onnxprune.cli.family import Decorator, family
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.cli.values import Words
+from onnxprune.data.augment import KINDS, parse_kinds
 from onnxprune.errors import OptionError
 from onnxprune.options import (
     AUTO,

@@ -19,7 +19,7 @@ from onnxprune.output import plain
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from onnxprune.comparison import Stage
+    from onnxprune.progress import ProgressCallback
 
 NOTHING = "nothing was written"
 PATIENCE, PAUSE = 5.0, 15.0
@@ -58,7 +58,7 @@ class Terminal:
                 click.echo(line, err=True)
 
     @contextmanager
-    def progress(self, left: Callable[[], str] = lambda: NOTHING) -> Iterator[Stage]:
+    def progress(self, left: Callable[[], str] = lambda: NOTHING) -> Iterator[ProgressCallback]:
         """Show the stage of the run, and the share and the time left of it where they are known, on stderr.
 
         A terminal gets a bar; anything else a plain line now and then, of runs that take long.
@@ -89,7 +89,7 @@ class Stages:
         self._stage, self._begin = "", time.perf_counter()
 
     def __call__(self, stage: str, share: float | None, detail: str = "") -> None:
-        """See `onnxprune.comparison.Stage`."""
+        """See `onnxprune.progress.ProgressCallback`."""
         new = stage != self._stage
         if new:
             self.end()

@@ -1,1 +1,4 @@
-"""What a channel, or an edit of a layer, is worth. May import `calibration` and `surgery`."""
+"""Importance of channels and expected error of edits: one module per family of methods.
+
+May import: calibration, surgery, graph, torch_backend (lazily) and everything above them.
+"""

@@ -12,23 +12,16 @@ Surgeon for many weights at once (Hassibi and Stork, 1993, eq. 5). For direction
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnxprune.analysis import Analysis
-from onnxprune.channels.linear import Conv, Linear
-from onnxprune.channels.readers import Reader
-from onnxprune.moments import threads_for
-from onnxprune.options import WITH_DATA, Options
-from onnxprune.pruning import second_order
+from onnxprune.graph.linear import Conv, Linear
+from onnxprune.importance import obs as second_order
+from onnxprune.options import WITH_DATA
 from onnxprune.surgery.edits.low_rank import directions, laid_out
 from onnxprune.types import FloatArray, IntArray
-from onnxprune.workspace import Workspace
 
 TINY = 1e-30
-ROOM = 1.25
-"""Factor on the memory for sums: here a covariance has fewer copies beside it than where its inverse is needed."""
 
 
 class Gram:
@@ -112,29 +105,3 @@ def weighing(seen: second_order.Statistics, importance: str) -> FloatArray:
     lifted = seen.covariance.copy()
     lifted[:, np.arange(features), np.arange(features)] += damping
     return lifted
-
-
-def grams(
-    analysis: Analysis, layers: Mapping[int, Linear], options: Options, workspace: Workspace
-) -> Iterator[tuple[int, Gram]]:
-    """Yield (node, Gram) of some layers in graph order, on samples that are not held out; with threads as the caller's work suits."""
-    readers = {n: reader_of(n, layer) for n, layer in layers.items()}
-    for n, seen in second_order.collect(
-        analysis.model,
-        analysis.trace,
-        workspace.calibration.plain,
-        readers,
-        workspace.store,
-        workspace.memory * ROOM,
-        options.seed,
-        hold_out=True,
-        apart=True,
-    ):
-        with threads_for(seen.mean.shape[1]):
-            yield n, Gram(layers[n], weighing(seen, options.importance), seen.mean)
-
-
-def reader_of(n: int, layer: Linear) -> Reader:
-    """Return a layer as one whose whole input is observed."""
-    groups, _, features = layer.matrix(layer.values).shape
-    return Reader(n, layer, np.zeros((groups, features), dtype=np.int64))

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.channels.readers import Reader, readers_of
-from onnxprune.model import Model
-from onnxprune.quantised import values_at
+from onnxprune.graph.model import Model
+from onnxprune.graph.qdq import values_at
+from onnxprune.graph.readers import Reader, readers_of
 from onnxprune.types import BoolArray, FloatArray, Group, IntArray, Trace
 
 LEAST_LIKENESS = 0.1

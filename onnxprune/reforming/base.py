@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import verify
 from onnxprune.allocation.edit_choice import ScoredEdit
+from onnxprune.allocation.edit_study import grams
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
-from onnxprune.channels.linear import linear_layers
-from onnxprune.comparison import Stage, quiet
-from onnxprune.importance.edit_error import grams
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
 from onnxprune.mending import Mended, mend
-from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.pruning.repair import DEPTH
+from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.repair.least_squares import DEPTH
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.protocol import Edit, RefusalError
+from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, Repaired
 from onnxprune.workspace import Workspace
 
@@ -44,7 +44,7 @@ class EditedModel:
     analysis: Analysis
     reference: Model
     chosen: tuple[tuple[ScoredEdit, ...], ...] = ()
-    proof: verify.Proof | None = None
+    proof: Proof | None = None
     changed: frozenset[str] = frozenset()
     layers: tuple[Repaired, ...] = ()
     notes: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class EditedModel:
         keep: BoolArray,
         workspace: Workspace,
         options: Options,
-        on_stage: Stage,
+        on_stage: ProgressCallback,
         *,
         depth: int = DEPTH,
     ) -> Mended:
@@ -104,7 +104,7 @@ def apply(
     chosen: Sequence[ScoredEdit],
     options: Options,
     workspace: Workspace | None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
     """Apply one round of edits, prove them, and repair what is left layer by layer, without augmented samples.
 
@@ -122,7 +122,7 @@ def apply(
     on_stage("prove", None)
     before, model = base.analysis.model, after.analysis.model
     with unless_it_does_not_run(before, known):
-        proof = verify.prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
+        proof = prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
     if base.proof is not None:
         proof = replace(
             proof,
@@ -150,7 +150,7 @@ def replayed(
     rounds: Sequence[Sequence[Edit]],
     options: Options,
     workspace: Workspace | None,
-    on_stage: Stage = quiet,
+    on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
     """Apply the edits of a plan; directions follow from the data, or without any from the weights.
 

@@ -12,16 +12,18 @@ import numpy as np
 
 from onnxprune.allocation.edit_choice import EditMeter, least_loss, taken
 from onnxprune.allocation.edit_study import study
+from onnxprune.allocation.targets import CostEstimator, meet
 from onnxprune.analysis import Analysis, removed
-from onnxprune.comparison import Measure, Stage, quiet
-from onnxprune.data import DataLike, Preprocess
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError
-from onnxprune.model import Model
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.model import Model
 from onnxprune.options import Options
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import EditedModel, apply, edited
 from onnxprune.reforming.contest import Solution, best_solution
 from onnxprune.search import Choice, choose, part_of_the_way, settings
-from onnxprune.targets import Meter, meet
 from onnxprune.types import BoolArray, Plan
 from onnxprune.workspace import Workspace, opened, workspace_for
 
@@ -30,9 +32,9 @@ def decide(
     base: EditedModel,
     options: Options,
     workspace: Workspace | None,
-    meter: Meter,
-    choose_from: Callable[[EditedModel, Meter], Choice],
-    on_stage: Stage = quiet,
+    meter: CostEstimator,
+    choose_from: Callable[[EditedModel, CostEstimator], Choice],
+    on_stage: ProgressCallback = quiet,
 ) -> Solution:
     """Choose channels and edits, as the granularities allow.
 
@@ -70,7 +72,7 @@ def decide(
 
 
 def edits_alone(
-    base: EditedModel, options: Options, workspace: Workspace, meter: Meter, on_stage: Stage = quiet
+    base: EditedModel, options: Options, workspace: Workspace, meter: CostEstimator, on_stage: ProgressCallback = quiet
 ) -> EditedModel:
     """Choose edits that meet the targets, while all channels stay; with the progressive schedule in rounds, each scored on what the last one left.
 
@@ -99,19 +101,21 @@ def plan(
     options: Options,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
-    on_stage: Stage = quiet,
-    measure: Measure | None = None,
+    on_stage: ProgressCallback = quiet,
+    measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
 ) -> tuple[Analysis, Solution]:
     """Load a model and choose what would go; return both."""
     analysis, given = opened(model, options, data, preprocess, on_stage)
     shapes = None if given is None else given.shapes()
-    meter = Meter(analysis, options, measure or Measure(), shapes=shapes, table=latency_table, on_stage=on_stage)
+    meter = CostEstimator(
+        analysis, options, measure or BenchmarkConfig(), shapes=shapes, table=latency_table, on_stage=on_stage
+    )
     resolved = options.resolved(given is not None)
     with contextlib.ExitStack() as scope:
         workspace = None if given is None else scope.enter_context(workspace_for(given, analysis, options))
 
-        def choose_from(base: EditedModel, meter: Meter) -> Choice:
+        def choose_from(base: EditedModel, meter: CostEstimator) -> Choice:
             return choose(base.analysis, meter.options, on_stage, workspace, meter=meter, reference=base.reference)
 
         return analysis, decide(

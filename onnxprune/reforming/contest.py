@@ -7,20 +7,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from onnxprune import sensitivity
+from onnxprune.allocation import sensitivity
 from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
 from onnxprune.allocation.edit_study import study
+from onnxprune.allocation.knapsack import Limits
+from onnxprune.allocation.targets import CostEstimator, too_far
 from onnxprune.analysis import analysed
-from onnxprune.comparison import Stage, quiet
 from onnxprune.errors import TargetError
 from onnxprune.mending import Mended
 from onnxprune.options import QUANTITIES, Options
-from onnxprune.pruning import rewrite
-from onnxprune.pruning.budget import Limits
-from onnxprune.pruning.repair import DEPTH
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.reforming.base import EditedModel, apply, edited, refitted
+from onnxprune.repair.least_squares import DEPTH
 from onnxprune.search import Choice, paced
-from onnxprune.targets import Meter, too_far
+from onnxprune.surgery import channels as rewrite
 from onnxprune.workspace import Workspace
 
 FACTORS = (0.1, 0.3, 1.0)
@@ -49,7 +49,7 @@ class Solution:
 
     base: EditedModel
     choice: Choice
-    meter: Meter
+    meter: CostEstimator
     mended: Mended | None = None
     loss: float = math.inf
 
@@ -69,9 +69,9 @@ def best_solution(
     base: EditedModel,
     options: Options,
     workspace: Workspace,
-    meter: Meter,
-    choose_from: Callable[[EditedModel, Meter], Choice],
-    on_stage: Stage = quiet,
+    meter: CostEstimator,
+    choose_from: Callable[[EditedModel, CostEstimator], Choice],
+    on_stage: ProgressCallback = quiet,
 ) -> Solution:
     """Let edits compete with channels, and return the solution with the least loss.
 
@@ -112,15 +112,15 @@ class Search:
     base: EditedModel
     options: Options
     workspace: Workspace
-    choose_from: Callable[[EditedModel, Meter], Choice]
-    on_stage: Stage
+    choose_from: Callable[[EditedModel, CostEstimator], Choice]
+    on_stage: ProgressCallback
     told: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     alone: Solution | None = None
     others: list[Solution] = field(default_factory=list)
     seen: set[tuple[str, ...]] = field(default_factory=set)
 
-    def step(self, goal: Meter, start: Solution | None) -> Solution:
+    def step(self, goal: CostEstimator, start: Solution | None) -> Solution:
         """Return the best solution that meets some goals.
 
         Args:
@@ -157,7 +157,7 @@ class Search:
             raise unmet
         return best
 
-    def tried(self, base: EditedModel, meter: Meter) -> Solution:
+    def tried(self, base: EditedModel, meter: CostEstimator) -> Solution:
         """Choose channels, repair what is left layer by layer, and measure the loss.
 
         Raises:
@@ -171,7 +171,7 @@ class Search:
         self.told.append(f"{found}: divergence {found.loss:.3g}")
         return found
 
-    def with_further_edits(self, best: Solution, goal: Meter) -> Solution | None:
+    def with_further_edits(self, best: Solution, goal: CostEstimator) -> Solution | None:
         """Look for edits in what the best solution has left, and return the best solution then."""
         assert best.mended is not None
         analysis = analysed(best.mended.model, self.options, self.base.analysis.trace.input_shapes)
@@ -188,7 +188,7 @@ class Search:
     def with_edits(
         self,
         start: Solution | None,
-        goal: Meter,
+        goal: CostEstimator,
         costs: EditMeter,
         earlier: tuple[ScoredEdit, ...] | None = None,
     ) -> Solution | None:
@@ -221,7 +221,7 @@ class Search:
         return best
 
     def chosen(
-        self, goal: Meter, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
+        self, goal: CostEstimator, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
     ) -> tuple[ScoredEdit, ...]:
         """Choose edits at a multiplier; fewer of them where the goals are measured to be met without any channel going."""
         limits: Limits | None = costs.goals()

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import benchmark, fidelity, machine, runtime, statistics
-from onnxprune.comparison import Comparison
-from onnxprune.data import Data
-from onnxprune.model import Model
+from onnxprune.data.dataset import Data
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.compare import Comparison
+from onnxprune.graph.model import Model
+from onnxprune.metrics import paired_tests
+from onnxprune.metrics.outputs import class_scores, log_probabilities
 from onnxprune.report import thumbnails
 from onnxprune.report.grouping import GroupNode
+from onnxprune.runtime import machine
+from onnxprune.runtime.session import Feeds
 from onnxprune.types import FloatArray
 
 SECONDS = 10.0
@@ -49,7 +53,7 @@ class Changed:
 class ClassRate:
     """How often samples of a class are put into it, in percent: by its name, with the drop in points and its lower bound.
 
-    See `onnxprune.statistics.ClassDrop`. Without labels a class holds the samples that the first model puts into it.
+    See `onnxprune.metrics.paired_tests.ClassDrop`. Without labels a class holds the samples that the first model puts into it.
     """
 
     name: str
@@ -107,7 +111,7 @@ def details(
     times: tuple[benchmark.LayerTime, ...] = ()
     if found.latency is not None:
         times = _layer_times(sources, found.feeds, threads)
-    scores = [fidelity.scores_of(outputs) for outputs in found.outputs]
+    scores = [class_scores(outputs) for outputs in found.outputs]
     if data is None or not found.finite or scores[0] is None or scores[1] is None:
         return Details(times, groups=tuple(groups))
     first, second = scores[0], scores[1]
@@ -124,7 +128,7 @@ def details(
 
 
 def _layer_times(
-    sources: tuple[str | Model, str | Model], feeds: runtime.Feeds, threads: int
+    sources: tuple[str | Model, str | Model], feeds: Feeds, threads: int
 ) -> tuple[benchmark.LayerTime, ...]:
     """Time each model twice, the other one in between, so that what else the machine does hits both; the lower time of each node counts."""
     first, second = sources
@@ -140,11 +144,11 @@ def _least(one: benchmark.Times, other: benchmark.Times) -> benchmark.Times:
 def _classes(found: Comparison, first: FloatArray, second: FloatArray, names: Sequence[str]) -> tuple[ClassRate, ...]:
     if found.labels is not None:
         labels = found.labels
-        right = statistics.right(first, labels), statistics.right(second, labels)
+        right = paired_tests.right(first, labels), paired_tests.right(second, labels)
     else:
         labels = first.argmax(axis=1)
         right = np.ones(labels.shape, dtype=bool), second.argmax(axis=1) == labels
-    drops = sorted(statistics.class_drops(*right, labels), key=lambda one: one.label)
+    drops = sorted(paired_tests.class_drops(*right, labels), key=lambda one: one.label)
     return tuple(
         ClassRate(_name(names, one.label), one.samples, one.before, one.after, one.drop, one.low) for one in drops
     )
@@ -156,7 +160,7 @@ def _changed(
     """Return the samples between whose two choices most probability moved; of equals the earlier one."""
     if not numbers.size:
         return ()
-    p, q = (np.exp(fidelity.log_probabilities(scores)) for scores in (first, second))
+    p, q = (np.exp(log_probabilities(scores)) for scores in (first, second))
     old, new = first[numbers].argmax(axis=1), second[numbers].argmax(axis=1)
     moved = 100 * (p[numbers, old] - q[numbers, old] + q[numbers, new] - p[numbers, new])
     ranked = np.argsort(-moved, kind="stable")[:MOST_CHANGED]

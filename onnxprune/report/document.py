@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onnxprune.channels.cost import LayerCost
-from onnxprune.comparison import Comparison
-from onnxprune.latency import Table
+from onnxprune.allocation.latency_model import Table
+from onnxprune.analysis import Layer
+from onnxprune.evaluation.compare import Comparison
 from onnxprune.report.details import Details
-from onnxprune.runtime import Latency
-from onnxprune.types import Curve, Repaired, Trace, Verdict
-from onnxprune.verify import Proof
+from onnxprune.runtime.timing import Latency
+from onnxprune.surgery.proof import Proof
+from onnxprune.types import Curve, Repaired, Verdict
 
 SCHEMA = "onnxprune.report/1"
 SWEEP_SCHEMA = "onnxprune.sweep/1"
-INSPECT_SCHEMA = "onnxprune.inspect/1"
 
 
 @dataclass(frozen=True)
@@ -46,20 +45,6 @@ def figures(
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer with a weight, before and after."""
-
-    name: str
-    op: str
-    channels_before: int
-    channels_after: int
-    macs_before: int
-    macs_after: int
-    params_before: int
-    params_after: int
-
-
-@dataclass(frozen=True)
 class Report:
     """A whole run of `prune`, or of `finetune`: then without a proof, and with the teacher as the original.
 
@@ -68,7 +53,7 @@ class Report:
         output: where the result was written; None when it was not.
         settings: options of the run.
         before, after: the figures.
-        fidelity: candidate against original on the same inputs; see `onnxprune.fidelity.fidelity`.
+        fidelity: candidate against original on the same inputs; see `onnxprune.metrics.outputs.compare_outputs`.
         data: what fidelity and accuracy were measured on.
         samples: how many.
         latency: how latency was measured, with the speed-up; None when it was not.
@@ -81,7 +66,7 @@ class Report:
         notes: what a reader should know.
         repair: what was done at each layer, in order.
         curves: what each group loses, where that was measured.
-        training: what fine-tuning did; see `onnxprune.training.finetune.Tuned`. None where there was none.
+        training: what fine-tuning did; see `onnxprune.training.distill.TrainingResult`. None where there was none.
         versions: of onnxprune, onnxruntime and onnx.
         latency_table: what latency was predicted from; None where it was no target.
         blocks: layers that were given another form, in rounds, as they stand in the plan.
@@ -142,89 +127,6 @@ def curve_dict(curve: Curve) -> dict[str, Any]:
         "channels": int(curve.order.size),
         "points": [{"removed": removed, "loss": loss} for removed, loss in points],
     }
-
-
-CHECK_SCHEMA = "onnxprune.check/2"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What `check` finds of a candidate that should replace a baseline; both are paths as they were given."""
-
-    candidate: str
-    baseline: str
-    verdict: Verdict
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; its schema is `check.schema.json`."""
-        checks = self.verdict.checks
-        return {
-            "schema": CHECK_SCHEMA,
-            "passed": bool(self.verdict),
-            "undecided": sum(check.undecided for check in checks),
-            "checks": [{**asdict(check), "status": check.status} for check in checks],
-        }
-
-
-@dataclass(frozen=True)
-class Held:
-    """What one reason, at all nodes of one operator, keeps from being pruned.
-
-    `share` is the share of MACs that would go with these channels; shares of different reasons overlap.
-    """
-
-    operator: str
-    reason: str
-    nodes: int
-    channels: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What can be said of a model before anything is chosen; `inputs` are the shapes that FLOPs are counted for."""
-
-    model: str
-    sha256: str
-    size: int
-    params: int
-    macs: float
-    prunable_share: float
-    layers: tuple[LayerCost, ...]
-    trace: Trace
-    held: tuple[Held, ...]
-    inputs: dict[str, list[int]]
-    notes: tuple[str, ...]
-    provenance: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        trace = self.trace
-        return {
-            "schema": INSPECT_SCHEMA,
-            "model": {"path": self.model, "sha256": self.sha256, "size": self.size, "params": self.params},
-            "flops": 2 * self.macs,
-            "macs": self.macs,
-            "prunable_share": self.prunable_share,
-            "inputs": self.inputs,
-            "layers": [asdict(layer) for layer in self.layers],
-            "groups": [
-                {
-                    "name": group.name,
-                    "layers": list(group.layers),
-                    "channels": int(group.channels.size),
-                    "free": int((~trace.pinned[group.channels]).sum()),
-                }
-                for group in trace.groups
-            ],
-            "pins": [
-                {"node": pin.node, "operator": pin.op, "reason": pin.reason, "channels": int(pin.channels.size)}
-                for pin in trace.pins
-            ],
-            "held": [asdict(held) for held in self.held],
-            "notes": list(self.notes),
-            "provenance": self.provenance,
-        }
 
 
 @dataclass(frozen=True)

@@ -2,74 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from onnxprune.report import tables
-from onnxprune.report.console import repair_text, timing_text, training_text, two_figures, verdict_lines
+from onnxprune.report import tables, text
 from onnxprune.report.details import Details
 from onnxprune.report.document import Report, Sweep
 from onnxprune.report.tables import Table
+from onnxprune.types import Verdict
 
 MOST_CLASSES = 20
 """Classes that are listed; a pull request is no place for a thousand."""
-SIGNIFICANT = ("<", ">", "|", "`", "*", "_", "[", "]", "\\")
+SPECIAL = str.maketrans({sign: f"\\{sign}" for sign in "<>|`*_[]\\"})
 
 
 def report_text(report: Report, command: str) -> str:
     """Return verdict, figures, layers and notes of a run."""
-    lines = [f"# onnxprune: {_plain(report.model)}", "", f"**{verdict_lines(report.verdict)[-1]}**", ""]
-    lines += [f"{_plain(two_figures(report))}.", ""]
-    lines += [f"- {_plain(str(check))}" for check in report.verdict.checks]
-    lines += ["", "## Figures", "", *_table(tables.figures(report)), ""]
-    lines.append(_plain(f"Measured on {report.samples} samples of {report.data}."))
-    if report.latency is not None:
-        lines.append(_plain(f"{timing_text(report.latency)}."))
-    lines += ["", "## Layers", "", *_table(tables.layers(report))]
+    details = report.details or Details()
+    lines = [f"# onnxprune: {_plain(report.model)}", "", f"**{text.summary(report.verdict)}**", ""]
+    lines += [f"{_plain(text.result(report))}.", "", *_list(map(str, report.verdict.checks))]
+    lines += _section("Figures", tables.figures(report))
+    lines += ["", *(_plain(f"{line[:1].upper()}{line[1:]}.") for line in text.sources(report))]
+    lines += _section("Layers", tables.layers(report.layers, details.layer_times))
     if report.blocks:
-        lines += ["", "## Layers of another form", "", *_table(tables.blocks(report))]
-    if report.details is not None:
-        lines += _closer(report.details)
-    notes = list(report.notes)
-    if report.repair:
-        notes.append(repair_text(report.repair))
-    if report.training is not None:
-        notes.append(training_text(report.training))
-    notes += [", ".join(f"{name} {version}" for name, version in report.versions.items())] if report.versions else []
-    lines += ["", "## Notes", "", *(f"- {_plain(note)}" for note in notes)]
+        lines += _section("Layer edits", tables.edits(report))
+    if details.classes:
+        worst = sorted(details.classes, key=lambda one: -one.drop)[:MOST_CLASSES]
+        shown = f", the {MOST_CLASSES} largest drops" if len(details.classes) > MOST_CLASSES else ""
+        table = tables.classes(replace(details, classes=tuple(worst)))
+        lines += _section("Classes", table, f"{table.caption}{shown}.")
+    if details.changed:
+        table = tables.changed(details)
+        lines += _section("Changed", table, f"{table.caption}.")
+    if details.groups:
+        lines += _section("Groups", tables.groups(details))
+    versions = [", ".join(f"{name} {version}" for name, version in report.versions.items())] if report.versions else []
+    lines += ["", "## Notes", "", *_list([*report.notes, *text.changes(report), *versions])]
     return "\n".join([*lines, "", *_code(command)])
-
-
-def _closer(found: Details) -> list[str]:
-    """Return classes, samples whose prediction changed, and groups."""
-    lines: list[str] = []
-    if found.classes:
-        worst = replace(found, classes=tuple(sorted(found.classes, key=lambda one: -one.drop)[:MOST_CLASSES]))
-        shown = f", the {MOST_CLASSES} that lose most" if len(found.classes) > MOST_CLASSES else ""
-        table = tables.classes(worst)
-        lines += ["", "## Classes", "", f"{table.caption}{shown}.", "", *_table(table)]
-    if found.changed:
-        table = tables.changed(found)
-        lines += ["", "## Changed", "", f"{table.caption}.", "", *_table(table)]
-    if found.groups:
-        lines += ["", "## Groups", "", *_table(tables.groups(found))]
-    return lines
 
 
 def sweep_text(found: Sweep, command: str) -> str:
     """Return the members of a sweep."""
     lines = [f"# onnxprune sweep: {_plain(found.model)}", "", f"Targets of {found.quantity}; {_plain(found.data)}.", ""]
-    return "\n".join([*lines, *_table(tables.members(found.members)), "", *_code(command)])
+    return "\n".join([*lines, *_table(tables.members(found)), "", *_code(command)])
+
+
+def check_text(verdict: Verdict, candidate: str, baseline: str) -> str:
+    """Return a verdict for a pull request."""
+    head = [f"### onnxprune check: {_plain(candidate)} for {_plain(baseline)}", "", f"**{text.summary(verdict)}**", ""]
+    return "\n".join([*head, *_table(tables.checks(verdict)), ""])
+
+
+def _section(heading: str, table: Table, lead: str = "") -> list[str]:
+    return ["", f"## {heading}", "", *([lead, ""] if lead else []), *_table(table)]
 
 
 def _table(table: Table) -> list[str]:
-    marks = ["---:" if numeric else "---" for numeric in table.numeric()] or ["---"] * len(table.columns)
-    rows = [table.columns, marks, *([_plain(text) for text in row] for row in table.texts())]
+    marks = ["---:" if numeric else "---" for numeric in table.numeric()]
+    rows = [table.columns, marks, *([_plain(cell) for cell in row] for row in table.texts())]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _plain(text: str) -> str:
+def _plain(line: str) -> str:
     """Return a text on one line that means nothing in Markdown."""
-    return "".join(f"\\{sign}" if sign in SIGNIFICANT else sign for sign in " ".join(text.split()))
+    return " ".join(line.split()).translate(SPECIAL)
+
+
+def _list(lines: Iterable[str]) -> list[str]:
+    return [f"- {_plain(line)}" for line in lines]
 
 
 def _code(command: str) -> list[str]:

@@ -11,18 +11,19 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune import machine
 from onnxprune.errors import OptionError, OutputError
+from onnxprune.evaluation.gate import Judgement
 from onnxprune.output import plain, same_file, staged
-from onnxprune.report import formats, markdown
-from onnxprune.report.document import Judgement, Report, Sweep
+from onnxprune.report import markdown
+from onnxprune.report.document import Report, Sweep
+from onnxprune.runtime import machine
 
 ENDINGS = (".html", ".md", ".json")
 Found = Report | Sweep | Judgement
 
 
 def check_format(path: Path) -> None:
-    """Refuse a report that could not be made, before any work is done.
+    """Refuse a report that cannot be written, before any work is done.
 
     Raises:
         OptionError: an unknown ending, or a package is missing.
@@ -38,11 +39,7 @@ def check_format(path: Path) -> None:
 
 
 def refuse_same(path: Path | None, *others: Path | None) -> None:
-    """Refuse a report that would lie where something else of the run does.
-
-    Raises:
-        OutputError: it would.
-    """
+    """Raise OutputError where a report would overwrite another result of the run."""
     if path is not None and any(other is not None and same_file(path, other) for other in others):
         raise OutputError(
             "the report would overwrite another result", where=str(path), hint="give another path with --report"
@@ -50,7 +47,7 @@ def refuse_same(path: Path | None, *others: Path | None) -> None:
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> str:
-    """Write a call of the package's Python interface: what differs from nothing, arrays and functions left out."""
+    """Write a call of the Python interface, without arguments that are None or False; arrays and functions by their type."""
     given = {key: value for key, value in arguments.items() if key not in ("on_stage", "command", "dials")}
     given |= arguments.get("dials", {})
     told = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
@@ -83,37 +80,35 @@ def save(path: Path, found: Found, command: str, plan: Mapping[str, Any] | None 
         OutputError: the file cannot be written.
     """
     check_format(path)
+    formats = {".json": _json, ".md": _markdown, ".html": _html}
     with staged(path) as temporary:
-        temporary.write_text(_text(path.suffix.lower(), found, command, plan), encoding="utf-8")
+        temporary.write_text(formats[path.suffix.lower()](found, command, plan), encoding="utf-8")
 
 
-def _text(ending: str, found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
-    if ending == ".json":
-        return json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
-    if ending == ".md":
-        return _markdown(found, command)
-    from onnxprune.report import html  # only here: a template and Bokeh take time to load
-
-    if isinstance(found, Sweep):
-        return html.sweep_page(found, command, _machine())
-    if isinstance(found, Judgement):
-        return html.check_page(found, command, _machine())
-    return html.report_page(found, command, _machine(), plan)
+def _json(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
+    return json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
 
 
-def _markdown(found: Found, command: str) -> str:
+def _markdown(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
     if isinstance(found, Sweep):
         return markdown.sweep_text(found, command)
     if isinstance(found, Judgement):
-        return formats.markdown(found.verdict, found.candidate, found.baseline)
+        return markdown.check_text(found.verdict, found.candidate, found.baseline)
     return markdown.report_text(found, command)
 
 
-def _machine() -> dict[str, str]:
+def _html(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
+    from onnxprune.report import html  # only here: a template and Bokeh take time to load
+
     where = machine.environment(0, 0)
-    return {
+    about = {
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": where.processor,
         "runtime": f"onnxruntime {where.runtime}, {where.provider}",
     }
+    if isinstance(found, Sweep):
+        return html.sweep_page(found, command, about)
+    if isinstance(found, Judgement):
+        return html.check_page(found, command, about)
+    return html.report_page(found, command, about, plan)

@@ -1,18 +1,25 @@
-"""The tables of a report, as values; HTML and Markdown are made from them."""
+"""The tables of a report, as values; the console, HTML and Markdown are rendered from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from onnxprune.benchmark import LayerTime
-from onnxprune.report.console import SHOWN, figure_rows, human, relative
+from onnxprune.analysis import Inspection, Layer
+from onnxprune.evaluation.benchmark import Bench, LayerTime
 from onnxprune.report.details import Details
-from onnxprune.report.document import Layer, Member, Report
-from onnxprune.types import Verdict
+from onnxprune.report.document import Report, Sweep
+from onnxprune.report.text import human, relative, size, speedup, told
+from onnxprune.types import Curve, Trace, Verdict
+
+SHOWN = (0.125, 0.25, 0.5, 0.75, 0.875)
+"""Shares of the prunable channels of a group at which its loss is told."""
+LEVELS = " ▁▂▃▄▅▆▇█"
+STATUSES = {"FAILED": "✗ FAILED", "UNDECIDED": "? UNDECIDED", "PASSED": "✓ PASSED"}
+"""In the order of a table, each with a sign, which needs no color."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Names:
 
 Cell = str | tuple[str, float] | Names
 """A text, a text and the number that its column is sorted by, or names."""
+Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Table:
     name: str
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
 
     def texts(self) -> list[list[str]]:
         """Return the rows as they are read."""
@@ -44,49 +52,112 @@ class Table:
 
     def numeric(self) -> list[bool]:
         """Tell of each column whether it holds numbers."""
-        return [any(isinstance(cell, tuple) for cell in column) for column in zip(*self.rows, strict=True)]
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
+        return [any(isinstance(cell, tuple) for cell in column) for column in columns]
+
+    def only(self, columns: slice) -> Table:
+        """Return some of the columns."""
+        return replace(self, columns=self.columns[columns], rows=tuple(row[columns] for row in self.rows))
+
+
+def number(value: float | None, spec: str = ",") -> Cell:
+    """Return the cell of a number, by its format; an empty one where it is not known."""
+    return "" if value is None else (format(value, spec), float(value))
+
+
+def _pair(name: str, before: float, after: float, spec: str, change: Cell) -> Row:
+    return (name, (spec.format(before), before), (spec.format(after), after), change)
 
 
 def figures(report: Report) -> Table:
-    """Before, after, change."""
-    columns = ("figure", "before", "after", "change")
-    return Table("figures", "Before and after", columns, tuple(figure_rows(report)))
+    """Return every figure of both models."""
+    a, b, latency = report.before, report.after, report.latency
+    rows: list[Row] = [
+        (name, (show(old), old), (show(new), new), (relative(old, new), new - old))
+        for name, show, old, new in (
+            ("FLOPs", human, a.flops, b.flops),
+            ("MACs", human, a.macs, b.macs),
+            ("parameters", "{:,}".format, a.params, b.params),
+            ("file size", size, a.size, b.size),
+        )
+    ]
+    for name, old, new in (("top-1", a.top1, b.top1), ("top-5", a.top5, b.top5)):
+        if old is not None and new is not None:
+            rows.append(_pair(name, old, new, "{:.2f} %", (f"{new - old:+.2f} points", new - old)))
+    if latency is not None and latency.b is not None:
+        change = speedup(latency.speedup, latency.speedup_interval)
+        rows.append(_pair("latency", latency.a, latency.b, "{:.3f} ms", change))
+    for name, same, spec in (("agreement", 100.0, "{:.2f} %"), ("cosine", 1.0, "{:.4f}"), ("KL", 0.0, "{:.4f} nats")):
+        if name.lower() in report.fidelity:
+            rows.append(_pair(name, same, report.fidelity[name.lower()], spec, ""))
+    return Table("figures", "Before and after", ("figure", "before", "after", "change"), tuple(rows))
 
 
-def layers(report: Report) -> Table:
-    """Channels, FLOPs, parameters and, where it was measured, latency of each layer."""
-    columns: tuple[str, ...] = ("#", "layer", "operator", "channels", "after", "FLOPs", "after", "change")
-    columns += ("parameters", "after")
-    rows = [_layer(number, layer) for number, layer in enumerate(report.layers, 1)]
-    if report.details is not None and report.details.layer_times:
-        times = {row.name: row for row in report.details.layer_times}
-        columns += ("latency, µs", "after", "speed-up")
-        rows = [(*row, *_times(times.get(layer.name))) for row, layer in zip(rows, report.layers, strict=True)]
-    return Table("layers", "Layers with a weight, in the order of the graph", columns, tuple(rows))
+def layers(found: Sequence[Layer], times: Sequence[LayerTime] = ()) -> Table:
+    """Return channels, FLOPs, parameters and, where it was measured, latency of each layer."""
+    columns = ("#", "layer", "operator", "channels", "after", "FLOPs", "after", "change", "parameters", "after")
+    of_layer = {row.name: row for row in times}
+    rows: list[Row] = []
+    for place, layer in enumerate(found, 1):
+        before, after = 2 * layer.macs_before, 2 * layer.macs_after
+        row: Row = (
+            number(place),
+            layer.name,
+            layer.op,
+            number(layer.channels_before),
+            number(layer.channels_after),
+            (human(before), before),
+            (human(after), after),
+            (relative(before, after), after / before if before else 1.0),
+            number(layer.params_before),
+            number(layer.params_after),
+        )
+        rows.append((*row, *_times(of_layer.get(layer.name))) if times else row)
+    return Table("layers", "Layers with a weight, in graph order", columns + (TIMES if times else ()), tuple(rows))
 
 
-def _times(found: LayerTime | None) -> tuple[Cell, ...]:
+TIMES = ("latency, µs", "after", "speed-up")
+
+
+def _times(found: LayerTime | None) -> Row:
     if found is None:
         return ("", "", "")
     ratio: Cell = (f"{found.a / found.b:.2f}x", found.a / found.b) if found.a and found.b else ""
-    return (_microseconds(found.a), _microseconds(found.b), ratio)
+    return (number(found.a, ".0f"), number(found.b, ".0f"), ratio)
 
 
-def _microseconds(value: float | None) -> Cell:
-    return "" if value is None else (f"{value:.0f}", value)
+def layer_times(found: Sequence[LayerTime], *, two: bool) -> Table:
+    """Return the latency of each layer in one model or in two."""
+    rows = tuple((row.name, row.op, *_times(row)) for row in found)
+    table = Table("times", "Latency of each layer", ("layer", "operator", *TIMES), rows)
+    return table if two else table.only(slice(0, 3))
+
+
+def latencies(found: Bench, names: Sequence[str]) -> Table:
+    """Return the latency of one model or of two."""
+    latency = found.latency
+    rows: list[Row] = []
+    for name, median, interval in zip(
+        names, (latency.a, latency.b), (latency.a_interval, latency.b_interval), strict=False
+    ):
+        if median is not None and interval is not None:
+            ratio = speedup(latency.speedup, latency.speedup_interval) if rows else ""
+            span = f"{interval[0]:.3f} to {interval[1]:.3f} ms"
+            rows.append((name, (f"{median:.3f} ms", median), (span, median), (ratio, latency.speedup or 1.0)))
+    return Table("latency", "Latency", ("model", "median", "95 % interval", "speed-up"), tuple(rows))
 
 
 def classes(found: Details) -> Table:
-    """How often each class is recognised."""
+    """Return how often each class is recognized."""
     columns = ("class", "samples", "before, %", "after, %", "change, points", "lost at least, at 95 %")
     rows = tuple(
         (
             one.name,
-            _count(one.samples),
-            (f"{one.before:.2f}", one.before),
-            (f"{one.after:.2f}", one.after),
-            (f"{one.after - one.before:+.2f}", one.after - one.before),
-            (f"{max(one.low, 0.0):.2f}", max(one.low, 0.0)),
+            number(one.samples),
+            number(one.before, ".2f"),
+            number(one.after, ".2f"),
+            number(one.after - one.before, "+.2f"),
+            number(max(one.low, 0.0), ".2f"),
         )
         for one in found.classes
     )
@@ -95,120 +166,126 @@ def classes(found: Details) -> Table:
 
 
 def changed(found: Details) -> Table:
-    """The samples whose prediction changed."""
-    labelled = any(one.label is not None for one in found.changed)
-    columns = ("sample", *(("label",) if labelled else ()), "before", "after", "sure before, %", "sure after, %")
+    """Return the samples whose prediction changed."""
+    columns = ("sample", "label", "before", "after", "sure before, %", "sure after, %")
     rows = tuple(
         (
-            _count(one.sample),
-            *((one.label or "",) if labelled else ()),
+            number(one.sample),
+            one.label or "",
             one.before,
             one.after,
-            (f"{one.confidence_before:.1f}", one.confidence_before),
-            (f"{one.confidence_after:.1f}", one.confidence_after),
+            number(one.confidence_before, ".1f"),
+            number(one.confidence_after, ".1f"),
         )
         for one in found.changed
     )
     shown = f"{len(found.changed)} of {found.changes:,}" if found.changes > len(found.changed) else str(found.changes)
-    return Table("changed", f"Samples whose prediction changed ({shown}), those that changed most first", columns, rows)
+    return Table("changed", f"Samples whose prediction changed ({shown}), the largest changes first", columns, rows)
 
 
 def groups(found: Details) -> Table:
-    """Layers that belong together."""
-    columns = ("#", "group", "layers that write it", "channels", "after", "change", "must stay", "because")
+    """Return the channel groups of a run."""
+    columns = ("#", "group", "writers", "channels", "after", "change", "pinned", "reasons")
     rows = tuple(
         (
-            _count(number),
+            number(place),
             one.name,
             Names(one.writers),
-            _count(one.before),
-            "" if one.after is None else _count(one.after),
+            number(one.before),
+            number(one.after),
             "" if one.after is None else (relative(one.before, one.after), one.after / one.before),
-            _count(one.pinned),
+            number(one.pinned),
             Names(one.reasons),
         )
-        for number, one in enumerate(found.groups, 1)
+        for place, one in enumerate(found.groups, 1)
     )
-    return Table("groups", "Groups, in the order of the graph", columns, rows)
+    return Table("groups", "Groups, in graph order", columns, rows)
 
 
-def _layer(number: int, layer: Layer) -> tuple[Cell, ...]:
-    before, after = 2 * layer.macs_before, 2 * layer.macs_after
-    return (
-        _count(number),
-        layer.name,
-        layer.op,
-        _count(layer.channels_before),
-        _count(layer.channels_after),
-        (human(before), before),
-        (human(after), after),
-        (relative(before, after), after / before if before else 1.0),
-        _count(layer.params_before),
-        _count(layer.params_after),
+def pins(pinned: Iterable[tuple[str, str, int]]) -> Table:
+    """Return the pinned channels, from (reason, node, channels)."""
+    rows = tuple((node, reason, number(channels)) for reason, node, channels in pinned)
+    return Table("pins", "Pinned channels", ("node", "reason", "channels"), rows)
+
+
+def costs(found: Inspection) -> Table:
+    """Return what each layer of a model costs."""
+    rows = tuple(
+        (layer.label, layer.op, number(layer.channels), (human(layer.macs), layer.macs), number(layer.params))
+        for layer in found.layers
     )
+    return Table("costs", "Layers", ("layer", "operator", "channels", "MACs", "parameters"), rows)
 
 
-def pins(report: Report) -> Table:
-    """What had to stay, and why."""
-    rows = tuple((node, reason, _count(channels)) for reason, node, channels in report.pinned)
-    return Table("pins", "Channels that must stay", ("node", "because", "channels"), rows)
+def traced(trace: Trace) -> Table:
+    """Return the channel groups of a trace."""
+    rows = tuple(
+        (
+            group.name,
+            number(group.channels.size),
+            number(int((~trace.pinned[group.channels]).sum())),
+            Names(group.layers),
+        )
+        for group in trace.groups
+    )
+    return Table("traced", "Groups", ("group", "channels", "prunable", "writers"), rows)
 
 
-def blocks(report: Report) -> Table:
-    """Layers that were given another form, what that was thought to cost, and what it was measured to save by itself."""
-    columns = ("layer", "form", "error of the layer", "divergence of the output", "ms before", "ms after")
+def edits(report: Report) -> Table:
+    """Return the edited layers, with the estimated loss and the measured latency of each edit by itself."""
+    columns = ("layer", "edit", "error of the layer", "divergence of the output", "ms before", "ms after")
     rows = []
     for entry in (entry for part in report.blocks for entry in part):
         why = entry.get("why", {})
-        before, after = why.get("milliseconds", (None, None))
-        values = (why.get("error"), why.get("divergence"), before, after)
-        rows.append((entry["layer"], entry["what"], *(("", 0.0) if v is None else (f"{v:.3g}", v) for v in values)))
-    return Table(
-        "blocks", "Layers of another form; each cost and time is that of the layer by itself", columns, tuple(rows)
-    )
+        values = (why.get("error"), why.get("divergence"), *why.get("milliseconds", (None, None)))
+        rows.append((entry["layer"], entry["what"], *(number(value, ".3g") for value in values)))
+    return Table("blocks", "Layer edits; loss and latency of each edit by itself", columns, tuple(rows))
 
 
 def repair(report: Report) -> Table:
-    """What repair did at each layer."""
+    """Return what repair did at each layer."""
     columns = ("#", "layer", "rows", "unknowns", "error before", "error after", "error left")
     rows = tuple(
         (
-            _count(number),
+            number(place),
             layer.label,
-            _count(layer.rows),
-            _count(layer.features),
-            _figure(layer.before),
-            _figure(layer.after),
-            (f"{layer.after / layer.before:.0%}", layer.after / layer.before) if layer.before else ("", 0.0),
+            number(layer.rows),
+            number(layer.features),
+            number(layer.before, ".4g"),
+            number(layer.after, ".4g"),
+            number(layer.after / layer.before if layer.before else None, ".0%"),
         )
-        for number, layer in enumerate(report.repair, 1)
+        for place, layer in enumerate(report.repair, 1)
     )
-    return Table("repair", "Repair, in the order of its steps; squared errors on rows held out", columns, rows)
+    return Table("repair", "Repair, in the order of its steps; squared errors on held-out rows", columns, rows)
 
 
-def curves(report: Report) -> Table:
-    """What each group loses with some shares of its channels gone, most sensitive first."""
-    columns = ("group", "may go", *(f"-{share:.1%}" for share in SHOWN))
+def curves(found: Sequence[Curve]) -> Table:
+    """Return the loss of each group at some shares of its prunable channels, the most sensitive group first."""
+    columns = ("group", "prunable", *(f"-{share:.1%}" for share in SHOWN), "loss")
+    highest = max((float(curve.losses[-1]) for curve in found), default=1.0)
     rows = []
-    for curve in sorted(report.curves, key=lambda one: -float(one.losses[-1])):
-        free, reach = int(curve.order.size), int(curve.counts[-1])
-        gone = [round(share * free) for share in SHOWN]
+    for curve in sorted(found, key=lambda one: -float(one.losses[-1])):
+        prunable, reach = int(curve.order.size), int(curve.counts[-1])
+        gone = [round(share * prunable) for share in SHOWN]
         losses = [float(curve.at(np.array(count))) if count <= reach else None for count in gone]
-        rows.append((curve.group, _count(free), *map(_figure, losses)))
-    return Table("curves", "Loss of each group, with a share of its channels gone", columns, tuple(rows))
+        heights = np.clip(8 + 2 * np.log10(np.maximum(curve.losses[1:], 1e-30) / highest), 0, 8)
+        bars = "".join(LEVELS[int(height)] for height in heights)
+        rows.append((curve.group, number(prunable), *(number(loss, ".3g") for loss in losses), bars))
+    return Table("curves", "Loss of each group, by the share of its channels that is removed", columns, tuple(rows))
 
 
 def looks(training: Mapping[str, Any]) -> Table:
-    """What training was like at each look at the samples held out."""
+    """Return each evaluation of a training on the held-out samples."""
     keys = ("step", "seconds", "loss", "divergence", "agreement", "top1")
     columns = ("step", "seconds", "loss", "divergence", "agreement, %", "top-1, %")
-    rows = tuple(tuple(_figure(look[key]) for key in keys) for look in training["looks"])
-    return Table("training", "Training, as seen on the samples held out", columns, rows)
+    rows = tuple(tuple(number(look[key], ".4g") for key in keys) for look in training["looks"])
+    return Table("training", "Training, measured on held-out samples", columns, rows)
 
 
 def pairs(name: str, caption: str, values: Mapping[str, Any]) -> Table:
-    """Names and values; a mapping within is named by both keys."""
-    flat: list[tuple[Cell, ...]] = []
+    """Return names and values; a nested mapping gives one row per entry."""
+    flat: list[Row] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat += [(f"{key}.{inner}", told(entry)) for inner, entry in value.items()]
@@ -217,13 +294,9 @@ def pairs(name: str, caption: str, values: Mapping[str, Any]) -> Table:
     return Table(name, caption, ("name", "value"), tuple(flat))
 
 
-STATUSES = {"PASSED": "✓ PASSED", "FAILED": "✗ FAILED", "UNDECIDED": "? UNDECIDED"}
-"""Each with a sign, which needs no colour."""
-
-
 def checks(verdict: Verdict) -> Table:
-    """All checks, those that failed first."""
-    order = {"FAILED": 0, "UNDECIDED": 1, "PASSED": 2}
+    """Return all checks, those that failed first."""
+    order = list(STATUSES)
     rows = tuple(
         (
             STATUSES[check.status],
@@ -232,54 +305,37 @@ def checks(verdict: Verdict) -> Table:
             "" if check.limit is None else told(check.limit),
             check.detail,
         )
-        for check in sorted(verdict.checks, key=lambda one: order[one.status])
+        for check in sorted(verdict.checks, key=lambda one: order.index(one.status))
     )
-    return Table(
-        "checks", "Checks, those that failed first", ("status", "check", "value", "limit", "how sure, and why"), rows
-    )
+    return Table("checks", "Checks, those that failed first", ("status", "check", "value", "limit", "detail"), rows)
 
 
-def members(found: tuple[Member, ...]) -> Table:
-    """The models of a sweep."""
+def members(found: Sweep) -> Table:
+    """Return the original and the models of a sweep."""
     columns = ("model", "FLOPs", "parameters", "size", "lost", "KL", "latency, ms", "speed-up", "verdict", "front")
-    return Table("members", "Models, from the largest on", columns, tuple(_member(one) for one in found))
+    original = ("the original", "", "", (size(found.size), found.size), "", "")
+    rows: list[Row] = [(*original, number(found.latency_ms, ".3f"), "", "", "")]
+    for one in found.members:
+        if one.note:
+            rows.append((one.name, *[""] * 7, one.note, ""))
+            continue
+        rows.append(
+            (
+                one.name,
+                (f"-{one.flops_removed:.1%}", one.flops_removed),
+                (f"-{one.params_removed:.1%}", one.params_removed),
+                (size(one.size), one.size),
+                number(one.drop, ".2f"),
+                number(one.kl, ".4f"),
+                number(one.latency_ms, ".3f"),
+                (speedup(one.speedup, one.speedup_interval), one.speedup or 0.0),
+                "PASSED" if one.verdict else "FAILED",
+                "*" if one.pareto else "",
+            )
+        )
+    return Table("members", "Models, from the largest on", columns, tuple(rows))
 
 
-def _member(one: Member) -> tuple[Cell, ...]:
-    if one.note:
-        return (one.name, *("" for _ in range(7)), one.note, "")
-    speedup: Cell = ""
-    if one.speedup is not None and one.speedup_interval is not None:
-        low, high = one.speedup_interval
-        speedup = (f"{one.speedup:.2f}x ({low:.2f} to {high:.2f})", one.speedup)
-    return (
-        one.name,
-        (f"-{one.flops_removed:.1%}", one.flops_removed),
-        (f"-{one.params_removed:.1%}", one.params_removed),
-        (human(one.size, "B"), one.size),
-        _figure(one.drop),
-        _figure(one.kl),
-        _figure(one.latency_ms),
-        speedup,
-        "PASSED" if one.verdict else "FAILED",
-        "yes" if one.pareto else "",
-    )
-
-
-def told(value: Any) -> str:
-    """Write the value of an option."""
-    if value is None or value in ("", (), []) or value == {}:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(told, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _count(value: int) -> Cell:
-    return f"{value:,}", value
-
-
-def _figure(value: float | None) -> Cell:
-    return "" if value is None else (f"{value:.4g}", float(value))
+def operators(support: Iterable[tuple[str, str]]) -> Table:
+    """Return what becomes of channels at each operator."""
+    return Table("operators", "Operators", ("operator", "what becomes of channels there"), tuple(support))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data import Data
+from onnxprune.data.dataset import Data
 
 SIDE = 96
 """Pixels of the longer side, at most; smaller ones stay as they are."""

@@ -1,1 +1,4 @@
-"""Changes of a model that are proven: edits of layers. May import `graph` and `runtime`."""
+"""Changes to a graph: channels deleted, masks, layer edits, and the proof that a change is exact.
+
+May import: graph, runtime, metrics and everything above them.
+"""

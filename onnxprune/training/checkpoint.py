@@ -11,7 +11,7 @@ from onnxprune.errors import OutputError, first_line
 from onnxprune.output import staged
 
 State = dict[str, Any]
-VERSION = 1
+VERSION = 2
 
 
 def save(path: Path, key: str, state: State) -> None:

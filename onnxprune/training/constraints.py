@@ -1,4 +1,4 @@
-"""What holds for weights after each step: bounds of their values, norms of their filters, elements that stay."""
+"""Constraints on weights after each step: bounds of values, norms of filters, elements that are not updated."""
 
 from __future__ import annotations
 
@@ -13,17 +13,10 @@ from torch import Tensor
 
 from onnxprune.errors import OptionError
 from onnxprune.options import Bound
-from onnxprune.training.executor import Executor
+from onnxprune.torch_backend.executor import Executor
 
 INSIDE = 1 - 2.0**-20
 """A filter is scaled to this much of its bound, so that it holds however its norm is summed up."""
-STORED = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,9 @@ class Filters:
 
 @dataclass(frozen=True)
 class _Rule:
-    """All that holds for one weight; `low` and `high` are numbers of the type that is written."""
+    """All bounds of one weight; `low` and `high` are numbers of the type that is written."""
 
     name: str
-    stored: torch.dtype
     low: float
     high: float
     norms: tuple[tuple[Filters, float], ...]
@@ -84,21 +76,21 @@ class Constraints:
     """Projections onto bounds, exact in the type that is written.
 
     Attributes:
-        notes: what the weights violated when they were first looked at.
+        notes: which bounds the weights violated at the start.
     """
 
     def __init__(self, executor: Executor, bounds: Sequence[Bound]) -> None:
         """Find the weights that each bound names.
 
         Args:
-            executor: its weights.
-            bounds: all of them hold, in whatever order they were given.
+            executor: of the weights.
+            bounds: in any order; all of them hold.
 
         Raises:
             OptionError: a bound that names no weight, a norm where there are no filters, or bounds that exclude each other.
         """
         tensors = executor.model.graph.tensors()
-        self._stored = {name: STORED[str(np.asarray(tensors[name].values).dtype)] for name in executor.weights}
+        self._stored = {name: getattr(torch, str(np.asarray(tensors[name].values).dtype)) for name in executor.weights}
         filters = filters_of(executor.model.graph)
         by_name: dict[str, list[Bound]] = {}
         notes = []
@@ -107,9 +99,7 @@ class Constraints:
                 by_name.setdefault(name, []).append(bound)
                 notes += _violations(bound, name, executor.weights[name], filters.get(name, ()))
         self.notes = tuple(notes)
-        self._rules = [
-            _merged(name, self._stored[name], given, filters.get(name, ())) for name, given in by_name.items()
-        ]
+        self._rules = [_merged(n, self._stored[n], given, filters.get(n, ())) for n, given in by_name.items()]
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -127,12 +117,12 @@ class Constraints:
 
     @torch.no_grad()
     def project_beside(self, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-        """The same, but elements that are as in `others`, which hold every bound, stay so to the bit."""
+        """Do the same, but leave elements that equal those of `others`, which hold every bound."""
         self.project(weights, {rule.name: weights[rule.name] == others[rule.name] for rule in self._rules})
 
     @torch.no_grad()
     def rounded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights, which hold every bound, as a file holds them: half precision is rounded so that it still does, and is finite."""
+        """Return weights in the precision of the file, rounded so that every bound still holds and all are finite."""
         result = dict(weights)
         norms = {rule.name: rule.norms for rule in self._rules}
         for name, weight in weights.items():
@@ -149,7 +139,7 @@ class Constraints:
 
 
 def filters_of(graph: gs.Graph) -> dict[str, tuple[Filters, ...]]:
-    """Return the filters of every weight that has some: what one channel of an output is computed from, for each use."""
+    """Return the filters of every weight that has some, one entry per use: the elements that compute one output channel."""
     found: dict[str, set[Filters]] = {}
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs[:2]):
@@ -186,7 +176,7 @@ def _named(bound: Bound, weights: Mapping[str, Tensor], filters: Mapping[str, tu
 
 
 def _violations(bound: Bound, name: str, weight: Tensor, filters: Sequence[Filters]) -> list[str]:
-    """Say what of a weight a bound does not hold for."""
+    """Return a note where a weight violates a bound."""
     weight = weight.detach().double()
     if bound.norm is None:
         beyond, total, what = (weight < bound.low) | (weight > bound.high), weight.numel(), "elements"
@@ -201,7 +191,7 @@ def _violations(bound: Bound, name: str, weight: Tensor, filters: Sequence[Filte
 
 
 def _merged(name: str, stored: torch.dtype, bounds: Sequence[Bound], filters: Sequence[Filters]) -> _Rule:
-    """Return what all bounds of a weight together say."""
+    """Combine all bounds of a weight."""
     low, high = max(bound.low for bound in bounds), min(bound.high for bound in bounds)
     most = min((bound.norm for bound in bounds if bound.norm is not None), default=None)
     if low > high or (most is not None and not low <= 0 <= high):
@@ -214,37 +204,28 @@ def _merged(name: str, stored: torch.dtype, bounds: Sequence[Bound], filters: Se
     bottom, top = -_at_most(-low, stored), _at_most(high, stored)
     if bottom > top:  # no number of this type lies between: the nearest one
         bottom = top = float(torch.tensor(low, dtype=torch.float64).to(stored))
-    return _Rule(name, stored, bottom, top, () if most is None else tuple((each, most) for each in filters))
+    return _Rule(name, bottom, top, () if most is None else tuple((each, most) for each in filters))
 
 
 def _at_most(value: float, kind: torch.dtype) -> float:
     """Return the largest number of a type that is not above a value."""
     exact = torch.tensor(value, dtype=torch.float64)
     near = exact.to(kind)
-    if float(near) > value:
-        # the bits of a float are its magnitude and a sign: one less is the next one towards zero, one more away from it
-        near = toward_zero(exact, kind) if value > 0 else _stepped(-near.abs(), torch.ones((), dtype=torch.bool), 1)
-    return float(near)
+    return float(torch.nextafter(near, torch.full_like(near, -torch.inf)) if float(near) > value else near)
 
 
 def toward_zero(values: Tensor, kind: torch.dtype) -> Tensor:
     """Return float64 values in another type, none of them larger in magnitude."""
     near = values.to(kind)
-    return _stepped(near, near.double().abs() > values.abs(), -1)
-
-
-def _stepped(values: Tensor, where: Tensor, step: int) -> Tensor:
-    """Return values with the magnitude of some of them one step of their type larger or smaller."""
-    bits = values.contiguous().view(BITS[values.dtype.itemsize])
-    return (bits + step * where.to(bits.dtype)).view(values.dtype)
+    return torch.where(near.double().abs() > values.abs(), torch.nextafter(near, torch.zeros_like(near)), near)
 
 
 class Frozen:
-    """The local threshold: an element whose accumulated gradient is smaller in magnitude than a threshold sits a step out.
+    """The local threshold: weights with |accumulated gradient| < T are not updated in a step.
 
     Attributes:
-        share: of the elements that sat the last step out.
-        stays: which elements these were, by name of their weight.
+        share: of the elements that were not updated in the last step.
+        stays: these elements, by name of their weight.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], below: float) -> None:
@@ -254,7 +235,7 @@ class Frozen:
         self.share = 0.0
 
     def before(self) -> None:
-        """Remember, from the gradients as they are now, which elements stay and what they are."""
+        """Remember the elements whose gradients are small now, and all values."""
         trained = {name: weight for name, weight in self._weights.items() if weight.grad is not None}
         self.stays = {name: w.grad.abs() < self._below for name, w in trained.items() if w.grad is not None}
         self._values = {name: weight.detach().clone() for name, weight in trained.items()}
@@ -263,7 +244,7 @@ class Frozen:
 
     @torch.no_grad()
     def after(self) -> None:
-        """Put back what was not to change: momentum and weight decay move elements without a gradient, too."""
+        """Restore the elements that are not updated: momentum and weight decay move elements without a gradient, too."""
         for name, stays in self.stays.items():
             weight = self._weights[name]
             weight.copy_(torch.where(stays, self._values[name], weight))

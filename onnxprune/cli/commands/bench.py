@@ -12,7 +12,7 @@ from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 @TIMING
 @TERMINAL
 def bench(
-    a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: Measure, terminal: Terminal
+    a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
     """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
-    from onnxprune import benchmark, targets
+    from onnxprune.allocation import targets
+    from onnxprune.evaluation import benchmark
     from onnxprune.output import check_destination
     from onnxprune.report import console
 

@@ -17,19 +17,19 @@ from onnxprune.errors import OptionError
 from onnxprune.output import plain
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
-    from onnxprune.gate import Limits
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
+    from onnxprune.evaluation.policy import GateLimits
     from onnxprune.types import Verdict
 
 
-def _limits(values: dict[str, Any]) -> Limits:
-    from onnxprune import policy as policies
-    from onnxprune.gate import Limits
+def _limits(values: dict[str, Any]) -> GateLimits:
+    from onnxprune.evaluation import policy as policies
+    from onnxprune.evaluation.policy import GateLimits
 
     policy = values.pop("policy")
     for name in ("max_size", "max_memory", "max_peak_memory"):
         values[name] = None if values[name] is None else values[name] * 1e6
-    limits = Limits(**{**values, "domains": values["domains"] or None})
+    limits = GateLimits(**{**values, "domains": values["domains"] or None})
     return limits if policy is None else policies.merged(policies.read(policy), limits)
 
 
@@ -116,7 +116,7 @@ def check(
     data: Path | None,
     preprocess: str | None,
     template: Path | None,
-    limits: Limits,
+    limits: GateLimits,
     strict: bool,
     providers: tuple[str, ...],
     junit: Path | None,
@@ -124,14 +124,14 @@ def check(
     markdown: Path | None,
     github: bool,
     report: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     terminal: Terminal,
 ) -> None:
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
-    from onnxprune import gate, policy
+    from onnxprune.evaluation import gate, policy
+    from onnxprune.evaluation.gate import Judgement
     from onnxprune.output import check_destination
-    from onnxprune.report import console, formats, saving
-    from onnxprune.report.document import Judgement
+    from onnxprune.report import ci_formats, console, saving
 
     if template is not None:
         policy.init(template)
@@ -163,7 +163,7 @@ def check(
         saving.save(report, Judgement(str(candidate), str(baseline), verdict), command_line())
     terminal.show(lambda: gate.to_dict(verdict), lambda: [*console.verdict_parts(verdict), *console.written(report)])
     if github:
-        for line in formats.github(verdict, str(candidate)):
+        for line in ci_formats.github(verdict, str(candidate)):
             click.echo(line, err=terminal.as_json)
     if not verdict:
         sys.exit(FAILED)
@@ -175,15 +175,16 @@ def _write_formats(
     from importlib.metadata import version
 
     from onnxprune.output import staged
-    from onnxprune.report import formats
+    from onnxprune.report import ci_formats
+    from onnxprune.report import markdown as markdowns
 
     texts: dict[Path, str] = {}
     if junit is not None:
-        texts[junit] = formats.junit(verdict, candidate)
+        texts[junit] = ci_formats.junit(verdict, candidate)
     if sarif is not None:
-        texts[sarif] = json.dumps(plain(formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
+        texts[sarif] = json.dumps(plain(ci_formats.sarif(verdict, candidate, version("onnxprune"))), indent=1)
     if markdown is not None:
-        texts[markdown] = formats.markdown(verdict, candidate, baseline)
+        texts[markdown] = markdowns.check_text(verdict, candidate, baseline)
     for path, text in texts.items():
         with staged(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

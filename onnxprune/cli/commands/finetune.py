@@ -16,7 +16,7 @@ from onnxprune.errors import OptionError
 from onnxprune.options import Options, Training, parse_memory
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -63,13 +63,13 @@ def finetune(
     plan: Path | None,
     memory: str,
     seed: int,
-    measure: Measure,
+    measure: BenchmarkConfig,
     report: Path | None,
     terminal: Terminal,
 ) -> None:
     """Train a pruned model towards the one it came from, without labels or with, and write it."""
     from onnxprune import finetuning
-    from onnxprune.report import console
+    from onnxprune.report import console, text
 
     if data is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
@@ -91,7 +91,7 @@ def finetune(
             report_output=report,
             command=command_line(),
         )
-    terminal.explain(lambda: console.decisions(found))
+    terminal.explain(lambda: text.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:
         sys.exit(FAILED)

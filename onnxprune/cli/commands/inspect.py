@@ -19,7 +19,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
     """Show groups, what must stay and why, and what each layer costs."""
     from onnxprune import analysis
-    from onnxprune.model import load
+    from onnxprune.graph.io import load
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:

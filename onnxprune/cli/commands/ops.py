@@ -12,7 +12,7 @@ from onnxprune.cli.terminal import ANSWER, Terminal
 @ANSWER
 def ops(terminal: Terminal) -> None:
     """Show the support matrix: each operator, and what becomes of channels there."""
-    from onnxprune.channels.ops import support
-    from onnxprune.report import console
+    from onnxprune.graph.operators import support
+    from onnxprune.report import console, tables
 
-    terminal.show(lambda: dict(support()), lambda: [console.operators_table(support())])
+    terminal.show(lambda: dict(support()), lambda: [console.grid(tables.operators(support()))])

@@ -14,7 +14,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.options import Options
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -37,22 +37,22 @@ def plan(
     data: Path | None,
     preprocess: str | None,
     latency_table: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
     from onnxprune import plan_file
-    from onnxprune.analysis import layers_of
+    from onnxprune.analysis import layers_of, pinned_of
     from onnxprune.output import check_destination
     from onnxprune.reforming import choose
-    from onnxprune.report import console
+    from onnxprune.report import console, text
 
     check_destination(output, model)
     with terminal.progress() as on_stage:
         whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
     chosen, left = found.choice.plan, found.base.analysis
     plan_file.write(output, chosen, left.trace, model.name)
-    terminal.explain(lambda: [*console.setting_lines(chosen.settings), *console.pin_lines(left.trace.pins)])
+    terminal.explain(lambda: [*text.settings(chosen.settings), *text.pins(pinned_of(left.trace))])
     terminal.show(
         lambda: plan_file.to_dict(chosen, left.trace, model.name),
         lambda: console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)),

@@ -16,7 +16,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.options import Options, Training
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -66,14 +66,14 @@ def prune(
     training: Training | None,
     checkpoint: Path | None,
     latency_table: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     force: bool,
     report: Path | None,
     terminal: Terminal,
 ) -> None:
     """Prune a model, prove it equal to the masked one, measure it, and write it."""
     from onnxprune import pipeline
-    from onnxprune.report import console
+    from onnxprune.report import console, text
 
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = pipeline.prune(
@@ -95,7 +95,7 @@ def prune(
             force=force,
         )
     found = result.report
-    terminal.explain(lambda: console.decisions(found))
+    terminal.explain(lambda: text.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:
         sys.exit(FAILED)

@@ -45,9 +45,9 @@ def sensitivity(
     with terminal.progress() as on_stage:
         analysis, found = curves.study(model, options, data, preprocess, on_stage, jobs, scheduler)
     if plot is not None:
-        from onnxprune.report.plot import draw_curves
+        from onnxprune.report import matplotlib_plots, plots
 
-        draw_curves(found, plot)
+        matplotlib_plots.draw(plots.curve_plots(found), plot)
     terminal.show(
         lambda: curves.curves_dict(analysis, found),
         lambda: console.curve_parts(found, analysis.trace, None if plot is None else str(plot)),

@@ -26,7 +26,7 @@ from onnxprune.cli.values import Words
 from onnxprune.options import QUANTITIES, Options, Training, parse_shares
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Measure
+    from onnxprune.evaluation.benchmark import BenchmarkConfig
 
 
 @click.command(
@@ -81,7 +81,7 @@ def sweep(
     jobs: int,
     scheduler: str | None,
     plot: Path | None,
-    measure: Measure,
+    measure: BenchmarkConfig,
     report: Path | None,
     terminal: Terminal,
 ) -> None:
@@ -113,9 +113,9 @@ def sweep(
             command=command_line(),
         )
     if plot is not None:
-        from onnxprune.report.plot import draw_front
+        from onnxprune.report import matplotlib_plots, plots
 
-        draw_front(found, plot)
+        matplotlib_plots.draw(plots.front_plots(found), plot)
     drawn = None if plot is None else str(plot)
     terminal.show(found.to_dict, lambda: [*console.sweep_parts(found, str(output), drawn), *console.written(report)])
 

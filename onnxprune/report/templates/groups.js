@@ -79,15 +79,15 @@
   function describe(number) {
     const node = nodes[number];
     const change = node.after === null ? "" : ` → ${node.after} (${(100 * (node.after / node.before - 1)).toFixed(1)} %)`;
-    const held = node.pinned ? `${node.pinned} must stay${node.reasons.length ? `: ${node.reasons.join("; ")}` : ""}` : "all may go";
+    const pinned = node.pinned ? `${node.pinned} pinned${node.reasons.length ? `: ${node.reasons.join("; ")}` : ""}` : "none pinned";
     told.replaceChildren(
       element("h3", node.name),
-      element("p", `Group ${number + 1} of ${nodes.length}. Channels: ${node.before}${change}; ${held}.`),
-      ...names("Layers that write it", node.writers, (name) => name),
-      ...names("Cut along with it", node.followers, (name) => name),
-      ...names("Layers that read it", node.readers, (name) => name),
-      ...names("Made from groups", before[number], link),
-      ...names("Groups made from it", behind[number], link),
+      element("p", `Group ${number + 1} of ${nodes.length}. Channels: ${node.before}${change}; ${pinned}.`),
+      ...names("Writers", node.writers, (name) => name),
+      ...names("Followers", node.followers, (name) => name),
+      ...names("Readers", node.readers, (name) => name),
+      ...names("Computed from groups", before[number], link),
+      ...names("Groups computed from it", behind[number], link),
     );
     told.scrollTop = 0;
   }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from onnxprune.errors import PlanError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
 from onnxprune.surgery.edits.depth import DropBranch, Merge
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank

@@ -9,12 +9,12 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from onnxprune import runtime
-from onnxprune.channels.linear import linear_layers, linear_of
-from onnxprune.channels.trace import node_labels
 from onnxprune.errors import PlanError
-from onnxprune.model import Model, weightless
-from onnxprune.normalise import remove_dead
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.readers import linear_layers, linear_of
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.trace import node_labels
 from onnxprune.surgery.edits.protocol import Edit, Place, RefusalError
 
 
@@ -43,7 +43,7 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
     labels = node_labels(model.graph)
     numbers = {label: n for n, label in enumerate(labels)}
     layers = linear_layers(model.graph)
-    shapes = runtime.infer_shapes(weightless(model), {}).partial
+    shapes = infer_shapes(weightless(model), {}).partial
     before = _named(result.graph)
     graphs = [(graph, dict(zip(labels, graph.nodes, strict=True))) for graph in (masked.graph, result.graph)]
 

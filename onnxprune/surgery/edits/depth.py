@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear, linear_layers, linear_of
-from onnxprune.channels.trace import node_labels
-from onnxprune.model import Model
-from onnxprune.normalise import captured_names
+from onnxprune.graph.linear import Conv, Linear
+from onnxprune.graph.model import Model
+from onnxprune.graph.normalize import captured_names
+from onnxprune.graph.readers import linear_layers, linear_of
+from onnxprune.graph.trace import node_labels
 from onnxprune.surgery.edits.protocol import Candidate, Edit, Place, RefusalError, Statistics
 from onnxprune.types import FloatArray
 

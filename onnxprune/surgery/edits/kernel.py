@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear
+from onnxprune.graph.linear import Conv, Linear
 from onnxprune.surgery.edits.protocol import LayerEdit, Place, RefusalError, Statistics
 from onnxprune.types import BoolArray, FloatArray, IntArray
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Conv, Linear, Product
+from onnxprune.graph.linear import Conv, Linear, Product
 from onnxprune.surgery.edits.kernel import explicit_pads
 from onnxprune.surgery.edits.protocol import LayerEdit, Place, RefusalError, Statistics
 from onnxprune.types import FloatArray

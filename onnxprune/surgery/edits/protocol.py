@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Protocol, Self
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.channels.linear import Linear, linear_layers
-from onnxprune.channels.trace import node_labels
-from onnxprune.model import Model
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.trace import node_labels
 from onnxprune.types import FloatArray, IntArray
 
 

@@ -1,0 +1,204 @@
+"""Run a model piece by piece over calibration batches, so that layers can be looked at, and changed, on the way."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.graph.model import Model
+from onnxprune.graph.normalize import captured_names
+from onnxprune.runtime.session import Feeds, concatenate_outputs, open_session, run_batch
+
+Array = np.ndarray[Any, Any]
+Kept = Array | Path | list[Array]
+"""An array, or the file that holds it; a sequence of arrays stays in memory."""
+FREE = frozenset({"Shape", "Size"})
+"""Operators that cost nothing and would keep a whole tensor alive for one integer: run as soon as they can be."""
+
+
+class Store:
+    """Arrays, in memory up to a budget; what exceeds it goes to files in a temporary folder."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self.held = 0
+        self.count = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, value: Array | list[Array]) -> Kept:
+        """Keep an array; return what `get` takes."""
+        if isinstance(value, list):
+            return value
+        if value.nbytes < 2**16 or self.held + value.nbytes <= self.budget:
+            self.held += value.nbytes
+            return value
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
+        self.count += 1
+        path = Path(self._folder.name) / f"{self.count}.npy"
+        np.save(path, value)
+        return path
+
+    @staticmethod
+    def get(kept: Kept) -> Any:
+        """Return an array that was put."""
+        return np.load(kept) if isinstance(kept, Path) else kept
+
+    def drop(self, kept: Kept) -> None:
+        """Forget an array."""
+        if isinstance(kept, Path):
+            kept.unlink()
+        elif not isinstance(kept, list):
+            self.held -= kept.nbytes
+
+    def close(self) -> None:
+        """Delete the files."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+class Stream:
+    """A model that has been run up to some point, on all batches.
+
+    What the rest of the model still needs is kept, per batch, and nothing else; so each node runs once, whatever is asked for on
+    the way, and a layer that has not run yet may still be changed; one that has, after `rewind`.
+
+    Attributes:
+        lasting: names of tensors to keep, from when they are there.
+    """
+
+    def __init__(self, model: Model, batches: Iterable[Feeds], store: Store) -> None:
+        self.model, self.store = model, store
+        self.nodes = model.graph.nodes
+        self.done: set[int] = set()
+        self.producer = {t.name: n for n, node in enumerate(self.nodes) for t in node.outputs if t.name}
+        self.inputs = [_inputs(node) for node in self.nodes]
+        self.users: dict[str, list[int]] = {}
+        for n, names in enumerate(self.inputs):
+            for name in names:
+                self.users.setdefault(name, []).append(n)
+        self.results = {t.name for t in model.graph.outputs}
+        self.kept: dict[str, list[Kept]] = {}
+        self.lasting: set[str] = set()
+        self.n_batches = 0
+        for feeds in batches:
+            self.n_batches += 1
+            for name, value in feeds.items():
+                self.kept.setdefault(name, []).append(store.put(value))
+
+    def close(self) -> None:
+        """Forget everything."""
+        for values in self.kept.values():
+            for value in values:
+                self.store.drop(value)
+        self.kept = {}
+
+    def ancestors(self, names: Iterable[str]) -> set[int]:
+        """Return the nodes that have to run before these tensors are there."""
+        needed: set[int] = set()
+        waiting = [name for name in names if name not in self.kept]
+        while waiting:
+            n = self.producer.get(waiting.pop())
+            if n is None or n in needed:
+                continue
+            needed.add(n)
+            waiting += [name for name in self.inputs[n] if name not in self.kept]
+        return needed
+
+    def advance(self, names: Sequence[str]) -> None:
+        """Run up to the tensors `names`; they can be read until the next call."""
+        needed = self.ancestors(names)
+        if needed:
+            self._run(sorted(needed), names)
+        for name in list(self.kept):
+            if name not in names and name not in self.lasting and not self._is_needed(name):
+                for value in self.kept.pop(name):
+                    self.store.drop(value)
+
+    def _is_needed(self, name: str) -> bool:
+        return name in self.results or any(n not in self.done for n in self.users.get(name, ()))
+
+    def _run(self, needed: list[int], names: Sequence[str]) -> None:
+        now = set(needed)
+        made = {t.name for n in needed for t in self.nodes[n].outputs if t.name}
+        for name in (*made, *self.kept):
+            now |= {n for n in self.users.get(name, ()) if self.nodes[n].op in FREE and n not in self.done}
+        order = sorted(now)
+        made = {t.name for n in order for t in self.nodes[n].outputs if t.name}
+        after = self.done | now
+        wanted = [
+            name
+            for name in sorted(made)
+            if name in names
+            or name in self.lasting
+            or name in self.results
+            or any(n not in after for n in self.users.get(name, ()))
+        ]
+        taken = sorted({name for n in order for name in self.inputs[n] if name in self.kept})
+        opened = self._open(self.model, order, taken, wanted)
+        for name in wanted:
+            self.kept[name] = []
+        for batch in range(self.n_batches):
+            feeds = {name: self.store.get(self.kept[name][batch]) for name in taken}
+            for name, value in zip(wanted, run_batch(opened, feeds, names=wanted), strict=True):
+                self.kept[name].append(self.store.put(value))
+        self.done = after
+
+    def _open(self, model: Model, nodes: list[int], taken: list[str], wanted: list[str]) -> Any:
+        """Open a session of some nodes of a model, with inputs of the kind that is kept of them."""
+        first = {name: self.store.get(self.kept[name][0]) for name in taken}
+        arrays = {name: (value.dtype, value.ndim) for name, value in first.items() if not isinstance(value, list)}
+        proto, weights = model.part(nodes, arrays, wanted)
+        for name in first.keys() - arrays.keys():
+            dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
+            kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
+        return open_session(proto, where=str(self.model.path), patient=True, weights=weights)
+
+    def may_rewind(self, nodes: Collection[int], changed: Collection[int]) -> bool:
+        """Tell whether all that has run and depends on the nodes `changed` is among `nodes`."""
+        made: set[str] = set()
+        for n in sorted(self.done):
+            if n in changed or not made.isdisjoint(self.inputs[n]):
+                if n not in nodes and self.nodes[n].op not in FREE:
+                    return False
+                made |= {t.name for t in self.nodes[n].outputs if t.name}
+        return True
+
+    def rewind(self, nodes: Iterable[int]) -> None:
+        """Forget that nodes have run, as some of them have changed."""
+        for n in nodes:
+            self.done.discard(n)
+            for tensor in self.nodes[n].outputs:
+                for value in self.kept.pop(tensor.name, []):
+                    self.store.drop(value)
+
+    def finish(self, model: Model) -> list[Array]:
+        """Run what is left with the nodes of another model of the same layout; return the outputs, joined over the batches."""
+        order = [n for n in range(len(self.nodes)) if n not in self.done]
+        names = [t.name for t in model.graph.outputs]
+        taken = sorted(
+            {name for n in order for name in self.inputs[n] if name in self.kept} | (set(names) & set(self.kept))
+        )
+        opened = self._open(model, order, taken, names)
+        parts = [
+            run_batch(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
+            for batch in range(self.n_batches)
+        ]
+        return concatenate_outputs(parts)
+
+    def read(self, name: str, batch: int) -> Array:
+        """Return a tensor that `advance` was asked for."""
+        value: Array = self.store.get(self.kept[name][batch])
+        return value
+
+
+def _inputs(node: Any) -> list[str]:
+    """Return the activations a node takes, those that its bodies capture included."""
+    own = [t.name for t in node.inputs if t.name and not hasattr(t, "values")]
+    return [*own, *captured_names(node)]

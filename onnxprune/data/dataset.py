@@ -1,0 +1,433 @@
+"""Calibration and evaluation data: arrays or images, preprocessed batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+
+from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
+from onnxprune.errors import DataError, first_line
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+Batch = Mapping[str, Any] | Sequence[Any] | Array
+"""Arrays by input name, and perhaps `labels`; or the array of the only input, alone or in a pair with labels."""
+DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+DIGESTED = 64
+"""Samples that a digest looks at."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the model wants at one input; None in `shape` is a dynamic axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples by input name, and labels where there are any.
+
+    Attributes:
+        arrays: per input, an array or a list of image files, one entry per sample.
+        labels: (n,) class numbers, or None.
+        preprocess: None: values are used as stored.
+        inputs: what the model wants.
+        name: how to call the data in a report.
+        classes: names of the classes, for a folder of images.
+    """
+
+    arrays: Mapping[str, Array | Sequence[Path]]
+    labels: Array | None
+    preprocess: Preprocess | None
+    inputs: tuple[InputSpec, ...]
+    name: str
+    classes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def batches(self, size: int) -> Iterator[Feeds]:
+        """Yield preprocessed batches; only one is in memory at a time."""
+        for start in range(0, len(self), size):
+            yield self.rows(start, min(start + size, len(self)))
+
+    def rows(self, start: int, stop: int) -> Feeds:
+        """Return samples start … stop - 1, as the model takes them.
+
+        Raises:
+            DataError: an image that can't be read, or a shape that does not fit.
+        """
+        feeds: Feeds = {}
+        for spec in self.inputs:
+            source = self.arrays[spec.name]
+            if isinstance(source, np.ndarray):
+                batch: Array = source[start:stop]
+            else:
+                batch = _stack(source[start:stop], self.preprocess or Preprocess())
+            if self.preprocess is not None:
+                batch = self.preprocess.apply(batch)
+            feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
+        return feeds
+
+    def stored(self, name: str, sample: int) -> Array:
+        """Return a sample of an input before any arithmetic: an array as it is stored, an image as its bytes, resized and cropped."""
+        source = self.arrays[name]
+        if isinstance(source, np.ndarray):
+            return cast(Array, source[sample])
+        return _read_image(source[sample], self.preprocess or Preprocess())
+
+    def take(self, samples: Array) -> Data:
+        """Return the data of some samples, by their numbers."""
+        arrays = {
+            name: source[samples] if isinstance(source, np.ndarray) else [source[i] for i in samples]
+            for name, source in self.arrays.items()
+        }
+        return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[samples])
+
+    def digest(self) -> str:
+        """Return what tells these samples from others: a digest of their number and of the first of them, preprocessed."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for name, values in sorted(self.rows(0, min(DIGESTED, len(self))).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of one preprocessed sample batch of size 1, per input."""
+        return {name: value.shape for name, value in self.rows(0, 1).items()}
+
+
+def inputs_of(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """Return what a model wants at its inputs."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    specs = []
+    for value in proto.graph.input:
+        if value.name in weights:
+            continue
+        tensor = value.type.tensor_type
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        specs.append(
+            InputSpec(value.name, dtype, tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim))
+        )
+    return tuple(specs)
+
+
+def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
+    """Read data and hold them against the inputs of a model.
+
+    Args:
+        path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of images,
+            with a sub-folder per class where they are labelled; or, from Python, arrays, or an iterable of batches (a list, a
+            generator, a DataLoader of torch), each as in `Batch`. Batches are joined: an iterable is read once, to its end.
+        inputs: what the model wants.
+        preprocess: a `Preprocess`, the name of a preset, or a TOML file.
+
+    Raises:
+        DataError: anything that does not fit, with what would.
+    """
+    how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    if isinstance(path, Mapping) or _is_array(path):
+        given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
+        return _from_arrays({name: np.asarray(value) for name, value in given.items()}, inputs, how, "arrays")
+    if not isinstance(path, str | os.PathLike):
+        return _from_arrays(_joined(path, inputs), inputs, how, "batches")
+    file = Path(path)
+    if file.is_dir():
+        return _from_folder(file, inputs, how)
+    if not file.exists():
+        raise DataError("no such data", where=str(file), hint="check the path given to --data")
+    suffix = file.suffix.lower()
+    if suffix not in (".npz", ".npy"):
+        raise DataError(
+            f"data of type {file.suffix or 'none'} are not known",
+            where=str(file),
+            hint="give a .npz, a .npy or a folder of images",
+        )
+    try:
+        if suffix == ".npz":
+            with np.load(file, allow_pickle=False) as loaded:
+                arrays = dict(loaded)
+        else:
+            with file.open("rb") as stream:
+                arrays = {_only(inputs, "a .npy file").name: np.lib.format.read_array(stream, allow_pickle=False)}
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can make numpy, zipfile or zlib raise nearly anything
+        raise DataError(
+            "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
+        ) from error
+    return _from_arrays(arrays, inputs, how, file.name, where=str(file))
+
+
+def _is_array(value: object) -> bool:
+    """Tell whether a value is an array, or something that numpy takes for one, such as a tensor of torch."""
+    return hasattr(value, "__array__")
+
+
+def _joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, Array]:
+    """Return all batches of an iterable as one array per name."""
+    if not isinstance(batches, Iterable):
+        raise DataError(
+            f"data of type {type(batches).__name__} are not known",
+            hint="give a path, arrays by input name, or an iterable of batches",
+        )
+    parts: dict[str, list[Array]] = {}
+    for number, batch in enumerate(batches):
+        arrays = _arrays_of(batch, inputs, f"batch {number}")
+        if number and arrays.keys() != parts.keys():
+            raise DataError(
+                "the batches do not have the same arrays",
+                where=f"batch {number}",
+                why=f"it has {', '.join(arrays)}; those before have {', '.join(parts)}",
+                hint="give every batch each input, and labels to all or to none",
+            )
+        for name, array in arrays.items():
+            earlier = parts.setdefault(name, [])
+            if earlier and earlier[0].shape[1:] != array.shape[1:]:
+                raise DataError(
+                    f"the batches of {name} have different shapes",
+                    where=f"batch {number}",
+                    why=f"samples are {list(array.shape[1:])}, those before are {list(earlier[0].shape[1:])}",
+                    hint="give all samples one shape",
+                )
+            earlier.append(array)
+    if not parts:
+        raise DataError(
+            "there are no batches", why="the iterable gave nothing", hint="a generator can be read only once"
+        )
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
+    """Return the arrays of a batch by name: those of the inputs, and labels."""
+    if isinstance(batch, Mapping):
+        named = {name: value for name, value in batch.items() if name == "labels" or name in {i.name for i in inputs}}
+    elif _is_array(batch):
+        named = {_only(inputs, where).name: batch}
+    elif isinstance(batch, Sequence) and 1 <= len(batch) <= 2 and _is_array(batch[0]):
+        named = dict(zip((_only(inputs, where).name, "labels"), batch, strict=False))
+    else:
+        raise DataError(
+            "a batch is of no form that is known",
+            where=where,
+            why=f"it is a {type(batch).__name__}",
+            hint="give arrays by input name, an array for the only input, or a pair of it and labels",
+        )
+    try:
+        arrays = {name: np.asarray(value) for name, value in named.items()}
+    except Exception as error:  # tensors that are on a graphics card, or part of a graph, refuse to be arrays
+        raise DataError(
+            "a batch cannot be read", where=where, why=first_line(error), hint="give it as arrays of numpy"
+        ) from error
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if not lengths or len(set(lengths.values())) > 1 or not all(array.ndim for array in arrays.values()):
+        raise DataError(
+            "the arrays of a batch have no common number of samples",
+            where=where,
+            why=", ".join(f"{name} has {length}" for name, length in lengths.items()) or "it has no input of the model",
+            hint="give samples along the first axis of every array",
+        )
+    return arrays
+
+
+def _only(inputs: Sequence[InputSpec], what: str) -> InputSpec:
+    if len(inputs) != 1:
+        raise DataError(
+            f"{what} holds one input, the model has {len(inputs)}",
+            why=f"inputs are {', '.join(i.name for i in inputs)}",
+            hint="save a .npz with an array per input name",
+        )
+    return inputs[0]
+
+
+def _from_arrays(
+    arrays: dict[str, Array], inputs: Sequence[InputSpec], how: Preprocess | None, name: str, where: str = "data"
+) -> Data:
+    labels = arrays.pop("labels", None) if "labels" not in {spec.name for spec in inputs} else None
+    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    if missing:
+        raise DataError(
+            "the data don't have every input of the model",
+            where=where,
+            why=f"missing: {', '.join(missing)}; found: {', '.join(arrays) or 'nothing'}",
+            hint="name the arrays after the inputs of the model",
+        )
+    arrays = {spec.name: arrays[spec.name] for spec in inputs}
+    lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}
+    if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+        raise DataError(
+            "the inputs have no common number of samples",
+            where=where,
+            why=", ".join(f"{key} has {length}" for key, length in lengths.items()),
+            hint="give every input the same number of samples, at least one",
+        )
+    n = next(iter(lengths.values()))
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            raise DataError(
+                "the labels don't fit",
+                where=where,
+                why=f"labels are {labels.dtype}{list(labels.shape)}, there are {n} samples",
+                hint="give one integer class number per sample",
+            )
+        if labels.min() < 0:
+            raise DataError(
+                "a label is negative",
+                where=where,
+                why=f"the label of sample {int(labels.argmin())} is {labels.min()}",
+                hint="class numbers start at 0",
+            )
+        labels = labels.astype(np.int64)
+    for spec in inputs:
+        _check_array(arrays[spec.name], spec, how, where)
+    data = Data(arrays, labels, how, tuple(inputs), name)
+    _check_shapes(data, where)
+    return data
+
+
+def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: str) -> None:
+    floating = array.dtype.kind == "f"
+    wants_float = spec.dtype.kind == "f" or str(spec.dtype) == "bfloat16"
+    if how is None and array.dtype != spec.dtype and not (floating and wants_float):
+        hint = (
+            "give --preprocess (a preset or a TOML file) to say how the values are scaled"
+            if wants_float
+            else "convert the array"
+        )
+        raise DataError(
+            f"input {spec.name} has another dtype",
+            where=where,
+            why=f"data are {array.dtype}, the model wants {spec.dtype}",
+            hint=hint,
+        )
+    if array.dtype.kind not in "fiub":
+        raise DataError(
+            f"input {spec.name} holds no numbers",
+            where=where,
+            why=f"its dtype is {array.dtype}",
+            hint="save an array of numbers",
+        )
+    if floating:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(spec.dtype, copy=False) if how is None else array)
+        if not finite.all():
+            bad = int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
+            raise DataError(
+                f"input {spec.name} holds NaN or infinity",
+                where=where,
+                why=f"first in sample {bad}, as {spec.dtype}",
+                hint="clean the data",
+            )
+
+
+def _check_shapes(data: Data, where: str) -> None:
+    for spec in data.inputs:
+        shape = data.rows(0, 1)[spec.name].shape
+        fits = len(shape) == len(spec.shape) and all(
+            want is None or have == want for have, want in zip(shape[1:], spec.shape[1:], strict=True)
+        )
+        if not fits:
+            wanted = ["any" if size is None else size for size in spec.shape]
+            raise DataError(
+                f"input {spec.name} has another shape",
+                where=where,
+                why=f"samples are {list(shape[1:])} after preprocessing, the model wants {wanted[1:]}",
+                hint="check layout, size and --preprocess",
+            )
+
+
+def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | None) -> Data:
+    spec = _only(inputs, "a folder of images")
+    if how is None:
+        raise DataError(
+            "images need a preprocessing",
+            where=str(folder),
+            why="nothing says how large they should be, nor how their values are scaled",
+            hint=f"give --preprocess: {', '.join(PRESETS)}, or a TOML file",
+        )
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files: list[Path] = []
+    labels: list[int] = []
+    for number, sub in enumerate(classes):
+        found = sorted(path for path in (folder / sub).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        files += found
+        labels += [number] * len(found)
+    if not files:
+        classes = []
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(
+            "the folder holds no images",
+            where=str(folder),
+            why="neither in it nor in its sub-folders is a file of a known type",
+            hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
+    data = Data({spec.name: files}, np.array(labels) if labels else None, how, (spec,), folder.name, tuple(classes))
+    _check_shapes(data, str(folder))
+    return data
+
+
+def _stack(paths: Sequence[Path], how: Preprocess) -> Array:
+    images = [_read_image(path, how) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                "the images have different sizes",
+                where=str(path),
+                why=f"it is {list(image.shape)}, {paths[0].name} is {list(images[0].shape)}",
+                hint="give a preprocessing with resize and crop",
+            )
+    return np.stack(images)
+
+
+def _read_image(path: Path, how: Preprocess) -> Array:
+    """Read, resize and crop one image; returns uint8 in the layout that the model wants."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            if opened.mode[0] in "IF":
+                raise ValueError("it has more than 8 bits per colour")
+            image = opened.convert("L" if how.color == "L" else "RGB")
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
+        raise DataError(
+            "an image cannot be read", where=str(path), why=first_line(error), hint="remove or replace it"
+        ) from error
+    if how.resize:
+        factor = how.resize / min(image.size)
+        filters = {
+            "nearest": Image.Resampling.NEAREST,
+            "bilinear": Image.Resampling.BILINEAR,
+            "bicubic": Image.Resampling.BICUBIC,
+        }
+        size = tuple(max(how.resize, round(side * factor)) for side in image.size)
+        image = image.resize((size[0], size[1]), filters[how.interpolation])
+    if how.crop:
+        if min(image.size) < how.crop:
+            raise DataError(
+                "an image is smaller than the crop",
+                where=str(path),
+                why=f"it is {image.width} x {image.height}, crop is {how.crop}",
+                hint="set resize to no less than crop in the preprocessing",
+            )
+        left, top = ((side - how.crop) // 2 for side in image.size)
+        image = image.crop((left, top, left + how.crop, top + how.crop))
+    pixels = np.asarray(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if how.color == "BGR":
+        pixels = pixels[..., ::-1]
+    return pixels if how.layout == "NHWC" else np.moveaxis(pixels, 2, 0)

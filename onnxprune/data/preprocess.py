@@ -1,0 +1,159 @@
+"""Preprocessing: how stored values become what the model was trained on."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from onnxprune.errors import DataError, first_line
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How stored values become what the model was trained on; applied in the order of the fields.
+
+    Attributes:
+        resize: shorter side in pixels (images only).
+        crop: side of the central square that is kept (images only).
+        interpolation: nearest, bilinear or bicubic (images only).
+        color: RGB, BGR or L (images only).
+        layout: NCHW or NHWC: where the model wants the colours (images only; arrays are left as they are).
+        pad: zeros added on each side of the two spatial axes.
+        repeat: how often the channel axis is repeated.
+        scale: factor.
+        mean, std: per channel; (x - mean) / std.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    color: Literal["RGB", "BGR", "L"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    pad: int = 0
+    repeat: int = 1
+    scale: float = 1.0
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for key, least in (("resize", 1), ("crop", 1), ("pad", 0), ("repeat", 1)):
+            value = getattr(self, key)
+            optional = getattr(type(self), key) is None
+            if not (optional and value is None) and not (_is_number(value, Integral) and value >= least):
+                raise _wrong(key, value, f"give a whole number, {least} or more")
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise _wrong(key, getattr(self, key), f"give one of {', '.join(allowed)}")
+        if not _is_number(self.scale, Real) or self.scale == 0:
+            raise _wrong("scale", self.scale, "give a number other than 0")
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            row = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) else ()
+            if not row or not all(_is_number(entry, Real) and (key == "mean" or entry > 0) for entry in row):
+                sign = "numbers" if key == "mean" else "numbers above 0"
+                raise _wrong(key, value, f"give {sign}: one, or one per channel")
+            object.__setattr__(self, key, row)
+
+    def apply(self, batch: Array) -> Array:
+        """Preprocess a batch of arrays, (n, channels, height, width) or channels last; returns float32."""
+        channel, spatial = (1, (2, 3)) if self.layout == "NCHW" else (3, (1, 2))
+        if batch.ndim == 4:
+            if self.pad:
+                batch = np.pad(batch, [(self.pad, self.pad) if axis in spatial else (0, 0) for axis in range(4)])
+            if self.repeat > 1:
+                batch = np.repeat(batch, self.repeat, axis=channel)
+        x = batch.astype(np.float32)
+        x *= np.float32(self.scale)
+        shape = [1] * x.ndim
+        if x.ndim > channel:
+            shape[channel] = -1
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        channels = x.shape[channel] if x.ndim > channel else 1
+        if any(v.size not in (1, channels) for v in (mean, std)):
+            raise DataError(
+                "mean or std of the preprocessing do not fit",
+                where="--preprocess",
+                why=f"{mean.size} and {std.size} values for {channels} channels in samples of shape {list(x.shape[1:])}",
+                hint="give one value, or one per channel",
+            )
+        x -= mean.reshape(shape)
+        x /= std.reshape(shape)
+        return x
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "interpolation": ("nearest", "bilinear", "bicubic"),
+    "color": ("RGB", "BGR", "L"),
+    "layout": ("NCHW", "NHWC"),
+}
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(cast(float, value))
+
+
+def _wrong(key: str, value: object, hint: str) -> DataError:
+    return DataError(f"preprocessing field {key!r} has a wrong value", why=f"it is {value!r}", hint=hint)
+
+
+PRESETS: dict[str, Preprocess] = {
+    "unit": Preprocess(scale=1 / 255),
+    "imagenet": Preprocess(resize=256, crop=224, scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "tf": Preprocess(resize=256, crop=224, scale=1 / 127.5, mean=(1.0,), std=(1.0,)),
+}
+"""Preprocessing by the name that `--preprocess` takes: `unit` is x/255, `tf` is x/127.5 - 1."""
+
+
+def load_preprocess(name: str) -> Preprocess:
+    """Return a preset, or read a TOML file with the fields of `Preprocess` in an [array] or [image] table.
+
+    Raises:
+        DataError: neither a preset nor a readable file, or an unknown field.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(
+            f"no preprocessing {name!r}",
+            why="it is neither a preset nor a file",
+            hint=f"give one of {', '.join(PRESETS)}, or a TOML file",
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "the preprocessing file cannot be read", where=name, why=first_line(error), hint="write valid TOML"
+        ) from error
+    values: dict[str, Any] = {}
+    for section, table in content.items():
+        if section not in ("array", "image") or not isinstance(table, dict):
+            raise DataError(
+                f"unknown preprocessing table {section!r}", where=name, hint="put all fields under [array] or [image]"
+            )
+        values |= table
+    unknown = sorted(set(values) - set(Preprocess.__dataclass_fields__))
+    if unknown:
+        raise DataError(
+            f"unknown preprocessing field {unknown[0]!r}",
+            where=name,
+            hint=f"known are {', '.join(Preprocess.__dataclass_fields__)}",
+        )
+    try:
+        return Preprocess(**values)
+    except DataError as error:
+        raise DataError(error.what, where=name, why=error.why, hint=error.hint) from None

@@ -1,0 +1,234 @@
+"""`check`: may this candidate replace that baseline?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import compare, timed_feeds
+from onnxprune.evaluation.policy import GateLimits
+from onnxprune.evaluation.structure import check_structure, full_check
+from onnxprune.evaluation.verdict import Measurements, hold
+from onnxprune.graph import io
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_shapes
+from onnxprune.metrics.outputs import relative_difference
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime import paired_timing
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, open_session, random_feeds, run_batch
+from onnxprune.types import Check, Verdict
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+SCHEMA = "onnxprune.check/2"
+BATCHES = (1, 2, 7)
+"""Sizes of batches that must run, where the batch is dynamic."""
+EXTREME = 1e3
+"""Size of extreme inputs, where no data say what is usual."""
+REPEATS = 3
+"""Runs on the same inputs, which must give the same outputs."""
+SAME = 1e-6
+"""Difference between them, as a share of the output's range, that is put down to the order of sums."""
+ORIGINAL = "onnxprune.original.sha256"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `check` finds about a candidate that should replace a baseline; both are paths as given."""
+
+    candidate: str
+    baseline: str
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; its schema is `check.schema.json`."""
+        checks = self.verdict.checks
+        return {
+            "schema": SCHEMA,
+            "passed": bool(self.verdict),
+            "undecided": sum(check.undecided for check in checks),
+            "checks": [{**asdict(check), "status": check.status} for check in checks],
+        }
+
+
+def check(
+    candidate: str | os.PathLike[str],
+    baseline: str | os.PathLike[str],
+    *,
+    data: DataLike | None = None,
+    preprocess: Preprocess | str | None = None,
+    limits: GateLimits | None = None,
+    measure: BenchmarkConfig | None = None,
+    providers: tuple[str, ...] = (CPU_PROVIDER,),
+    on_stage: ProgressCallback = quiet,
+) -> Verdict:
+    """Hold any candidate against a baseline.
+
+    Args:
+        candidate: path of the model to judge.
+        baseline: path of the model it should replace.
+        data: what to run both on; seeded random inputs when None.
+        preprocess: as for `prune`.
+        limits: what the candidate must keep.
+        measure: how to measure.
+        providers: of onnxruntime, on which the candidate must load; the first one runs the comparison.
+        on_stage: called as the run goes on.
+
+    Raises:
+        OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
+    """
+    limits, measure = limits or GateLimits(), measure or BenchmarkConfig()
+    for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
+        if getattr(limits, name) is not None and data is None:
+            raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
+    on_stage("load", None)
+    (ours, size), (digest, theirs, _) = io.read(candidate), io.read_with_digest(baseline)
+    checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
+    checks += [*_origin(ours, digest), *_operators(ours, limits)]
+    if not all(checks):
+        return Verdict(tuple(checks))
+    loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
+
+    def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
+        return open_session(os.fspath(path), threads=measure.threads, where=os.fspath(path), provider=providers[0])
+
+    original = open_model(baseline)
+    opened = list(_loads(candidate, providers, measure.threads))
+    checks += [found for found, _ in opened]
+    ran = opened[0][1]
+    if ran is None or not all(checks):
+        return Verdict(tuple(checks))
+    compared = compare(original, ran, ours, loaded, replace(measure, latency=False), on_stage)
+    feeds = timed_feeds(original, ours, loaded, measure.batch)
+    raced = None
+    if measure.latency:
+        raced = paired_timing.time_pair(
+            (lambda: open_model(baseline), lambda: open_model(candidate)),
+            feeds,
+            runs=measure.runs,
+            warmup=measure.warmup,
+            seconds=measure.seconds,
+            progress=share_of(on_stage, "time"),
+        )
+    on_stage("verify", None)
+    checks.append(Check("finite outputs", compared.finite, None, compared.finite))
+    checks += _robustness(original, ran, ours, loaded) if compared.finite else []
+    on_stage("memory", None)
+    measured = Measurements(
+        (baseline, candidate),
+        (theirs, ours),
+        float(size),
+        compared,
+        feeds,
+        raced,
+        measure.threads,
+        providers[0],
+        limits,
+    )
+    return Verdict((*checks, *hold(measured)))
+
+
+def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
+    """Check that a model which says what it was pruned from was pruned from the baseline, whose SHA-256 is `digest`."""
+    said = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
+    if said is None:
+        return
+    detail = "" if said == digest else f"it was pruned from {said[:12]}…, the baseline is {digest[:12]}…"
+    yield Check("pruned from the baseline", said == digest, None, said == digest, detail)
+
+
+def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check]:
+    opset = next((entry.version for entry in candidate.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    yield Check("opset", float(opset), limits.max_opset, limits.max_opset is None or opset <= limits.max_opset)
+    used = sorted({node.domain or "ai.onnx" for node in candidate.graph.node})
+    odd = [] if limits.domains is None else sorted(set(used) - {"ai.onnx", *limits.domains})
+    told = None if limits.domains is None else ", ".join(("ai.onnx", *limits.domains))
+    yield Check("operator domains", ", ".join(used), told, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
+
+
+def _loads(candidate: str | os.PathLike[str], providers: tuple[str, ...], threads: int) -> Iterator[tuple[Check, Any]]:
+    for provider in providers:
+        name = f"loads on {provider.removesuffix('ExecutionProvider')}"
+        try:
+            opened = open_session(os.fspath(candidate), threads=threads, where=os.fspath(candidate), provider=provider)
+        except OnnxPruneError as error:
+            yield Check(name, False, None, False, error.why or error.what), None
+        else:
+            yield Check(name, True, None, True), opened
+
+
+def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None) -> Iterator[Check]:
+    """Run both on inputs that data seldom hold, and the candidate several times on the same."""
+    known = None if data is None else data.shapes()
+    shapes = workable_shapes(original, proto, 1) if known is None else None
+    dynamic = has_dynamic_batch(proto)
+    broken: list[str] = []
+    for batch in BATCHES if dynamic else (1,):
+        each = concrete_shapes(proto, batch, known=known or shapes)
+        for name, feeds in _odd_inputs(proto, each, data):
+            where = f"{name}, batch {each[proto.graph.input[0].name][0] if dynamic else 'fixed'}"
+            try:
+                expected = run_batch(original, feeds)
+            except OnnxPruneError:
+                continue  # the baseline does not run on that either
+            try:
+                outputs = run_batch(ran, feeds)
+            except OnnxPruneError as error:
+                broken.append(f"{where}: {error.why[:120]}")
+                continue
+            if any(_spoilt(a, b) for a, b in zip(expected, outputs, strict=True)):
+                broken.append(f"{where}: not finite, where the baseline is")
+    sizes = ", ".join(map(str, BATCHES)) if dynamic else "that of the model"
+    yield Check(
+        "runs on odd inputs",
+        not broken,
+        None,
+        not broken,
+        "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}",
+    )
+    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known or shapes), 0)
+    first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
+    worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
+    yield Check("deterministic", worst, SAME, worst <= SAME, f"{REPEATS} runs, share of the output's range")
+
+
+def _spoilt(expected: Any, found: Any) -> bool:
+    a, b = np.asarray(expected), np.asarray(found)
+    return a.dtype.kind == "f" and b.dtype.kind == "f" and bool(np.isfinite(a).all() and not np.isfinite(b).all())
+
+
+def _odd_inputs(
+    proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], data: Data | None
+) -> Iterator[tuple[str, Feeds]]:
+    noise = random_feeds(proto, shapes, 1)
+    floating = {name for name, value in noise.items() if value.dtype.kind == "f"}
+    yield "noise", noise
+    yield "zeros", {name: np.zeros_like(value) if name in floating else value for name, value in noise.items()}
+    usual = {} if data is None else data.rows(0, min(16, len(data)))
+    for sign in (-1, 1):
+        extreme = {}
+        for name, value in noise.items():
+            size = 10 * float(np.abs(usual[name]).max()) if name in usual and name in floating else EXTREME
+            extreme[name] = np.full_like(value, sign * size) if name in floating else value
+        yield f"extremes ({'+' if sign > 0 else '-'})", extreme
+
+
+def strict(verdict: Verdict) -> Verdict:
+    """Return a verdict in which checks that are undecided fail."""
+    checks = (replace(check, passed=check.passed and not check.undecided) for check in verdict.checks)
+    return replace(verdict, checks=tuple(checks))
+
+
+def to_dict(verdict: Verdict) -> dict[str, Any]:
+    """Return plain values for JSON; their schema is `check.schema.json` in `onnxprune.report`."""
+    return Judgement("", "", verdict).to_dict()

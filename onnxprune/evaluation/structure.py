@@ -1,0 +1,74 @@
+"""Whether a model is well-formed, and has the inputs and outputs of the one it came from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from onnxprune.graph.model import STORED_IN, Model, tensors_of
+from onnxprune.types import Check
+
+
+def check_structure(
+    candidate: onnx.ModelProto | Model, baseline: onnx.ModelProto | Model, *, strict: bool = True
+) -> list[Check]:
+    """Check that a model is well-formed and has the inputs and outputs of the baseline.
+
+    Args:
+        candidate: the model to judge.
+        baseline: the original.
+        strict: whether onnx's full check counts; off where the original does not pass it either.
+    """
+    checks = []
+    if strict:
+        reason = full_check(candidate)
+        checks.append(Check("onnx checker", "ok" if reason is None else "invalid", None, reason is None, reason or ""))
+    for kind in ("input", "output"):
+        ours, theirs = (_signature(source, kind) for source in (candidate, baseline))
+        different = [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
+        detail = "; ".join(
+            f"{name}: {ours.get(name, 'missing')} instead of {theirs.get(name, 'nothing')}"
+            for name in sorted(different)
+        )
+        checks.append(Check(f"same {kind}s", not different, None, not different, detail))
+    return checks
+
+
+def full_check(source: onnx.ModelProto | Model) -> str | None:
+    """Return why onnx's full check refuses a model; None when it passes. It does not look at the weights of a `Model`."""
+    try:
+        if not isinstance(source, Model):
+            onnx.checker.check_model(source, full_check=True)
+            return None
+        proto, weights = source.stub()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(proto.SerializeToString())
+            with (Path(folder) / STORED_IN).open("wb") as file:  # a hole of that size: nothing is written
+                file.truncate(max((values.nbytes for values in weights.values()), default=0))
+            onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        return str(error).strip().splitlines()[0][:200]
+    return None
+
+
+def _signature(source: onnx.ModelProto | Model, kind: str) -> dict[str, str]:
+    """Return dtype and shape of each `input` or `output`."""
+    if isinstance(source, Model):
+        graph, weights = source.header.graph, {tensor.name for _, _, tensor in tensors_of(source.graph)}
+    else:
+        graph, weights = source.graph, {tensor.name for tensor in source.graph.initializer}
+    result = {}
+    for value in getattr(graph, kind):
+        if value.name in weights:
+            continue
+        tensor = value.type.tensor_type
+        dims = (
+            ["?" if not d.HasField("dim_value") else d.dim_value for d in tensor.shape.dim]
+            if tensor.HasField("shape")
+            else "any"
+        )
+        result[value.name] = f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}{dims}"
+    return result

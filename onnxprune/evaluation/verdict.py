@@ -1,0 +1,246 @@
+"""What is held against the limits of the gate: a row for each check, and one rule that decides them all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx
+
+from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.evaluation.compare import Comparison
+from onnxprune.evaluation.policy import GateLimits
+from onnxprune.metrics import activation_memory, paired_tests
+from onnxprune.metrics.outputs import class_scores, log_probabilities
+from onnxprune.runtime import paired_timing, process_memory
+from onnxprune.runtime.session import Feeds
+from onnxprune.types import Check, FloatArray, IntArray
+
+NOISY = 0.25
+"""Range of the speed-up over the rounds, as a share of it, from which the machine is called noisy."""
+ROUNDING = 1e-9
+"""A value this much beyond its limit still counts as equal to it: 92.5 - 92.0 is not quite 0.5."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of a baseline and a candidate.
+
+    Attributes:
+        paths, protos: of both.
+        size: bytes of the candidate.
+        compared: both on the same inputs.
+        feeds: the inputs that both are timed on.
+        race: times of both; None where latency is not measured.
+        threads, provider: of onnxruntime.
+        limits: what the candidate must keep.
+    """
+
+    paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
+    protos: tuple[onnx.ModelProto, onnx.ModelProto]
+    size: float
+    compared: Comparison
+    feeds: Feeds
+    race: paired_timing.PairedTiming | None
+    threads: int
+    provider: str
+    limits: GateLimits
+
+    @property
+    def where(self) -> str:
+        """What accuracy and fidelity were measured on."""
+        return f"{self.compared.samples} samples of {self.compared.data}"
+
+    @property
+    def batch(self) -> int:
+        """Samples per timed run."""
+        return int((*np.shape(next(iter(self.feeds.values()))), 1)[0])
+
+    def scores(self) -> tuple[FloatArray, FloatArray] | None:
+        """Return the class scores of both models; None where no output holds any."""
+        first, second = (class_scores(outputs) for outputs in self.compared.outputs)
+        return None if first is None or second is None else (first, second)
+
+    def labelled(self) -> tuple[FloatArray, FloatArray, IntArray] | None:
+        """Return scores and labels; None where there are none, or scores are not finite."""
+        scores, labels = self.scores(), self.compared.labels
+        return None if scores is None or labels is None or not self.compared.finite else (*scores, labels)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value; it is known to lie from `low` to `high` where these are given. `name` goes before that of the check."""
+
+    value: float
+    detail: str
+    low: float | None = None
+    high: float | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class LimitCheck:
+    """A measured value that is held against a limit.
+
+    Attributes:
+        name: with the unit.
+        limit: field of `GateLimits`.
+        measure: returns the value; None where it cannot be measured.
+        at_least: whether the limit is the least value that passes; else it is the largest.
+        needs: what the value cannot be measured without; a limit is refused then. Empty: the check is left out then.
+    """
+
+    name: str
+    limit: str
+    measure: Callable[[Measurements], Measured | None]
+    at_least: bool = False
+    needs: str = ""
+
+    def held(self, found: Measured, limit: float | None) -> Check:
+        """Decide where the whole interval lies on one side of the limit; else the check is undecided."""
+        name = found.name or self.name
+        if limit is None:
+            return Check(name, found.value, None, True, found.detail)
+        low, high = (found.value if bound is None else bound for bound in (found.low, found.high))
+        if self.at_least:
+            surely, possibly = low >= limit - ROUNDING, high >= limit - ROUNDING
+        else:
+            surely, possibly = high <= limit + ROUNDING, low <= limit + ROUNDING
+        return Check(name, found.value, limit, possibly, found.detail, possibly and not surely)
+
+
+def hold(measured: Measurements) -> Iterator[Check]:
+    """Hold everything that was measured against its limit."""
+    for check_ in CHECKS:
+        limit, found = getattr(measured.limits, check_.limit), check_.measure(measured)
+        if found is not None:
+            yield check_.held(found, limit)
+        elif limit is not None and check_.needs and measured.compared.finite:
+            option = check_.limit.replace("_", "-")
+            raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or give what it needs")
+
+
+def paired_drop(told: paired_tests.Paired, where: str, name: str = "") -> Measured:
+    """Return a drop that chance may hide: no worse than its upper bound."""
+    detail = f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}"
+    detail += f", {told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}, {where}"
+    return Measured(told.drop, detail, told.drop, told.upper, name)
+
+
+def _drop(measured: Measurements) -> Measured | None:
+    scores, labels, compared = measured.scores(), measured.compared.labels, measured.compared
+    if scores is None:
+        return None
+    if labels is not None:
+        first, second = (paired_tests.right(one, labels) for one in scores)
+        found = paired_drop(paired_tests.paired(first, second), measured.where)
+        change = f"{compared.accuracy_a[0]:.2f} -> {compared.accuracy_b[0]:.2f} %"
+        return replace(found, detail=f"{change}, {found.detail}")
+    if measured.limits.max_drop is None:
+        return None
+    same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
+    return paired_drop(paired_tests.paired(np.ones_like(same), same), measured.where, "agreement drop (points)")
+
+
+def _fidelity(key: str, measured: Measurements) -> Measured | None:
+    value = measured.compared.fidelity.get(key)
+    return None if value is None else Measured(value, measured.where)
+
+
+def _class_drop(measured: Measurements) -> Measured | None:
+    """Return the largest drop of a class; where there is a limit, the largest one that chance does not explain."""
+    known = measured.labelled()
+    if known is None:
+        return None
+    first, second, labels = known
+    drops = paired_tests.class_drops(paired_tests.right(first, labels), paired_tests.right(second, labels), labels)
+    worst = max(drops, key=lambda one: one.low if measured.limits.max_class_drop is not None else one.drop)
+    change = f"class {worst.label}: {worst.before:.1f} -> {worst.after:.1f} % of {worst.samples} samples"
+    return Measured(worst.drop, f"{change}, {worst.low:.1f} at least at 95 %", worst.low, worst.drop)
+
+
+def _calibration_rise(measured: Measurements) -> Measured | None:
+    known = measured.labelled()
+    if known is None:
+        return None
+    first, second, labels = known
+    before, after = (paired_tests.calibration_error(log_probabilities(scores), labels) for scores in (first, second))
+    return Measured(after - before, f"{before:.2f} -> {after:.2f}")
+
+
+def _speedup(measured: Measurements) -> Measured | None:
+    race = measured.race
+    if race is None:
+        return None
+    ratio, low, high = (float(of(race.ratios)) for of in (np.median, np.min, np.max))
+    setting = f"batch {measured.batch}, threads {measured.threads or 'default'}"
+    detail = f"{low:.2f} to {high:.2f} in {len(race.ratios)} rounds, {race.runs} runs, {setting}"
+    detail += "; the machine is noisy" if high - low > NOISY * ratio else ""
+    detail += f"; other processes kept {race.others:.1f} processors busy" if race.busy else ""
+    return Measured(ratio, detail, low, high)
+
+
+def _latency(measured: Measurements) -> Measured | None:
+    """Return milliseconds, where there is a limit; other processes may have caused them."""
+    race = measured.race
+    if race is None or measured.limits.max_latency is None:
+        return None
+    least, most = min(race.b), max(race.b)
+    quiet_least = least / (1 + (race.others or 0.0)) if race.busy else least
+    detail = f"{least:.3f} to {most:.3f}" + (f"; {quiet_least:.3f} perhaps on a quiet machine" if race.busy else "")
+    return Measured(float(np.median(race.b)), detail, quiet_least, most)
+
+
+def _parameters(measured: Measurements) -> Measured:
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+    stored = (tensor for tensor in measured.protos[1].graph.initializer if tensor.data_type in floats)
+    return Measured(float(sum(math.prod(tensor.dims) for tensor in stored)), "floats among the initializers")
+
+
+def _activation_memory(measured: Measurements) -> Measured | None:
+    shapes = {name: value.shape for name, value in measured.feeds.items()}
+    try:
+        before, after = (float(activation_memory.peak_of_proto(proto, shapes)) for proto in measured.protos)
+    except OnnxPruneError:
+        if measured.limits.max_memory is not None:
+            raise
+        return None
+    return Measured(after, f"activations alive at once, batch {measured.batch}; {before:.6g} in the baseline")
+
+
+def _peak_memory(measured: Measurements) -> Measured | None:
+    with ThreadPoolExecutor() as pool:
+        opens = partial(
+            process_memory.measure, feeds=measured.feeds, threads=measured.threads, provider=measured.provider
+        )
+        before, after = pool.map(opens, measured.paths)
+    if before is None or after is None:
+        return None
+    detail = f"of a process that loads and runs it, batch {measured.batch}; {before:.6g} for the baseline"
+    return Measured(float(after), detail)
+
+
+SCORES = "outputs of the form (samples, classes)"
+DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES)
+CHECKS = (
+    DROP,
+    LimitCheck("agreement (%)", "min_agreement", partial(_fidelity, "agreement"), at_least=True, needs=SCORES),
+    LimitCheck("cosine", "min_cosine", partial(_fidelity, "cosine"), at_least=True, needs="outputs of numbers"),
+    LimitCheck("KL (nats)", "max_kl", partial(_fidelity, "kl"), needs=SCORES),
+    LimitCheck("largest class drop (points)", "max_class_drop", _class_drop, needs="labels"),
+    LimitCheck("calibration error, rise (points)", "max_calibration_rise", _calibration_rise, needs="labels"),
+    LimitCheck("speed-up", "min_speedup", _speedup, at_least=True),
+    LimitCheck("latency (ms)", "max_latency", _latency),
+    LimitCheck(
+        "size (bytes)", "max_size", lambda found: Measured(found.size, "of the file and of the weights beside it")
+    ),
+    LimitCheck("parameters", "max_params", _parameters),
+    LimitCheck("activation memory (bytes)", "max_memory", _activation_memory),
+    LimitCheck("peak memory (bytes)", "max_peak_memory", _peak_memory, needs="Linux, which tells what a process takes"),
+)
+"""What is held against a limit, in the order of a verdict."""

@@ -1,0 +1,132 @@
+"""What moves through a model under any choice of survivors: elements of every activation, and the most that are alive at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.graph.cost import CostModel, Extents
+from onnxprune.types import BoolArray, FloatArray, Trace
+
+FEATURES = ("once", "in", "out", "macs", "weights")
+"""What the time of a node is made of, in the order of the last axis of `Traffic.features`."""
+
+
+def lifetimes(
+    nodes: Sequence[tuple[Sequence[str], Sequence[str]]], inputs: Collection[str], outputs: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """Return the node that makes each activation, and the last that reads it, by name.
+
+    Args:
+        nodes: names that each node reads, and names that it makes, in the order in which they run.
+        inputs: of the model; these live throughout, as do the outputs.
+        outputs: of the model.
+    """
+    end = max(len(nodes) - 1, 0)
+    first: dict[str, int] = dict.fromkeys(inputs, 0)
+    last: dict[str, int] = {}
+    for n, (read, made) in enumerate(nodes):
+        first.update((name, n) for name in made if name)
+        last.update((name, n) for name in (*read, *made) if name in first)
+    last.update((name, end) for name in (*inputs, *outputs) if name in first)
+    return {name: (start, last[name]) for name, start in first.items()}
+
+
+def most_alive(size: FloatArray, lives: Sequence[tuple[int, int]]) -> float:
+    """Return the most that is alive at once, given the size and the lifetime of every activation."""
+    return float(alive_at(size, lives).max(initial=0.0))
+
+
+def alive_at(size: FloatArray, lives: Sequence[tuple[int, int]]) -> FloatArray:
+    """Return what is alive at each node, given the size and the lifetime of every activation."""
+    spans = np.array(lives, dtype=np.int64).reshape(-1, 2)
+    change = np.zeros(spans.max(initial=0) + 2)
+    np.add.at(change, spans[:, 0], size)
+    np.subtract.at(change, spans[:, 1] + 1, size)
+    return np.cumsum(change)
+
+
+class Traffic:
+    """Count the elements of activations, per sample, as `CostModel` counts MACs.
+
+    A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped convolution's
+    blocks, attention scores) is taken for constant.
+
+    Args:
+        graph: the graph that was traced.
+        trace: its facts.
+        cost: its cost model.
+    """
+
+    def __init__(self, graph: gs.Graph, trace: Trace, cost: CostModel) -> None:
+        self._cost = cost
+        self._extents = Extents()
+        self.names: dict[str, int] = {}
+        base: list[float] = []
+        extent: list[int] = []
+
+        def tensor(name: str) -> int:
+            number = self.names.setdefault(name, len(self.names))
+            if number == len(base):
+                shape = trace.shapes.get(name, ())
+                base.append(math.prod(shape) / trace.batch)
+                carried = trace.carried.get(name)
+                extent.append(-1 if carried is None else self._extents.number(carried[1]))
+            return number
+
+        reads: list[tuple[int, int]] = []  # (node, tensor)
+        writes: list[tuple[int, int]] = []
+        for value in graph.inputs:
+            tensor(value.name)
+        for n, node in enumerate(graph.nodes):
+            taken = dict.fromkeys(t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name)
+            reads += [(n, tensor(name)) for name in taken]
+            writes += [(n, tensor(t.name)) for t in node.outputs if t.name]
+        self._extents.close()
+        self._base = np.array(base, dtype=np.float64)
+        self._extent = np.array(extent, dtype=np.int64)
+        self._reads = np.array(reads, dtype=np.int64).reshape(-1, 2)
+        self._writes = np.array(writes, dtype=np.int64).reshape(-1, 2)
+        self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
+        self._nodes = len(graph.nodes)
+        lives = lifetimes(
+            [([t.name for t in node.inputs], [t.name for t in node.outputs]) for node in graph.nodes],
+            [t.name for t in graph.inputs],
+            [t.name for t in graph.outputs],
+        )
+        self._lives = [lives.get(name, (0, 0)) for name in self.names]
+
+    def elements(self, keep: BoolArray, step: int = 1) -> FloatArray:
+        """Return the elements of each tensor, (len(names),), channels counted in whole steps."""
+        return np.asarray(self._base * self._extents.shares(keep, step)[self._extent])
+
+    def per_tensor(self, read: FloatArray, written: FloatArray) -> FloatArray:
+        """Turn what each node takes per element that it reads and writes, (nodes,) each, into what each tensor takes per element."""
+        found = np.zeros(len(self.names))
+        np.add.at(found, self._reads[:, 1], read[self._reads[:, 0]])
+        np.add.at(found, self._writes[:, 1], written[self._writes[:, 0]])
+        return found
+
+    def peak(self, keep: BoolArray, itemsize: FloatArray) -> float:
+        """Return the most bytes that are alive at once, while nodes run in order and what nobody needs any more is freed.
+
+        Args:
+            keep: (n_channels,) channels that stay.
+            itemsize: (len(names),) bytes of an element of each tensor.
+        """
+        return most_alive(self.elements(keep) * itemsize, self._lives)
+
+    def features(self, keep: BoolArray, step: int = 1) -> FloatArray:
+        """Return what the time of each node is made of, (nodes, `FEATURES`), channels counted in whole steps."""
+        found = np.zeros((self._nodes, len(FEATURES)))
+        elements = self.elements(keep, step)
+        macs, weights = self._cost.work(keep, step)
+        found[:, 0] = 1.0
+        np.add.at(found[:, 1], self._reads[:, 0], elements[self._reads[:, 1]])
+        np.add.at(found[:, 2], self._writes[:, 0], elements[self._writes[:, 1]])
+        np.add.at(found[:, 3], self._layers, macs)
+        np.add.at(found[:, 4], self._layers, weights)
+        return found

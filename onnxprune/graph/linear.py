@@ -1,0 +1,316 @@
+"""Layers as matrices: y = W x + b at every position, which is what repair and second-order importance work on.
+
+A `Linear` cuts the input of a layer into *rows*, one per output position, so that its output there is a matrix times the row
+plus the bias. Convolutions, transposed ones included, are cut into what each output position sees of the input, with a matrix
+per group; a BatchNormalization in inference is one number per channel.
+
+Positions are counted over all axes of the output but its channel axis, in their order, so over all samples of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.types import BoolArray, IntArray
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One layer: where its operands are. Matrices are (groups, outputs, features).
+
+    Attributes:
+        node: the layer.
+        x: the input that takes the activation.
+        weight: the input that takes the weight.
+        bias: the input that takes the bias, or would if there were one; None where the node has no such input.
+        groups: how many parts the channels are cut into, each with a matrix of its own.
+        alpha: factor between the stored weight and the matrix.
+        beta: factor between the stored bias and the bias.
+        bias_shape: shape of a bias that is not there yet.
+    """
+
+    node: gs.Node
+    x: int
+    weight: int
+    bias: int | None
+    groups: int = 1
+    alpha: float = 1.0
+    beta: float = 1.0
+    bias_shape: tuple[int, ...] = (-1,)
+
+    @property
+    def values(self) -> Array:
+        """The weight as it is stored."""
+        value: Array = self.node.inputs[self.weight].values
+        return value
+
+    @property
+    def has_bias(self) -> bool:
+        """Tell whether a bias can be written."""
+        return self.bias is not None
+
+    @property
+    def holds_bias(self) -> bool:
+        """Tell whether there is a bias to write over; else `write` would add one, which no fact of a trace knows of."""
+        return self.bias is not None and is_there(self.node, self.bias)
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the output that the matrix writes; may be negative. All other axes hold positions."""
+        return 1
+
+    def matrix(self, weight: Array) -> Array:
+        """Return (groups, outputs, features) of a weight, or of anything of its shape."""
+        raise NotImplementedError
+
+    def unmatrix(self, matrix: Array) -> Array:
+        """Return the weight of a matrix."""
+        raise NotImplementedError
+
+    def rows(self, x: Array, pick: IntArray) -> Array:
+        """Return (groups, n, features): what the layer sees at the n output positions in `pick`."""
+        raise NotImplementedError
+
+    def outputs(self, y: Array, pick: IntArray) -> Array:
+        """Return (groups, n, outputs) of an output, at the same positions."""
+        return _split(_at(y, self.channel_axis, pick), self.groups)
+
+    def positions(self, y: Array) -> int:
+        """Return how many positions an output has, over all samples."""
+        return int(y.size // y.shape[self.channel_axis])
+
+    def effective(self) -> tuple[Array, Array]:
+        """Return the matrix, (groups, outputs, features), and the bias, (groups, outputs), in float64."""
+        matrix = self.matrix(self.values.astype(np.float64)) * self.alpha
+        bias = np.zeros(matrix.shape[:2])
+        if self.bias is not None and is_there(self.node, self.bias):
+            bias += self.beta * self.node.inputs[self.bias].values.astype(np.float64).reshape(bias.shape)
+        return matrix, bias
+
+    def write(self, matrix: Array, bias: Array | None) -> None:
+        """Put a matrix and a bias into the node, as constants of its own, in the dtypes that are stored.
+
+        A bias of None leaves that of the layer as it is.
+        """
+        dtype = self.values.dtype
+        _put(self.node, self.weight, self.unmatrix(matrix / self.alpha).astype(dtype))
+        if bias is None or self.bias is None:
+            return
+        shape = self.node.inputs[self.bias].shape if is_there(self.node, self.bias) else self.bias_shape
+        _put(self.node, self.bias, (bias / self.beta).reshape(shape).astype(dtype))
+
+
+@dataclass(frozen=True)
+class Conv(Linear):
+    """Conv and ConvTranspose of any rank, stride, dilation, padding and number of groups.
+
+    A row holds, for one group and one position of the output, the elements of the input that the weight is multiplied with
+    there: (channels of the group, *kernel), flattened, 0 where the kernel lies on the padding. Those of a ConvTranspose lie in
+    the order of its kernel, too, with 0 between the inputs where the stride is more than 1.
+
+    Attributes:
+        pads: begins and ends, or SAME_UPPER or SAME_LOWER: then, and with `output_shape`, they follow from the input.
+        transposed: whether this is a ConvTranspose; the last two are for these alone.
+    """
+
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] | str = ()
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+
+    def matrix(self, weight: Array) -> Array:
+        """Return (groups, outputs, features); a ConvTranspose stores (inputs, outputs of a group, *kernel)."""
+        parts = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
+        if self.transposed:
+            parts = parts.swapaxes(1, 2)
+        return parts.reshape(*parts.shape[:2], -1)
+
+    def unmatrix(self, matrix: Array) -> Array:
+        """Return the weight of a matrix."""
+        parts = matrix.reshape(*matrix.shape[:2], -1, *self.kernel)
+        if self.transposed:
+            parts = parts.swapaxes(1, 2)
+        return parts.reshape(parts.shape[0] * parts.shape[1], *parts.shape[2:])
+
+    def rows(self, x: Array, pick: IntArray) -> Array:
+        """Return (groups, n, features); only what is picked is copied."""
+        sources = [self._sources(axis, size) for axis, size in enumerate(x.shape[2:])]
+        if all(np.array_equal(s, np.arange(n)[:, None]) for s, n in zip(sources, x.shape[2:], strict=True)):
+            return _split(_at(x, 1, pick), self.groups)
+        n, *where = np.unravel_index(pick, (len(x), *map(len, sources)))
+        at = np.zeros((len(pick), 1), dtype=np.int64)  # (n, kernel), as positions of the input
+        outside: BoolArray = np.zeros((len(pick), 1), dtype=bool)
+        for source, index, size in zip(sources, where, x.shape[2:], strict=True):
+            seen = source[index][:, None, :]
+            at = (at[:, :, None] * size + seen).reshape(len(pick), -1)
+            outside = (outside[:, :, None] | (seen < 0)).reshape(len(pick), -1)
+        at[outside] = 0
+        patches = x.reshape(*x.shape[:2], -1)[n[:, None], :, at]  # (n, kernel, channels)
+        patches[outside] = 0
+        parts = patches.reshape(*at.shape, self.groups, -1).transpose(2, 0, 3, 1)
+        return parts.reshape(self.groups, len(pick), -1)
+
+    def _sources(self, axis: int, size: int) -> IntArray:
+        """Return (positions, kernel): the index of the input that each weight meets along an axis, -1 for padding."""
+        positions, begin = self._extent(axis, size)
+        step = self.strides[axis]
+        at = np.arange(positions)[:, None]
+        taps = np.arange(self.kernel[axis]) * self.dilations[axis]
+        if self.transposed:  # input i adds to outputs i * step - begin + taps
+            index, rest = np.divmod(at + begin - taps, step)
+            index[rest != 0] = -1
+        else:
+            index = at * step - begin + taps
+        return np.where((index >= 0) & (index < size), index, -1)
+
+    def _extent(self, axis: int, size: int) -> tuple[int, int]:
+        """Return how many positions an axis of the output has, and the padding at its beginning."""
+        step = self.strides[axis]
+        span = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        if not self.transposed:
+            if isinstance(self.pads, str):
+                positions = -(-size // step)
+                missing = max(0, (positions - 1) * step + span - size)
+                return positions, missing // 2 if self.pads == "SAME_UPPER" else missing - missing // 2
+            begin, end = self.pads[axis], self.pads[axis + len(self.kernel)]
+            return (size + begin + end - span) // step + 1, begin
+        whole = (size - 1) * step + span + self.output_padding[axis]
+        if self.output_shape:
+            positions = self.output_shape[axis]
+        elif isinstance(self.pads, str):
+            positions = min(whole, size * step)
+        else:
+            begin, end = self.pads[axis], self.pads[axis + len(self.kernel)]
+            return whole - begin - end, begin
+        missing = max(0, whole - positions)
+        return positions, missing // 2 if self.pads == "SAME_UPPER" else missing - missing // 2
+
+
+@dataclass(frozen=True)
+class Product(Linear):
+    """Gemm, MatMul and Einsum with one constant matrix, on either side and transposed or not.
+
+    The bias of a MatMul is that of an Add behind it, which is no part of the layer: its output is the one before the Add, and
+    `effective` has a bias of 0. What is passed to `write` is *added* to the constant of the Add.
+
+    Attributes:
+        input_axis: axis of the input that is summed over.
+        output_axis: axis of the output that the matrix writes.
+        reads: axis of the matrix that is summed over, as it is stored.
+        adds: the Add of a constant vector behind the node, and the input that takes it.
+    """
+
+    input_axis: int = -1
+    output_axis: int = -1
+    reads: int = 0
+    adds: tuple[gs.Node, int] | None = None
+
+    @property
+    def has_bias(self) -> bool:
+        """Tell whether a bias can be written."""
+        return self.bias is not None or self.adds is not None
+
+    @property
+    def holds_bias(self) -> bool:
+        """Tell whether a bias is there, in the node or in the Add behind it."""
+        return super().holds_bias or self.adds is not None
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the output that the matrix writes; may be negative."""
+        return self.output_axis
+
+    def matrix(self, weight: Array) -> Array:
+        """Return (1, outputs, features)."""
+        flat = weight.reshape(weight.shape[-2:])
+        return (flat if self.reads else flat.T)[None]
+
+    def unmatrix(self, matrix: Array) -> Array:
+        """Return the weight of a matrix, with the axes of size 1 that it is stored with."""
+        flat: Array = matrix[0] if self.reads else matrix[0].T
+        return flat.reshape(*self.values.shape[:-2], *flat.shape)
+
+    def rows(self, x: Array, pick: IntArray) -> Array:
+        """Return (1, n, features)."""
+        return _split(_at(x, self.input_axis, pick), 1)
+
+    def write(self, matrix: Array, bias: Array | None) -> None:
+        """Put a matrix into the node, and a bias into it or on top of what the Add behind it adds."""
+        Linear.write(self, matrix, bias)
+        if self.adds is not None and bias is not None:
+            node, i = self.adds
+            old = node.inputs[i].values
+            _put(node, i, (old.astype(np.float64) + bias.reshape(old.shape)).astype(old.dtype))
+
+
+@dataclass(frozen=True)
+class Norm(Linear):
+    """BatchNormalization in inference: a factor and an offset per channel, each a group of its own."""
+
+    def _deviation(self) -> Array:
+        variance = self.node.inputs[4].values.astype(np.float64)
+        return np.asarray(np.sqrt(variance + float(self.node.attrs.get("epsilon", 1e-5))))
+
+    def matrix(self, weight: Array) -> Array:
+        """Return (channels, 1, 1)."""
+        return weight.reshape(-1, 1, 1)
+
+    def unmatrix(self, matrix: Array) -> Array:
+        """Return (channels,)."""
+        return matrix.reshape(-1)
+
+    def rows(self, x: Array, pick: IntArray) -> Array:
+        """Return (channels, n, 1)."""
+        return self.outputs(x, pick)
+
+    def effective(self) -> tuple[Array, Array]:
+        """Return what the scale and offset come to with the mean and variance, (channels, 1, 1) and (channels, 1)."""
+        factor = self.values.astype(np.float64) / self._deviation()
+        offset, mean = (self.node.inputs[i].values.astype(np.float64) for i in (2, 3))
+        return factor.reshape(-1, 1, 1), (offset - mean * factor).reshape(-1, 1)
+
+    def write(self, matrix: Array, bias: Array | None) -> None:
+        """Put a factor and an offset into the scale and offset; mean and variance stay."""
+        factor = matrix.reshape(-1)
+        offset = (self.effective()[1] if bias is None else bias).reshape(-1)
+        mean = self.node.inputs[3].values.astype(np.float64)
+        Linear.write(self, self.matrix(factor * self._deviation()), offset + mean * factor)
+
+
+def is_there(node: gs.Node, i: int) -> bool:
+    """Tell whether a node has an input i."""
+    return i < len(node.inputs) and bool(node.inputs[i].name)
+
+
+def _put(node: gs.Node, i: int, value: Array) -> None:
+    """Put a constant into a node, under the name of the one that was there unless that has other users."""
+    old = node.inputs[i].name if is_there(node, i) else "bias"
+    own = is_there(node, i) and len(node.inputs[i].outputs) == 1
+    constant = gs.Constant(old if own else f"{node.outputs[0].name}__{i}__{old}", np.ascontiguousarray(value))
+    if i < len(node.inputs):
+        node.inputs[i] = constant
+    else:
+        node.inputs.append(constant)
+
+
+def _at(values: Array, axis: int, pick: IntArray) -> Array:
+    """Return (n, size of the axis): the values along an axis, at positions counted over all other axes."""
+    turned = np.moveaxis(values, axis, -1)
+    if np.array_equal(pick, np.arange(math.prod(turned.shape[:-1]))):
+        return turned.reshape(-1, turned.shape[-1])
+    return turned[np.unravel_index(pick, turned.shape[:-1])]
+
+
+def _split(values: Array, groups: int) -> Array:
+    """Return (groups, n, channels of a group), contiguous, of (n, channels)."""
+    return np.ascontiguousarray(values.reshape(len(values), groups, -1).swapaxes(0, 1))

@@ -1,0 +1,259 @@
+"""A loaded model, and what is exported of it.
+
+A `Model` wraps an onnx-graphsurgeon graph. What graphsurgeon does not carry (metadata, documentation, exact value infos of
+inputs and outputs) is kept beside it and put back when the model is exported, so that a pruned file differs from the
+original only where channels went.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
+from onnx_graphsurgeon.ir.tensor import SparseValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from onnxprune.graph.normalize import BatchNorm, captured_names, raw_values
+from onnxprune.graph.qdq import is_dequantised
+from onnxprune.runtime.session import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence, Set
+
+    import onnxruntime as ort
+
+
+G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
+
+STORED_IN = "weights"
+SHARED_TYPES = (np.float32, np.float64, np.float16)
+SHARED_FROM = 1024
+"""Elements from which a session reads a weight where it is."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded and normalized model.
+
+    Attributes:
+        graph: the onnx-graphsurgeon graph, in topological order; treated as immutable.
+        header: the ModelProto without nodes, initializers and value infos.
+        node_extras: per first output name of a node, the NodeProto fields that graphsurgeon drops.
+        digest: SHA-256 of the file.
+        path: the file.
+        files: the file, and those with its external data.
+        size: bytes of all of these.
+        params: elements of all weights as the file has them, before anything is folded.
+        batchnorms: statistics of folded BatchNormalizations, by the name of the weight that took them in.
+        notes: what normalization did, one line each.
+    """
+
+    graph: gs.Graph
+    header: onnx.ModelProto
+    node_extras: dict[str, onnx.NodeProto]
+    digest: str
+    path: Path
+    files: tuple[Path, ...]
+    size: int
+    params: int
+    batchnorms: dict[str, BatchNorm] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return next(int(e.version) for e in self.header.opset_import if e.domain in ("", "ai.onnx"))
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Export to a ModelProto with the original's metadata, inputs and outputs."""
+        return _export(self, frozenset())
+
+    def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+        """Export without the larger weights, which are returned beside it: it names them as stored in a file `STORED_IN`."""
+        apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
+        proto = _export(self, frozenset(), frozenset(apart))
+        return proto, {name: tensor.values for name, tensor in apart.items()}
+
+    def session(self, *, optimise: bool = True, threads: int = 0, where: str = "") -> ort.InferenceSession:
+        """Open an onnxruntime session that shares the weights with this model, so that they may take more than 2 GB; see `onnxprune.runtime.session.open_session`."""
+        proto, weights = self.stub()
+        return open_session(proto, optimise=optimise, threads=threads, where=where or str(self.path), weights=weights)
+
+    def byte_size(self) -> int:
+        """Return the bytes of `to_proto`, serialised, without making them; beyond 2 GB, of what that would come to."""
+        proto, weights = self.stub()
+        stub = graph = proto.graph.ByteSize()
+        for tensor in proto.graph.initializer:
+            if tensor.name in weights:
+                head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).ByteSize()
+                graph += _field(head + _field(weights[tensor.name].nbytes)) - _field(tensor.ByteSize())
+        return int(proto.ByteSize() - _field(stub) + _field(graph))
+
+    def part(
+        self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
+    ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+        """Export some nodes as a model of their own, without its larger weights, which are returned beside it.
+
+        Args:
+            nodes: their numbers, ascending.
+            inputs: dtype and rank of each tensor that comes from outside.
+            outputs: names of the tensors to return.
+        """
+        proto = onnx.ModelProto(ir_version=self.header.ir_version, opset_import=self.header.opset_import)
+        graph = proto.graph
+        graph.name = "part"
+        weights: dict[str, gs.Constant] = {}
+        captured: set[str] = set()
+        for n in nodes:
+            node = OnnxExporter.export_node(self.graph.nodes[n])
+            extras = self.node_extras.get(node.output[0]) if node.output else None
+            if extras is not None:
+                node.MergeFrom(extras)
+            graph.node.append(node)
+            weights |= {t.name: t for t in self.graph.nodes[n].inputs if isinstance(t, gs.Constant)}
+            captured |= set(captured_names(self.graph.nodes[n]))
+        if captured:
+            known = self.graph.tensors()
+            weights |= {t.name: t for name in captured if isinstance(t := known.get(name), gs.Constant)}
+        apart = {name: tensor.values for name, tensor in weights.items() if _is_shared(tensor)}
+        graph.initializer.extend(
+            _placeholder(tensor) if name in apart else OnnxExporter.export_tensor_proto(tensor)
+            for name, tensor in weights.items()
+        )
+        for name, (dtype, rank) in inputs.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * rank))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        return proto, apart
+
+    def copy(self) -> Model:
+        """Return a model whose graph can be changed; weights are shared until they are replaced."""
+        return replace(self, graph=copy_graph(self.graph), batchnorms=dict(self.batchnorms))
+
+
+def copy_graph(graph: gs.Graph) -> gs.Graph:
+    """Copy the nodes and tensors of a graph, not their values."""
+    if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
+        return graph.copy()  # knows what bodies take from outside, and copies every tensor twice
+
+    def copies(originals: list[gs.Tensor]) -> list[gs.Tensor]:
+        return [tensors[t.name] if t.name else gs.Variable.empty() for t in originals]
+
+    tensors = {name: tensor.copy() for name, tensor in graph.tensors().items()}
+    nodes = [node.copy(copies(node.inputs), copies(node.outputs)) for node in graph.nodes]
+    return gs.Graph(
+        nodes,
+        copies(graph.inputs),
+        copies(graph.outputs),
+        name=graph.name,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+    )
+
+
+PROVENANCE = "onnxprune."
+"""How the keys of metadata begin that say where a model comes from."""
+
+
+def provenance(digest: str, **more: str) -> dict[str, str]:
+    """Return what a result says of itself in its metadata.
+
+    Args:
+        digest: SHA-256 of the original.
+        more: what else there is to say, by key.
+    """
+    found = {"version": importlib.metadata.version("onnxprune"), "original.sha256": digest, **more}
+    return {f"{PROVENANCE}{key}": value for key, value in found.items()}
+
+
+def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:
+    """Yield (node index, input index, constant) of every constant that a node of the main graph takes."""
+    for n, node in enumerate(graph.nodes):
+        for i, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                yield n, i, tensor
+
+
+def is_float(tensor: gs.Constant) -> bool:
+    """Tell whether a constant holds floating point numbers (float16, bfloat16, float32, float64)."""
+    dtype = tensor.dtype
+    if isinstance(dtype, int):
+        return dtype == onnx.TensorProto.BFLOAT16
+    return dtype.kind == "f" or (dtype.kind == "V" and str(dtype) == "bfloat16")
+
+
+def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
+    """Tell whether the constant at input i of node n counts as parameters: floats, and integers that are dequantised."""
+    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantised(graph.nodes[n]))
+
+
+def params_of(graph: gs.Graph) -> dict[str, int]:
+    """Return the number of elements of each weight of a graph, by name."""
+    return {t.name: math.prod(t.shape) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
+
+
+def count_params(graph: gs.Graph) -> int:
+    """Return the number of parameters of a graph, each stored tensor once."""
+    return sum(params_of(graph).values())
+
+
+def weightless(model: Model) -> onnx.ModelProto:
+    """Export a model with its weights turned into inputs: all that shape inference needs, and light."""
+    return _export(model, {t.name for n, i, t in tensors_of(model.graph) if is_weight(model.graph, n, i)})
+
+
+def _is_shared(tensor: gs.Constant) -> bool:
+    """Tell whether a session may read a constant where it is: floats, and so many that a copy would cost something."""
+    return bool(tensor.dtype in SHARED_TYPES and math.prod(tensor.shape) >= SHARED_FROM)
+
+
+def _field(size: int) -> int:
+    """Return the bytes of a protobuf field of one tag byte that holds so many bytes."""
+    return 1 + max(1, -(-size.bit_length() // 7)) + size
+
+
+def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
+    """Return a tensor that says that its values are elsewhere."""
+    kind = dtype_to_onnx(tensor.dtype)
+    proto = onnx.TensorProto(
+        name=tensor.name, data_type=kind, dims=tensor.shape, data_location=onnx.TensorProto.EXTERNAL
+    )
+    proto.external_data.add(key="location", value=STORED_IN)
+    return proto
+
+
+def _export(model: Model, as_inputs: Set[str], apart: Set[str] = frozenset()) -> onnx.ModelProto:
+    """Export a model; constants named in `as_inputs` become inputs, without their values; those of `apart` are elsewhere."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.header)
+    body = proto.graph
+    for node in model.graph.nodes:
+        exported = OnnxExporter.export_node(node)
+        extras = model.node_extras.get(node.outputs[0].name) if node.outputs else None
+        if extras is not None:
+            exported.MergeFrom(extras)
+        body.node.append(exported)
+    for tensor in model.graph.tensors().values():  # one at a time: there is no second copy of all weights
+        if not isinstance(tensor, gs.Constant):
+            continue
+        if tensor.name in as_inputs:
+            kind = body.input.add(name=tensor.name).type.tensor_type
+            kind.elem_type = dtype_to_onnx(tensor.dtype)
+            kind.shape.SetInParent()  # a scalar has a shape, too
+            for size in tensor.shape:
+                kind.shape.dim.add(dim_value=size)
+        elif tensor.name in apart:
+            body.initializer.append(_placeholder(tensor))
+        elif isinstance(raw_values(tensor), SparseValues):
+            body.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
+        else:
+            body.initializer.append(OnnxExporter.export_tensor_proto(tensor))
+    return proto

@@ -1,0 +1,386 @@
+"""Bring a graph into the form that the later stages expect: constants folded, BatchNormalization folded where exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.operators import spec_of
+from onnxprune.graph.shapes import InferredShapes
+from onnxprune.runtime.session import open_session, run_batch
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Statistics of a BatchNormalization that was folded into the layer before it; each (channels,) float64."""
+
+    scale: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+    mean: np.ndarray[Any, Any]
+    variance: np.ndarray[Any, Any]
+
+    def take(self, index: np.ndarray[Any, Any]) -> BatchNorm:
+        """Return the statistics of the channels at `index`."""
+        return BatchNorm(self.scale[index], self.bias[index], self.mean[index], self.variance[index])
+
+
+def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
+    """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
+
+    Dequantised weights stay integers (those that are rounded at run time become so), and so does everything random. graphsurgeon's own folding is not used: it also
+    rewrites float arithmetic on shapes into integers, which rounds the scale of a Resize.
+
+    Args:
+        graph: changed in place.
+        where: how to call the model in an error.
+        found: takes in every value that is computed, by name; those in between leave the graph.
+
+    Raises:
+        ModelError: onnxruntime cannot compute one of them.
+    """
+    for node in graph.nodes:
+        value = _constant_value(node) if node.op == "Constant" else None
+        if value is None or not node.outputs or any(node.outputs[0] is output for output in graph.outputs):
+            continue
+        output = node.outputs[0]
+        node.outputs.clear()
+        _to_constant(output, raw_values(value) if isinstance(value, gs.Constant) else value)  # lazy tensors stay lazy
+    graph.nodes = [node for node in graph.nodes if not (node.op == "Constant" and not node.outputs)]
+
+    known: set[int] = set()  # tensors that can be computed now
+    foldable: list[gs.Node] = []
+    for node in graph.nodes:
+        ready = bool(node.inputs) and all(
+            isinstance(t, gs.Constant) or not t.name or id(t) in known for t in node.inputs
+        )
+        if ready and not _stays(node):
+            foldable.append(node)
+            known |= {id(t) for t in node.outputs}
+    if not foldable:
+        return
+    inner = {id(node) for node in foldable}
+    results = {id(t) for t in graph.outputs}
+    wanted = [
+        t for node in foldable for t in node.outputs
+        if t.name and (found is not None or id(t) in results or any(id(reader) not in inner for reader in t.outputs))
+    ]  # fmt: skip
+    values = _compute(graph, foldable, wanted, where)
+    for tensor, value in zip(wanted, values, strict=True):
+        if found is not None:
+            found[tensor.name] = value
+        if id(tensor) not in results:  # a constant output of the model keeps its nodes
+            tensor.inputs.clear()
+            _to_constant(tensor, value)
+    remove_dead(graph)
+
+
+def _stays(node: gs.Node) -> bool:
+    body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    return body or not (spec_of(node).foldable or _is_rounded_weight(node))
+
+
+def _is_rounded_weight(node: gs.Node) -> bool:
+    """Tell whether a node turns a float weight into the integers that a DequantizeLinear then reads."""
+    zero_point = node.inputs[2] if node.op == "QuantizeLinear" and len(node.inputs) > 2 else None
+    return isinstance(zero_point, gs.Constant) and zero_point.dtype in (np.dtype(np.int8), np.dtype(np.uint8))
+
+
+def _to_constant(tensor: gs.Variable, values: Any) -> None:
+    tensor.to_constant(np.zeros(0))
+    tensor.values = values
+
+
+def raw_values(tensor: gs.Constant) -> Any:
+    """Return the values of a constant as graphsurgeon keeps them: an array, or a proto that `values` would load."""
+    return tensor._values
+
+
+def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], where: str) -> list[Any]:
+    part = gs.Graph(nodes=nodes, outputs=wanted)
+    proto = onnx.helper.make_model(
+        OnnxExporter.export_graph(part, do_type_check=False), opset_imports=graph.import_domains, ir_version=8
+    )
+    try:
+        return run_batch(open_session(proto, optimise=False), {})
+    except ModelError as error:
+        raise ModelError("constants cannot be folded", where=where, why=error.why) from error
+
+
+def remove_dead(graph: gs.Graph) -> None:
+    """Remove nodes that nothing needs; the graph is in topological order."""
+    needed = {id(t) for t in graph.outputs}
+    captured = {name for node in graph.nodes for name in captured_names(node)}
+    kept: list[gs.Node] = []
+    dead: list[gs.Node] = []
+    for node in reversed(graph.nodes):
+        if any(id(t) in needed or t.name in captured for t in node.outputs):
+            kept.append(node)
+            needed |= {id(t) for t in node.inputs}
+        else:
+            dead.append(node)
+    gone = {id(node) for node in dead}
+    # graphsurgeon's own lists would compare the nodes by content, which takes long and may take out a twin
+    for tensor in {id(t): t for node in dead for t in node.inputs}.values():
+        readers = [reader for reader in tensor.outputs if id(reader) not in gone]
+        list.clear(tensor.outputs)
+        list.extend(tensor.outputs, readers)
+    for node in dead:
+        list.clear(node.inputs)
+    graph.nodes = kept[::-1]
+
+
+def captured_names(node: gs.Node) -> Iterator[str]:
+    """Yield the names of all tensors that the bodies of a node mention."""
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield from (tensor.name for tensor in inner.inputs)
+                yield from captured_names(inner)
+            yield from (tensor.name for tensor in value.outputs)
+
+
+def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> bool:
+    """Turn sizes that no dynamic axis can change into constants; return whether there were any.
+
+    Args:
+        graph: changed in place.
+        known: the shape of each tensor, None where a size is dynamic or unknown.
+    """
+    changed = False
+    for node in graph.nodes:
+        source = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
+        if node.op == "Shape":
+            sizes = _shape_of(node, known)
+            value = None if sizes is None or None in sizes else np.array(sizes, dtype=np.int64)
+        elif node.op in ("Gather", "Slice") and source is not None and source.op == "Shape":
+            sizes = _shape_of(source, known)
+            value = None if sizes is None else _part_of(node, sizes)
+        else:
+            continue
+        if value is not None and node.outputs and not any(node.outputs[0] is t for t in graph.outputs):
+            output = node.outputs[0]
+            node.outputs.clear()
+            _to_constant(output, value)
+            changed = True
+    if changed:
+        remove_dead(graph)
+    return changed
+
+
+def needs_arguments(node: gs.Node) -> bool:
+    """Tell whether a Split leaves its sizes, or a Squeeze its axes, to the runtime."""
+    name = {"Split": "split", "Squeeze": "axes"}.get(node.op)
+    return name is not None and name not in node.attrs and (len(node.inputs) < 2 or not node.inputs[1].name)
+
+
+def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
+    """Write down the sizes of every Split and the axes of every Squeeze that leaves them to the runtime, where known.
+
+    Parts of a Split can then lose different channels; without sizes they would have to stay equal. And a Squeeze without
+    axes would drop the channel axis, too, once a single channel is left.
+    """
+    for node in graph.nodes:
+        sizes = known.get(node.inputs[0].name) if needs_arguments(node) else None
+        if sizes is None:
+            continue
+        if node.op == "Squeeze":
+            name, values = "axes", [axis for axis, size in enumerate(sizes) if size == 1]
+            if None in sizes or not values:
+                continue
+        else:
+            name, axis = "split", node.attrs.get("axis", 0)
+            size = sizes[axis] if -len(sizes) <= axis < len(sizes) else None
+            if size is None:
+                continue
+            step = -(-size // len(node.outputs))
+            values = [min(step, size - start) for start in range(0, size, step)]
+            if len(values) != len(node.outputs):
+                continue
+        if opset < 13:
+            node.attrs[name] = values
+        else:
+            node.attrs.pop("num_outputs", None)
+            constant = gs.Constant(f"{node.outputs[0].name}.{name}", np.array(values, dtype=np.int64))
+            node.inputs = [node.inputs[0], constant]
+
+
+def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
+    """Turn the mean of norms, as in global response normalisation, into their sum divided by their number.
+
+    A mean over channels changes for all when one goes; a sum does not know those that are zero. The layer is that of
+    ConvNeXt V2 (Woo et al., 2023, equation 2): what is left of it keeps its response.
+    """
+    for node in means_of_norms(graph):
+        norms, mean = node.inputs[0], node.outputs[0]
+        axes = node.attrs.get("axes", node.inputs[1].values if len(node.inputs) > 1 else None)
+        shape, kind = inferred.partial.get(norms.name), inferred.types.get(norms.name)
+        size = shape[int(axes[0])] if shape is not None and axes is not None and len(axes) == 1 else None
+        if size is None or not kind:
+            continue
+        axis = np.array([int(axes[0]) % len(shape or ())], dtype=np.int64)
+        total = gs.Variable(f"{mean.name}__sum")
+        number = np.array(size, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind))
+        attrs, inputs = {"keepdims": node.attrs.get("keepdims", 1)}, [norms]
+        if opset < 13:
+            attrs["axes"] = axis.tolist()
+        else:
+            inputs.append(gs.Constant(f"{mean.name}__axes", axis))
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes.append(gs.Node("ReduceSum", f"{node.name}__sum" if node.name else "", attrs, inputs, [total]))
+        divisor = gs.Constant(f"{mean.name}__number", number)
+        graph.nodes.append(gs.Node("Div", node.name, {}, [total, divisor], [mean]))
+    graph.nodes = [node for node in graph.nodes if node.outputs]
+    graph.toposort()
+
+
+def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
+    """Return every ReduceMean of norms, with constant axes."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "ReduceMean"
+        and node.inputs[0].inputs
+        and node.inputs[0].inputs[0].op == "ReduceL2"
+        and all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:])
+    ]
+
+
+def unshare_targets(graph: gs.Graph) -> None:
+    """Give every reader of a target shape joined by Concat a Concat of its own.
+
+    Exporters merge equal expressions, so that one shape serves layers whose channels have nothing to do with each other.
+    """
+    clones = []
+    for node in graph.nodes:
+        if node.op != "Concat":
+            continue
+        readers = list(node.outputs[0].outputs)
+        if len(readers) < 2 or not all(_is_target(reader, node.outputs[0]) for reader in readers):
+            continue
+        for number, reader in enumerate(readers[1:], start=1):
+            output = gs.Variable(f"{node.outputs[0].name}__{number}")
+            clones.append(gs.Node("Concat", f"{node.name}__{number}", dict(node.attrs), list(node.inputs), [output]))
+            reader.inputs[spec_of(reader).target_shape] = output
+    if clones:
+        graph.nodes.extend(clones)
+        graph.toposort()
+
+
+def _is_target(reader: gs.Node, tensor: gs.Variable) -> bool:
+    places = [i for i, t in enumerate(reader.inputs) if t is tensor]
+    return places == [spec_of(reader).target_shape]
+
+
+def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:
+    tensor = node.inputs[0]
+    sizes = list(tensor.shape) if isinstance(tensor, gs.Constant) else known.get(tensor.name)
+    return None if sizes is None else list(sizes)[node.attrs.get("start", 0) : node.attrs.get("end")]
+
+
+def _part_of(node: gs.Node, sizes: list[int | None]) -> np.ndarray[Any, Any] | None:
+    """Return what a Gather or Slice takes from a shape, when all of it is known."""
+    arguments = [t.values if isinstance(t, gs.Constant) else None for t in node.inputs[1:]]
+    if node.op == "Gather":
+        if arguments[0] is None:
+            return None
+        picked = [sizes[int(i)] for i in arguments[0].reshape(-1)]
+        return None if None in picked else np.array(picked, dtype=np.int64).reshape(arguments[0].shape)
+    if not arguments:
+        arguments = [np.asarray(node.attrs["starts"]), np.asarray(node.attrs["ends"])]
+    if any(a is None or a.size != 1 for a in arguments):
+        return None
+    start, end, *more = (int(a.reshape(-1)[0]) for a in arguments if a is not None)
+    picked = sizes[start : end : more[1] if len(more) > 1 else 1]
+    return None if None in picked or not picked else np.array(picked, dtype=np.int64)
+
+
+def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:
+    """Return what a Constant node holds; None for strings and sparse tensors, which stay nodes."""
+    attrs = node.attrs
+    if "value" in attrs:
+        value = attrs["value"]
+        return value if isinstance(value, gs.Constant) else None
+    for key, dtype in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
+        if key in attrs:
+            return np.asarray(attrs[key], dtype=dtype)
+    return None
+
+
+def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
+    """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it.
+
+    y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015). Half
+    precision weights are left alone: rounding the product would change the output.
+
+    Returns:
+        The graph, and the statistics by the name of the weight that took them in.
+    """
+    batchnorms: dict[str, BatchNorm] = {}
+    for bn in [node for node in graph.nodes if node.op == "BatchNormalization"]:
+        layer = bn.inputs[0].inputs[0] if bn.inputs[0].inputs else None
+        if layer is None or not _foldable(graph, layer, bn):
+            continue
+        weight = layer.inputs[1]
+        scale, bias, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
+        factor = scale / np.sqrt(variance + bn.attrs.get("epsilon", 1e-5))
+        axis = 1 if layer.op == "ConvTranspose" else int(layer.op == "Gemm" and not layer.attrs.get("transB", 0))
+        shape = [1] * len(weight.shape)
+        shape[axis] = -1
+        has_bias = len(layer.inputs) > 2 and bool(layer.inputs[2].name)
+        old = np.asarray(layer.inputs[2].values, np.float64).reshape(-1) if has_bias else np.zeros(1)
+        dtype = weight.values.dtype
+        name = bn.outputs[0].name
+        new_weight = gs.Constant(f"{name}.weight", (weight.values * factor.reshape(shape)).astype(dtype))
+        new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
+        layer.inputs = [layer.inputs[0], new_weight, new_bias]
+        if not weight.outputs and not any(weight is t for t in graph.outputs):
+            weight.values = np.zeros(0)  # frees them now: a tensor and its lists are a cycle, collected some time later
+        output = bn.outputs[0]
+        bn.inputs.clear()
+        bn.outputs.clear()
+        layer.outputs = [output]
+        batchnorms[new_weight.name] = BatchNorm(scale, bias, mean, variance)
+    if batchnorms:
+        graph.nodes = [node for node in graph.nodes if node.outputs]
+        graph.toposort()
+    return graph, batchnorms
+
+
+def _foldable(graph: gs.Graph, layer: gs.Node, bn: gs.Node) -> bool:
+    """Tell whether a BatchNormalization can be folded exactly into `layer`."""
+    middle = bn.inputs[0]
+    if (
+        len(middle.outputs) != 1
+        or middle in graph.outputs
+        or bn.attrs.get("training_mode", 0)
+        or bn.attrs.get("spatial", 1) == 0
+    ):
+        return False
+    if any(output.name and (output.outputs or output in graph.outputs) for output in bn.outputs[1:]):
+        return False
+    if layer.op not in ("Conv", "ConvTranspose", "Gemm") or layer.domain not in (None, "", "ai.onnx"):
+        return False
+    if layer.op == "ConvTranspose" and layer.attrs.get("group", 1) != 1:
+        return False
+    if layer.op == "Gemm" and (layer.attrs.get("alpha", 1.0) != 1.0 or layer.attrs.get("beta", 1.0) != 1.0):
+        return False
+    constants = [t for t in (*layer.inputs[1:], *bn.inputs[1:]) if t.name]
+    if len(bn.inputs) != 5 or not all(isinstance(t, gs.Constant) for t in constants) or len(layer.inputs) < 2:
+        return False
+    gemm_bias = layer.inputs[2] if layer.op == "Gemm" and len(layer.inputs) > 2 and layer.inputs[2].name else None
+    if gemm_bias is not None and int(np.prod(gemm_bias.shape)) != bn.inputs[1].shape[0]:
+        return False
+    return layer.inputs[1].dtype in (np.dtype(np.float32), np.dtype(np.float64))

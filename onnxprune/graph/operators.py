@@ -1,0 +1,232 @@
+"""The table of operators: one row says everything that onnxprune knows of an operator of the ONNX domain.
+
+A field that a row leaves out means that the one feature refuses the operator: without a rule it pins whatever reaches it, without a
+linear view repair leaves it alone, without a chain role a layer chain ends there. An operator without a row has none of them.
+
+`torch` names a function below the module `torch` that computes the operator from its inputs alone. Where attributes matter, the torch
+backend has a binder of its own under the operator's name; where it has neither, training refuses the operator by name.
+
+To add an operator, add a row here and a case to `tests/cases.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.graph import qdq, saturation, shape_rules
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.rule_context import Rule
+from onnxprune.graph.rules import elementwise, layers, linear_views, movement
+from onnxprune.graph.saturation import Flat, unbounded
+
+ChainRole = Literal["elementwise", "sum", "product", "mean", "reshape"]
+
+
+@dataclass(frozen=True)
+class OperatorSpec:
+    """What is known of one operator.
+
+    Attributes:
+        rule: what it does to channel ids; its first docstring line is what the support matrix says.
+        constant_first: whether the rule accepts a constant as the first input. Elsewhere a constant has no channels to move.
+        weight_inputs: inputs that hold weights, which training changes.
+        linear: the node as a matrix; None for a node that is none.
+        saturation: bounds beyond which the output does not change with the input.
+        shape_rule: what it does to the sizes of shape arithmetic.
+        chain: how a layer chain passes derivatives through it.
+        target_shape: the input that holds a target shape.
+        foldable: whether it is computed in advance where its inputs are constants; not where it is random or quantizes.
+        quantized_layer: whether it is a layer on integers, which is never pruned.
+        torch: name of the function of torch that computes it from its inputs alone.
+    """
+
+    rule: Rule | None = None
+    constant_first: bool = False
+    weight_inputs: tuple[int, ...] = ()
+    linear: Callable[[gs.Node], Linear | None] = lambda node: None
+    saturation: Callable[[gs.Node], Flat] = unbounded
+    shape_rule: shape_rules.ShapeRule | None = None
+    chain: ChainRole | None = None
+    target_shape: int | None = None
+    foldable: bool = True
+    quantized_layer: bool = False
+    torch: str = ""
+
+    @property
+    def doc(self) -> str:
+        """What becomes of channels there, in one line."""
+        return ((self.rule and self.rule.__doc__) or "").strip().splitlines()[0]
+
+
+def unary(torch: str = "", **more: Any) -> OperatorSpec:
+    """Treats each element by itself; further inputs (bounds, ratios) are scalars."""
+    return OperatorSpec(elementwise.passthrough, torch=torch, **more)
+
+
+def activation(torch: str = "", **more: Any) -> OperatorSpec:
+    """A unary operator whose slope a layer chain measures."""
+    return unary(torch, chain="elementwise", **more)
+
+
+def broadcast(torch: str = "", **more: Any) -> OperatorSpec:
+    """Treats several tensors element by element, broadcast as in numpy."""
+    return OperatorSpec(elementwise.elementwise, constant_first=True, torch=torch, **more)
+
+
+POOL = OperatorSpec(elementwise.pool)
+REDUCTION = OperatorSpec(elementwise.reduce)
+ZERO_NEUTRAL = OperatorSpec(elementwise.reduce_sum)
+"""A reduction to which a zero adds nothing."""
+ALONG = OperatorSpec(elementwise.along)
+ARG = OperatorSpec(elementwise.argmax)
+RECURRENT = OperatorSpec(layers.recurrent)
+SAMPLED = OperatorSpec(layers.roi_align)
+RANDOM = OperatorSpec(foldable=False)
+INTEGER_LAYER = OperatorSpec(quantized_layer=True)
+
+OPERATORS: dict[str, OperatorSpec] = {
+    # each element by itself
+    "Abs": unary("abs"),
+    "Acos": unary("acos"),
+    "Acosh": unary("acosh"),
+    "Asin": unary("asin"),
+    "Asinh": unary("asinh"),
+    "Atan": unary("atan"),
+    "Atanh": unary("atanh"),
+    "Cast": unary(shape_rule=shape_rules.cast),
+    "Ceil": unary("ceil", shape_rule=shape_rules.rounded),
+    "Celu": unary(),
+    "Clip": activation(saturation=saturation.clip),
+    "Cos": unary("cos"),
+    "Cosh": unary("cosh"),
+    "Dropout": unary(),
+    "Elu": activation(),
+    "Erf": unary("erf"),
+    "Exp": unary("exp"),
+    "Floor": unary("floor", shape_rule=shape_rules.rounded),
+    "Gelu": activation(),
+    "HardSigmoid": activation(saturation=saturation.hard_sigmoid),
+    "HardSwish": activation("nn.functional.hardswish", saturation=saturation.hard_swish),
+    "Identity": unary(shape_rule=shape_rules.same),
+    "IsInf": unary(),
+    "IsNaN": unary("isnan"),
+    "LeakyRelu": activation(),
+    "Log": unary("log"),
+    "Mish": unary("nn.functional.mish"),
+    "Neg": unary("neg"),
+    "Not": unary("logical_not"),
+    "Reciprocal": unary("reciprocal"),
+    "Relu": activation("relu", saturation=saturation.relu),
+    "Round": unary("round"),
+    "Selu": activation(),
+    "Shrink": unary(),
+    "Sigmoid": activation("sigmoid"),
+    "Sign": unary("sign"),
+    "Sin": unary("sin"),
+    "Sinh": unary("sinh"),
+    "Softplus": activation("nn.functional.softplus"),
+    "Softsign": unary("nn.functional.softsign"),
+    "Sqrt": unary("sqrt"),
+    "Swish": unary(),
+    "Tan": unary("tan"),
+    "Tanh": activation("tanh"),
+    "ThresholdedRelu": unary(),
+    # element by element, broadcast
+    "Add": broadcast("add", shape_rule=shape_rules.arithmetic, chain="sum"),
+    "And": broadcast("logical_and"),
+    "Div": broadcast(shape_rule=shape_rules.arithmetic),
+    "Equal": broadcast("eq"),
+    "Greater": broadcast("gt"),
+    "GreaterOrEqual": broadcast("ge"),
+    "Less": broadcast("lt"),
+    "LessOrEqual": broadcast("le"),
+    "Max": broadcast(),
+    "Mean": broadcast(),
+    "Min": broadcast(),
+    "Mod": broadcast(),
+    "Mul": broadcast("mul", shape_rule=shape_rules.arithmetic, chain="product"),
+    "Or": broadcast("logical_or"),
+    "PRelu": broadcast(weight_inputs=(1,)),
+    "Pow": broadcast(),
+    "Sub": broadcast("sub", shape_rule=shape_rules.arithmetic),
+    "Sum": broadcast(chain="sum"),
+    "Where": broadcast("where"),
+    "Xor": broadcast("logical_xor"),
+    # pools, reductions and what works along an axis
+    **dict.fromkeys(("AveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"), POOL),
+    "GlobalAveragePool": OperatorSpec(elementwise.pool, chain="mean"),
+    **dict.fromkeys(("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd"), REDUCTION),
+    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"), ZERO_NEUTRAL),
+    "ReduceMean": OperatorSpec(elementwise.reduce_mean, chain="mean"),
+    **dict.fromkeys((*elementwise.FLAT_SOFTMAX, "CumSum", "CumProd", "TopK"), ALONG),
+    "LpNormalization": OperatorSpec(elementwise.lp_norm),
+    "ArgMax": ARG,
+    "ArgMin": ARG,
+    "Trilu": OperatorSpec(elementwise.diagonal),
+    # layers
+    "Conv": OperatorSpec(layers.conv, constant_first=True, weight_inputs=(1, 2), linear=linear_views.conv),
+    "ConvTranspose": OperatorSpec(layers.conv, weight_inputs=(1, 2), linear=linear_views.conv),
+    "Einsum": OperatorSpec(layers.einsum, constant_first=True, weight_inputs=(0, 1), linear=linear_views.einsum),
+    "Gemm": OperatorSpec(layers.gemm, constant_first=True, weight_inputs=(0, 1, 2), linear=linear_views.gemm),
+    "MatMul": OperatorSpec(
+        layers.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul, torch="matmul"
+    ),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), RECURRENT),
+    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), SAMPLED),
+    # normalizations
+    "BatchNormalization": OperatorSpec(
+        layers.batchnorm, weight_inputs=(1, 2), linear=linear_views.norm, chain="elementwise"
+    ),
+    "GroupNormalization": OperatorSpec(layers.group_norm, weight_inputs=(1, 2)),
+    "InstanceNormalization": OperatorSpec(layers.instance_norm, weight_inputs=(1, 2)),
+    "LayerNormalization": OperatorSpec(layers.channel_norm, weight_inputs=(1, 2)),
+    "LRN": OperatorSpec(layers.local_response_norm),
+    "MeanVarianceNormalization": OperatorSpec(layers.channel_norm),
+    "RMSNormalization": OperatorSpec(layers.channel_norm, weight_inputs=(1,)),
+    # movement
+    "Concat": OperatorSpec(movement.concat, constant_first=True, shape_rule=shape_rules.concat),
+    "DepthToSpace": OperatorSpec(movement.depth_to_space),
+    "Expand": OperatorSpec(movement.expand, target_shape=1),
+    "Flatten": OperatorSpec(movement.flatten, shape_rule=shape_rules.same, chain="reshape"),
+    "Gather": OperatorSpec(movement.gather, constant_first=True, shape_rule=shape_rules.gather),
+    "Pad": OperatorSpec(movement.pad),
+    "Reshape": OperatorSpec(movement.reshape, shape_rule=shape_rules.same, chain="reshape", target_shape=1),
+    "Resize": OperatorSpec(movement.resize, target_shape=3),
+    "Slice": OperatorSpec(movement.slice_, shape_rule=shape_rules.slice_),
+    "SpaceToDepth": OperatorSpec(movement.space_to_depth),
+    "Split": OperatorSpec(movement.split),
+    "Squeeze": OperatorSpec(movement.flatten, shape_rule=shape_rules.same),
+    "Tile": OperatorSpec(movement.tile),
+    "Transpose": OperatorSpec(movement.transpose),
+    "Unsqueeze": OperatorSpec(movement.flatten, shape_rule=shape_rules.same),
+    "Upsample": OperatorSpec(movement.resize),
+    "Shape": OperatorSpec(shape_rule=shape_rules.shape),
+    # quantization
+    "QuantizeLinear": OperatorSpec(elementwise.quantize, weight_inputs=(0,), foldable=False),
+    "DequantizeLinear": OperatorSpec(elementwise.quantize, foldable=False),
+    "DynamicQuantizeLinear": OperatorSpec(foldable=False),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"), INTEGER_LAYER),
+    **dict.fromkeys(("QGemm", "QAttention", "DynamicQuantizeMatMul"), INTEGER_LAYER),
+    # random numbers
+    **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), RANDOM),
+    **dict.fromkeys(("RandomUniform", "RandomUniformLike"), RANDOM),
+}
+"""Rows by operator. Those of `QGemm`, `QAttention` and `DynamicQuantizeMatMul` are of onnxruntime's own domain."""
+UNKNOWN = OperatorSpec()
+RULES: dict[str, Rule] = {op: spec.rule for op, spec in OPERATORS.items() if spec.rule is not None}
+SHAPE_RULES = {op: spec.shape_rule for op, spec in OPERATORS.items() if spec.shape_rule is not None}
+
+
+def spec_of(node: gs.Node) -> OperatorSpec:
+    """Return the row of a node; an empty one for an operator that has none, or is of another domain."""
+    standard = node.domain in qdq.STANDARD or qdq.is_quantiser(node)
+    return OPERATORS.get(node.op, UNKNOWN) if standard else UNKNOWN
+
+
+def support() -> list[tuple[str, str]]:
+    """Return (operator, what becomes of channels there) for every rule, in alphabetical order."""
+    return [(op, OPERATORS[op].doc) for op in sorted(RULES)]

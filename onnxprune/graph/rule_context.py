@@ -1,0 +1,314 @@
+"""What a rule sees of a node and says about it, and helpers that rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.graph import qdq
+from onnxprune.graph.facts import NOBODY, ZERO, Equal, Facts
+from onnxprune.graph.ids import FIXED, Ids, compress, nothing, rows, varying
+from onnxprune.types import Count, Lookup, Role, Slice, Statistic, Summed, Work
+
+CUT = " (free with --norms cut, which takes data and repair)"
+"""End of the reason that pins what a normalization runs over."""
+MOST_FLOATS = 16
+"""A float constant with more elements is no list of sizes."""
+Rule = Callable[["RuleContext"], Sequence[Ids]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One integer of a shape, and where it comes from.
+
+    Attributes:
+        value: what it is while tracing; a float within arithmetic on floats.
+        owner: (node, input, element) of the constant that holds it, `num` times smaller; None when it is computed at run time.
+        ids: channels whose number it follows, as (survivors of ids) * num / den; None when it follows none.
+    """
+
+    value: float
+    owner: tuple[int, int, int] | None = None
+    ids: Ids | None = None
+    num: int = 1
+    den: int = 1
+
+
+@dataclass
+class TraceState:
+    """What is known of a graph while it is traced.
+
+    Attributes:
+        graph: the graph.
+        opset: version of the standard operators.
+        facts: what the rules have found.
+        shapes: concrete shape of every tensor.
+        values: small integer tensors that are computed at run time.
+        stored: nodes that only dequantize a weight, by their output.
+        whole_from: groups of a convolution from which whole ones go.
+        head_width: whether attention loses the width of every head, not whole heads.
+        cut_norms: whether channels that a normalization runs over may go.
+        ids: channel ids of every tensor walked.
+        sizes: of integer tensors that come from shapes.
+    """
+
+    graph: gs.Graph
+    opset: int
+    facts: Facts
+    shapes: dict[str, tuple[int, ...]]
+    values: dict[str, np.ndarray[Any, Any]]
+    stored: dict[str, int]
+    whole_from: float
+    head_width: bool
+    cut_norms: bool
+    ids: dict[str, Ids] = field(default_factory=dict)
+    sizes: dict[str, list[Size]] = field(default_factory=dict)
+
+
+class RuleContext:
+    """One node while it is traced: what its rule may know, and what it may say."""
+
+    def __init__(self, state: TraceState, n: int) -> None:
+        self.state, self.facts = state, state.facts
+        self._n, self._node = n, state.graph.nodes[n]
+        self.op: str = self._node.op
+        self.n_inputs = len(self._node.inputs)
+        self.n_outputs = len([tensor for tensor in self._node.outputs if tensor.name])
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Return an attribute."""
+        return self._node.attrs.get(name, default)
+
+    def has(self, i: int) -> bool:
+        """Tell whether input i is given."""
+        return i < self.n_inputs and bool(self._node.inputs[i].name)
+
+    def ids(self, i: int) -> Ids | None:
+        """Return the ids of input i; None for constants and absent inputs."""
+        if not self.has(i) or isinstance(self._node.inputs[i], gs.Constant):
+            return None
+        return self.state.ids.get(self._node.inputs[i].name)
+
+    def activation(self, i: int = 0) -> Ids:
+        """Return the ids of input i, which is not constant."""
+        ids = self.ids(i)
+        assert ids is not None
+        return ids
+
+    def const(self, i: int) -> np.ndarray[Any, Any] | None:
+        """Return input i when it is a constant."""
+        if not self.has(i):
+            return None
+        n, place = self._origin(i)
+        node = self.state.graph.nodes[n]
+        return qdq.values_at(node, place) if isinstance(node.inputs[place], gs.Constant) else None
+
+    def value(self, i: int) -> np.ndarray[Any, Any] | None:
+        """Return what input i holds while tracing: a constant, or an integer tensor computed from shapes."""
+        constant = self.const(i)
+        if constant is not None or not self.has(i):
+            return constant
+        return self.state.values.get(self._node.inputs[i].name)
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """Return the shape of input i."""
+        return self.state.shapes[self._node.inputs[i].name]
+
+    def out_shape(self, i: int = 0) -> tuple[int, ...]:
+        """Return the shape of output i."""
+        return self.state.shapes[self._node.outputs[i].name]
+
+    def mint(self, n: int) -> Ids:
+        """Return n new ids."""
+        return self.facts.mint(self._n, n)
+
+    def tie(self, a: Ids, b: Ids, reason: str) -> None:
+        """Make two arrays of ids one, element by element; where only one of the two is an id, pin it for `reason`."""
+        self.facts.tie(a, b, self._n, reason)
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """Keep ids."""
+        self.facts.pin(ids, self._n, reason)
+
+    def nothing(self) -> list[Ids]:
+        """Return outputs without channels."""
+        return [nothing(len(self.state.shapes.get(t.name, ()))) for t in self._node.outputs]
+
+    def refuse(self, reason: str, inputs: Iterable[int] = (0,)) -> list[Ids]:
+        """Pin what the given inputs hold; return outputs without channels."""
+        for i in inputs:
+            ids = self.ids(i)
+            if ids is not None:
+                self.pin(ids, reason)
+        return self.nothing()
+
+    def slice(self, i: int, axis: int, ids: Ids, role: Role) -> None:
+        """Say that the constant at input i holds ids along an axis."""
+        if not (ids >= 0).any():
+            return
+        source = self.state.stored.get(self._node.inputs[i].name)
+        if source is None:
+            self._slice(self._n, i, axis, ids, role, ZERO)
+            return
+        node = self.state.graph.nodes[source]
+        own = qdq.axis_of(node)
+        if axis == own and any(len(shape) > 1 for _, shape in qdq.parameters(node)):
+            self.pin(ids, f"the weight of this {self.op} has a scale per block of them")
+            return
+        self._slice(source, 0, axis, ids, role, qdq.zeros(node))
+        for place, shape in qdq.parameters(node):
+            if len(shape) > 1 or axis == own:
+                self._slice(source, place, axis if len(shape) > 1 else 0, ids, "follows", ZERO)
+
+    def _slice(self, n: int, i: int, axis: int, ids: Ids, role: Role, zero: np.ndarray[Any, Any]) -> None:
+        name = self.state.graph.nodes[n].inputs[i].name
+        self.facts.slices.append(Slice(n, i, name, axis, ids, role, self._n, zero))
+
+    def _origin(self, i: int) -> tuple[int, int]:
+        """Return the node and input that hold input i: those of the node that dequantizes it, where there is one."""
+        source = self.state.stored.get(self._node.inputs[i].name)
+        return (self._n, i) if source is None else (source, 0)
+
+    def count(self, field: str, ids: Ids, *, input: int | None = None, index: int | None = None) -> None:
+        """Say that an integer equals the number of surviving ids."""
+        if (ids >= 0).any():
+            self.facts.counts.append(Count(self._n, field, input, index, ids, per=1))
+
+    def lookup(self, i: int, ids: Ids) -> None:
+        """Say that the constant at input i holds positions on an axis with ids."""
+        self.facts.lookups.append(Lookup(self._n, i, ids))
+
+    def summed(
+        self,
+        i: int,
+        axis: int,
+        ids: Ids,
+        statistic: Statistic = "sum",
+        axes: Sequence[int] = (),
+        scale: int | None = None,
+    ) -> None:
+        """Say that a statistic of activation i runs over an axis that holds ids; see `onnxprune.types.Summed`."""
+        if (ids >= 0).any():
+            self.facts.summed.append(Summed(self._n, i, axis, ids, statistic, tuple(axes), scale))
+
+    def sizes(self, i: int) -> list[Size] | None:
+        """Return where the integers at input i come from; None where that is not known."""
+        constant = self.const(i)
+        if constant is not None:
+            return self._literals(constant, i)
+        return self.state.sizes.get(self._node.inputs[i].name) if self.has(i) else None
+
+    def _literals(self, value: np.ndarray[Any, Any], i: int) -> list[Size] | None:
+        """Return the integers of a constant as sizes that can be rewritten; floats, which scale sizes, as they are."""
+        if value.dtype.kind == "f" and value.size <= MOST_FLOATS and np.isfinite(value).all():
+            return [Size(float(v)) for v in value.reshape(-1)]
+        if value.dtype.kind != "i":
+            return None
+        return [Size(int(v), (self._n, i, j)) for j, v in enumerate(value.reshape(-1))]
+
+    def size(self, size: Size, ids: Ids) -> None:
+        """Say that an integer of a shape is the size of an axis that holds ids."""
+        if size.owner is not None:
+            node, i, element = size.owner
+            self.facts.counts.append(Count(node, "shape", i, element, ids, size.num))
+        elif size.ids is not None:
+            self.facts.equals.append(Equal(self._n, size.ids, size.num, size.den, ids))
+        else:
+            self.pin(ids, "a shape is computed at run time from something else")
+
+    def work(self, i: int, positions: int, over: Ids | None = None) -> None:
+        """Say that each element of the weight at input i is multiplied this many times, in proportion to what of `over` is left."""
+        node, place = self._origin(i)
+        self.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
+
+
+def together(ctx: RuleContext, ids: Ids, axes: Sequence[int]) -> Ids:
+    """Tie all ids that differ only in their place on `axes`; return ids that don't lie on these axes any more."""
+    head = ids
+    for axis in axes:
+        head = head.take([0], axis=axis)
+    ctx.tie(ids, np.broadcast_to(head, ids.shape), f"{ctx.op} needs what belongs to it on another axis")
+    return head
+
+
+def lane(ctx: RuleContext, i: int, axis: int) -> Ids:
+    """Return the (n,) ids along one axis of input i.
+
+    Channels that lie on other axes, too, are tied there; those that lie on another axis alone are pinned.
+    """
+    ids = ctx.ids(i)
+    shape = ctx.shape(i)
+    axis %= len(shape)
+    if ids is None:
+        return np.full(shape[axis], FIXED, dtype=np.int64)
+    on = varying(ids)
+    others = [a for a in on if a != axis]
+    if others and axis not in on:
+        ctx.pin(ids, f"{ctx.op} can't lose channels on axis {others[0]}")
+        return np.full(shape[axis], FIXED, dtype=np.int64)
+    ids = together(ctx, ids, others) if others else ids
+    return np.ascontiguousarray(np.broadcast_to(ids.reshape(-1), (shape[axis],)))
+
+
+def pin_axes(ctx: RuleContext, i: int, axes: Sequence[int], what: str) -> Ids:
+    """Return the ids of input i when none may be lost on `axes`: tied there if they lie on others, too, else pinned."""
+    ids = ctx.activation(i)
+    touched = [axis for axis in varying(ids) if axis in axes]
+    if not touched:
+        return ids
+    if len(touched) < len(varying(ids)):
+        return together(ctx, ids, touched)
+    ctx.pin(ids, what)
+    return nothing(ids.ndim)
+
+
+def match_axes(ctx: RuleContext, i: int, ids: Ids, keeps: Callable[[int, float], bool]) -> None:
+    """Hold the target shape at input i against the ids of the output, axis by axis from the last one.
+
+    Args:
+        ctx: the node.
+        i: its input that holds one integer per axis of `ids`, or fewer for the last axes.
+        ids: of the output.
+        keeps: whether an integer at an axis needs no change whatever survives (0 or -1 in a Reshape).
+    """
+    sizes = ctx.sizes(i)
+    axes = varying(ids)
+    if sizes is None or len(sizes) > ids.ndim:
+        if axes:
+            ctx.pin(ids, f"the target shape of this {ctx.op} is computed at run time")
+        return
+    for axis, size in enumerate(sizes, start=ids.ndim - len(sizes)):
+        if axis in axes and not (size.owner is not None and keeps(axis, size.value)):
+            ctx.size(size, rows(ids, axis))
+        elif axis not in axes and size.ids is not None:
+            ctx.pin(size.ids, f"the number of channels sets another size at this {ctx.op}")
+
+
+def tie_broadcast(
+    ctx: RuleContext, a: Ids, a_dims: tuple[int, ...], b: Ids, b_dims: tuple[int, ...]
+) -> tuple[Ids, tuple[int, ...]]:
+    """Combine the ids of two operands of real sizes `a_dims`, `b_dims`; return ids and sizes of the result."""
+    dims = tuple(np.broadcast_shapes(a_dims, b_dims))
+    on_a, on_b = varying(a), varying(b)
+    # an operand that is 1 wide wherever the other has channels is the same for all of them: no tie
+    a_is_wide = any(a_dims[axis] > 1 for axis in on_b)
+    b_is_wide = any(b_dims[axis] > 1 for axis in on_a)
+    if not on_b and not b_is_wide:
+        if not on_a and a.size == b.size == 1 and b.flat[0] >= 0:  # two single channels meet
+            if a.flat[0] >= 0:
+                ctx.tie(a, b, "")
+            return b, dims
+        return a, dims
+    if not on_a and not a_is_wide:
+        return b, dims
+    if (on_a and not b_is_wide) or (on_b and not a_is_wide):  # channels on different axes: an outer product
+        ctx.pin(a, f"{ctx.op} spreads two sets of channels over two axes")
+        ctx.pin(b, f"{ctx.op} spreads two sets of channels over two axes")
+        return nothing(len(dims)), dims
+    wide_a, wide_b = np.broadcast_arrays(a, b)
+    ctx.tie(wide_a, wide_b, f"{ctx.op} joins it with a tensor whose channels stay")
+    return compress(np.where((wide_a >= 0) & (wide_b >= 0), wide_a, FIXED)), dims

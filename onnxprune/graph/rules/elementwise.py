@@ -1,0 +1,143 @@
+"""Operators that treat every element by itself, and pools and reductions that leave channels alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.graph.ids import Ids, nothing, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, pin_axes, tie_broadcast
+from onnxprune.types import Statistic
+
+
+def passthrough(ctx: RuleContext) -> list[Ids]:
+    """Every element by itself: channels pass through."""
+    ids = ctx.activation()
+    return [ids] * ctx.n_outputs
+
+
+def elementwise(ctx: RuleContext) -> list[Ids]:
+    """Channels of all inputs are tied, broadcast as in numpy; constants with a value per channel are sliced."""
+    out_shape = ctx.out_shape()
+    rank = len(out_shape)
+    result = nothing(rank)
+    dims = (1,) * rank
+    for i in range(ctx.n_inputs):
+        ids = ctx.ids(i)
+        if ids is None:
+            continue
+        aligned = ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
+        shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
+        result, dims = tie_broadcast(ctx, result, dims, aligned, shape)
+    for i in range(ctx.n_inputs):
+        constant = ctx.const(i)
+        if constant is None:
+            continue
+        for axis in varying(result):
+            own = axis - (rank - constant.ndim)
+            if own >= 0 and constant.shape[own] > 1:
+                ctx.slice(i, own, rows(result, axis), "follows")
+    return [result] * ctx.n_outputs
+
+
+def pool(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself; the axes that are pooled over can't lose any."""
+    ids = ctx.activation()
+    if ctx.n_outputs > 1:
+        return ctx.refuse("the indices that this MaxPool returns count channels")
+    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the axis it lies on")] * ctx.n_outputs
+
+
+def reduce(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself; those that are reduced away must stay."""
+    return _reduced(ctx, None)
+
+
+def reduce_sum(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself; a sum over channels, of powers too, is exact without those that go."""
+    return _reduced(ctx, "sum")
+
+
+def reduce_mean(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself; a mean over channels holds them, unless norms may be cut: then it runs over those that are left."""
+    return _reduced(ctx, "mean" if ctx.state.cut_norms else None)
+
+
+def _reduced(ctx: RuleContext, statistic: Statistic | None) -> list[Ids]:
+    ids = ctx.activation()
+    rank = ids.ndim
+    axes = ctx.value(1) if ctx.has(1) else ctx.attr("axes")
+    if ctx.has(1) and axes is None:
+        return ctx.refuse(f"the axes of this {ctx.op} are not known")
+    if axes is None or len(axes) == 0:
+        axes = [] if ctx.attr("noop_with_empty_axes", 0) else list(range(rank))
+    reduced = sorted({int(axis) % rank for axis in axes})
+    if statistic is not None and len(varying(ids)) == 1 and varying(ids)[0] in reduced:
+        axis = varying(ids)[0]
+        ctx.summed(0, axis, rows(ids, axis), statistic)
+        ids = nothing(rank)
+    else:
+        hint = CUT if ctx.op == "ReduceMean" else ""
+        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over its channels{hint}")
+    if not ctx.attr("keepdims", 1):
+        ids = np.squeeze(ids, axis=tuple(reduced))
+    return [ids]
+
+
+FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
+
+
+def along(ctx: RuleContext) -> list[Ids]:
+    """Channels on the axis it works along must stay; on other axes they pass through."""
+    ids = ctx.activation()
+    rank = ids.ndim
+    if ctx.op in ("CumSum", "CumProd"):
+        value = ctx.value(1)
+        axes = list(range(rank)) if value is None else [int(np.asarray(value).reshape(-1)[0]) % rank]
+    else:
+        # before opset 13 Softmax flattens all axes from `axis` on into one
+        flat = ctx.op in FLAT_SOFTMAX and ctx.state.opset < 13
+        axis = int(ctx.attr("axis", 1 if flat else -1)) % rank
+        axes = list(range(axis, rank)) if flat else [axis]
+    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels on its axis")
+    return [ids] * ctx.n_outputs
+
+
+def lp_norm(ctx: RuleContext) -> list[Ids]:
+    """Channels pass through; the norm over those on its axis is exact without those that go."""
+    ids = ctx.activation()
+    axis = int(ctx.attr("axis", -1)) % ids.ndim
+    if varying(ids) == [axis]:
+        ctx.summed(0, axis, rows(ids, axis))
+        return [ids]
+    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels on its axis")]
+
+
+def argmax(ctx: RuleContext) -> list[Ids]:
+    """Channels on its axis must stay, since it returns their positions; on other axes they pass through."""
+    ids = ctx.activation()
+    axis = int(ctx.attr("axis", 0)) % ids.ndim
+    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of its channels")
+    return [ids if ctx.attr("keepdims", 1) else np.squeeze(ids, axis=axis)]
+
+
+def diagonal(ctx: RuleContext) -> list[Ids]:
+    """Channels on the last two axes must stay; on others they pass through."""
+    ids = ctx.activation()
+    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
+
+
+def quantize(ctx: RuleContext) -> list[Ids]:
+    """Channels pass through; a scale and zero point per channel follow them. Dequantized constants are weights of their readers."""
+    ids = ctx.activation()
+    scale = ctx.const(1)
+    if scale is None:
+        return ctx.refuse(f"the scale of this {ctx.op} is not a constant")
+    if scale.ndim == 1 and scale.size > 1:
+        axis = int(ctx.attr("axis", 1)) % ids.ndim
+        if axis in varying(ids):
+            for i in (1, 2):
+                if ctx.const(i) is not None:
+                    ctx.slice(i, 0, rows(ids, axis), "follows")
+    elif scale.ndim > 1:
+        return ctx.refuse(f"this {ctx.op} has a scale per block")
+    return [ids]

@@ -1,0 +1,351 @@
+"""Layers with a weight: they read the channels of their input and write new ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.graph.ids import Ids, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, lane, pin_axes, tie_broadcast, together
+from onnxprune.types import Statistic
+
+
+def conv(ctx: RuleContext) -> list[Ids]:
+    """Reads channels and writes new ones; grouped: positions are tied across groups; depthwise: filters follow.
+
+    Any rank, and depthwise with a multiplier, too. The weight of a Conv is (out, in / groups, ...), that of a ConvTranspose
+    (in, out / groups, ...).
+    """
+    ids = lane(ctx, 0, 1)
+    if ctx.const(1) is None:
+        return [_computed_weight(ctx, ids)]
+    transposed = ctx.op == "ConvTranspose"
+    n, n_out, *spatial = ctx.out_shape()
+    groups = int(ctx.attr("group", 1))
+    ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
+    if ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
+        out = np.repeat(ids, n_out // groups)
+        ctx.slice(1, 0, ids if transposed else out, "follows")
+        ctx.count("group", ids)
+    elif groups >= max(2, ctx.state.whole_from):
+        out = _whole_groups(ctx, ids, n_out, groups)
+        ctx.slice(1, 0, ids if transposed else out, "follows" if transposed else "writes")
+    else:
+        reads = ids.reshape(groups, -1)
+        _tie_groups(ctx, reads, f"another group of this {ctx.op} reads a channel that stays")
+        out = ctx.mint(n_out)
+        writes = out.reshape(groups, -1)
+        _tie_groups(ctx, writes, "")
+        ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
+        ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
+    _bias(ctx, 2, out)
+    return [on_axis(out, 1, 2 + len(spatial))]
+
+
+def gemm(ctx: RuleContext) -> list[Ids]:
+    """Reads channels with a constant matrix on either side, with any transA, transB, alpha and beta; what it adds is tied."""
+    side = next((i for i in (1, 0) if ctx.const(i) is not None and ctx.ids(1 - i) is not None), None)
+    if side is None:
+        return ctx.refuse("this Gemm has no constant weight", range(3))
+    weight, x = ctx.const(side), 1 - side
+    assert weight is not None
+    summed = {0: 1, 1: 0}  # the axis that is summed over, of A and of B as they are multiplied
+    flipped = {i: bool(ctx.attr(("transA", "transB")[i], 0)) for i in (0, 1)}
+    reads, axis = (summed[i] ^ flipped[i] for i in (side, x))
+    out = ctx.mint(weight.shape[1 - reads])
+    ctx.slice(side, reads, lane(ctx, x, axis), "reads")
+    ctx.slice(side, 1 - reads, out, "writes")
+    ctx.work(side, ctx.shape(x)[1 - axis])
+    place = side  # a matrix on the right writes columns, one on the left writes rows
+    result = on_axis(out, place, 2)
+    bias, other = ctx.const(2), ctx.ids(2)
+    if bias is not None and bias.ndim > 1 - place:
+        own = place - (2 - bias.ndim)
+        if bias.shape[own] > 1:
+            ctx.slice(2, own, out, "follows")
+    elif other is not None:
+        aligned = other.reshape((1,) * (2 - other.ndim) + other.shape)
+        dims = (1,) * (2 - other.ndim) + ctx.shape(2)
+        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned, dims)[0]
+    return [result]
+
+
+def matmul(ctx: RuleContext) -> list[Ids]:
+    """Reads channels with a constant matrix, on either side; two activations tie their attention heads."""
+    a, b = ctx.const(0), ctx.const(1)
+    rank = len(ctx.out_shape())
+    for w, x, contracted in ((1, 0, -1), (0, 1, -2)):
+        weight, ids = ctx.const(w), ctx.ids(x)
+        if weight is None or ids is None or weight.ndim != 2 or ids.ndim < 2:
+            continue
+        shape = ctx.shape(x)
+        axis = len(shape) + contracted
+        positions = math.prod(shape) // shape[axis]
+        on = varying(ids)
+        if len(on) == 1 and on[0] != axis:
+            ctx.work(w, positions, rows(ids, on[0]))
+            return [ids]  # the matrix mixes another axis: channels pass through
+        ctx.slice(w, 1 - w, lane(ctx, x, axis), "reads")
+        out = ctx.mint(weight.shape[w])
+        ctx.slice(w, w, out, "writes")
+        ctx.work(w, positions)
+        return [on_axis(out, rank + contracted, rank)]
+    if a is None and b is None and ctx.ids(0) is not None and ctx.ids(1) is not None:
+        ranks = [len(ctx.shape(i)) for i in range(2)]
+        if min(ranks) >= 2:
+            batch = LABELS[: rank - 2]
+            terms = (batch[rank - ranks[0] :] + "ik", batch[rank - ranks[1] :] + "kj")
+            return [_product(ctx, terms, batch + "ij")]
+    return ctx.refuse("this MatMul's weight is no constant matrix", range(2))
+
+
+def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
+    """Multiply two activations, given the labels of their axes as in Einsum.
+
+    Channels on a label that both share and keep (attention heads) are tied and go whole: removing head h removes all that is
+    computed from it. With `head_width`, or where there are no heads, channels that are summed over are tied between the two
+    factors, and go together. Both are exact.
+    """
+    shared = [label for label in terms[0] if label in terms[1]]
+    summed = [label for label in shared if label not in result]
+    both = [ctx.ids(0), ctx.ids(1)]
+    a, b = (ids if ids is not None else nothing(len(term)) for ids, term in zip(both, terms, strict=True))
+    factors = [a, b]
+    for i, term in enumerate(terms):
+        on = {term[axis] for axis in varying(factors[i])}
+        heads = [label for label in shared if label in on and label in result]
+        if heads and on.intersection(summed) and not ctx.state.head_width:
+            factors[i] = together(ctx, factors[i], [term.index(label) for label in summed if label in on])
+        elif heads and ctx.state.head_width and len(on) > len(heads):
+            factors[i] = together(ctx, factors[i], [term.index(label) for label in heads])
+    if any(term[axis] in summed for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)):
+        _tie_summed(ctx, factors, terms, summed)
+        factors = [nothing(ids.ndim) for ids in factors]
+    operands = []
+    for i, (ids, term) in enumerate(zip(factors, terms, strict=True)):
+        order = [term.index(label) for label in result if label in term]
+        rest = tuple(axis for axis, label in enumerate(term) if label not in result)
+        arranged = np.transpose(ids, [*order, *rest])
+        present = iter(arranged.shape)
+        shape = [next(present) if label in term else 1 for label in result]
+        sizes = dict(zip(term, ctx.shape(i), strict=True))
+        operands.append((arranged.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
+    (a, a_dims), (b, b_dims) = operands
+    return tie_broadcast(ctx, a, a_dims, b, b_dims)[0]
+
+
+def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
+    """Tie channels that two activations are summed over; pin those that lie on other axes at the same time."""
+    reason = f"this {ctx.op} sums them up with a tensor whose channels stay"
+    lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
+    if len(lie_on) > 1 or len(summed) > 1:
+        for ids in factors:
+            ctx.pin(ids, f"this {ctx.op} sums over them, and over more")
+        return
+    (label,) = lie_on
+    axes = [term.index(label) for term in terms]
+    lanes = [
+        np.broadcast_to(rows(ids, axis), (ctx.shape(i)[axis],))
+        for i, (ids, axis) in enumerate(zip(factors, axes, strict=True))
+    ]
+    ctx.tie(lanes[0], lanes[1], reason)
+    ctx.summed(0, axes[0], lanes[0])
+
+
+def batchnorm(ctx: RuleContext) -> list[Ids]:
+    """Folded where exact; else its parameters follow each channel."""
+    ids = lane(ctx, 0, 1)
+    rank = len(ctx.shape(0))
+    if any(ctx.const(i) is None for i in range(1, 5)):
+        ctx.pin(ids, "a parameter of this BatchNormalization is not a constant")
+        return ctx.nothing()
+    if int(ctx.attr("training_mode", 0)):
+        ctx.pin(ids, "this BatchNormalization computes statistics of the batch")
+        return ctx.nothing()
+    ctx.slice(1, 0, ids, "scales")
+    for i in range(2, 5):
+        ctx.slice(i, 0, ids, "follows")
+    return [on_axis(ids, 1, rank)] + [nothing(1)] * (ctx.n_outputs - 1)
+
+
+def _computed_weight(ctx: RuleContext, ids: Ids) -> Ids:
+    """Pin what a layer without a constant weight reads and writes."""
+    out = ctx.mint(ctx.out_shape()[1])
+    for some in (ids, out):
+        ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
+    return on_axis(out, 1, len(ctx.out_shape()))
+
+
+def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
+    """Tie everything that a group of a convolution reads and writes; return the ids it writes.
+
+    Nothing else is left that reads what a removed group read, so this is exact.
+    """
+    out = ctx.mint(n_out)
+    reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
+    for blocks in (reads, writes):
+        whole = np.broadcast_to(writes[:, :1], blocks.shape)
+        ctx.tie(blocks, whole, f"another channel of its group of this {ctx.op} stays")
+    ctx.count("group", writes[:, 0])
+    return out
+
+
+def _tie_groups(ctx: RuleContext, blocks: Ids, reason: str) -> None:
+    """Tie the same positions of all groups, (groups, channels per group)."""
+    ctx.tie(blocks, np.broadcast_to(blocks[:1], blocks.shape), reason)
+
+
+def _bias(ctx: RuleContext, i: int, out: Ids) -> None:
+    if ctx.const(i) is not None:
+        ctx.slice(i, 0, out, "follows")
+    elif ctx.has(i):
+        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
+
+
+def instance_norm(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself; its parameters follow. A GroupNormalization of one group, written as one map, may be cut."""
+    rank = len(ctx.shape(0))
+    whole, maps = ctx.ids(0), list(range(2, rank))
+    if whole is not None and ctx.state.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
+        axis = varying(whole)[0]
+        ctx.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
+        return [whole]
+    ids = lane(ctx, 0, 1)
+    if ctx.const(1) is None or ctx.const(2) is None:
+        ctx.pin(ids, "a parameter of this InstanceNormalization is not a constant")
+        return ctx.nothing()
+    ctx.slice(1, 0, ids, "scales")
+    ctx.slice(2, 0, ids, "follows")
+    return [on_axis(ids, 1, rank)]
+
+
+def channel_norm(ctx: RuleContext) -> list[Ids]:
+    """Statistics run over channels, so that all others change when one goes: they must stay, unless norms may be cut."""
+    ids = ctx.activation()
+    rank = ids.ndim
+    if ctx.op in ("LayerNormalization", "RMSNormalization"):
+        axes = list(range(int(ctx.attr("axis", -1)) % rank, rank))
+    else:
+        axes = [int(axis) % rank for axis in ctx.attr("axes", [0, 2, 3])]
+    rest = [nothing(rank)] * (ctx.n_outputs - 1)
+    statistic = STATISTICS.get(ctx.op)
+    on = varying(ids)
+    if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
+        hint = CUT if statistic is not None else ""
+        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalises over its channels{hint}"), *rest]
+    own = rows(ids, on[0])
+    ctx.summed(0, on[0], own, statistic, axes, scale=1)
+    for i in (1, 2):
+        value = ctx.const(i)
+        axis = on[0] - rank + (0 if value is None else value.ndim)
+        if value is not None and axis >= 0 and value.shape[axis] > 1:
+            ctx.slice(i, axis, own, "scales" if i == 1 else "follows")
+    return [ids, *rest]
+
+
+def local_response_norm(ctx: RuleContext) -> list[Ids]:
+    """Each channel is divided by what its neighbours hold: they must stay, unless norms may be cut, which makes others neighbours."""
+    ids = ctx.activation()
+    if ctx.state.cut_norms and varying(ids) == [1]:
+        ctx.summed(0, 1, rows(ids, 1), "window")
+        return [ids]
+    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalises over its channels{CUT}")]
+
+
+def _constant_scale(ctx: RuleContext) -> bool:
+    return all(ctx.const(i) is not None or not ctx.has(i) for i in (1, 2))
+
+
+def group_norm(ctx: RuleContext) -> list[Ids]:
+    """Channels of a group share statistics and go together, a whole group at a time; of a single group only if norms may be cut."""
+    ids = lane(ctx, 0, 1)
+    rank = len(ctx.shape(0))
+    groups = int(ctx.attr("num_groups"))
+    scale, bias = ctx.const(1), ctx.const(2)
+    if scale is None or bias is None:
+        ctx.pin(ids, "a parameter of this GroupNormalization is not a constant")
+        return ctx.nothing()
+    if groups == 1 and ctx.state.cut_norms:
+        ctx.summed(0, 1, ids, "variance", range(1, rank), scale=1)
+        for i, value in ((1, scale), (2, bias)):
+            if value.size == ids.size:
+                ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
+        return [on_axis(ids, 1, rank)]
+    blocks = ids.reshape(groups, -1)
+    ctx.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
+    first = np.ascontiguousarray(blocks[:, 0])
+    ctx.count("num_groups", first)
+    for i, value in ((1, scale), (2, bias)):  # one value per group before opset 21
+        ctx.slice(i, 0, ids if value.size == ids.size else first, "follows")
+    return [on_axis(ids, 1, rank)]
+
+
+def recurrent(ctx: RuleContext) -> list[Ids]:
+    """Reads the channels of its input; its own state stays.
+
+    The input weight is (directions, gates x hidden, inputs).
+    """
+    ids = lane(ctx, 0, 2)
+    if ctx.const(1) is None:
+        ctx.pin(ids, f"the weight of this {ctx.op} is not a constant")
+    else:
+        ctx.slice(1, 2, ids, "reads")
+        ctx.work(1, math.prod(ctx.shape(0)[:2]))
+    if ctx.const(2) is not None:
+        ctx.work(2, math.prod(ctx.shape(0)[:2]))
+    return ctx.refuse(f"it is a state of this {ctx.op}", range(3, ctx.n_inputs))
+
+
+def roi_align(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself, at positions that another input gives."""
+    ctx.refuse(f"{ctx.op} reads positions from it", range(1, ctx.n_inputs))
+    return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
+
+
+def einsum(ctx: RuleContext) -> list[Ids]:
+    """Contracted labels of a constant read, its own labels write; two activations tie as in MatMul."""
+    equation = str(ctx.attr("equation")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    active = [i for i in range(ctx.n_inputs) if ctx.ids(i) is not None]
+    if len(active) == 2 and arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, right)):
+        return [_product(ctx, (terms[0], terms[1]), right)]
+    plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
+    if not plain or len(active) != 1 or ctx.const(1 - active[0]) is None:
+        return ctx.refuse("this Einsum has an equation that is not understood", active)
+    x, w = active[0], 1 - active[0]
+    ids, weight = ctx.activation(x), ctx.const(w)
+    assert weight is not None
+    on = varying(ids)
+    lost = [axis for axis in on if terms[x][axis] not in right and terms[x][axis] not in terms[w]]
+    if len(on) > 1 or lost:
+        ctx.pin(ids, "this Einsum sums over them" if lost else "this Einsum reads channels on two axes")
+        on = []
+    result = nothing(len(right))
+    if on:
+        label, own = terms[x][on[0]], rows(ids, on[0])
+        if label in terms[w]:
+            ctx.slice(w, terms[w].index(label), own, "follows" if label in right else "reads")
+        if label in right:
+            result = on_axis(own, right.index(label), len(right))
+    minted = [label for label in terms[w] if label in right and label not in terms[x]]
+    if len(minted) == 1 and not varying(result):
+        out = ctx.mint(weight.shape[terms[w].index(minted[0])])
+        ctx.slice(w, terms[w].index(minted[0]), out, "writes")
+        result = on_axis(out, right.index(minted[0]), len(right))
+    sizes = dict(zip(terms[x], ctx.shape(x), strict=True))
+    positions = math.prod(size for label, size in sizes.items() if label not in terms[w])
+    over = rows(ids, on[0]) if on and terms[x][on[0]] not in terms[w] else None
+    ctx.work(w, positions, over)
+    return [result]
+
+
+STATISTICS: dict[str, Statistic] = {
+    "LayerNormalization": "variance",
+    "RMSNormalization": "mean square",
+}
+"""Of normalisations over channels that may be cut."""
+LABELS = "ABCDEFGHIJKLMNOP"
+"""Names for the batch axes of a MatMul."""

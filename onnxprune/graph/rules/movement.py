@@ -1,0 +1,235 @@
+"""Operators that move elements: the same movement on ids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.graph.ids import FIXED, Ids, compress, nothing, on_axis, reshape_ids, rows, varying
+from onnxprune.graph.rule_context import RuleContext, lane, match_axes, pin_axes
+
+
+def reshape(ctx: RuleContext) -> list[Ids]:
+    """Channels are reshaped; numbers of channels in its target are rewritten."""
+    ids = ctx.activation()
+    before = ctx.shape(0)
+    out = reshape_ids(ids, before, ctx.out_shape())
+
+    def keeps(axis: int, literal: float) -> bool:
+        # 0 copies the size of the same axis, which must then lose the same channels
+        copied = (
+            literal == 0 and axis < len(before) and rows(out, axis).shape == (before[axis],) and ids.shape[axis] > 1
+        )
+        return literal == -1 or (copied and bool((rows(ids, axis) == rows(out, axis)).all()))
+
+    match_axes(ctx, 1, out, keeps)
+    return [out]
+
+
+def flatten(ctx: RuleContext) -> list[Ids]:
+    """Channels are reshaped."""
+    ids = ctx.activation()
+    if ctx.op == "Squeeze" and not ctx.has(1) and ctx.attr("axes") is None:
+        return ctx.refuse("this Squeeze names no axes, and would drop that of a single channel")
+    return [reshape_ids(ids, ctx.shape(0), ctx.out_shape())]
+
+
+def transpose(ctx: RuleContext) -> list[Ids]:
+    """Channels are transposed."""
+    ids = ctx.activation()
+    perm = ctx.attr("perm") or list(reversed(range(ids.ndim)))
+    return [np.transpose(ids, perm)]
+
+
+def concat(ctx: RuleContext) -> list[Ids]:
+    """Channels are joined on its axis, and tied on the others."""
+    rank = len(ctx.out_shape())
+    axis = int(ctx.attr("axis", 1)) % rank
+    arrays = [ctx.ids(i) for i in range(ctx.n_inputs)]
+    along = [ids for ids in arrays if ids is not None and ids.shape[axis] > 1]
+    across = [ids for ids in arrays if ids is not None and any(a != axis for a in varying(ids))]
+    if along and across:
+        return ctx.refuse("Concat joins channels that lie on different axes", range(ctx.n_inputs))
+    if across:
+        result = across[0]
+        for i, other in enumerate(arrays):
+            if other is None:
+                for a in varying(result):
+                    ctx.slice(i, a, rows(result, a), "follows")
+            elif varying(other) != varying(result):
+                ctx.pin(result, "Concat joins it with a tensor whose channels stay")
+                ctx.pin(other, "Concat joins it with a tensor whose channels stay")
+            else:
+                wide_a, wide_b = np.broadcast_arrays(result, other)
+                ctx.tie(wide_a, wide_b, "Concat joins it with a tensor whose channels stay")
+        return [result]
+    parts = []
+    for i, array in enumerate(arrays):
+        part = nothing(rank) if array is None else array
+        shape = list(part.shape)
+        shape[axis] = ctx.shape(i)[axis]
+        parts.append(np.broadcast_to(part, shape))
+    return [np.concatenate(parts, axis=axis)]
+
+
+def pad(ctx: RuleContext) -> list[Ids]:
+    """Channels pass through; what it adds to a channel axis stays."""
+    ids = ctx.activation()
+    pads = ctx.value(1) if ctx.has(1) else ctx.attr("pads")
+    if pads is None:
+        return ctx.refuse("the widths of this Pad are not known")
+    rank = ids.ndim
+    given = ctx.value(3)
+    axes = range(rank) if given is None else [int(axis) % rank for axis in given]
+    pads = [int(p) for p in np.asarray(pads).reshape(-1)]
+    begin, end = [0] * rank, [0] * rank
+    for position, axis in enumerate(axes):
+        begin[axis], end[axis] = pads[position], pads[position + len(axes)]
+    touched = [axis for axis in varying(ids) if begin[axis] or end[axis]]
+    if not touched:
+        return [ids]
+    if ctx.attr("mode", "constant") != "constant" or min(*begin, *end) < 0:
+        return ctx.refuse("this Pad repeats or crops channels")
+    widths = [(begin[a], end[a]) if a in touched else (0, 0) for a in range(rank)]
+    return [np.pad(ids, widths, constant_values=FIXED)]
+
+
+def expand(ctx: RuleContext) -> list[Ids]:
+    """Channels pass through; numbers of channels in its target are rewritten."""
+    ids = ctx.activation()
+    shape = ctx.out_shape()
+    aligned = ids.reshape((1,) * (len(shape) - ids.ndim) + ids.shape)
+    match_axes(ctx, 1, aligned, lambda axis, literal: literal == 1)
+    return [aligned]
+
+
+def tile(ctx: RuleContext) -> list[Ids]:
+    """Channels are repeated."""
+    ids = ctx.activation()
+    repeats = ctx.value(1)
+    if repeats is None:
+        return ctx.refuse("the repeats of this Tile are not known")
+    return [np.tile(ids, [int(r) if axis in varying(ids) else 1 for axis, r in enumerate(repeats)])]
+
+
+def resize(ctx: RuleContext) -> list[Ids]:
+    """Channels pass through; those on an axis that changes its size must stay."""
+    ids = ctx.activation()
+    before, after = ctx.shape(0), ctx.out_shape()
+    changed = [axis for axis in range(ids.ndim) if before[axis] != after[axis]]
+    ids = pin_axes(ctx, 0, changed, f"{ctx.op} interpolates between them")
+    if ctx.op == "Resize" and ctx.has(3) and ctx.attr("axes") is None:
+        match_axes(ctx, 3, ids, lambda axis, literal: False)
+    elif ctx.op == "Resize" and ctx.has(3):
+        axes = [int(axis) % ids.ndim for axis in ctx.attr("axes")]
+        ids = pin_axes(ctx, 0, axes, f"{ctx.op} sets the size of their axis")
+    return [ids]
+
+
+def split(ctx: RuleContext) -> list[Ids]:
+    """Channels are cut into parts, and the sizes rewritten."""
+    ids = ctx.activation()
+    rank = ids.ndim
+    axis = int(ctx.attr("axis", 0)) % rank
+    if axis not in varying(ids):
+        return [ids] * ctx.n_outputs
+    ends = np.cumsum([ctx.out_shape(i)[axis] for i in range(ctx.n_outputs)])
+    parts = np.split(ids, ends[:-1], axis=axis)
+    if ctx.const(1) is not None or ctx.attr("split") is not None:
+        for index, part in enumerate(parts):
+            ctx.count("split", rows(part, axis), input=1 if ctx.has(1) else None, index=index)
+    elif ctx.has(1):
+        ctx.pin(ids, "the sizes of this Split are computed at run time")
+    elif all(part.shape == parts[0].shape for part in parts):
+        for part in parts[1:]:
+            ctx.tie(part, parts[0], "this Split cuts into equal parts, another of which stays")
+    else:
+        ctx.pin(ids, "this Split cuts into unequal parts without sizes")
+    return [compress(part) for part in parts]
+
+
+def slice_(ctx: RuleContext) -> list[Ids]:
+    """Channels are cut, and the bounds rewritten."""
+    ids = ctx.activation()
+    rank = ids.ndim
+    inputs = ctx.n_inputs > 1
+    starts, ends = (ctx.value(i) if inputs else ctx.attr(name) for i, name in ((1, "starts"), (2, "ends")))
+    axes = (ctx.value(3) if ctx.has(3) else None) if inputs else ctx.attr("axes")
+    steps = ctx.value(4) if inputs and ctx.has(4) else None
+    if starts is None or ends is None or (inputs and ctx.has(3) and axes is None):
+        ctx.pin(ids, "the bounds of this Slice are not known")
+        return [nothing(rank)]
+    axes = range(len(starts)) if axes is None else axes
+    for position, axis in enumerate(int(a) % rank for a in axes):
+        if axis not in varying(ids):
+            continue
+        size = ids.shape[axis]
+        start, end = int(starts[position]), int(ends[position])
+        step = 1 if steps is None else int(steps[position])
+        whole = len(range(*slice(start, end, step).indices(size))) == size
+        if (whole and abs(start) in (0, 1)) or (start == 0 and end >= size and step == 1):
+            ids = np.flip(ids, axis) if step < 0 else ids
+            if end == size:
+                _bound(ctx, "ends", 2, position, end, rows(ids, axis))
+            continue
+        fixed = inputs and (ctx.const(1) is None or ctx.const(2) is None)
+        if step != 1 or fixed:
+            ctx.pin(
+                ids,
+                "this Slice steps over channels" if step != 1 else "the bounds of this Slice are computed at run time",
+            )
+            return [nothing(rank)]
+        lane = rows(ids, axis)
+        _bound(ctx, "starts", 1, position, start, lane)
+        _bound(ctx, "ends", 2, position, end, lane)
+        ids = ids.take(range(*slice(start, end).indices(size)), axis=axis)
+    return [compress(ids)]
+
+
+def _bound(ctx: RuleContext, name: str, i: int, position: int, bound: int, ids: Ids) -> None:
+    """Count what lies before a bound; one that counts from the end becomes positive, since -0 would be the start."""
+    size = len(ids)
+    before = bound if bound >= 0 else size + bound
+    if 0 < before <= size:
+        ctx.count(name, ids[:before], input=i if ctx.n_inputs > 1 else None, index=position)
+
+
+def gather(ctx: RuleContext) -> list[Ids]:
+    """Channels are picked, and constant positions renumbered."""
+    ids = ctx.ids(0)
+    if ids is None:  # rows of a constant table
+        return [nothing(len(ctx.out_shape()))]
+    rank = ids.ndim
+    axis = int(ctx.attr("axis", 0)) % rank
+    index = ctx.const(1)
+    added = len(ctx.shape(1))
+    if axis not in varying(ids):
+        shape = ids.shape[:axis] + (1,) * added + ids.shape[axis + 1 :]
+        return [ids.reshape(shape)]
+    if index is None or added > 1:
+        return ctx.refuse(
+            "this Gather takes channels by positions that are computed"
+            if index is None
+            else "this Gather takes a table"
+        )
+    positions = index.astype(np.int64) % ids.shape[axis]
+    taken = ids.take(positions, axis=axis)
+    lane = rows(ids, axis)
+    if added == 0 and lane.ndim == 1:
+        ctx.pin(taken, "this Gather takes the one channel")
+    ctx.lookup(1, lane)
+    return [compress(taken)]
+
+
+def depth_to_space(ctx: RuleContext) -> list[Ids]:
+    """The sub-pixels of an output channel go together."""
+    ids = lane(ctx, 0, 1)
+    block = int(ctx.attr("blocksize"))
+    crd = ctx.attr("mode", "DCR") == "CRD"
+    grid = ids.reshape(-1, block * block) if crd else ids.reshape(block * block, -1).T
+    ctx.tie(grid, np.broadcast_to(grid[:, :1], grid.shape), "another sub-pixel of its DepthToSpace stays")
+    return [on_axis(np.ascontiguousarray(grid[:, 0]), 1, 4)]
+
+
+def space_to_depth(ctx: RuleContext) -> list[Ids]:
+    """Each channel comes out once per sub-pixel."""
+    return [on_axis(np.tile(lane(ctx, 0, 1), int(ctx.attr("blocksize")) ** 2), 1, 4)]

@@ -1,0 +1,403 @@
+"""Which channels can the others best make up for, and what is lost then: Optimal Brain Surgeon on the readers of a group.
+
+For a reader y = W x the least loss of output when the features S of x are gone, the other weights being adjusted, is
+
+    L(S) = tr( W_S [(H^-1)_SS]^-1 W_S' ),    H = covariance of x + damping
+
+(Hassibi and Stork, 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 5, for several weights at once). The
+channel with the least sum of L over all readers of its group goes first, its weights are spread over the others, H^-1 is downdated,
+and so on. H is the exact Hessian of the squared error of the reader's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune.calibration.batches import HELD_EVERY, Calibration
+from onnxprune.calibration.capture import Kept, Store, Stream
+from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, choose, threads_for
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.model import Model
+from onnxprune.graph.readers import Reader, readers_of
+from onnxprune.types import FloatArray, Group, IntArray, Trace
+
+Array = np.ndarray[Any, Any]
+DAMPING = 1e-2
+"""Added to the diagonal of the covariance, as a share of its mean, at least; with few rows for the features it is their ratio: the
+covariance of fewer rows than features says of every channel that the others make up for it."""
+LEAST_ROWS = 20_000
+ROWS_PER_FEATURE = 10
+CONSTANT = 1e-6
+"""Share of the mean variance below which a feature is always the same."""
+SAME = 1e-10
+"""The same of an output, as a share of its mean square."""
+COMPACT = 0.75
+"""Share of features left below which those that have gone are left out of the sums."""
+AT_ONCE = 48
+"""Of so many channels that are left one goes at a time; of more, several do between two looks at all of them."""
+SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+"""Shares of a group at which its readers' weights are kept for a closer look."""
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was seen of the input of a reader: `variance` and `zeros` (share of exact zeros) per feature, (groups, features).
+
+    `covariance` is None where it would take too much memory; `damping` is to be added to its diagonal, as a share of the mean.
+    """
+
+    mean: FloatArray
+    variance: FloatArray
+    zeros: FloatArray
+    covariance: FloatArray | None
+    damping: float
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How a group loses its channels.
+
+    Attributes:
+        group: which.
+        order: its channels that may go, first to go first.
+        losses: (n,) squared error of the readers' outputs, as shares of their variance, added up as channels go.
+        weights: for some numbers of channels gone, the weights of the readers: node -> (matrix, bias), kept in a `Store`.
+    """
+
+    group: Group
+    order: IntArray
+    losses: FloatArray
+    weights: dict[int, dict[int, tuple[Kept, Kept]]]
+
+    def drop(self, store: Store) -> None:
+        """Forget the weights."""
+        for matrix, bias in (pair for of_node in self.weights.values() for pair in of_node.values()):
+            store.drop(matrix)
+            store.drop(bias)
+
+
+def collect(
+    model: Model,
+    trace: Trace,
+    calibration: Calibration,
+    readers: Mapping[int, Reader],
+    store: Store,
+    memory: float,
+    seed: int,
+    *,
+    hold_out: bool = False,
+    apart: bool = False,
+) -> Iterator[tuple[int, Statistics]]:
+    """Yield the statistics of each reader's input, in graph order; the model runs once.
+
+    Args:
+        model: the original.
+        trace: its facts.
+        calibration: the samples.
+        readers: by node.
+        store: for activations.
+        memory: bytes that one covariance may take with all that is done with it.
+        seed: for the choice of positions, where there are more than needed.
+        hold_out: whether to leave out what the calibration holds out.
+        apart: whether the positions of a reader are the same whatever other readers there are.
+    """
+    stream = Stream(model, calibration, store)
+    used = [b for b in range(stream.n_batches) if not hold_out or calibration.split(b, HELD_EVERY)[0] != slice(0, 0)]
+    rng = np.random.default_rng(seed)
+    for node, reader in sorted(readers.items()):
+        layer = reader.layer
+        rng = np.random.default_rng((seed, node)) if apart else rng
+        x_name, y_name = layer.node.inputs[layer.x].name, layer.node.outputs[0].name
+        stream.advance([x_name])
+        groups, features = reader.channels.shape
+        whole = 8.0 * groups * features**2 * 4 <= memory
+        total = max(LEAST_ROWS, ROWS_PER_FEATURE * features)
+        centre: Array | None = None
+        sums, squares, zeros = np.zeros((3, groups, features))
+        n = 0
+        waiting: list[Array] = []
+        with threads_for(features):
+            for batch in used:
+                x = stream.read(x_name, batch)
+                pick = choose(_positions(layer, trace.shapes[y_name], x), -(-total // len(used)), rng)
+                pick = pick[calibration.split(batch, pick.size)[0]] if hold_out else pick
+                waiting.append(layer.rows(x, pick).astype(np.float32, copy=False))
+                if sum(part.shape[1] for part in waiting) < ROWS_TOGETHER and batch != used[-1]:
+                    continue  # a product of few rows takes as long as its result is large
+                rows = np.concatenate(waiting, axis=1)
+                waiting = []
+                zeros += np.count_nonzero(rows == 0, axis=1)
+                if centre is None:
+                    centre = rows.mean(axis=1, keepdims=True)
+                    moments = Moments(centre, 0) if whole else None
+                if moments is not None:
+                    moments.add(rows, rows[:, :, :0])
+                rows = rows - centre
+                sums += rows.sum(axis=1, dtype=np.float64)
+                squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
+                n += rows.shape[1]
+        assert centre is not None
+        variance = np.maximum(squares / n - (sums / n) ** 2, 0)
+        covariance = None if moments is None else moments.covariance()
+        yield node, Statistics(sums / n + centre[:, 0], variance, zeros / n, covariance, max(DAMPING, features / n))
+    stream.close()
+
+
+def _positions(layer: Linear, traced: tuple[int, ...], x: Array) -> int:
+    """Return how many positions the output has for this input, from the shape it had while tracing."""
+    axis = layer.channel_axis % len(traced)
+    return int(np.prod([x.shape[0] if a == 0 and axis != 0 else size for a, size in enumerate(traced) if a != axis]))
+
+
+def removals(
+    model: Model,
+    trace: Trace,
+    calibration: Calibration,
+    *,
+    scores: FloatArray | None,
+    fallback: FloatArray,
+    store: Store,
+    memory: float,
+    seed: int = 0,
+    hold_out: bool = False,
+    names: Container[str] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Removal]:
+    """Take every group apart, channel by channel.
+
+    Weights that are to be measured on what the calibration holds out must not have seen it: where there are few rows for the
+    features, a covariance of the same inputs makes a wide layer look five to ten times cheaper than it is.
+
+    Args:
+        model: the original.
+        trace: its facts.
+        calibration: the samples.
+        scores: (n_channels,) importance that gives the order, where something else than second order is to; None: second order.
+        fallback: (n_channels,) importance that gives the order in groups that no linear layer reads.
+        store: for activations and weights.
+        memory: bytes for the covariances of one reader.
+        seed: for the choice of positions.
+        hold_out: whether to leave out what the calibration holds out.
+        names: of the groups to take apart; None: all.
+        progress: called with the share that is done.
+    """
+    by_group = {name: found for name, found in readers_of(model, trace).items() if names is None or name in names}
+    readers = {reader.node: reader for found in by_group.values() for reader in found}
+    complete: dict[int, list[str]] = {}
+    for name, found in by_group.items():
+        complete.setdefault(max((reader.node for reader in found), default=-1), []).append(name)
+    groups = {group.name: group for group in trace.groups}
+    seen: dict[int, Statistics] = {}
+
+    def finish(node: int) -> Iterator[Removal]:
+        for name in complete.pop(node, []):
+            found = by_group.pop(name)
+            with threads_for(max((reader.channels.shape[1] for reader in found), default=0)):
+                parts = [_Part(reader, seen[reader.node], groups[name]) for reader in found]
+                removal = _take_apart(trace, groups[name], parts, scores, fallback, store)
+            yield removal
+        left = {reader.node for found in by_group.values() for reader in found}
+        for old in [number for number in seen if number not in left]:
+            del seen[old]
+
+    yield from finish(-1)
+    all_statistics = collect(model, trace, calibration, readers, store, memory, seed, hold_out=hold_out)
+    for done, (node, statistics) in enumerate(all_statistics, start=1):
+        seen[node] = statistics
+        yield from finish(node)
+        if progress:
+            progress(done / len(readers))
+
+
+def scores_of(trace: Trace, found: Iterable[Removal], fallback: FloatArray) -> FloatArray:
+    """Return the importance of every channel by second order, divided by the mean of its group.
+
+    It is what the outputs of the readers lose when the channel goes, at its place in the order, never less than what went
+    before; channels that are not in the order get infinity. Groups that no linear layer reads keep `fallback`.
+    """
+    result = fallback.copy()
+    for removal in found:
+        if not removal.losses.size or not removal.losses[-1] > 0:
+            continue
+        result[removal.group.channels] = np.inf
+        steps = np.maximum.accumulate(np.diff(removal.losses, prepend=0.0))
+        result[removal.order] = steps / steps.mean()
+    return result
+
+
+def activation_scores(
+    model: Model, trace: Trace, calibration: Calibration, kind: str, *, store: Store, memory: float, seed: int = 0
+) -> FloatArray:
+    """Return an importance that looks at activations, divided by the mean of the group; NaN where no linear layer reads.
+
+    `activation`: variance of what the readers see of a channel times the square of their weights, summed over its features: OBS with a
+    diagonal Hessian. `apoz`: share of non-zeros there, averaged (Hu et al., 2016, "Network Trimming", eq. 1, turned round).
+    """
+    by_group = readers_of(model, trace)
+    readers = {reader.node: reader for found in by_group.values() for reader in found}
+    total, features = np.zeros((2, trace.n_channels))
+    for node, seen in collect(model, trace, calibration, readers, store, 0.0, seed):
+        reader = readers[node]
+        if kind == "apoz":
+            values = 1 - seen.zeros
+        else:
+            matrix, _ = reader.layer.effective()
+            values = seen.variance * np.einsum("gof,gof->gf", matrix, matrix)
+        here = reader.channels >= 0
+        total += np.bincount(reader.channels[here], weights=values[here], minlength=total.size)
+        features += np.bincount(reader.channels[here], minlength=total.size)
+    raw = np.where(features > 0, total / np.maximum(features, 1) if kind == "apoz" else total, np.nan)
+    for group in trace.groups:
+        mean = raw[group.channels].mean()
+        if mean > 0:
+            raw[group.channels] /= mean
+    return raw
+
+
+class _Part:
+    """One reader of a group, while its channels go."""
+
+    def __init__(self, reader: Reader, statistics: Statistics, group: Group) -> None:
+        self.reader, self.statistics = reader, statistics
+        self.matrix0, self.bias0 = reader.layer.effective()
+        self.matrix = self.matrix0.copy()
+        n_groups, features = reader.channels.shape
+        covariance = statistics.covariance
+        variance = statistics.variance
+        self.inverse: Any = None
+        mean = variance.mean(axis=1, keepdims=True)
+        varies = np.where(variance > CONSTANT * mean, 1, CONSTANT)  # a bias makes up for the others: they cost nothing
+        damping = statistics.damping * mean * varies + 1e-12
+        if covariance is not None:
+            lifted = covariance.copy()
+            lifted[:, np.arange(features), np.arange(features)] += damping
+            self.inverse = np.linalg.inv(lifted)
+            spread = float(np.einsum("gof,gof->", self.matrix @ covariance, self.matrix))
+        else:
+            self.diagonal = variance + damping
+            spread = float(np.einsum("gof,gf,gof->", self.matrix, variance, self.matrix))
+        energy = float(np.einsum("gof,gf,gof->", self.matrix, variance + statistics.mean**2, self.matrix))
+        self.spread = spread if spread > SAME * energy else np.inf  # an output that is always the same loses nothing
+        self.columns = np.arange(features)  # of the matrix, in the layer
+        self.live = np.ones((n_groups, features), dtype=bool)
+        self._index(group, n_groups)
+
+    def _index(self, group: Group, n_groups: int) -> None:
+        """Lay out the features of each channel of the group, (groups, channels, most features of a channel)."""
+        local = np.full(max(int(group.channels.max()), int(self.reader.channels.max())) + 2, -1)
+        local[group.channels] = np.arange(group.channels.size)
+        place = local[self.reader.channels]
+        counts = np.stack([np.bincount(row[row >= 0], minlength=group.channels.size) for row in place])
+        self.features = np.zeros((n_groups, group.channels.size, max(1, counts.max())), dtype=np.int64)
+        self.there = np.zeros(self.features.shape, dtype=bool)
+        for g, row in enumerate(place):
+            order = np.argsort(row, kind="stable")
+            order = order[row[order] >= 0]
+            slot = np.arange(order.size) - (np.cumsum(counts[g]) - counts[g])[row[order]]
+            self.features[g, row[order], slot] = order
+            self.there[g, row[order], slot] = True
+
+    def losses(self, channels: IntArray) -> FloatArray:
+        """Return what each of these channels would cost, as a share of the variance of the output."""
+        total = np.zeros(channels.size)
+        for g, (features, there) in enumerate(zip(self.features, self.there, strict=True)):
+            where, mask = features[channels], there[channels]
+            if self.inverse is None:
+                weights = (self.matrix[g] ** 2).sum(axis=0) * self.diagonal[g]
+                total += (weights[where] * mask).sum(axis=1)
+            elif where.shape[1] == 1:
+                weights = (self.matrix[g] ** 2).sum(axis=0) / np.maximum(np.diagonal(self.inverse[g]), 1e-30)
+                total += (weights[where] * mask)[:, 0]
+            else:
+                block = self.inverse[g][where[:, :, None], where[:, None, :]]
+                both = mask[:, :, None] & mask[:, None, :]
+                block = np.where(both, block, np.eye(where.shape[1]))
+                weights = np.moveaxis(self.matrix[g][:, where] * mask, 0, 2)  # (channels, features, outputs)
+                products = weights @ np.swapaxes(weights, 1, 2)
+                total += np.einsum("cst,cts->c", np.linalg.inv(block), products)
+        return total / self.spread
+
+    def remove(self, channels: IntArray) -> None:
+        """Take channels away, and let the other weights make up for them."""
+        for g, (features, there) in enumerate(zip(self.features, self.there, strict=True)):
+            gone = features[channels][there[channels]]
+            if self.inverse is not None and gone.size:
+                inverse = self.inverse[g]
+                gain = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])  # (gone, features)
+                self.matrix[g] -= self.matrix[g][:, gone] @ gain
+                inverse -= inverse[:, gone] @ gain
+                inverse[gone] = inverse[:, gone] = 0
+            self.matrix[g][:, gone] = 0
+            self.live[g, gone] = False
+        if len(self.live) == 1 and self.live.mean() < COMPACT:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Leave out what has gone: the work for each channel grows with the square of the features."""
+        live = self.live[0]
+        self.matrix, self.columns = self.matrix[:, :, live], self.columns[live]
+        if self.inverse is not None:
+            self.inverse = np.ascontiguousarray(self.inverse[:, live][:, :, live])
+        else:
+            self.diagonal = self.diagonal[:, live]
+        self.features = np.maximum(np.cumsum(live) - 1, 0)[self.features]
+        self.live = self.live[:, live]
+
+    def weights(self) -> tuple[FloatArray, FloatArray]:
+        """Return the matrix as it is now, and the bias that keeps the mean of the output."""
+        matrix = np.zeros_like(self.matrix0)
+        matrix[:, :, self.columns] = self.matrix
+        return matrix, self.bias0 + np.einsum("gof,gf->go", self.matrix0 - matrix, self.statistics.mean)
+
+
+def points_of(trace: Trace) -> int:
+    """Return the numbers of channels, over all groups, for which a removal has weights."""
+    free = ((group.channels.size, int((~trace.pinned[group.channels]).sum())) for group in trace.groups)
+    return sum(1 for size, left in free for count in _wanted(size) if count <= min(left, size - 1))
+
+
+def _wanted(size: int) -> list[int]:
+    return sorted({max(1, round(size * share)) for share in SHARES})
+
+
+def _take_apart(
+    trace: Trace, group: Group, parts: list[_Part], scores: FloatArray | None, fallback: FloatArray, store: Store
+) -> Removal:
+    size = group.channels.size
+    given = np.nan_to_num(fallback if scores is None else scores, nan=np.inf)
+    left = np.flatnonzero(~trace.pinned[group.channels])
+    left = left[np.argsort(given[group.channels[left]], kind="stable")]
+    second_order = scores is None and bool(parts)
+    wanted = _wanted(size)
+    weights: dict[int, dict[int, tuple[Kept, Kept]]] = {}
+    order: list[IntArray] = []
+    losses: list[FloatArray] = []
+    gone = 0
+    while left.size and gone < size - 1:
+        costs = np.zeros(left.size)
+        for part in parts:
+            costs += part.losses(left)
+        at_once = max(1, left.size // AT_ONCE)
+        stop = next((count for count in wanted if count > gone), size)  # weights are kept at just these numbers
+        at_once = min(at_once, stop - gone, size - 1 - gone)
+        chosen = np.sort(np.argpartition(costs, at_once - 1)[:at_once]) if second_order else np.arange(at_once)
+        chosen = chosen[np.argsort(costs[chosen], kind="stable")] if second_order else chosen
+        for part in parts:
+            part.remove(left[chosen])
+        order.append(left[chosen])
+        losses.append(costs[chosen])
+        left = np.delete(left, chosen)
+        gone += at_once
+        if gone in wanted:
+            weights[gone] = {}
+            for part in parts:
+                matrix, bias = part.weights()
+                weights[gone][part.reader.node] = (store.put(matrix.astype(np.float32)), store.put(bias))
+    picked = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
+    total = np.cumsum(np.concatenate(losses)) if losses else np.zeros(0)
+    return Removal(group, group.channels[picked], total, weights)

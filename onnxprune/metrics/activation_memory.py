@@ -1,0 +1,89 @@
+"""How much memory the activations of a model take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+
+from onnxprune.graph.activation_cost import alive_at, lifetimes
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.shapes import infer_shapes, observe_tensors
+
+DEFAULT_ITEMSIZE = 4
+"""Bytes of an element of an unknown type."""
+LARGE = 1024
+"""Elements of an initializer from which only its shape is looked at."""
+
+
+def itemsizes(types: Mapping[str, int]) -> dict[str, int]:
+    """Return bytes per element by tensor, from ONNX element types."""
+    return {name: _itemsize(kind) for name, kind in types.items()}
+
+
+def _itemsize(kind: int) -> int:
+    try:
+        return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).itemsize) or DEFAULT_ITEMSIZE
+    except (KeyError, TypeError, ValueError):
+        return DEFAULT_ITEMSIZE
+
+
+def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the most bytes of activations that are alive at once.
+
+    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes nothing in place needs
+    this much; weights and the runtime itself come on top.
+
+    Args:
+        model: any.
+        input_shapes: shape of every input.
+
+    Raises:
+        ModelError: its shapes can neither be inferred nor observed.
+    """
+    return round(max(alive(model, input_shapes).values(), default=0.0))
+
+
+def alive(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Return the bytes of activations that are alive at each node, by its first output; see `peak`."""
+    return _alive(weightless(model), input_shapes, model.to_proto)
+
+
+def peak_of_proto(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the same for a model that was not loaded; see `peak`."""
+    return round(max(_alive(_light(proto), input_shapes, lambda: proto).values(), default=0.0))
+
+
+def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its large initializers turned into inputs."""
+    graph = proto.graph
+    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > LARGE]
+    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= LARGE]
+    given = [onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
+    light = onnx.helper.make_graph(graph.node, graph.name, [*graph.input, *given], graph.output, small)
+    return onnx.helper.make_model(
+        light, ir_version=proto.ir_version, opset_imports=proto.opset_import, functions=proto.functions
+    )
+
+
+def _alive(
+    light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], whole: Callable[[], onnx.ModelProto]
+) -> dict[str, float]:
+    found = infer_shapes(light, dict(input_shapes))
+    shapes = dict(found.full)
+    size = itemsizes(found.types)
+    nodes = light.graph.node
+    missing = [name for node in nodes for name in node.output if name and name not in shapes]
+    if missing:
+        seen = observe_tensors(whole(), dict(input_shapes), missing, "the model")
+        shapes |= {name: np.shape(value) for name, value in seen.items()}
+        size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
+
+    lives = lifetimes(
+        [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
+    )
+    bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
+    amounts = alive_at(np.array(bytes_of, dtype=np.float64), list(lives.values()))
+    return {next(filter(None, node.output), ""): float(amounts[n]) for n, node in enumerate(nodes)}

@@ -1,0 +1,309 @@
+"""Several layers fitted together to what the last of them gave in the original.
+
+A layer that is fitted by itself gives its survivors back what they were. But with fewer channels between two layers these need not be
+what they were, only what the layers behind make most of. So the layers up to some tensor are fitted to what that was,
+
+    min over changes D of all layers of |f(W + D) - Y|^2 + lambda |D|^2,
+
+f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all activations fixed, what
+changes move is linear in them, so each turn is a linear least squares problem. Aiming at what a block of layers gives, not each layer, is
+the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", section 3.2; here
+by least squares, as in `onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
+directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of what each layer sees and by
+what its outputs move. Turns are judged on samples held out, and end where these gain nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.calibration.capture import Stream
+from onnxprune.graph.linear import Norm
+from onnxprune.graph.operators import spec_of
+from onnxprune.graph.readers import linear_of
+from onnxprune.graph.saturation import Flat
+from onnxprune.repair.layer_chain import STEPS, Block
+from onnxprune.repair.layer_map import Change, LayerMap
+from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.types import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+Array = np.ndarray[Any, Any]
+Changes = dict[int, Change]
+LEAST_GAIN = 5e-3
+"""Share of the error held out that a turn has to take away, or it is the last one."""
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Shares of the mean variance of a feature; the next one is tried where a turn gains nothing."""
+SHARES = (1.0, 0.5, 0.25)
+"""How far a turn goes along the changes that it finds: the first that gains something."""
+SLOPE = 1e-3
+"""Half the distance over which the slope of an activation is measured, as a share of the spread of what it takes."""
+EXACT = 1e-10
+"""Error that is none, as a share of the square of what is wanted."""
+TINY = 1e-12
+
+
+def fit(
+    block: Block, stream: Stream, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
+) -> tuple[float, float]:
+    """Fit the layers of a block and write them, as far as that predicts the samples held out better.
+
+    Args:
+        block: the layers.
+        stream: of the model.
+        flat: bounds beyond which the target does not count.
+        train: samples to fit.
+        held: samples to judge by.
+        turns: how many, at most.
+        seed: of the signs by which it is estimated what each output moves.
+
+    Returns:
+        The squared error of a sample held out, on average, before and after.
+    """
+    rng = np.random.default_rng(seed)
+    fitted, judged = _Linearised(block, stream, flat, train), _Linearised(block, stream, flat, held)
+    best = at_first = judged.error()
+    penalties = list(PENALTIES)
+    nothing = EXACT * float(np.square(held.wanted, dtype=np.float64).sum()) / len(held.wanted)
+    if not np.isfinite(best):
+        return best, best
+    for _ in range(turns):
+        if not best > nothing:
+            break
+        start = {n: layer.effective() for n, layer in block.layers.items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            changes = fitted.turn(penalties[0], rng)
+        for share in SHARES:
+            _write(block, {n: (start[n][0] + share * d, start[n][1] + share * s) for n, (d, s) in changes.items()})
+            gain = 1 - judged.error() / best
+            if gain > 0:
+                best *= 1 - gain
+                break
+        else:
+            _write(block, start)
+        if not gain > LEAST_GAIN:
+            penalties.pop(0)
+            if gain > 0 or not penalties:
+                break
+    return at_first, best
+
+
+def _write(block: Block, weights: Mapping[int, Change]) -> None:
+    for n, (matrix, bias) in weights.items():
+        layer = block.layers[n]
+        layer.write(matrix, bias if layer.has_bias else None)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a block takes, by name, and what it is to give."""
+
+    taken: Mapping[str, Array]
+    wanted: Array
+
+
+def joined(parts: list[Samples]) -> Samples:
+    """Put samples together."""
+    taken = {name: np.concatenate([part.taken[name] for part in parts]) for name in parts[0].taken}
+    return Samples(taken, np.concatenate([part.wanted for part in parts]))
+
+
+class _Linearised:
+    """A block near some weights, on some samples: what changes of its layers move, and the transpose of that."""
+
+    def __init__(self, block: Block, stream: Stream, flat: Flat, samples: Samples) -> None:
+        self.block, self.stream, self.flat, self.samples = block, stream, flat, samples
+        self.made = {t.name for n in block.nodes for t in stream.nodes[n].outputs if t.name}
+        self.layers: dict[int, LayerMap] = {}
+        self.values: dict[str, Array] = {}
+        self.slopes: dict[int, Array] = {}
+
+    def error(self) -> float:
+        """Return the mean squared error of a sample with the weights as they are, what is cut off not counting."""
+        missed, _ = self._missed(self._run([self.block.target])[0])
+        return float(np.einsum("n,n->", missed.ravel(), missed.ravel(), dtype=np.float64)) / len(missed)
+
+    def turn(self, penalty: float, rng: np.random.Generator) -> Changes:
+        """Return the changes of all layers that are best as far as slopes stay as they are."""
+        missed = self._look()
+        signs = rng.choice(np.array([-1, 1], np.float32), missed.shape)
+        eases = {n: _Ease(self.layers[n], rows, penalty) for n, rows in self._pulled(signs).items()}
+        left = self._backward(missed)
+        solution = {n: (np.zeros_like(d), np.zeros_like(s)) for n, (d, s) in left.items()}
+        ahead = {n: eases[n](change) for n, change in left.items()}
+        along, power = ahead, _dot(left, ahead)
+        for _ in range(STEPS):
+            if not power > 0:
+                break
+            image = self._backward(self._forward(along))
+            curved = {n: eases[n].ridged(image[n], along[n]) for n in along}
+            curvature = _dot(along, curved)
+            if not curvature > 0:
+                break
+            solution = _plus(solution, power / curvature, along)
+            left = _plus(left, -power / curvature, curved)
+            ahead = {n: eases[n](change) for n, change in left.items()}
+            old, power = power, _dot(left, ahead)
+            along = _plus(ahead, power / old, along)
+        return {n: self.layers[n].unshifted(change) for n, change in solution.items()}
+
+    def _run(self, names: list[str]) -> list[Array]:
+        taken = self.samples.taken
+        kinds = {name: (value.dtype, value.ndim) for name, value in taken.items()}
+        return run_batch(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
+
+    def _session(
+        self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
+    ) -> ort.InferenceSession:
+        proto, weights = self.stream.model.part(nodes, inputs, outputs)
+        return open_session(proto, patient=True, weights=weights)
+
+    def _missed(self, given: Array) -> tuple[Array, BoolArray]:
+        """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""
+        (low, high), wanted = self.flat, self.samples.wanted
+        counts = ~(((wanted <= low) & (given <= low)) | ((wanted >= high) & (given >= high)))
+        return np.where(counts, wanted.astype(np.float32) - given, np.float32(0)), counts
+
+    def _look(self) -> Array:
+        """Look at everything with the weights as they are; return what is missed."""
+        names = sorted(self.made)
+        self.values = {**self.samples.taken, **dict(zip(names, self._run(names), strict=True))}
+        missed, self.counts = self._missed(self.values[self.block.target])
+        for n in self.block.nodes:
+            node, name = self.stream.nodes[n], self.stream.inputs[n][0]
+            x, y = self.values[name], self.values[node.outputs[0].name]
+            layer = self.block.layers.get(n) or linear_of(node)
+            if layer is not None and not isinstance(layer, Norm):
+                if n not in self.layers:
+                    self.layers[n] = LayerMap(layer, x, y)
+                self.layers[n].look(x, rows=n in self.block.layers)
+            elif spec_of(node).chain == "elementwise" and name in self.made:
+                self.slopes[n] = self._slope(n, name, x)
+        return missed
+
+    def _slope(self, n: int, name: str, x: Array) -> Array:
+        step = x.dtype.type(max(SLOPE, float(np.finfo(x.dtype).eps) ** 0.5) * max(float(x.std()), TINY))
+        out = self.stream.nodes[n].outputs[0].name
+        opened = self._session([n], {name: (x.dtype, x.ndim)}, [out])
+        up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
+        return np.asarray((up - down) / np.float32(2 * step))
+
+    def _forward(self, changes: Changes) -> Array:
+        """Return what some changes move."""
+        moved: dict[str, Array] = {}
+        for n in self.block.nodes:
+            node, names = self.stream.nodes[n], self.stream.inputs[n]
+            name = node.outputs[0].name
+            parts = {p: moved[p] for p in names if p in moved}
+            if n in self.layers:
+                terms = [self.layers[n].forward(part) for part in parts.values()]
+                if n in changes:
+                    terms.append(self.layers[n].changed(changes[n]))
+                if terms:
+                    moved[name] = sum(terms[1:], terms[0])
+            elif parts:
+                moved[name] = self._passed(n, parts)
+        return np.where(self.counts, moved[self.block.target], np.float32(0))
+
+    def _passed(self, n: int, parts: Mapping[str, Array]) -> Array:
+        node = self.stream.nodes[n]
+        shape = self.values[node.outputs[0].name].shape
+        one = next(iter(parts.values()))
+        if n in self.slopes:
+            return one * self.slopes[n]
+        role = spec_of(node).chain
+        if role == "sum":
+            return np.broadcast_to(sum(parts[t.name] for t in node.inputs if t.name in parts), shape)
+        if role == "product":
+            a, b = node.inputs
+            return np.asarray(sum(parts[p.name] * self._value(q) for p, q in ((a, b), (b, a)) if p.name in parts))
+        if role == "mean":
+            one = one.mean(axis=tuple(range(2, one.ndim)))
+        return np.asarray(one.reshape(shape))
+
+    def _backward(self, given: Array) -> Changes:
+        """Return the transpose of `_forward`."""
+        return {n: self.layers[n].products(rows) for n, rows in self._pulled(given).items()}
+
+    def _pulled(self, given: Array) -> dict[int, Array]:
+        """Return what comes back to the outputs of the layers that are fitted, as rows."""
+        pulled: dict[str, Array] = {self.block.target: np.where(self.counts, given, np.float32(0))}
+        result: dict[int, Array] = {}
+        for n in reversed(self.block.nodes):
+            node = self.stream.nodes[n]
+            back = pulled.pop(node.outputs[0].name, None)
+            if back is None:
+                continue
+            if n in self.block.layers:
+                result[n] = self.layers[n].rows_of(back)
+            for i, tensor in enumerate(node.inputs):
+                if tensor.name in self.made:
+                    part = self._returned(n, i, back)
+                    pulled[tensor.name] = pulled[tensor.name] + part if tensor.name in pulled else part
+        return result
+
+    def _returned(self, n: int, i: int, back: Array) -> Array:
+        node = self.stream.nodes[n]
+        x = self.values[node.inputs[i].name]
+        if n in self.layers:
+            return self.layers[n].backward(back)
+        if n in self.slopes:
+            return back * self.slopes[n]
+        role = spec_of(node).chain
+        if role == "sum":
+            return _summed(back, x.shape)
+        if role == "product":
+            return _summed(back * self._value(node.inputs[1 - i]), x.shape)
+        if role == "mean":
+            size = math.prod(x.shape[2:])
+            return np.broadcast_to(back.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) / np.float32(size), x.shape)
+        return back.reshape(x.shape)
+
+    def _value(self, tensor: Any) -> Array:
+        value = tensor.values if isinstance(tensor, gs.Constant) else self.values[tensor.name]
+        return np.asarray(value, dtype=np.float32)
+
+
+def _summed(values: Array, shape: tuple[int, ...]) -> Array:
+    """Return the transpose of broadcasting from a shape."""
+    axes = tuple(a for a, (one, two) in enumerate(zip(values.shape, shape, strict=True)) if one != two)
+    return values.sum(axis=axes, keepdims=True) if axes else values
+
+
+def _dot(u: Changes, v: Changes) -> float:
+    return sum(float((a * b).sum()) for n in u for a, b in zip(u[n], v[n], strict=True))
+
+
+def _plus(u: Changes, factor: float, v: Changes) -> Changes:
+    return {n: (u[n][0] + factor * v[n][0], u[n][1] + factor * v[n][1]) for n in u}
+
+
+class _Ease:
+    """What makes the unknowns of a layer alike: an estimate of the inverse of their squares."""
+
+    def __init__(self, layer: LayerMap, signed: Array, penalty: float) -> None:
+        moved = (signed.astype(np.float64) ** 2).sum(
+            axis=1
+        )  # random signs: of each output, what it moves of the target
+        self.weight: FloatArray = np.maximum(moved, TINY + 1e-6 * moved.max())
+        covariance = (np.swapaxes(layer.x, 1, 2) @ layer.x).astype(np.float64) / layer.x.shape[1]
+        features = covariance.shape[1]
+        ridge = penalty * np.einsum("gff->g", covariance) / features + TINY
+        self.inverse = np.linalg.inv(covariance + ridge[:, None, None] * np.eye(features))
+        self.ridge = self.weight * ridge[:, None], self.weight * penalty
+
+    def __call__(self, change: Change) -> Change:
+        return change[0] @ self.inverse / self.weight[:, :, None], change[1] / self.weight
+
+    def ridged(self, image: Change, change: Change) -> Change:
+        matrix, bias = self.ridge
+        return image[0] + matrix[:, :, None] * change[0], image[1] + bias * change[1]

@@ -1,0 +1,132 @@
+"""Layer chains: which layers lead to one tensor and can be fitted together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.calibration.capture import Stream
+from onnxprune.graph.linear import Linear, Norm, Product
+from onnxprune.graph.operators import spec_of
+
+STEPS = 6
+"""Steps of conjugate gradients in each turn."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a network.
+
+    Attributes:
+        nodes: what depends on its layers, up to the target, in order.
+        layers: those to fit, by node.
+        taken: tensors that come from outside.
+        target: what it gives.
+        work: multiply-accumulates that a turn takes, for one sample.
+        bytes: memory that it takes.
+    """
+
+    nodes: tuple[int, ...]
+    layers: Mapping[int, Linear]
+    taken: tuple[str, ...]
+    target: str
+    work: float
+    bytes: float
+
+
+def block_of(
+    stream: Stream,
+    node: int,
+    target: str,
+    layers: Mapping[int, Linear],
+    free: Collection[int],
+    shapes: Mapping[str, tuple[int, ...]],
+    depth: int,
+) -> Block | None:
+    """Return the layers, up to some number, that lead to a tensor and to nothing else, as far as all between them can be linearised.
+
+    Args:
+        stream: of the model; nothing that depends on the target has run.
+        node: the layer that gives the target, by itself or with a sum.
+        target: the tensor.
+        layers: all that are linear, by node.
+        free: those that may change.
+        shapes: of all tensors, with the samples on the first axis.
+        depth: number of layers, at most.
+    """
+    before = stream.ancestors([target])
+    found = None
+    chosen = [node]
+    for n in sorted((n for n in before if n in layers and n < node and n in free), reverse=True):
+        if len(chosen) >= depth:
+            break
+        trial = [n, *chosen]
+        behind = _behind(stream, trial)
+        inside = [m for m in behind if m in before]
+        made = {t.name for m in inside for t in stream.nodes[m].outputs}
+        seen = {name for m in behind if m not in before for name in stream.inputs[m]} | stream.results
+        if not seen.isdisjoint(made - {target}):
+            break  # something else sees what would change, and not for its good
+        if not all(_is_known(stream, m, layers, shapes) for m in inside) or not all(_is_free(layers[m]) for m in trial):
+            break
+        chosen = trial
+        taken = sorted({name for m in inside for name in stream.inputs[m]} - made)
+        found = Block(
+            tuple(inside), {m: layers[m] for m in chosen}, tuple(taken), target, *_cost(stream, inside, layers, shapes)
+        )
+    return found
+
+
+def _cost(
+    stream: Stream, nodes: list[int], layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[float, float]:
+    """Return the multiply-accumulates of a turn, and the bytes it takes, for one sample."""
+    macs = size = 0.0
+    for n in nodes:
+        elements = math.prod(shapes[stream.nodes[n].outputs[0].name][1:])
+        size += 8 * elements  # the value, its slope, what moves and what comes back
+        if n in layers:
+            _, outputs, features = layers[n].effective()[0].shape
+            macs += elements * features
+            size += elements / outputs * features
+    return 4 * (STEPS + 2) * macs, 4 * size  # with the weights and with their change, each there and back
+
+
+def _behind(stream: Stream, nodes: list[int]) -> list[int]:
+    """Return some nodes and all that depend on them."""
+    reached: set[str] = set()
+    found = []
+    for n in range(min(nodes), len(stream.nodes)):
+        if n in nodes or not reached.isdisjoint(stream.inputs[n]):
+            found.append(n)
+            reached |= {t.name for t in stream.nodes[n].outputs if t.name}
+    return found
+
+
+def _is_free(layer: Linear) -> bool:
+    """Tell whether a layer may be fitted in a block: its bias, if any, is its own, and its factors are not those of a BatchNormalization."""
+    return not isinstance(layer, Norm) and not (isinstance(layer, Product) and layer.adds)
+
+
+def _is_known(stream: Stream, n: int, layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tell whether a node can be linearised, sample by sample."""
+    node = stream.nodes[n]
+    names = [*stream.inputs[n], node.outputs[0].name]
+    if any(len(shapes.get(name, ())) < 2 for name in names) or len({shapes[name][0] for name in names}) > 1:
+        return False
+    x, y = shapes[names[0]], shapes[names[-1]]
+    if n in layers:
+        return layers[n].channel_axis % len(y) != 0
+    role = spec_of(node).chain
+    if role == "mean":
+        return y[1] == x[1] and math.prod(y) == x[0] * x[1]
+    if role == "reshape":  # samples must stay on the first axis
+        shape = node.inputs[1] if node.op == "Reshape" else None
+        kept = isinstance(shape, gs.Constant) and shape.values.flat[0] in (0, -1)
+        return kept or (node.op == "Flatten" and int(node.attrs.get("axis", 1)) == 1)
+    if role in ("sum", "product"):
+        return len({len(shapes[name]) for name in names}) == 1
+    return role == "elementwise" and len(stream.inputs[n]) == 1

@@ -1,0 +1,67 @@
+"""A verdict as other programs read it: JUnit XML, SARIF, and annotations of GitHub."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from onnxprune.types import Verdict
+
+SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+LEVELS = {"FAILED": "error", "UNDECIDED": "warning"}
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML document may hold."""
+
+
+def junit(verdict: Verdict, candidate: str, seconds: float = 0.0) -> str:
+    """Return JUnit XML: a test case per check; one that is undecided counts as skipped."""
+    statuses = Counter(check.status for check in verdict.checks)
+    counts = {"tests": str(len(verdict.checks)), "failures": str(statuses["FAILED"]), "errors": "0"}
+    counts["time"] = f"{seconds:.3f}"
+    root = ElementTree.Element("testsuites", counts)
+    named = {"name": "onnxprune check", "skipped": str(statuses["UNDECIDED"]), **counts}
+    suite = ElementTree.SubElement(root, "testsuite", named)
+    for check in verdict.checks:
+        case = ElementTree.SubElement(suite, "testcase", {"name": check.name, "classname": candidate, "time": "0"})
+        if check.status == "FAILED":
+            ElementTree.SubElement(case, "failure", {"message": str(check), "type": "limit"}).text = check.detail
+        elif check.status == "UNDECIDED":
+            ElementTree.SubElement(case, "skipped", {"message": str(check)})
+        ElementTree.SubElement(case, "system-out").text = str(check)
+    for element in root.iter():
+        element.text = element.text and NOT_XML.sub("?", element.text)
+        element.attrib.update({key: NOT_XML.sub("?", value) for key, value in element.attrib.items()})
+    ElementTree.indent(root)
+    return str(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True), "utf-8") + "\n"
+
+
+def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:
+    """Return a SARIF 2.1.0 log with a result per check that did not pass."""
+    names = {check.name: "".join(c if c.isalnum() else "-" for c in check.name).strip("-") for check in verdict.checks}
+    place = {"physicalLocation": {"artifactLocation": {"uri": quote(candidate.replace("\\", "/"))}}}
+    results = [
+        {
+            "ruleId": names[check.name],
+            "level": LEVELS[check.status],
+            "message": {"text": str(check)},
+            "locations": [place],
+        }
+        for check in verdict.checks
+        if check.status in LEVELS
+    ]
+    rules = [{"id": rule, "shortDescription": {"text": name}} for name, rule in names.items()]
+    driver = {"name": "onnxprune", "version": version, "rules": rules}
+    return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+
+
+def github(verdict: Verdict, candidate: str) -> list[str]:
+    """Return workflow commands that GitHub shows as annotations."""
+    escapes = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+    return [
+        f"::{LEVELS[check.status]} file={candidate},title=onnxprune check::{str(check).translate(escapes)}"
+        for check in verdict.checks
+        if check.status in LEVELS
+    ]

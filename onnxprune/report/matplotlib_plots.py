@@ -1,0 +1,54 @@
+"""Plots in a file, for `--plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune.errors import OptionError
+from onnxprune.output import staged
+from onnxprune.report.plots import Plot
+
+
+def draw(plots: Sequence[Plot], path: Path) -> None:
+    """Draw the first of some plots into a file; the ending says which format.
+
+    Raises:
+        OptionError: matplotlib is missing, or does not know the format.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise OptionError("--plot needs matplotlib", hint="pip install 'onnxprune[plot]'") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    plot = plots[0] if plots else Plot("", "nothing was measured", "", "", "", ())
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    try:
+        kind = path.suffix.lower().lstrip(".")
+        if kind not in figure.canvas.get_supported_filetypes():
+            hint = "give a name that ends in .svg, .png or .pdf"
+            raise OptionError(f"--plot {path} is of an unknown format", hint=hint)
+        markers = iter("os^dvPX*")
+        for series in plot.series:
+            (line,) = axes.plot(series.x, series.y, linewidth=1.2, markersize=5, label=_literal(series.label))
+            line.set_marker("x" if series.muted else "+" if series.cross else next(markers))
+            line.set_linestyle("-" if series.line else "none")
+            if series.muted:
+                line.set_color("0.7")
+            for x, y, name in zip(series.x, series.y, series.tips.get("model", ()), strict=False):
+                axes.annotate(_literal(name), (x, y), xytext=(5, 5), textcoords="offset points", fontsize="small")
+        axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title, yscale="log" if plot.logarithmic else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        with staged(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150)
+    finally:
+        pyplot.close(figure)
+
+
+def _literal(name: str) -> str:
+    """Return a name in which matplotlib finds no formula."""
+    return name.replace("$", r"\$")

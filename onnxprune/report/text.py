@@ -1,0 +1,145 @@
+"""Numbers and sentences that every format of a report shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxprune.report.document import Report
+from onnxprune.runtime.timing import Latency
+from onnxprune.types import Repaired, Verdict
+
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def human(value: float, unit: str = "") -> str:
+    """Write a number with a decimal prefix: 20.2 M."""
+    for factor, prefix in PREFIXES:
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def size(value: float) -> str:
+    """Write bytes in decimal units."""
+    return human(value, "B")
+
+
+def relative(before: float, after: float) -> str:
+    """Write a change in percent."""
+    return f"{100 * (after / before - 1):+.1f} %" if before else ""
+
+
+def speedup(ratio: float | None, interval: tuple[float, float] | None) -> str:
+    """Write a speed-up with its interval; nothing where it was not measured."""
+    return "" if ratio is None or interval is None else f"{ratio:.2f}x ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def told(value: Any) -> str:
+    """Write the value of an option."""
+    if value is None or value in ("", (), []) or value == {}:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={told(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(told, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def summary(verdict: Verdict) -> str:
+    """Sum up a verdict in a line."""
+    failed = sum(not check for check in verdict.checks)
+    undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
+    total = len(verdict.checks)
+    if failed:
+        line = f"FAILED: {failed} of {total} checks"
+    else:
+        line = f"PASSED: {total if undecided else f'all {total}'} checks"
+    return f"{line}, {undecided} undecided" if undecided else line
+
+
+def result(report: Report) -> str:
+    """Say in a line what was removed, and what it cost."""
+    a, b = report.before, report.after
+    removed = f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted"
+    if a.top1 is not None and b.top1 is not None:
+        return f"{removed}; accuracy change: {b.top1 - a.top1:+.2f} points"
+    if "agreement" in report.fidelity:
+        return f"{removed}; agreement with the original: {report.fidelity['agreement']:.2f} %"
+    return removed
+
+
+def sources(report: Report) -> list[str]:
+    """Say how the figures were measured."""
+    found = [f"measured on {report.samples} samples of {report.data}"]
+    if report.latency is not None:
+        found.append(timing(report.latency))
+    if len(report.path) > 1:
+        found.append(f"FLOPs removed step by step: {' -> '.join(f'{flops:.1%}' for flops, _ in report.path)}")
+    return found
+
+
+def timing(latency: Latency) -> str:
+    """Say how a latency was measured."""
+    turns = "interleaved runs" if latency.b is not None else "runs"
+    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    threads = threads if latency.threads else "onnxruntime's choice of threads"
+    return f"latency: median of {latency.runs} {turns}, batch {latency.batch}, {threads}, 95 % bootstrap interval"
+
+
+def changes(report: Report) -> list[str]:
+    """Say what was done to the weights that are left."""
+    found = [repair(report.repair)] if report.repair else []
+    return found if report.training is None else [*found, training(report.training)]
+
+
+def repair(layers: Sequence[Repaired]) -> str:
+    """Say what repair did: how much of the error on held-out rows is left, geometric mean over the layers."""
+    better = [layer.after / layer.before for layer in layers if layer.after < layer.before]
+    left = f", error left on held-out rows: {np.exp(np.mean(np.log(np.maximum(better, 1e-12)))):.0%}" if better else ""
+    return f"repaired: {len(better)} of {len(layers)} layers behind a cut{left}"
+
+
+def training(found: Mapping[str, Any]) -> str:
+    """Say what fine-tuning did, as measured on held-out samples."""
+    looks = found["looks"]
+    last = min(looks, key=lambda look: float(look["divergence"]))
+    first, best = looks[0], next((look for look in looks if look["step"] == found["best_step"]), last)
+    line = f"training: {found['steps']} steps, {found['samples']} samples, {found['seconds']:.0f} s; weights of step {found['best_step']}"
+    line += f"; on held-out samples: divergence {first['divergence']:.3g} -> {best['divergence']:.3g}"
+    for name, key in (("agreement", "agreement"), ("top-1", "top1")):
+        if first[key] is not None and best[key] is not None:
+            line += f", {name} {first[key]:.1f} -> {best[key]:.1f} %"
+    return line
+
+
+def edits(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Say which layers were edited, one line for each kind of edit."""
+    layers: dict[str, list[str]] = {}
+    for entry in (entry for part in rounds for entry in part):
+        layers.setdefault(str(entry["what"]), []).append(str(entry["layer"]))
+    return [f"{what}: {', '.join(names)}" for what, names in sorted(layers.items())]
+
+
+def settings(values: Mapping[str, Any]) -> list[str]:
+    """Say what each option was set to, or resolved to where it was `auto`."""
+    given = [f"{key} {told(value)}" for key, value in values.items() if value not in (None, "", (), [], {})]
+    return [f"decided: {'; '.join(given)}"] if given else []
+
+
+def pins(pinned: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Say which channels are pinned, and why; from (reason, node, channels)."""
+    return [f"pinned: {count} channels at {node}: {reason}" for reason, node, count in pinned]
+
+
+def decisions(report: Report) -> list[str]:
+    """Say what a run decided, and why."""
+    repaired = [
+        f"repaired: {layer.label}, error {layer.before:.3g} -> {layer.after:.3g} on held-out rows"
+        for layer in report.repair
+    ]
+    return [*settings(report.settings), *pins(report.pinned), *repaired]

@@ -1,0 +1,124 @@
+"""Delete channels, or reorder them: facts in, a new model out. There are no operator names here."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.graph.model import Model
+from onnxprune.types import BoolArray, IntArray, Trace
+
+BLOCK = 2**22
+"""Bytes that are cut at a time where a weight loses channels along several axes."""
+
+
+def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
+    """Return the model without the channels that are not in `keep`.
+
+    Tensors that several nodes share are sliced once where the nodes agree, else each gets its own.
+
+    Args:
+        model: the model that was traced.
+        trace: its facts.
+        keep: (n_channels,) True where a channel stays.
+    """
+    result = model.copy()
+    nodes = result.graph.nodes
+    alive = np.append(keep, True)
+    made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
+    origin: dict[int, tuple[str, int, list[IntArray]]] = {}  # of each sliced tensor: old name, first node, filters left
+    for (node, position), facts in trace.slices_by_use().items():
+        cuts = [
+            (fact, np.flatnonzero(alive[fact.channels]))
+            for fact in sorted(facts, key=lambda fact: fact.axis)
+            if not alive[fact.channels].all()
+        ]
+        if not cuts:
+            continue
+        old = nodes[node].inputs[position]
+        key = (old.name, *((fact.axis, index.tobytes()) for fact, index in cuts))
+        if key not in made:
+            value = _cut(old.values, [(fact.axis, index) for fact, index in cuts])
+            made[key] = gs.Constant(old.name, value)
+            origin[id(made[key])] = (old.name, node, [index for fact, index in cuts if fact.role == "writes"])
+        nodes[node].inputs[position] = made[key]
+    _name(result, made, origin)
+    _set_integers(nodes, trace, alive)
+    return result
+
+
+def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.ndarray[Any, Any]:
+    """Keep what lies at the indices along each axis.
+
+    Several axes are cut block by block of the first one: a large weight cut whole, axis after axis, would take the memory and
+    the time of one more copy.
+    """
+    *firsts, (last, kept) = cuts
+    if not firsts:
+        return value.take(kept, axis=last)
+    shape = list(value.shape)
+    for axis, index in cuts:
+        shape[axis] = index.size
+    result = np.empty(shape, value.dtype)
+    rows = firsts[0][1] if firsts[0][0] == 0 else np.arange(len(value))
+    step = max(1, BLOCK // max(1, value[:1].nbytes))
+    for start in range(0, len(rows), step):
+        part = value.take(rows[start : start + step], axis=0)
+        for axis, index in firsts:
+            part = part if axis == 0 else part.take(index, axis=axis)
+        part.take(kept, axis=last, out=result[start : start + step], mode="clip")  # other modes buffer the output
+    return result
+
+
+def _name(
+    model: Model, made: dict[tuple[Any, ...], gs.Constant], origin: dict[int, tuple[str, int, list[IntArray]]]
+) -> None:
+    """Let a sliced tensor keep its name unless the whole one, or another cut of it, is in use as well."""
+    whole = {
+        t.name for node in model.graph.nodes for t in node.inputs if isinstance(t, gs.Constant) and id(t) not in origin
+    }
+    versions = Counter(old for old, *_ in made)
+    for constant in made.values():
+        old, node, writes = origin[id(constant)]
+        if old in whole or versions[old] > 1:
+            constant.name = f"{old}__node{node}"
+        stats = model.batchnorms.get(old)
+        if stats is not None:
+            model.batchnorms[constant.name] = stats.take(writes[0]) if writes else stats
+
+
+def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
+    """Write the new numbers of channels into attributes and shape literals, and renumber positions."""
+    literals: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for fact in trace.counts:
+        survivors = int(alive[fact.channels].sum()) // fact.per
+        node = nodes[fact.node]
+        if fact.input is not None:
+            literals[fact.node, fact.input].append((fact.index or 0, survivors))
+        elif fact.index is None:
+            node.attrs[fact.field] = survivors
+        else:
+            node.attrs[fact.field] = [survivors if i == fact.index else v for i, v in enumerate(node.attrs[fact.field])]
+    for (n, position), changes in literals.items():
+        old = nodes[n].inputs[position].values
+        integers: IntArray = old.copy()
+        for index, survivors in changes:
+            integers.reshape(-1)[index] = survivors
+        if not np.array_equal(integers, old):
+            _replace(nodes[n], n, position, integers)
+    for lookup in trace.lookups:
+        left = alive[lookup.channels]
+        if not left.all():
+            old = nodes[lookup.node].inputs[lookup.input].values
+            positions = old % left.size  # negative ones count from the end
+            kept = positions[left[positions]] if positions.ndim else positions  # a single position is of one that stays
+            renumbered = np.asarray((np.cumsum(left) - 1)[kept], dtype=old.dtype)
+            _replace(nodes[lookup.node], lookup.node, lookup.input, renumbered)
+
+
+def _replace(node: gs.Node, n: int, position: int, value: IntArray) -> None:
+    """Give a node a constant of its own: another node may share the old one, and not its meaning."""
+    node.inputs[position] = gs.Constant(f"{node.inputs[position].name}__node{n}", value)

@@ -1,0 +1,108 @@
+"""Zero what reads deleted channels: the dense model that a pruned one must equal (DESIGN.md, "The oracle")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxprune.graph.model import Model, weightless
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.types import BoolArray, FloatArray, Summed, Trace
+
+AXES_ARE_INPUTS = 18
+"""Opset from which ReduceMean takes its axes as an input."""
+
+
+def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
+    """Return the dense model with every weight slice that reads a deleted channel set to zero.
+
+    This is what `delete` must equal: zeroing the filter that writes a channel would not do, since its bias still sends a
+    constant on.
+    """
+    result = model.copy()
+    nodes = result.graph.nodes
+    alive = np.append(keep, True)
+    for (node, position), facts in trace.slices_by_use().items():
+        dead = [(fact, ~alive[fact.channels]) for fact in facts if fact.role == "reads"]
+        dead = [(fact, flags) for fact, flags in dead if flags.any()]
+        if not dead:
+            continue
+        old = nodes[node].inputs[position]
+        value = old.values.copy()
+        for fact, flags in dead:
+            index = (slice(None),) * fact.axis + (flags,)
+            value[index] = np.broadcast_to(fact.zero, value.shape)[index]
+        nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
+    touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
+    types = infer_shapes(weightless(model), trace.input_shapes).types if touched else {}
+    for summed in touched:  # new nodes go to the end, so that node numbers stay right
+        _leave_out(result.graph, trace, summed, alive[summed.channels], types, model.opset)
+    if touched:
+        result.graph.toposort()
+    return result
+
+
+def _leave_out(
+    graph: gs.Graph, trace: Trace, summed: Summed, flags: BoolArray, types: Mapping[str, int], opset: int
+) -> None:
+    """Change an operand so that a statistic over all its channels is the one over those that stay.
+
+    With n channels of which m stay, zeros leave a sum as it is, and a mean times m/n. What is divided by a root mean square is
+    multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is centred first, by the mean over the m. For a window
+    those that stay are moved together, with zeros behind them, and back.
+
+    Args:
+        graph: changed in place; new nodes go to the end.
+        trace: facts of the model.
+        summed: the statistic.
+        flags: True where a channel stays.
+        types: ONNX element types by tensor.
+        opset: of the model.
+    """
+    node = graph.nodes[summed.node]
+    operand = node.inputs[summed.input]
+    if operand.name in types:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(types[operand.name])
+    else:  # beyond an operator that onnx does not know; the type of the weights, most likely
+        weights = [t for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)]
+        floats = (t.values.dtype for t in weights if np.issubdtype(t.values.dtype, np.floating))
+        dtype = next(floats, np.dtype(np.float32))
+    share = float(flags.mean())
+    shape = [1] * len(trace.shapes[operand.name])
+    shape[summed.axis] = flags.size
+    name = f"{operand.name}__node{summed.node}_{summed.input}"
+
+    def add(op: str, label: str, inputs: list[gs.Tensor], **attrs: Any) -> gs.Variable:
+        output = gs.Variable(f"{name}__{label}")
+        graph.nodes.append(gs.Node(op, f"{name}__{label}__node", attrs, inputs, [output]))
+        return output
+
+    def times(operand: gs.Tensor, factor: FloatArray, label: str) -> gs.Variable:
+        return add("Mul", label, [operand, gs.Constant(f"{name}__{label}__factor", factor.astype(dtype))])
+
+    kept = flags.reshape(shape).astype(np.float64)
+    if summed.statistic == "variance":
+        even = times(operand, kept / share, "even")
+        axes = np.array(summed.axes, dtype=np.int64)
+        if opset >= AXES_ARE_INPUTS:
+            mean = add("ReduceMean", "mean", [even, gs.Constant(f"{name}__axes", axes)])
+        else:
+            mean = add("ReduceMean", "mean", [even], axes=axes.tolist())
+        operand = add("Sub", "centred", [operand, mean])
+    root = summed.statistic in ("mean square", "variance")
+    factor = np.sqrt(share) if root else share if summed.statistic == "mean" else 1.0
+    node.inputs[summed.input] = masked = times(operand, kept / factor, "masked")
+    if summed.statistic == "window":
+        order = np.argsort(~flags, kind="stable")
+        places = [gs.Constant(f"{name}__order{i}", index) for i, index in enumerate((order, np.argsort(order)))]
+        node.inputs[summed.input] = add("Gather", "together", [masked, places[0]], axis=summed.axis)
+        result, node.outputs[0] = node.outputs[0], gs.Variable(f"{name}__result")
+        graph.nodes.append(
+            gs.Node("Gather", f"{name}__back", {"axis": summed.axis}, [node.outputs[0], places[1]], [result])
+        )
+    if root and summed.scale is not None:
+        node.inputs[summed.scale] = times(node.inputs[summed.scale], np.asarray(factor), "scale")

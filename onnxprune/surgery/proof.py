@@ -1,0 +1,174 @@
+"""Prove a change: the pruned model equals the masked model, and the loaded model equals its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from onnxprune.errors import ModelError, ProofError
+from onnxprune.graph.model import Model
+from onnxprune.graph.qdq import is_quantiser, unrounded
+from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+from onnxprune.metrics.outputs import (
+    INPUT_SCALES,
+    ROUNDING_FACTOR,
+    TOLERANCE,
+    Outputs,
+    jittered,
+    largest_difference,
+    scaled,
+)
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+
+PROOF_BATCHES = (1, 3)
+Progress = Callable[[float], None]
+Source = str | Model | onnx.ModelProto
+"""A path, a model, or its proto."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Largest differences found, as shares of the output's range.
+
+    Attributes:
+        difference: pruned against masked.
+        normalised: the model as it was loaded (constants and BatchNormalization folded) against the file.
+        batches: sizes of the batches both were run on.
+        tolerance: the largest difference that is accepted.
+        note: what is particular to this proof; empty when nothing is.
+    """
+
+    difference: float
+    normalised: float
+    batches: tuple[int, ...]
+    tolerance: float = TOLERANCE
+    note: str = ""
+
+
+def prove(
+    original: Model,
+    pruned: Model,
+    masked: Model,
+    known: dict[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    *,
+    loaded: bool = False,
+) -> Proof:
+    """Run models on the same seeded inputs, without graph optimisation, and compare every output.
+
+    The pruned model must equal the masked one, and the original as loaded must equal its file. Networks that amplify
+    rounding (large activations into an exponential) can differ by more than the tolerance though both are right; so a
+    difference no larger than what a jitter of the input's last bits does is put down to rounding, and the comparison is
+    made again on smaller inputs, where it has to hold.
+
+    A model that quantises its activations is compared once more with quantisers that clip but do not round, and has to
+    hold there: rounding hides small errors, and a sum that lies between two integers can fall to either side, depending on
+    the order in which it was added up. Only the latter is let pass with rounding on, and noted.
+
+    Args:
+        original: as loaded.
+        pruned: channels deleted.
+        masked: channels there, what reads them zero.
+        known: shapes of the data, for dynamic axes other than the batch.
+        seed: of the inputs.
+        loaded: whether the original is what it is in memory, not in its file: trained, for instance.
+
+    Raises:
+        ProofError: two of them differ by more than `TOLERANCE`, or the pruned model does not run.
+        ModelError: the original cannot be run.
+    """
+    header = original.header
+    batches = PROOF_BATCHES if has_dynamic_batch(header) else (1,)
+    shapes = [concrete_shapes(header, batch, known=known) for batch in batches]
+    unit = [random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
+    path = str(original.path)
+    sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
+    proof, error = _compare(sources, unit, batches, seed, path)
+    protos = [unrounded(proto) for proto in _protos(sources)] if any(map(is_quantiser, original.graph.nodes)) else []
+    smooth = [proto for proto in protos if proto is not None]
+    if len(smooth) < len(sources):  # nothing is rounded
+        if error is not None:
+            raise error
+        return proof
+    exact, failure = _compare(smooth, unit, batches, seed, path)
+    if failure is not None:
+        raise failure
+    if error is None:
+        return Proof(max(proof.difference, exact.difference), max(proof.normalised, exact.normalised), batches)
+    difference = max(proof.difference, proof.normalised)
+    return replace(exact, note=f"without the rounding of its quantisers, with which outputs differ by {difference:.0e}")
+
+
+def _protos(sources: Sequence[Source]) -> Iterator[onnx.ModelProto]:
+    for source in sources:
+        if isinstance(source, str):
+            yield onnx.load(source)
+        else:
+            yield source.to_proto() if isinstance(source, Model) else source
+
+
+def _compare(
+    sources: Sequence[Source], unit: list[Feeds], batches: tuple[int, ...], seed: int, path: str
+) -> tuple[Proof, ProofError | None]:
+    """Compare the file with the loaded model, and the masked model with the pruned one, on inputs of every scale in turn.
+
+    Returns:
+        What was found, and an error where that is no proof.
+
+    Raises:
+        ProofError: the pruned model does not run.
+    """
+    file_, original, masked, pruned = sources
+    for scale in INPUT_SCALES:
+        feeds = [scaled(inputs, scale) for inputs in unit]
+        file = _outputs(file_, feeds, path)
+        loaded = _outputs(original, feeds, "the model as loaded")
+        reference = _outputs(masked, feeds, "the masked model")
+        try:
+            candidate = _outputs(pruned, feeds, "the pruned model")
+        except ModelError as error:
+            raise ProofError(
+                "the pruned model does not run",
+                where=path,
+                why=error.why,
+                hint=f"{DEFECT}; --ignore can leave out layers",
+            ) from error
+        normalised = largest_difference(file, loaded)
+        difference = largest_difference(reference, candidate, file)
+        proof = Proof(difference, normalised, batches)
+        if max(normalised, difference) <= TOLERANCE:
+            return proof, None
+        shaken = [jittered(inputs, seed) for inputs in feeds]
+        rounding = (
+            largest_difference(file, _outputs(file_, shaken, path)),
+            largest_difference(reference, _outputs(masked, shaken, "the masked model"), file),
+        )
+        if normalised > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
+            what = "the pruned model is not the masked model"
+            if normalised > TOLERANCE:
+                what = "the model as loaded is not the model in the file"
+            return proof, ProofError(what, where=path, why=_too_far(max(normalised, difference)), hint=DEFECT)
+    return proof, ProofError(
+        "the result cannot be proven: this model amplifies rounding",
+        where=path,
+        why=f"{_too_far(max(normalised, difference))}, but so they do when the last bits of the input change",
+        hint="nothing was written; check that the model gives stable outputs",
+    )
+
+
+DEFECT = "nothing was written; this is a defect of onnxprune: please report it"
+
+
+def _too_far(difference: float) -> str:
+    return f"outputs differ by {difference:.2e} of their range, {TOLERANCE:.0e} is allowed"
+
+
+def _outputs(source: Source, feeds: list[Feeds], where: str) -> Outputs:
+    """Return the outputs for all batches; one model is open at a time."""
+    if isinstance(source, Model):
+        opened = source.session(optimise=False, where=where)
+    else:
+        opened = open_session(source, optimise=False, where=where)
+    return [output for inputs in feeds for output in run_batch(opened, inputs, where=where)]

@@ -1,0 +1,264 @@
+"""Run an ONNX graph in torch: differentiable, with weights that are written back under their names.
+
+Each node is bound once to a function of torch (`operators`). onnx2torch refuses the opsets that torch's present exporter writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+from torch import Tensor
+
+from onnxprune.errors import DataError, ModelError
+from onnxprune.graph.model import Model, is_float
+from onnxprune.metrics.outputs import Outputs
+from onnxprune.torch_backend import operators
+from onnxprune.torch_backend.fusion import wholes
+from onnxprune.torch_backend.operators import Node, Run
+from onnxprune.torch_backend.operators.shapes import widened
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One bound node: slots of its inputs (-1: absent) and outputs, inputs that are read as numbers, and slots that are freed after it."""
+
+    n: int
+    label: str
+    op: str
+    run: Run
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    host: frozenset[int]
+    done: tuple[int, ...] = ()
+
+
+class Executor:
+    """A model's graph in torch.
+
+    Half precision is computed in single precision, with weights that are rounded when they are written back.
+
+    Attributes:
+        model: the model that is run.
+        weights: leaves that require gradients, by name of their initializer: weights, biases, and scales of normalizations.
+        buffers: running statistics, by name of their initializer, which a BatchNormalization updates in training mode.
+        device: of torch.
+        training: whether a BatchNormalization that was not folded uses the statistics of the batch, and updates the running ones.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str | torch.device = "cpu",
+        channels_last: bool = True,
+        trained: bool = True,
+    ) -> None:
+        """Bind every node.
+
+        Args:
+            model: as loaded, or as pruned.
+            device: of torch: cpu, cuda, mps.
+            channels_last: whether 4-D activations are laid out with their channels innermost, which convolutions prefer.
+            trained: whether the weights are to be trained; else they are constants.
+
+        Raises:
+            ModelError: an operator that training does not support, named with its node.
+        """
+        self.model = model
+        self.device = torch.device(device)
+        self.channels_last = channels_last
+        self.training = False
+        self.weights: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        graph = model.graph
+        self._slots: dict[str, int] = {}
+        self._values: dict[int, Tensor] = {}
+        for value in graph.inputs:
+            self._slot(value.name)
+        wanted = _trainable(graph)
+        for node in graph.nodes:
+            for i, tensor in enumerate(node.inputs):
+                if isinstance(tensor, gs.Constant) and tensor.name not in self._slots:
+                    self._hold(tensor, trained and tensor.name in wanted)
+                if isinstance(tensor, gs.Constant) and i in operators.UPDATED.get(node.op, ()):
+                    self.buffers[tensor.name] = self._values[self._slot(tensor.name)]
+        for value in graph.outputs:
+            if isinstance(value, gs.Constant) and value.name not in self._slots:
+                self._hold(value, False)
+        self._steps = self._bound()
+        self._fused, self._parts, self._hidden = self._joined()
+
+    def __call__(
+        self,
+        feeds: Mapping[str, Tensor],
+        wanted: Sequence[str] = (),
+        masks: Mapping[tuple[int, int], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the graph.
+
+        Args:
+            feeds: a tensor per input of the model.
+            wanted: names of activations to return beside the outputs.
+            masks: factors of the inputs of nodes, by number of the node and of its input.
+
+        Returns:
+            Outputs and wanted activations, by name.
+
+        Raises:
+            DataError: an input without a tensor.
+            ModelError: a node that fails, named, with the shapes that it got.
+        """
+        missing = [value.name for value in self.model.graph.inputs if value.name not in feeds]
+        if missing:
+            raise DataError(f"there is no tensor for input {missing[0]}", hint="give one for each input of the model")
+        asked = (*(value.name for value in self.model.graph.outputs), *wanted)
+        kept = {self._slots[name] for name in asked}
+        values: dict[int, Tensor | None] = dict(self._values)
+        for name, value in feeds.items():
+            values[self._slots[name]] = self._laid_out(value.to(self.device))
+        masked: dict[int, list[tuple[int, Tensor]]] = {}
+        for (n, i), mask in (masks or {}).items():
+            masked.setdefault(n, []).append((i, mask))
+        # a tensor within fused nodes can be neither masked nor returned
+        whole = masked.keys().isdisjoint(self._parts) and kept.isdisjoint(self._hidden)
+        for step in self._fused if whole else self._steps:
+            inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
+            for i, mask in masked.get(step.n, ()):
+                tensor = inputs[i]
+                assert tensor is not None
+                inputs[i] = tensor * mask
+            try:
+                results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs, step.host)))
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                    raise
+                shapes = ", ".join("-" if x is None else str(list(x.shape)) for x in inputs)
+                raise ModelError(
+                    f"{step.op} cannot be run in torch",
+                    where=step.label,
+                    why=f"{str(error).splitlines()[0]} (inputs {shapes})",
+                    hint="onnxruntime runs it: everything but training works on this model",
+                ) from error
+            if isinstance(results, Tensor):
+                values[step.outputs[0]] = results
+            else:
+                values.update((slot, value) for slot, value in zip(step.outputs, results, strict=False) if slot >= 0)
+            for slot in step.done:
+                if slot not in kept:
+                    values.pop(slot, None)
+        found = ((name, values[self._slots[name]]) for name in asked)
+        return {name: value for name, value in found if value is not None}
+
+    def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
+        """Return the outputs as arrays, without gradients, and with the running statistics of BatchNormalization."""
+        was, self.training = self.training, False
+        try:
+            with torch.no_grad():
+                found = self(feeds)
+        finally:
+            self.training = was
+        return [found[value.name].to("cpu").numpy() for value in self.model.graph.outputs]
+
+    def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
+        """Return the label of the first node that gives a value that is not finite; empty where none does."""
+        names = [tensor.name for node in self.model.graph.nodes for tensor in node.outputs if tensor.name]
+        with torch.no_grad():
+            values = self(feeds, names)
+        for node in self.model.graph.nodes:
+            for tensor in node.outputs:
+                value = values.get(tensor.name)
+                if value is not None and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    return f"{node.op} {node.name or tensor.name}"
+        return ""
+
+    def written(
+        self, weights: Mapping[str, Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
+    ) -> Model:
+        """Return the model with its present weights and statistics, or with those given; constants keep their bits."""
+        model = self.model.copy()
+        tensors = model.graph.tensors()
+        found = {**(self.buffers if buffers is None else buffers), **(self.weights if weights is None else weights)}
+        for name, value in found.items():
+            constant = tensors[name]
+            array = value.detach().to("cpu").contiguous().numpy()
+            before = np.asarray(constant.values)
+            if not np.array_equal(array, widened(before)):
+                constant.values = array.astype(before.dtype)
+        return model
+
+    def _slot(self, name: str) -> int:
+        return self._slots.setdefault(name, len(self._slots)) if name else -1
+
+    def _hold(self, constant: gs.Constant, trained: bool) -> None:
+        # a copy: training must not write into the model
+        value = torch.from_numpy(np.array(widened(np.asarray(constant.values))))
+        if self.channels_last and value.ndim == 4 and value.is_floating_point():
+            # `contiguous` leaves a single channel as it is, and torch then takes the other layout
+            value = value.to(memory_format=torch.channels_last)
+        if value.is_floating_point():
+            value = value.to(self.device)
+        if trained:
+            value.requires_grad_()
+            self.weights[constant.name] = value
+        self._values[self._slot(constant.name)] = value
+
+    def _bound(self) -> list[_Step]:
+        steps = []
+        for n, node in enumerate(self.model.graph.nodes):
+            label = node.name or (node.outputs[0].name if node.outputs else node.op)
+            seen = Node(node, self.model.opset, label, self)
+            run = operators.bind(seen)
+            inputs = tuple(self._slot(tensor.name) for tensor in node.inputs)
+            outputs = tuple(self._slot(tensor.name) for tensor in node.outputs)
+            steps.append(_Step(n, label, node.op, run, inputs, outputs, frozenset(seen.host)))
+        return self._with_ends(steps)
+
+    def _joined(self) -> tuple[list[_Step], set[int], set[int]]:
+        """Return the steps with fused nodes, the numbers of these nodes, and the slots of tensors within them."""
+        steps, parts, hidden = dict(enumerate(self._steps)), set[int](), set[int]()
+        for whole in wholes(self.model.graph):
+            *inner, last = whole.nodes
+            parts.update(whole.nodes)
+            hidden.update(slot for n in inner for slot in steps.pop(n).outputs)
+            steps[last] = replace(
+                steps[last], run=whole.run, inputs=tuple(self._slots[x.name] for x in whole.inputs), host=frozenset()
+            )
+        return self._with_ends(list(steps.values())), parts, hidden
+
+    def _with_ends(self, steps: Sequence[_Step]) -> list[_Step]:
+        """Note at each step the values that are not read after it."""
+        results = {self._slots[value.name] for value in self.model.graph.outputs}
+        last = {slot: step.n for step in steps for slot in (*step.inputs, *step.outputs)}
+        done: dict[int, list[int]] = {}
+        for slot, n in last.items():
+            if slot >= 0 and slot not in self._values and slot not in results:
+                done.setdefault(n, []).append(slot)
+        return [replace(step, done=tuple(done.get(step.n, ()))) for step in steps]
+
+    def _laid_out(self, value: Tensor) -> Tensor:
+        if value.dtype in HALF:
+            value = value.float()
+        return value.to(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
+
+    def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
+        """Move the inputs of a node to one device, except those that are read as numbers: shapes are computed on the host."""
+        if not any(x is not None and x.device.type != "cpu" for x in inputs):
+            return inputs
+        return [x if x is None or i in host else x.to(self.device) for i, x in enumerate(inputs)]
+
+
+def _trainable(graph: gs.Graph) -> set[str]:
+    """Return the names of float constants that are weights of all of their readers."""
+    found, other = set[str](), set[str]()
+    for node in graph.nodes:
+        for i, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                weight = is_float(tensor) and operators.is_weight(node, i)
+                (found if weight else other).add(tensor.name)
+    return found - other

@@ -1,0 +1,422 @@
+"""Train a pruned model to give what the original gives: distillation, on the graph itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.data.dataset import Data
+from onnxprune.errors import ModelError, OptionError, TrainingError
+from onnxprune.graph.model import Model
+from onnxprune.options import Training
+from onnxprune.runtime.session import ORT_VERSION
+from onnxprune.torch_backend import parity
+from onnxprune.torch_backend.allocator import keep_memory
+from onnxprune.torch_backend.batches import Batches
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.torch_backend.losses import FeaturePositions, all_finite
+from onnxprune.training import checkpoint
+from onnxprune.training.constraints import Constraints, Frozen, filters_of
+from onnxprune.training.gradient_gates import PATIENCE, Gates
+from onnxprune.training.objective import Objective
+from onnxprune.training.optimizer import Optimizer
+from onnxprune.training.validation import Validation, Validator, copies, put
+from onnxprune.types import BoolArray, Trace
+
+VALIDATIONS = 20
+"""Validations, about: one is due whenever another 1/20 of the training is done."""
+SAVED_EVERY = 30.0
+"""Seconds between two states on disk."""
+HASHED = 32
+"""Training and validation samples by which a state knows its data."""
+WINDOWS = 4
+"""Windows of the global threshold, at least; see `onnxprune.training.gradient_gates`."""
+NOTHING = 1e-10
+"""A loss below is rounding."""
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 1.0)
+"""Quantiles of the peak gradients in the notes."""
+ProgressCallback = Callable[[float, str], None]
+"""Called with the share that is done, and a text with the loss."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The result of fine-tuning.
+
+    Attributes:
+        model: with the weights that did best on the samples held out.
+        steps, samples, seconds: that it took; samples are those that gradients were taken of.
+        best: step of these weights.
+        validations: on the samples held out.
+        gated: (n_channels of the trace,) channels that the global threshold gated; None where it was not used.
+        notes: for the reader of the report.
+    """
+
+    model: Model
+    steps: int
+    samples: int
+    seconds: float
+    best: int
+    validations: tuple[Validation, ...]
+    gated: BoolArray | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "best_step": self.best,
+            "looks": [asdict(each) for each in self.validations],
+            "gated": None if self.gated is None else int(self.gated.sum()),
+        }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What surrounds a training.
+
+    Attributes:
+        seed: of the order of the samples, and of their augmentation.
+        features: activations that both models have, for `Training.features`.
+        trace: of the student, for `Training.gate_below`.
+        checkpoint: file that keeps the state, to resume after an interrupt; see `onnxprune.training.checkpoint`.
+        memory: bytes that preprocessed samples may take.
+        on_progress: called after each step.
+    """
+
+    seed: int = 0
+    features: FeaturePositions = field(default_factory=dict)
+    trace: Trace | None = None
+    checkpoint: Path | None = None
+    memory: float = 1e9
+    on_progress: ProgressCallback | None = None
+
+
+def distill(
+    student: Model, teacher: Model, data: Data, training: Training, setting: Setting | None = None
+) -> TrainingResult:
+    """Train a model towards the outputs of another one.
+
+    The same seed gives the same weights on the same machine with the same number of threads, unless the time is limited in minutes.
+
+    Args:
+        student: the model to train; it is not changed.
+        teacher: the model that gives the targets; its inputs are the same.
+        data: samples; labels are used where there are some, see `Training.labels`.
+        training: how; its augmentation is resolved.
+        setting: seed, memory, checkpoint, and what some options need.
+
+    Raises:
+        ModelError: an operator that training does not support, torch and onnxruntime do not agree, or nothing can be trained or learned.
+        DataError: labels that are out of range, or samples too few for a batch.
+        OptionError: a constraint that names nothing, or labels that are asked for and not there.
+        OutputError: a state that cannot be written, or of another run.
+        TrainingError: out of memory.
+    """
+    try:
+        keep_memory()
+        return _Run(student, teacher, data, training, setting or Setting()).go()
+    except MemoryError as problem:
+        raise _too_large(training.batch) from problem
+    except RuntimeError as problem:  # what torch raises on a CPU has no type of its own
+        if "allocate memory" in str(problem) or "out of memory" in str(problem):
+            raise _too_large(training.batch) from problem
+        raise
+
+
+def _too_large(batch: int) -> TrainingError:
+    return TrainingError(
+        "out of memory while training",
+        why=f"gradients were taken of {batch} samples at a time",
+        hint="give a smaller --train-batch, with --accumulate to make up for it",
+    )
+
+
+@dataclass
+class _Progress:
+    """Counters of a run.
+
+    Attributes:
+        step: steps that are done.
+        spent: seconds.
+        losses: of the steps since the last validation.
+        frozen: shares of the elements that were not updated, summed over the steps.
+        still: steps without a gradient that says anything.
+        finished: whether nothing is left to do.
+    """
+
+    step: int = 0
+    spent: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    frozen: float = 0.0
+    still: int = 0
+    finished: bool = False
+
+
+class _Run:
+    """The loop over the steps of one training."""
+
+    def __init__(self, student: Model, teacher: Model, data: Data, training: Training, setting: Setting) -> None:
+        self.training, self.setting = training, setting
+        self.executor = _trained(student, training)
+        self.teacher = Executor(teacher, device=training.device, trained=False)
+        self.weights = self.executor.weights
+        self.batches = Batches(data, training, setting.seed, setting.memory)
+        probe = self.batches.feeds(self.batches.probe)
+        compared = [parity.check(executor, probe) for executor in (self.teacher, self.executor)]
+        self.objective = Objective(self.executor, self.teacher, self.batches, data, training, setting.features)
+        self.constraints = Constraints(self.executor, training.bounds)
+        self.notes = [*filter(None, compared), *self.constraints.notes]
+        self.frozen = None if training.freeze_below is None else Frozen(self.weights, training.freeze_below)
+        self.gates = None if training.gate_below is None else self._make_gates(training.gate_below)
+        self.optimizer = Optimizer(self.weights, training, filters_of(student.graph))
+        self.key = self._key()
+        self.progress = _Progress()
+        self.constraints.project(self.weights)
+        self.mean = copies(self.weights) if training.ema else self.weights
+        self.validator = Validator(self.executor, self.objective, self.batches)
+
+    def go(self) -> TrainingResult:
+        """Train, from the start or from the state of an interrupted run."""
+        self._resume()
+        progress, validator = self.progress, self.validator
+        started = time.monotonic() - progress.spent
+        if not validator.history:
+            self._validate()
+        saved = time.monotonic()
+        while not progress.finished:
+            self._advance(started)
+            path = self.setting.checkpoint
+            if path is not None and (progress.finished or time.monotonic() - saved > SAVED_EVERY):
+                self._save(path)
+                saved = time.monotonic()
+        return TrainingResult(
+            self.executor.written(self.constraints.rounded(validator.weights), validator.buffers),
+            progress.step,
+            progress.step * self.training.accumulate * self.batches.size,
+            progress.spent,
+            validator.step,
+            tuple(validator.history),
+            None if self.gates is None else self.gates.gated,
+            (*self.notes, *self._summary()),
+        )
+
+    def _advance(self, started: float) -> None:
+        """Take one step, and validate where that is due."""
+        progress, validator, patience = self.progress, self.validator, self.training.patience
+        before = self._share()
+        if not self._step(before):
+            progress.finished = True
+            return
+        progress.step += 1
+        progress.spent = time.monotonic() - started
+        done = self._share()
+        if done >= 1 or validator.score is None or math.floor(done * VALIDATIONS) > math.floor(before * VALIDATIONS):
+            self._validate()
+            progress.spent = time.monotonic() - started
+        stuck = bool(patience) and validator.since >= patience
+        if stuck and done < 1:
+            self.notes.append(f"stopped after {progress.step} steps: {patience} validations without improvement")
+        progress.finished = stuck or self._share() >= 1
+        self._report(done)
+
+    def _share(self) -> float:
+        """Return the share of the training that is done."""
+        if self.training.unit == "min":
+            return self.progress.spent / (60 * self.training.amount)
+        return self.progress.step / self._steps()
+
+    def _steps(self) -> int:
+        """Return the number of steps, unless the time is limited."""
+        training = self.training
+        amount = training.amount
+        if training.unit == "epochs":
+            amount = math.ceil(amount * self.batches.per_epoch / training.accumulate)
+        return max(1, round(amount))
+
+    def _report(self, share: float) -> None:
+        if self.setting.on_progress is not None:
+            last = self.validator.history[-1]
+            agreement = "" if last.agreement is None else f", agreement {last.agreement:.1f} %"
+            loss = self.progress.losses[-1] if self.progress.losses else last.loss
+            self.setting.on_progress(min(1.0, share), f"loss {loss:.3g}{agreement}")
+
+    def _validate(self) -> None:
+        progress = self.progress
+        loss = float(np.mean(progress.losses)) if progress.losses else None
+        progress.losses.clear()
+        self.validator.validate(progress.step, progress.spent, loss, self.mean)
+
+    def _step(self, share: float) -> bool:
+        """Take one step; return False, with weights as they were, where the loss or its gradient is not finite."""
+        loss = self._accumulate()
+        if loss is None:
+            return False
+        self._observe(loss)  # before gradients are clipped
+        self.optimizer.step(share)
+        if self.frozen is not None:
+            self.frozen.after()
+        self.constraints.project(self.weights, None if self.frozen is None else self.frozen.stays)
+        if self.gates is not None:
+            self.gates.apply()
+        if self.training.ema:
+            self._average()
+        self.progress.losses.append(loss)
+        return True
+
+    def _accumulate(self) -> float | None:
+        """Sum up the gradients of a step; return its loss, or None where something is not finite."""
+        self.optimizer.clear()
+        times, total = self.training.accumulate, 0.0
+        for part in range(times):
+            feeds, chosen = self.batches.draw(self.progress.step * times + part)
+            loss = self.objective.loss(feeds, chosen) / times
+            if not all_finite([loss]):
+                self._stop("the loss", feeds)
+                return None
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not all_finite(w.grad for w in self.weights.values() if w.grad is not None):
+            self._stop("the gradient", feeds)
+            return None
+        return total
+
+    def _observe(self, loss: float) -> None:
+        """Compare the gradients with the thresholds."""
+        if self.frozen is not None:
+            self.frozen.before()
+            self.progress.frozen += self.frozen.share
+        if self.gates is None:
+            return
+        if loss < NOTHING:  # the student equals its teacher: gradients are rounding, and say nothing about channels
+            self.progress.still += 1
+        elif self.gates.observe().any():
+            self.validator.score = None  # weights from before have channels that are gated now
+            self.gates.apply(self.validator.weights)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Update the running mean; what never moved stays the same to the bit. Early on the mean forgets faster than later."""
+        step = self.progress.step
+        keep = min(self.training.ema, (1 + step) / (10 + step))
+        for name, weight in self.weights.items():
+            self.mean[name].lerp_(weight.detach(), 1 - keep)
+        self.constraints.project_beside(self.mean, self.weights)
+        if self.gates is not None:
+            self.gates.apply(self.mean)
+
+    def _stop(self, what: str, feeds: dict[str, Tensor]) -> None:
+        where = self.executor.not_finite(feeds)
+        if not where:
+            where = self.teacher.not_finite(feeds)
+            where = f"{where} of the original" if where else ""
+        at = f"; the first value that is not finite comes from {where}" if where else ""
+        self.notes.append(
+            f"training stopped at step {self.progress.step + 1}: {what} is not finite{at}. The weights are the best ones before, "
+            f"of step {self.validator.step}; a smaller --lr may help"
+        )
+
+    def _summary(self) -> list[str]:
+        """Return notes on what the thresholds did."""
+        notes, progress = [], self.progress
+        if self.frozen is not None and progress.step:
+            share = progress.frozen / progress.step
+            notes.append(
+                f"--freeze-below {self.training.freeze_below:g}: {share:.1%} of the elements were not updated in a step, on average"
+            )
+        if self.gates is not None:
+            quantiles = self.gates.quantiles(QUANTILES)
+            text = ", ".join(f"{at:.0%} {value:.1e}" for at, value in quantiles.items())
+            text = f"quantiles of the peak gradients of the others: {text}" if text else "no window was completed"
+            notes.append(f"--gate-below {self.gates.threshold:g}: {int(self.gates.gated.sum())} channels gated; {text}")
+            if progress.still:
+                notes.append(
+                    f"{progress.still} of {progress.step} steps did not count for --gate-below: the model equals the original, and its "
+                    "gradients say nothing about channels"
+                )
+        return notes
+
+    def _make_gates(self, threshold: float) -> Gates:
+        if self.setting.trace is None:
+            raise OptionError("--gate-below needs the groups of the model", hint="give its trace")
+        timed = self.training.unit == "min"
+        patience = PATIENCE if timed else max(1, min(PATIENCE, self._steps() // WINDOWS))
+        return Gates(self.executor, self.setting.trace, threshold, patience=patience)
+
+    def _key(self) -> str:
+        """Return a digest of what the course of a training depends on."""
+        setting, versions = self.setting, (torch.__version__, ORT_VERSION)
+        plain = [asdict(self.training), setting.seed, sorted(setting.features), self.teacher.model.digest, *versions]
+        digest = hashlib.sha256(json.dumps(plain, default=str, sort_keys=True).encode())
+        for name, tensor in (*self.weights.items(), *self.executor.buffers.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for indices in (self.batches.fitted, self.batches.validation):
+            digest.update(indices.tobytes())
+            some = indices[:: max(1, len(indices) // HASHED)]
+            for value in self.batches.feeds(some).values():
+                digest.update(value.tobytes())
+        if self.objective.labels is not None:
+            digest.update(self.objective.labels.tobytes())
+        return digest.hexdigest()
+
+    def _save(self, path: Path) -> None:
+        state: checkpoint.State = {
+            "progress": asdict(self.progress),
+            "weights": copies(self.weights),
+            "mean": copies(self.mean) if self.training.ema else {},
+            "buffers": dict(self.executor.buffers),
+            "validator": self.validator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "gates": None if self.gates is None else self.gates.state_dict(),
+            "notes": self.notes,
+        }
+        checkpoint.save(path, self.key, state)
+
+    def _resume(self) -> None:
+        path = self.setting.checkpoint
+        state = None if path is None else checkpoint.load(path, self.key)
+        if state is None:
+            return
+        self.progress = _Progress(**state["progress"])
+        put(state["weights"], self.weights)
+        put(state["mean"], self.mean)
+        put(state["buffers"], self.executor.buffers)
+        self.validator.load_state_dict(state["validator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.gates is not None:
+            self.gates.load_state_dict(state["gates"])
+            self.gates.apply()
+        self.notes = state["notes"]
+        if not self.progress.finished:
+            self.notes.append(f"resumed after {self.progress.step} steps")
+
+
+def _trained(student: Model, training: Training) -> Executor:
+    """Return the executor of the student.
+
+    Raises:
+        ModelError: it has nothing that can be trained.
+    """
+    executor = Executor(student, device=training.device)
+    executor.training = training.batchnorm == "train"
+    if not executor.weights:
+        raise ModelError(
+            "nothing can be trained",
+            where=str(student.path),
+            why="there are no float weights",
+            hint="prune the model before it is quantised",
+        )
+    return executor

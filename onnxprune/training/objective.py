@@ -1,0 +1,124 @@
+"""What training minimizes: the distance from the teacher's outputs, from labels, and from the teacher's activations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.data.dataset import Array, Data
+from onnxprune.errors import DataError, ModelError, OptionError
+from onnxprune.metrics.outputs import Outputs, class_scores
+from onnxprune.options import LABELS, Training
+from onnxprune.runtime.session import concatenate_outputs
+from onnxprune.torch_backend.batches import Batches, tensors
+from onnxprune.torch_backend.executor import Executor
+from onnxprune.torch_backend.losses import Distance, FeaturePositions, Features
+from onnxprune.types import IntArray
+
+
+class Objective:
+    """The loss of a student.
+
+    Attributes:
+        targets: outputs of the teacher for the validation samples.
+        labels: of all samples; None where they do not count.
+    """
+
+    def __init__(
+        self,
+        student: Executor,
+        teacher: Executor,
+        batches: Batches,
+        data: Data,
+        training: Training,
+        features: FeaturePositions,
+    ) -> None:
+        """Run the teacher on the validation samples.
+
+        Raises:
+            ModelError: no output can be learned.
+            OptionError: labels that are asked for and not there.
+            DataError: labels that are out of range.
+        """
+        self._student, self._teacher, self._batches, self._training = student, teacher, batches, training
+        self._outputs = [value.name for value in student.model.graph.outputs]
+        self.targets = validation_outputs(teacher, batches)
+        self._distance = Distance.of([torch.from_numpy(o) for o in self.targets], training.temperature)
+        if not self._distance:
+            raise ModelError(
+                "nothing can be learned from the original",
+                where=str(teacher.model.path),
+                why="none of its outputs is a floating point number",
+                hint="leave the training out",
+            )
+        self._features: Features | None = None
+        if training.features and features:
+            with torch.no_grad():
+                activations = teacher(tensors(batches.feeds(batches.probe)), tuple(features))
+            self._features = Features(features, activations)
+        self.labels, self._label_share = self._checked_labels(data)
+
+    def loss(self, feeds: dict[str, Tensor], chosen: IntArray) -> Tensor:
+        """Return the loss of a batch, a scalar; `chosen` are the indices of its samples."""
+        training, names = self._training, () if self._features is None else self._features.names
+        with torch.autocast(self._student.device.type, torch.bfloat16, training.precision == "bfloat16"):
+            with torch.no_grad():
+                wanted = self._teacher(feeds, names)
+            given = self._student(feeds, names)
+        student, teacher = ([found[name] for name in self._outputs] for found in (given, wanted))
+        loss = self._distance(student, teacher)
+        if self.labels is not None and self._label_share:
+            labels = torch.from_numpy(self.labels[chosen]).to(self._student.device)
+            supervised = self._distance.cross_entropy(student, labels, training.smoothing)
+            loss = (1 - self._label_share) * loss + self._label_share * supervised
+        if self._features is not None:
+            loss = loss + training.features * self._features(given, wanted)
+        return loss
+
+    def score(self, outputs: Outputs, divergence: float) -> float:
+        """Return what the best weights have least of: the loss, without its temperature, smoothing and activations.
+
+        With few samples held out, a count of wrong answers would be a matter of chance.
+        """
+        given, wanted = ([torch.from_numpy(o) for o in found] for found in (outputs, self.targets))
+        beside = self._distance.beside(given, wanted)
+        if self._distance.classes is not None and beside is not None:
+            divergence += float(beside)
+        if self.labels is not None and self._label_share:
+            labels = torch.from_numpy(self.labels[self._batches.validation])
+            supervised = float(self._distance.cross_entropy(given, labels, 0.0))
+            divergence = (1 - self._label_share) * divergence + self._label_share * supervised
+        return math.inf if math.isnan(divergence) else divergence
+
+    def _checked_labels(self, data: Data) -> tuple[Array | None, float]:
+        """Return the labels, if they are of any use, and their share of the loss."""
+        asked = self._training.labels
+        classes = class_scores(self.targets) if self._distance.classes is not None else None
+        if data.labels is None or classes is None:
+            if asked:
+                why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
+                raise OptionError(
+                    f"--label-weight {asked:g} needs labels", why=why, hint="give labelled data, or leave it out"
+                )
+            return None, 0.0
+        labels, share = np.asarray(data.labels), LABELS if asked is None else asked
+        n = classes.shape[1]
+        beyond = labels[(labels < 0) | (labels >= n)]
+        if not beyond.size:
+            return labels, share
+        if not share:
+            return None, 0.0
+        raise DataError(
+            "a label is out of range",
+            where=data.name,
+            why=f"there is a label {beyond[0]}, and the model has {n} classes, from 0",
+            hint="check that the labels belong to this model, or give --label-weight 0",
+        )
+
+
+def validation_outputs(executor: Executor, batches: Batches) -> Outputs:
+    """Return the outputs for the validation samples."""
+    return concatenate_outputs([executor.outputs(feeds) for feeds in batches.for_validation()])
