@@ -310,7 +310,7 @@ def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
     from onnxprune.calibration.batches import Calibration
     from onnxprune.data.dataset import inputs_of, load_data
     from onnxprune.importance import gradients
-    from onnxprune.metrics.outputs import divergence
+    from onnxprune.metrics.outputs import output_divergence
 
     model = load(tiny_path)
     analysis = analyse(model)
@@ -326,7 +326,7 @@ def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
         change = 0.02 * rng.standard_normal(weight.shape).astype(np.float32)
         other = model.copy()
         other.graph.nodes[2].inputs[1].values = weight.values + change
-        risen = divergence(before, run_batch(other.session(), feeds))
+        risen = output_divergence(before, run_batch(other.session(), feeds))
         ratios.append(gradients.of_change(directions[2], change, seen) / risen)
     assert 0.5 < np.median(ratios) < 2  # a variance, from 32 draws
 
