@@ -31,7 +31,6 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import compare, predict
 from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.evaluation.structure import check_structure, full_check
-from onnxprune.granularity import edits
 from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
@@ -40,7 +39,7 @@ from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_
 from onnxprune.options import Options, ResolvedOptions, Training
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.recovery import Recovery, augmented
-from onnxprune.reforming.base import Base, replayed
+from onnxprune.reforming.base import EditedModel, replayed
 from onnxprune.reforming.choose import decide
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
@@ -48,6 +47,7 @@ from onnxprune.report.document import Report, figures
 from onnxprune.runtime.session import open_session
 from onnxprune.search import Choice, choose
 from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery import edits
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, Check, Plan, Trace, Verdict
@@ -156,7 +156,7 @@ def prune(
         if given is not None:
             seen = given if recovery is None else recovery.fitted()
             workspace = scope.enter_context(workspace_for(seen, analysis, resolved))
-        base, ready = Base(analysis, analysis.model), None
+        base, ready = EditedModel(analysis, analysis.model), None
         if plan is not None:
             base = _replayed(base, Path(plan), resolved, workspace, on_stage)
             if not base.chosen:
@@ -168,7 +168,7 @@ def prune(
         else:
             meter = CostEstimator(analysis, resolved, measure, shapes=known, table=latency_table, on_stage=on_stage)
 
-            def choose_from(base: Base, meter: CostEstimator) -> Choice:
+            def choose_from(base: EditedModel, meter: CostEstimator) -> Choice:
                 lost = trainer = None
                 if resolved.max_drop is not None and workspace is not None and checked_on is not None:
                     lost = _Loss(base, analysis.model, workspace, resolved, checked_on, measure, on_stage)
@@ -226,8 +226,8 @@ def prune(
 
 
 def _replayed(
-    base: Base, path: Path, options: ResolvedOptions, workspace: Workspace | None, on_stage: ProgressCallback
-) -> Base:
+    base: EditedModel, path: Path, options: ResolvedOptions, workspace: Workspace | None, on_stage: ProgressCallback
+) -> EditedModel:
     """Make the edits of layers that a plan holds."""
     rounds = [
         [edits.from_dict(entry, str(path)) for entry in part]
@@ -236,7 +236,7 @@ def _replayed(
     return replayed(base, rounds, options, workspace, on_stage)
 
 
-def _with_base(mended: Mended, base: Base) -> Mended:
+def _with_base(mended: Mended, base: EditedModel) -> Mended:
     """Add what was done to layers before channels went to what a report says of repair."""
     last = {layer.label: layer for layer in mended.layers}
     first = tuple(layer for layer in base.layers if layer.label not in last)
@@ -276,7 +276,7 @@ def _blocks_text(plan: Plan) -> bytes:
 
 
 def _deleted(
-    choice: Choice, base: Base, known: dict[str, tuple[int, ...]], seed: int, on_stage: ProgressCallback
+    choice: Choice, base: EditedModel, known: dict[str, tuple[int, ...]], seed: int, on_stage: ProgressCallback
 ) -> tuple[Model, Proof]:
     """Delete what a plan says, and prove it: on what it speaks of, and on what training has made of that on the way."""
     proof = base.proof
@@ -300,7 +300,7 @@ class _Loss:
 
     def __init__(
         self,
-        base: Base,
+        base: EditedModel,
         original: Model,
         workspace: Workspace,
         options: ResolvedOptions,

@@ -1,1 +1,1 @@
-"""Give layers another form: which taps, blocks of channels, directions and branches go, chosen by what the output loses per what they save."""
+"""Choose edits and channels, apply and prove edits, and compare what comes of them."""

@@ -1,79 +1,49 @@
-"""Make edits to a model, prove them, repair what is left: once, or one round after the other."""
+"""Apply edits to a model, prove them, and repair what is left: once, or round after round."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
+from onnxprune.allocation.edit_choice import ScoredEdit
+from onnxprune.allocation.edit_study import grams
 from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
-from onnxprune.calibration.moments import threads_for
-from onnxprune.granularity.candidates import Candidate
-from onnxprune.granularity.edits import Edit, Grouped, Rank, Split, to_dict
-from onnxprune.granularity.losses import Gram
-from onnxprune.granularity.refusal import RefusalError
-from onnxprune.granularity.rewriting import Bases, reform
-from onnxprune.granularity.timing import Saving
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
 from onnxprune.mending import Mended, mend
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.reforming.statistics import collected, reader_of, weighing
 from onnxprune.repair.least_squares import DEPTH
-from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.edits.apply import apply_edits
+from onnxprune.surgery.edits.protocol import Edit, RefusalError
 from onnxprune.surgery.proof import Proof, prove
-from onnxprune.types import BoolArray, FloatArray, IntArray, Repaired, Trace
+from onnxprune.types import BoolArray, Repaired
 from onnxprune.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Scored:
-    """An edit that is measured to be faster, and what it costs.
+class EditedModel:
+    """The model that channel pruning starts from: the original, or the original after layer edits.
 
     Attributes:
-        candidate: which.
-        saving: milliseconds, multiplications, parameters.
-        error: of the layer, as a share of the variance of its output, after the rest has made up for what goes; 0: exact.
-        loss: divergence of the output, expected from one measurement for each kind of edit in a layer.
-        layers: labels of all nodes that it concerns.
-    """
-
-    candidate: Candidate
-    saving: Saving
-    error: float
-    loss: float
-    layers: frozenset[str] = frozenset()
-
-    @property
-    def edit(self) -> Edit:
-        """The edit."""
-        return self.candidate.edit
-
-
-@dataclass(frozen=True)
-class Base:
-    """What channels are chosen from: the original, or what edits have made of it.
-
-    Attributes:
-        analysis: of it, repaired.
-        reference: the original with its channels in the order of `analysis`: what to repair towards.
-        chosen: the edits, in rounds; each round in the terms of what the one before left.
-        proof: that each gave what the dense layers give with what went set to zero; None without edits.
-        changed: names of tensors that layers of another form give: those have been fitted one by one, and are to be fitted together.
+        analysis: of the model, repaired.
+        reference: the original, which repair aims at.
+        chosen: the edits, in rounds; each round names the layers of the model that the round before left.
+        proof: the largest difference between rewritten and masked models; None without edits.
+        changed: names of tensors that edited layers write: the layers were fitted one by one, and are still to be fitted together.
         layers: what repair did.
         notes: what a reader should know.
-        loss: divergence of its output from the original on samples held out; NaN where that was not measured.
+        loss: divergence of the output from the original on held-out samples; NaN where that was not measured.
     """
 
     analysis: Analysis
     reference: Model
-    chosen: tuple[tuple[Scored | Edit, ...], ...] = ()
+    chosen: tuple[tuple[ScoredEdit, ...], ...] = ()
     proof: Proof | None = None
     changed: frozenset[str] = frozenset()
     layers: tuple[Repaired, ...] = ()
@@ -82,8 +52,18 @@ class Base:
 
     @property
     def teacher(self) -> Analysis:
-        """What to train towards: the original, with the facts of what is left of it."""
+        """The original as the target of training, with the facts of what is left of it."""
         return replace(self.analysis, model=self.reference)
+
+    @property
+    def edits(self) -> tuple[ScoredEdit, ...]:
+        """The edits of all rounds."""
+        return tuple(edit for part in self.chosen for edit in part)
+
+    @property
+    def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
+        """The edits as they stand in a plan."""
+        return tuple(tuple(edit.to_dict() for edit in part) for part in self.chosen)
 
     def mended(
         self,
@@ -96,7 +76,7 @@ class Base:
         *,
         depth: int = DEPTH,
     ) -> Mended:
-        """Repair what channels have left of it, or of what training has made of it on the way; see `onnxprune.mending.mend`."""
+        """Repair the model after channels were deleted from it, or from what training has made of it; see `onnxprune.mending.mend`."""
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
             return Mended(pruned, notes=workspace.notes)
         reference, changed = self.reference, self.changed
@@ -106,230 +86,95 @@ class Base:
             start, pruned, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=depth
         )
 
-    @property
-    def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
-        """The edits as they stand in a plan, with what each costs and saves."""
-        return tuple(tuple(_entry(choice) for choice in part) for part in self.chosen)
 
+def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: ResolvedOptions) -> tuple[EditedModel, Model]:
+    """Apply one round of edits; return the result, neither proven nor repaired, and the masked model that it must equal.
 
-def _entry(choice: Scored | Edit) -> dict[str, Any]:
-    if not isinstance(choice, Scored):
-        return {**to_dict(choice), "what": str(choice)}
-    saving = choice.saving
-    why = {
-        "error": choice.error,
-        "divergence": choice.loss,
-        "milliseconds": [saving.before, saving.after],
-        "macs_removed": saving.macs,
-        "params_removed": saving.params,
-    }
-    return {**to_dict(choice.edit), "what": str(choice.edit), "why": why}
-
-
-@dataclass(frozen=True)
-class _Made:
-    masked: Model
-    changed: frozenset[str]
-    folded: str = ""
+    Raises:
+        PlanError: an edit cannot be made.
+    """
+    made = apply_edits(base.analysis.model, [scored.edit for scored in chosen])
+    analysis = analysed(made.model, options, base.analysis.trace.input_shapes)
+    after = replace(base, analysis=analysis, chosen=(*base.chosen, tuple(chosen)), changed=made.changed)
+    return replace(after, layers=(), loss=math.nan), made.masked
 
 
 def apply(
-    base: Base,
-    chosen: Sequence[Scored | Edit],
-    bases: Mapping[tuple[str, str], FloatArray],
+    base: EditedModel,
+    chosen: Sequence[ScoredEdit],
     options: ResolvedOptions,
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
-) -> Base:
-    """Make one round of edits, prove it, and repair what is left, layer by layer and without augmented samples: when channels have gone,
-    more is done.
+) -> EditedModel:
+    """Apply one round of edits, prove them, and repair what is left layer by layer, without augmented samples.
+
+    More repair follows when channels have gone.
 
     Raises:
-        PlanError: an edit that cannot be made.
-        ProofError: the result does not give what the dense layers give with what went set to zero.
+        PlanError: an edit cannot be made.
+        ProofError: the result differs from the masked model.
     """
     if not chosen:
         return base
-    on_stage("reform", None)
-    after, made = edited(base, chosen, bases, options)
-    model, known = after.analysis.model, base.analysis.trace.input_shapes
+    on_stage("edit layers", None)
+    after, masked = edited(base, chosen, options)
+    known = base.analysis.trace.input_shapes
     on_stage("prove", None)
-    with unless_it_does_not_run(base.analysis.model, known):
-        proof = prove(base.analysis.model, model, made.masked, known, options.seed, loaded=bool(base.chosen))
-        if made.folded:
-            again = prove(base.analysis.model, after.reference, base.analysis.model, known, options.seed, loaded=True)
-            proof = replace(proof, difference=max(proof.difference, again.difference))
+    before, model = base.analysis.model, after.analysis.model
+    with unless_it_does_not_run(before, known):
+        proof = prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
     if base.proof is not None:
         proof = replace(
             proof,
             difference=max(proof.difference, base.proof.difference),
             normalised=max(proof.normalised, base.proof.normalised),
         )
-    notes = [*base.notes, *((made.folded,) if made.folded else ())]
-    layers: tuple[Repaired, ...] = ()
-    loss = math.nan
-    analysis = after.analysis
-    if workspace is not None and options.repair in ("lstsq", "bias"):
-        keep = np.ones(analysis.trace.n_channels, dtype=bool)
-        reference, changed = after.reference, made.changed
-        mended = mend(
-            analysis, model, keep, workspace.plain, options, on_stage, reference=reference, changed=changed, depth=1
-        )
-        notes += [note for note in mended.notes if note not in (*notes, *workspace.notes)]
-        layers, loss = mended.layers, mended.loss
-        analysis = analysed(mended.model, options, known)
-    changed = base.changed | made.changed
-    return replace(after, analysis=analysis, proof=proof, changed=changed, layers=layers, notes=tuple(notes), loss=loss)
-
-
-def edited(
-    base: Base, chosen: Sequence[Scored | Edit], bases: Mapping[tuple[str, str], FloatArray], options: ResolvedOptions
-) -> tuple[Base, _Made]:
-    """Make edits, unproven and unrepaired."""
-    edits: list[Edit] = [c.edit if isinstance(c, Scored) else c for c in chosen]
-    model, reference, edits, folded = _fold(base, edits)
-    of_layer: Bases = {
-        edit.layer: bases[edit.layer, edit.form]
-        for edit in edits
-        if isinstance(edit, Rank) and (edit.layer, edit.form) in bases
-    }
-    made = reform(model, edits, of_layer)
-    trace = base.analysis.trace
-    analysis = analysed(made.model, options, trace.input_shapes)
-    reference = _with_parts(reference, made.parts)
-    after = replace(base, analysis=analysis, reference=reference, chosen=(*base.chosen, tuple(chosen)))
-    return after, _Made(made.masked, made.changed, folded)
-
-
-def _with_parts(reference: Model, parts: Sequence[tuple[str, str, IntArray]]) -> Model:
-    """Let a reference hold what layers side by side give: some channels of what one layer gave, under a name of its own."""
-    if not parts:
-        return reference
-    result = reference.copy()
-    known = result.graph.tensors()
-    for name, whole, channels in parts:
-        if whole in known and name not in known:
-            index = gs.Constant(f"{name}__channels", channels)
-            node = gs.Node("Gather", f"{name}__taken", {"axis": 1}, [known[whole], index], [gs.Variable(name)])
-            result.graph.nodes.append(node)
-    result.graph.toposort()
-    return result
-
-
-def _fold(base: Base, edits: Sequence[Edit]) -> tuple[Model, Model, list[Edit], str]:
-    """Put channels in the order that their blocks want, wherever they are stored, so that nothing is left to do at run time.
-
-    Returns:
-        The model and the reference in that order, the edits in the terms of these, and what was done.
-    """
-    model, reference, trace = base.analysis.model, base.reference, base.analysis.trace
-    grouped = [edit for edit in edits if isinstance(edit, Grouped | Split)]
-    if not grouped or base.chosen:  # later the reference has other layers than the model
-        return model, reference, list(edits), ""
-    order = np.arange(trace.n_channels)
-    claimed = np.zeros(trace.n_channels, dtype=bool)
-    done: dict[str, Grouped | Split] = {}
-    left: list[str] = []
-    for edit in grouped:
-        sides = sides_of(trace, edit.layer)
-        plain: Grouped | Split = edit
-        wishes = (
-            (("inputs", edit.inputs), ("outputs", edit.outputs))
-            if isinstance(edit, Grouped)
-            else (("outputs", edit.filters),)
-        )
-        for name, wanted in wishes:
-            channels = sides.get(name)
-            if channels is None or claimed[channels].any():
-                left.append(edit.layer)
-                continue
-            trial = order.copy()
-            trial[channels] = channels[list(wanted)]
-            if not rewrite.may_permute(trace, trial):
-                left.append(edit.layer)
-                continue
-            order = trial
-            claimed[channels] = True
-            ordered = tuple(range(len(wanted)))
-            if isinstance(plain, Split):
-                plain = replace(plain, filters=ordered)
-            else:
-                plain = replace(plain, inputs=ordered) if name == "inputs" else replace(plain, outputs=ordered)
-        done[edit.layer] = plain
-    note = f"channels were put in order for {len(grouped)} layers that fell into blocks"
-    if left:
-        note += (
-            f"; at {', '.join(dict.fromkeys(left))} that is done at run time, as the same channels are in use elsewhere"
-        )
-    result = rewrite.permute(model, trace, order)
-    assert result is not None
-    return result, result, [done.get(edit.layer, edit) for edit in edits], note
-
-
-def sides_of(trace: Trace, label: str) -> dict[str, Any]:
-    """Return the channels that a layer reads (`inputs`) and writes (`outputs`), where these may change places; absent where not."""
-    n = trace.labels.index(label)
-    found = {}
-    for fact in trace.slices:
-        name = {"reads": "inputs", "writes": "outputs", "follows": "outputs"}.get(fact.role)
-        if fact.layer != n or name is None or (name in found and fact.role == "follows"):
-            continue
-        channels = fact.channels
-        free = (channels >= 0).all() and np.unique(channels).size == channels.size and not trace.pinned[channels].any()
-        if free:
-            found[name] = channels
-    return found
+    changed = base.changed | after.changed
+    if workspace is None or options.repair not in ("lstsq", "bias"):
+        return replace(after, proof=proof, changed=changed)
+    keep = np.ones(after.analysis.trace.n_channels, dtype=bool)
+    mended = after.mended(after.analysis, model, keep, workspace.plain, options, on_stage, depth=1)
+    return replace(
+        after,
+        analysis=analysed(mended.model, options, known),
+        proof=proof,
+        changed=changed,
+        layers=mended.layers,
+        notes=(*base.notes, *(note for note in mended.notes if note not in (*base.notes, *workspace.notes))),
+        loss=mended.loss,
+    )
 
 
 def replayed(
-    base: Base,
+    base: EditedModel,
     rounds: Sequence[Sequence[Edit]],
     options: ResolvedOptions,
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
-) -> Base:
-    """Make the edits of a plan; directions follow from the data, without any from the weights.
+) -> EditedModel:
+    """Apply the edits of a plan; directions follow from the data, or without any from the weights.
 
     Raises:
-        PlanError: an edit that cannot be made.
+        PlanError: an edit cannot be made.
     """
     for edits in rounds:
-        bases: Mapping[tuple[str, str], FloatArray] = {}
+        chosen = [ScoredEdit(edit) for edit in edits]
         if workspace is not None:
-            _, bases = fitted(base.analysis, edits, options, workspace)
-        base = apply(base, edits, bases, options, workspace, on_stage)
+            chosen = refitted(base.analysis, chosen, options, workspace)
+        base = apply(base, chosen, options, workspace, on_stage)
     return base
 
 
-def fitted(
-    analysis: Analysis, edits: Sequence[Edit], options: ResolvedOptions, workspace: Workspace, *, anew: bool = False
-) -> tuple[list[Edit | None], dict[tuple[str, str], FloatArray]]:
-    """Find what edits take from the data of a model: directions, and where they are chosen anew, filters and orders of channels.
-
-    Args:
-        analysis: of the model.
-        edits: of its layers.
-        options: the dials.
-        workspace: calibration data.
-        anew: whether the edits were chosen in the same network with fewer channels, and are to be put in the terms of this one.
-
-    Returns:
-        The edits, without those that this model has no place for, and directions.
-    """
+def refitted(
+    analysis: Analysis, chosen: Sequence[ScoredEdit], options: ResolvedOptions, workspace: Workspace
+) -> list[ScoredEdit]:
+    """Return edits with what they take from the data of a model; one that does not fit the model stays as it is."""
     layers = linear_layers(analysis.model.graph)
     numbers = {label: n for n, label in enumerate(analysis.trace.labels)}
-    kinds = (Rank, Split, Grouped) if anew else (Rank,)
-    wanted = {numbers[e.layer]: e for e in edits if isinstance(e, kinds) and numbers.get(e.layer) in layers}
-    readers = {n: reader_of(n, layers[n]) for n in wanted}
-    found: dict[tuple[str, str], FloatArray] = {}
-    again: dict[int, Edit | None] = {}
-    for n, seen in collected(analysis, readers, options, workspace):
-        edit = wanted[n]
-        with threads_for(seen.mean.shape[1]), contextlib.suppress(RefusalError):  # the edit itself will say why
-            gram = Gram(layers[n], weighing(seen, options.importance), seen.mean)
-            if isinstance(edit, Rank):
-                basis, _ = gram.directions() if edit.form == "channel" else gram.separable()
-                found[edit.layer, edit.form] = basis[:, :, : edit.rank]
-            else:
-                again[id(edit)] = gram.anew(edit)
-    return [again.get(id(edit), edit) for edit in edits], found
+    wanted = {numbers.get(scored.edit.layer, -1): scored for scored in chosen if scored.edit.needs_data}
+    wanted = {n: scored for n, scored in wanted.items() if n in layers}
+    found: dict[str, ScoredEdit] = {}
+    for n, gram in grams(analysis, {n: layers[n] for n in wanted}, options, workspace):
+        with contextlib.suppress(RefusalError):  # applying the edit says why
+            found[wanted[n].edit.layer] = replace(wanted[n], edit=wanted[n].edit.refit(gram)[0])
+    return [found.get(scored.edit.layer, scored) if scored.edit.needs_data else scored for scored in chosen]

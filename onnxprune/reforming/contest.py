@@ -1,161 +1,156 @@
-"""Let edits compete with channels: ways to meet the targets, held against each other."""
+"""Compare ways to meet the targets: channels alone, and channels after edits that are chosen at several Lagrange multipliers."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from onnxprune.allocation import sensitivity
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
+from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.targets import too_far
 from onnxprune.analysis import analysed
 from onnxprune.errors import TargetError
-from onnxprune.granularity.edits import Depth
 from onnxprune.mending import Mended
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.reforming.base import Base, Scored, apply, edited, fitted
-from onnxprune.reforming.prices import DEFAULT_PRICE, BlockMeter, cheapest, price_of, taken
-from onnxprune.reforming.study import Study, study
+from onnxprune.reforming.base import EditedModel, apply, edited, refitted
 from onnxprune.repair.least_squares import DEPTH
 from onnxprune.search import Choice, paced
 from onnxprune.surgery import channels as rewrite
-from onnxprune.types import FloatArray
 from onnxprune.workspace import Workspace
 
 FACTORS = (0.1, 0.3, 1.0)
-"""Of the price of the last channels, what edits are chosen at."""
+"""Shares of the Lagrange multiplier of the channels at which edits are chosen."""
 FINALISTS = 2
-"""Of the ways with edits, how many are repaired as far as can be."""
+"""Solutions with edits that get the full repair."""
 CORRECTIONS = 3
-"""How often edits for a price are chosen, at most."""
+"""How often edits are chosen for one multiplier, at most."""
 TIE = 0.02
-"""Share by which losses differ that are taken to be equal: the way with fewer edits is better then."""
+"""Share by which losses differ that count as equal: the solution with fewer edits is taken then."""
 ROUNDS = 4
-"""How often further edits are looked at, at most."""
+"""Rounds in which further edits are looked for, at most."""
 
 
 @dataclass(frozen=True)
-class Contender:
+class Solution:
     """One way to meet the targets.
 
     Attributes:
-        base: what channels were chosen from.
-        choice: which of them stay.
+        base: the model that channels were chosen from.
+        choice: the channels.
         meter: of the base.
         mended: what is left, repaired; None where that has still to be done.
-        loss: divergence of its output on samples held out.
+        loss: divergence of the output on held-out samples.
     """
 
-    base: Base
+    base: EditedModel
     choice: Choice
     meter: CostEstimator
     mended: Mended | None = None
     loss: float = math.inf
 
+    def __str__(self) -> str:
+        return _count(self.base.edits)
 
-def contend(
-    base: Base,
+    @property
+    def rank(self) -> float:
+        """What the best solution has least of: the loss, or where that is bound the quantity that is minimized."""
+        options = self.meter.options
+        if options.max_drop is None:
+            return self.loss
+        return self.meter.predict(self.choice.plan.keep)[options.minimise]
+
+
+def best_solution(
+    base: EditedModel,
     options: ResolvedOptions,
     workspace: Workspace,
     meter: CostEstimator,
-    choose_from: Callable[[Base, CostEstimator], Choice],
+    choose_from: Callable[[EditedModel, CostEstimator], Choice],
     on_stage: ProgressCallback = quiet,
-) -> Contender:
-    """Let other edits than those of channels compete with these, and return what loses least.
+) -> Solution:
+    """Let edits compete with channels, and return the solution with the least loss.
 
-    At a price, which is what the last channels that went cost (divergence of the output per share of what is bound), each layer gets
-    the edit with the largest surplus; channels do the rest of the way. That is done at some prices below it, and the results, repaired,
-    are held against each other on samples held out. Edits are looked at in the original first, then, in further rounds, in what
-    the best so far has left, where they save what they will in the end; those that are chosen are made in the original as well.
+    The Lagrange multiplier is what the last channels that went have cost: divergence of the output per share of what is bound. At some
+    shares of it the edits with the largest net gain are applied, channels do the rest, and the results, repaired, are compared on held-out
+    samples. Edits are looked for in the original first, then, in further rounds, in what the best solution has left, where they save what
+    they will in the end; the edits that are chosen are applied to the original as well.
 
-    Steps of the progressive schedule each go a part of the way like that, and start from the edits of the one before. The last ones, and
-    channels alone, then lose their channels by steps.
+    Each step of the progressive schedule goes a part of the way like that, and starts from the edits of the one before. The last
+    solutions, and channels alone, then lose their channels by steps.
 
     Args:
         base: the original.
         options: the dials.
         workspace: calibration data.
         meter: of the original.
-        choose_from: chooses channels from a base so that the targets are met.
+        choose_from: chooses channels so that the targets are met.
         on_stage: called as it goes on.
 
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    contest = _Contest(base, options, workspace, choose_from, on_stage)
-    best: Contender | None = None
-    for goal in _on_the_way(meter, options):
-        best = contest.met(goal, best)
-    best = contest.finished()
-    return replace(best, base=replace(best.base, notes=(*best.base.notes, *contest.notes, contest.summary())))
-
-
-def _on_the_way(meter: CostEstimator, options: ResolvedOptions) -> Iterator[CostEstimator]:
-    """Yield the goals of each step, the last one those of the options; channels are chosen at once for each."""
+    search = Search(base, options, workspace, choose_from, on_stage)
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
+    best: Solution | None = None
     for step in range(1, steps + 1):
-        yield meter.with_targets(at_once, paced(options, step / steps))
+        best = search.step(meter.with_targets(at_once, paced(options, step / steps)), best)
+    best = search.finished()
+    notes = (*best.base.notes, *search.notes, f"compared on held-out samples: {'; '.join(search.told)}")
+    return replace(best, base=replace(best.base, notes=notes))
 
 
-class _Contest:
-    """Ways to meet the targets, one after the other, and what became of them."""
+@dataclass
+class Search:
+    """Solutions of the current step, and what became of all that were tried."""
 
-    def __init__(
-        self,
-        base: Base,
-        options: ResolvedOptions,
-        workspace: Workspace,
-        choose_from: Callable[[Base, CostEstimator], Choice],
-        on_stage: ProgressCallback,
-    ) -> None:
-        self.base, self.options, self.workspace = base, options, workspace
-        self.choose_from, self.on_stage = choose_from, on_stage
-        self.told: list[str] = []
-        self.notes: tuple[str, ...] = ()
-        self.alone: Contender | None = None
-        self.others: list[Contender] = []
-        self.seen: set[tuple[str, ...]] = set()
-        self.bases: dict[tuple[str, str], FloatArray] = {}
+    base: EditedModel
+    options: ResolvedOptions
+    workspace: Workspace
+    choose_from: Callable[[EditedModel, CostEstimator], Choice]
+    on_stage: ProgressCallback
+    told: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    alone: Solution | None = None
+    others: list[Solution] = field(default_factory=list)
+    seen: set[tuple[str, ...]] = field(default_factory=set)
 
-    def met(self, goal: CostEstimator, start: Contender | None) -> Contender:
-        """Return the best of the ways to meet some goals, of those that are tried.
+    def step(self, goal: CostEstimator, start: Solution | None) -> Solution:
+        """Return the best solution that meets some goals.
 
         Args:
             goal: of the original.
-            start: the best for goals that were nearer; None: there were none.
+            start: the best solution of the step before.
 
         Raises:
             TargetError: the goals cannot be met.
         """
         self.alone, self.others, self.seen = None, [], set()
-        if goal.share < 1:
+        if goal.share < 1 or start is not None:
             self.told.append(f"{goal.share:.0%} of the way")
-        elif start is not None:
-            self.told.append("all the way")
         best = unmet = None
         try:
             best = self.tried(self.base, goal)
         except TargetError as error:
             unmet = error
-            self.told.append(f"channels alone cannot reach the target ({_short(error)})")
+            self.told.append(f"channels alone cannot reach the target ({_reason(error)})")
         if start is not None and start.base.chosen:
             with contextlib.suppress(TargetError):
-                again = self.tried(start.base, start.meter.with_targets(goal.options, goal.share))
-                best = again if best is None or _rank(again) < _rank(best) else best
+                best = _better(best, self.tried(start.base, start.meter.with_targets(goal.options, goal.share)))
         if start is None or best is None:
-            found = study(self.base, self.options, self.workspace, goal, self.on_stage)
+            found = study(self.base.analysis, self.options, self.workspace, goal.how, self.on_stage)
             self.notes = found.notes
-            price = DEFAULT_PRICE if best is None else price_of(best.choice.plan, best.meter)
-            best = self.round(best, found, price, goal, whole=True)
+            best = self.with_edits(best, goal, EditMeter(goal if best is None else best.meter, found.scored))
         for _ in range(ROUNDS):
             if best is None:
                 break
-            before, best = best, self.round(best, *self.study(best, goal), goal)
+            before, best = best, self.with_further_edits(best, goal)
             if best is before:
                 break
         if best is None:
@@ -163,181 +158,146 @@ class _Contest:
             raise unmet
         return best
 
-    def tried(self, base: Base, meter: CostEstimator) -> Contender:
-        """Choose channels from a base, repair what is left layer by layer, and measure what it loses.
+    def tried(self, base: EditedModel, meter: CostEstimator) -> Solution:
+        """Choose channels, repair what is left layer by layer, and measure the loss.
 
         Raises:
             TargetError: the targets cannot be met.
         """
-        found = self._mended(Contender(base, self.choose_from(base, meter), meter), depth=1)
+        found = self.repaired(Solution(base, self.choose_from(base, meter), meter), 1)
         if base.chosen:
             self.others.append(found)
         else:
             self.alone = found
-        self.told.append(_told(found))
+        self.told.append(f"{found}: divergence {found.loss:.3g}")
         return found
 
-    def study(self, best: Contender, meter: CostEstimator) -> tuple[Study, float]:
-        """Look at further edits in what the best so far has left; return them and the price."""
+    def with_further_edits(self, best: Solution, goal: CostEstimator) -> Solution | None:
+        """Look for edits in what the best solution has left, and return the best solution then."""
         assert best.mended is not None
-        left = best.mended.model
-        analysis = analysed(left, self.options, self.base.analysis.trace.input_shapes)
-        found = study(Base(analysis, left), self.options, self.workspace, meter, self.on_stage)
-        rewritten = {s.edit.layer for s in _edits(best)}
+        analysis = analysed(best.mended.model, self.options, self.base.analysis.trace.input_shapes)
+        found = study(analysis, self.options, self.workspace, goal.how, self.on_stage)
         there = set(self.base.analysis.trace.labels)
-        free = (
-            s
-            for s in found.scored
-            if s.edit.layer in there and (isinstance(s.edit, Depth) or s.layers <= there - rewritten)
-        )
-        return replace(found, scored=tuple(free)), price_of(best.choice.plan, best.meter)
+        unedited = there - {scored.edit.layer for scored in best.base.edits}
+        free = [
+            scored
+            for scored in found.scored
+            if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
+        ]
+        return self.with_edits(best, goal, EditMeter(best.meter, free, analysis.model), best.base.edits)
 
-    def round(
-        self, best: Contender | None, found: Study, price: float, meter: CostEstimator, *, whole: bool = False
-    ) -> Contender | None:
-        """Choose from some edits at a price; return the best that comes of it, or that was there.
+    def with_edits(
+        self,
+        start: Solution | None,
+        goal: CostEstimator,
+        costs: EditMeter,
+        earlier: tuple[ScoredEdit, ...] | None = None,
+    ) -> Solution | None:
+        """Choose some of the edits at several multipliers, and return the best solution.
 
         Args:
-            best: that was there; its edits stay.
-            found: edits.
-            price: what the last channels cost.
-            meter: of the original.
-            whole: whether the edits are of the original, or of what the best has left.
+            start: the best solution so far.
+            goal: of the original.
+            costs: of the edits to choose from.
+            earlier: edits of the original that stay; None: those to choose from are edits of the original themselves.
         """
-        gauge = BlockMeter(meter if best is None else best.meter, found.scored)
-        start = best
+        multiplier = DEFAULT_MULTIPLIER if start is None else multiplier_of(start.choice.plan, start.meter)
+        best = start
         for factor in FACTORS:
-            edits = self._enough(start, found, gauge, factor * price, meter, whole)
-            key = tuple(sorted(str((s.edit.layer, s.edit)) for s in edits))
+            edits = self.chosen(goal, costs, factor * multiplier, earlier)
+            key = tuple(sorted(str((scored.edit.layer, scored.edit)) for scored in edits))
             if not edits or key in self.seen:
                 continue
             self.seen.add(key)
-            other = apply(self.base, edits, self.bases, self.options, self.workspace, self.on_stage)
+            other = apply(self.base, edits, self.options, self.workspace, self.on_stage)
             if best is not None and self.options.max_drop is None and other.loss >= best.loss:
-                self.told.append(f"{len(edits)} layers of another form lose {other.loss:.3g} before any channel goes")
+                self.told.append(
+                    f"{_count(edits)} before any channel goes, already too much: divergence {other.loss:.3g}"
+                )
                 continue
             try:
-                here = self.tried(other, meter.for_model(other.analysis))
+                best = _better(best, self.tried(other, goal.for_model(other.analysis)))
             except TargetError as error:
-                self.told.append(f"{len(edits)} layers of another form cannot reach the target ({_short(error)})")
-                continue
-            if best is None or _rank(here) < _rank(best):
-                best = here
+                self.told.append(f"{_count(edits)} cannot reach the target ({_reason(error)})")
         return best
 
-    def _enough(
-        self, start: Contender | None, found: Study, gauge: BlockMeter, price: float, meter: CostEstimator, whole: bool
-    ) -> tuple[Scored, ...]:
-        """Choose edits for a price; fewer of them where the goals are measured to be met without any channel going."""
-        limits: Budget | None = gauge.budget()
-        edits: tuple[Scored, ...] = ()
+    def chosen(
+        self, goal: CostEstimator, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
+    ) -> tuple[ScoredEdit, ...]:
+        """Choose edits at a multiplier; fewer of them where the goals are measured to be met without any channel going."""
+        budget: Budget | None = costs.budget()
+        edits: tuple[ScoredEdit, ...] = ()
         for _ in range(CORRECTIONS):
-            if limits is None:
+            if budget is None:
                 break
-            chosen = cheapest(gauge, limits, price)
-            if not chosen.any():
+            picked = worth(costs, budget, multiplier)
+            if not picked.any():
                 return ()
-            edits = self._together(start, taken(found.scored, chosen), found if whole else None)
-            made, _ = edited(self.base, edits, self.bases, self.options)
-            limits = too_far(meter, made.analysis.model, gauge.predict(chosen))
+            edits = taken(costs.scored, picked)
+            if earlier is not None:
+                edits = tuple(refitted(self.base.analysis, edits, self.options, self.workspace))
+                gone = {label for scored in edits if scored.edit.removes_nodes for label in scored.layers}
+                edits = (*(scored for scored in earlier if scored.edit.layer not in gone), *edits)
+            made = edited(self.base, edits, self.options)[0].analysis.model
+            budget = too_far(goal, made, costs.predict(picked))
         return edits
 
-    def _together(self, best: Contender | None, scored: tuple[Scored, ...], whole: Study | None) -> tuple[Scored, ...]:
-        """Return the edits of the best so far and further ones, in the terms of the original; `whole`: where that is what they are of."""
-        if whole is not None:
-            self._keep(whole.bases)
-            return scored
-        assert best is not None
-        placed, bases = fitted(self.base.analysis, [s.edit for s in scored], self.options, self.workspace, anew=True)
-        self._keep(bases)
-        further = [
-            replace(s, candidate=replace(s.candidate, edit=edit))
-            for s, edit in zip(scored, placed, strict=True)
-            if edit is not None
-        ]
-        gone = {label for s in further if isinstance(s.edit, Depth) for label in s.layers}
-        return (*(s for s in _edits(best) if s.edit.layer not in gone), *further)
-
-    def _keep(self, bases: Mapping[tuple[str, str], FloatArray]) -> None:
-        """Remember directions, all of them in the original: of each layer as many as any edit has asked for."""
-        for key, basis in bases.items():
-            if key not in self.bases or basis.shape[-1] > self.bases[key].shape[-1]:
-                self.bases[key] = basis
-
-    def finished(self) -> Contender:
-        """Repair channels alone, and the best with edits, as far as can be; return the best, of equal ones the one with fewest edits.
+    def finished(self) -> Solution:
+        """Repair channels alone, and the best solutions with edits, in full; return the best, of equal ones the one with fewest edits.
 
         Raises:
-            TargetError: by steps none of them can meet the targets.
+            TargetError: no solution meets the targets by steps.
         """
-        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=_rank)[:FINALISTS]]
-        found: list[Contender] = []
+        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=lambda s: s.rank)[:FINALISTS]]
+        found: list[Solution] = []
         unmet: TargetError | None = None
-        for contender in last:
+        for solution in last:
             try:
-                stepped = self._stepped(contender) if self.options.schedule == "progressive" else contender
+                stepped = self.by_steps(solution) if self.options.schedule == "progressive" else solution
             except TargetError as error:
                 unmet = error
-                self.told.append(f"{_named(contender)} cannot reach the target by steps ({_short(error)})")
+                self.told.append(f"{solution} cannot reach the target by steps ({_reason(error)})")
                 continue
-            found.append(self._mended(stepped, depth=DEPTH))
-            self.told.append(f"layers fitted together: {_told(found[-1])}")
+            found.append(self.repaired(stepped, DEPTH))
+            self.told.append(f"{solution}, after full repair: divergence {found[-1].loss:.3g}")
         if not found:
             assert unmet is not None
             raise unmet
-        least = min(map(_rank, found)) * (1 + TIE)
-        return min((c for c in found if _rank(c) <= least), key=_edit_count)
+        return fewest_edits(found)
 
-    def summary(self) -> str:
-        """Return what a reader should know."""
-        return "held against each other: " + "; ".join(self.told)
-
-    def _stepped(self, contender: Contender) -> Contender:
+    def by_steps(self, solution: Solution) -> Solution:
         """Choose channels again, by steps."""
-        meter = contender.meter.with_targets(self.options)
-        return replace(contender, choice=self.choose_from(contender.base, meter), meter=meter)
+        meter = solution.meter.with_targets(self.options)
+        return replace(solution, choice=self.choose_from(solution.base, meter), meter=meter)
 
-    def _mended(self, contender: Contender, depth: int) -> Contender:
-        """Repair what is left, to look at it layer by layer and without augmented samples."""
-        choice, original = contender.choice, self.base.analysis.model
+    def repaired(self, solution: Solution, depth: int) -> Solution:
+        """Repair what is left, and measure the loss; at depth 1 layer by layer and without augmented samples."""
+        choice, base = solution.choice, solution.base
         workspace = self.workspace.plain if depth == 1 else self.workspace
         pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
-        mended = contender.base.mended(
-            choice.start, pruned, choice.keep, workspace, self.options, self.on_stage, depth=depth
-        )
+        mended = base.mended(choice.start, pruned, choice.keep, workspace, self.options, self.on_stage, depth=depth)
         loss = mended.loss
-        towards_something_else = choice.start is not contender.base.analysis
-        if math.isnan(loss) or towards_something_else:
-            loss = sensitivity.losses(original, [mended.model], workspace.calibration)[0]
-        return replace(contender, mended=mended, loss=loss)
+        if math.isnan(loss) or choice.start is not base.analysis:  # else repair aimed at the original, and measured it
+            loss = sensitivity.losses(self.base.analysis.model, [mended.model], workspace.calibration)[0]
+        return replace(solution, mended=mended, loss=loss)
 
 
-def _edits(contender: Contender) -> tuple[Scored, ...]:
-    return tuple(s for part in contender.base.chosen for s in part if isinstance(s, Scored))
+def fewest_edits(found: list[Solution]) -> Solution:
+    """Return the best solution, of those that count as equal the one with fewest edits."""
+    least = min(solution.rank for solution in found) * (1 + TIE)
+    return min((solution for solution in found if solution.rank <= least), key=lambda s: len(s.base.edits))
 
 
-def _short(error: TargetError) -> str:
+def _better(best: Solution | None, other: Solution) -> Solution:
+    return other if best is None or other.rank < best.rank else best
+
+
+def _count(edits: tuple[ScoredEdit, ...]) -> str:
+    if not edits:
+        return "channels alone"
+    return f"{len(edits)} edit{'s' if len(edits) > 1 else ''}"
+
+
+def _reason(error: TargetError) -> str:
     """Return the first reason: the others say what holds channels."""
     return str(error.why).split("; ")[0]
-
-
-def _edit_count(contender: Contender) -> int:
-    return sum(len(part) for part in contender.base.chosen)
-
-
-def _named(contender: Contender) -> str:
-    edits = _edit_count(contender)
-    return f"{edits} layers of another form" if edits else "channels alone"
-
-
-def _told(contender: Contender) -> str:
-    how = "with" if contender.base.chosen else "by"
-    return f"divergence {contender.loss:.3g} {how} {_named(contender)}"
-
-
-def _rank(contender: Contender) -> float:
-    """Return what the best has least of: the loss, or where that is bound what is minimised."""
-    options = contender.meter.options
-    if options.max_drop is None:
-        return contender.loss
-    return contender.meter.predict(contender.choice.plan.keep)[options.minimise]
