@@ -19,7 +19,8 @@ WITH_GRADIENTS = ("taylor", "fisher", "hessian")
 WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
 """Importances that need calibration samples."""
 IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
-GRANULARITIES = ("filter", "kernel", "group", "rank", "depth")
+GRANULARITIES = ("filter", "kernel", "rank", "depth")
+"""What goes: channels; taps of kernels; directions of a layer; branches, and layers between others."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
 REPAIRS = (AUTO, "lstsq", "bias", "none")
 QUANTITIES = TARGETS
@@ -77,7 +78,7 @@ class Options:
     minimise: str = dial(QUANTITIES[0], "The quantity that --max-drop minimizes.", group="targets", choices=QUANTITIES)
     granularity: tuple[str, ...] = dial(
         GRANULARITIES[:1],
-        "What is removed: channels (filter), taps of kernels, blocks of channels (group), directions of a layer (rank), branches and "
+        "What is removed: channels (filter), taps of kernels, directions of a layer (rank), branches and "
         "layers (depth); several compete by measured loss per saving. auto: all of them.",
         more="All but `filter` need calibration samples; [how](docs/blocks.md)",
         group="granularity",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,20 @@ from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
 from onnxprune.errors import PlanError
-from onnxprune.granularity import candidates
-from onnxprune.granularity.edits import Depth, Edit, Grouped, Kernel, Merged, Rank, Split, from_dict, to_dict
-from onnxprune.granularity.losses import Gram
-from onnxprune.granularity.refusal import RefusalError
-from onnxprune.granularity.rewriting import masked_matrix, reform
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.linear import Conv
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import node_labels
+from onnxprune.importance.edit_error import Gram
 from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
-from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.edits import GRANULARITIES, candidates, from_dict
+from onnxprune.surgery.edits.apply import apply_edits
+from onnxprune.surgery.edits.depth import DropBranch, Merge
+from onnxprune.surgery.edits.kernel import Kernel
+from onnxprune.surgery.edits.low_rank import LowRank
+from onnxprune.surgery.edits.protocol import Edit
 from onnxprune.surgery.proof import TOLERANCE, prove
 
 LETTERS = "abcdefgh"
@@ -102,19 +102,13 @@ def edited(draw: Any) -> tuple[Model, Edit]:
     """Draw a layer and something to do to it."""
     model, kernel = draw(layers())
     layer = linear_layers(model.graph)[0]
-    groups, outputs, features = layer.matrix(layer.values).shape
-    total, inputs = groups * outputs, layer.values.shape[0 if model.graph.nodes[0].op == "ConvTranspose" else 1]
-    kind = draw(st.sampled_from(("kernel", "split", "rank", "spatial", "group")))
-    order = tuple(draw(st.permutations(range(total))))
+    _, outputs, features = layer.matrix(layer.values).shape
+    kind = draw(st.sampled_from(("kernel", "rank", "spatial")))
     if kind == "kernel":
         return model, Kernel("layer", taps(draw, kernel))
-    if kind == "split":
-        return model, Split("layer", taps(draw, kernel), order, draw(st.integers(1, total - 1)))
-    if kind == "group":
-        return model, Grouped("layer", 2, tuple(draw(st.permutations(range(inputs)))), order)
     if kind == "rank":
-        return model, Rank("layer", draw(st.integers(1, min(outputs, features))), "channel")
-    return model, Rank("layer", draw(st.integers(1, 3)), "spatial")
+        return model, LowRank("layer", draw(st.integers(1, min(outputs, features))), "channel")
+    return model, LowRank("layer", draw(st.integers(1, 3)), "spatial")
 
 
 def outputs_of(model: Model, seed: int = 0, optimize: bool = False) -> list[np.ndarray]:
@@ -134,12 +128,16 @@ def apart(a: Model, b: Model) -> float:
 def test_a_rewritten_layer_is_the_masked_one(drawn: tuple[Model, Edit]) -> None:
     model, edit = drawn
     try:
-        found = reform(model, [edit], {})
+        found = apply_edits(model, [edit])
     except PlanError as error:
         why = str(error.why)
         reasons = (
-            "its padding", "nothing but its padding", "taps at its edge", "directions", "no convolution of one group", "groups", "transposed", "in two parts",
-        )  # fmt: skip
+            "its padding",
+            "nothing but its padding",
+            "taps at its edge",
+            "directions",
+            "no convolution of one group",
+        )
         assert any(reason in why for reason in reasons), why
         return
     assert apart(found.masked, found.model) < 1e-4
@@ -161,7 +159,7 @@ def test_input_is_cut_where_pads_would_be_negative(opset: int) -> None:
         [numpy_helper.from_array(weight, "w")],
     )
     model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7))
-    found = reform(model, [Kernel("layer", ((1, 1, 3), (0, 2, 3)))], {})
+    found = apply_edits(model, [Kernel("layer", ((1, 1, 3), (0, 2, 3)))])
     assert [node.op for node in found.model.graph.nodes] == ["Slice", "Conv"]
     proof = prove(model, found.model, found.masked, {"x": (1, 3, 11, 13)}, loaded=True)
     assert proof.difference <= TOLERANCE
@@ -172,9 +170,9 @@ def test_taps_that_see_nothing_but_padding_are_not_left_alone() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
     attrs = {"kernel_shape": [3, 3], "dilations": [12, 12], "pads": [12] * 4}
     model = layer_model("Conv", weight, attrs, 10, 3)
-    with pytest.raises(PlanError, match="cannot be given"):
-        reform(model, [Kernel("layer", ((0, 1, 1), (1, 1, 1)))], {})
-    found = reform(model, [Kernel("layer", ((1, 1, 1), (1, 1, 1)))], {})
+    with pytest.raises(PlanError, match="cannot be made"):
+        apply_edits(model, [Kernel("layer", ((0, 1, 1), (1, 1, 1)))])
+    found = apply_edits(model, [Kernel("layer", ((1, 1, 1), (1, 1, 1)))])
     assert apart(found.masked, found.model) < 1e-4
 
 
@@ -187,39 +185,27 @@ def some(model: Model, rng: np.random.Generator, share: float = 1.0) -> Iterator
     for n, layer in linear_layers(model.graph).items():
         if rng.random() > share:
             continue
-        groups, outputs, features = layer.matrix(layer.values).shape
-        found: list[Edit] = [Rank(labels[n], max(1, min(outputs, features) // 3), "channel")]
-        conv = isinstance(layer, Conv)
-        inputs = layer.values.shape[1] if conv else features
-        if conv and max(layer.kernel, default=1) > 1:
+        _, outputs, features = layer.matrix(layer.values).shape
+        found: list[Edit] = [LowRank(labels[n], max(1, min(outputs, features) // 3), "channel")]
+        if isinstance(layer, Conv) and max(layer.kernel, default=1) > 1:
             cut = []
             for size in layer.kernel:
                 first, step = int(rng.integers(0, size)), int(rng.integers(1, 3))
                 cut.append((first, step, int(rng.integers(1, (size - 1 - first) // step + 2))))
             found.append(Kernel(labels[n], tuple(cut)))
-            order = tuple(map(int, rng.permutation(groups * outputs)))
-            found.append(Split(labels[n], tuple(cut), order, max(1, len(order) // 2)))
-            found.append(Rank(labels[n], max(1, min(outputs, features // 9) // 2), "spatial"))
-        if groups == 1 and not outputs % 2 and not inputs % 2:
-            orders = (tuple(map(int, rng.permutation(size))) for size in (inputs, outputs))
-            found.append(Grouped(labels[n], 2, *orders))
+            found.append(LowRank(labels[n], max(1, min(outputs, features // 9) // 2), "spatial"))
         yield found[int(rng.integers(len(found)))]
-    yield from (c.edit for c in candidates.branches(model) if rng.random() < 0.3)
+    yield from (c.edit for c in DropBranch.candidates(model, 1) if rng.random() < 0.3)
 
 
 def reformable(model: Model, edits: Iterator[Edit]) -> list[Edit]:
     """Return the edits that a model lets one make, one to a layer."""
-    numbers = {label: n for n, label in enumerate(node_labels(model.graph))}
-    layers = linear_layers(model.graph)
     found: dict[str, Edit] = {}
     for edit in edits:
-        with contextlib.suppress(RefusalError):
-            if not isinstance(edit, Depth):
-                masked_matrix(edit, layers[numbers[edit.layer]], None)
-            found.setdefault(edit.layer, edit)
+        found.setdefault(edit.layer, edit)
     while True:
         try:
-            reform(model, list(found.values()), {})
+            apply_edits(model, list(found.values()))
             return list(found.values())
         except PlanError as error:
             del found[str(error.where)]
@@ -232,7 +218,7 @@ ZOO_CASES = [pytest.param(EXPORTERS[n % 2], name, id=f"{EXPORTERS[n % 2]}-{name}
 
 def proven(model: Model, edits: list[Edit]) -> Model:
     """Make edits, hold what comes of them against the masked model, and return it."""
-    found = reform(model, edits, {})
+    found = apply_edits(model, edits)
     proof = prove(model, found.model, found.masked, analyse(model).trace.input_shapes, loaded=True)
     assert proof.difference <= TOLERANCE
     return found.model
@@ -262,42 +248,11 @@ def test_drawn_networks_are_the_masked_ones_and_so_is_what_further_edits_make_of
 def test_the_second_of_two_layers_becomes_two() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 6, 3, 3)).astype(np.float32)
     model = layer_model("Conv", weight, {"kernel_shape": [3, 3], "pads": [1] * 4}, 9, 6)
-    for edit in (Rank("layer", 6, "spatial"), Rank("layer", 3, "channel"), Rank("layer", 2, "channel")):
-        found = reform(model, [edit], {})
+    for edit in (LowRank("layer", 6, "spatial"), LowRank("layer", 3, "channel"), LowRank("layer", 2, "channel")):
+        found = apply_edits(model, [edit])
         assert apart(found.masked, found.model) < 1e-4
         model = found.model
     assert [node.name for node in model.graph.nodes] == ["layer__rank", "layer__rank_2", "layer__rank_3", "layer"]
-
-
-# ------------------------------------------------------------------------------------------------------- orders of channels
-
-
-@settings(max_examples=60, deadline=None)
-@given(cnn_models(), st.integers(0, 2**16))
-def test_channels_in_another_order_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
-    model = load(proto)
-    trace = analyse(model).trace
-    rng = np.random.default_rng(seed)
-    order = np.arange(trace.n_channels)
-    for group in trace.groups:
-        free = group.channels[~trace.pinned[group.channels]]
-        order[free] = rng.permutation(free)
-    found = rewrite.permute(model, trace, order)
-    if found is not None:
-        prove(model, found, model, trace.input_shapes, loaded=True)
-
-
-def test_channels_of_a_chain_change_places(tiny_path: Any) -> None:
-    from onnxprune.graph.io import load as load_file
-
-    model = load_file(tiny_path)
-    trace = analyse(model).trace
-    order = np.arange(trace.n_channels)
-    order[trace.groups[0].channels] = trace.groups[0].channels[::-1]
-    found = rewrite.permute(model, trace, order)
-    assert found is not None
-    np.testing.assert_array_equal(found.graph.nodes[0].inputs[1].values, model.graph.nodes[0].inputs[1].values[::-1])
-    prove(model, found, model, trace.input_shapes, loaded=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- second order
@@ -334,80 +289,45 @@ def left(gram: Gram, rows: np.ndarray, matrix: np.ndarray) -> float:
     [
         Kernel("layer", ((1, 1, 1), (0, 1, 3))),
         Kernel("layer", ((0, 2, 2), (0, 1, 2))),
-        Split("layer", ((1, 1, 1), (1, 1, 1)), (3, 1, 0, 2, 4, 5), 2),
-        Grouped("layer", 2, (2, 0, 3, 1), (5, 1, 0, 2, 3, 4)),
     ],
-    ids=lambda edit: type(edit).__name__,
 )
-def test_errors_are_those_of_the_best_weights(edit: Any) -> None:
+def test_errors_are_those_of_the_best_weights(edit: Kernel) -> None:
     gram, rows = gram_of(np.random.default_rng(3).standard_normal((6, 4, 3, 3)).astype(np.float32))
-    matrix, error = gram.without(edit)
+    (_, error), matrix = edit.refit(gram), edit.best(gram)
     assert left(gram, rows, matrix) == pytest.approx(error, rel=1e-6)
-    assert not matrix[0][~np.broadcast_to(masked_matrix(edit, gram.layer, None) != 0, matrix.shape)[0]].any()
+    assert not matrix[0][~np.broadcast_to(edit.masked(gram.layer) != 0, matrix.shape)[0]].any()
     rng = np.random.default_rng(0)
     for _ in range(20):  # no other weights of the same pattern do better
         other = matrix + 0.01 * rng.standard_normal(matrix.shape) * (matrix != 0)
         assert left(gram, rows, other) >= error
-    assert left(gram, rows, masked_matrix(edit, gram.layer, None)) > error  # nor those without what makes up for it
+    assert left(gram, rows, edit.masked(gram.layer)) > error  # nor those without what makes up for it
 
 
 @pytest.mark.parametrize("form", ["channel", "spatial"])
 def test_errors_of_directions(form: Any) -> None:
     gram, rows = gram_of(np.random.default_rng(3).standard_normal((6, 4, 3, 3)).astype(np.float32))
-    basis, errors = gram.directions() if form == "channel" else gram.separable()
+    _, errors = gram.leading(form)
     assert (np.diff(errors) <= 1e-12).all()
     assert errors[-1] == pytest.approx(0, abs=1e-9)
     for rank in (1, 3, 5):
-        matrix = gram.projected(basis, rank, form == "spatial")
-        np.testing.assert_allclose(matrix, masked_matrix(Rank("layer", rank, form), gram.layer, basis), atol=1e-9)
+        plain = LowRank("layer", rank, form)
+        edit, error = plain.refit(gram)
+        assert error == errors[rank]
+        np.testing.assert_allclose(plain.best(gram), edit.masked(gram.layer), atol=1e-9)
         if form == "channel":
-            assert left(gram, rows, matrix) == pytest.approx(errors[rank], rel=1e-6)
-            plain = masked_matrix(Rank("layer", rank, form), gram.layer, None)
-            assert left(gram, rows, plain) >= errors[rank] - 1e-9
+            assert left(gram, rows, edit.masked(gram.layer)) == pytest.approx(error, rel=1e-6)
+            assert left(gram, rows, plain.masked(gram.layer)) >= error - 1e-9
 
 
-@pytest.mark.parametrize("kind", ["split", "group"])
-def test_edits_of_fewer_channels_are_put_in_the_terms_of_all(kind: str) -> None:
-    wide, _ = gram_of(np.random.default_rng(0).standard_normal((16, 8, 3, 3)).astype(np.float32))
-    taps = ((0, 1, 3), (1, 1, 1))
-    narrow: Split | Grouped = Split("layer", taps, tuple(range(8)), 4)
-    if kind == "group":
-        narrow = Grouped("layer", 2, tuple(range(4)), tuple(range(8)))
-    edit = wide.anew(narrow)
-    assert edit is not None
-    masked_matrix(edit, wide.layer, None)  # refuses what does not fit
-    if isinstance(edit, Split):
-        assert edit.count == 8
-        assert edit.filters == wide.dispensable(edit)
-    assert wide.anew(Grouped("layer", 3, tuple(range(3)), tuple(range(6)))) is None
-
-
-def test_planted_blocks_are_found() -> None:
-    rng = np.random.default_rng(5)
-    weight = np.zeros((16, 16, 3, 3), dtype=np.float32)
-    for block in range(4):
-        part = slice(4 * block, 4 * block + 4)
-        weight[part, part] = rng.standard_normal((4, 4, 3, 3))
-    weight = weight[rng.permutation(16)][:, rng.permutation(16)]
-    gram, _ = gram_of(weight)
-    inputs, outputs = gram.blocks(4)
-    edit = Grouped("layer", 4, inputs, outputs)
-    np.testing.assert_allclose(masked_matrix(edit, gram.layer, None), gram.matrix)
-    assert gram.without(edit)[1] == pytest.approx(0, abs=1e-9)
-
-
-def test_planted_taps_directions_and_filters_are_found() -> None:
+def test_planted_taps_and_directions_are_found() -> None:
     rng = np.random.default_rng(6)
     weight = rng.standard_normal((8, 6, 5, 5)).astype(np.float32)
     weight[:, :, 0] = weight[:, :, -1] = 0
-    weight[[1, 4, 6], :, :, :1] = weight[[1, 4, 6], :, :, -1:] = 0
     gram, _ = gram_of(weight)
-    assert gram.without(Kernel("layer", ((1, 1, 3), (0, 1, 5))))[1] == pytest.approx(0, abs=1e-9)
-    assert gram.without(Kernel("layer", ((1, 1, 3), (1, 1, 3))))[1] > 0.001
-    filters = gram.dispensable(Split("layer", ((1, 1, 3), (1, 1, 3)), tuple(range(8)), 3))
-    assert filters[:3] == (1, 4, 6)
+    assert Kernel("layer", ((1, 1, 3), (0, 1, 5))).refit(gram)[1] == pytest.approx(0, abs=1e-9)
+    assert Kernel("layer", ((1, 1, 3), (1, 1, 3))).refit(gram)[1] > 0.001
     low = (rng.standard_normal((8, 3)) @ rng.standard_normal((3, 54))).astype(np.float32).reshape(8, 6, 3, 3)
-    _, errors = gram_of(low)[0].directions()
+    _, errors = gram_of(low)[0].leading("channel")
     assert errors[3] == pytest.approx(0, abs=1e-9)
     assert errors[2] > 1e-3
 
@@ -451,14 +371,14 @@ def residual() -> Model:
 
 def test_branches_are_what_nothing_else_takes() -> None:
     model = residual()
-    found = list(candidates.branches(model))
-    assert [c.edit for c in found] == [Depth("sum", 0)]
+    found = list(DropBranch.candidates(model, 1))
+    assert [c.edit for c in found] == [DropBranch("sum", 0)]
     assert [model.graph.nodes[n].name for n in found[0].nodes] == ["inner", "relu", "outer", "sum"]
 
 
 def test_a_branch_goes() -> None:
     model = residual()
-    found = reform(model, [Depth("sum", 0)], {})
+    found = apply_edits(model, [DropBranch("sum", 0)])
     assert [node.name for node in found.model.graph.nodes] == [
         "stem",
         "relu2",
@@ -474,36 +394,59 @@ def test_a_branch_goes() -> None:
 
 def test_layers_with_nothing_between_are_merged_exactly() -> None:
     model = residual()
-    assert [c.edit for c in candidates.pairs(model)] == [Merged("project", "expand")]
-    found = reform(model, [Merged("project", "expand")], {})
+    assert [c.edit for c in Merge.candidates(model, 1)] == [Merge("project", "expand")]
+    found = apply_edits(model, [Merge("project", "expand")])
     assert "project" not in [node.name for node in found.model.graph.nodes]
     assert apart(model, found.model) < 1e-5
 
 
 def test_an_edit_is_what_is_read_back() -> None:
     edits = (
-        Kernel("a", ((1, 1, 3), (0, 2, 2))), Split("a", ((1, 1, 1),), (2, 0, 1), 1), Grouped("a", 2, (1, 0), (0, 1)),
-        Rank("a", 3, "spatial"), Depth("a", 1), Merged("a", "b"),
-    )  # fmt: skip
-    import json
-
+        Kernel("a", ((1, 1, 3), (0, 2, 2))),
+        LowRank("a", 3, "spatial", np.ones((1, 4, 3))),
+        DropBranch("a", 1),
+        Merge("a", "b"),
+    )
     for edit in edits:
-        assert from_dict(json.loads(json.dumps(to_dict(edit))), "plan.json") == edit
-    with pytest.raises(PlanError, match="cannot be read"):
-        from_dict({"kind": "fold"}, "plan.json")
+        assert from_dict(json.loads(json.dumps({**edit.to_dict(), "what": str(edit)})), "plan.json") == edit
+    known = {"kind": "kernel", "layer": "a", "taps": [[0, 1, 1]]}
+    for odd in (
+        {"kind": "split", "filters": [1, 0]},
+        {"kind": "grouped"},
+        {"kind": ["rank"]},
+        {},
+        {"kind": "rank", "layer": "a"},
+    ):
+        with pytest.raises(PlanError, match="cannot be read") as error:
+            from_dict({**{key: known[key] for key in known if key != "kind"}, **odd}, "plan.json")
+    assert "KeyError: 'rank'" in str(error.value.why)
+
+
+def test_a_layer_that_is_a_norm_has_no_edits() -> None:
+    statistics = [np.ones(16, dtype=np.float32)] * 4
+    names = ["scale", "offset", "mean", "variance"]
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("BatchNormalization", ["a", *names], ["y"], "norm")],
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16, 4, 4])],
+        [numpy_helper.from_array(values, name) for values, name in zip(statistics, names, strict=True)],
+    )
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert linear_layers(model.graph)
+    assert list(candidates(model, GRANULARITIES, 8)) == []
 
 
 def test_an_edit_that_cannot_be_made_is_refused_by_name() -> None:
     for edit, why in (
         (Kernel("stem", ((2, 1, 3), (0, 1, 3))), "not within 3"),
         (Kernel("head", ((0, 1, 1),)), "no kernel"),
-        (Rank("stem", 9, "channel"), "directions"),
-        (Grouped("stem", 2, (0, 1, 2), tuple(range(8))), "groups"),
-        (Depth("relu", 0), "no sum"),
-        (Merged("inner", "outer"), "follow each other"),
-        (Rank("nothing", 1, "channel"), "no such layer"),
+        (LowRank("stem", 9, "channel"), "directions"),
+        (DropBranch("relu", 0), "no sum"),
+        (Merge("inner", "outer"), "follow each other"),
+        (LowRank("nothing", 1, "channel"), "no such layer"),
     ):
         with pytest.raises(PlanError) as error:
-            reform(residual(), [replace(edit)], {})
+            apply_edits(residual(), [edit])
         assert why in str(error.value.why)
         assert error.value.where == edit.layer

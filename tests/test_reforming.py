@@ -5,6 +5,7 @@ Times of layers are replaced by their multiplications: what is measured has no s
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -14,20 +15,24 @@ import pytest
 from test_granularity import residual
 
 import onnxprune
+from onnxprune.allocation import edit_timing
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.allocation.edit_choice import EditMeter, ScoredEdit, least_loss, net_gain, worth
+from onnxprune.allocation.edit_timing import Saving
+from onnxprune.allocation.knapsack import holds
 from onnxprune.errors import TargetError
-from onnxprune.granularity import timing
-from onnxprune.granularity.candidates import Candidate
-from onnxprune.granularity.edits import Depth, Grouped, Kernel, Rank
-from onnxprune.granularity.timing import Saving
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import load
+from onnxprune.metrics import activation_memory as memory
 from onnxprune.options import GRANULARITIES, Options
-from onnxprune.reforming import contest
-from onnxprune.reforming.base import Base, Scored, apply
-from onnxprune.reforming.prices import BlockMeter, cheapest, pick
+from onnxprune.pipeline import contest
+from onnxprune.pipeline.edited_model import EditedModel, apply
+from onnxprune.pipeline.run import Run, Sources
 from onnxprune.runtime.session import run_batch
 from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.edits.depth import DropBranch
+from onnxprune.surgery.edits.kernel import Kernel
+from onnxprune.surgery.edits.low_rank import LowRank
 from onnxprune.surgery.proof import TOLERANCE
 
 FAST = onnxprune.BenchmarkConfig(latency=False)
@@ -36,17 +41,7 @@ FAST = onnxprune.BenchmarkConfig(latency=False)
 @pytest.fixture(autouse=True)
 def by_macs(monkeypatch):
     """Let a layer take as long as it multiplies."""
-    monkeypatch.setattr(timing, "_medians", lambda sessions, feeds: [1.0] * len(sessions))
-    real = timing.Timer._measure
-
-    def measured(self, edit, nodes):
-        found = real(self, edit, nodes)
-        if found is None:
-            return None
-        before = timing._costs(self._original(nodes)[0])[0]
-        return Saving(before / 1e6, (before - found.macs) / 1e6, found.macs, found.params)
-
-    monkeypatch.setattr(timing.Timer, "_measure", measured)
+    monkeypatch.setattr(edit_timing, "layer_times", lambda layers: [layer.counts[0] / 1e6 for layer in layers])
 
 
 def pruned(path, samples, granularity, **dials):
@@ -139,6 +134,7 @@ def test_a_block_of_a_plan_that_cannot_be_made_is_refused(tiny_path, samples, ou
     for blocks, says in (
         ([[{"kind": "rank", "layer": "conv2", "rank": 99, "form": "channel"}]], "directions"),
         ([[{"kind": "fold", "layer": "conv2"}]], "cannot be read"),
+        ([[{"kind": "grouped", "layer": "conv2", "groups": 2}]], "kind 'grouped' is none of kernel"),
         ("all", "no list of rounds"),
     ):
         path.write_text(json.dumps({**plan, "blocks": blocks}))
@@ -173,7 +169,7 @@ def test_a_target_that_blocks_alone_cannot_reach_is_refused(tiny_path, samples, 
 
 def test_all_compete(tiny_path, samples):
     result = pruned(tiny_path, samples, GRANULARITIES, reduce={"flops": 0.5})
-    told = next(note for note in result.report.notes if note.startswith("held against each other"))
+    told = next(note for note in result.report.notes if note.startswith("compared on held-out samples"))
     losses = [float(part.split("divergence ")[1].split()[0]) for part in told.split(";") if "divergence" in part]
     assert len(losses) > 1
     assert result.report.after.flops <= 0.5 * result.report.before.flops
@@ -196,10 +192,10 @@ def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
         planted, granularity=("filter", "kernel"), reduce={"flops": 0.9}, schedule="progressive", steps=3,
         output=out / "a.onnx", **dials,
     )  # fmt: skip
-    told = next(note for note in result.report.notes if note.startswith("held against each other"))
+    told = next(note for note in result.report.notes if note.startswith("compared on held-out samples"))
     first = told[told.index("33% of the way") : told.index("67% of the way")]
-    assert "with 1 layers of another form" in first
-    assert "all the way" in told
+    assert "1 edit:" in first
+    assert "100% of the way" in told
     assert "conv2" in [entry["layer"] for entry in result.plan.blocks[0]]
     assert not result.plan.keep.all()
     assert len(result.plan.path) == 3
@@ -215,14 +211,14 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
         "data": samples, "measure": FAST, "round_to": 1, "granularity": ("filter", "kernel"), "reduce": {"flops": 0.9},
         "schedule": "progressive", "steps": 2,
     }  # fmt: skip
-    real = contest._Contest._stepped
+    real = contest.Search.by_steps
 
-    def stepped(self, contender):
-        if not contender.base.chosen or everything:
+    def by_steps(self, solution):
+        if not solution.base.chosen or everything:
             raise TargetError("no", why="coupled otherwise; and more", hint="none")
-        return real(self, contender)
+        return real(self, solution)
 
-    monkeypatch.setattr(contest._Contest, "_stepped", stepped)
+    monkeypatch.setattr(contest.Search, "by_steps", by_steps)
     everything = False
     result = onnxprune.prune(planted, **dials)
     assert result.plan.blocks
@@ -233,15 +229,13 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
 
 
 @pytest.mark.parametrize(("less", "taken"), [(0.01, False), (0.05, True)])
-def test_of_equal_ways_the_one_with_fewer_edits_is_taken(less, taken, planted, samples, monkeypatch):
-    real = contest._Contest._mended
-
-    def mended(self, contender, depth):
-        found = real(self, contender, depth)
-        return found if depth == 1 else replace(found, loss=1 - less if contender.base.chosen else 1.0)
-
-    monkeypatch.setattr(contest._Contest, "_mended", mended)
-    assert bool(pruned(planted, samples, ("filter", "kernel"), reduce={"flops": 0.9}).plan.blocks) == taken
+def test_of_equal_solutions_the_one_with_fewer_edits_is_taken(less, taken, tiny_path):
+    analysis = analyse(load(tiny_path))
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
+    base = Run(Sources(tiny_path), meter=meter, edited=EditedModel(analysis, analysis.model))
+    edited = replace(base, edited=replace(base.edited, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),)))
+    found = [contest.Solution(base, loss=1.0), contest.Solution(edited, loss=1.0 - less)]
+    assert bool(contest.fewest_edits(found).base.edits) == taken
 
 
 def test_edits_that_lose_more_than_the_best_has_lost_get_no_channels_chosen(planted, samples, monkeypatch):
@@ -255,9 +249,9 @@ def test_edits_that_lose_more_than_the_best_has_lost_get_no_channels_chosen(plan
     result = pruned(planted, samples, ("filter", "kernel"), reduce={"flops": 0.9})
     assert made
     assert not result.plan.blocks
-    told = next(note for note in result.report.notes if note.startswith("held against each other"))
-    assert "lose 100 before any channel goes" in told
-    assert "with" not in told
+    told = next(note for note in result.report.notes if note.startswith("compared on held-out samples"))
+    assert "before any channel goes, already too much: divergence 100" in told
+    assert "edits:" not in told
 
 
 def test_what_a_later_round_starts_from_is_what_is_left(models):
@@ -269,8 +263,8 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
     left = meter.for_model(analyse(rewrite.delete(model, analysis.trace, keep)))
-    assert BlockMeter(left, ()).start["flops"] < 0.6 * BlockMeter(meter, ()).start["flops"]
-    assert BlockMeter(left, ()).start["latency"] < 0.9 * BlockMeter(meter, ()).start["latency"]
+    assert EditMeter(left, ()).start["flops"] < 0.6 * EditMeter(meter, ()).start["flops"]
+    assert EditMeter(left, ()).start["latency"] < 0.9 * EditMeter(meter, ()).start["latency"]
     assert left.budget() == meter.budget()
 
 
@@ -278,13 +272,11 @@ def test_edits_go_no_further_than_the_goals(tiny_path):
     analysis = analyse(load(tiny_path))
     meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
     macs = meter.whole["flops"] / 2
-    found = [
-        Scored(Candidate(Rank(str(n), 4, "channel"), (n,)), Saving(1.0, 0.5, macs * 0.2, 0.0), 0.1, 0.1 * (n + 1))
-        for n in range(5)
-    ]
-    gauge = BlockMeter(meter, found)
-    assert cheapest(gauge, gauge.budget()).tolist() == [True, True, True, False, False]
-    assert cheapest(gauge, gauge.budget(), 1.1).tolist() == [True, True, False, False, False], "channels do the rest"
+    found = [scored(LowRank(str(n), 4, "channel"), (n,), 0.1 * (n + 1), macs=macs * 0.2) for n in range(5)]
+    costs = EditMeter(meter, found)
+    assert least_loss(costs, costs.budget()).tolist() == [True, True, True, False, False]
+    assert worth(costs, costs.budget(), 9.0).tolist() == [True, True, True, False, False], "no more than needed"
+    assert worth(costs, costs.budget(), 1.1).tolist() == [True, True, False, False, False], "channels do the rest"
 
 
 @pytest.mark.parametrize("ignore", [("conv1", "head"), ("w1", "w3")])
@@ -342,41 +334,129 @@ def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
     assert 0.5 < np.median(ratios) < 2  # a variance, from 32 draws
 
 
-def test_groups_are_folded_into_their_neighbours(tiny_path, samples):
-    model = load(tiny_path)
-    analysis = analyse(model)
-    rng = np.random.default_rng(0)
-    edit = Grouped("conv2", 2, tuple(map(int, rng.permutation(16))), tuple(map(int, rng.permutation(16))))
-
-    found = apply(Base(analysis, model), [edit], {}, Options().resolved(False), None)
-    assert [node.op for node in found.analysis.model.graph.nodes] == [node.op for node in model.graph.nodes]
-    assert found.proof.difference <= TOLERANCE
-    assert found.analysis.model.graph.nodes[2].attrs["group"] == 2
-
-
 def test_a_branch_goes_and_what_is_left_is_repaired():
     model = residual()
     analysis = analyse(model)
 
-    found = apply(Base(analysis, model), [Depth("sum", 0)], {}, Options().resolved(False), None)
+    found = apply(EditedModel(analysis, model), [ScoredEdit(DropBranch("sum", 0))], Options().resolved(False), None)
     assert "outer" not in [node.name for node in found.analysis.model.graph.nodes]
     assert found.proof.difference <= TOLERANCE
 
 
-def scored(edit, nodes, loss):
-    return Scored(Candidate(edit, nodes), Saving(1.0, 0.5, 1.0, 1.0), 0.1, loss)
+def scored(edit, nodes, loss, macs=0.0, params=0.0, milliseconds=0.5):
+    return ScoredEdit(edit, nodes, frozenset(), Saving(1.0, 1.0 - milliseconds, macs, params), 0.1, loss)
 
 
-def test_the_price_decides():
-    whole = ((0, 1, 3), (0, 1, 3))
-    found = [
-        scored(Rank("a", 4, "channel"), (0,), 0.1),
-        scored(Rank("a", 2, "channel"), (0,), 0.5),
-        scored(Kernel("b", whole), (1,), 0.4),
-        scored(Depth("sum", 0), (0, 1, 2), 0.7),
+def test_the_multiplier_decides(tiny_path):
+    analysis = analyse(load(tiny_path))
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.9}).resolved(False), FAST)
+
+    def chosen(gains, multiplier):
+        found = [
+            scored(edit, nodes, loss, macs=gain * meter.whole["flops"] / 2)
+            for (edit, nodes, loss), gain in zip(edits, gains, strict=True)
+        ]
+        return net_gain(EditMeter(meter, found), multiplier).tolist()
+
+    edits = [
+        (LowRank("a", 4, "channel"), (0,), 0.1),
+        (LowRank("a", 2, "channel"), (0,), 0.5),
+        (Kernel("b", ((0, 1, 3), (0, 1, 3))), (1,), 0.4),
+        (DropBranch("sum", 0), (0, 1, 2), 0.7),
     ]
-    gains = np.array([0.1, 0.3, 0.2, 0.4])
-    assert not pick(found, gains, 0.1).any()
-    assert pick(found, gains, 1.5).tolist() == [True, False, False, False]
-    assert pick(found, gains, 2.1).tolist() == [False, True, True, False]
-    assert pick(found, np.array([0.1, 0.1, 0.1, 0.9]), 2.0).tolist() == [False, False, False, True]
+    gains = [0.1, 0.3, 0.2, 0.4]
+    assert not any(chosen(gains, 0.1))
+    assert chosen(gains, 1.5) == [True, False, False, False]
+    assert chosen(gains, 2.1) == [False, True, True, False]
+    assert chosen([0.1, 0.1, 0.1, 0.9], 2.0) == [False, False, False, True]
+
+
+def drawn(rng, whole):
+    """Return up to eleven edits of five nodes, some of which span several, with losses of any order of magnitude."""
+    found = []
+    for number in range(int(rng.integers(4, 12))):
+        first = int(rng.integers(5))
+        nodes = tuple(range(first, min(5, first + int(rng.choice([1, 1, 1, 3])))))
+        share = rng.uniform(0.02, 0.4)
+        loss = float(share * 10 ** rng.uniform(-6, 2)) * (rng.random() > 0.1)
+        edit = LowRank(str(number), 4, "channel")
+        found.append(scored(edit, nodes, loss, share * whole["flops"], rng.uniform(-0.1, 0.4) * whole["params"]))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_other_selection_loses_less(seed, tiny_path):
+    rng = np.random.default_rng(seed)
+    analysis = analyse(load(tiny_path))
+    original = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
+    for _ in range(12):
+        targets = {"flops": rng.uniform(0.05, 0.6), "params": rng.uniform(0.05, 0.6)}
+        names = [name for name in targets if rng.random() < 0.7] or ["flops"]
+        meter = original.with_targets(Options(reduce={name: targets[name] for name in names}).resolved(False))
+        whole = {**original.whole, "flops": original.whole["flops"] / 2}  # edits save multiplications
+        found = drawn(rng, whole)
+        costs, budget = EditMeter(meter, found), meter.budget()
+        fitting = []
+        for choice in itertools.product((False, True), repeat=len(found)):
+            nodes = [n for edit in itertools.compress(found, choice) for n in edit.nodes]
+            if len(set(nodes)) == len(nodes) and holds(costs.predict(np.array(choice)), budget):
+                fitting.append(sum(edit.loss for edit in itertools.compress(found, choice)))
+        if not fitting:
+            with pytest.raises(TargetError, match="cannot be reached"):
+                least_loss(costs, budget)
+            continue
+        chosen = least_loss(costs, budget)
+        assert holds(costs.predict(chosen), budget)
+        nodes = [n for edit in itertools.compress(found, chosen) for n in edit.nodes]
+        assert len(set(nodes)) == len(nodes)
+        assert costs.losses[chosen].sum() <= min(fitting) * (1 + 1e-5) + 1e-8
+
+
+@pytest.fixture
+def wide(out):
+    """Return a file with a model whose activations peak within a branch of a sum."""
+    rng = np.random.default_rng(2)
+    shapes = {"k0": (8, 3, 3, 3), "k1": (32, 8, 3, 3), "k2": (8, 32, 3, 3), "m": (8, 4)}
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x", "k0"], ["a"], "stem", pads=[1, 1, 1, 1]),
+        make("Conv", ["a", "k1"], ["b"], "inner", pads=[1, 1, 1, 1]),
+        make("Relu", ["b"], ["c"], "relu"),
+        make("Conv", ["c", "k2"], ["d"], "outer", pads=[1, 1, 1, 1]),
+        make("Add", ["a", "d"], ["e"], "sum"),
+        make("Relu", ["e"], ["f"], "relu2"),
+        make("GlobalAveragePool", ["f"], ["g"], "pool"),
+        make("Flatten", ["g"], ["h"], "flat"),
+        make("Gemm", ["h", "m"], ["y"], "head"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "wide",
+        [onnx.helper.make_tensor_value_info("x", 1, ["n", 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["n", 4])],
+        [onnx.numpy_helper.from_array(rng.normal(0, 0.3, s).astype(np.float32), name) for name, s in shapes.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), out / "wide.onnx")
+    return out / "wide.onnx"
+
+
+@pytest.mark.parametrize("granularity", [("depth",), GRANULARITIES, ("rank", "kernel", "depth")])
+def test_a_target_of_memory_is_met_by_edits(granularity, wide, samples):
+    result = pruned(wide, samples, granularity, reduce={"memory": 0.4})
+    check = next(check for check in result.report.verdict.checks if check.name.startswith("memory"))
+    assert check.passed
+    assert check.value <= 0.6 * memory.peak(load(wide), {"x": (1, 3, 8, 8)})
+    if "filter" not in granularity:
+        assert [entry["kind"] for entry in result.plan.blocks[0]] == ["depth"]
+
+
+def test_a_target_of_memory_that_no_edit_can_meet_is_refused(wide, samples):
+    with pytest.raises(TargetError, match="cannot be reached"):
+        pruned(wide, samples, ("rank", "kernel"), reduce={"memory": 0.4})
+
+
+@pytest.mark.parametrize("granularity", [("rank",), ("filter", "rank")])
+def test_a_target_of_size_is_met_by_edits(granularity, wide, samples):
+    result = pruned(wide, samples, granularity, reduce={"size": 0.25})
+    assert all(check.passed for check in result.report.verdict.checks)

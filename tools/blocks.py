@@ -40,10 +40,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOT = ROOT / "docs" / "blocks.md", ROOT / "docs" / "blocks.svg"
 MODES = {
     "filter": ("filter",),
-    "auto": ("filter", "kernel", "group", "rank", "depth"),
+    "auto": ("filter", "kernel", "rank", "depth"),
     "rank": ("rank",),
     "kernel": ("kernel",),
-    "group": ("group",),
     "depth": ("depth",),
 }
 REAL = ("open-nsfw", "lite0-dynamo")
@@ -268,7 +267,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
             force=True,
         )
     except TargetError as error:
-        return {"error": f"{error}".splitlines()[0] + ": " + str(error.why).split(", with")[0]}
+        return {"error": f"{error}".splitlines()[0] + ": " + str(error.why)}
     seconds = time.perf_counter() - start
     report = result.report
     assert report.latency is not None
@@ -300,7 +299,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         "difference": None if report.proof is None else report.proof.difference,
         "forms": Counter(entry["kind"] if entry["kind"] != "rank" else f"rank ({entry['form']})" for entry in blocks),
         "times": times,
-        "notes": [note for note in report.notes if "held against" in note or "measured not to be" in note],
+        "notes": [note for note in report.notes if "compared on" in note or "not measured to be" in note],
         "seconds": seconds,
     }
 
@@ -339,8 +338,8 @@ def zoo(folder: Path) -> None:
     import test_granularity as tests
     import test_zoo
 
-    from onnxprune.granularity.rewriting import reform
     from onnxprune.graph.analysis import analyse
+    from onnxprune.surgery.edits.apply import apply_edits
     from onnxprune.surgery.proof import prove
 
     known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}
@@ -351,14 +350,14 @@ def zoo(folder: Path) -> None:
                 continue
             model = tests.load(test_zoo.fill(test_zoo.ZOO / f"{exporter}-{name}.onnx.z"))
             edits = tests.reformable(model, tests.some(model, np.random.default_rng(0), 0.5))
-            found = reform(model, edits, {})
+            found = apply_edits(model, edits)
             shapes = analyse(model).trace.input_shapes
             proof = prove(model, found.model, found.masked, shapes, loaded=True)
             record = {
                 "id": entry,
                 "digest": coverage.package_digest(),
                 "day": date.today().isoformat(),
-                "edits": Counter(edit.granularity for edit in edits),
+                "edits": Counter(edit.kind for edit in edits),
                 "difference": proof.difference,
             }
             with (folder / "results.jsonl").open("a", encoding="utf-8") as stream:
@@ -382,7 +381,7 @@ def form_of(kind: str) -> str:
 
 def rows(found: dict[str, Record]) -> Iterator[str]:
     """Yield the table of all measurements."""
-    yield "| network | granularity | latency | FLOPs | top-1 | KL | KL, calibration | layers of another form | minutes |"
+    yield "| network | granularity | latency | FLOPs | top-1 | KL | KL, calibration | edits | minutes |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
     for network, summary in SUMMARY.items():
         for mode in MODES:
@@ -420,7 +419,7 @@ def reach(found: dict[str, Record]) -> Iterator[str]:
     times = [time for _, b in pairs.values() for time in b["times"]]
     slower = [time for time in times if time[2] > time[1]]
     yield (
-        f"- Of {len(times)} layers that `auto` gave another form, {len(slower)} are slower than the one they replaced, as onnxruntime's profiler has it in the whole network"
+        f"- Of {len(times)} layers that `auto` edited, {len(slower)} are slower than the one they replaced, as onnxruntime's profiler has it in the whole network"
         + (
             ": " + ", ".join(f"`{layer}` {before:.1f} -> {after:.1f} us" for layer, before, after in slower) + "."
             if slower

@@ -37,10 +37,15 @@ def lifetimes(
 
 def most_alive(size: FloatArray, lives: IntArray) -> float:
     """Return the most that is alive at once, given the size, (n,), and the lifetime, (n, 2), of every activation."""
+    return float(alive_at(size, lives).max(initial=0.0))
+
+
+def alive_at(size: FloatArray, lives: IntArray) -> FloatArray:
+    """Return what is alive at each node, given the size, (n,), and the lifetime, (n, 2), of every activation."""
     change = np.zeros(lives.max(initial=0) + 2)
     np.add.at(change, lives[:, 0], size)
     np.subtract.at(change, lives[:, 1] + 1, size)
-    return float(np.cumsum(change).max(initial=0.0))
+    return np.asarray(np.cumsum(change))
 
 
 class Traffic:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 
-from onnxprune.graph.activation_cost import lifetimes, most_alive
+from onnxprune.graph.activation_cost import alive_at, lifetimes
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import infer_shapes, observe_tensors
 
@@ -43,12 +43,17 @@ def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     Raises:
         ModelError: its shapes can neither be inferred nor observed.
     """
-    return _peak(weightless(model), input_shapes, model.to_proto)
+    return round(max(alive(model, input_shapes).values(), default=0.0))
+
+
+def alive(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Return the bytes of activations that are alive at each node, by its first output; see `peak`."""
+    return _alive(weightless(model), input_shapes, model.to_proto)
 
 
 def peak_of_proto(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the same for a model that was not loaded; see `peak`."""
-    return _peak(_light(proto), input_shapes, lambda: proto)
+    return round(max(_alive(_light(proto), input_shapes, lambda: proto).values(), default=0.0))
 
 
 def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -63,9 +68,9 @@ def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
     )
 
 
-def _peak(
+def _alive(
     light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], whole: Callable[[], onnx.ModelProto]
-) -> int:
+) -> dict[str, float]:
     found = infer_shapes(light, dict(input_shapes))
     shapes = dict(found.full)
     size = itemsizes(found.types)
@@ -80,4 +85,6 @@ def _peak(
         [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
     )
     bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
-    return round(most_alive(np.array(bytes_of, dtype=np.float64), np.array(list(lives.values())).reshape(-1, 2)))
+    spans = np.array(list(lives.values()), dtype=np.int64).reshape(-1, 2)
+    amounts = alive_at(np.array(bytes_of, dtype=np.float64), spans)
+    return {next(filter(None, node.output), ""): float(amounts[n]) for n, node in enumerate(nodes)}

@@ -20,8 +20,8 @@ from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.options import ResolvedTraining, Training
+from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
-from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.torch_backend import require_torch
 
 WARN_BELOW = 0.5

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import analysed
+from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
-from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.repair.least_squares import RepairTask
 from onnxprune.repair.network import refit
 from onnxprune.surgery import channels as rewrite

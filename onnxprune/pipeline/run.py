@@ -21,8 +21,8 @@ from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
 from onnxprune.graph.model import Model
 from onnxprune.options import Options, ResolvedOptions, Training
+from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.details import Details

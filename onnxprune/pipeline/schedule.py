@@ -17,11 +17,11 @@ from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.options import Options
 from onnxprune.pipeline.distillation import TRAIN
+from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.reforming.base import Base as EditedModel
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
 

@@ -10,13 +10,13 @@ from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable
 from onnxprune.errors import PlanError
-from onnxprune.granularity import edits
 from onnxprune.graph.analysis import removed
+from onnxprune.pipeline.edit_selection import select_edits
+from onnxprune.pipeline.edited_model import replayed
 from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.pipeline.schedule import select_channels
-from onnxprune.reforming.base import replayed
-from onnxprune.reforming.choose import decide
+from onnxprune.surgery import edits
 
 
 def select(run: Run) -> Run:
@@ -24,7 +24,7 @@ def select(run: Run) -> Run:
     options, table = run.options, run.sources.latency_table
     meter = CostEstimator(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
     run = replace(run, meter=meter)
-    found = decide(run) if options.blocks else select_channels(run)
+    found = select_edits(run) if options.blocks else select_channels(run)
     return _with_facts(replace(found, options=options, step=options.rounds))
 
 

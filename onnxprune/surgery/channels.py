@@ -50,66 +50,6 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     return result
 
 
-def permute(model: Model, trace: Trace, order: IntArray) -> Model | None:
-    """Return the same model with its channels in another order: where channel c was, `order[c]` is then.
-
-    Args:
-        model: the model that was traced.
-        trace: its facts.
-        order: (n_channels,) a permutation.
-
-    Returns:
-        None where something depends on the order: a tensor that holds some channels and not those that would take their place, or a
-        constant with positions.
-    """
-    if not may_permute(trace, order):
-        return None
-    moved = order != np.arange(order.size)
-    result = model.copy()
-    made: dict[tuple[Any, ...], gs.Constant] = {}
-    origin: dict[int, tuple[str, int, list[IntArray]]] = {}
-    for (node, position), facts in trace.slices_by_use().items():
-        places = {f.axis: (f, _places(f.channels, order)) for f in facts if _moved(f.channels, moved)}
-        if not places:
-            continue
-        old = result.graph.nodes[node].inputs[position]
-        key = (old.name, *((axis, index.tobytes()) for axis, (_, index) in sorted(places.items()) if index is not None))
-        if key not in made:
-            value = old.values
-            for axis, (_, index) in places.items():
-                value = value.take(index, axis=axis)
-            made[key] = gs.Constant(old.name, value)
-            writes = [index for fact, index in places.values() if fact.role == "writes" and index is not None]
-            origin[id(made[key])] = (old.name, node, writes)
-        result.graph.nodes[node].inputs[position] = made[key]
-    _name(result, made, origin)
-    return result
-
-
-def may_permute(trace: Trace, order: IntArray) -> bool:
-    """Tell whether channels may take another order; see `permute`."""
-    moved = order != np.arange(order.size)
-    everywhere = [*trace.extents, *(fact.channels for fact in trace.slices)]
-    if any(_moved(channels, moved) and _places(channels, order) is None for channels in everywhere):
-        return False
-    return not any(_moved(lookup.channels, moved) for lookup in trace.lookups)
-
-
-def _moved(channels: IntArray, moved: BoolArray) -> bool:
-    return bool(np.append(moved, False)[channels].any())
-
-
-def _places(channels: IntArray, order: IntArray) -> IntArray | None:
-    """Return which place of an axis each place takes over; None where its channels do not change places among themselves."""
-    target = np.append(order, -1)[channels]
-    old, new = np.argsort(channels, kind="stable"), np.argsort(target, kind="stable")
-    if not np.array_equal(channels[old], target[new]):
-        return None
-    index = np.empty_like(old)
-    index[new] = old
-    return index
-
-
 def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.ndarray[Any, Any]:
     """Keep what lies at the indices along each axis.
 

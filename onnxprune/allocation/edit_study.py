@@ -1,0 +1,206 @@
+"""Time and score every edit that a model allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.allocation import sensitivity
+from onnxprune.allocation.channel_multiple import FINER, multiples
+from onnxprune.allocation.edit_choice import ScoredEdit
+from onnxprune.allocation.edit_timing import EditTimer, Saving
+from onnxprune.calibration.moments import threads_for
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.readers import Reader, linear_layers
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.trace import matching
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.edit_error import Gram, weighing
+from onnxprune.options import WITH_GRADIENTS, ResolvedOptions
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.surgery.edits import candidates
+from onnxprune.surgery.edits.protocol import Candidate, LayerEdit
+from onnxprune.torch_backend import require_torch
+from onnxprune.types import FloatArray
+
+USUAL = 0.03
+"""Error of a layer, as a share of its output's variance, of the edit that is measured for all of its family: about what will be chosen."""
+MOST_LOST = 1e3
+"""Loss of the output from which an edit is left out."""
+ROOM = 1.25
+"""Factor on the memory for sums: here a covariance has fewer copies beside it than where its inverse is needed."""
+Slope = Callable[[FloatArray], float]
+Timed = tuple[Candidate, Saving]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The edits that are measured to be faster, and notes on the others."""
+
+    scored: tuple[ScoredEdit, ...]
+    notes: tuple[str, ...]
+
+
+def study(
+    analysis: Analysis,
+    options: ResolvedOptions,
+    workspace: Workspace,
+    measure: BenchmarkConfig,
+    on_stage: ProgressCallback = quiet,
+) -> Study:
+    """Time and score every edit that a model allows.
+
+    Each layer is timed by itself before and after; an edit that is not faster is left out. The error of the others follows from the Gram
+    matrix of the layer's input, the weights that stay being adjusted. For one edit of each family in each layer the loss of the output is
+    measured; the losses of the others are taken to be proportional to their errors.
+
+    Args:
+        analysis: of the model.
+        options: the dials.
+        workspace: calibration data.
+        measure: batch and threads of the timing.
+        on_stage: called as it goes on.
+    """
+    model, trace = analysis.model, analysis.trace
+    ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
+    multiple = max(multiples(trace)[0], FINER[0]) if options.round_to is None else options.round_to
+    found = [c for c in candidates(model, options.blocks, multiple) if ignored.isdisjoint(c.nodes)]
+    found.sort(key=lambda candidate: candidate.nodes)
+    shapes = concrete_shapes(model.header, measure.batch, known=trace.input_shapes)
+    timer = EditTimer(model, trace, shapes, measure.batch, measure.session)
+    timed: list[Timed] = []
+    slower = 0
+    for number, candidate in enumerate(found):
+        on_stage("time layers", number / len(found))
+        saving = timer.saving(candidate)
+        if saving is not None and saving.is_faster:
+            timed.append((candidate, saving))
+        elif saving is not None:
+            slower += 1
+    notes = (f"{slower} of {len(found)} edits are left out: they are not measured to be faster",) if slower else ()
+    scored = _scored(analysis, timed, options, workspace, on_stage)
+    return Study(tuple(edit for edit in scored if edit.loss < MOST_LOST), notes)
+
+
+def _scored(
+    analysis: Analysis,
+    timed: Sequence[Timed],
+    options: ResolvedOptions,
+    workspace: Workspace,
+    on_stage: ProgressCallback,
+) -> list[ScoredEdit]:
+    model, trace = analysis.model, analysis.trace
+    by_node: dict[int, list[ScoredEdit]] = {}
+    scored: list[ScoredEdit] = []
+    for candidate, saving in timed:
+        labels = frozenset(trace.labels[n] for n in candidate.nodes)
+        edit = ScoredEdit(candidate.edit, candidate.nodes, labels, saving, 0.0, 0.0)
+        (scored if edit.edit.is_exact else by_node.setdefault(candidate.nodes[-1], [])).append(edit)
+    layers = {n: layer for n, layer in linear_layers(model.graph).items() if n in by_node}
+    slopes = _slopes(analysis, layers, options, workspace, on_stage)
+    macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
+    points = sum(len({s.edit.family for s in found}) for found in by_node.values())
+    probe = sensitivity.Probe(model, workspace.calibration.plain, macs * max(points, 1), workspace.store)
+    statistics = grams(analysis, layers, options, workspace)
+    for number, n in enumerate(sorted(by_node)):
+        on_stage("score layers", number / len(by_node))
+        probe.advance(n)
+        gram = next(statistics)[1] if n in layers else None
+        fitted = []
+        for found in by_node[n]:
+            refit, error = found.edit.refit(gram)
+            fitted.append(replace(found, edit=refit, error=error))
+        scored += _of_node(analysis, n, fitted, gram, probe, slopes.get(n))
+    probe.close()
+    return scored
+
+
+def _of_node(
+    analysis: Analysis,
+    n: int,
+    found: Sequence[ScoredEdit],
+    gram: Gram | None,
+    probe: sensitivity.Probe,
+    slope: Slope | None,
+) -> list[ScoredEdit]:
+    """BenchmarkConfig the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
+
+    def mean_of(tensor: gs.Tensor) -> FloatArray:
+        shape = analysis.trace.shapes[tensor.name]
+        axis = analysis.trace.carried.get(tensor.name, (1 if len(shape) > 1 else 0, None))[0]
+        around = [1] * len(shape)
+        around[axis] = -1
+        return probe.mean(tensor.name, axis).reshape(around)
+
+    families: dict[str, list[ScoredEdit]] = {}
+    for edit in found:
+        families.setdefault(edit.edit.family, []).append(edit)
+    scored = []
+    for family in families.values():
+        measured = min(family, key=lambda s: abs(math.log(max(s.error, 1e-9) / USUAL)))
+        variant = analysis.model.copy()
+        measured.edit.substitute(variant.graph.nodes[n], gram, mean_of)
+        loss = probe.loss(variant)
+        sizes = [edit.error if slope is None or gram is None else slope(_change(gram, edit)) for edit in family]
+        least = 1e-12 if slope is None else 1e-30
+        whole = max(sizes[family.index(measured)], least)
+        scored += [replace(edit, loss=loss * size / whole) for edit, size in zip(family, sizes, strict=True)]
+    return scored
+
+
+def _change(gram: Gram, scored: ScoredEdit) -> FloatArray:
+    """Return what an edit adds to the weight of a layer, nothing being adjusted."""
+    assert isinstance(scored.edit, LayerEdit)
+    layer = gram.layer
+    return np.asarray(layer.unmatrix((scored.edit.masked(layer) - gram.matrix) / layer.alpha))
+
+
+def _slopes(
+    analysis: Analysis,
+    layers: Mapping[int, Linear],
+    options: ResolvedOptions,
+    workspace: Workspace,
+    on_stage: ProgressCallback,
+) -> dict[int, Slope]:
+    """Return how much the loss rises with a change of the weight of each layer, where the importance takes gradients."""
+    if options.importance not in WITH_GRADIENTS:
+        return {}
+    require_torch(f"--importance {options.importance}")
+    from onnxprune.importance import gradients  # only here: torch takes seconds to load
+
+    found, samples = gradients.of_weights(
+        analysis.model,
+        analysis.trace,
+        workspace.calibration.plain,
+        options.importance,
+        {n: layer.weight for n, layer in layers.items()},
+        memory=workspace.memory,
+        seed=options.seed,
+        progress=share_of(on_stage, "gradients"),
+    )
+    return {n: partial(gradients.of_change, directions, samples=samples) for n, directions in found.items()}
+
+
+def grams(
+    analysis: Analysis, layers: Mapping[int, Linear], options: ResolvedOptions, workspace: Workspace
+) -> Iterator[tuple[int, Gram]]:
+    """Yield (node, Gram) of some layers in graph order, on samples that are not held out; with threads as the caller's work suits."""
+    readers = {n: reader_of(n, layer) for n, layer in layers.items()}
+    roomy = replace(workspace.plain, memory=workspace.memory * ROOM)
+    for n, seen in second_order.collect(analysis.model, analysis.trace, roomy, readers, hold_out=True, apart=True):
+        with threads_for(seen.mean.shape[1]):
+            yield n, Gram(layers[n], weighing(seen, options.importance), seen.mean)
+
+
+def reader_of(n: int, layer: Linear) -> Reader:
+    """Return a layer as one whose whole input is observed."""
+    groups, _, features = layer.matrix(layer.values).shape
+    return Reader(n, layer, np.zeros((groups, features), dtype=np.int64))

@@ -1,0 +1,62 @@
+"""Edits of layers: one file per granularity, the protocol that they share, and the registry.
+
+A granularity is one file and one row of `GRANULARITIES`. See `protocol` for what an edit must do and `apply` for how edits are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from onnxprune.errors import PlanError
+from onnxprune.graph.model import Model
+from onnxprune.surgery.edits.depth import DropBranch, Merge
+from onnxprune.surgery.edits.kernel import Kernel
+from onnxprune.surgery.edits.low_rank import LowRank
+from onnxprune.surgery.edits.protocol import Candidate, Edit
+
+GRANULARITIES: Mapping[str, tuple[type[Edit], ...]] = {
+    "kernel": (Kernel,),
+    "rank": (LowRank,),
+    "depth": (DropBranch, Merge),
+}
+"""Kinds of edits by the value of `--granularity` that allows them."""
+KINDS: Mapping[str, type[Edit]] = {kind.kind: kind for kinds in GRANULARITIES.values() for kind in kinds}
+
+
+def candidates(model: Model, granularities: Iterable[str], multiple: int) -> Iterator[Candidate]:
+    """Yield the edits that a model allows.
+
+    Args:
+        model: the model.
+        granularities: keys of `GRANULARITIES`.
+        multiple: channel multiple that runs best.
+    """
+    for name in granularities:
+        for kind in GRANULARITIES[name]:
+            yield from kind.candidates(model, multiple)
+
+
+def from_dict(content: Mapping[str, Any], where: str) -> Edit:
+    """Read an edit of a plan.
+
+    Raises:
+        PlanError: the entry describes no known edit.
+    """
+    name = str(content.get("kind"))
+    try:
+        if name not in KINDS:
+            raise ValueError(f"kind {name!r} is none of {', '.join(KINDS)}")
+        kind = KINDS[name]
+        return kind(**{field: _frozen(content[field]) for field in kind.plan_fields()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(
+            "an edit of the plan cannot be read",
+            where=where,
+            why=f"{type(error).__name__}: {error} in {str(content)[:60]}",
+            hint="make a new plan with `onnxprune plan`",
+        ) from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
