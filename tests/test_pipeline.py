@@ -87,7 +87,9 @@ def test_values_are_given_once(tiny_path: Path) -> None:
         onnxprune.prune(tiny_path, options=onnxprune.Options(reduce={"flops": 0.4}), round_to=1)
 
 
-@pytest.mark.parametrize("name", ["prune", "plan", "inspect", "bench", "check", "sweep", "sensitivity", "finetune"])
+@pytest.mark.parametrize(
+    "name", ["__doc__", "prune", "plan", "inspect", "bench", "check", "sweep", "sensitivity", "finetune"]
+)
 def test_examples_of_the_public_functions(
     name: str, tiny_path: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +97,8 @@ def test_examples_of_the_public_functions(
     tiny_path.rename(tmp_path / "model.onnx")
     assert samples == tmp_path / "samples.npz"
     monkeypatch.chdir(tmp_path)
-    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(onnxprune, name), name)
+    documented = onnxprune if name == "__doc__" else getattr(onnxprune, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(documented, name)
     assert example.examples
     failed, _ = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(example)
     assert failed == 0

@@ -66,7 +66,7 @@ class Solution:
 
     @property
     def rank(self) -> float:
-        """What the best solution has least of: the loss, or where --max-drop bounds the loss, the quantity that is minimized."""
+        """The figure that the best solution minimizes: the loss, or a quantity where --max-drop bounds the loss."""
         options = self.estimator.options
         if options.max_drop is None:
             return self.loss

@@ -1,4 +1,4 @@
-"""`plan`: choose what would go, and write nothing but the plan."""
+"""`plan`: select channels and edits, and write nothing but the plan."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def prune(
     """
     command = command or saving.call("prune", locals())
     options, measure = parted(fields, options, measure)
-    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), None, path_of(latency_table))
+    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), latency_table=path_of(latency_table))
     files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
     run = Run(sources, _with_plan(Destinations(*files), sources.plan), options, training, measure, on_stage, command)
     with contextlib.ExitStack() as scope:

@@ -152,7 +152,7 @@ def finish_plan(run: Run) -> Run:
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """Return what the metadata of a pruned model says of its making, beside version and original; nothing for a model that was only trained."""
+    """Return metadata of a pruned model, beside version and original; none for a model that was only trained."""
     plan, data = run.plan, run.data
     if plan is None:
         return {}

@@ -92,7 +92,7 @@ class ModelResult(Result):
 
 @dataclass(frozen=True, repr=False)
 class PlanResult(Result):
-    """A plan: what `prune` would delete.
+    """A plan that `prune` can replay.
 
     Attributes:
         plan: the kept channels, and the edits.

@@ -1,4 +1,4 @@
-"""`Run`, the one value that a command builds up, and `Stage`, a step that takes a run and returns it with what the step adds."""
+"""`Run`, the value that the stages of a command build up, and `Stage`, a step that takes a run and returns a changed copy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Destinations:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files and data that a run reads: see `onnxprune.prune`; `plan` is replayed, or by `finetune` read for what it deleted."""
+    """Files and data that a run reads; see `onnxprune.prune` and, for `teacher`, `onnxprune.finetune`."""
 
     model: Path
     data: DataLike | None = None
@@ -183,7 +183,7 @@ class Stage:
     """One step of a run, as a value.
 
     Attributes:
-        call: takes the run, returns it with what the stage adds.
+        call: takes the run, returns a changed copy.
         requires: fields of the run that earlier stages set.
         ensures: postcondition: checks the run that `call` returns and adds the evidence; raises where the check fails.
     """

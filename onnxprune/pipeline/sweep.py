@@ -106,7 +106,7 @@ def sweep(
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
     Destinations(report=page).check(Path(model))
-    sources = Sources(Path(model), data, evaluation, preprocess, None, None, path_of(latency_table))
+    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=path_of(latency_table))
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
     if family.unplanned:
@@ -224,7 +224,7 @@ def make_member(job: Job) -> dict[str, Any]:
 
 
 def _digest(run: Run, quantity: str) -> str:
-    """Return a digest of what members depend on, without the shares, so that some can be added."""
+    """Return a digest of what members depend on, without the shares, so that a folder can get further members."""
     sources, training = run.sources, run.training
     digest = hashlib.sha256(sources.model.read_bytes())
     identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]

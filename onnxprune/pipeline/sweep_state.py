@@ -1,4 +1,4 @@
-"""The members of a sweep: what is done, kept in the folder after every step, and the Pareto set."""
+"""The members of a sweep: their state, written into the folder after every step, and the Pareto set."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Family:
         return self.folder / f"{self.name(share)}{ending}"
 
     def of(self, share: float) -> dict[str, Any]:
-        """Return what is known of a member."""
+        """Return the state of a member."""
         members: dict[str, dict[str, Any]] = self._content["state"]
         return members.setdefault(self.name(share), {"target": share})
 
     def set(self, share: float, **values: Any) -> None:
-        """Keep what is known of a member."""
+        """Update the state of a member, and write it."""
         self.of(share).update(values)
         write_json(self._file, self._content)
 
@@ -88,7 +88,7 @@ class Family:
         return "report" in self.of(share) and self.path(share, ".onnx").exists()
 
     def made(self, share: float, report: dict[str, Any]) -> None:
-        """Keep the figures of a model."""
+        """Put the figures of a report into the state of a member."""
         before, after, fidelity = report["before"], report["after"], report["fidelity"]
         drop = None if before["top1"] is None else before["top1"] - after["top1"]
         if drop is None and "agreement" in fidelity:
