@@ -375,7 +375,7 @@ def _verify(
     strict = full_check(model) is None
     checks = check_structure(mended.model, model, strict=strict)
     where = f"batch {', '.join(map(str, proof.batches))}" + (f"; {proof.note}" if proof.note else "")
-    checks.append(Check("loaded equals file", proof.normalised, f"{proof.tolerance:.0e}", True, where))
+    checks.append(Check("loaded equals file", proof.normalized, f"{proof.tolerance:.0e}", True, where))
     checks.append(Check("pruned equals masked", proof.difference, f"{proof.tolerance:.0e}", True, where))
     failed = [check for check in checks if not check]
     if failed:

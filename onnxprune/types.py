@@ -22,14 +22,14 @@ Role = Literal["writes", "follows", "scales", "reads"]
 BatchNormalization *scales* it (and follows it), the next layer's weight *reads* it."""
 Statistic = Literal["sum", "mean", "mean square", "variance", "window"]
 """What an operator takes over channels: in a *sum* those that are zero count for nothing, a *window* is the
-sum over a channel's neighbours, the others are taken over how many there are."""
+sum over a channel's neighbors, the others are taken over how many there are."""
 
 
 @dataclass(frozen=True)
 class Slice:
     """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: stays).
 
-    It is a weight of the layer `layer`: that node itself, or the one that `node` dequantises it for. What stands for zero in
+    It is a weight of the layer `layer`: that node itself, or the one that `node` dequantizes it for. What stands for zero in
     it is `zero`, broadcast.
     """
 
@@ -175,7 +175,7 @@ class Trace:
     carried: dict[str, tuple[int, IntArray]]
 
     def inexact(self) -> BoolArray:
-        """Return which channels change the others when they go, (n_channels,): a normalisation runs over them."""
+        """Return which channels change the others when they go, (n_channels,): a normalization runs over them."""
         found = np.zeros(self.n_channels + 1, dtype=bool)
         for summed in self.summed:
             if summed.statistic != "sum":

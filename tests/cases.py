@@ -457,7 +457,7 @@ def _along() -> list[Case]:
     ]  # fmt: skip
 
 
-def _quantised() -> list[Case]:
+def _quantized() -> list[Case]:
     zero_points = {"z": np.arange(8, dtype=np.uint8) + 100, "k": np.linspace(0.01, 0.05, 8, dtype=np.float32)}
     tensor = {"z": np.uint8(128), "k": np.float32(0.02)}
     both = "q = QuantizeLinear (a, k, z) b = DequantizeLinear (q, k, z)"
@@ -479,7 +479,7 @@ def _quantised() -> list[Case]:
         ]
     return [
         *cases,
-        *_quantised_weights(),
+        *_quantized_weights(),
     ]  # fmt: skip
 
 
@@ -487,7 +487,7 @@ def _integers(*shape: int, kind: type = np.int8, most: int = 100) -> npt.NDArray
     return np.random.default_rng(len(shape)).integers(0 if kind is np.uint8 else -most, most, shape).astype(kind)
 
 
-def _quantised_weights() -> list[Case]:
+def _quantized_weights() -> list[Case]:
     per8, per4, half = np.linspace(0.004, 0.01, 8, dtype=np.float32), np.full(4, 0.01, np.float32), np.float32(0.01)
     bias = {"bq": _integers(8, kind=np.int32), "bk": half}
     signed = {"wq": _integers(8, 3, 1, 1), "wk": per8, "vq": _integers(4, 8, 1, 1), "vk": per4, **bias}
@@ -1503,7 +1503,7 @@ def _weights() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*_unary(), *_elementwise(), *_pools(), *_reductions(), *_along(), *_quantised(), *_convs(), *_matrices()]
+CASES = [*_unary(), *_elementwise(), *_pools(), *_reductions(), *_along(), *_quantized(), *_convs(), *_matrices()]
 CASES += [*_norms(), *_others(), *_joins(), *_cuts(), *_shapes()]
 SIZE_CASES = _sizes()
 OTHER_CASES = [*_without_rule(), *_weights()]

@@ -1,4 +1,4 @@
-"""What a normalisation runs over may go where least squares repair what is left, and only there."""
+"""What a normalization runs over may go where least squares repair what is left, and only there."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def net(name: str, text: str, free: int, pinned: int, *why: str, **rest: Any) ->
 
 
 def bn(x: str, out: str, suffix: str = "") -> str:
-    """Normalise a tensor with its own parameters."""
+    """Normalize a tensor with its own parameters."""
     parameters = ", ".join(f"{name}{suffix}" for name in ("scale", "beta", "mu", "var"))
     return f"{out} = BatchNormalization ({x}, {parameters})"
 
@@ -422,7 +422,7 @@ NETS = [
         8 + 5, 4, k1=(5, 8, 1, 1), k2=(8, 5, 1, 1), k3=(8, 5), ax=[2, 3], k4=(4, 5, 1, 1),
     ),
     net(
-        "a style: normalised, then scaled by another input",
+        "a style: normalized, then scaled by another input",
         f"{A} n = InstanceNormalization (a, scale, beta) e = Gemm (i, k1) l1, l2 = Split <axis=1, num_outputs=2> (e) "
         f"g1 = Unsqueeze (l1, ax) g2 = Unsqueeze (l2, ax) o = Mul (n, g1) b = Add (o, g2) {Y}",
         8, 4, inputs="float[N,3,8,8] x, float[N,5] i", scale=(8,), beta=(8,), k1=(5, 16), ax=[2, 3],

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from onnxprune.allocation import knapsack
 from onnxprune.errors import LatencyError
-from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
@@ -164,7 +164,7 @@ class Predictor:
 
     def __init__(self, model: Model, trace: Trace, cost: CostModel, table: Table) -> None:
         self._cost, self._table = cost, table
-        self._traffic = Traffic(model.graph, trace, cost)
+        self._traffic = ActivationCost(model.graph, trace, cost)
         self._number = {label: n for n, label in enumerate(trace.labels)}
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         steps = sorted({fit.step for fit in (*table.fits, table.rest)})
@@ -228,7 +228,7 @@ def measure(
         seconds: after which no further variant is begun, if there are enough.
         progress: called with the share that is done.
     """
-    traffic = Traffic(model.graph, trace, cost)
+    traffic = ActivationCost(model.graph, trace, cost)
     shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, SEED)
     keeps = list(_variants(trace, rules, SEED))

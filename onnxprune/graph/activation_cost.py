@@ -12,7 +12,7 @@ from onnxprune.graph.cost import CostModel, Extents
 from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 FEATURES = ("once", "in", "out", "macs", "weights")
-"""What the time of a node is made of, in the order of the last axis of `Traffic.features`."""
+"""What the time of a node is made of, in the order of the last axis of `ActivationCost.features`."""
 
 
 def lifetimes(
@@ -48,7 +48,7 @@ def alive_at(size: FloatArray, lives: IntArray) -> FloatArray:
     return np.asarray(np.cumsum(change))
 
 
-class Traffic:
+class ActivationCost:
     """Count the elements of activations, per sample, as `CostModel` counts MACs.
 
     A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped

@@ -21,7 +21,7 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.graph.normalize import BatchNorm, captured_names, raw_values
-from onnxprune.graph.qdq import is_dequantised
+from onnxprune.graph.qdq import is_dequantized
 from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def is_float(tensor: gs.Constant) -> bool:
 
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
     """Tell whether input i of node n counts as parameters: floats, and integers that are dequantized."""
-    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantised(graph.nodes[n]))
+    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantized(graph.nodes[n]))
 
 
 def params_of(graph: gs.Graph) -> dict[str, int]:

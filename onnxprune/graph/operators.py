@@ -226,7 +226,7 @@ SHAPE_RULES = {op: spec.shape_rule for op, spec in OPERATORS.items() if spec.sha
 
 def spec_of(node: gs.Node) -> OperatorSpec:
     """Return the row of a node; an empty one for an operator that has none, or is of another domain."""
-    standard = node.domain in qdq.STANDARD or qdq.is_quantiser(node)
+    standard = node.domain in qdq.STANDARD or qdq.is_quantizer(node)
     return OPERATORS.get(node.op, UNKNOWN) if standard else UNKNOWN
 
 

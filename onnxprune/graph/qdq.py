@@ -18,11 +18,11 @@ Array = np.ndarray[Any, Any]
 STANDARD = (None, "", "ai.onnx")
 
 
-def is_dequantised(node: gs.Node) -> bool:
+def is_dequantized(node: gs.Node) -> bool:
     """Tell whether a node does nothing but dequantize a constant of whole bytes."""
     return (
         node.op == "DequantizeLinear"
-        and is_quantiser(node)
+        and is_quantizer(node)
         and all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs)
         and isinstance(node.inputs[0].dtype, np.dtype)
         and node.inputs[0].dtype.kind in "iu"
@@ -30,17 +30,17 @@ def is_dequantised(node: gs.Node) -> bool:
     )
 
 
-def is_quantiser(node: gs.Node) -> bool:
+def is_quantizer(node: gs.Node) -> bool:
     """Tell whether a node is QuantizeLinear or DequantizeLinear, standard or of onnxruntime's domain."""
     return node.op in ("QuantizeLinear", "DequantizeLinear") and node.domain in (*STANDARD, "com.microsoft")
 
 
 def values_at(node: gs.Node, i: int) -> Array:
     """Return the constant at an input as what it stands for: integers that are dequantized as floats."""
-    return dequantised(node) if i == 0 and is_dequantised(node) else node.inputs[i].values
+    return dequantized(node) if i == 0 and is_dequantized(node) else node.inputs[i].values
 
 
-def dequantised(node: gs.Node) -> Array:
+def dequantized(node: gs.Node) -> Array:
     """Compute the output of a node that dequantizes a constant."""
     integers, scale = node.inputs[0].values, node.inputs[1].values
     wide = integers.astype(np.int64) - _spread(node, zero_point(node)).astype(np.int64)
@@ -93,7 +93,7 @@ def stored_weights(graph: gs.Graph, captured: set[str]) -> dict[str, int]:
     return {
         node.outputs[0].name: n
         for n, node in enumerate(graph.nodes)
-        if is_dequantised(node)
+        if is_dequantized(node)
         and len(node.outputs[0].outputs) == 1
         and id(node.outputs[0]) not in results
         and node.outputs[0].name not in captured
@@ -107,7 +107,7 @@ def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
         graph: changed in place.
         captured: names of tensors that bodies of nodes use.
     """
-    while any(is_dequantised(node) for node in graph.nodes):
+    while any(is_dequantized(node) for node in graph.nodes):
         _give_each_reader_its_own(graph, captured)
         if not _remove_moves(graph, captured):  # what is gone may have had several readers
             break
@@ -120,7 +120,7 @@ def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs):
             source = tensor.inputs[0] if tensor.inputs else None
-            if source is None or not is_dequantised(source):
+            if source is None or not is_dequantized(source):
                 continue
             if tensor.name not in taken:
                 taken.add(tensor.name)
@@ -182,7 +182,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     for node in graph.node:
         if node.input and all(name in constant or not name for name in node.input):
             constant.update(node.output)
-    quantisers = {
+    quantizers = {
         node.output[0]: node
         for node in graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] not in constant
@@ -190,9 +190,9 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     del graph.node[:]
     found = False
     for node in proto.graph.node:
-        quantiser = quantisers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        bounds = _bounds(node, values) if quantiser is not None else None
-        if quantiser is None or bounds is None or bounds != _bounds(quantiser, values):
+        quantizer = quantizers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        bounds = _bounds(node, values) if quantizer is not None else None
+        if quantizer is None or bounds is None or bounds != _bounds(quantizer, values):
             graph.node.append(node)
             continue
         found = True
@@ -200,7 +200,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         graph.initializer.extend(
             onnx.numpy_helper.from_array(b, name) for b, name in zip(bounds, (least, most), strict=True)
         )
-        graph.node.append(onnx.helper.make_node("Max", [quantiser.input[0], least], [between]))
+        graph.node.append(onnx.helper.make_node("Max", [quantizer.input[0], least], [between]))
         graph.node.append(onnx.helper.make_node("Min", [between, most], [node.output[0]]))
     return result if found else None
 

@@ -52,7 +52,7 @@ def _leave_out(
     """Change an operand so that a statistic over all its channels is the one over those that stay.
 
     With n channels of which m stay, zeros leave a sum as it is, and a mean times m/n. What is divided by a root mean square is
-    multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is centred first, by the mean over the m. For a window
+    multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is centered first, by the mean over the m. For a window
     those that stay are moved together, with zeros behind them, and back.
 
     Args:
@@ -92,7 +92,7 @@ def _leave_out(
             mean = add("ReduceMean", "mean", [even, gs.Constant(f"{name}__axes", axes)])
         else:
             mean = add("ReduceMean", "mean", [even], axes=axes.tolist())
-        operand = add("Sub", "centred", [operand, mean])
+        operand = add("Sub", "centered", [operand, mean])
     root = summed.statistic in ("mean square", "variance")
     factor = np.sqrt(share) if root else share if summed.statistic == "mean" else 1.0
     node.inputs[summed.input] = masked = times(operand, kept / factor, "masked")

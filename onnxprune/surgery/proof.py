@@ -9,7 +9,7 @@ import onnx
 
 from onnxprune.errors import ModelError, ProofError
 from onnxprune.graph.model import Model
-from onnxprune.graph.qdq import is_quantiser, unrounded
+from onnxprune.graph.qdq import is_quantizer, unrounded
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.metrics.outputs import (
     INPUT_SCALES,
@@ -34,14 +34,14 @@ class Proof:
 
     Attributes:
         difference: pruned against masked.
-        normalised: the model as it was loaded (constants and BatchNormalization folded) against the file.
+        normalized: the model as it was loaded (constants and BatchNormalization folded) against the file.
         batches: sizes of the batches both were run on.
         tolerance: the largest difference that is accepted.
         note: what is particular to this proof; empty when nothing is.
     """
 
     difference: float
-    normalised: float
+    normalized: float
     batches: tuple[int, ...]
     tolerance: float = TOLERANCE
     note: str = ""
@@ -56,14 +56,14 @@ def prove(
     *,
     loaded: bool = False,
 ) -> Proof:
-    """Run models on the same seeded inputs, without graph optimisation, and compare every output.
+    """Run models on the same seeded inputs, without graph optimization, and compare every output.
 
     The pruned model must equal the masked one, and the original as loaded must equal its file. Networks that amplify
     rounding (large activations into an exponential) can differ by more than the tolerance though both are right; so a
     difference no larger than what a jitter of the input's last bits does is put down to rounding, and the comparison is
     made again on smaller inputs, where it has to hold.
 
-    A model that quantises its activations is compared once more with quantisers that clip but do not round, and has to
+    A model that quantizes its activations is compared once more with quantizers that clip but do not round, and has to
     hold there: rounding hides small errors, and a sum that lies between two integers can fall to either side, depending on
     the order in which it was added up. Only the latter is let pass with rounding on, and noted.
 
@@ -86,7 +86,7 @@ def prove(
     path = str(original.path)
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)
-    protos = [unrounded(proto) for proto in _protos(sources)] if any(map(is_quantiser, original.graph.nodes)) else []
+    protos = [unrounded(proto) for proto in _protos(sources)] if any(map(is_quantizer, original.graph.nodes)) else []
     smooth = [proto for proto in protos if proto is not None]
     if len(smooth) < len(sources):  # nothing is rounded
         if error is not None:
@@ -96,9 +96,9 @@ def prove(
     if failure is not None:
         raise failure
     if error is None:
-        return Proof(max(proof.difference, exact.difference), max(proof.normalised, exact.normalised), batches)
-    difference = max(proof.difference, proof.normalised)
-    return replace(exact, note=f"without the rounding of its quantisers, with which outputs differ by {difference:.0e}")
+        return Proof(max(proof.difference, exact.difference), max(proof.normalized, exact.normalized), batches)
+    difference = max(proof.difference, proof.normalized)
+    return replace(exact, note=f"without the rounding of its quantizers, with which outputs differ by {difference:.0e}")
 
 
 def _protos(sources: Sequence[Source]) -> Iterator[onnx.ModelProto]:
@@ -135,25 +135,25 @@ def _compare(
                 why=error.why,
                 hint=f"{DEFECT}; --ignore can leave out layers",
             ) from error
-        normalised = largest_difference(file, loaded)
+        normalized = largest_difference(file, loaded)
         difference = largest_difference(reference, candidate, file)
-        proof = Proof(difference, normalised, batches)
-        if max(normalised, difference) <= TOLERANCE:
+        proof = Proof(difference, normalized, batches)
+        if max(normalized, difference) <= TOLERANCE:
             return proof, None
         shaken = [jittered(inputs, seed) for inputs in feeds]
         rounding = (
             largest_difference(file, _outputs(file_, shaken, path)),
             largest_difference(reference, _outputs(masked, shaken, "the masked model"), file),
         )
-        if normalised > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
+        if normalized > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
             what = "the pruned model is not the masked model"
-            if normalised > TOLERANCE:
+            if normalized > TOLERANCE:
                 what = "the model as loaded is not the model in the file"
-            return proof, ProofError(what, where=path, why=_too_far(max(normalised, difference)), hint=DEFECT)
+            return proof, ProofError(what, where=path, why=_too_far(max(normalized, difference)), hint=DEFECT)
     return proof, ProofError(
         "the result cannot be proven: this model amplifies rounding",
         where=path,
-        why=f"{_too_far(max(normalised, difference))}, but so they do when the last bits of the input change",
+        why=f"{_too_far(max(normalized, difference))}, but so they do when the last bits of the input change",
         hint="nothing was written; check that the model gives stable outputs",
     )
 
