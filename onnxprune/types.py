@@ -166,13 +166,13 @@ class Trace:
     summed: tuple[Summed, ...]
     works: tuple[Work, ...]
     extents: tuple[IntArray, ...]
-    shapes: dict[str, tuple[int, ...]]
-    input_shapes: dict[str, tuple[int, ...]]
-    batch: int
-    per_tensor_params: dict[str, int]
-    per_tensor_uses: dict[str, int]
-    weight_sizes: dict[tuple[int, int], int]
-    carried: dict[str, tuple[int, IntArray]]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: int = 1
+    per_tensor_params: dict[str, int] = field(default_factory=dict)
+    per_tensor_uses: dict[str, int] = field(default_factory=dict)
+    weight_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    carried: dict[str, tuple[int, IntArray]] = field(default_factory=dict)
 
     def inexact(self) -> BoolArray:
         """Return which channels change the others when they go, (n_channels,): a normalization runs over them."""

@@ -1007,7 +1007,7 @@ def _cuts() -> list[Case]:
             end=np.array([7], np.int32), ax=np.array([1], np.int32), v=(4, 5, 1, 1),
         ),
         flow(
-            "Slice", "computed bounds", computed, 0, 12, "the bounds of this Slice", k8=[8], k1=[1],
+            "Slice", "computed bounds", computed, 0, 12, "this Slice has bounds", k8=[8], k1=[1],
             inputs="float[N,3,H,6] x", v=(4, 7, 1, 1),
         ),
         one("Gather", "some", "b = Gather <axis=1> (a, k)", k=[1, 4, 6], v=(4, 3, 1, 1)),

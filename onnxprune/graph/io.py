@@ -19,9 +19,8 @@ from onnx import external_data_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.graph.model import Model, count_params, is_float, tensors_of, weightless
+from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.normalize import (
-    captured_names,
     explicit_arguments,
     fold_batchnorms,
     fold_constants,
@@ -33,7 +32,6 @@ from onnxprune.graph.normalize import (
     unshare_targets,
 )
 from onnxprune.graph.qdq import separate_weights
-from onnxprune.graph.shapes import infer_shapes
 from onnxprune.output import check_destination, staged
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
@@ -43,38 +41,32 @@ KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nc
 OLDEST_OPSET = 7
 
 PROTO_LIMIT = 2**31 - 2**24
-"""Bytes above which weights go to a file of their own (protobuf ends at 2 GB)."""
+"""Bytes above which weights go to a file of their own (protobuf is limited to 2 GB)."""
 
 BODY = ("node", "initializer", "sparse_initializer", "value_info")
-"""Fields of a GraphProto that the graph holds; the rest comes from the header."""
+"""Fields of a GraphProto that the graph holds; the header holds the others."""
 
 
-def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
-    """Read and check a model as it is, external data included; return it and the bytes of its files.
+def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int, str]:
+    """Read and check a model without normalization; return the proto, the bytes of all files, and the SHA-256 of `path`.
 
     Raises:
         ModelError: as for `load`.
     """
-    _, proto, size = read_with_digest(path)
-    return proto, size
-
-
-def read_with_digest(path: str | os.PathLike[str]) -> tuple[str, onnx.ModelProto, int]:
-    """Return the SHA-256 of the file as well, in front; see `read`."""
     with damaged(Path(path)):
         digest, proto, files = parse(Path(path))
-        return digest, proto, sum(file.stat().st_size for file in files)
+        return proto, sum(file.stat().st_size for file in files), digest
 
 
 @contextmanager
 def damaged(file: Path) -> Iterator[None]:
-    """Tell whatever a library stumbles over in a file as a ModelError."""
+    """Turn any error that a library raises over a file into a ModelError."""
     try:
         yield
     except (OnnxPruneError, MemoryError):
         raise
     except Exception as error:
-        open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # says it better, if it cannot load it either
+        open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # has a better message, where it fails, too
         raise ModelError(
             "the model cannot be read",
             where=str(file),
@@ -84,7 +76,7 @@ def damaged(file: Path) -> Iterator[None]:
 
 
 def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
-    """Parse and check a file; return its SHA-256, the proto, and the files that it consists of."""
+    """Parse and check a file; return its SHA-256, the proto, and the paths of the file and its external data."""
     try:
         with open(file, "rb") as stream:
             if not os.fstat(stream.fileno()).st_size:
@@ -152,7 +144,7 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
         )
     names = [text for node in proto.graph.node for text in (node.name, node.op_type, *node.input, *node.output)]
     names += [tensor.name for tensor in proto.graph.initializer]
-    if any(isinstance(name, bytes) for name in names):  # protobuf's way to say that it is no text
+    if any(isinstance(name, bytes) for name in names):  # protobuf returns bytes for invalid text
         raise ModelError(
             "the model is damaged", where=str(file), why="a name in it is no text", hint="copy or export it again"
         )
@@ -168,7 +160,7 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
 
 
 def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
-    """Take initializers out of the inputs (IR 3 lists each there, too), and refuse inputs that are not numbers."""
+    """Remove initializers from the inputs (IR 3 lists them there, too), and refuse inputs that are not numbers."""
     names = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in names]
     if len(inputs) < len(proto.graph.input):
@@ -177,7 +169,7 @@ def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
         proto.ir_version = max(proto.ir_version, 4)
     if not inputs:
         raise ModelError(
-            "the model has no inputs", where=str(file), why="all it computes is constant", hint="export the model again"
+            "the model has no inputs", where=str(file), why="every output is constant", hint="export the model again"
         )
     for value in inputs:
         if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
@@ -185,12 +177,12 @@ def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
                 f"input {value.name} is not a tensor of numbers",
                 where=str(file),
                 why="onnxprune could not run the model on data",
-                hint="export the network without the steps before it",
+                hint="export the network without its preprocessing",
             )
 
 
 def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
-    """Load tensors stored beside the file, after a look at where they lie; return those files."""
+    """Load external data, from the folder of the file only; return the data files."""
     folder = file.resolve().parent
     files: dict[Path, None] = {}
     for tensor in external_data_helper._get_all_tensors(proto):
@@ -203,7 +195,7 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
             raise ModelError(
                 "external data outside the model's folder",
                 where=where,
-                why=f"it points to {info.location!r}",
+                why=f"the tensor points to {info.location!r}",
                 hint="keep the weights beside the .onnx file, and save the model again with a relative location",
             )
         if not data.is_file():
@@ -234,15 +226,14 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read, check and normalize a model; the file is not touched.
+    """Read, check and normalize a model; the file is not changed.
 
     Raises:
         ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
-            anything else that keeps onnxruntime from loading it.
+            anything else that keeps onnxruntime from loading the file.
     """
-    file = Path(path)
-    with damaged(file):
-        return _load(file)
+    with damaged(Path(path)):
+        return _load(Path(path))
 
 
 def _load(file: Path) -> Model:
@@ -252,21 +243,22 @@ def _load(file: Path) -> Model:
     fold_constants(graph, str(file))
     model = replace(model, params=count_params(graph))
     _refuse_nan(graph, file)
-    while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, _static_shapes(model)):
+    # with dynamic axes left open, inference returns what holds for every size of these axes
+    while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, inferred(model, {}).partial):
         fold_constants(graph, str(file))
     if any(needs_arguments(node) for node in graph.nodes):
-        explicit_arguments(graph, _static_shapes(model), model.opset)
+        explicit_arguments(graph, inferred(model, {}).partial, model.opset)
     if means_of_norms(graph):
-        sum_norms(graph, infer_shapes(weightless(model), {}), model.opset)
+        sum_norms(graph, inferred(model, {}), model.opset)
     unshare_targets(graph)
-    separate_weights(graph, {name for node in graph.nodes for name in captured_names(node)})
+    separate_weights(graph)
     graph, batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
 
 
 def _imported(file: Path) -> Model:
-    """Read a file into a graph that shares no memory with the parsed file, so that this is freed on return."""
+    """Read a file into a graph that shares no memory with the parsed file, which is then freed on return."""
     digest, proto, files = parse(file)
     size = sum(f.stat().st_size for f in files)
     if proto.functions:
@@ -274,7 +266,7 @@ def _imported(file: Path) -> Model:
 
         proto = inliner.inline_local_functions(proto)
     extras = _unsupported_by_graphsurgeon(proto.graph)
-    del proto.graph.value_info[:]  # shapes of the unpruned model would go stale
+    del proto.graph.value_info[:]  # shapes of the original do not hold for the pruned model
     graph = gs.import_onnx(proto)
     header = onnx.ModelProto()
     header.CopyFrom(_without_body(proto))
@@ -284,15 +276,12 @@ def _imported(file: Path) -> Model:
 
 
 def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
-    """Give a graph and the bodies in it values of their own: any part of a proto keeps all of it in memory."""
+    """Give a graph and its bodies values of their own: any part of a proto keeps the whole proto in memory."""
     graph.import_domains = header.opset_import
-    for value in (v for node in graph.nodes for v in (*node.inputs, *node.attrs.values())):
+    for value in (*(v for node in graph.nodes for v in (*node.inputs, *node.attrs.values())), *graph.outputs):
         if isinstance(value, gs.Graph):
             _detach(value, header)
         elif isinstance(value, gs.Constant):
-            value.values = _detached(raw_values(value))
-    for value in graph.outputs:
-        if isinstance(value, gs.Constant):
             value.values = _detached(raw_values(value))
 
 
@@ -307,9 +296,9 @@ def _detached(values: LazyValues | np.ndarray[Any, Any]) -> LazyValues | np.ndar
 
 
 def _refuse_unloadable(model: Model) -> None:
-    """Refuse what onnxruntime cannot load, since nobody could prove it; without weights that is found out quickly.
+    """Refuse a model that onnxruntime cannot load. Loading without weights is faster.
 
-    A few operators insist on constants, so when it fails the whole file has the last word.
+    A few operators require constants: where the model without weights fails, the whole file decides.
     """
     try:
         open_session(weightless(model), UNOPTIMIZED)
@@ -317,18 +306,10 @@ def _refuse_unloadable(model: Model) -> None:
         open_session(os.fspath(model.path), UNOPTIMIZED, where=str(model.path))
 
 
-def _static_shapes(model: Model) -> dict[str, list[int | None]]:
-    """Return what is known of shapes whatever size the dynamic axes take."""
-    return infer_shapes(weightless(model), {}).partial
-
-
 def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
-    """Write a model beside its destination, then move it there; return the bytes written.
+    """Write a model to a temporary file, then move it to `path`; return the bytes written.
 
-    Args:
-        model: what to write. Weights go to `<path>.data` when they don't fit in 2 GB.
-        path: the destination.
-        metadata: entries to set in the model's metadata.
+    Weights go to `<path>.data` where the model exceeds 2 GB. `metadata` holds entries to set in the model's metadata.
 
     Raises:
         OutputError: the file cannot be written.
@@ -357,7 +338,7 @@ def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | 
 
 
 def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Take out of each node what graphsurgeon would lose, and return it by the node's first output."""
+    """Move what graphsurgeon would lose out of the nodes; return it by the first output of each node."""
     extras: dict[str, onnx.NodeProto] = {}
     kinds = onnx.AttributeProto
     lists = {kinds.INTS: "ints", kinds.FLOATS: "floats", kinds.STRINGS: "strings"}
@@ -378,7 +359,7 @@ def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeP
 
 
 def _without_body(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the proto without nodes, tensors and functions; graphsurgeon holds what it needs of those."""
+    """Return the proto without nodes, tensors and functions, which the graph holds."""
     header = onnx.ModelProto()
     for source, target, skipped in ((proto, header, ("graph", "functions")), (proto.graph, header.graph, BODY)):
         for descriptor, value in source.ListFields():
@@ -398,6 +379,6 @@ def _refuse_nan(graph: gs.Graph, file: Path) -> None:
             raise ModelError(
                 "a weight is NaN",
                 where=f"{file}, tensor {tensor.name}, used by {graph.nodes[n].name or graph.nodes[n].op}",
-                why="the export or the training went wrong",
+                why="the export or the training failed",
                 hint="repair the model before pruning it",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.operators import spec_of
+from onnxprune.graph.qdq import captured_names
 from onnxprune.graph.shapes import InferredShapes
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
@@ -135,16 +136,6 @@ def remove_dead(graph: gs.Graph) -> None:
     for node in dead:
         list.clear(node.inputs)
     graph.nodes = kept[::-1]
-
-
-def captured_names(node: gs.Node) -> Iterator[str]:
-    """Yield the names of all tensors that the bodies of a node mention."""
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            for inner in value.nodes:
-                yield from (tensor.name for tensor in inner.inputs)
-                yield from captured_names(inner)
-            yield from (tensor.name for tensor in value.outputs)
 
 
 def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> bool:

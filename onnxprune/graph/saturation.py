@@ -1,4 +1,4 @@
-"""Bounds beyond which the output of an activation does not change with its input."""
+"""Bounds (low, high) of the input of an activation beyond which its output is constant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNBOUNDED: Flat = (-inf, inf)
 
 
 def unbounded(node: gs.Node) -> Flat:
-    """The output always follows the input."""
+    """No bounds."""
     return UNBOUNDED
 
 
@@ -32,7 +32,7 @@ def hard_sigmoid(node: gs.Node) -> Flat:
 
 
 def clip(node: gs.Node) -> Flat:
-    """Flat beyond both bounds, which are attributes before opset 11; unbounded where one is computed."""
+    """Flat beyond both bounds, which are attributes before opset 11; unbounded where a bound is computed."""
     bounds = []
     for i, (name, default) in enumerate((("min", -inf), ("max", inf)), start=1):
         tensor = node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None

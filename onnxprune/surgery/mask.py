@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.model import Model, weightless
-from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.model import Model, inferred
 from onnxprune.types import BoolArray, FloatArray, Summed, Trace
 
 AXES_ARE_INPUTS = 18
@@ -38,7 +37,7 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
             value[index] = np.broadcast_to(fact.zero, value.shape)[index]
         nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
     touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
-    types = infer_shapes(weightless(model), trace.input_shapes).types if touched else {}
+    types = inferred(model, trace.input_shapes).types if touched else {}
     for summed in touched:  # new nodes go to the end, so that node numbers stay right
         _leave_out(result.graph, trace, summed, alive[summed.channels], types, model.opset)
     if touched:

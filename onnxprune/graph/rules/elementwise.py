@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, nothing, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, pin_axes, tie_broadcast
+from onnxprune.graph.ids import Ids, aligned, nothing, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, follow, pin_axes, tie_broadcast
 from onnxprune.types import Statistic
 
 
 def passthrough(ctx: RuleContext) -> list[Ids]:
     """Every element by itself: channels pass through."""
-    ids = ctx.activation()
-    return [ids] * ctx.n_outputs
+    return [ctx.activation()] * ctx.n_outputs
 
 
 def elementwise(ctx: RuleContext) -> list[Ids]:
     """Channels of all inputs are tied, broadcast as in numpy; constants with a value per channel are sliced."""
-    out_shape = ctx.out_shape()
-    rank = len(out_shape)
+    rank = len(ctx.out_shape())
     result = nothing(rank)
     dims = (1,) * rank
     for i in range(ctx.n_inputs):
         ids = ctx.ids(i)
-        if ids is None:
-            continue
-        aligned = ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
-        shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
-        result, dims = tie_broadcast(ctx, result, dims, aligned, shape)
+        if ids is not None:
+            shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
+            result, dims = tie_broadcast(ctx, result, dims, aligned(ids, rank), shape)
     for i in range(ctx.n_inputs):
-        constant = ctx.const(i)
-        if constant is None:
-            continue
-        for axis in varying(result):
-            own = axis - (rank - constant.ndim)
-            if own >= 0 and constant.shape[own] > 1:
-                ctx.slice(i, own, rows(result, axis), "follows")
+        follow(ctx, i, result)
     return [result] * ctx.n_outputs
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, nothing, on_axis, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, lane, pin_axes, tie_broadcast, together
+from onnxprune.graph.ids import Ids, aligned, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, follow, lane, pin_axes, tie_broadcast, together
 from onnxprune.types import Statistic
 
 
@@ -34,10 +34,10 @@ def conv(ctx: RuleContext) -> list[Ids]:
         ctx.slice(1, 0, ids if transposed else out, "follows" if transposed else "writes")
     else:
         reads = ids.reshape(groups, -1)
-        _tie_groups(ctx, reads, f"another group of this {ctx.op} reads a channel that stays")
+        ctx.tie(reads, reads[:1], f"another group of this {ctx.op} reads a channel that stays")
         out = ctx.mint(n_out)
         writes = out.reshape(groups, -1)
-        _tie_groups(ctx, writes, "")
+        ctx.tie(writes, writes[:1], "")
         ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
         ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
     _bias(ctx, 2, out)
@@ -60,15 +60,11 @@ def gemm(ctx: RuleContext) -> list[Ids]:
     ctx.work(side, ctx.shape(x)[1 - axis])
     place = side  # a matrix on the right writes columns, one on the left writes rows
     result = on_axis(out, place, 2)
-    bias, other = ctx.const(2), ctx.ids(2)
-    if bias is not None and bias.ndim > 1 - place:
-        own = place - (2 - bias.ndim)
-        if bias.shape[own] > 1:
-            ctx.slice(2, own, out, "follows")
-    elif other is not None:
-        aligned = other.reshape((1,) * (2 - other.ndim) + other.shape)
+    follow(ctx, 2, result)
+    other = ctx.ids(2)
+    if other is not None:
         dims = (1,) * (2 - other.ndim) + ctx.shape(2)
-        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned, dims)[0]
+        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned(other, 2), dims)[0]
     return [result]
 
 
@@ -128,10 +124,13 @@ def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
         order = [term.index(label) for label in result if label in term]
         rest = tuple(axis for axis, label in enumerate(term) if label not in result)
         arranged = np.transpose(ids, [*order, *rest])
-        present = iter(arranged.shape)
-        shape = [next(present) if label in term else 1 for label in result]
-        sizes = dict(zip(term, ctx.shape(i), strict=True))
-        operands.append((arranged.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
+        lengths, sizes = (dict(zip(term, shape, strict=True)) for shape in (ids.shape, ctx.shape(i)))
+        operands.append(
+            (
+                arranged.reshape([lengths.get(label, 1) for label in result]),
+                tuple(sizes.get(label, 1) for label in result),
+            )
+        )
     (a, a_dims), (b, b_dims) = operands
     return tie_broadcast(ctx, a, a_dims, b, b_dims)[0]
 
@@ -158,8 +157,7 @@ def batchnorm(ctx: RuleContext) -> list[Ids]:
     """Folded where exact; else its parameters follow each channel."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
-    if any(ctx.const(i) is None for i in range(1, 5)):
-        ctx.pin(ids, "a parameter of this BatchNormalization is not a constant")
+    if not _constant_parameters(ctx, ids, 5):
         return ctx.nothing()
     if int(ctx.attr("training_mode", 0)):
         ctx.pin(ids, "this BatchNormalization computes statistics of the batch")
@@ -168,6 +166,14 @@ def batchnorm(ctx: RuleContext) -> list[Ids]:
     for i in range(2, 5):
         ctx.slice(i, 0, ids, "follows")
     return [on_axis(ids, 1, rank)] + [nothing(1)] * (ctx.n_outputs - 1)
+
+
+def _constant_parameters(ctx: RuleContext, ids: Ids, end: int) -> bool:
+    """Tell whether inputs 1 to end - 1 are constants; pin the ids where one is not."""
+    constant = all(ctx.const(i) is not None for i in range(1, end))
+    if not constant:
+        ctx.pin(ids, f"a parameter of this {ctx.op} is not a constant")
+    return constant
 
 
 def _computed_weight(ctx: RuleContext, ids: Ids) -> Ids:
@@ -186,15 +192,9 @@ def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
     out = ctx.mint(n_out)
     reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
     for blocks in (reads, writes):
-        whole = np.broadcast_to(writes[:, :1], blocks.shape)
-        ctx.tie(blocks, whole, f"another channel of its group of this {ctx.op} stays")
+        ctx.tie(blocks, writes[:, :1], f"another channel of its group of this {ctx.op} stays")
     ctx.count("group", writes[:, 0])
     return out
-
-
-def _tie_groups(ctx: RuleContext, blocks: Ids, reason: str) -> None:
-    """Tie the same positions of all groups, (groups, channels per group)."""
-    ctx.tie(blocks, np.broadcast_to(blocks[:1], blocks.shape), reason)
 
 
 def _bias(ctx: RuleContext, i: int, out: Ids) -> None:
@@ -208,13 +208,13 @@ def instance_norm(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself; its parameters follow. One group of channels, written as one map, may be cut."""
     rank = len(ctx.shape(0))
     whole, maps = ctx.ids(0), list(range(2, rank))
-    if whole is not None and ctx.state.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
-        axis = varying(whole)[0]
+    on = [] if whole is None else varying(whole)
+    if whole is not None and ctx.state.cut_norms and len(on) == 1 and on[0] in maps:
+        axis = on[0]
         ctx.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
         return [whole]
     ids = lane(ctx, 0, 1)
-    if ctx.const(1) is None or ctx.const(2) is None:
-        ctx.pin(ids, "a parameter of this InstanceNormalization is not a constant")
+    if not _constant_parameters(ctx, ids, 3):
         return ctx.nothing()
     ctx.slice(1, 0, ids, "scales")
     ctx.slice(2, 0, ids, "follows")
@@ -235,13 +235,9 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
     if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
         hint = CUT if statistic is not None else ""
         return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over its channels{hint}"), *rest]
-    own = rows(ids, on[0])
-    ctx.summed(0, on[0], own, statistic, axes, scale=1)
-    for i in (1, 2):
-        value = ctx.const(i)
-        axis = on[0] - rank + (0 if value is None else value.ndim)
-        if value is not None and axis >= 0 and value.shape[axis] > 1:
-            ctx.slice(i, axis, own, "scales" if i == 1 else "follows")
+    ctx.summed(0, on[0], rows(ids, on[0]), statistic, axes, scale=1)
+    follow(ctx, 1, ids, "scales")
+    follow(ctx, 2, ids)
     return [ids, *rest]
 
 
@@ -263,22 +259,20 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     groups = int(ctx.attr("num_groups"))
-    scale, bias = ctx.const(1), ctx.const(2)
-    if scale is None or bias is None:
-        ctx.pin(ids, "a parameter of this GroupNormalization is not a constant")
+    if not _constant_parameters(ctx, ids, 3):
         return ctx.nothing()
+    per_channel = [i for i in (1, 2) if ctx.shape(i)[0] == ids.size]  # before opset 21: one value per group
     if groups == 1 and ctx.state.cut_norms:
         ctx.summed(0, 1, ids, "variance", range(1, rank), scale=1)
-        for i, value in ((1, scale), (2, bias)):
-            if value.size == ids.size:
-                ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
+        for i in per_channel:
+            ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
         return [on_axis(ids, 1, rank)]
     blocks = ids.reshape(groups, -1)
-    ctx.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
+    ctx.tie(blocks, blocks[:, :1], "its GroupNormalization needs all of its group")
     first = np.ascontiguousarray(blocks[:, 0])
     ctx.count("num_groups", first)
-    for i, value in ((1, scale), (2, bias)):  # one value per group before opset 21
-        ctx.slice(i, 0, ids if value.size == ids.size else first, "follows")
+    for i in (1, 2):
+        ctx.slice(i, 0, ids if i in per_channel else first, "follows")
     return [on_axis(ids, 1, rank)]
 
 
@@ -310,9 +304,9 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     active = [i for i in range(ctx.n_inputs) if ctx.ids(i) is not None]
-    if len(active) == 2 and arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, right)):
-        return [_product(ctx, (terms[0], terms[1]), right)]
     plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
+    if plain and len(active) == 2:
+        return [_product(ctx, (terms[0], terms[1]), right)]
     if not plain or len(active) != 1 or ctx.const(1 - active[0]) is None:
         return ctx.refuse("this Einsum has an equation that is not understood", active)
     x, w = active[0], 1 - active[0]
