@@ -252,9 +252,9 @@ def _load(file: Path) -> Model:
         sum_norms(graph, inferred(model, {}), model.opset)
     unshare_targets(graph)
     separate_weights(graph)
-    graph, batchnorms = fold_batchnorms(graph)
+    batchnorms = fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
-    return replace(model, graph=graph, batchnorms=batchnorms, notes=notes)
+    return replace(model, batchnorms=batchnorms, notes=notes)
 
 
 def _imported(file: Path) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -30,14 +30,14 @@ Source = str | Model | onnx.ModelProto
 
 @dataclass(frozen=True)
 class Proof:
-    """Largest differences found, as shares of the output's range.
+    """Largest differences between outputs, as shares of the output's range.
 
     Attributes:
-        difference: pruned against masked.
-        normalized: the model as it was loaded (constants and BatchNormalization folded) against the file.
-        batches: sizes of the batches both were run on.
-        tolerance: the largest difference that is accepted.
-        note: what is particular to this proof; empty when nothing is.
+        difference: of the pruned model from the masked model.
+        normalized: of the model as loaded (constants and BatchNormalization folded) from the file.
+        batches: batch sizes of the runs.
+        tolerance: the largest accepted difference.
+        note: a restriction of this proof; empty without one.
     """
 
     difference: float
@@ -58,26 +58,26 @@ def prove(
 ) -> Proof:
     """Run models on the same seeded inputs, without graph optimization, and compare every output.
 
-    The pruned model must equal the masked one, and the original as loaded must equal its file. Networks that amplify
-    rounding (large activations into an exponential) can differ by more than the tolerance though both are right; so a
-    difference no larger than what a jitter of the input's last bits does is put down to rounding, and the comparison is
-    made again on smaller inputs, where it has to hold.
+    The pruned model must equal the masked model, and the original as loaded must equal its file. A network that amplifies
+    rounding (large activations into an exponential) can exceed the tolerance though both models are right. A difference
+    no larger than the effect of a jitter in the last bits of the input is therefore attributed to rounding, and the
+    comparison is repeated on smaller inputs, where it must hold.
 
-    A model that quantizes its activations is compared once more with quantizers that clip but do not round, and has to
-    hold there: rounding hides small errors, and a sum that lies between two integers can fall to either side, depending on
-    the order in which it was added up. Only the latter is let pass with rounding on, and noted.
+    A model with quantized activations must also pass with quantizers that clip without rounding: rounding hides small
+    errors. With rounding, a sum close to a tie can round either way, depending on the order of additions; such a
+    difference is accepted, and noted.
 
     Args:
-        original: as loaded.
-        pruned: channels deleted.
-        masked: channels there, what reads them zero.
+        original: the model as loaded.
+        pruned: the model with channels deleted.
+        masked: the dense model with the weights that read these channels set to zero.
         known: shapes of the data, for dynamic axes other than the batch.
         seed: of the inputs.
-        loaded: whether the original is what it is in memory, not in its file: trained, for instance.
+        loaded: compare with the original in memory instead of its file, which differs after training, for instance.
 
     Raises:
-        ProofError: two of them differ by more than `TOLERANCE`, or the pruned model does not run.
-        ModelError: the original cannot be run.
+        ProofError: outputs differ by more than `TOLERANCE`, or the pruned model does not run.
+        ModelError: the original does not run.
     """
     header = original.header
     batches = PROOF_BATCHES if has_dynamic_batch(header) else (1,)
@@ -86,8 +86,8 @@ def prove(
     path = str(original.path)
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)
-    protos = [unrounded(proto) for proto in _protos(sources)] if any(map(is_quantizer, original.graph.nodes)) else []
-    smooth = [proto for proto in protos if proto is not None]
+    rounds = any(map(is_quantizer, original.graph.nodes))
+    smooth = [proto for source in sources if rounds and (proto := unrounded(_proto(source))) is not None]
     if len(smooth) < len(sources):  # nothing is rounded
         if error is not None:
             raise error
@@ -101,24 +101,18 @@ def prove(
     return replace(exact, note=f"without the rounding of its quantizers, with which outputs differ by {difference:.0e}")
 
 
-def _protos(sources: Sequence[Source]) -> Iterator[onnx.ModelProto]:
-    for source in sources:
-        if isinstance(source, str):
-            yield onnx.load(source)
-        else:
-            yield source.to_proto() if isinstance(source, Model) else source
+def _proto(source: Source) -> onnx.ModelProto:
+    if isinstance(source, str):
+        return onnx.load(source)
+    return source.to_proto() if isinstance(source, Model) else source
 
 
 def _compare(
     sources: Sequence[Source], unit: list[Feeds], batches: tuple[int, ...], seed: int, path: str
 ) -> tuple[Proof, ProofError | None]:
-    """Compare the file with the loaded model, and the masked model with the pruned one, on inputs of every scale in turn.
+    """Compare the file with the loaded model, and the masked model with the pruned model, on inputs of every scale in turn.
 
-    Returns:
-        What was found, and an error where that is no proof.
-
-    Raises:
-        ProofError: the pruned model does not run.
+    Returns the differences, and an error where they are no proof. Raises ProofError where the pruned model does not run.
     """
     file_, original, masked, pruned = sources
     for scale in INPUT_SCALES:
@@ -133,7 +127,7 @@ def _compare(
                 "the pruned model does not run",
                 where=path,
                 why=error.why,
-                hint=f"{DEFECT}; --ignore can leave out layers",
+                hint=f"{DEFECT}; --ignore can exclude layers",
             ) from error
         normalized = largest_difference(file, loaded)
         difference = largest_difference(reference, candidate, file)
@@ -153,7 +147,7 @@ def _compare(
     return proof, ProofError(
         "the result cannot be proven: this model amplifies rounding",
         where=path,
-        why=f"{_too_far(max(normalized, difference))}, but so they do when the last bits of the input change",
+        why=f"{_too_far(max(normalized, difference))}, but also where only the last bits of the input change",
         hint="nothing was written; check that the model gives stable outputs",
     )
 
