@@ -55,39 +55,27 @@ class ActivationCost:
     def __init__(self, graph: gs.Graph, trace: Trace, cost: CostModel) -> None:
         self._cost = cost
         self._extents = Extents()
-        self.names: dict[str, int] = {}
-        base: list[float] = []
-        extent: list[int] = []
-
-        def tensor(name: str) -> int:
-            number = self.names.setdefault(name, len(self.names))
-            if number == len(base):
-                shape = trace.shapes.get(name, ())
-                base.append(math.prod(shape) / trace.batch)
-                carried = trace.carried.get(name)
-                extent.append(-1 if carried is None else self._extents.number(carried[1]))
-            return number
-
-        reads: list[tuple[int, int]] = []  # (node, tensor)
-        writes: list[tuple[int, int]] = []
-        for value in graph.inputs:
-            tensor(value.name)
-        for n, node in enumerate(graph.nodes):
-            taken = dict.fromkeys(t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name)
-            reads += [(n, tensor(name)) for name in taken]
-            writes += [(n, tensor(t.name)) for t in node.outputs if t.name]
+        inputs = [t.name for t in graph.inputs]
+        nodes = [
+            (
+                list(dict.fromkeys(t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name)),
+                [t.name for t in node.outputs if t.name],
+            )
+            for node in graph.nodes
+        ]
+        ordered = dict.fromkeys([*inputs, *(name for read, written in nodes for name in (*read, *written))])
+        self.names = {name: number for number, name in enumerate(ordered)}
+        carried = [trace.carried.get(name) for name in self.names]
+        self._base = np.array([math.prod(trace.shapes.get(name, ())) / trace.batch for name in self.names])
+        self._extent = np.array([-1 if on is None else self._extents.number(on[1]) for on in carried], dtype=np.int64)
         self._extents.close()
-        self._base = np.array(base, dtype=np.float64)
-        self._extent = np.array(extent, dtype=np.int64)
-        self._reads = np.array(reads, dtype=np.int64).reshape(-1, 2)
-        self._writes = np.array(writes, dtype=np.int64).reshape(-1, 2)
+        self._reads, self._writes = (  # (node, tensor)
+            np.array([(n, self.names[name]) for n, names in enumerate(side) for name in names], np.int64).reshape(-1, 2)
+            for side in zip(*nodes, strict=True)
+        )
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         self._nodes = len(graph.nodes)
-        lives = lifetimes(
-            [([t.name for t in node.inputs], [t.name for t in node.outputs]) for node in graph.nodes],
-            [t.name for t in graph.inputs],
-            [t.name for t in graph.outputs],
-        )
+        lives = lifetimes(nodes, inputs, [t.name for t in graph.outputs])
         self._lives = np.array([lives.get(name, (0, 0)) for name in self.names], dtype=np.int64).reshape(-1, 2)
 
     def elements(self, keep: BoolArray, step: int = 1) -> FloatArray:

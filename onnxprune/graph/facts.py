@@ -118,7 +118,7 @@ class Facts:
             if channels[0] == FIXED:
                 continue  # something always stays
             if channels.size == 1:
-                self.pin(lane, node, "it is the only channel of a tensor")
+                self.pin(lane, node, "the channel is the only one of a tensor")
             extents.setdefault(channels.tobytes(), channels)
 
         works = tuple(replace(w, over=lookup[w.over] if w.over.ndim == 1 else NOBODY) for w in self.works)
@@ -172,9 +172,7 @@ class Facts:
                 if (channels == FIXED).any():
                     block = np.searchsorted(np.cumsum(self.block_sizes), grid.max(), side="right")
                     self.pin(
-                        grid,
-                        self.block_nodes[block],
-                        "its channels lie on two axes of a tensor, among others that stay",
+                        grid, self.block_nodes[block], "the channels lie on two axes of a tensor, among pinned ones"
                     )
                 elif len(varying(compress(channels))) <= 1:
                     continue
@@ -197,7 +195,7 @@ class Facts:
             return np.ascontiguousarray(channels[:, 0])
         ordered = np.sort(channels, axis=1)
         if not (ordered == ordered[:1]).all():
-            self.pin(ids, node, "its channels don't form a rectangle in a tensor")
+            self.pin(ids, node, "the channels don't form a rectangle in a tensor")
         return NOBODY
 
     def _pin_conflicts(self, lookup: IntArray) -> None:
@@ -208,11 +206,17 @@ class Facts:
             if (lookup[count.channels].reshape(len(count.channels), -1) >= 0).any() and count.per > 1:
                 times = np.unique(lookup[count.channels], return_counts=True)[1]
                 if count.channels.ndim > 1 or (times % count.per).any():
-                    self.pin(count.channels, count.node, "a literal that is multiplied at run time would not follow it")
+                    self.pin(
+                        count.channels,
+                        count.node,
+                        "a literal that is multiplied at run time would not follow the deletion",
+                    )
             if first.per != count.per or not np.array_equal(lookup[first.channels], lookup[count.channels]):
                 for one in (first, count):
                     self.pin(
-                        one.channels, count.node, "one integer of a shape stands for its number and for that of others"
+                        one.channels,
+                        count.node,
+                        "one integer of a shape stands for the number of these channels and of others",
                     )
 
     def _check_equal(self, equal: Equal, lookup: IntArray, n: int) -> None:
@@ -227,7 +231,7 @@ class Facts:
             return np.bincount(channels + 1, minlength=n + 1)
 
         if not np.array_equal(weights(equal.ids) * equal.num, weights(equal.rows) * equal.den):
-            reason = "a shape computed at run time would not follow it"
+            reason = "a shape computed at run time would not follow the deletion"
             self.pin(equal.ids, equal.node, reason)
             self.pin(equal.rows, equal.node, reason)
 

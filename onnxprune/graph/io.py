@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +78,20 @@ def damaged(file: Path) -> Iterator[None]:
 
 def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
     """Parse and check a file; return its SHA-256, the proto, and the paths of the file and its external data."""
+    refused = partial(ModelError, where=str(file))
     try:
         with open(file, "rb") as stream:
             if not os.fstat(stream.fileno()).st_size:
-                raise ModelError("the model file is empty", where=str(file), hint="export or copy the model again")
+                raise refused("the model file is empty", hint="export or copy the model again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
                 digest, proto = hashlib.sha256(view).hexdigest(), _parsed(view, file)
     except FileNotFoundError:
-        raise ModelError("no such model file", where=str(file), hint="check the path") from None
+        raise refused("no such model file", hint="check the path") from None
     except IsADirectoryError:
-        raise ModelError("the model path is a folder", where=str(file), hint="name the .onnx file in it") from None
+        raise refused("the model path is a folder", hint="name the .onnx file in it") from None
     except OSError as error:
-        raise ModelError(
-            "the model file cannot be read",
-            where=str(file),
-            why=error.strerror or str(error),
-            hint="check the path and its permissions",
+        raise refused(
+            "the model file cannot be read", why=error.strerror or str(error), hint="check the path and its permissions"
         ) from error
     _check_header(proto, file)
     _check_inputs(proto, file)
@@ -114,44 +113,38 @@ def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
 
 
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:
+    refused = partial(ModelError, where=str(file))
     if not proto.ir_version or not proto.HasField("graph"):
-        raise ModelError(
+        raise refused(
             "not an ONNX model",
-            where=str(file),
             why="it has no IR version or no graph",
             hint="name an .onnx file, or export the model again",
         )
     if not proto.graph.node or not proto.graph.output:
-        raise ModelError(
-            "the graph is empty", where=str(file), why="it has no nodes, or no outputs", hint="export the model again"
-        )
+        raise refused("the graph is empty", why="it has no nodes, or no outputs", hint="export the model again")
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()
     if opset is None:
-        raise ModelError(
+        raise refused(
             "the model names no ONNX opset",
-            where=str(file),
             why="it is no complete ONNX model, or was cut off",
             hint="copy or export it again",
         )
     if not OLDEST_OPSET <= opset <= newest:
-        raise ModelError(
+        raise refused(
             f"opset {opset} is not supported",
-            where=str(file),
             why=f"onnxprune reads opsets {OLDEST_OPSET} to {newest}",
             hint="export with another opset, or convert it with onnx.version_converter",
         )
     names = [text for node in proto.graph.node for text in (node.name, node.op_type, *node.input, *node.output)]
     names += [tensor.name for tensor in proto.graph.initializer]
     if any(isinstance(name, bytes) for name in names):  # protobuf returns bytes for invalid text
-        raise ModelError(
-            "the model is damaged", where=str(file), why="a name in it is no text", hint="copy or export it again"
-        )
+        raise refused("the model is damaged", why="a name in it is no text", hint="copy or export it again")
     local = {(function.domain, function.name) for function in proto.functions}
     for node in proto.graph.node:
         if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in local:
-            raise ModelError(
+            raise refused(
                 f"operator {node.op_type} of domain '{node.domain}' is unknown",
                 where=f"{file}, node {node.name or node.output[0]}",
                 why="a stock onnxruntime cannot run it, so a pruned model could not be proven",
@@ -161,6 +154,7 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
 
 def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
     """Remove initializers from the inputs (IR 3 lists them there, too), and refuse inputs that are not numbers."""
+    refused = partial(ModelError, where=str(file))
     names = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in names]
     if len(inputs) < len(proto.graph.input):
@@ -168,14 +162,11 @@ def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
         proto.graph.input.extend(inputs)
         proto.ir_version = max(proto.ir_version, 4)
     if not inputs:
-        raise ModelError(
-            "the model has no inputs", where=str(file), why="every output is constant", hint="export the model again"
-        )
+        raise refused("the model has no inputs", why="every output is constant", hint="export the model again")
     for value in inputs:
         if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-            raise ModelError(
+            raise refused(
                 f"input {value.name} is not a tensor of numbers",
-                where=str(file),
                 why="onnxprune could not run the model on data",
                 hint="export the network without its preprocessing",
             )
@@ -190,26 +181,23 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
             continue
         info = external_data_helper.ExternalDataInfo(tensor)
         data = (folder / info.location).resolve()
-        where = f"{file}, tensor {tensor.name}"
+        refused = partial(ModelError, where=f"{file}, tensor {tensor.name}")
         if not info.location or Path(info.location).is_absolute() or folder not in data.parents:
-            raise ModelError(
+            raise refused(
                 "external data outside the model's folder",
-                where=where,
                 why=f"the tensor points to {info.location!r}",
                 hint="keep the weights beside the .onnx file, and save the model again with a relative location",
             )
         if not data.is_file():
-            raise ModelError(
+            raise refused(
                 "external data are missing",
-                where=where,
                 why=f"no file {info.location!r} beside the model",
                 hint="copy the data file together with the .onnx file",
             )
         end = (info.offset or 0) + (info.length or 0)
         if data.stat().st_size < end:
-            raise ModelError(
+            raise refused(
                 "external data are truncated",
-                where=where,
                 why=f"{info.location} has {data.stat().st_size:,} bytes, {end:,} are needed",
                 hint="copy the data file again",
             )
@@ -217,8 +205,8 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         except Exception as error:
-            raise ModelError(
-                "external data cannot be read", where=where, why=first_line(error), hint="copy the data file again"
+            raise refused(
+                "external data cannot be read", why=first_line(error), hint="copy the data file again"
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]

@@ -34,6 +34,8 @@ class Linear:
         alpha: factor between the stored weight and the matrix.
         beta: factor between the stored bias and the bias.
         bias_shape: shape of a bias that `write` adds.
+        channel_axis: the axis of the output that the matrix writes, maybe negative. All other axes hold positions.
+        adds: the Add of a constant vector that alone reads the node, and the input of the vector; see `Product`.
     """
 
     node: gs.Node
@@ -44,6 +46,8 @@ class Linear:
     alpha: float = 1.0
     beta: float = 1.0
     bias_shape: tuple[int, ...] = (-1,)
+    channel_axis: int = 1
+    adds: tuple[gs.Node, int] | None = None
 
     @property
     def values(self) -> Array:
@@ -54,17 +58,12 @@ class Linear:
     @property
     def has_bias(self) -> bool:
         """Tell whether a bias can be written."""
-        return self.bias is not None
+        return self.bias is not None or self.adds is not None
 
     @property
     def holds_bias(self) -> bool:
         """Tell whether the layer has a bias already; a bias that `write` adds is unknown to the trace."""
-        return self.bias is not None and is_there(self.node, self.bias)
-
-    @property
-    def channel_axis(self) -> int:
-        """The axis of the output that the matrix writes, maybe negative. All other axes hold positions."""
-        return 1
+        return self.adds is not None or (self.bias is not None and is_there(self.node, self.bias))
 
     def matrix(self, weight: Array) -> Array:
         """Return (groups, outputs, features) of a weight, or of any array of the weight's shape."""
@@ -196,30 +195,11 @@ class Product(Linear):
 
     Attributes:
         input_axis: axis of the input that is summed over.
-        output_axis: axis of the output that the matrix writes.
         reads: axis of the stored matrix that is summed over.
-        adds: the Add of a constant vector behind the node, and the input that takes the vector.
     """
 
     input_axis: int = -1
-    output_axis: int = -1
     reads: int = 0
-    adds: tuple[gs.Node, int] | None = None
-
-    @property
-    def has_bias(self) -> bool:
-        """Tell whether a bias can be written."""
-        return self.bias is not None or self.adds is not None
-
-    @property
-    def holds_bias(self) -> bool:
-        """Tell whether the node or the Add behind it has a bias already."""
-        return super().holds_bias or self.adds is not None
-
-    @property
-    def channel_axis(self) -> int:
-        """The axis of the output that the matrix writes, maybe negative."""
-        return self.output_axis
 
     def matrix(self, weight: Array) -> Array:
         """Return (1, outputs, features)."""

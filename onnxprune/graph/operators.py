@@ -22,7 +22,7 @@ from onnxprune.graph import qdq, saturation, shape_rules
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.rule_context import Rule
 from onnxprune.graph.rules import elementwise, layers, linear_views, movement
-from onnxprune.graph.saturation import Flat, unbounded
+from onnxprune.graph.saturation import UNBOUNDED, Flat
 
 ChainRole = Literal["elementwise", "sum", "product", "mean", "reshape"]
 
@@ -49,7 +49,7 @@ class OperatorSpec:
     constant_first: bool = False
     weight_inputs: tuple[int, ...] = ()
     linear: Callable[[gs.Node], Linear | None] = lambda node: None
-    saturation: Callable[[gs.Node], Flat] = unbounded
+    saturation: Callable[[gs.Node], Flat] = lambda node: UNBOUNDED
     shape_rule: shape_rules.ShapeRule | None = None
     chain: ChainRole | None = None
     target_shape: int | None = None
@@ -105,7 +105,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Floor": unary("floor", shape_rule=shape_rules.rounded),
     "Gelu": activation(),
     "HardSigmoid": activation(saturation=saturation.hard_sigmoid),
-    "HardSwish": activation("nn.functional.hardswish", saturation=saturation.hard_swish),
+    "HardSwish": activation("nn.functional.hardswish", saturation=saturation.from_input(-3.0)),
     "Identity": unary(shape_rule=shape_rules.same),
     "IsInf": unary(),
     "IsNaN": unary("isnan"),
@@ -115,7 +115,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Neg": unary("neg"),
     "Not": unary("logical_not"),
     "Reciprocal": unary("reciprocal"),
-    "Relu": activation("relu", saturation=saturation.relu),
+    "Relu": activation("relu", saturation=saturation.from_input(0.0)),
     "Round": unary("round"),
     "Selu": activation(),
     "Shrink": unary(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.linear import Linear, Product
+from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import spec_of
 from onnxprune.types import IntArray, Trace
@@ -29,7 +29,7 @@ def linear_layers(graph: gs.Graph) -> dict[int, Linear]:
         n: layer
         for n, layer in found.items()
         if results.isdisjoint(t.name for t in layer.node.inputs if isinstance(t, gs.Constant))
-        and not (isinstance(layer, Product) and layer.adds and layer.node.outputs[0].name in results)
+        and not (layer.adds and layer.node.outputs[0].name in results)
     }
 
 

@@ -154,7 +154,7 @@ class RuleContext:
         node = self.state.graph.nodes[source]
         own = qdq.axis_of(node)
         if axis == own and any(len(shape) > 1 for _, shape in qdq.parameters(node)):
-            self.pin(ids, f"the weight of this {self.op} has a scale per block of them")
+            self.pin(ids, f"the weight of this {self.op} has a scale per block of channels")
             return
         self._slice(source, 0, axis, ids, role, qdq.zeros(node))
         for place, shape in qdq.parameters(node):
@@ -211,7 +211,7 @@ class RuleContext:
         elif size.ids is not None:
             self.facts.equals.append(Equal(self._n, size.ids, size.num, size.den, ids))
         else:
-            self.pin(ids, "a shape is computed at run time from something else")
+            self.pin(ids, "a shape is computed at run time from other values")
 
     def work(self, i: int, positions: int, over: Ids | None = None) -> None:
         """Say that each element of the weight at input i is multiplied this many times, for the survivors of `over`."""
@@ -224,7 +224,7 @@ def together(ctx: RuleContext, ids: Ids, axes: Sequence[int]) -> Ids:
     head = ids
     for axis in axes:
         head = head.take([0], axis=axis)
-    ctx.tie(ids, head, f"{ctx.op} needs what belongs to it on another axis")
+    ctx.tie(ids, head, f"{ctx.op} needs the channel's counterpart on another axis")
     return head
 
 
@@ -309,5 +309,5 @@ def tie_broadcast(
         ctx.pin(a, f"{ctx.op} spreads two sets of channels over two axes")
         ctx.pin(b, f"{ctx.op} spreads two sets of channels over two axes")
         return nothing(len(dims)), dims
-    ctx.tie(a, b, f"{ctx.op} joins it with a tensor whose channels stay")
+    ctx.tie(a, b, f"{ctx.op} joins the channel with a tensor whose channels are pinned")
     return compress(np.where((a >= 0) & (b >= 0), a, FIXED)), dims

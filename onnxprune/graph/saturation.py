@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 import onnx_graphsurgeon as gs
@@ -10,19 +11,9 @@ Flat = tuple[float, float]
 UNBOUNDED: Flat = (-inf, inf)
 
 
-def unbounded(node: gs.Node) -> Flat:
-    """No bounds."""
-    return UNBOUNDED
-
-
-def relu(node: gs.Node) -> Flat:
-    """Flat below 0."""
-    return 0.0, inf
-
-
-def hard_swish(node: gs.Node) -> Flat:
-    """Flat below -3."""
-    return -3.0, inf
+def from_input(low: float) -> Callable[[gs.Node], Flat]:
+    """Flat below a constant."""
+    return lambda node: (low, inf)
 
 
 def hard_sigmoid(node: gs.Node) -> Flat:

@@ -102,5 +102,5 @@ def _combine(ctx: RuleContext, x: Size, y: Size) -> Size:
         value = x.value + y.value if ctx.op == "Add" else x.value - y.value
     for size in (x, y):
         if size.ids is not None:
-            ctx.pin(size.ids, f"its number goes into a {ctx.op} of shapes")
+            ctx.pin(size.ids, f"the number of channels goes into a {ctx.op} of shapes")
     return Size(value)

@@ -192,8 +192,8 @@ def _walk(state: TraceState) -> None:
         operator = node.op if node.domain in qdq.STANDARD else f"{node.domain}.{node.op}"
         for name in qdq.captured_names(node):
             if name in state.ids:
-                ctx.pin(state.ids[name], f"the body of this {node.op} uses it")
-            _pin_sizes(ctx, name, f"the body of this {node.op} uses its number")
+                ctx.pin(state.ids[name], f"the body of this {node.op} uses the channel")
+            _pin_sizes(ctx, name, f"the body of this {node.op} uses the number of channels")
         if _follow_sizes(ctx, spec, node, operator):
             outputs: Sequence[IntArray] = ctx.nothing()
         elif spec.rule is not None and (spec.constant_first or ctx.ids(0) is not None):
@@ -217,7 +217,7 @@ def _follow_sizes(ctx: RuleContext, spec: OperatorSpec, node: gs.Node, operator:
         return True
     for i, name in sources.items():
         if i != spec.target_shape:  # the rule compares a target shape with the ids
-            _pin_sizes(ctx, name, f"{operator} computes with its number")
+            _pin_sizes(ctx, name, f"{operator} computes with the number of channels")
     return False
 
 
@@ -233,8 +233,8 @@ def _pin_outputs(state: TraceState) -> None:
     for tensor in state.graph.outputs:
         if tensor.name in producers:
             ctx = RuleContext(state, producers[tensor.name])
-            _pin_sizes(ctx, tensor.name, f"its number is the model's output {tensor.name}")
-            ctx.pin(state.ids[tensor.name], f"it is the model's output {tensor.name}")
+            _pin_sizes(ctx, tensor.name, f"the number of channels is the model output {tensor.name}")
+            ctx.pin(state.ids[tensor.name], f"the channel is in the model output {tensor.name}")
 
 
 def matching(graph: gs.Graph, labels: Sequence[str], pattern: str) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -23,7 +23,6 @@ from onnxprune.metrics.outputs import (
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 
 PROOF_BATCHES = (1, 3)
-Progress = Callable[[float], None]
 Source = str | Model | onnx.ModelProto
 """A path, a model, or its proto."""
 

@@ -34,7 +34,7 @@ def pool(ctx: RuleContext) -> list[Ids]:
     ids = ctx.activation()
     if ctx.n_outputs > 1:
         return ctx.refuse("the indices that this MaxPool returns count channels")
-    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the axis it lies on")] * ctx.n_outputs
+    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the channel axis")] * ctx.n_outputs
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
@@ -67,7 +67,7 @@ def _reduced(ctx: RuleContext, statistic: Statistic | None) -> list[Ids]:
         ids = nothing(rank)
     else:
         hint = CUT if ctx.op == "ReduceMean" else ""
-        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over its channels{hint}")
+        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over the channels{hint}")
     if not ctx.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
@@ -88,7 +88,7 @@ def along(ctx: RuleContext) -> list[Ids]:
         flat = ctx.op in FLAT_SOFTMAX and ctx.state.opset < 13
         axis = int(ctx.attr("axis", 1 if flat else -1)) % rank
         axes = list(range(axis, rank)) if flat else [axis]
-    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels on its axis")
+    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels")
     return [ids] * ctx.n_outputs
 
 
@@ -99,21 +99,21 @@ def lp_norm(ctx: RuleContext) -> list[Ids]:
     if varying(ids) == [axis]:
         ctx.summed(0, axis, rows(ids, axis))
         return [ids]
-    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels on its axis")]
+    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels")]
 
 
 def argmax(ctx: RuleContext) -> list[Ids]:
     """Channels on its axis are pinned, since it returns their positions; on other axes they pass through."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", 0)) % ids.ndim
-    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of its channels")
+    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of channels")
     return [ids if ctx.attr("keepdims", 1) else np.squeeze(ids, axis=axis)]
 
 
 def diagonal(ctx: RuleContext) -> list[Ids]:
     """Channels on the last two axes are pinned; on others they pass through."""
     ids = ctx.activation()
-    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
+    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs the positions of channels")]
 
 
 def quantize(ctx: RuleContext) -> list[Ids]:

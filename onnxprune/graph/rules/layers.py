@@ -19,10 +19,13 @@ def conv(ctx: RuleContext) -> list[Ids]:
     ConvTranspose (in, out / groups, ...).
     """
     ids = lane(ctx, 0, 1)
-    if ctx.const(1) is None:
-        return [_computed_weight(ctx, ids)]
     transposed = ctx.op == "ConvTranspose"
     n, n_out, *spatial = ctx.out_shape()
+    if ctx.const(1) is None:
+        out = ctx.mint(n_out)
+        for some in (ids, out):
+            ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
+        return [on_axis(out, 1, 2 + len(spatial))]
     groups = int(ctx.attr("group", 1))
     ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
     if ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
@@ -34,13 +37,16 @@ def conv(ctx: RuleContext) -> list[Ids]:
         ctx.slice(1, 0, ids if transposed else out, "follows" if transposed else "writes")
     else:
         reads = ids.reshape(groups, -1)
-        ctx.tie(reads, reads[:1], f"another group of this {ctx.op} reads a channel that stays")
+        ctx.tie(reads, reads[:1], f"another group of this {ctx.op} reads a pinned channel")
         out = ctx.mint(n_out)
         writes = out.reshape(groups, -1)
         ctx.tie(writes, writes[:1], "")
         ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
         ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
-    _bias(ctx, 2, out)
+    if ctx.has(2) and ctx.const(2) is None:
+        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
+    elif ctx.has(2):
+        ctx.slice(2, 0, out, "follows")
     return [on_axis(out, 1, 2 + len(spatial))]
 
 
@@ -137,11 +143,11 @@ def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
 
 def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
     """Tie channels that two activations are summed over; pin those that lie on other axes at the same time."""
-    reason = f"this {ctx.op} sums them up with a tensor whose channels stay"
+    reason = f"this {ctx.op} sums over the channel and a tensor whose channels are pinned"
     lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
     if len(lie_on) > 1 or len(summed) > 1:
         for ids in factors:
-            ctx.pin(ids, f"this {ctx.op} sums over them, and over more")
+            ctx.pin(ids, f"this {ctx.op} sums over more than the channels")
         return
     (label,) = lie_on
     axes = [term.index(label) for term in terms]
@@ -176,14 +182,6 @@ def _constant_parameters(ctx: RuleContext, ids: Ids, end: int) -> bool:
     return constant
 
 
-def _computed_weight(ctx: RuleContext, ids: Ids) -> Ids:
-    """Pin what a layer without a constant weight reads and writes."""
-    out = ctx.mint(ctx.out_shape()[1])
-    for some in (ids, out):
-        ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
-    return on_axis(out, 1, len(ctx.out_shape()))
-
-
 def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
     """Tie everything that a group of a convolution reads and writes; return the ids it writes.
 
@@ -192,16 +190,9 @@ def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
     out = ctx.mint(n_out)
     reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
     for blocks in (reads, writes):
-        ctx.tie(blocks, writes[:, :1], f"another channel of its group of this {ctx.op} stays")
+        ctx.tie(blocks, writes[:, :1], f"another channel of the same group of this {ctx.op} is pinned")
     ctx.count("group", writes[:, 0])
     return out
-
-
-def _bias(ctx: RuleContext, i: int, out: Ids) -> None:
-    if ctx.const(i) is not None:
-        ctx.slice(i, 0, out, "follows")
-    elif ctx.has(i):
-        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
 
 
 def instance_norm(ctx: RuleContext) -> list[Ids]:
@@ -232,9 +223,10 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
     rest = [nothing(rank)] * (ctx.n_outputs - 1)
     statistic = STATISTICS.get(ctx.op)
     on = varying(ids)
-    if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
+    constant = all(ctx.const(i) is not None or not ctx.has(i) for i in (1, 2))
+    if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not constant:
         hint = CUT if statistic is not None else ""
-        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over its channels{hint}"), *rest]
+        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over the channels{hint}"), *rest]
     ctx.summed(0, on[0], rows(ids, on[0]), statistic, axes, scale=1)
     follow(ctx, 1, ids, "scales")
     follow(ctx, 2, ids)
@@ -247,11 +239,7 @@ def local_response_norm(ctx: RuleContext) -> list[Ids]:
     if ctx.state.cut_norms and varying(ids) == [1]:
         ctx.summed(0, 1, rows(ids, 1), "window")
         return [ids]
-    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalizes over its channels{CUT}")]
-
-
-def _constant_scale(ctx: RuleContext) -> bool:
-    return all(ctx.const(i) is not None or not ctx.has(i) for i in (1, 2))
+    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalizes over the channels{CUT}")]
 
 
 def group_norm(ctx: RuleContext) -> list[Ids]:
@@ -268,7 +256,7 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
             ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
         return [on_axis(ids, 1, rank)]
     blocks = ids.reshape(groups, -1)
-    ctx.tie(blocks, blocks[:, :1], "its GroupNormalization needs all of its group")
+    ctx.tie(blocks, blocks[:, :1], "this GroupNormalization needs every channel of a group")
     first = np.ascontiguousarray(blocks[:, 0])
     ctx.count("num_groups", first)
     for i in (1, 2):
@@ -289,12 +277,12 @@ def recurrent(ctx: RuleContext) -> list[Ids]:
         ctx.work(1, math.prod(ctx.shape(0)[:2]))
     if ctx.const(2) is not None:
         ctx.work(2, math.prod(ctx.shape(0)[:2]))
-    return ctx.refuse(f"it is a state of this {ctx.op}", range(3, ctx.n_inputs))
+    return ctx.refuse(f"the channel is a state of this {ctx.op}", range(3, ctx.n_inputs))
 
 
 def roi_align(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself, at positions that another input gives."""
-    ctx.refuse(f"{ctx.op} reads positions from it", range(1, ctx.n_inputs))
+    ctx.refuse(f"{ctx.op} reads positions from the channel", range(1, ctx.n_inputs))
     return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
 
 
@@ -315,7 +303,7 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     on = varying(ids)
     lost = [axis for axis in on if terms[x][axis] not in right and terms[x][axis] not in terms[w]]
     if len(on) > 1 or lost:
-        ctx.pin(ids, "this Einsum sums over them" if lost else "this Einsum reads channels on two axes")
+        ctx.pin(ids, "this Einsum sums over the channels" if lost else "this Einsum reads channels on two axes")
         on = []
     result = nothing(len(right))
     if on:
@@ -336,10 +324,7 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     return [result]
 
 
-STATISTICS: dict[str, Statistic] = {
-    "LayerNormalization": "variance",
-    "RMSNormalization": "mean square",
-}
+STATISTICS: dict[str, Statistic] = {"LayerNormalization": "variance", "RMSNormalization": "mean square"}
 """Of normalizations over channels that may be cut."""
 LABELS = "ABCDEFGHIJKLMNOP"
 """Names for the batch axes of a MatMul."""

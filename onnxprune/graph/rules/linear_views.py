@@ -61,7 +61,7 @@ def gemm(node: gs.Node) -> Linear | None:
         beta=beta,
         bias_shape=(-1,) if side else (-1, 1),
         input_axis=summed[1 - side],
-        output_axis=axis,
+        channel_axis=axis,
         reads=summed[side],
     )
 
@@ -75,7 +75,7 @@ def matmul(node: gs.Node) -> Linear | None:
     if axis == -2 and len(node.inputs[1].shape or (1, 1)) == 1:  # only inputs of the model have a known rank
         return None
     adds = _added(node, axis, outputs=node.inputs[side].shape[axis])
-    return Product(node, 1 - side, side, None, input_axis=axis, output_axis=axis, reads=1 - side, adds=adds)
+    return Product(node, 1 - side, side, None, input_axis=axis, channel_axis=axis, reads=1 - side, adds=adds)
 
 
 def einsum(node: gs.Node) -> Linear | None:
@@ -100,7 +100,7 @@ def einsum(node: gs.Node) -> Linear | None:
 
     output = axis(o, y)
     adds = _added(node, output, outputs=node.inputs[side].shape[w.index(o)]) if output < 0 else None
-    return Product(node, 1 - side, side, None, input_axis=axis(r, x), output_axis=output, reads=w.index(r), adds=adds)
+    return Product(node, 1 - side, side, None, input_axis=axis(r, x), channel_axis=output, reads=w.index(r), adds=adds)
 
 
 def norm(node: gs.Node) -> Linear | None:

@@ -29,7 +29,7 @@ def flatten(ctx: RuleContext) -> list[Ids]:
     """Channels are reshaped."""
     ids = ctx.activation()
     if ctx.op == "Squeeze" and not ctx.has(1) and ctx.attr("axes") is None:
-        return ctx.refuse("this Squeeze names no axes, and would drop that of a single channel")
+        return ctx.refuse("this Squeeze names no axes, and would drop the axis of a single channel")
     return [reshape_ids(ids, ctx.shape(0), ctx.out_shape())]
 
 
@@ -56,10 +56,10 @@ def concat(ctx: RuleContext) -> list[Ids]:
                 for a in varying(result):
                     ctx.slice(i, a, rows(result, a), "follows")
             elif varying(other) != varying(result):
-                ctx.pin(result, "Concat joins it with a tensor whose channels stay")
-                ctx.pin(other, "Concat joins it with a tensor whose channels stay")
+                ctx.pin(result, "Concat joins the channel with a tensor whose channels are pinned")
+                ctx.pin(other, "Concat joins the channel with a tensor whose channels are pinned")
             else:
-                ctx.tie(result, other, "Concat joins it with a tensor whose channels stay")
+                ctx.tie(result, other, "Concat joins the channel with a tensor whose channels are pinned")
         return [result]
     parts = []
     for i, array in enumerate(arrays):
@@ -113,12 +113,12 @@ def resize(ctx: RuleContext) -> list[Ids]:
     ids = ctx.activation()
     before, after = ctx.shape(0), ctx.out_shape()
     changed = [axis for axis in range(ids.ndim) if before[axis] != after[axis]]
-    ids = pin_axes(ctx, 0, changed, f"{ctx.op} interpolates between them")
+    ids = pin_axes(ctx, 0, changed, f"{ctx.op} interpolates between channels")
     axes = ctx.attr("axes")
     if ctx.op == "Resize" and ctx.has(3) and axes is None:
         match_axes(ctx, 3, ids, lambda axis, literal: False)
     elif ctx.op == "Resize" and ctx.has(3):
-        ids = pin_axes(ctx, 0, [int(axis) % ids.ndim for axis in axes], f"{ctx.op} sets the size of their axis")
+        ids = pin_axes(ctx, 0, [int(axis) % ids.ndim for axis in axes], f"{ctx.op} sets the size of the channel axis")
     return [ids]
 
 
@@ -138,7 +138,7 @@ def split(ctx: RuleContext) -> list[Ids]:
         ctx.pin(ids, "the sizes of this Split are computed at run time")
     elif all(part.shape == parts[0].shape for part in parts):
         for part in parts[1:]:
-            ctx.tie(part, parts[0], "this Split cuts into equal parts, another of which stays")
+            ctx.tie(part, parts[0], "this Split cuts into equal parts, and another part is pinned")
     else:
         ctx.pin(ids, "this Split cuts into unequal parts without sizes")
     return [compress(part) for part in parts]
@@ -217,7 +217,7 @@ def depth_to_space(ctx: RuleContext) -> list[Ids]:
     block = int(ctx.attr("blocksize"))
     crd = ctx.attr("mode", "DCR") == "CRD"
     grid = ids.reshape(-1, block * block) if crd else ids.reshape(block * block, -1).T
-    ctx.tie(grid, grid[:, :1], "another sub-pixel of its DepthToSpace stays")
+    ctx.tie(grid, grid[:, :1], "another sub-pixel of this DepthToSpace is pinned")
     return [on_axis(np.ascontiguousarray(grid[:, 0]), 1, 4)]
 
 
