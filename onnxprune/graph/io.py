@@ -20,18 +20,8 @@ from onnx import external_data_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.graph import normalize
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
-from onnxprune.graph.normalize import (
-    explicit_arguments,
-    fold_batchnorms,
-    fold_constants,
-    fold_shapes,
-    means_of_norms,
-    needs_arguments,
-    raw_values,
-    sum_norms,
-    unshare_targets,
-)
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.output import check_destination, staged
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
@@ -228,19 +218,19 @@ def _load(file: Path) -> Model:
     model = _imported(file)
     graph = model.graph
     _refuse_unloadable(model)
-    fold_constants(graph, str(file))
+    normalize.fold_constants(graph, str(file))
     model = replace(model, params=count_params(graph))
     _refuse_nan(graph, file)
     # with dynamic axes left open, inference returns what holds for every size of these axes
-    while any(node.op == "Shape" for node in graph.nodes) and fold_shapes(graph, inferred(model, {}).partial):
-        fold_constants(graph, str(file))
-    if any(needs_arguments(node) for node in graph.nodes):
-        explicit_arguments(graph, inferred(model, {}).partial, model.opset)
-    if means_of_norms(graph):
-        sum_norms(graph, inferred(model, {}), model.opset)
-    unshare_targets(graph)
+    while any(node.op == "Shape" for node in graph.nodes) and normalize.fold_shapes(graph, inferred(model, {}).partial):
+        normalize.fold_constants(graph, str(file))
+    if any(normalize.needs_arguments(node) for node in graph.nodes):
+        normalize.explicit_arguments(graph, inferred(model, {}).partial, model.opset)
+    if normalize.means_of_norms(graph):
+        normalize.sum_norms(graph, inferred(model, {}), model.opset)
+    normalize.unshare_targets(graph)
     separate_weights(graph)
-    batchnorms = fold_batchnorms(graph)
+    batchnorms = normalize.fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, batchnorms=batchnorms, notes=notes)
 
@@ -255,9 +245,7 @@ def _imported(file: Path) -> Model:
         proto = inliner.inline_local_functions(proto)
     extras = _unsupported_by_graphsurgeon(proto.graph)
     del proto.graph.value_info[:]  # shapes of the original do not hold for the pruned model
-    graph = gs.import_onnx(proto)
-    header = onnx.ModelProto()
-    header.CopyFrom(_without_body(proto))
+    graph, header = gs.import_onnx(proto), _header(proto)
     _detach(graph, header)
     graph.toposort()
     return Model(graph, header, extras, digest, file, files, size, count_params(graph))
@@ -270,7 +258,7 @@ def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
         if isinstance(value, gs.Graph):
             _detach(value, header)
         elif isinstance(value, gs.Constant):
-            value.values = _detached(raw_values(value))
+            value.values = _detached(normalize.raw_values(value))
 
 
 def _detached(values: LazyValues | np.ndarray[Any, Any]) -> LazyValues | np.ndarray[Any, Any]:
@@ -346,8 +334,8 @@ def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeP
     return extras
 
 
-def _without_body(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the proto without nodes, tensors and functions, which the graph holds."""
+def _header(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy the proto without nodes, tensors and functions, which the graph holds."""
     header = onnx.ModelProto()
     for source, target, skipped in ((proto, header, ("graph", "functions")), (proto.graph, header.graph, BODY)):
         for descriptor, value in source.ListFields():

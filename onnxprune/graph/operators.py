@@ -57,11 +57,6 @@ class OperatorSpec:
     quantized_layer: bool = False
     torch: str = ""
 
-    @property
-    def doc(self) -> str:
-        """The effect on channels, in one line."""
-        return ((self.rule and self.rule.__doc__) or "").strip().splitlines()[0]
-
 
 def unary(torch: str = "", **more: Any) -> OperatorSpec:
     """Row of an operator on each element by itself; further inputs (bounds, ratios) are scalars."""
@@ -225,4 +220,4 @@ def spec_of(node: gs.Node) -> OperatorSpec:
 
 def support() -> list[tuple[str, str]]:
     """Return (operator, effect on channels) for every rule, in alphabetical order."""
-    return [(op, OPERATORS[op].doc) for op in sorted(RULES)]
+    return [(op, (RULES[op].__doc__ or "").strip().splitlines()[0]) for op in sorted(RULES)]

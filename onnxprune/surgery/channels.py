@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, tensors_of
 from onnxprune.types import BoolArray, IntArray, Trace
 
 CUT_BYTES = 2**22
 """Bytes that are cut at a time where a weight loses channels along several axes."""
+
+Sliced = dict[tuple[Any, ...], tuple[gs.Constant, int, list[IntArray]]]
+"""By (old name, cuts): the sliced tensor, the first node that takes it, and the kept filters."""
 
 
 def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
@@ -23,10 +26,7 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     result = model.copy()
     nodes = result.graph.nodes
     alive = np.append(keep, True)
-    made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
-    origin: dict[
-        int, tuple[str, int, list[IntArray]]
-    ] = {}  # by id of the sliced tensor: old name, first node, filters left
+    made: Sliced = {}
     for (node, position), facts in trace.slices_by_use().items():
         cuts = [
             (fact, np.flatnonzero(alive[fact.channels]))
@@ -39,10 +39,10 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
         key = (old.name, *((fact.axis, index.tobytes()) for fact, index in cuts))
         if key not in made:
             value = _cut(old.values, [(fact.axis, index) for fact, index in cuts])
-            made[key] = gs.Constant(old.name, value)
-            origin[id(made[key])] = (old.name, node, [index for fact, index in cuts if fact.role == "writes"])
-        nodes[node].inputs[position] = made[key]
-    _name(result, made, origin)
+            filters = [index for fact, index in cuts if fact.role == "writes"]
+            made[key] = gs.Constant(old.name, value), node, filters
+        nodes[node].inputs[position] = made[key][0]
+    _name(result, made)
     _set_integers(nodes, trace, alive)
     return result
 
@@ -69,21 +69,17 @@ def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.nd
     return result
 
 
-def _name(
-    model: Model, made: dict[tuple[Any, ...], gs.Constant], origin: dict[int, tuple[str, int, list[IntArray]]]
-) -> None:
+def _name(model: Model, made: Sliced) -> None:
     """Rename a sliced tensor where the whole tensor, or another cut of the tensor, is in use as well."""
-    whole = {
-        t.name for node in model.graph.nodes for t in node.inputs if isinstance(t, gs.Constant) and id(t) not in origin
-    }
+    sliced = {id(constant) for constant, *_ in made.values()}
+    whole = {t.name for _, _, t in tensors_of(model.graph) if id(t) not in sliced}
     versions = Counter(old for old, *_ in made)
-    for constant in made.values():
-        old, node, writes = origin[id(constant)]
+    for (old, *_), (constant, node, filters) in made.items():
         if old in whole or versions[old] > 1:
             constant.name = f"{old}__node{node}"
         stats = model.batchnorms.get(old)
         if stats is not None:
-            model.batchnorms[constant.name] = stats.take(writes[0]) if writes else stats
+            model.batchnorms[constant.name] = stats.take(filters[0]) if filters else stats
 
 
 def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
