@@ -10,7 +10,8 @@ from onnxprune.allocation import knapsack
 from onnxprune.analysis import Analysis
 from onnxprune.importance import obs as second_order
 from onnxprune.importance import weights as importance
-from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
+from onnxprune.importance.methods import METHODS
+from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
@@ -29,30 +30,14 @@ def calibrated_scores(
     names: Container[str] | None = None,
 ) -> tuple[FloatArray, list[second_order.Removal]]:
     """Return the importance of every channel, and how each group loses its channels where the scope asks for it."""
-    model, trace = analysis.model, analysis.trace
-    plain = options.importance not in WITH_DATA
-    fallback = importance.score(model, trace, options.importance if plain else "l2", keep, options.seed)
-    given: FloatArray | None = fallback
-    if not plain:
-        kind = options.importance
-        given = None
-        if kind in WITH_GRADIENTS:
-            given = _gradient_scores(analysis, options, on_stage, workspace)
-            if options.scope != "sensitivity":
-                return given, []
-        elif kind != "obs":
-            given = second_order.activation_scores(
-                model,
-                trace,
-                workspace.calibration.plain,
-                kind,
-                store=workspace.store,
-                memory=workspace.memory,
-                seed=options.seed,
-            )
-            given = np.where(np.isnan(given), fallback, given)
-            if options.scope != "sensitivity":
-                return given, []
+    model, trace, method = analysis.model, analysis.trace, METHODS[options.importance]
+    fallback = importance.score(model, trace, "l2" if method.data else options.importance, keep, options.seed)
+    given: FloatArray | None = None if method.data else fallback
+    if method.data and method.function:
+        given = _from_data(analysis, options, keep, on_stage, workspace)
+        given = np.where(np.isnan(given), fallback, given)
+    if given is not None and options.scope != "sensitivity":
+        return given, []
     found = list(
         second_order.removals(
             model,
@@ -73,21 +58,25 @@ def calibrated_scores(
     return given, found
 
 
-def _gradient_scores(
-    analysis: Analysis, options: ResolvedOptions, on_stage: ProgressCallback, workspace: Workspace
+def _from_data(
+    analysis: Analysis, options: ResolvedOptions, keep: BoolArray, on_stage: ProgressCallback, workspace: Workspace
 ) -> FloatArray:
-    require_torch(f"--importance {options.importance}")
-    from onnxprune.importance import gradients
-
-    return gradients.scores(
+    """Call the function of the method on the calibration samples."""
+    method = METHODS[options.importance]
+    if method.torch:
+        require_torch(f"--importance {options.importance}")
+    inputs = importance.ScoringInputs(
+        options.importance,
         analysis.model,
         analysis.trace,
-        workspace.calibration.plain,
-        options.importance,
+        keep,
+        options.seed,
+        calibration=workspace.calibration.plain,
+        store=workspace.store,
         memory=workspace.memory,
-        seed=options.seed,
-        progress=share_of(on_stage, "gradients"),
+        progress=share_of(on_stage, "gradients" if method.torch else "capture"),
     )
+    return np.asarray(method.load()(inputs))
 
 
 def per_saving(analysis: Analysis, scores: FloatArray, budget: knapsack.Budget) -> FloatArray:

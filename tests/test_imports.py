@@ -15,7 +15,7 @@ import onnxprune
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "dials", "options", "output", "fileio"),
+    ("errors", "types", "progress", "metrics.table", "importance.methods", "dials", "options", "output", "fileio"),
     ("runtime",),
     ("data",),
     ("graph",),

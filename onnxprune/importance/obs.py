@@ -23,6 +23,7 @@ from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, choose, thread
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import Reader, readers_of
+from onnxprune.importance.weights import ScoringInputs
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]
@@ -257,6 +258,21 @@ def activation_scores(
         if mean > 0:
             raw[group.channels] /= mean
     return raw
+
+
+def activation(inputs: ScoringInputs) -> FloatArray:
+    """Return the scores of `activation` or `apoz`; see `activation_scores`."""
+    assert inputs.calibration is not None
+    assert inputs.store is not None
+    return activation_scores(
+        inputs.model,
+        inputs.trace,
+        inputs.calibration,
+        inputs.method,
+        store=inputs.store,
+        memory=inputs.memory,
+        seed=inputs.seed,
+    )
 
 
 class _Part:
