@@ -1,7 +1,7 @@
-"""The table of operators: for each, the function of torch that computes it. Training refuses an operator that is not in it, by name.
+"""The table of operators and their torch functions. Training refuses an operator without a row, by name.
 
-An operator is *bound* once per node: its binder reads attributes and constants, and returns the function that then runs on tensors,
-one per input (None: absent).
+An operator is *bound* once per node: the binder reads attributes and constants, and returns the function that runs on tensors, one per
+input (None: absent).
 """
 
 from __future__ import annotations
@@ -32,11 +32,8 @@ from onnxprune.torch_backend.operators.reductions import argument, norm, reducti
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-
 __all__ = ["TORCH_FUNCTIONS", "UPDATED", "Binder", "Node", "Run", "bind", "is_weight"]
 
-SELU = (1.67326319217681884765625, 1.05070102214813232421875)
-"""alpha and gamma by default."""
 TORCH_FUNCTIONS: dict[str, Binder] = {
     **{op: direct(attrgetter(spec.torch)(torch)) for op, spec in OPERATORS.items() if spec.torch},
     "ArgMax": argument(torch.argmax),
@@ -107,7 +104,9 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Scatter": movement.scatter_elements,
     "ScatterElements": movement.scatter_elements,
     "ScatterND": movement.scatter_nd,
-    "Selu": plain(lambda x, *, alpha=SELU[0], gamma=SELU[1]: gamma * functional.elu(x, alpha)),
+    "Selu": plain(
+        lambda x, *, alpha=1.67326319217881684765625, gamma=1.05070102214813232421875: gamma * functional.elu(x, alpha)
+    ),
     "Shape": plain(lambda x, *, start=0, end=None: torch.tensor(x.shape[start:end], dtype=torch.int64)),
     "Shrink": plain(lambda x, *, lambd=0.5, bias=0.0: torch.where(x.abs() > lambd, x - bias * x.sign(), 0)),
     "Size": direct(lambda x: torch.tensor(x.numel(), dtype=torch.int64)),
@@ -126,10 +125,10 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Unsqueeze": plain(movement.unsqueeze, axes=1),
     "Upsample": resize.resize,
 }
-"""Binders by operator of the ONNX domain. A function that needs no attribute is named in `onnxprune.graph.operators`."""
+"""Binders by operator of the ONNX domain. `onnxprune.graph.operators` names functions that need no attribute."""
 
 AFFINE = ("Add", "Div", "Mul", "Sub", "Sum")
-"""Operators at which a constant with more than one element is a weight: a bias, or a scale."""
+"""Operators whose constants with more than one element are weights: biases or scales."""
 UPDATED = {"BatchNormalization": (3, 4)}
 """Inputs that hold running statistics."""
 SEVERAL_OUTPUTS = ("Dropout", "Split", "TopK")
@@ -139,7 +138,7 @@ def bind(node: Node) -> Run:
     """Return the function that computes a node.
 
     Raises:
-        ModelError: training does not support the operator, one of its attributes, or a second output of it.
+        ModelError: training does not support the operator, one of its attributes, or its second output.
     """
     domain = node.node.domain or ""
     binder = TORCH_FUNCTIONS.get(node.op) if domain in ("", "ai.onnx") else None
