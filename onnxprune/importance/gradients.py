@@ -126,52 +126,23 @@ def _traced_batch(trace: Trace) -> int:
     return shape[0] if shape else 1
 
 
-def score(inputs: ScoringInputs) -> FloatArray:
-    """Return the scores of `inputs.method`; see `scores`."""
-    assert inputs.calibration is not None
-    return scores(
-        inputs.model,
-        inputs.trace,
-        inputs.calibration,
-        inputs.method,
-        memory=inputs.memory,
-        seed=inputs.seed,
-        progress=inputs.progress,
-    )
+def scores(inputs: ScoringInputs, draws: int | None = None) -> FloatArray:
+    """Return the importance of every channel, (n_channels,), in units of the loss; exactly 0 where no output depends on it.
 
-
-def scores(
-    model: Model,
-    trace: Trace,
-    calibration: Calibration,
-    method: str,
-    *,
-    memory: float = 1e9,
-    seed: int = 0,
-    draws: int | None = None,
-    progress: Progress | None = None,
-) -> FloatArray:
-    """Return the importance of every channel, (n_channels,), in units of the loss; exactly 0 where no output listens to it.
-
-    Args:
-        model: the traced model.
-        trace: its facts.
-        calibration: the samples, without augmentation; `taylor` takes their labels where there are any.
-        method: a key of `DRAWS`.
-        memory: bytes that a batch may take in torch, about; a batch has at least one sample.
-        seed: of the random vectors.
-        draws: random vectors per sample; None: `DRAWS`.
-        progress: called with the share that is done.
+    `taylor` uses the labels of the samples, if any. A batch takes about `inputs.workspace.memory` bytes in torch, and has at least one
+    sample; `draws` is the number of random vectors per sample (None: `DRAWS`).
 
     Raises:
         DataError: a label is out of range.
         ModelError: training does not support an operator, or a gradient is not finite.
         OptionError: no channel changes any output.
     """
+    assert inputs.workspace is not None
+    model, trace, method, calibration = inputs.model, inputs.trace, inputs.method, inputs.workspace.calibration
     executor = Executor(model, trained=False)
     masked = _Masked(executor, sites(model, trace), trace.n_channels)
-    size = _samples_at_once(model, trace, masked, memory / HELD[method])
-    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(seed))
+    size = _samples_at_once(model, trace, masked, inputs.workspace.memory / HELD[method])
+    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(inputs.seed))
     draws = draws or DRAWS[method]
     total = np.zeros(trace.n_channels)
     seen = 0
@@ -193,8 +164,8 @@ def scores(
                 why="an operator has no finite derivative there, or an output is not finite",
                 hint="use --importance obs, which needs no gradients",
             )
-        if progress:
-            progress(min(1.0, seen / len(calibration.data)))
+        if inputs.progress:
+            inputs.progress(min(1.0, seen / len(calibration.data)))
     if trace.n_channels and not total.any():
         raise OptionError(
             f"--importance {method} finds nothing to rank",

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration.batches import Calibration
-from onnxprune.calibration.capture import Store
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import values_at
@@ -34,10 +33,8 @@ class ScoringInputs:
         method: name of the method.
         model, trace: the traced model.
         keep: (n_channels,) channels that are left.
-        seed: of everything random.
-        calibration: samples without augmentation; None, as all that follows, for methods that need none.
-        store: for activations.
-        memory: bytes.
+        seed: seed of everything random.
+        workspace: calibration samples without augmentation, store and memory; None for methods of the weights alone.
         progress: called with the share that is done.
     """
 
@@ -46,9 +43,7 @@ class ScoringInputs:
     trace: Trace
     keep: BoolArray
     seed: int
-    calibration: Calibration | None = None
-    store: Store | None = None
-    memory: float = 0.0
+    workspace: Workspace | None = None
     progress: Callable[[float], None] | None = None
 
     @cached_property

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.analysis import Inspection, Layer
 from onnxprune.evaluation.benchmark import Bench, LayerTime
+from onnxprune.graph.analysis import Inspection, Layer
 from onnxprune.report.details import Details
 from onnxprune.report.document import Member, Report, Sweep
 from onnxprune.report.text import human, relative, size, speedup, told
