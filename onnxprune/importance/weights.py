@@ -6,9 +6,8 @@ the mean of their group, so that groups can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,10 +45,17 @@ class ScoringInputs:
     workspace: Workspace | None = None
     progress: Callable[[float], None] | None = None
 
-    @cached_property
-    def alive(self) -> BoolArray:
-        """`keep` with True at its end, for ids of -1."""
-        return np.append(self.keep, True)
+    def weights(self, *roles: str) -> Iterator[tuple[Slice, FloatTensor]]:
+        """Yield each slice with one of these roles, and its weight: the axis of the slice in front, the others without deleted channels."""
+        alive = np.append(self.keep, True)  # an id of -1 is never deleted
+        others = self.trace.slices_by_use()
+        for fact in self.trace.slices:
+            if fact.role in roles:
+                weight = values_at(self.model.graph.nodes[fact.node], fact.input)
+                for other in others[fact.node, fact.input]:
+                    if other.axis != fact.axis and not alive[other.channels].all():
+                        weight = np.compress(alive[other.channels], weight, axis=other.axis)
+                yield fact, np.moveaxis(weight, fact.axis, 0)
 
 
 def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None, seed: int = 0) -> FloatArray:
@@ -90,15 +96,6 @@ def relative(trace: Trace, raw: FloatArray, keep: BoolArray) -> FloatArray:
     return result
 
 
-def _left(inputs: ScoringInputs, fact: Slice, others: dict[tuple[int, int], list[Slice]]) -> FloatTensor:
-    """Return the weight with the axis of `fact` in front, and only what is left along the other axes; no copy if all is."""
-    weight = values_at(inputs.model.graph.nodes[fact.node], fact.input)
-    for other in others[fact.node, fact.input]:
-        if other.axis != fact.axis and not inputs.alive[other.channels].all():
-            weight = np.compress(inputs.alive[other.channels], weight, axis=other.axis)
-    return np.moveaxis(weight, fact.axis, 0)
-
-
 def _add(total: FloatArray, fact: Slice, values: FloatArray) -> None:
     """Add the values along the axis of a slice to the channels that live there."""
     here = fact.channels >= 0
@@ -113,20 +110,17 @@ def _norm(inputs: ScoringInputs, power: int) -> FloatArray:
     The product does not change when a layer is scaled up and its reader down, which does not change the network either, and it is 0
     for a channel that is never written or never read; a sum of the two norms has neither property.
     """
-    others = inputs.trace.slices_by_use()
     sums = {role: np.zeros(inputs.trace.n_channels) for role in ("writes", "reads")}
     read = np.zeros(inputs.trace.n_channels, dtype=bool)
-    for fact in inputs.trace.slices:
-        if fact.role in sums:
-            weight = _left(inputs, fact, others)
-            axes = list(range(weight.ndim))
-            if power == 1:
-                values = np.abs(weight).sum(axis=tuple(axes[1:]), dtype=np.float64)
-            else:
-                values = np.einsum(weight, axes, weight, axes, [0], dtype=np.float64)
-            _add(sums[fact.role], fact, values)
-            if fact.role == "reads":
-                read[fact.channels[fact.channels >= 0]] = True
+    for fact, weight in inputs.weights(*sums):
+        axes = list(range(weight.ndim))
+        if power == 1:
+            values = np.abs(weight).sum(axis=tuple(axes[1:]), dtype=np.float64)
+        else:
+            values = np.einsum(weight, axes, weight, axes, [0], dtype=np.float64)
+        _add(sums[fact.role], fact, values)
+        if fact.role == "reads":
+            read[fact.channels[fact.channels >= 0]] = True
     writes, reads = (np.power(total, 1.0 / power) for total in sums.values())
     return np.where(read, writes * reads, writes)
 
@@ -143,13 +137,9 @@ def l2(inputs: ScoringInputs) -> FloatArray:
 
 def fpgm(inputs: ScoringInputs) -> FloatArray:
     """Sum of distances to all other filters of the layer: He et al., 2019, "Filter Pruning via Geometric Median", eq. 6."""
-    others = inputs.trace.slices_by_use()
     total = np.zeros(inputs.trace.n_channels)
-    for fact in inputs.trace.slices:
-        if fact.role != "writes":
-            continue
-        matrix = _left(inputs, fact, others).astype(np.float64)
-        matrix = matrix.reshape(len(matrix), -1)
+    for fact, weight in inputs.weights("writes"):
+        matrix = weight.astype(np.float64).reshape(len(weight), -1)
         alive = inputs.keep[fact.channels] | (fact.channels < 0)
         squares = np.einsum("ij,ij->i", matrix, matrix)
         distances = np.zeros(len(matrix))
@@ -178,5 +168,5 @@ def bn_scale(inputs: ScoringInputs) -> FloatArray:
 
 
 def random(inputs: ScoringInputs) -> FloatArray:
-    """Numbers between 0 and 1."""
+    """Return random numbers between 0 and 1."""
     return np.random.default_rng(inputs.seed).random(inputs.trace.n_channels)
