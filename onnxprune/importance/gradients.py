@@ -138,11 +138,10 @@ def scores(inputs: ScoringInputs, draws: int | None = None) -> FloatArray:
         OptionError: no channel changes any output.
     """
     assert inputs.workspace is not None
-    model, trace, method, calibration = inputs.model, inputs.trace, inputs.method, inputs.workspace.calibration
-    executor = Executor(model, trained=False)
-    masked = _Masked(executor, sites(model, trace), trace.n_channels)
-    size = _samples_at_once(model, trace, masked, inputs.workspace.memory / HELD[method])
-    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(inputs.seed))
+    trace, method, calibration = inputs.trace, inputs.method, inputs.workspace.calibration
+    masked = _Masked(inputs.model, trace)
+    size = masked.samples_at_once(inputs.workspace.memory / HELD[method])
+    loss = _Loss(masked.executor, _chunks(calibration, size), inputs.seed)
     draws = draws or DRAWS[method]
     total = np.zeros(trace.n_channels)
     seen = 0
@@ -192,25 +191,21 @@ def of_weights(
     different samples have mean 0. `hessian` equals `fisher` here. `weights` maps each node to the input that holds its weight. Returns
     (draws, *weight) by node, and the number of samples.
     """
-    executor = Executor(model, trained=False)
     stored = {n: model.graph.nodes[n].inputs[i].values for n, i in weights.items()}
-    places = [Site(n, i, 0, np.zeros(0, dtype=np.int64), stored[n].ndim, 0) for n, i in weights.items()]
-    masked = _Masked(executor, sites(model, trace), trace.n_channels)
-    size = _samples_at_once(model, trace, masked, memory / 2 / HELD[method])
-    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(seed))
+    masked = _Masked(model, trace)
+    size = masked.samples_at_once(memory / 2 / HELD[method])
+    loss = _Loss(masked.executor, _chunks(calibration, size), seed)
     elements = sum(value.size for value in stored.values())
     draws = 1 if method == "taylor" else int(np.clip(memory / 2 / (4 * max(1, elements)), LEAST_DIRECTIONS, DIRECTIONS))
     total = {n: np.zeros((draws, *value.shape), dtype=np.float32) for n, value in stored.items()}
     seen = 0
     for feeds, labels in _chunks(calibration, size):
-        masks = [torch.ones(stored[site.node].shape, requires_grad=True) for site in places]
-        outputs = executor(
-            tensors(feeds), masks={(s.node, s.input): mask for s, mask in zip(places, masks, strict=True)}
-        )
+        masks = {key: torch.ones(stored[key[0]].shape, requires_grad=True) for key in weights.items()}
+        outputs = masked.executor(tensors(feeds), masks=masks)
         for draw in range(draws):
             value = loss.first_order(outputs, labels) if method == "taylor" else loss.noise(outputs)
-            for site, gradient in zip(places, _grad(value, masks, again=draw < draws - 1), strict=True):
-                total[site.node][draw] += gradient.numpy()
+            for n, gradient in zip(weights, _grad(value, list(masks.values()), again=draw < draws - 1), strict=True):
+                total[n][draw] += gradient.numpy()
         seen += _count(feeds)
         if progress:
             progress(min(1.0, seen / len(calibration.data)))
@@ -233,20 +228,34 @@ def of_change(directions: Array, change: Array, samples: int) -> float:
 class _Masked:
     """A model with masks on its channels, and derivatives with respect to the masks."""
 
-    def __init__(self, executor: Executor, places: Sequence[Site], n_channels: int) -> None:
-        self.executor, self.places, self.n_channels = executor, places, n_channels
-        self.apart = all(site.rows for site in places)
+    def __init__(self, model: Model, trace: Trace) -> None:
+        self.executor, self.trace, self.n_channels = Executor(model, trained=False), trace, trace.n_channels
+        self.places = sites(model, trace)
+        self.apart = all(site.rows for site in self.places)
         """Whether each sample of a batch has its own masks; else a batch is one unit."""
-        self.index = [torch.from_numpy(np.where(site.channels < 0, n_channels, site.channels)) for site in places]
+        channels = (np.where(site.channels < 0, self.n_channels, site.channels) for site in self.places)
+        self.index = [torch.from_numpy(each) for each in channels]
+
+    def samples_at_once(self, memory: float) -> int:
+        """Return the number of samples whose activations fit into `memory` bytes; 1 where samples cannot have their own masks."""
+        model, trace = self.executor.model, self.trace
+        if not has_dynamic_batch(model.header):
+            return next(iter(trace.input_shapes.values()))[0]
+        names = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name in trace.shapes}
+        bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / _traced_batch(trace)
+        return max(1, int(memory / max(1.0, bytes_each))) if self.apart else 1
 
     def run(self, feeds: Feeds) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return the outputs, and the masks that the outputs depend on."""
         count = _count(feeds)
-        masks = [torch.ones(_shape(site, count), requires_grad=True) for site in self.places]
+        masks: list[Tensor] = []
         by_input: dict[tuple[int, int], Tensor] = {}
-        for site, mask in zip(self.places, masks, strict=True):
+        for site in self.places:
+            shape = [max(1, site.rows * count)] + [1] * (site.rank - 1)
+            shape[site.axis] = site.channels.size
+            masks.append(torch.ones(shape, requires_grad=True))
             key = site.node, site.input
-            by_input[key] = by_input[key] * mask if key in by_input else mask
+            by_input[key] = by_input[key] * masks[-1] if key in by_input else masks[-1]
         return self.executor(tensors(feeds), masks=by_input), masks
 
     def gradient(self, loss: Tensor, masks: list[Tensor], *, again: bool = False) -> Tensor:
@@ -285,9 +294,9 @@ class _Masked:
 class _Loss:
     """The losses that are differentiated; see the docstring of the module."""
 
-    def __init__(self, executor: Executor, chunks: Iterable[Chunk], generator: torch.Generator) -> None:
+    def __init__(self, executor: Executor, chunks: Iterable[Chunk], seed: int) -> None:
         self.names = [value.name for value in executor.model.graph.outputs]
-        self.generator = generator
+        self.generator = torch.Generator().manual_seed(seed)
         self.classifier: str | None = None
         self.probabilities = False
         sums: dict[str, Array] = {}
@@ -373,12 +382,6 @@ def _grad(loss: Tensor, masks: list[Tensor], *, again: bool = False, twice: bool
     return found
 
 
-def _shape(site: Site, count: int) -> list[int]:
-    shape = [max(1, site.rows * count)] + [1] * (site.rank - 1)
-    shape[site.axis] = site.channels.size
-    return shape
-
-
 def _chunks(calibration: Calibration, size: int) -> Iterator[Chunk]:
     """Yield batches of at most `size` samples, and their labels."""
     start = 0
@@ -389,15 +392,6 @@ def _chunks(calibration: Calibration, size: int) -> Iterator[Chunk]:
             labels = None if calibration.data.labels is None else calibration.data.labels[start + at : start + stop]
             yield {name: x[at:stop] for name, x in feeds.items()}, labels
         start += count
-
-
-def _samples_at_once(model: Model, trace: Trace, masked: _Masked, memory: float) -> int:
-    """Return the number of samples whose activations fit into `memory` bytes; 1 where samples cannot have their own masks."""
-    if not has_dynamic_batch(model.header):
-        return next(iter(trace.input_shapes.values()))[0]
-    names = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name in trace.shapes}
-    bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / _traced_batch(trace)
-    return max(1, int(memory / max(1.0, bytes_each))) if masked.apart else 1
 
 
 def _count(feeds: Feeds) -> int:

@@ -118,18 +118,17 @@ class Executor:
         kept = {self._slots[name] for name in asked}
         values: dict[int, Tensor | None] = dict(self._values)
         for name, value in feeds.items():
-            values[self._slots[name]] = self._laid_out(value.to(self.device))
-        masked: dict[int, list[tuple[int, Tensor]]] = {}
-        for (n, i), mask in (masks or {}).items():
-            masked.setdefault(n, []).append((i, mask))
+            value = value.to(self.device, torch.float32 if value.dtype in HALF else value.dtype)
+            last = self.channels_last and value.ndim == 4
+            values[self._slots[name]] = value.to(memory_format=torch.channels_last) if last else value
+        masks = masks or {}
         # a tensor inside a fusion can be neither masked nor returned
-        whole = masked.keys().isdisjoint(self._parts) and kept.isdisjoint(self._hidden)
+        whole = self._parts.isdisjoint(n for n, _ in masks) and kept.isdisjoint(self._hidden)
         for step in self._fused if whole else self._steps:
             inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
-            for i, mask in masked.get(step.n, ()):
-                tensor = inputs[i]
-                assert tensor is not None
-                inputs[i] = tensor * mask
+            for i, x in enumerate(inputs if masks else ()):
+                if x is not None and (step.n, i) in masks:
+                    inputs[i] = x * masks[step.n, i]
             try:
                 results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs, step.host)))
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -193,9 +192,8 @@ class Executor:
         return self._slots.setdefault(name, len(self._slots)) if name else -1
 
     def _hold(self, constant: gs.Constant, trained: bool) -> None:
-        value = torch.from_numpy(
-            np.array(widened(np.asarray(constant.values)))
-        )  # a copy: training must not change the model
+        # a copy: training must not change the model
+        value = torch.from_numpy(np.array(widened(np.asarray(constant.values))))
         if self.channels_last and value.ndim == 4 and value.is_floating_point():
             # not `contiguous`: it leaves a single channel unchanged, and torch then chooses the other layout
             value = value.to(memory_format=torch.channels_last)
@@ -212,8 +210,7 @@ class Executor:
             label = node.name or (node.outputs[0].name if node.outputs else node.op)
             seen = Node(node, self.model.opset, label, self)
             run = operators.bind(seen)
-            inputs = tuple(self._slot(tensor.name) for tensor in node.inputs)
-            outputs = tuple(self._slot(tensor.name) for tensor in node.outputs)
+            inputs, outputs = (tuple(self._slot(x.name) for x in each) for each in (node.inputs, node.outputs))
             steps.append(_Step(n, label, node.op, run, inputs, outputs, frozenset(seen.host)))
         return self._with_ends(steps)
 
@@ -236,11 +233,6 @@ class Executor:
             if slot >= 0 and slot not in self._values and slot not in results:
                 done.setdefault(n, []).append(slot)
         return [replace(step, done=tuple(done.get(step.n, ()))) for step in steps]
-
-    def _laid_out(self, value: Tensor) -> Tensor:
-        if value.dtype in HALF:
-            value = value.float()
-        return value.to(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
 
     def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
         """Move the inputs of a node to one device, except host inputs: shapes are computed on the host."""

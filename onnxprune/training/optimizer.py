@@ -53,13 +53,13 @@ class Optimizer:
         groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
         rate = learning_rate(training, 0.0)
-        self._scaling: FilterScaling | None = None
+        self._sizes: dict[str, Tensor] = {}
         self._inner: torch.optim.Optimizer
         if training.optimizer == "sgd":  # its steps grow with the gradients: they need no scaling
             self._inner = torch.optim.SGD(groups, rate, MOMENTUM, nesterov=True)
         else:
             self._inner = torch.optim.AdamW(groups, rate)
-            self._scaling = FilterScaling(weights, filters)
+            self._sizes = filter_sizes(weights, filters)
 
     def clear(self) -> None:
         """Set all gradients to None."""
@@ -71,11 +71,12 @@ class Optimizer:
             group["lr"] = learning_rate(self._training, share)
         if self._training.clip:
             torch.nn.utils.clip_grad_norm_(self._weights.values(), self._training.clip)
-        if self._scaling is not None:
-            self._scaling.before()
+        moved = (name for name in self._sizes if self._weights[name].grad is not None)
+        before = {name: self._weights[name].detach().clone() for name in moved}
         self._inner.step()
-        if self._scaling is not None:
-            self._scaling.after()
+        with torch.no_grad():
+            for name, old in before.items():
+                self._weights[name].copy_(torch.lerp(old, self._weights[name], self._sizes[name]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer, for a checkpoint."""
@@ -86,39 +87,24 @@ class Optimizer:
         self._inner.load_state_dict(state)
 
 
-class FilterScaling:
-    """Scales the steps of Adam, which are equally large for all elements, by the size of the filter.
+def filter_sizes(weights: Mapping[str, Tensor], filters: Mapping[str, tuple[Filters, ...]]) -> dict[str, Tensor]:
+    """Return the root mean square of the filter of each element, which broadcasts to the weight; weights without filters have one size.
 
-    The size is the root mean square of the elements at the start of training: folded BatchNormalization leaves filters of very different
-    sizes in one layer. The ratio of a step to the weights decides how far a network moves (You et al., 2020, "Large Batch Optimization
-    for Deep Learning", LAMB, section 3: per layer and step); here it is fixed per filter, since the weights are already trained.
+    The steps of Adam are equally large for all elements, but folded BatchNormalization leaves filters of very different sizes in one
+    layer. The ratio of a step to the weights decides how far a network moves (You et al., 2020, "Large Batch Optimization for Deep
+    Learning", LAMB, section 3: per layer and step); here it is fixed per filter, since the weights are already trained.
     """
-
-    def __init__(self, weights: Mapping[str, Tensor], filters: Mapping[str, tuple[Filters, ...]]) -> None:
-        """Measure the sizes; a weight without filters has one size."""
-        self._weights = weights
-        self._before: dict[str, Tensor] = {}
-        self._sizes: dict[str, Tensor] = {}
-        for name, weight in weights.items():
-            w = weight.detach()
-            whole = w.square().mean().sqrt()
-            if w.ndim < 2:
-                self._sizes[name] = whole.clamp_min(BARE)
-            elif name in filters:
-                self._sizes[name] = _of_filters(w, filters[name][0]).maximum(SMALLEST * whole).clamp_min(TINY)
-            else:
-                self._sizes[name] = whole.clamp_min(TINY)
-
-    def before(self) -> None:
-        """Store the weights before a step."""
-        self._before = {name: w.detach().clone() for name, w in self._weights.items() if w.grad is not None}
-
-    @torch.no_grad()
-    def after(self) -> None:
-        """Scale the step of the optimizer."""
-        for name, old in self._before.items():
-            self._weights[name].copy_(torch.lerp(old, self._weights[name], self._sizes[name]))
-        self._before.clear()
+    sizes = {}
+    for name, weight in weights.items():
+        w = weight.detach()
+        whole = w.square().mean().sqrt()
+        if w.ndim < 2:
+            sizes[name] = whole.clamp_min(BARE)
+        elif name in filters:
+            sizes[name] = _of_filters(w, filters[name][0]).maximum(SMALLEST * whole).clamp_min(TINY)
+        else:
+            sizes[name] = whole.clamp_min(TINY)
+    return sizes
 
 
 def _of_filters(weight: Tensor, filters: Filters) -> Tensor:

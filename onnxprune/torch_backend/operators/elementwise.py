@@ -46,11 +46,6 @@ def dropout(node: Node) -> Run:
     return lambda x, *_: (x, torch.ones_like(x, dtype=torch.bool))
 
 
-def div(a: Tensor, b: Tensor) -> Tensor:
-    """Integer division rounds toward zero."""
-    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
-
-
 def power(node: Node) -> Run:
     """The result has the type of the base."""
     constant = node.constant(1)

@@ -106,7 +106,7 @@ def space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
     return x.reshape(n, c * blocksize**2, h // blocksize, w // blocksize)
 
 
-def _positive(at: Tensor, size: int) -> Tensor:
+def positive(at: Tensor, size: int) -> Tensor:
     """Return positions with negative ones, which count from the end, made positive."""
     at = at.long()
     return torch.where(at < 0, at + size, at)
@@ -119,10 +119,10 @@ def gather(node: Node) -> Run:
         node.host.add(1)
         place = int(known)
         return lambda x, _: x.select(axis, place)
-    positive = known is not None and known.dtype.kind == "i" and known.size > 0 and int(known.min()) >= 0
+    unsigned = known is not None and known.dtype.kind == "i" and known.size > 0 and int(known.min()) >= 0
 
     def run(x: Tensor, at: Tensor) -> Tensor:
-        flat = at.reshape(-1) if positive else _positive(at, x.shape[axis]).reshape(-1)
+        flat = at.reshape(-1) if unsigned else positive(at, x.shape[axis]).reshape(-1)
         taken = x.index_select(axis, flat)
         place = axis % x.ndim
         return taken if at.ndim == 1 else taken.reshape(*x.shape[:place], *at.shape, *x.shape[place + 1 :])
@@ -130,16 +130,11 @@ def gather(node: Node) -> Run:
     return run
 
 
-def gather_elements(x: Tensor, at: Tensor, *, axis: int = 0) -> Tensor:
-    """The same as torch.gather."""
-    return torch.gather(x, axis, _positive(at, x.shape[axis]))
-
-
 def scatter_elements(node: Node) -> Run:
     """The same as torch.scatter."""
     node.require(reduction="none")
     axis = node.attr("axis", 0)
-    return lambda x, at, updates: x.scatter(axis, _positive(at, x.shape[axis]), updates)
+    return lambda x, at, updates: x.scatter(axis, positive(at, x.shape[axis]), updates)
 
 
 def gather_nd(node: Node) -> Run:
@@ -157,4 +152,4 @@ def scatter_nd(node: Node) -> Run:
 
 
 def _coordinates(x: Tensor, at: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_positive(part, size) for part, size in zip(at.unbind(-1), x.shape, strict=False))
+    return tuple(positive(part, size) for part, size in zip(at.unbind(-1), x.shape, strict=False))

@@ -35,11 +35,6 @@ def layer_normalization(
     return y if bias is None else y + bias
 
 
-def rms_normalization(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5) -> Tensor:
-    """Divide by the root mean square over the axes from `axis` on."""
-    return functional.rms_norm(x, x.shape[axis % x.ndim :], None, epsilon) * scale
-
-
 def local_response_normalization(
     x: Tensor, *, size: int, bias: float = 1.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> Tensor:
