@@ -47,7 +47,7 @@ def well_formed(run: Run) -> Run:
     proof = run.proof
     assert proof is not None
     where = f"batch {', '.join(map(str, proof.batches))}" + (f"; {proof.note}" if proof.note else "")
-    amounts = {"loaded equals file": proof.normalised, "pruned equals masked": proof.difference}
+    amounts = {"loaded equals file": proof.normalized, "pruned equals masked": proof.difference}
     proven = (Check(name, amount, f"{proof.tolerance:.0e}", True, where) for name, amount in amounts.items())
     run = replace(run, checks=(*run.checks, *proven))
     failed = [check for check in run.checks if not check]
