@@ -26,9 +26,8 @@ from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import Reader, readers_of
 from onnxprune.importance.weights import ScoringInputs
-from onnxprune.types import FloatArray, Group, IntArray, Trace
+from onnxprune.types import Array, FloatArray, Group, IntArray, Trace
 
-Array = np.ndarray[Any, Any]
 DAMPING = 1e-2
 """Least damping of the covariance, as a share of its mean diagonal. With few rows the damping is features / rows, since in a
 covariance of fewer rows than features every channel is a combination of the others."""
@@ -124,7 +123,7 @@ class _Sums:
 
     def __init__(self, groups: int, features: int, *, whole: bool) -> None:
         self.whole = whole
-        self.centre: Array | None = None
+        self.center: Array | None = None
         self.moments: Moments | None = None
         self.sums, self.squares, self.zeros = np.zeros((3, groups, features))
         self.n = 0
@@ -138,23 +137,23 @@ class _Sums:
         rows = np.concatenate(self.waiting, axis=1)
         self.waiting = []
         self.zeros += np.count_nonzero(rows == 0, axis=1)
-        if self.centre is None:
-            self.centre = rows.mean(axis=1, keepdims=True)
-            self.moments = Moments(self.centre, 0) if self.whole else None
+        if self.center is None:
+            self.center = rows.mean(axis=1, keepdims=True)
+            self.moments = Moments(self.center, 0) if self.whole else None
         if self.moments is not None:
             self.moments.add(rows, rows[:, :, :0])
-        rows = rows - self.centre
+        rows = rows - self.center
         self.sums += rows.sum(axis=1, dtype=np.float64)
         self.squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
         self.n += rows.shape[1]
 
     def statistics(self) -> Statistics:
         """Return the statistics of all rows."""
-        assert self.centre is not None
+        assert self.center is not None
         n, features = self.n, self.sums.shape[1]
         variance = np.maximum(self.squares / n - (self.sums / n) ** 2, 0)
         covariance = None if self.moments is None else self.moments.covariance()
-        mean = self.sums / n + self.centre[:, 0]
+        mean = self.sums / n + self.center[:, 0]
         return Statistics(mean, variance, self.zeros / n, covariance, max(DAMPING, features / n))
 
 

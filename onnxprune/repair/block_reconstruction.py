@@ -31,13 +31,12 @@ from onnxprune.graph.saturation import Flat
 from onnxprune.repair.layer_chain import STEPS, LayerChain
 from onnxprune.repair.layer_map import Change, LayerMap
 from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
-from onnxprune.types import BoolArray, FloatArray
+from onnxprune.types import Array, BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-Array = np.ndarray[Any, Any]
 Changes = dict[int, Change]
 LEAST_GAIN = 5e-3
 """Share of the held-out error that a turn must remove; otherwise it is the last one."""
@@ -64,7 +63,7 @@ def fit(
         The mean squared error of a held-out sample, before and after.
     """
     rng = np.random.default_rng(seed)
-    fitted, judged = _Linearised(chain, stream, flat, train), _Linearised(chain, stream, flat, held)
+    fitted, judged = _Linearized(chain, stream, flat, train), _Linearized(chain, stream, flat, held)
     best = at_first = judged.error()
     penalties = list(PENALTIES)
     nothing = EXACT * float(np.square(held.wanted, dtype=np.float64).sum()) / len(held.wanted)
@@ -111,7 +110,7 @@ def joined(parts: list[Samples]) -> Samples:
     return Samples(taken, np.concatenate([part.wanted for part in parts]))
 
 
-class _Linearised:
+class _Linearized:
     """A chain, linearized at its weights on some samples: the derivative of the target by the weights, and its transpose."""
 
     def __init__(self, chain: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:

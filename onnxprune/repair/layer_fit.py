@@ -12,9 +12,8 @@ from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.saturation import UNBOUNDED, Flat
-from onnxprune.types import BoolArray, FloatArray
+from onnxprune.types import Array, BoolArray, FloatArray
 
-Array = np.ndarray[Any, Any]
 LEAST_ROWS, LEAST_ROWS_OF_GROUPS = 20_000, 4_000
 """Smallest number of rows for a fit, where the samples have so many: of plain layers, and of grouped ones, whose matrices are small."""
 ROWS_PER_FEATURE = 40
@@ -167,13 +166,12 @@ def _joined(parts: list[Sampled]) -> list[Sampled]:
     """Concatenate small parts, since a product of few rows costs as much as one of many."""
     result: list[Sampled] = []
     waiting: list[Sampled] = []
-    for number, seen in enumerate(parts):
+    for number, seen in enumerate(parts, start=1):
         waiting.append(seen)
-        if sum(some.x.shape[1] for some in waiting) >= ROWS_TOGETHER or number == len(parts) - 1:
-            arrays = [np.concatenate([getattr(s, name) for s in waiting], axis=1) for name in ("x", "wanted")]
-            others = [some.other for some in waiting]
-            other = 0.0 if isinstance(others[0], float) else np.concatenate(others, axis=1)
-            result.append(Sampled(arrays[0], arrays[1], other))
+        if sum(part.x.shape[1] for part in waiting) >= ROWS_TOGETHER or number == len(parts):
+            x, wanted = (np.concatenate([getattr(part, name) for part in waiting], axis=1) for name in ("x", "wanted"))
+            others = [part.other for part in waiting]
+            result.append(Sampled(x, wanted, 0.0 if isinstance(others[0], float) else np.concatenate(others, axis=1)))
             waiting = []
     return result
 

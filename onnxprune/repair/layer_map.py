@@ -11,8 +11,8 @@ from onnx import helper
 
 from onnxprune.graph.linear import Conv, Linear
 from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
+from onnxprune.types import Array
 
-Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
 """Change of a matrix, (groups, outputs, features), and of a bias, (groups, outputs)."""
 

@@ -35,8 +35,8 @@ from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.saturation import UNBOUNDED, Flat
 from onnxprune.repair import block_reconstruction
 from onnxprune.repair.layer_chain import LayerChain, chain_of
-from onnxprune.repair.layer_fit import Array, LayerFit, LayerTarget, row_budget, sample_rows
-from onnxprune.types import BoolArray, Repaired, Trace
+from onnxprune.repair.layer_fit import LayerFit, LayerTarget, row_budget, sample_rows
+from onnxprune.types import Array, BoolArray, Repaired, Trace
 
 LEAST_GAIN = 1e-6
 """Share of the error that a change must remove."""
@@ -104,6 +104,7 @@ class _Repair:
         self.before = LayerwiseRunner(task.reference, self.calibration, workspace.store)
         self.after = LayerwiseRunner(self.model, self.calibration, workspace.store)
         self.alive = np.append(task.keep, True)
+        self.cut = {f.node for f in self.trace.slices if not self.alive[f.channels].all()}
         self.targets = list(self._targets())
         self.chains = {} if only_bias else self._chains(task.depth)
 
@@ -146,11 +147,10 @@ class _Repair:
         stream, trace, alive = self.after, self.trace, self.alive
         layers = linear_layers(stream.model.graph)
         reads = {f.node for f in trace.slices if f.role == "reads" and not alive[f.channels].all()}
-        cut = {f.node for f in trace.slices if not alive[f.channels].all()}
         touched: set[str] = set()
         for n, names in enumerate(stream.inputs):
             new = any(t.name in self.changed for t in stream.nodes[n].outputs)
-            if n in cut or new or not touched.isdisjoint(names):
+            if n in self.cut or new or not touched.isdisjoint(names):
                 touched |= {t.name for t in stream.nodes[n].outputs}
             layer = layers.get(n)
             if layer is None or not (new or n in reads or stream.nodes[n].inputs[layer.x].name in touched):
@@ -161,7 +161,7 @@ class _Repair:
                 yield LayerTarget(n, layer, x, target, other, _flat(stream, target))
 
     def _fit(self, job: LayerTarget) -> Repaired:
-        """Fit one layer, and write it if it predicts held-out rows better."""
+        """Fit one layer, and write the weights if their error on held-out rows is lower."""
         groups, outputs, features = job.layer.matrix(job.layer.values).shape
         label = self.trace.labels[job.node]
         survivors = self._survivors(job)
@@ -185,7 +185,7 @@ class _Repair:
         """Return the chain that ends at each layer, of layers that pruning changed, shortened until the work is below `WORK`."""
         stream, trace = self.after, self.trace
         layers = linear_layers(stream.model.graph)
-        free = {f.node for f in trace.slices if not self.alive[f.channels].all()} | {job.node for job in self.targets}
+        free = self.cut | {job.node for job in self.targets}
         free |= {n for n in layers if stream.nodes[n].outputs[0].name not in self.before.producer}
 
         def chain(job: LayerTarget, depth: int) -> LayerChain | None:
