@@ -73,7 +73,7 @@ class Solution:
         return self.estimator.predict(self.run.plan.keep)[options.minimise]
 
 
-def best_solution(run: Run, estimator: CostEstimator) -> Run:
+def best_solution(run: Run) -> Run:
     """Let edits compete with channels, and return the solution with the least loss.
 
     The Lagrange multiplier is the cost of the last channels that went: divergence of the output per share of the bound quantity. At some
@@ -84,14 +84,11 @@ def best_solution(run: Run, estimator: CostEstimator) -> Run:
     Each step of the progressive schedule does this for its part of the way, and starts from the edits of the step before. The last
     solutions, and channels alone, then lose their channels by steps.
 
-    Args:
-        run: with the original.
-        estimator: of the original.
-
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    options = run.options
+    options, estimator = run.options, run.estimator
+    assert estimator is not None
     search = Search(run)
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
