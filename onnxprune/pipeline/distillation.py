@@ -12,8 +12,8 @@ from onnxprune import plan_file
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import Analysis, analyse, analysed, removed
 from onnxprune.graph.model import Model
+from onnxprune.pipeline.edited_model import worst
 from onnxprune.pipeline.opening import with_augmentation
-from onnxprune.pipeline.rewriting import with_proof
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import prove
@@ -85,7 +85,8 @@ def gates_proven(run: Run) -> Run:
         return run
     run.on_stage("prove", None)
     tuned = run.tuned.model
-    return with_proof(run, prove(tuned, run.model, tuned, run.shapes, run.options.seed, loaded=True))
+    found = prove(tuned, run.model, tuned, run.shapes, run.options.seed, loaded=True)
+    return replace(run, proof=worst(run.proof, found))
 
 
 def state_file(run: Run, step: int) -> Path | None:

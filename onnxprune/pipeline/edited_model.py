@@ -116,12 +116,7 @@ def apply(
     before, model = base.analysis.model, after.analysis.model
     with unless_it_does_not_run(before, known):
         proof = prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
-    if base.proof is not None:
-        proof = replace(
-            proof,
-            difference=max(proof.difference, base.proof.difference),
-            normalized=max(proof.normalized, base.proof.normalized),
-        )
+    proof = worst(base.proof, proof)
     changed = base.changed | after.changed
     if workspace is None or options.repair not in ("lstsq", "bias"):
         return replace(after, proof=proof, changed=changed)
@@ -136,6 +131,14 @@ def apply(
         notes=(*base.notes, *(note for note in result.notes if note not in (*base.notes, *workspace.notes))),
         loss=result.loss,
     )
+
+
+def worst(one: Proof | None, two: Proof) -> Proof:
+    """Return one proof of two changes, with the larger differences."""
+    if one is None:
+        return two
+    difference, normalized = max(one.difference, two.difference), max(one.normalized, two.normalized)
+    return replace(one, difference=difference, normalized=normalized)
 
 
 def replayed(
