@@ -39,7 +39,9 @@ def select_edits(run: Run) -> Run:
 
 
 def edits_alone(run: Run) -> Run:
-    """Select edits that meet the targets, while all channels stay; the progressive schedule scores each round on the result of the last.
+    """Select edits that meet the targets, while all channels stay.
+
+    With the progressive schedule each round is scored on the result of the last.
 
     Raises:
         TargetError: the targets cannot be met.

@@ -83,7 +83,7 @@ class EditedModel:
 
 
 def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: ResolvedOptions) -> tuple[EditedModel, Model]:
-    """Apply one round of edits; return the result, neither proven nor repaired, and the masked model that it must equal.
+    """Apply one round of edits; return the unproven, unrepaired result, and the masked model that it must equal.
 
     Raises:
         PlanError: an edit cannot be made.
@@ -148,7 +148,7 @@ def replayed(
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
-    """Apply the edits of a plan; the directions of low-rank edits follow from the data, or without data from the weights.
+    """Apply the edits of a plan; directions of low-rank edits come from the data, or without data from the weights.
 
     Raises:
         PlanError: an edit cannot be made.

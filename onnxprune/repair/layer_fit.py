@@ -15,7 +15,7 @@ from onnxprune.graph.saturation import UNBOUNDED, Flat
 from onnxprune.types import Array, BoolArray, FloatArray
 
 LEAST_ROWS, LEAST_ROWS_OF_GROUPS = 20_000, 4_000
-"""Smallest number of rows for a fit, where the samples have so many: of plain layers, and of grouped ones, whose matrices are small."""
+"""Smallest number of rows for a fit, where the samples have so many: of plain layers, and of grouped ones."""
 ROWS_PER_FEATURE = 40
 FEWEST_ROWS = 512
 """Smallest number of rows for any memory, where the samples have so many."""
@@ -66,7 +66,7 @@ class Sampled:
 
 
 def row_budget(layer: Linear, memory: float) -> tuple[int, bool]:
-    """Return the number of rows for a fit, and whether its sums exceed `memory` bytes, so that the rows are kept instead."""
+    """Return the number of rows for a fit, and whether its sums exceed `memory` bytes: rows are kept then instead."""
     groups, outputs, features = layer.matrix(layer.values).shape
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
     least = LEAST_ROWS if groups == 1 else LEAST_ROWS_OF_GROUPS
@@ -86,7 +86,7 @@ class LayerFit:
         self.train, self.held = ([_started(seen, self.shift, self.start) for seen in part] for part in (train, held))
 
     def sums(self, parts: list[Sampled], at: Weights | None, like: Any = None) -> Any:
-        """Sum the errors of the first weights, with targets on flat parts moved onto the outputs of the weights `at`."""
+        """Sum the errors of the first weights, targets on flat parts moved onto the outputs of the weights `at`."""
         outputs = self.start[0].shape[1]
         result = self.kind(np.zeros_like(self.shift), outputs, centre=self.layer.has_bias, like=like)
         for seen in parts:

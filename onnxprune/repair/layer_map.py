@@ -31,7 +31,7 @@ class LayerMap:
         self.sources: Array | None = None
 
     def look(self, x: Array, *, rows: bool) -> None:
-        """Set the point of linearization: the current weights and the input, also as rows where the layer is to be fitted."""
+        """Linearize at the current weights and an input; `rows`: for a layer that is to be fitted."""
         self.matrix = self.layer.effective()[0].astype(np.float32)
         self.input = x
         if rows:
