@@ -33,7 +33,7 @@ def lifetimes(
 
 
 def alive_at(size: FloatArray, lives: IntArray) -> FloatArray:
-    """Return the sum of sizes alive at each node, given the size, (n,), and the lifetime, (n, 2), of every activation."""
+    """Return the sum of sizes alive at each node, given size, (n,), and lifetime, (n, 2), of each activation."""
     change = np.zeros(lives.max(initial=0) + 2)
     np.add.at(change, lives[:, 0], size)
     np.subtract.at(change, lives[:, 1] + 1, size)

@@ -240,8 +240,8 @@ class Facts:
         if not n:
             return ()
         block_of_id = np.repeat(np.arange(len(self.block_sizes)), self.block_sizes)
-        # a channel's signature is the sum of a random number per block: equal exactly when the blocks are (but for chance
-        # below 2**-40), and computed without a loop over channels
+        # the signature of a channel is a sum of one random number per block: channels of equal blocks have equal
+        # signatures, and others do not (except by chance, below 2**-40)
         hashes = np.random.default_rng(0).integers(0, 2**63, len(self.block_sizes), dtype=np.uint64)
         signature = np.zeros(n, dtype=np.uint64)
         np.add.at(signature, of_id, hashes[block_of_id])

@@ -36,7 +36,7 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone; in place.
 
     Dequantized weights stay integers, weights that are quantized at run time become integers, and random nodes stay.
-    The folding of graphsurgeon is not used: it rewrites float arithmetic on shapes into integers, which rounds the scale
+    The folding of graphsurgeon is not used: it turns float arithmetic on shapes into integers, which rounds the scale
     of a Resize. Computed values are added to `found`, by name. `where` names the model in an error.
 
     Raises:
@@ -189,7 +189,7 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
 
 
 def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
-    """Turn the mean of norms in a global response normalization (ConvNeXt V2, Woo et al., 2023, equation 2) into sum / number.
+    """Turn the mean of norms in global response normalization (Woo et al., 2023, equation 2) into sum / number.
 
     Deleting one channel changes the mean over channels for all others; a sum is exact without deleted channels, which
     contribute zero.

@@ -125,7 +125,7 @@ def _give_each_reader_its_own(graph: gs.Graph) -> None:
 
 
 def _remove_moves(graph: gs.Graph) -> bool:
-    """Transpose quantized weights in place of the nodes that do so after DequantizeLinear; tell whether there were any."""
+    """Remove each Transpose and Identity behind a DequantizeLinear, transposing the weight; tell whether any was."""
     weights = stored_weights(graph)
     for node in graph.nodes:
         is_move = node.op in ("Identity", "Transpose") and node.domain in STANDARD

@@ -248,7 +248,7 @@ def lane(ctx: RuleContext, i: int, axis: int) -> Ids:
 
 
 def follow(ctx: RuleContext, i: int, ids: Ids, role: Role = "follows") -> None:
-    """Slice the constant at input i, if it is one, along every axis of the output on which it holds one value per channel."""
+    """Slice a constant at input i along every axis of the output on which it holds a value per channel."""
     constant = ctx.const(i)
     if constant is None:
         return

@@ -39,7 +39,7 @@ OBSERVED_ELEMENTS = 4096
 """Largest integer tensor whose values are observed in a run, for rules that read an input computed at run time."""
 MAX_REPORTED = 3
 WHOLE_FROM = {"positions": math.inf, "whole": 1, "many": 8}
-"""Number of groups of a convolution from which whole groups are deleted, by `--grouped`; narrower groups save no time."""
+"""Number of groups of a convolution from which whole groups are deleted, by `--grouped`."""
 
 
 def trace(
@@ -110,7 +110,7 @@ def node_labels(graph: gs.Graph) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Shapes of inputs and tensors where every dynamic axis has a size, and small integer tensors computed at run time."""
+    """Shapes where every dynamic axis has a size, and small integer tensors computed at run time."""
 
     batch: int
     inputs: dict[str, tuple[int, ...]]
@@ -238,7 +238,7 @@ def _pin_outputs(state: TraceState) -> None:
 
 
 def matching(graph: gs.Graph, labels: Sequence[str], pattern: str) -> set[int]:
-    """Return the numbers of the nodes with a label, or with the name of a constant input, that matches a glob pattern."""
+    """Return the numbers of the nodes whose label, or the name of a constant input, matches a glob pattern."""
     return {
         n
         for n, node in enumerate(graph.nodes)

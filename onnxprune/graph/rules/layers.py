@@ -51,7 +51,7 @@ def conv(ctx: RuleContext) -> list[Ids]:
 
 
 def gemm(ctx: RuleContext) -> list[Ids]:
-    """Reads channels with a constant matrix on either side, with any attributes; what it adds is tied."""
+    """Reads channels with a constant matrix on either side; the added tensor is tied."""
     side = next((i for i in (1, 0) if ctx.const(i) is not None and ctx.ids(1 - i) is not None), None)
     if side is None:
         return ctx.refuse("this Gemm has no constant weight", range(3))
@@ -160,7 +160,7 @@ def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str]
 
 
 def batchnorm(ctx: RuleContext) -> list[Ids]:
-    """Folded where exact; else its parameters follow each channel."""
+    """Folded where exact; else the parameters follow each channel."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     if not _constant_parameters(ctx, ids, 5):
@@ -196,7 +196,7 @@ def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
 
 
 def instance_norm(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; its parameters follow. One group of channels, written as one map, may be cut."""
+    """Each channel by itself; parameters follow. One group of channels in one map is prunable with `--norms cut`."""
     rank = len(ctx.shape(0))
     whole, maps = ctx.ids(0), list(range(2, rank))
     on = [] if whole is None else varying(whole)
@@ -213,7 +213,7 @@ def instance_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def channel_norm(ctx: RuleContext) -> list[Ids]:
-    """Statistics run over channels, which are pinned unless norms may be cut: deleting one changes all others."""
+    """Statistics run over channels, so deleting one changes all others: pinned without `--norms cut`."""
     ids = ctx.activation()
     rank = ids.ndim
     if ctx.op in ("LayerNormalization", "RMSNormalization"):
@@ -234,7 +234,7 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def local_response_norm(ctx: RuleContext) -> list[Ids]:
-    """Each channel is divided by its neighbors: they are pinned unless norms may be cut, which changes neighbors."""
+    """Each channel is divided by its neighbors, so deleting one changes them: pinned without `--norms cut`."""
     ids = ctx.activation()
     if ctx.state.cut_norms and varying(ids) == [1]:
         ctx.summed(0, 1, rows(ids, 1), "window")
@@ -243,7 +243,7 @@ def local_response_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def group_norm(ctx: RuleContext) -> list[Ids]:
-    """Channels of a group share statistics and are deleted together; of a single group only if norms may be cut."""
+    """Channels of a group share statistics and are deleted together; a single group is pinned without `--norms cut`."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     groups = int(ctx.attr("num_groups"))
@@ -265,7 +265,7 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def recurrent(ctx: RuleContext) -> list[Ids]:
-    """Reads the channels of its input; its own state is pinned.
+    """Reads the channels of the input; the state is pinned.
 
     The input weight is (directions, gates x hidden, inputs).
     """
@@ -281,13 +281,13 @@ def recurrent(ctx: RuleContext) -> list[Ids]:
 
 
 def roi_align(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself, at positions that another input gives."""
+    """Each channel by itself, at positions from another input."""
     ctx.refuse(f"{ctx.op} reads positions from the channel", range(1, ctx.n_inputs))
     return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
 
 
 def einsum(ctx: RuleContext) -> list[Ids]:
-    """Contracted labels of a constant read, its own labels write; two activations tie as in MatMul."""
+    """Contracted labels of a constant read, its own labels write; two activations are tied as in MatMul."""
     equation = str(ctx.attr("equation")).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
