@@ -1,6 +1,6 @@
 """Tiny graphs for each operator, with the expected channels and pins; see `test_rules.py`.
 
-A graph is written in ONNX's text format. Names that no node makes are weights: their shapes stand beside the text, or in
+A graph is written in ONNX's text format. Names that no node writes are weights: their shapes stand beside the text, or in
 `STOCK`. A tuple is the shape of random float32 numbers, a list holds int64, anything else is the value itself.
 """
 
@@ -124,7 +124,7 @@ def build(
 
 
 def _scopes(graph: onnx.GraphProto, made: set[str]) -> Sequence[list[str]]:
-    """Return the names that nodes read and nobody makes, bodies of If and Loop included."""
+    """Return the names that nodes read and no node writes, bodies of If and Loop included."""
     found = []
     for node in graph.node:
         found.append([name for name in node.input if name and name not in made])
@@ -189,7 +189,7 @@ def check(case: Case) -> Trace:
 
 
 def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
-    """Return a random keep mask that removes `ratio` of what is free; one channel of every extent stays, or two at first."""
+    """Return a random selection without `ratio` of the prunable channels; every extent keeps one channel, or two at first."""
     rng = np.random.default_rng(seed)
     keep = np.ones(trace.n_channels, dtype=bool)
     free = np.flatnonzero(~trace.pinned)
@@ -212,7 +212,7 @@ def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
 
 
 def case(op: str, name: str, text: str, free: int, pinned: int, *why: str, **rest: Any) -> Case:
-    """Make a case; keywords that are no field of it are weights."""
+    """Make a case; keywords that are no field of `Case` are weights."""
     fields = {key: rest.pop(key) for key in list(rest) if key in Case.__dataclass_fields__}
     return Case(op, name, text, free, pinned, why, rest, **fields)
 
