@@ -1,7 +1,7 @@
 """Frozen dataclasses that pass between the stages of a run.
 
 A *channel* is one unit of deletion: a set of filters, and the slices of all tensors that follow and read these filters.
-Channels are numbered 0 … n-1 over the whole model; -1 in an array of channel numbers stands for no channel: it stays.
+Channels are numbered 0 … n-1 over the whole model; -1 in an array of channel numbers marks a pinned index.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def stored_weights(graph: gs.Graph) -> dict[str, int]:
 
 
 def separate_weights(graph: gs.Graph) -> None:
-    """Give every reader of a dequantized constant one of its own, in the layout that the reader takes; in place."""
+    """Give every reader of a dequantized constant its own copy, in the layout that the reader takes; in place."""
     while any(is_dequantized(node) for node in graph.nodes):
         _give_each_reader_its_own(graph)
         if not _remove_moves(graph):  # a removed node may have had several readers
