@@ -1,6 +1,6 @@
 """Collect facts about channel ids while the graph is walked, then resolve them into groups of channels.
 
-During the walk every filter has an *id*. Rules tie ids, pin ids, and record the tensors that hold ids. `Facts.resolve` then
+During the walk every filter has an *id*. Rules tie ids, pin ids, and report the tensors with ids. `Facts.resolve` then
 finds the connected components of the ties: each is one *channel*, a unit that is deleted as a whole.
 """
 
