@@ -1,4 +1,4 @@
-"""Limits of the gate, and the policy: a TOML file with them that lies next to the model. Light to import, as `onnxprune.options`."""
+"""Limits of the gate, and the policy: a TOML file of limits. Light to import, as `onnxprune.options`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.dials import check, dial, dials, documented, number_type
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, first_line
 from onnxprune.output import staged
 
 if sys.version_info >= (3, 11):
@@ -16,13 +16,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-HINT = "`onnxprune check --init policy.toml` writes one with all that is known"
+HINT = "`onnxprune check --init policy.toml` writes a policy with all limits"
 
 
 @documented
 @dataclass(frozen=True)
 class GateLimits:
-    """What a candidate must keep; None: the figure is told, and has no limit."""
+    """Limits on a candidate; None: the value is reported without a limit."""
 
     max_drop: float | None = dial(
         None,
@@ -114,57 +114,45 @@ def read(path: Path) -> GateLimits:
     """Read a policy.
 
     Raises:
-        OptionError: it cannot be read, or says something that is not known.
+        OptionError: the policy cannot be read, or has unknown entries.
     """
+    where = str(path)
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OptionError(
-            "the policy cannot be read",
-            where=str(path),
-            why=str(error).splitlines()[0][:200],
-            hint="check the path and the TOML",
-        ) from error
+        hint = "check the path and the TOML"
+        raise OptionError("the policy cannot be read", where=where, why=first_line(error), hint=hint) from error
     odd = sorted(set(content) - {"limits"})
     limits = content.get("limits", {})
     if odd or not isinstance(limits, dict):
-        raise OptionError(
-            "the policy says something that is not known",
-            where=str(path),
-            why=", ".join(odd) or "`limits` is no table",
-            hint=HINT,
-        )
+        why = ", ".join(odd) or "`limits` is no table"
+        raise OptionError("the policy has unknown entries", where=where, why=why, hint=HINT)
     known = {each.name: each for each in fields(GateLimits)}
     unknown = sorted(set(limits) - set(known))
     if unknown:
-        raise OptionError("the policy has unknown limits", where=str(path), why=", ".join(unknown), hint=HINT)
+        raise OptionError("the policy has unknown limits", where=where, why=", ".join(unknown), hint=HINT)
     for name, value in limits.items():
         if number_type(known[name]):
             fits = isinstance(value, int | float) and not isinstance(value, bool)
         else:
             fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not fits:
-            raise OptionError(
-                f"{name} is {value!r}", where=str(path), hint="give a number, for domains a list of names"
-            )
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in limits.items()
-    }
+            raise OptionError(f"{name} is {value!r}", where=where, hint="give a number, for domains a list of names")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in limits.items()}
     return GateLimits(**values)
 
 
 def merged(policy: GateLimits, given: GateLimits) -> GateLimits:
-    """Return a policy with what was given on the command line in place of its own."""
-    said = {field.name: value for field in fields(GateLimits) if (value := getattr(given, field.name)) is not None}
-    return replace(policy, **said)
+    """Return a policy whose limits are replaced by those of the command line."""
+    return replace(policy, **{name: value for name, value in vars(given).items() if value is not None})
 
 
 def init(path: Path) -> None:
     """Write a commented policy.
 
     Raises:
-        OptionError: there is a file already.
-        OutputError: it cannot be written.
+        OptionError: the file exists already.
+        OutputError: the file cannot be written.
     """
     if path.exists():
         raise OptionError("there is a policy already", where=str(path), hint="give another path, or remove it")
