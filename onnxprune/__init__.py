@@ -11,51 +11,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.data.preprocess import Preprocess
+    from onnxprune.data.preprocess import Preprocess as Preprocess
     from onnxprune.errors import OnnxPruneError
-    from onnxprune.evaluation.benchmark import BenchmarkConfig
-    from onnxprune.evaluation.gate import check
+    from onnxprune.evaluation.benchmark import BenchmarkConfig as BenchmarkConfig
     from onnxprune.evaluation.policy import GateLimits
-    from onnxprune.finetuning import finetune
     from onnxprune.options import Options, Training
-    from onnxprune.pipeline import Result, prune
-    from onnxprune.sweeping import sweep
+    from onnxprune.pipeline.bench import bench
+    from onnxprune.pipeline.check import check
+    from onnxprune.pipeline.finetune import finetune
+    from onnxprune.pipeline.inspect import inspect
+    from onnxprune.pipeline.plan import plan
+    from onnxprune.pipeline.prune import prune
+    from onnxprune.pipeline.sensitivity import sensitivity
+    from onnxprune.pipeline.sweep import sweep
 
 
 _HOMES = {
-    "BenchmarkConfig": "evaluation.benchmark",
     "GateLimits": "evaluation.policy",
     "OnnxPruneError": "errors",
     "Options": "options",
-    "Preprocess": "data.preprocess",
-    "Result": "pipeline",
     "Training": "options",
-    "check": "evaluation.gate",
-    "finetune": "finetuning",
-    "prune": "pipeline",
-    "sweep": "sweeping",
+    "bench": "pipeline.bench",
+    "check": "pipeline.check",
+    "finetune": "pipeline.finetune",
+    "inspect": "pipeline.inspect",
+    "plan": "pipeline.plan",
+    "prune": "pipeline.prune",
+    "sensitivity": "pipeline.sensitivity",
+    "sweep": "pipeline.sweep",
 }
+"""Module of each public name."""
+_ARGUMENTS = {"BenchmarkConfig": "evaluation.benchmark", "Preprocess": "data.preprocess"}
+"""Types of some arguments, which may be given as plain values as well."""
 __all__ = [
-    "BenchmarkConfig",
     "GateLimits",
     "OnnxPruneError",
     "Options",
-    "Preprocess",
-    "Result",
     "Training",
+    "bench",
     "check",
     "finetune",
+    "inspect",
+    "plan",
     "prune",
+    "sensitivity",
     "sweep",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used, so that `import onnxprune` stays light."""
-    if name not in _HOMES:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("onnxprune")
+    home = {**_HOMES, **_ARGUMENTS}.get(name)
+    if home is None:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"onnxprune.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"onnxprune.{home}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -263,8 +263,8 @@ class ResolvedOptions(Options):
 
     Attributes:
         grouped: `positions`, `whole`, or `many`: whole groups of convolutions with eight groups or more, positions of the others.
-        augment: kinds of augmentation; None: `onnxprune.workspace.workspace_for` decides by the samples.
-        round_to: the channel multiple; None: `onnxprune.targets.rules_of` takes the one measured for each group.
+        augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
+        round_to: the channel multiple; None: `onnxprune.allocation.cost_estimator.rules_of` takes the one measured for each group.
     """
 
     importance: str = "l2"

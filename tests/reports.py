@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.analysis import Layer
 from onnxprune.evaluation.benchmark import LayerTime
+from onnxprune.graph.analysis import Layer
 from onnxprune.report.details import Changed, ClassRate, Details
 from onnxprune.report.document import Figures, Report
 from onnxprune.report.grouping import GroupNode

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import BenchmarkConfig
 from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.runtime import machine
 from onnxprune.runtime.timing import Latency, sample_times
 

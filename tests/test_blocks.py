@@ -9,7 +9,7 @@ import pytest
 from graphs import Builder, load
 from test_repair import repaired, run
 
-from onnxprune.calibration.capture import Store, Stream
+from onnxprune.calibration.capture import ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.saturation import UNBOUNDED
@@ -44,14 +44,14 @@ def channels_last(b: Builder) -> str:
     return b.node("MatMul", [b.node("Tanh", [b.node("MatMul", [x, b.normal(64, 8)], (6, 8))]), b.normal(8, 4)], (6, 4))
 
 
-def whole(model: Model, depth: int = 9) -> tuple[Any, layer_chain.Block | None, Feeds]:
+def whole(model: Model, depth: int = 9) -> tuple[Any, layer_chain.LayerChain | None, Feeds]:
     """Return a model, run up to nothing, and the block of its last layer."""
     feeds = random_feeds(model.header, concrete_shapes(model.header, 3), 1)
-    stream = Stream(model, [feeds], Store(1e9))
+    stream = LayerwiseRunner(model, [feeds], ActivationStore(1e9))
     layers = linear_layers(model.graph)
     shapes = trace_model(model).shapes
     target = model.graph.outputs[0].name
-    return stream, layer_chain.block_of(stream, max(layers), target, layers, set(layers), shapes, depth), feeds
+    return stream, layer_chain.chain_of(stream, max(layers), target, layers, set(layers), shapes, depth), feeds
 
 
 @pytest.mark.parametrize("build", [line, residual, gate, head, channels_last])

@@ -10,12 +10,12 @@ import pytest
 from graphs import Builder, load
 from scipy.ndimage import zoom
 
-from onnxprune.analysis import analyse
 from onnxprune.calibration.batches import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
+from onnxprune.calibration.workspace import workspace_for
 from onnxprune.data.dataset import InputSpec, inputs_of, load_data
 from onnxprune.errors import DataError
+from onnxprune.graph.analysis import analyse
 from onnxprune.options import Options
-from onnxprune.workspace import workspace_for
 
 Array = np.ndarray[Any, Any]
 

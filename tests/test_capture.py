@@ -15,7 +15,7 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune.calibration.capture import FREE, Store, Stream
+from onnxprune.calibration.capture import FREE, ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
@@ -50,8 +50,8 @@ def close(one: Array, two: Array) -> None:
 
 
 @pytest.fixture
-def store() -> Iterator[Store]:
-    made = Store(1e9)
+def store() -> Iterator[ActivationStore]:
+    made = ActivationStore(1e9)
     yield made
     made.close()
 
@@ -164,7 +164,7 @@ def test_every_tensor_is_that_of_the_whole_model(build, store, runs):
     model = build()
     feeds = feeds_of(model)
     runs.clear()
-    stream = Stream(model, feeds, store)
+    stream = LayerwiseRunner(model, feeds, store)
     for name in activations(model):
         stream.advance([name])
         for batch, given in enumerate(feeds):
@@ -175,7 +175,7 @@ def test_every_tensor_is_that_of_the_whole_model(build, store, runs):
 @pytest.mark.parametrize("build", GRAPHS)
 def test_each_node_runs_once(build, store, runs):
     model = build()
-    stream = Stream(model, feeds_of(model), store)
+    stream = LayerwiseRunner(model, feeds_of(model), store)
     runs.clear()
     for name in activations(model):
         stream.advance([name])
@@ -190,7 +190,7 @@ def test_finish_gives_the_outputs_from_anywhere(build, store):
     names = [t.name for t in model.graph.outputs]
     wanted = [np.concatenate(parts) for parts in zip(*(whole(model, names, given) for given in feeds), strict=True)]
     for stop in ([], *([name] for name in activations(model))):
-        stream = Stream(model, feeds, store)
+        stream = LayerwiseRunner(model, feeds, store)
         stream.advance(stop)
         for _ in range(2):  # and once more
             for one, two in zip(stream.finish(model), wanted, strict=True):
@@ -204,8 +204,8 @@ def test_finish_gives_the_outputs_from_anywhere(build, store):
 def test_random_models(proto: onnx.ModelProto) -> None:
     model = load(proto)
     feeds = feeds_of(model)
-    store = Store(1e9)
-    stream = Stream(model, feeds, store)
+    store = ActivationStore(1e9)
+    stream = LayerwiseRunner(model, feeds, store)
     names = activations(model)[::3]
     for name in names:
         stream.advance([name])
@@ -222,7 +222,7 @@ def test_random_models(proto: onnx.ModelProto) -> None:
 def test_several_tensors_at_once(store):
     model = branches()
     feeds = feeds_of(model)
-    stream = Stream(model, feeds, store)
+    stream = LayerwiseRunner(model, feeds, store)
     stream.advance(["d", "c"])
     for name in ("c", "d"):
         close(stream.read(name, 0), whole(model, [name], feeds[0])[0])
@@ -230,7 +230,7 @@ def test_several_tensors_at_once(store):
 
 def test_only_what_is_needed_runs(store, runs):
     model = branches()
-    stream = Stream(model, feeds_of(model), store)
+    stream = LayerwiseRunner(model, feeds_of(model), store)
     runs.clear()
     stream.advance(["b"])
     assert set(runs) == {"a", "b"}
@@ -240,7 +240,7 @@ def test_only_what_is_needed_runs(store, runs):
 
 def test_what_nobody_needs_any_more_is_dropped(store):
     model = residual()
-    stream = Stream(model, feeds_of(model), store)
+    stream = LayerwiseRunner(model, feeds_of(model), store)
     kept = []
     for name in ("a", "b", "c", "d", "e", "y"):
         stream.advance([name])
@@ -250,7 +250,7 @@ def test_what_nobody_needs_any_more_is_dropped(store):
 
 def test_an_output_stays(store):
     model = several_outputs()
-    stream = Stream(model, feeds_of(model), store)
+    stream = LayerwiseRunner(model, feeds_of(model), store)
     stream.advance(["c"])
     stream.advance(["y"])
     assert set(stream.kept) == {"b", "c", "y"}
@@ -258,7 +258,7 @@ def test_an_output_stays(store):
 
 def test_a_size_keeps_no_tensor_alive(store):
     model = shapes()
-    stream = Stream(model, feeds_of(model), store)
+    stream = LayerwiseRunner(model, feeds_of(model), store)
     stream.advance(["c"])
     assert all(model.graph.nodes[n].op not in FREE or n in stream.done for n in (1,))
     assert set(stream.kept) == {"c", "s"}
@@ -266,7 +266,7 @@ def test_a_size_keeps_no_tensor_alive(store):
 
 def test_what_a_body_captures_is_kept_until_it_runs(store):
     model = condition()
-    stream = Stream(model, feeds_of(model), store)
+    stream = LayerwiseRunner(model, feeds_of(model), store)
     stream.advance(["z"])
     stream.advance(["k"])
     assert {"z", "c"} <= set(stream.kept)
@@ -278,7 +278,7 @@ def test_a_layer_that_has_not_run_may_be_changed(store):
     model = line()
     feeds = feeds_of(model)
     changed = model.copy()
-    stream = Stream(changed, feeds, store)
+    stream = LayerwiseRunner(changed, feeds, store)
     stream.advance(["b"])
     node = changed.graph.nodes[2]
     node.inputs[1].values = node.inputs[1].values * 2
@@ -289,7 +289,7 @@ def test_a_layer_that_has_not_run_may_be_changed(store):
 def test_finish_of_a_variant_is_the_variant(store):
     model = residual()
     feeds = feeds_of(model)
-    stream = Stream(model, feeds, store)
+    stream = LayerwiseRunner(model, feeds, store)
     for stop, change in (("a", 2), ("b", 2), ("c", 4)):  # c is done: node 4 is the second Conv
         stream.advance([stop])
         variant = model.copy()
@@ -306,7 +306,7 @@ def test_finish_of_a_variant_is_the_variant(store):
 def test_batches_of_unequal_size(store):
     model = line()
     feeds = [*feeds_of(model, 2, 3), *feeds_of(model, 1, 1, seed=9)]
-    stream = Stream(model, feeds, store)
+    stream = LayerwiseRunner(model, feeds, store)
     stream.advance(["b"])
     assert [len(stream.read("b", batch)) for batch in range(3)] == [3, 3, 1]
     assert len(stream.finish(model)[0]) == 7
@@ -320,7 +320,7 @@ def test_half_precision(store):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     model = load(proto)
     feeds = feeds_of(model)
-    stream = Stream(model, feeds, store)
+    stream = LayerwiseRunner(model, feeds, store)
     stream.advance(["b"])
     assert stream.read("b", 0).dtype == np.float16
     assert stream.finish(model)[0].dtype == np.float16
@@ -329,7 +329,7 @@ def test_half_precision(store):
 def test_a_sequence_between_layers(store):
     model = pieces()
     feeds = feeds_of(model)
-    stream = Stream(model, feeds, store)
+    stream = LayerwiseRunner(model, feeds, store)
     for name in ("a", "b", "d"):
         stream.advance([name])
         close(stream.read(name, 1), whole(model, [name], feeds[1])[0])
@@ -339,12 +339,12 @@ def test_a_sequence_between_layers(store):
 # --------------------------------------------------------------------------------------------------------------- store
 
 
-def files_of(store: Store) -> list[Path]:
+def files_of(store: ActivationStore) -> list[Path]:
     return sorted(Path(store._folder.name).iterdir()) if store._folder else []
 
 
 def test_store_spills_what_exceeds_its_budget():
-    store = Store(budget=100_000)
+    store = ActivationStore(budget=100_000)
     values = [np.random.default_rng(n).standard_normal((100, 100)) for n in range(3)]  # 80,000 bytes each
     kept = [store.put(value) for value in values]
     assert [isinstance(one, Path) for one in kept] == [False, True, True]
@@ -369,8 +369,8 @@ def test_a_tiny_budget_changes_nothing():
     feeds = feeds_of(model)
     found = []
     for budget in (1e9, 0.0):
-        store = Store(budget)
-        stream = Stream(model, feeds, store)
+        store = ActivationStore(budget)
+        stream = LayerwiseRunner(model, feeds, store)
         values = []
         for name in activations(model):
             stream.advance([name])

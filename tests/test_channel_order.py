@@ -13,7 +13,7 @@ from graphs import cnn_models, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.analysis import analyse
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import load as load_file
 from onnxprune.graph.model import Model
 from onnxprune.surgery.proof import prove

@@ -19,9 +19,10 @@ from click.shell_completion import ShellComplete
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import analysis, options
+from onnxprune import options
 from onnxprune.cli import main
 from onnxprune.data import preprocess
+from onnxprune.graph import analysis
 from onnxprune.options import SCOPES
 
 COMMAND = [sys.executable, "-c", "from onnxprune.cli import main; main()"]

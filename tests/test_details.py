@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import onnxprune
-from onnxprune import BenchmarkConfig
-from onnxprune.analysis import analyse
 from onnxprune.data.dataset import Data, InputSpec, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph import io as graph_io
+from onnxprune.graph.analysis import analyse
 from onnxprune.report import details, grouping, thumbnails
 from onnxprune.runtime.session import SessionConfig
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune.analysis import analyse
 from onnxprune.cli.texts import parse_bounds
+from onnxprune.graph.analysis import analyse
 from onnxprune.options import Training
 from onnxprune.repair import least_squares as repair
 from onnxprune.runtime.session import open_session, run_batch
@@ -81,9 +81,9 @@ def test_progressive_trains_between_steps(run, tiny_path, samples, out):
 def test_what_was_trained_is_repaired_towards_a_model_of_as_many_channels(monkeypatch, tiny_path, samples):
     real, seen = repair.repair, []
 
-    def spied(original, pruned, trace, *args, **kwargs):
-        seen.append((analyse(original).trace.n_channels, trace.n_channels))
-        return real(original, pruned, trace, *args, **kwargs)
+    def spied(task, *args, **kwargs):
+        seen.append((analyse(task.reference).trace.n_channels, task.trace.n_channels))
+        return real(task, *args, **kwargs)
 
     monkeypatch.setattr(repair, "repair", spied)
     onnxprune.prune(
@@ -153,12 +153,12 @@ def test_python_says_the_same(tiny_path, samples, out):
         tiny_path, data=samples, reduce={"flops": 0.4}, training=training, round_to=1, measure=quick
     )
     result.save(out / "a.onnx")
-    model, report = onnxprune.finetune(
+    tuned = onnxprune.finetune(
         out / "a.onnx", tiny_path, data=samples, training=training, measure=quick, output=out / "b.onnx"
     )
-    assert report.training is not None
+    assert tuned.report.training is not None
     x = np.load(samples)["x"][:4]
-    expected = run_batch(model.session(), {"x": x})[0]
+    expected = run_batch(tuned.model.session(), {"x": x})[0]
     np.testing.assert_allclose(run_batch(open_session(str(out / "b.onnx")), {"x": x})[0], expected, atol=1e-6)
 
 

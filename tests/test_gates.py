@@ -10,7 +10,7 @@ import pytest
 from graphs import Builder, load
 from onnx import numpy_helper
 
-from onnxprune.analysis import analyse
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.metrics.outputs import relative_difference

@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 import onnxprune
 from onnxprune import torch_backend
-from onnxprune.analysis import analyse
 from onnxprune.calibration.batches import Calibration
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.metrics.outputs import output_divergence

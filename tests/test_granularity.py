@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_zoo import EXPORTERS, ZOO, fill
 
-from onnxprune.analysis import analyse
 from onnxprune.errors import PlanError
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.linear import Conv
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers

@@ -11,9 +11,9 @@ import pytest
 
 from onnxprune.allocation import latency_model
 from onnxprune.allocation.knapsack import PruningRules
-from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError
 from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.io import load
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime import machine, profiler

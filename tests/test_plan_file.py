@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from onnxprune import analysis as analysing
-from onnxprune import plan_file, search
+from onnxprune import plan_file
 from onnxprune.errors import PlanError
+from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.options import Options
+from onnxprune.pipeline import schedule
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def analysis(tiny_path):
 
 @pytest.fixture
 def plan(analysis):
-    return search.make_plan(analysis, Options(reduce={"flops": 0.5}, round_to=1))
+    return schedule.make_plan(analysis, Options(reduce={"flops": 0.5}, round_to=1))
 
 
 @pytest.fixture

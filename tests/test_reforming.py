@@ -20,13 +20,14 @@ from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.edit_choice import EditMeter, ScoredEdit, least_loss, net_gain, worth
 from onnxprune.allocation.edit_timing import Saving
 from onnxprune.allocation.knapsack import holds
-from onnxprune.analysis import analyse
 from onnxprune.errors import TargetError
+from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import load
 from onnxprune.metrics import activation_memory as memory
 from onnxprune.options import GRANULARITIES, Options
-from onnxprune.reforming import contest
-from onnxprune.reforming.base import EditedModel, apply
+from onnxprune.pipeline import contest
+from onnxprune.pipeline.edited_model import EditedModel, apply
+from onnxprune.pipeline.run import Run, Sources
 from onnxprune.runtime.session import run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.edits.depth import DropBranch
@@ -230,9 +231,10 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
 @pytest.mark.parametrize(("less", "taken"), [(0.01, False), (0.05, True)])
 def test_of_equal_solutions_the_one_with_fewer_edits_is_taken(less, taken, tiny_path):
     analysis = analyse(load(tiny_path))
-    base, meter = EditedModel(analysis, analysis.model), CostEstimator(analysis, Options(reduce={"flops": 0.5}), FAST)
-    edited = replace(base, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),))
-    found = [contest.Solution(base, None, meter, loss=1.0), contest.Solution(edited, None, meter, loss=1.0 - less)]
+    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
+    base = Run(Sources(tiny_path), meter=meter, edited=EditedModel(analysis, analysis.model))
+    edited = replace(base, edited=replace(base.edited, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),)))
+    found = [contest.Solution(base, loss=1.0), contest.Solution(edited, loss=1.0 - less)]
     assert bool(contest.fewest_edits(found).base.edits) == taken
 
 

@@ -19,14 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune.calibration.batches import Calibration
-from onnxprune.calibration.capture import Store
+from onnxprune.calibration.capture import ActivationStore
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.repair.least_squares import repair
+from onnxprune.repair.least_squares import RepairTask, repair
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Repaired, Trace
@@ -79,15 +80,18 @@ def repaired(
     budget: float = 1e9,
     memory: float = 1e9,
     samples: int = 10_000,
+    only_bias: bool = False,
+    seed: int = 0,
     **how: Any,
 ) -> Case:
     pruned = rewrite.delete(model, trace, keep)
     fixed = inputs_of(model.header)[0].shape[0]
     batches = [inputs(model, n, 7)] if fixed is None else [inputs(model, 1, 7 + k) for k in range(n)]
     feeds = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    calibration = Calibration.of(load_data(feeds, inputs_of(model.header)), samples)
-    store = Store(budget)
-    result, layers = repair(model, pruned, trace, keep, calibration, store=store, memory=memory, **how)
+    calibration = Calibration.of(load_data(feeds, inputs_of(model.header)), samples, seed=seed)
+    store = ActivationStore(budget)
+    task = RepairTask(model, pruned, trace, keep, **how)
+    result, layers = repair(task, Workspace(calibration, store, memory), only_bias=only_bias)
     assert store.held == 0  # nothing is left behind
     store.close()
     return Case(model, trace, keep, pruned, result, layers)
@@ -687,5 +691,5 @@ def test_a_target_of_other_channels_than_were_traced_is_refused(tiny: onnx.Model
     again[smaller.groups[0].channels[:2]] = False
     calibration = Calibration.of(load_data(inputs(model, 16, 0), inputs_of(model.header)), 16)
     pruned = rewrite.delete(left, smaller, again)
-    with pytest.raises(ProofError, match="cannot aim"):
-        repair(model, pruned, smaller, again, calibration, store=Store(1e9), memory=1e9)
+    with pytest.raises(ProofError, match="does not match the trace"):
+        repair(RepairTask(model, pruned, smaller, again), Workspace(calibration, ActivationStore(1e9), 1e9))

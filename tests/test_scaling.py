@@ -17,11 +17,11 @@ from onnxprune.surgery import channels as rewrite
 MEASURE = """
 import sys
 from pathlib import Path
-from onnxprune import analysis as analysing
-from onnxprune import search
+from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
+from onnxprune.pipeline import schedule
 from onnxprune.options import Options
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 import scipy.sparse.csgraph
 
 def peak():
@@ -31,7 +31,7 @@ def peak():
 before = peak()
 loaded = io.load(sys.argv[1])
 analysis = analysing.analyse(loaded)
-plan = search.make_plan(analysis, Options(reduce={"flops": 0.3}))
+plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.3}))
 pruned = rewrite.delete(loaded, analysis.trace, plan.keep)
 print(peak() - before)
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from onnxprune.calibration.batches import Calibration
-from onnxprune.calibration.capture import Store
+from onnxprune.calibration.capture import ActivationStore
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
@@ -38,7 +39,7 @@ class Study:
     model: Model
     trace: Trace
     calibration: Calibration
-    store: Store
+    store: ActivationStore
     removals: dict[str, Removal]
     readers: dict[str, list[Reader]]
     statistics: dict[int, Statistics]
@@ -58,14 +59,13 @@ def studied(
         x = next(iter(random_feeds(model.header, concrete_shapes(model.header, n), 7).values()))
     name = model.header.graph.input[0].name
     calibration = Calibration.of(load_data({name: x}, inputs_of(model.header)), len(x))
-    store = Store(1e9)
-    found = second_order.removals(
-        model, trace, calibration, scores=scores, fallback=np.ones(trace.n_channels), store=store, memory=memory
-    )
+    store = ActivationStore(1e9)
+    workspace = Workspace(calibration, store, memory)
+    found = second_order.removals(model, trace, workspace, scores, np.ones(trace.n_channels))
     removals = {removal.group.name: removal for removal in found}
     readers = second_order.readers_of(model, trace)
     by_node = {reader.node: reader for found in readers.values() for reader in found}
-    statistics = dict(second_order.collect(model, trace, calibration, by_node, store, memory, 0))
+    statistics = dict(second_order.collect(model, trace, workspace, by_node))
     yield Study(model, trace, calibration, store, removals, readers, statistics)
     store.close()
 
@@ -244,8 +244,8 @@ def test_more_positions_than_needed_are_sampled():
         ((node, seen),) = study.statistics.items()
         readers = {reader.node: reader for found in study.readers.values() for reader in found}
         for seed in (0, 1):
-            how = study.model, study.trace, study.calibration, readers, study.store, 1e9
-            found.append(dict(second_order.collect(*how, seed))[node])
+            workspace = Workspace(replace(study.calibration, seed=seed), study.store, 1e9)
+            found.append(dict(second_order.collect(study.model, study.trace, workspace, readers))[node])
     np.testing.assert_array_equal(found[0].covariance, seen.covariance)  # the same choice for a seed
     assert np.abs(found[1].covariance - seen.covariance).max() > 0
     np.testing.assert_allclose(found[1].covariance, seen.covariance, atol=0.1 * seen.variance.max())
@@ -263,7 +263,7 @@ def test_batches_that_are_held_out_are_not_seen():
     with studied(built(b), x) as study:
         ((node, everything),) = study.statistics.items()
         readers = {reader.node: reader for found in study.readers.values() for reader in found}
-        how = study.model, study.trace, study.calibration, readers, study.store, 1e9, 0
+        how = study.model, study.trace, Workspace(study.calibration, study.store, 1e9), readers
         seen = dict(second_order.collect(*how, hold_out=True))[node]
     assert held
     assert seen.variance.max() < 20 < everything.variance.max()
@@ -275,7 +275,7 @@ def test_of_few_batches_some_rows_of_each_are_not_seen():
     with studied(built(b), n=3) as study:
         ((node, everything),) = study.statistics.items()
         readers = {reader.node: reader for found in study.readers.values() for reader in found}
-        how = study.model, study.trace, study.calibration, readers, study.store, 1e9, 0
+        how = study.model, study.trace, Workspace(study.calibration, study.store, 1e9), readers
         seen = dict(second_order.collect(*how, hold_out=True))[node]
     assert 0 < np.abs(seen.covariance - everything.covariance).max() < everything.variance.max()
 
@@ -445,9 +445,8 @@ def test_scores_rise_along_the_order():
 @pytest.mark.parametrize("kind", ["activation", "apoz"])
 def test_scores_of_activations(kind):
     with studied(built(two_readers())) as study:
-        found = second_order.activation_scores(
-            study.model, study.trace, study.calibration, kind, store=study.store, memory=1e9
-        )
+        workspace = Workspace(study.calibration, study.store, 1e9)
+        found = second_order.activation_scores(study.model, study.trace, workspace, kind)
         (group,) = (study.trace.groups[i] for i in range(1))
         raw = np.zeros(group.channels.size)
         for reader in study.readers[group.name]:

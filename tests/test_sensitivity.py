@@ -16,7 +16,8 @@ from onnx import numpy_helper
 
 from onnxprune.allocation import sensitivity
 from onnxprune.calibration.batches import Calibration
-from onnxprune.calibration.capture import Store, Stream
+from onnxprune.calibration.capture import ActivationStore, LayerwiseRunner
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
@@ -26,6 +27,7 @@ from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import Removal
 from onnxprune.metrics.outputs import output_divergence
+from onnxprune.repair.network import divergences
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
@@ -43,13 +45,16 @@ class Study:
         shapes = concrete_shapes(self.model.header, n)
         feeds = random_feeds(self.model.header, shapes, 7)
         self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model.header)), 10_000)
-        self.store = Store(1e9)
+        self.store = ActivationStore(1e9)
         self.removals: list[Removal] = list(
             second_order.removals(
-                self.model, self.trace, self.calibration, scores=None, fallback=np.ones(self.trace.n_channels),
-                store=self.store, memory=1e9,
+                self.model,
+                self.trace,
+                Workspace(self.calibration, self.store, 1e9),
+                None,
+                np.ones(self.trace.n_channels),
             )
-        )  # fmt: skip
+        )
         macs = CostModel(self.trace).totals(np.ones(self.trace.n_channels, dtype=bool))[0]
         how = self.model, self.trace, self.removals, self.calibration, macs, self.store
         self.shares: list[float] = []
@@ -170,15 +175,15 @@ def test_progress_ends_at_one():
 
 def test_the_part_before_a_group_runs_once(monkeypatch):
     runs: dict[int, int] = {}
-    original = Stream._run
+    original = LayerwiseRunner._run
 
-    def counted(self: Stream, needed: list[int], names: list[str]) -> None:
+    def counted(self: LayerwiseRunner, needed: list[int], names: list[str]) -> None:
         for n in needed:
             runs[n] = runs.get(n, 0) + 1
         original(self, needed, names)
 
     study = Study(proto_of(residual))
-    monkeypatch.setattr(Stream, "_run", counted)
+    monkeypatch.setattr(LayerwiseRunner, "_run", counted)
     macs = CostModel(study.trace).totals(np.ones(study.trace.n_channels, dtype=bool))[0]
     sensitivity.curves(study.model, study.trace, study.removals, study.calibration, macs, study.store)
     assert runs
@@ -235,7 +240,7 @@ def test_a_curve_rises_between_its_measurements_as_its_guide_does():
 def test_losses_of_candidates_are_those_on_samples_held_out():
     study = Study(proto_of(line))
     half = study.variant(study.removals[0], max(study.removals[0].weights))
-    found = sensitivity.losses(study.model, (study.model, half), study.calibration)
+    found = divergences(study.model, (study.model, half), study.calibration)
     assert found[0] == 0
     reference = outputs(study.model, study.held())
     assert found[1] == pytest.approx(output_divergence(reference, outputs(half, study.held())), rel=1e-3)

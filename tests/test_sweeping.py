@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import BenchmarkConfig, curves, sweeping
 from onnxprune.errors import OptionError, OutputError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
+from onnxprune.pipeline import sweep as sweeping
+from onnxprune.pipeline.sweep_state import is_on_front
 from onnxprune.report.document import Member
 from onnxprune.runtime import workers
 
@@ -38,8 +40,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_members_are_what_prune_makes(call: dict, tmp_path: Path) -> None:
     found = onnxprune.sweep(output_folder=tmp_path / "s", **call)
-    assert [member.target for member in found.members] == sorted(SHARES)
-    for member in found.members:
+    assert [member.target for member in found.report.members] == sorted(SHARES)
+    for member in found.report.members:
         assert member.flops_removed >= member.target
         assert member.verdict
         assert member.drop is not None
@@ -52,7 +54,7 @@ def test_members_are_what_prune_makes(call: dict, tmp_path: Path) -> None:
         output=tmp_path / "alone.onnx",
     )
     assert (tmp_path / "alone.onnx").read_bytes() == (tmp_path / "s" / "flops-50.onnx").read_bytes()
-    last = found.members[-1]
+    last = found.report.members[-1]
     assert last.drop == pytest.approx(100 - alone.report.fidelity["agreement"])
     content = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert content["schema"] == "onnxprune.sweep/1"
@@ -62,20 +64,20 @@ def test_members_are_what_prune_makes(call: dict, tmp_path: Path) -> None:
 def test_an_interrupted_sweep_goes_on(call: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxprune.sweep(output_folder=tmp_path / "whole", **call)
     made: list[str] = []
-    original = sweeping._make_member
+    original = sweeping.make_member
 
-    def breaks(job: sweeping._Job) -> dict:
+    def breaks(job: sweeping.Job) -> dict:
         if len(made) == 1:
             raise KeyboardInterrupt
         made.append(job.name)
         return original(job)
 
-    monkeypatch.setattr(sweeping, "_make_member", breaks)
+    monkeypatch.setattr(sweeping, "make_member", breaks)
     with pytest.raises(KeyboardInterrupt):
         onnxprune.sweep(output_folder=tmp_path / "s", **call)
     assert len(files(tmp_path / "s")) == 1
-    monkeypatch.setattr(sweeping, "_make_member", lambda job: made.append(job.name) or original(job))
-    monkeypatch.setattr(sweeping, "plans", lambda *_, **__: pytest.fail("plans are there already"))
+    monkeypatch.setattr(sweeping, "make_member", lambda job: made.append(job.name) or original(job))
+    monkeypatch.setattr(sweeping.Family, "plan", lambda *_, **__: pytest.fail("plans are there already"))
     onnxprune.sweep(output_folder=tmp_path / "s", **call)
     assert made == ["flops-20", "flops-35", "flops-50"]
     assert files(tmp_path / "s") == files(tmp_path / "whole")
@@ -84,11 +86,11 @@ def test_an_interrupted_sweep_goes_on(call: dict, tmp_path: Path, monkeypatch: p
 def test_members_are_added(call: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "shares": (0.2,)})
     made: list[str] = []
-    original = sweeping._make_member
-    monkeypatch.setattr(sweeping, "_make_member", lambda job: made.append(job.name) or original(job))
+    original = sweeping.make_member
+    monkeypatch.setattr(sweeping, "make_member", lambda job: made.append(job.name) or original(job))
     found = onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "shares": (0.2, 0.4)})
     assert made == ["flops-40"]
-    assert len(found.members) == 2
+    assert len(found.report.members) == 2
 
 
 def test_workers_make_the_same(call: dict, tmp_path: Path) -> None:
@@ -106,9 +108,9 @@ def test_another_sweep_is_not_mixed_in(call: dict, tmp_path: Path) -> None:
 def test_a_target_out_of_reach_is_told(call: dict, tmp_path: Path) -> None:
     shares = {"shares": (0.2, 0.97), "options": replace(OPTIONS, max_ratio=0.5)}
     found = onnxprune.sweep(output_folder=tmp_path / "s", **{**call, **shares})
-    assert [bool(member.note) for member in found.members] == [False, True]
-    assert "cannot be reached" in found.members[1].note
-    assert not found.members[1].pareto
+    assert [bool(member.note) for member in found.report.members] == [False, True]
+    assert "cannot be reached" in found.report.members[1].note
+    assert not found.report.members[1].pareto
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_bad_calls(call: dict, tmp_path: Path, change: dict, says: str) -> None:
 def test_pareto_set() -> None:
     points = {"a": (3.0, 0.0), "b": (2.0, 0.5), "c": (2.5, 0.6), "d": (2.0, 0.4), "e": (1.0, 9.0)}
     members = [Member(name, 0.5, latency_ms=ms, drop=drop) for name, (ms, drop) in points.items()]
-    assert {member.name for member in members if sweeping._leads(member, members)} == {"a", "d", "e"}
+    assert {member.name for member in members if is_on_front(member, members)} == {"a", "d", "e"}
 
 
 def test_command(run, tiny_path: Path, samples: Path, tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_without_data(models: Path, tmp_path: Path) -> None:
         options=Options(round_to=4, samples=64),
         measure=UNTIMED,
     )
-    assert [member.kl is not None for member in found.members] == [True, True]
+    assert [member.kl is not None for member in found.report.members] == [True, True]
 
 
 def test_a_dask_cluster_makes_the_same(call: dict, tmp_path: Path) -> None:
@@ -172,7 +174,9 @@ def test_a_dask_cluster_makes_the_same(call: dict, tmp_path: Path) -> None:
 
 
 def test_sensitivity_is_the_same_for_any_number_of_workers(tiny_path: Path, samples: Path) -> None:
-    found = [curves.study(tiny_path, Options(augment=()), samples, jobs=jobs)[1] for jobs in (1, 2)]
+    found = [
+        onnxprune.sensitivity(tiny_path, options=Options(augment=()), data=samples, jobs=jobs).curves for jobs in (1, 2)
+    ]
     assert len(found[0]) == len(found[1]) > 1
     for one, two in zip(*found, strict=True):
         assert one.group == two.group

@@ -14,18 +14,19 @@ import pytest
 from graphs import Builder
 
 import onnxprune
-from onnxprune import BenchmarkConfig, search
 from onnxprune.allocation import channel_multiple, cost_estimator, knapsack, latency_model, targets
 from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
-from onnxprune.analysis import Analysis, analyse
 from onnxprune.errors import LatencyError, OptionError, TargetError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.never_slower import refuse_slower
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model
 from onnxprune.importance import weights as importance
 from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import ESTIMATED, METRICS, TARGETS
 from onnxprune.options import Options
+from onnxprune.pipeline import schedule
 from onnxprune.runtime.session import open_session, run_batch
 from onnxprune.runtime.timing import Latency
 from onnxprune.surgery import channels as rewrite
@@ -67,7 +68,7 @@ def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
         meter = Rigged(found, options.resolved(False), QUICK)
         meter.factor = factor
-        return search.choose(found, meter.options, meter=meter).keep, meter
+        return schedule.make_plan(found, meter.options, meter=meter).keep, meter
 
     return choose
 
@@ -286,7 +287,7 @@ def counts(analysis: Analysis, keep: BoolArray) -> list[int]:
 def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int, monkeypatch) -> None:
     monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: step)
     analysis = analyse(load(wide))
-    plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
+    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert all(count % step == 0 or count == 24 for count in counts(analysis, plan.keep))
     assert plan.settings["step"] == step
 
@@ -294,10 +295,10 @@ def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int,
 def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
     analysis = analyse(load(tiny_path))  # groups of 16: nothing could go
-    plan = search.make_plan(analysis, Options(reduce={"flops": 0.4}))
+    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
     assert plan.settings["step"] == 8
     with pytest.raises(TargetError):
-        search.make_plan(analysis, Options(reduce={"flops": 0.4}, round_to=16))
+        schedule.make_plan(analysis, Options(reduce={"flops": 0.4}, round_to=16))
 
 
 @pytest.mark.parametrize(("name", "step"), [("resnet", 8), ("mobile", 16), ("small", 16)])

@@ -13,12 +13,12 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.allocation import knapsack
-from onnxprune.analysis import Analysis, analyse
 from onnxprune.evaluation.structure import check_structure
 from onnxprune.graph import io
+from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.importance import weights as importance
 from onnxprune.options import Options
-from onnxprune.search import make_plan
+from onnxprune.pipeline.schedule import make_plan
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import TOLERANCE, prove

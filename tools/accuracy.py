@@ -486,8 +486,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     import torch_pruning as tp
     import zoo
 
-    from onnxprune import analysis
-    from onnxprune.graph import io
+    from onnxprune.graph import analysis, io
     from onnxprune.metrics.outputs import classification_accuracy, compare_outputs
 
     job = task(entry.model, cache)

@@ -338,7 +338,7 @@ def zoo(folder: Path) -> None:
     import test_granularity as tests
     import test_zoo
 
-    from onnxprune.analysis import analyse
+    from onnxprune.graph.analysis import analyse
     from onnxprune.surgery.edits.apply import apply_edits
     from onnxprune.surgery.proof import prove
 

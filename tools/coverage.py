@@ -91,12 +91,12 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
 
     import numpy as np
 
-    from onnxprune import analysis as analysing
-    from onnxprune import search
     from onnxprune.errors import TargetError
     from onnxprune.evaluation.structure import check_structure, full_check
+    from onnxprune.graph import analysis as analysing
     from onnxprune.graph import io as onnx_io
     from onnxprune.options import Options
+    from onnxprune.pipeline import schedule
     from onnxprune.surgery import channels as rewrite
     from onnxprune.surgery.mask import mask
     from onnxprune.surgery.proof import prove
@@ -123,7 +123,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         stage[0] = "plan"
         try:
             with clock("plan", first=share == TARGETS[0]):
-                plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
+                plan = schedule.make_plan(analysis, Options(reduce={"flops": asked}))
         except TargetError as error:
             result["short"] = error.why
             most = re.search(r"FLOPs can fall to [\d,]+ \(-([\d.]+)%\)", error.why)
@@ -131,7 +131,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
             if asked <= 0:
                 record["targets"][str(share)] = {**result, "reached": 0.0}
                 continue
-            plan = search.make_plan(analysis, Options(reduce={"flops": asked}))
+            plan = schedule.make_plan(analysis, Options(reduce={"flops": asked}))
         with clock("delete", first=share == TARGETS[0]):
             pruned = rewrite.delete(model, analysis.trace, plan.keep)
         record.setdefault("peak_stages", peak_memory())

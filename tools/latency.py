@@ -172,7 +172,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
 
 
 def _analysed(path: Path) -> Any:
-    from onnxprune.analysis import analyse
+    from onnxprune.graph.analysis import analyse
     from onnxprune.graph.io import load
 
     return analyse(load(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +13,10 @@ import numpy as np
 
 from onnxprune.allocation import channel_multiple, latency_model
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
-from onnxprune.analysis import Analysis, analysed
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.activation_cost import Traffic
+from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model, weightless
@@ -329,9 +328,7 @@ def write_table(
     return table
 
 
-def rules_of(
-    trace: Trace, options: ResolvedOptions, scope: str = "global", sizes: Mapping[str, int] | None = None
-) -> PruningRules:
+def rules_of(trace: Trace, options: ResolvedOptions, scope: str = "global") -> PruningRules:
     """Return what every group must keep."""
     multiple, multiples = channel_multiple.multiples(trace) if options.round_to is None else (options.round_to, {})
-    return PruningRules(multiple, options.min_channels, options.max_ratio, scope, sizes or {}, multiples)
+    return PruningRules(multiple, options.min_channels, options.max_ratio, scope, multiples)

@@ -14,9 +14,10 @@ from onnxprune.allocation import sensitivity
 from onnxprune.allocation.channel_multiple import FINER, multiples
 from onnxprune.allocation.edit_choice import ScoredEdit
 from onnxprune.allocation.edit_timing import EditTimer, Saving
-from onnxprune.analysis import Analysis
 from onnxprune.calibration.moments import threads_for
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.readers import Reader, linear_layers
 from onnxprune.graph.shapes import concrete_shapes
@@ -29,7 +30,6 @@ from onnxprune.surgery.edits import candidates
 from onnxprune.surgery.edits.protocol import Candidate, LayerEdit
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray
-from onnxprune.workspace import Workspace
 
 USUAL = 0.03
 """Error of a layer, as a share of its output's variance, of the edit that is measured for all of its family: about what will be chosen."""
@@ -131,7 +131,7 @@ def _of_node(
     probe: sensitivity.Probe,
     slope: Slope | None,
 ) -> list[ScoredEdit]:
-    """BenchmarkConfig the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
+    """Measure the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
 
     def mean_of(tensor: gs.Tensor) -> FloatArray:
         shape = analysis.trace.shapes[tensor.name]
@@ -194,17 +194,8 @@ def grams(
 ) -> Iterator[tuple[int, Gram]]:
     """Yield (node, Gram) of some layers in graph order, on samples that are not held out; with threads as the caller's work suits."""
     readers = {n: reader_of(n, layer) for n, layer in layers.items()}
-    for n, seen in second_order.collect(
-        analysis.model,
-        analysis.trace,
-        workspace.calibration.plain,
-        readers,
-        workspace.store,
-        workspace.memory * ROOM,
-        options.seed,
-        hold_out=True,
-        apart=True,
-    ):
+    roomy = replace(workspace.plain, memory=workspace.memory * ROOM)
+    for n, seen in second_order.collect(analysis.model, analysis.trace, roomy, readers, hold_out=True, apart=True):
         with threads_for(seen.mean.shape[1]):
             yield n, Gram(layers[n], weighing(seen, options.importance), seen.mean)
 

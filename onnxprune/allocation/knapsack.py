@@ -61,7 +61,6 @@ class PruningRules:
         min_channels: channels that every group keeps at least.
         max_ratio: largest share of a group's channels that is removed.
         scope: `global` ranks all channel batches of the network together; `uniform` takes the same share of each group.
-        sizes: channels that groups had at first, by name, where some have been removed already; shares are shares of that.
         multiples: channel multiples of single groups, by name, in place of `round_to`.
     """
 
@@ -69,7 +68,6 @@ class PruningRules:
     min_channels: int = 1
     max_ratio: float = 1.0
     scope: str = "global"
-    sizes: Mapping[str, int] = field(default_factory=dict)
     multiples: Mapping[str, int] = field(default_factory=dict)
 
     def multiple(self, group: Group) -> int:
@@ -107,8 +105,7 @@ def channel_batches(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Pr
         left = group.channels[keep[group.channels]]
         free = left[~trace.pinned[left] & ~np.isnan(scores[left])]
         multiple = rules.multiple(group)
-        whole = rules.sizes.get(group.name, group.channels.size)
-        least = max(rules.min_channels, int(np.ceil(whole * (1 - rules.max_ratio) - 1e-9)), 1)
+        least = max(rules.min_channels, int(np.ceil(group.channels.size * (1 - rules.max_ratio) - 1e-9)), 1)
         order = free[np.argsort(scores[free], kind="stable")]
         at = 0
         while at < order.size:

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from onnxprune.calibration.batches import Calibration
-from onnxprune.calibration.capture import Store, Stream
+from onnxprune.calibration.capture import ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_of
 from onnxprune.importance.obs import Removal
-from onnxprune.metrics.outputs import Outputs, output_divergence
-from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
+from onnxprune.metrics.outputs import output_divergence
+from onnxprune.repair.network import MOST_SAMPLES, held_batches, outputs_of
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, Trace
 
 Array = np.ndarray[Any, Any]
 WORK = 3e12
 """Multiply-accumulates that all measurements together may take; the number of samples follows from it."""
-LEAST_SAMPLES, MOST_SAMPLES = 16, 256
+LEAST_SAMPLES = 16
 BROKEN = 1e6
 """Loss of an output that is not finite."""
 FLAT = 1e-9
@@ -33,7 +33,7 @@ def curves(
     removals: Sequence[Removal],
     calibration: Calibration,
     macs: float,
-    store: Store,
+    store: ActivationStore,
     progress: Callable[[float], None] | None = None,
     of: int | None = None,
 ) -> tuple[Curve, ...]:
@@ -93,10 +93,10 @@ class Probe:
         store: where activations are.
     """
 
-    def __init__(self, model: Model, calibration: Calibration, macs: float, store: Store) -> None:
+    def __init__(self, model: Model, calibration: Calibration, macs: float, store: ActivationStore) -> None:
         samples = int(np.clip(WORK / max(1.0, macs / 2), LEAST_SAMPLES, MOST_SAMPLES))
-        self._batches = _held(calibration, samples)
-        self._stream = Stream(model, self._batches, store)
+        self._batches = held_batches(calibration, samples)
+        self._stream = LayerwiseRunner(model, self._batches, store)
         self._reference = self._stream.finish(model)
 
     def advance(self, n: int) -> None:
@@ -113,27 +113,12 @@ class Probe:
 
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the nodes are those of the model, in the same order."""
-        outputs = self._stream.finish(variant) if aligned else _whole(variant, self._batches)
+        outputs = self._stream.finish(variant) if aligned else outputs_of(variant, self._batches)
         return output_divergence(self._reference, outputs)
 
     def close(self) -> None:
         """Forget the activations."""
         self._stream.close()
-
-
-def losses(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
-    """Return the divergence of each candidate from a model, on samples that were held out."""
-    batches = _held(calibration, MOST_SAMPLES)
-    reference = _whole(model, batches)
-    return [output_divergence(reference, _whole(candidate, batches)) for candidate in candidates]
-
-
-def _held(calibration: Calibration, samples: int) -> list[Feeds]:
-    """Return batches that are held out, up to some number of samples; augmented ones count as well."""
-    numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
-    wanted = max(1, min(len(numbers), samples // calibration.batch))
-    chosen = {numbers[i * len(numbers) // wanted] for i in range(wanted)}
-    return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
 
 
 def _first_reader(trace: Trace, removal: Removal) -> int:
@@ -151,8 +136,3 @@ def _same(variant: Model, model: Model, node: int, aligned: bool) -> Any:
         return variant.graph.nodes[node]
     output = model.graph.nodes[node].outputs[0].name
     return next(found for found in variant.graph.nodes if found.outputs and found.outputs[0].name == output)
-
-
-def _whole(model: Model, batches: list[Feeds]) -> Outputs:
-    opened = model.session()
-    return concatenate_outputs([run_batch(opened, feeds) for feeds in batches])

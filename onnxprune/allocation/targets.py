@@ -205,10 +205,3 @@ def within(
         else:
             high = share
     return best
-
-
-def lift(keep: BoolArray, before: BoolArray) -> BoolArray:
-    """Return channels of the original that stay, from those of a model that holds `before` of them."""
-    total = before.copy()
-    total[np.flatnonzero(before)[~keep]] = False
-    return total

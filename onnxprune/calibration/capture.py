@@ -21,7 +21,7 @@ FREE = frozenset({"Shape", "Size"})
 """Operators that cost nothing and would keep a whole tensor alive for one integer: run as soon as they can be."""
 
 
-class Store:
+class ActivationStore:
     """Arrays, in memory up to a budget; what exceeds it goes to files in a temporary folder."""
 
     def __init__(self, budget: float) -> None:
@@ -62,7 +62,7 @@ class Store:
             self._folder.cleanup()
 
 
-class Stream:
+class LayerwiseRunner:
     """A model that has been run up to some point, on all batches.
 
     What the rest of the model still needs is kept, per batch, and nothing else; so each node runs once, whatever is asked for on
@@ -72,7 +72,7 @@ class Stream:
         lasting: names of tensors to keep, from when they are there.
     """
 
-    def __init__(self, model: Model, batches: Iterable[Feeds], store: Store) -> None:
+    def __init__(self, model: Model, batches: Iterable[Feeds], store: ActivationStore) -> None:
         self.model, self.store = model, store
         self.nodes = model.graph.nodes
         self.done: set[int] = set()

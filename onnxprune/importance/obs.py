@@ -12,14 +12,16 @@ and so on. H is the exact Hessian of the squared error of the reader's output.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration.batches import HELD_EVERY, Calibration
-from onnxprune.calibration.capture import Kept, Store, Stream
+from onnxprune.calibration.batches import HELD_EVERY
+from onnxprune.calibration.capture import ActivationStore, Kept, LayerwiseRunner
 from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, choose, threads_for
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import Reader, readers_of
@@ -66,7 +68,7 @@ class Removal:
         group: which.
         order: its channels that may go, first to go first.
         losses: (n,) squared error of the readers' outputs, as shares of their variance, added up as channels go.
-        weights: for some numbers of channels gone, the weights of the readers: node -> (matrix, bias), kept in a `Store`.
+        weights: for some numbers of channels gone, the weights of the readers: node -> (matrix, bias), kept in a `ActivationStore`.
     """
 
     group: Group
@@ -74,7 +76,7 @@ class Removal:
     losses: FloatArray
     weights: dict[int, dict[int, tuple[Kept, Kept]]]
 
-    def drop(self, store: Store) -> None:
+    def drop(self, store: ActivationStore) -> None:
         """Forget the weights."""
         for matrix, bias in (pair for of_node in self.weights.values() for pair in of_node.values()):
             store.drop(matrix)
@@ -84,11 +86,8 @@ class Removal:
 def collect(
     model: Model,
     trace: Trace,
-    calibration: Calibration,
+    workspace: Workspace,
     readers: Mapping[int, Reader],
-    store: Store,
-    memory: float,
-    seed: int,
     *,
     hold_out: bool = False,
     apart: bool = False,
@@ -98,54 +97,70 @@ def collect(
     Args:
         model: the original.
         trace: its facts.
-        calibration: the samples.
+        workspace: calibration samples, and the memory for activations and one covariance with its copies.
         readers: by node.
-        store: for activations.
-        memory: bytes that one covariance may take with all that is done with it.
-        seed: for the choice of positions, where there are more than needed.
-        hold_out: whether to leave out what the calibration holds out.
-        apart: whether the positions of a reader are the same whatever other readers there are.
+        hold_out: whether to leave out the samples that the calibration holds out.
+        apart: whether the sampled positions of a reader are independent of the other readers.
     """
-    stream = Stream(model, calibration, store)
+    calibration = workspace.calibration
+    stream = LayerwiseRunner(model, calibration, workspace.store)
     used = [b for b in range(stream.n_batches) if not hold_out or calibration.split(b, HELD_EVERY)[0] != slice(0, 0)]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(calibration.seed)
     for node, reader in sorted(readers.items()):
         layer = reader.layer
-        rng = np.random.default_rng((seed, node)) if apart else rng
-        x_name, y_name = layer.node.inputs[layer.x].name, layer.node.outputs[0].name
-        stream.advance([x_name])
+        rng = np.random.default_rng((calibration.seed, node)) if apart else rng
+        stream.advance([layer.node.inputs[layer.x].name])
         groups, features = reader.channels.shape
-        whole = 8.0 * groups * features**2 * 4 <= memory
         total = max(LEAST_ROWS, ROWS_PER_FEATURE * features)
-        centre: Array | None = None
-        sums, squares, zeros = np.zeros((3, groups, features))
-        n = 0
-        waiting: list[Array] = []
+        positions = partial(_positions, layer, trace.shapes[layer.node.outputs[0].name])
+        sums = _Sums(groups, features, whole=8.0 * groups * features**2 * 4 <= workspace.memory)
         with threads_for(features):
             for batch in used:
-                x = stream.read(x_name, batch)
-                pick = choose(_positions(layer, trace.shapes[y_name], x), -(-total // len(used)), rng)
+                x = stream.read(layer.node.inputs[layer.x].name, batch)
+                pick = choose(positions(x), -(-total // len(used)), rng)
                 pick = pick[calibration.split(batch, pick.size)[0]] if hold_out else pick
-                waiting.append(layer.rows(x, pick).astype(np.float32, copy=False))
-                if sum(part.shape[1] for part in waiting) < ROWS_TOGETHER and batch != used[-1]:
-                    continue  # a product of few rows takes as long as its result is large
-                rows = np.concatenate(waiting, axis=1)
-                waiting = []
-                zeros += np.count_nonzero(rows == 0, axis=1)
-                if centre is None:
-                    centre = rows.mean(axis=1, keepdims=True)
-                    moments = Moments(centre, 0) if whole else None
-                if moments is not None:
-                    moments.add(rows, rows[:, :, :0])
-                rows = rows - centre
-                sums += rows.sum(axis=1, dtype=np.float64)
-                squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
-                n += rows.shape[1]
-        assert centre is not None
-        variance = np.maximum(squares / n - (sums / n) ** 2, 0)
-        covariance = None if moments is None else moments.covariance()
-        yield node, Statistics(sums / n + centre[:, 0], variance, zeros / n, covariance, max(DAMPING, features / n))
+                sums.add(layer.rows(x, pick).astype(np.float32, copy=False), last=batch == used[-1])
+        yield node, sums.statistics()
     stream.close()
+
+
+class _Sums:
+    """Sums over rows of a reader's input; `whole`: the covariance fits into memory."""
+
+    def __init__(self, groups: int, features: int, *, whole: bool) -> None:
+        self.whole = whole
+        self.centre: Array | None = None
+        self.moments: Moments | None = None
+        self.sums, self.squares, self.zeros = np.zeros((3, groups, features))
+        self.n = 0
+        self.waiting: list[Array] = []
+
+    def add(self, rows: Array, *, last: bool) -> None:
+        """Add rows, (groups, n, features); few rows wait for others, as the cost of a small product is that of its result."""
+        self.waiting.append(rows)
+        if sum(part.shape[1] for part in self.waiting) < ROWS_TOGETHER and not last:
+            return
+        rows = np.concatenate(self.waiting, axis=1)
+        self.waiting = []
+        self.zeros += np.count_nonzero(rows == 0, axis=1)
+        if self.centre is None:
+            self.centre = rows.mean(axis=1, keepdims=True)
+            self.moments = Moments(self.centre, 0) if self.whole else None
+        if self.moments is not None:
+            self.moments.add(rows, rows[:, :, :0])
+        rows = rows - self.centre
+        self.sums += rows.sum(axis=1, dtype=np.float64)
+        self.squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
+        self.n += rows.shape[1]
+
+    def statistics(self) -> Statistics:
+        """Return the statistics of all rows."""
+        assert self.centre is not None
+        n, features = self.n, self.sums.shape[1]
+        variance = np.maximum(self.squares / n - (self.sums / n) ** 2, 0)
+        covariance = None if self.moments is None else self.moments.covariance()
+        mean = self.sums / n + self.centre[:, 0]
+        return Statistics(mean, variance, self.zeros / n, covariance, max(DAMPING, features / n))
 
 
 def _positions(layer: Linear, traced: tuple[int, ...], x: Array) -> int:
@@ -157,13 +172,10 @@ def _positions(layer: Linear, traced: tuple[int, ...], x: Array) -> int:
 def removals(
     model: Model,
     trace: Trace,
-    calibration: Calibration,
-    *,
+    workspace: Workspace,
     scores: FloatArray | None,
     fallback: FloatArray,
-    store: Store,
-    memory: float,
-    seed: int = 0,
+    *,
     hold_out: bool = False,
     names: Container[str] | None = None,
     progress: Progress | None = None,
@@ -176,13 +188,10 @@ def removals(
     Args:
         model: the original.
         trace: its facts.
-        calibration: the samples.
-        scores: (n_channels,) importance that gives the order, where something else than second order is to; None: second order.
+        workspace: calibration samples, and the memory for activations, weights and covariances.
+        scores: (n_channels,) importance that gives the order; None: second order.
         fallback: (n_channels,) importance that gives the order in groups that no linear layer reads.
-        store: for activations and weights.
-        memory: bytes for the covariances of one reader.
-        seed: for the choice of positions.
-        hold_out: whether to leave out what the calibration holds out.
+        hold_out: whether to leave out the samples that the calibration holds out.
         names: of the groups to take apart; None: all.
         progress: called with the share that is done.
     """
@@ -199,14 +208,14 @@ def removals(
             found = by_group.pop(name)
             with threads_for(max((reader.channels.shape[1] for reader in found), default=0)):
                 parts = [_Part(reader, seen[reader.node], groups[name]) for reader in found]
-                removal = _take_apart(trace, groups[name], parts, scores, fallback, store)
+                removal = _take_apart(trace, groups[name], parts, scores, fallback, workspace.store)
             yield removal
         left = {reader.node for found in by_group.values() for reader in found}
         for old in [number for number in seen if number not in left]:
             del seen[old]
 
     yield from finish(-1)
-    all_statistics = collect(model, trace, calibration, readers, store, memory, seed, hold_out=hold_out)
+    all_statistics = collect(model, trace, workspace, readers, hold_out=hold_out)
     for done, (node, statistics) in enumerate(all_statistics, start=1):
         seen[node] = statistics
         yield from finish(node)
@@ -230,9 +239,7 @@ def scores_of(trace: Trace, found: Iterable[Removal], fallback: FloatArray) -> F
     return result
 
 
-def activation_scores(
-    model: Model, trace: Trace, calibration: Calibration, kind: str, *, store: Store, memory: float, seed: int = 0
-) -> FloatArray:
+def activation_scores(model: Model, trace: Trace, workspace: Workspace, kind: str) -> FloatArray:
     """Return an importance that looks at activations, divided by the mean of the group; NaN where no linear layer reads.
 
     `activation`: variance of what the readers see of a channel times the square of their weights, summed over its features: OBS with a
@@ -241,7 +248,7 @@ def activation_scores(
     by_group = readers_of(model, trace)
     readers = {reader.node: reader for found in by_group.values() for reader in found}
     total, features = np.zeros((2, trace.n_channels))
-    for node, seen in collect(model, trace, calibration, readers, store, 0.0, seed):
+    for node, seen in collect(model, trace, replace(workspace, memory=0.0), readers):
         reader = readers[node]
         if kind == "apoz":
             values = 1 - seen.zeros
@@ -366,7 +373,12 @@ def _wanted(size: int) -> list[int]:
 
 
 def _take_apart(
-    trace: Trace, group: Group, parts: list[_Part], scores: FloatArray | None, fallback: FloatArray, store: Store
+    trace: Trace,
+    group: Group,
+    parts: list[_Part],
+    scores: FloatArray | None,
+    fallback: FloatArray,
+    store: ActivationStore,
 ) -> Removal:
     size = group.channels.size
     given = np.nan_to_num(fallback if scores is None else scores, nan=np.inf)

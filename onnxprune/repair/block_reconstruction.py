@@ -9,7 +9,7 @@ to what that was,
 f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all
 activations fixed, what changes move is linear in them, so each turn is a linear least squares problem. Aiming at what
 a block of layers gives, not each layer, is the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of
-Post-Training Quantization by Block Reconstruction", section 3.2; here by least squares, as in
+Post-Training Quantization by LayerChain Reconstruction", section 3.2; here by least squares, as in
 `onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
 directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of
 what each layer sees and by what its outputs move. Turns are judged on samples held out, and end where these gain
@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.calibration.capture import Stream
+from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.graph.linear import Norm
 from onnxprune.graph.operators import spec_of
 from onnxprune.graph.readers import linear_of
 from onnxprune.graph.saturation import Flat
-from onnxprune.repair.layer_chain import STEPS, Block
+from onnxprune.repair.layer_chain import STEPS, LayerChain
 from onnxprune.repair.layer_map import Change, LayerMap
 from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
 from onnxprune.types import BoolArray, FloatArray
@@ -56,7 +56,7 @@ TINY = 1e-12
 
 
 def fit(
-    block: Block, stream: Stream, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
+    block: LayerChain, stream: LayerwiseRunner, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
 ) -> tuple[float, float]:
     """Fit the layers of a block and write them, as far as that predicts the samples held out better.
 
@@ -100,7 +100,7 @@ def fit(
     return at_first, best
 
 
-def _write(block: Block, weights: Mapping[int, Change]) -> None:
+def _write(block: LayerChain, weights: Mapping[int, Change]) -> None:
     for n, (matrix, bias) in weights.items():
         layer = block.layers[n]
         layer.write(matrix, bias if layer.has_bias else None)
@@ -123,7 +123,7 @@ def joined(parts: list[Samples]) -> Samples:
 class _Linearised:
     """A block near some weights, on some samples: what changes of its layers move, and the transpose of that."""
 
-    def __init__(self, block: Block, stream: Stream, flat: Flat, samples: Samples) -> None:
+    def __init__(self, block: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:
         self.block, self.stream, self.flat, self.samples = block, stream, flat, samples
         self.made = {t.name for n in block.nodes for t in stream.nodes[n].outputs if t.name}
         self.layers: dict[int, LayerMap] = {}

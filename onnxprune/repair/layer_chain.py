@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.calibration.capture import Stream
+from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.graph.linear import Linear, Norm, Product
 from onnxprune.graph.operators import spec_of
 
@@ -17,7 +17,7 @@ STEPS = 6
 
 
 @dataclass(frozen=True)
-class Block:
+class LayerChain:
     """A part of a network.
 
     Attributes:
@@ -37,15 +37,15 @@ class Block:
     bytes: float
 
 
-def block_of(
-    stream: Stream,
+def chain_of(
+    stream: LayerwiseRunner,
     node: int,
     target: str,
     layers: Mapping[int, Linear],
     free: Collection[int],
     shapes: Mapping[str, tuple[int, ...]],
     depth: int,
-) -> Block | None:
+) -> LayerChain | None:
     """Return at most `depth` layers that lead to a tensor and to nothing else, with all between them linearizable.
 
     Args:
@@ -74,14 +74,14 @@ def block_of(
             break
         chosen = trial
         taken = sorted({name for m in inside for name in stream.inputs[m]} - made)
-        found = Block(
+        found = LayerChain(
             tuple(inside), {m: layers[m] for m in chosen}, tuple(taken), target, *_cost(stream, inside, layers, shapes)
         )
     return found
 
 
 def _cost(
-    stream: Stream, nodes: list[int], layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]
+    stream: LayerwiseRunner, nodes: list[int], layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, float]:
     """Return the multiply-accumulates of a turn, and the bytes it takes, for one sample."""
     macs = size = 0.0
@@ -95,7 +95,7 @@ def _cost(
     return 4 * (STEPS + 2) * macs, 4 * size  # with the weights and with their change, each there and back
 
 
-def _behind(stream: Stream, nodes: list[int]) -> list[int]:
+def _behind(stream: LayerwiseRunner, nodes: list[int]) -> list[int]:
     """Return some nodes and all that depend on them."""
     reached: set[str] = set()
     found = []
@@ -111,7 +111,9 @@ def _is_free(layer: Linear) -> bool:
     return not isinstance(layer, Norm) and not (isinstance(layer, Product) and layer.adds)
 
 
-def _is_known(stream: Stream, n: int, layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _is_known(
+    stream: LayerwiseRunner, n: int, layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
     """Tell whether a node can be linearized, sample by sample."""
     node = stream.nodes[n]
     names = [*stream.inputs[n], node.outputs[0].name]

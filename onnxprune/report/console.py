@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from onnxprune.analysis import Inspection, Layer, pinned_of
+from onnxprune.graph.analysis import Inspection, Layer, pinned_of
 from onnxprune.report import tables, text
 from onnxprune.report.document import Report, Sweep
 from onnxprune.types import Curve, Plan, Trace, Verdict

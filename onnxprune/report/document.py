@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnxprune.allocation.latency_model import Table
-from onnxprune.analysis import Layer
 from onnxprune.evaluation.compare import Comparison
+from onnxprune.graph.analysis import Layer
 from onnxprune.metrics.table import of_kind
 from onnxprune.report.details import Details
 from onnxprune.runtime.timing import Latency

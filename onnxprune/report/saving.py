@@ -49,8 +49,8 @@ def refuse_same(path: Path | None, *others: Path | None) -> None:
 
 def call(name: str, arguments: Mapping[str, Any]) -> str:
     """Write a call of the Python interface, without arguments that are None or False; arrays and functions by their type."""
-    given = {key: value for key, value in arguments.items() if key not in ("on_stage", "command", "dials")}
-    given |= arguments.get("dials", {})
+    given = {key: value for key, value in arguments.items() if key not in ("on_stage", "command", "fields")}
+    given |= arguments.get("fields", {})
     told = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
     return f"onnxprune.{name}({', '.join(told)})"
 

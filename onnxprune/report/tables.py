@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.analysis import Inspection, Layer
 from onnxprune.evaluation.benchmark import Bench, LayerTime
+from onnxprune.graph.analysis import Inspection, Layer
 from onnxprune.metrics.table import METRICS, of_kind
 from onnxprune.report.details import Details
 from onnxprune.report.document import Member, Report, Sweep

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import PATH, TIMING
 from onnxprune.cli.group import examples
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -36,17 +37,12 @@ if TYPE_CHECKING:
 def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
-    """BenchmarkConfig the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
-    from onnxprune.allocation import cost_estimator
-    from onnxprune.evaluation import benchmark
-    from onnxprune.output import check_destination
+    """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
     from onnxprune.report import console
 
-    if latency_table is not None:
-        check_destination(latency_table, a, *([] if b is None else [b]))
     with terminal.progress() as on_stage:
-        found = benchmark.bench([path for path in (a, b) if path is not None], measure, on_stage=on_stage)
-        table = None if latency_table is None else cost_estimator.write_table(a, latency_table, measure, on_stage)
+        result = onnxprune.bench(a, b, latency_table=latency_table, measure=measure, on_stage=on_stage)
+    found, table = result.report, result.table
     terminal.show(
         lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},
         lambda: [

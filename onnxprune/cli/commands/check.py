@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
 from onnxprune.cli.dials import LIMITS
 from onnxprune.cli.group import FAILED, examples
@@ -62,8 +63,6 @@ def check(
     """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
     from importlib.metadata import version
 
-    from onnxprune.evaluation import gate
-    from onnxprune.evaluation.gate import Judgement
     from onnxprune.report import ci_formats, console, saving
     from onnxprune.report import markdown as markdowns
 
@@ -79,17 +78,18 @@ def check(
     if report is not None:
         saving.check_format(report)
         saving.refuse_same(report, junit, sarif, markdown)
-    named = tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in providers or ("CPU",))
     with terminal.progress() as on_stage:
-        verdict = gate.check(candidate, baseline, providers=named, on_stage=on_stage, **asked)
-    verdict = gate.strict(verdict) if strict else verdict
+        result = onnxprune.check(
+            candidate, baseline, strict=strict, providers=providers or ("CPU",), on_stage=on_stage, **asked
+        )
+    verdict = result.verdict
     log = plain(ci_formats.sarif(verdict, str(candidate), version("onnxprune")))
     _write(junit, ci_formats.junit(verdict, str(candidate)))
     _write(sarif, json.dumps(log, indent=1))
     _write(markdown, markdowns.check_text(verdict, str(candidate), str(baseline)))
     if report is not None:
-        saving.save(report, Judgement(str(candidate), str(baseline), verdict), command_line())
-    terminal.show(lambda: gate.to_dict(verdict), lambda: [*console.verdict_parts(verdict), *console.written(report)])
+        saving.save(report, result.report, command_line())
+    terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
     if github:
         for line in ci_formats.github(verdict, str(candidate)):
             click.echo(line, err=terminal.as_json)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, output
 from onnxprune.cli.dials import CHECKPOINT, SEED, kept, trained
 from onnxprune.cli.group import FAILED, examples
@@ -48,13 +49,12 @@ def finetune(
     **asked: Any,
 ) -> None:
     """Train a pruned model towards the one it came from, without labels or with, and write it."""
-    from onnxprune import finetuning
     from onnxprune.report import console, text
 
     if asked["data"] is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        _, found = finetuning.finetune(
+        result = onnxprune.finetune(
             model,
             checkpoint=checkpoint,
             seed=Options(seed=seed).seed,
@@ -64,6 +64,7 @@ def finetune(
             command=command_line(),
             **asked,
         )
+    found = result.report
     terminal.explain(lambda: text.decisions(found))
     terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
     if not found.verdict:

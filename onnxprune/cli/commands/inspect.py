@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import MODEL
 from onnxprune.cli.dials import IGNORE
 from onnxprune.cli.group import examples
@@ -18,13 +19,8 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @TERMINAL
 def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
     """Show groups, what must stay and why, and what each layer costs."""
-    from onnxprune import analysis
-    from onnxprune.graph.io import load
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:
-        on_stage("load", None)
-        loaded = load(model)
-        on_stage("trace", None)
-        found = analysis.inspect(analysis.analyse(loaded, ignore))
+        found = onnxprune.inspect(model, ignore=ignore, on_stage=on_stage).report
     terminal.show(found.to_dict, lambda: console.inspect_parts(found))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
 from onnxprune.cli.dials import PLANNED
 from onnxprune.cli.group import examples
@@ -41,22 +42,20 @@ def plan(
     terminal: Terminal,
 ) -> None:
     """Choose what would go, and write only the plan; `prune --plan` replays it."""
-    from onnxprune import plan_file
-    from onnxprune.analysis import layers_of, pinned_of
-    from onnxprune.output import check_destination
-    from onnxprune.reforming import choose
+    from onnxprune.graph.analysis import pinned_of
     from onnxprune.report import console, text
-    from onnxprune.workspace import DATA_FREE
 
-    check_destination(output, model)
     with terminal.progress() as on_stage:
-        whole, found = choose.plan(model, options, data, preprocess, on_stage, measure, latency_table)
-    chosen, left = found.choice.plan, found.base.analysis
-    plan_file.write(output, chosen, left.trace, model.name)
-    generated = data is None and chosen.settings["repair"] != "none"
-    notes = [f"note: {note}" for note in (*whole.model.notes, *([DATA_FREE] if generated else []))]
-    terminal.explain(lambda: [*text.settings(chosen.settings), *text.pins(pinned_of(left.trace))])
-    terminal.show(
-        lambda: plan_file.to_dict(chosen, left.trace, model.name),
-        lambda: [*console.plan_parts(layers_of(left, chosen.keep, whole), chosen, str(output)), *notes],
-    )
+        found = onnxprune.plan(
+            model,
+            output=output,
+            data=data,
+            preprocess=preprocess,
+            latency_table=latency_table,
+            measure=measure,
+            on_stage=on_stage,
+            options=options,
+        )
+    notes = [f"note: {note}" for note in found.notes]
+    terminal.explain(lambda: [*text.settings(found.plan.settings), *text.pins(pinned_of(found.analysis.trace))])
+    terminal.show(lambda: found.report, lambda: [*console.plan_parts(found.layers, found.plan, str(output)), *notes])

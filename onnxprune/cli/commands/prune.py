@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, command_line, output
 from onnxprune.cli.dials import CHECKPOINT, PLANNED, kept, trained
 from onnxprune.cli.group import FAILED, examples
@@ -47,11 +48,10 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @TERMINAL
 def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: Terminal, **asked: Any) -> None:
     """Prune a model, prove it equal to the masked one, measure it, and write it."""
-    from onnxprune import pipeline
     from onnxprune.report import console, text
 
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        result = pipeline.prune(
+        result = onnxprune.prune(
             model,
             checkpoint=checkpoint,
             on_stage=on_stage,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import DATA, MODEL, PLOT, WORKERS
 from onnxprune.cli.dials import STUDIED
 from onnxprune.cli.group import examples
@@ -35,20 +36,27 @@ def sensitivity(
     scheduler: str | None,
     terminal: Terminal,
 ) -> None:
-    """BenchmarkConfig what the output loses as each group by itself loses channels, its readers being repaired."""
-    from onnxprune import curves
+    """Measure what the output loses as each group by itself loses channels, its readers being repaired."""
     from onnxprune.output import check_destination
     from onnxprune.report import console
 
     if plot is not None:
         check_destination(plot, model)
     with terminal.progress() as on_stage:
-        analysis, found = curves.study(model, options, data, preprocess, on_stage, jobs, scheduler)
+        found = onnxprune.sensitivity(
+            model,
+            data=data,
+            preprocess=preprocess,
+            jobs=jobs,
+            scheduler=scheduler,
+            on_stage=on_stage,
+            options=options,
+        )
     if plot is not None:
         from onnxprune.report import matplotlib_plots, plots
 
-        matplotlib_plots.draw(plots.curve_plots(found), plot)
+        matplotlib_plots.draw(plots.curve_plots(found.curves), plot)
     terminal.show(
-        lambda: curves.curves_dict(analysis, found),
-        lambda: console.curve_parts(found, analysis.trace, None if plot is None else str(plot)),
+        lambda: found.report,
+        lambda: console.curve_parts(found.curves, found.analysis.trace, None if plot is None else str(plot)),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+import onnxprune
 from onnxprune.cli.common import (
     DATA,
     EVALUATION,
@@ -57,7 +58,6 @@ def sweep(
     model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
 ) -> None:
     """Make models of several sizes in one run, each repaired and measured, and say which of them are worth having."""
-    from onnxprune import sweeping
     from onnxprune.output import check_destination
     from onnxprune.report import console
 
@@ -65,7 +65,7 @@ def sweep(
         check_destination(plot, model)
     quantity, shares = parse_shares(targets)
     with terminal.progress(lambda: _left(output, len(shares))) as on_stage:
-        found = sweeping.sweep(
+        result = onnxprune.sweep(
             model,
             output,
             quantity=quantity,
@@ -75,6 +75,7 @@ def sweep(
             command=command_line(),
             **asked,
         )
+    found = result.report
     if plot is not None:
         from onnxprune.report import matplotlib_plots, plots
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from onnxprune.allocation import sensitivity
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
 from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.knapsack import Budget
+from onnxprune.allocation.problem import paced
 from onnxprune.allocation.targets import too_far
-from onnxprune.analysis import analysed
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import TargetError
-from onnxprune.mending import Mended
+from onnxprune.graph.analysis import analysed
 from onnxprune.options import ResolvedOptions
-from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.reforming.base import EditedModel, apply, edited, refitted
+from onnxprune.pipeline.edited_model import EditedModel, apply, edited, refitted
+from onnxprune.pipeline.opening import from_model
+from onnxprune.pipeline.run import Run
+from onnxprune.pipeline.schedule import select_channels
+from onnxprune.progress import ProgressCallback
 from onnxprune.repair.least_squares import DEPTH
-from onnxprune.search import Choice, paced
+from onnxprune.repair.network import RepairResult, divergences
 from onnxprune.surgery import channels as rewrite
-from onnxprune.workspace import Workspace
 
 FACTORS = (0.1, 0.3, 1.0)
 """Shares of the Lagrange multiplier of the channels at which edits are chosen."""
@@ -41,18 +42,25 @@ class Solution:
     """One way to meet the targets.
 
     Attributes:
-        base: the model that channels were chosen from.
-        choice: the channels.
-        meter: of the base.
+        run: with the edited model, the channels of it that stay, and its cost estimator.
         mended: what is left, repaired; None where that has still to be done.
         loss: divergence of the output on held-out samples.
     """
 
-    base: EditedModel
-    choice: Choice
-    meter: CostEstimator
-    mended: Mended | None = None
+    run: Run
+    mended: RepairResult | None = None
     loss: float = math.inf
+
+    @property
+    def base(self) -> EditedModel:
+        """The model that channels were chosen from."""
+        return self.run.edited
+
+    @property
+    def meter(self) -> CostEstimator:
+        """The cost estimator of that model."""
+        assert self.run.meter is not None
+        return self.run.meter
 
     def __str__(self) -> str:
         return _count(self.base.edits)
@@ -63,17 +71,10 @@ class Solution:
         options = self.meter.options
         if options.max_drop is None:
             return self.loss
-        return self.meter.predict(self.choice.plan.keep)[options.minimise]
+        return self.meter.predict(self.run.plan.keep)[options.minimise]
 
 
-def best_solution(
-    base: EditedModel,
-    options: ResolvedOptions,
-    workspace: Workspace,
-    meter: CostEstimator,
-    choose_from: Callable[[EditedModel, CostEstimator], Choice],
-    on_stage: ProgressCallback = quiet,
-) -> Solution:
+def best_solution(run: Run, meter: CostEstimator) -> Run:
     """Let edits compete with channels, and return the solution with the least loss.
 
     The Lagrange multiplier is what the last channels that went have cost: divergence of the output per share of what is bound. At some
@@ -85,17 +86,15 @@ def best_solution(
     solutions, and channels alone, then lose their channels by steps.
 
     Args:
-        base: the original.
-        options: the dials.
-        workspace: calibration data.
+        run: with the original.
         meter: of the original.
-        choose_from: chooses channels so that the targets are met.
-        on_stage: called as it goes on.
 
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    search = Search(base, options, workspace, choose_from, on_stage)
+    assert run.workspace is not None
+    options = run.options
+    search = Search(run, run.edited, options, run.workspace, run.on_stage)
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
     best: Solution | None = None
@@ -103,17 +102,17 @@ def best_solution(
         best = search.step(meter.with_targets(at_once, paced(options, step / steps)), best)
     best = search.finished()
     notes = (*best.base.notes, *search.notes, f"compared on held-out samples: {'; '.join(search.told)}")
-    return replace(best, base=replace(best.base, notes=notes))
+    return replace(best.run, edited=replace(best.base, notes=notes), ready=best.mended)
 
 
 @dataclass
 class Search:
     """Solutions of the current step, and what became of all that were tried."""
 
+    run: Run
     base: EditedModel
     options: ResolvedOptions
     workspace: Workspace
-    choose_from: Callable[[EditedModel, CostEstimator], Choice]
     on_stage: ProgressCallback
     told: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
@@ -164,7 +163,7 @@ class Search:
         Raises:
             TargetError: the targets cannot be met.
         """
-        found = self.repaired(Solution(base, self.choose_from(base, meter), meter), 1)
+        found = self.repaired(Solution(self.selected(base, meter)), 1)
         if base.chosen:
             self.others.append(found)
         else:
@@ -201,7 +200,7 @@ class Search:
             costs: of the edits to choose from.
             earlier: edits of the original that stay; None: those to choose from are edits of the original themselves.
         """
-        multiplier = DEFAULT_MULTIPLIER if start is None else multiplier_of(start.choice.plan, start.meter)
+        multiplier = DEFAULT_MULTIPLIER if start is None else multiplier_of(start.run.plan, start.meter)
         best = start
         for factor in FACTORS:
             edits = self.chosen(goal, costs, factor * multiplier, earlier)
@@ -265,20 +264,23 @@ class Search:
             raise unmet
         return fewest_edits(found)
 
+    def selected(self, base: EditedModel, meter: CostEstimator) -> Run:
+        """Choose channels of a model."""
+        return select_channels(replace(from_model(self.run, base), meter=meter, options=meter.options))
+
     def by_steps(self, solution: Solution) -> Solution:
         """Choose channels again, by steps."""
-        meter = solution.meter.with_targets(self.options)
-        return replace(solution, choice=self.choose_from(solution.base, meter), meter=meter)
+        return replace(solution, run=self.selected(solution.base, solution.meter.with_targets(self.options)))
 
     def repaired(self, solution: Solution, depth: int) -> Solution:
         """Repair what is left, and measure the loss; at depth 1 layer by layer and without augmented samples."""
-        choice, base = solution.choice, solution.base
+        run, start = solution.run, solution.run.start.model
         workspace = self.workspace.plain if depth == 1 else self.workspace
-        pruned = rewrite.delete(choice.start.model, choice.start.trace, choice.keep)
-        mended = base.mended(choice.start, pruned, choice.keep, workspace, self.options, self.on_stage, depth=depth)
+        pruned = rewrite.delete(start.analysis.model, start.analysis.trace, run.left)
+        mended = start.repaired(pruned, run.left, workspace, self.options, self.on_stage, depth=depth)
         loss = mended.loss
-        if math.isnan(loss) or choice.start is not base.analysis:  # else repair aimed at the original, and measured it
-            loss = sensitivity.losses(self.base.analysis.model, [mended.model], workspace.calibration)[0]
+        if math.isnan(loss) or start is not solution.base:  # else repair aimed at the original, and measured it
+            loss = divergences(self.base.analysis.model, [mended.model], workspace.calibration)[0]
         return replace(solution, mended=mended, loss=loss)
 
 

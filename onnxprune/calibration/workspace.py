@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxprune.analysis import Analysis, analysed
 from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
-from onnxprune.calibration.capture import Store
+from onnxprune.calibration.capture import ActivationStore
 from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.data.synthetic import generate, why_not_generated
+from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
 from onnxprune.graph.readers import readers_of
 from onnxprune.options import Options, ResolvedOptions
@@ -40,7 +40,7 @@ class Workspace:
     """
 
     calibration: Calibration
-    store: Store
+    store: ActivationStore
     memory: float
     notes: tuple[str, ...] = ()
 
@@ -71,7 +71,7 @@ def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> I
             notes.append(
                 f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
             )
-    store = Store(options.memory * STORED)
+    store = ActivationStore(options.memory * STORED)
     try:
         calibration = Calibration.of(data, options.samples, kinds, options.seed)
         yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))

@@ -12,18 +12,18 @@ import numpy as np
 
 from onnxprune.allocation.edit_choice import ScoredEdit
 from onnxprune.allocation.edit_study import grams
-from onnxprune.analysis import Analysis, analysed, unless_it_does_not_run
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
-from onnxprune.mending import Mended, mend
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.repair.least_squares import DEPTH
+from onnxprune.repair.least_squares import DEPTH, RepairTask
+from onnxprune.repair.network import RepairResult, refit_if_better
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.protocol import Edit, RefusalError
 from onnxprune.surgery.proof import Proof, prove
 from onnxprune.types import BoolArray, Repaired
-from onnxprune.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -65,26 +65,21 @@ class EditedModel:
         """The edits as they stand in a plan."""
         return tuple(tuple(edit.to_dict() for edit in part) for part in self.chosen)
 
-    def mended(
+    def repaired(
         self,
-        start: Analysis,
         pruned: Model,
         keep: BoolArray,
         workspace: Workspace,
         options: ResolvedOptions,
-        on_stage: ProgressCallback,
+        on_stage: ProgressCallback = quiet,
         *,
         depth: int = DEPTH,
-    ) -> Mended:
-        """Repair the model after channels were deleted from it, or from what training has made of it; see `onnxprune.mending.mend`."""
+    ) -> RepairResult:
+        """Repair this model without the channels that are not in `keep`; see `onnxprune.repair.network`."""
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
-            return Mended(pruned, notes=workspace.notes)
-        reference, changed = self.reference, self.changed
-        if start is not self.analysis:  # it has fewer channels than the original, and has been fitted and trained
-            reference, changed = start.model, frozenset()
-        return mend(
-            start, pruned, keep, workspace, options, on_stage, reference=reference, changed=changed, depth=depth
-        )
+            return RepairResult(pruned, notes=workspace.notes)
+        task = RepairTask(self.reference, pruned, self.analysis.trace, keep, self.changed, depth)
+        return refit_if_better(task, workspace, options, on_stage)
 
 
 def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: ResolvedOptions) -> tuple[EditedModel, Model]:
@@ -133,7 +128,7 @@ def apply(
     if workspace is None or options.repair not in ("lstsq", "bias"):
         return replace(after, proof=proof, changed=changed)
     keep = np.ones(after.analysis.trace.n_channels, dtype=bool)
-    mended = after.mended(after.analysis, model, keep, workspace.plain, options, on_stage, depth=1)
+    mended = after.repaired(model, keep, workspace.plain, options, on_stage, depth=1)
     return replace(
         after,
         analysis=analysed(mended.model, options, known),

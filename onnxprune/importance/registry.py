@@ -6,18 +6,14 @@ from collections.abc import Container
 
 import numpy as np
 
-from onnxprune.allocation import knapsack
-from onnxprune.analysis import Analysis
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.analysis import Analysis
 from onnxprune.importance import obs as second_order
 from onnxprune.importance import weights as importance
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import BoolArray, FloatArray
-from onnxprune.workspace import Workspace
-
-SAVES_NOTHING = 1e-12
-"""Share of what is limited below which a channel saves nothing."""
 
 
 def calibrated_scores(
@@ -41,15 +37,7 @@ def calibrated_scores(
             if options.scope != "sensitivity":
                 return given, []
         elif kind != "obs":
-            given = second_order.activation_scores(
-                model,
-                trace,
-                workspace.calibration.plain,
-                kind,
-                store=workspace.store,
-                memory=workspace.memory,
-                seed=options.seed,
-            )
+            given = second_order.activation_scores(model, trace, workspace.plain, kind)
             given = np.where(np.isnan(given), fallback, given)
             if options.scope != "sensitivity":
                 return given, []
@@ -57,12 +45,9 @@ def calibrated_scores(
         second_order.removals(
             model,
             trace,
-            workspace.calibration.plain,
-            scores=given,
-            fallback=fallback,
-            store=workspace.store,
-            memory=workspace.memory,
-            seed=options.seed,
+            workspace.plain,
+            given,
+            fallback,
             hold_out=options.scope == "sensitivity",
             names=names,
             progress=share_of(on_stage, "capture"),
@@ -88,15 +73,3 @@ def _gradient_scores(
         seed=options.seed,
         progress=share_of(on_stage, "gradients"),
     )
-
-
-def per_saving(analysis: Analysis, scores: FloatArray, budget: knapsack.Budget) -> FloatArray:
-    """Divide losses by what a channel saves of what is limited: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
-
-    Scores in one unit over the whole network are the prices of a knapsack; without this, a cheap layer would lose all its channels.
-    """
-    macs, params = analysis.cost.savings()
-    of_params = bool({"params", "size"} & budget.keys())
-    of_macs = bool({"flops", "latency", "memory"} & budget.keys()) or not of_params
-    saved = (macs if of_macs else 0) + (params if of_params else 0)  # time and activations fall about as MACs do
-    return np.asarray(scores / np.maximum(saved, SAVES_NOTHING))

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.allocation import knapsack
-from onnxprune.errors import ModelError, OnnxPruneError
+from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import model as models
 from onnxprune.graph.cost import CostModel, LayerCost
 from onnxprune.graph.model import Model
-from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import ResolvedOptions
@@ -155,29 +153,6 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
         shapes = concrete_shapes(model.header, 1, known=known)
         run_batch(open_session(where, UNOPTIMIZED, where=where), random_feeds(model.header, shapes, 0), where=where)
         raise
-
-
-def refuse_unprunable(analysis: Analysis) -> None:
-    """Raise ModelError, with the reasons, when no channel is prunable."""
-    trace = analysis.trace
-    if (~trace.pinned).any():
-        return
-    ops = {node.op for node in analysis.model.graph.nodes}
-    layers = sorted(op for op in ops if OPERATORS.get(op, UNKNOWN).quantized_layer)
-    if layers:
-        raise ModelError(
-            "the model is quantised: there is nothing to prune",
-            where=str(analysis.model.path),
-            why=f"its layers are {', '.join(layers)}",
-            hint="prune the float model, then quantise the result",
-        )
-    reasons = knapsack.holders(trace, knapsack.PruningRules())
-    raise ModelError(
-        "nothing can be pruned",
-        where=str(analysis.model.path),
-        why="; ".join(reasons) or "it has no layer with a constant weight",
-        hint="`onnxprune inspect` lists every reason",
-    )
 
 
 def removed(analysis: Analysis, keep: BoolArray, original: Analysis | None = None) -> tuple[float, float]:

@@ -1,0 +1,51 @@
+"""`bench`: the latency of a model, or of two in turn."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune.allocation.cost_estimator import write_table
+from onnxprune.evaluation import benchmark
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.output import check_destination
+from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.results import BenchResult
+from onnxprune.progress import ProgressCallback, quiet
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnxprune.pipeline.arguments import Fields
+
+
+def bench(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str] | None = None,
+    *,
+    latency_table: str | os.PathLike[str] | None = None,
+    measure: BenchmarkConfig | None = None,
+    on_stage: ProgressCallback = quiet,
+    **fields: Unpack[Fields],
+) -> BenchResult:
+    """Time a model, or two in turn, on random inputs, as a whole and layer by layer.
+
+    Args:
+        a: path of an ONNX file.
+        b: path of another one.
+        latency_table: where to write what each layer of `a` takes with fewer channels, for `prune`; None: that is not measured.
+        measure: benchmark config.
+        on_stage: progress callback.
+        fields: in place of `measure`, its fields one by one: threads=2, batch=8, …
+
+    Raises:
+        OnnxPruneError: a model cannot be read or run.
+    """
+    _, measure = parted(fields, None, measure)
+    paths = [Path(path) for path in (a, b) if path is not None]
+    if latency_table is not None:
+        check_destination(Path(latency_table), *paths)
+    found = benchmark.bench(paths, measure, on_stage=on_stage)
+    table = None if latency_table is None else write_table(a, Path(latency_table), measure, on_stage)
+    return BenchResult(found, table)

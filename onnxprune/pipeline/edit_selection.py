@@ -1,0 +1,78 @@
+"""Choose channels, edits, or both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.allocation.edit_choice import EditMeter, least_loss, taken
+from onnxprune.allocation.edit_study import study
+from onnxprune.allocation.problem import part_of_the_way, settings
+from onnxprune.allocation.targets import meet
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.errors import OptionError
+from onnxprune.graph.analysis import removed
+from onnxprune.graph.model import Model
+from onnxprune.options import ResolvedOptions
+from onnxprune.pipeline.contest import best_solution
+from onnxprune.pipeline.edited_model import EditedModel, apply, edited
+from onnxprune.pipeline.opening import from_model
+from onnxprune.pipeline.run import Run
+from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.types import BoolArray, Plan
+
+
+def select_edits(run: Run) -> Run:
+    """Choose edits, and channels where the granularities allow them.
+
+    Raises:
+        OptionError: the latency table may be of another machine.
+        TargetError: the targets cannot be met.
+    """
+    assert run.workspace is not None  # `Options.resolved` has seen to it
+    assert run.meter is not None
+    if run.meter.is_elsewhere:
+        raise OptionError(
+            "--latency-table does not go with other granularities than filter",
+            why="edits are timed on this machine, the table holds the times of channels on another one",
+            hint="run it on the target machine without --latency-table, or leave out --granularity",
+        )
+    if "filter" in run.options.granularity:
+        found = best_solution(run, run.meter)
+    else:
+        base = edits_alone(run.edited, run.options, run.workspace, run.meter, run.on_stage)
+        found = replace(from_model(run, base), meter=run.meter.for_model(base.analysis))
+        plan = Plan(found.keep, run.original.model.digest, settings(run.original, run.options))
+        found = replace(found, plan=plan)
+    path = (*found.path[:-1], removed(found.edited.analysis, found.keep, run.original))
+    return replace(found, path=path, plan=replace(found.plan, path=path, blocks=found.edited.blocks))
+
+
+def edits_alone(
+    base: EditedModel,
+    options: ResolvedOptions,
+    workspace: Workspace,
+    meter: CostEstimator,
+    on_stage: ProgressCallback = quiet,
+) -> EditedModel:
+    """Choose edits that meet the targets, while all channels stay; with the progressive schedule in rounds, each scored on what the last one left.
+
+    Raises:
+        TargetError: the targets cannot be met.
+    """
+    original = meter
+    for number in range(1, options.rounds + 1):
+        found = study(base.analysis, options, workspace, meter.how, on_stage)
+        costs = EditMeter(meter, found.scored)
+
+        def build(chosen: BoolArray, base: EditedModel = base, costs: EditMeter = costs) -> Model:
+            return edited(base, taken(costs.scored, chosen), options)[0].analysis.model
+
+        if number == options.rounds:
+            chosen = meet(partial(least_loss, costs), build, costs)
+        else:
+            chosen = least_loss(costs, part_of_the_way(original, options, number / options.rounds))
+        base = apply(base, taken(found.scored, chosen), options, workspace, on_stage)
+        meter = original.for_model(base.analysis)
+    return base

@@ -1,0 +1,94 @@
+"""Stages that delete channels, prove the deletion, and repair the weights that are left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxprune.errors import TargetError
+from onnxprune.graph.analysis import analysed
+from onnxprune.pipeline.edited_model import EditedModel
+from onnxprune.pipeline.run import PartialModel, Run, Stage
+from onnxprune.repair.least_squares import RepairTask
+from onnxprune.repair.network import refit
+from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.proof import Proof, prove
+
+
+def delete(run: Run) -> Run:
+    """Delete the channels that do not stay."""
+    run.on_stage("rewrite", None)
+    start = run.start.model.analysis
+    return replace(run, model=rewrite.delete(start.model, start.trace, run.left))
+
+
+def proven(run: Run) -> Run:
+    """Prove that the deleted channels leave the outputs that they leave when they are masked.
+
+    Raises:
+        ProofError: the outputs differ.
+    """
+    if run.left.all() and run.proof is not None:
+        return run
+    run.on_stage("prove", None)
+    start = run.start.model.analysis
+    masked = mask(start.model, start.trace, run.left)
+    in_memory = run.proof is not None  # edits or training have changed what the file holds
+    return with_proof(run, prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=in_memory))
+
+
+def with_proof(run: Run, found: Proof) -> Run:
+    """Return the run with one more proof: the largest of the differences counts."""
+    if run.proof is not None:
+        found = replace(run.proof, difference=max(run.proof.difference, found.difference))
+    return replace(run, proof=found)
+
+
+def repair(run: Run) -> Run:
+    """Repair the result on the calibration samples; keep that only where held-out samples say that it is better."""
+    layers, notes = run.edited.layers, run.edited.notes
+    run = replace(run, repaired=layers).noted(*notes)
+    if run.workspace is None:
+        return run
+    result = run.ready or run.start.model.repaired(run.model, run.left, run.workspace, run.options, run.on_stage)
+    again = {layer.label for layer in result.layers}
+    layers = (*(layer for layer in layers if layer.label not in again), *result.layers)
+    return replace(run, model=result.model, repaired=layers).noted(*result.notes)
+
+
+def reconstruct(run: Run) -> Run:
+    """Repair the result of a step of the schedule: another step follows, so held-out samples are not asked."""
+    assert run.workspace is not None
+    start = run.start.model
+    task = RepairTask(start.reference, run.model, start.analysis.trace, run.left)
+    return replace(run, model=refit(task, run.workspace, run.options, run.on_stage)[0])
+
+
+def rescore(run: Run) -> Run:
+    """Let the next step take its scores from the result of this one.
+
+    Raises:
+        TargetError: the channels of the result are coupled in another way than before.
+    """
+    analysis = analysed(run.model, run.options, run.edited.analysis.trace.input_shapes)
+    if analysis.trace.n_channels != int(run.keep.sum()):
+        raise TargetError(
+            "the progressive schedule cannot follow this model",
+            why="after a step its channels are coupled in another way than before",
+            hint="use --schedule block",
+        )
+    return replace(run, scored=PartialModel(EditedModel(analysis, run.model), run.keep))
+
+
+def restart(run: Run) -> Run:
+    """Let the next step start from the trained result of this one, and repair towards it."""
+    run = rescore(run)
+    return replace(run, start=run.scored)
+
+
+DELETE = Stage(delete, requires=("start", "keep"))
+REWRITE = Stage(delete, requires=("start", "keep"), ensures=proven)
+REPAIR = Stage(repair, requires=("model", "edited"))
+RECONSTRUCT = Stage(reconstruct, requires=("model", "workspace"))
+RESCORE = Stage(rescore, requires=("model", "edited"))
+RESTART = Stage(restart, requires=("model", "edited"))

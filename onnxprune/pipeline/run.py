@@ -1,0 +1,236 @@
+"""`Run`, the one value that a command builds up, and `Stage`, a step that takes a run and returns it with what the step adds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxprune import output as outputs
+from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.data.dataset import Data, DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OutputError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.compare import Comparison
+from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
+from onnxprune.graph.model import Model
+from onnxprune.options import Options, ResolvedOptions, Training
+from onnxprune.pipeline.edited_model import EditedModel
+from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.repair.network import RepairResult
+from onnxprune.report import saving
+from onnxprune.report.details import Details
+from onnxprune.report.document import Report
+from onnxprune.surgery.proof import Proof
+from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
+
+if TYPE_CHECKING:
+    from onnxprune.training.distill import TrainingResult
+
+UNSET: Any = None
+"""Value of a field of `Run` before the stage that sets it."""
+
+
+def path_of(path: str | os.PathLike[str] | None) -> Path | None:
+    """Return a path, or None."""
+    return None if path is None else Path(path)
+
+
+@dataclass(frozen=True)
+class Destinations:
+    """Files that a run writes; None where one is not asked for."""
+
+    model: Path | None = None
+    plan: Path | None = None
+    report: Path | None = None
+    checkpoint: Path | None = None
+
+    def check(self, *inputs: Path) -> None:
+        """Refuse destinations that cannot be written, that are inputs, or that are one file.
+
+        Raises:
+            OptionError: the report is of an unknown format.
+            OutputError: with the reason.
+        """
+        if self.report is not None:
+            saving.check_format(self.report)
+        for target in (self.model, self.plan, self.checkpoint, self.report):
+            if target is not None:
+                outputs.check_destination(target, *(path for path in inputs if path.exists()))
+        if self.model is not None and self.plan is not None and outputs.same_file(self.model, self.plan):
+            raise OutputError(
+                "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
+            )
+        saving.refuse_same(self.report, self.model, self.plan, self.checkpoint)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run reads.
+
+    Attributes:
+        model: path of the ONNX file.
+        data: calibration samples, as for --data.
+        evaluation: samples to verify on, as for --eval.
+        preprocess: of both.
+        plan: plan.json to replay, or that the model was pruned by.
+        teacher: path of the model to train towards, for `finetune`.
+        latency_table: file with a table that was measured on the target machine.
+    """
+
+    model: Path
+    data: DataLike | None = None
+    evaluation: DataLike | None = None
+    preprocess: Preprocess | str | None = None
+    plan: Path | None = None
+    teacher: Path | None = None
+    latency_table: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files and folders that are read."""
+        data = (Path(v) for v in (self.data, self.evaluation, self.preprocess) if isinstance(v, str | os.PathLike))
+        return (self.model, *(path for path in (self.teacher, self.plan) if path is not None), *data)
+
+
+@dataclass(frozen=True)
+class PartialModel:
+    """A model, and the channels of `Run.edited` that it holds: a mask over the channels of that one."""
+
+    model: EditedModel
+    held: BoolArray
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a command knows, from its arguments to its report; stages return changed copies.
+
+    Attributes:
+        sources, destinations: files.
+        asked: options as they were given.
+        training: how to train; None: not at all.
+        measure: benchmark config.
+        on_stage: progress callback.
+        command: command line or call, for the report.
+        name: of the result, for messages.
+        force: write a result even where it is measured to be slower than the original.
+        options: without `auto`.
+        original: the model as loaded, its trace and its costs.
+        data, evaluation: calibration samples, and those that the result is verified on.
+        shapes: of the inputs, where data or the trace say so.
+        workspace: calibration samples and activations; None without data.
+        meter: predicts and measures costs; None where a plan is replayed.
+        edited: the original after layer edits: the model that the plan speaks of.
+        start: the model that channels are deleted from: `edited`, or what training has left of it.
+        scored: the model that scores come from: `start`, or what a step of the schedule has left of it.
+        keep: (n_channels of `edited`,) channels that stay.
+        step: step of the schedule, from 1.
+        path: shares of FLOPs and of parameters that are gone, after each step.
+        curves: measured losses of the groups.
+        plan: what is written as plan.json.
+        model: the result so far.
+        strict: whether the original passes onnx's full check.
+        proof: deleted against masked.
+        ready: repair of the selection that has won against others; None: repair has still to be done.
+        repaired: one record for each repaired layer.
+        gates: trace of the model that is trained, where training may gate channels.
+        tuned: what training has done.
+        facts: the trace whose groups and pins the report shows.
+        checks: of the verdict.
+        comparison: of the result with the original.
+        details: what a report in a file shows beside.
+        notes: for the report.
+        report: the report.
+    """
+
+    sources: Sources
+    destinations: Destinations = field(default_factory=Destinations)
+    asked: Options = field(default_factory=Options)
+    training: Training | None = None
+    measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    on_stage: ProgressCallback = quiet
+    command: str = ""
+    name: str = "the pruned model"
+    force: bool = False
+    options: ResolvedOptions = UNSET
+    original: Analysis = UNSET
+    data: Data | None = None
+    evaluation: Data | None = None
+    shapes: dict[str, tuple[int, ...]] = UNSET
+    workspace: Workspace | None = None
+    meter: CostEstimator | None = None
+    edited: EditedModel = UNSET
+    start: PartialModel = UNSET
+    scored: PartialModel = UNSET
+    keep: BoolArray = UNSET
+    step: int = 1
+    path: tuple[tuple[float, float], ...] = ()
+    curves: tuple[Curve, ...] = ()
+    plan: Plan = UNSET
+    model: Model = UNSET
+    strict: bool = True
+    proof: Proof | None = None
+    ready: RepairResult | None = None
+    repaired: tuple[Repaired, ...] = ()
+    gates: Trace | None = None
+    tuned: TrainingResult | None = None
+    facts: Trace = UNSET
+    checks: tuple[Check, ...] = ()
+    comparison: Comparison = UNSET
+    details: Details | None = None
+    notes: tuple[str, ...] = ()
+    report: Report = UNSET
+
+    @property
+    def left(self) -> BoolArray:
+        """Channels of `start` that stay."""
+        return self.keep[self.start.held]
+
+    def noted(self, *notes: str) -> Run:
+        """Return the run with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def unchecked(run: Run) -> Run:
+    """Return the run as it is: the postcondition of a stage without one."""
+    return run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run, as a value.
+
+    Attributes:
+        call: takes the run, returns it with what the stage adds.
+        requires: fields of the run that earlier stages have set.
+        ensures: checks what the stage has made, before anything changes it, and returns the run with the evidence; it raises where the
+            check fails.
+    """
+
+    call: Callable[[Run], Run]
+    requires: tuple[str, ...] = ()
+    ensures: Callable[[Run], Run] = unchecked
+
+    def __call__(self, run: Run) -> Run:
+        """Check what is required, do the step, ensure its result.
+
+        Raises:
+            RuntimeError: a stage that has to come before is missing from the list.
+        """
+        missing = [name for name in self.requires if getattr(run, name) is UNSET]
+        if missing:
+            raise RuntimeError(f"{self.call.__name__} comes before a stage that sets {', '.join(missing)}")
+        loaded = run.original is not UNSET
+        with unless_it_does_not_run(run.original.model, run.shapes) if loaded else contextlib.nullcontext():
+            return self.ensures(self.call(run))
+
+
+def execute(run: Run, stages: Iterable[Stage]) -> Run:
+    """Pass a run through stages, one after the other."""
+    return functools.reduce(lambda run, stage: stage(run), stages, run)

@@ -1,0 +1,121 @@
+"""`sensitivity`: what the output loses as each group by itself loses channels, on one worker or several."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from onnxprune.allocation import sensitivity as losses
+from onnxprune.allocation.problem import refuse_unprunable
+from onnxprune.data.dataset import DataLike
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OptionError
+from onnxprune.importance import obs as second_order
+from onnxprune.importance.registry import calibrated_scores
+from onnxprune.options import Options
+from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.opening import LOAD, calibration
+from onnxprune.pipeline.results import SensitivityResult
+from onnxprune.pipeline.run import Run, Sources, Stage, execute
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.runtime import workers
+from onnxprune.types import Curve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnxprune.pipeline.arguments import Fields
+
+PARTS = 2
+"""Parts for each worker, about: the last ones then do not wait long for each other."""
+
+
+def sensitivity(
+    model: str | os.PathLike[str],
+    *,
+    data: DataLike | None = None,
+    preprocess: Preprocess | str | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    on_stage: ProgressCallback = quiet,
+    options: Options | None = None,
+    **fields: Unpack[Fields],
+) -> SensitivityResult:
+    """Measure what the output loses as each group by itself loses channels, while its readers are repaired.
+
+    Args:
+        model: path of an ONNX file.
+        data: samples, as for `onnxprune.prune`; they are needed.
+        preprocess: as for `onnxprune.prune`.
+        options: as for `onnxprune.prune`.
+        fields: as for `onnxprune.prune`.
+        jobs: processes that work at a time.
+        scheduler: address of a Dask scheduler, in place of them.
+        on_stage: progress callback.
+
+    Raises:
+        OptionError: no data.
+        ModelError: nothing can be pruned.
+    """
+    options = replace(parted(fields, options, None)[0], importance="obs", scope="sensitivity")
+    if data is None:
+        raise OptionError("sensitivity needs inputs of the model", hint="give --data, or `--data generated`")
+    run = Run(Sources(Path(model), data, preprocess=preprocess), asked=options, on_stage=on_stage)
+    run = execute(run, (LOAD,))
+    refuse_unprunable(run.original)
+    with threadpool_limits(1):  # sums come out the same, however many workers there are
+        found = _curves(run) if jobs == 1 and scheduler is None else _shared_out(run, jobs, scheduler)
+    return SensitivityResult(found, run.original)
+
+
+def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]:
+    """Measure some groups at a time on each of several workers."""
+    trace = run.original.trace
+    free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
+    parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]
+    work = [(run.sources, run.asked, tuple(part)) for part in parts]
+    left = len(work)
+
+    def done(number: int, found: tuple[Curve, ...]) -> None:
+        nonlocal left
+        left -= 1
+        run.on_stage("measure", 1 - left / len(work))
+
+    found = workers.run(_study_part, work, workers=jobs, scheduler=scheduler, done=done)
+    return tuple(curve for curves in found for curve in curves)
+
+
+def _study_part(part: tuple[Sources, Options, tuple[str, ...]]) -> tuple[Curve, ...]:
+    sources, options, names = part
+    with threadpool_limits(1):
+        return _curves(execute(Run(sources, asked=options), (LOAD,)), names)
+
+
+def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]:
+    """Measure some groups; None: all."""
+
+    def measure(run: Run) -> Run:
+        workspace, original = run.workspace, run.original
+        assert workspace is not None
+        keep = np.ones(original.trace.n_channels, dtype=bool)
+        _, removals = calibrated_scores(original, run.options, keep, run.on_stage, workspace, names)
+        curves = losses.curves(
+            original.model,
+            original.trace,
+            removals,
+            workspace.calibration.plain,
+            original.cost.totals(keep)[0],
+            workspace.store,
+            share_of(run.on_stage, "measure"),
+            second_order.points_of(original.trace),
+        )
+        return replace(run, curves=curves)
+
+    with contextlib.ExitStack() as scope:
+        return execute(run, (calibration(scope), Stage(measure, requires=("original", "workspace")))).curves

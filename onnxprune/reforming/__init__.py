@@ -1,1 +1,0 @@
-"""Choose edits and channels, apply and prove edits, and compare what comes of them."""

@@ -1,0 +1,201 @@
+"""The fit of one layer: rows of its input and of its target, and the weights that map one to the other best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import LayerwiseRunner
+from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge
+from onnxprune.graph.linear import Linear
+from onnxprune.graph.saturation import UNBOUNDED, Flat
+from onnxprune.types import BoolArray, FloatArray
+
+Array = np.ndarray[Any, Any]
+LEAST_ROWS, LEAST_ROWS_OF_GROUPS = 20_000, 4_000
+"""Smallest number of rows for a fit, where the samples have so many; for layers in groups the second one, as each small matrix sees all rows."""
+ROWS_PER_FEATURE = 40
+FEWEST_ROWS = 512
+"""Smallest number of rows whatever the memory, where the samples have so many."""
+TURNS = 6
+"""How often targets on flat parts of an activation are moved."""
+STRIDE = 1.5
+"""How far each turn goes along the change that it finds. Between 1 and 2 the turns converge, and faster than with 1."""
+Weights = tuple[FloatArray, FloatArray]
+"""A matrix (groups, outputs, features) and a bias (groups, outputs)."""
+
+
+@dataclass(frozen=True)
+class LayerTarget:
+    """One layer to fit, and its target: an output, or a sum less the other term.
+
+    Attributes:
+        node: number of the layer's node.
+        layer: the layer.
+        x: name of its input.
+        target: name of the tensor of the original that is fitted to.
+        other: name of the other term of the sum; None where the target is an output of the layer.
+        flat: bounds beyond which no reader of the target distinguishes values.
+    """
+
+    node: int
+    layer: Linear
+    x: str
+    target: str
+    other: str | None
+    flat: Flat
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Some rows of a layer.
+
+    Attributes:
+        x: inputs, (groups, n, features).
+        wanted: targets, (groups, n, outputs).
+        other: the other term of the sum, as `wanted`, or 0.
+        given: outputs with the first weights, the other term added.
+    """
+
+    x: Array
+    wanted: Array
+    other: Array | float
+    given: Array | None = None
+
+
+def row_budget(layer: Linear, memory: float) -> tuple[int, bool]:
+    """Return the number of rows for a fit, and whether its sums are too large for `memory` bytes, so that rows are kept instead."""
+    groups, outputs, features = layer.matrix(layer.values).shape
+    wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
+    least = LEAST_ROWS if groups == 1 else LEAST_ROWS_OF_GROUPS
+    total = int(np.sqrt(memory / (32.0 * groups))) if wide else max(least, ROWS_PER_FEATURE * features)
+    return max(FEWEST_ROWS, min(total, int(memory / (8.0 * groups * (features + 3 * outputs))))), wide
+
+
+class LayerFit:
+    """The regression of one layer on sampled rows, in terms of rows shifted by their mean."""
+
+    def __init__(self, job: LayerTarget, train: list[Sampled], held: list[Sampled], wide: bool) -> None:
+        layer = self.layer = job.layer
+        self.flat, self.kind = job.flat, Rows if wide else Moments
+        matrix, bias = layer.effective()
+        self.shift = train[0].x.mean(axis=1, keepdims=True) if layer.has_bias else np.zeros_like(train[0].x[:, :1])
+        self.start: Weights = (matrix, bias + np.einsum("gof,gf->go", matrix, self.shift[:, 0]))
+        self.train, self.held = ([_started(seen, self.shift, self.start) for seen in part] for part in (train, held))
+
+    def sums(self, parts: list[Sampled], at: Weights | None, like: Any = None) -> Any:
+        """Sum the errors of the first weights; targets on flat parts move onto the outputs of the weights `at`."""
+        outputs = self.start[0].shape[1]
+        result = self.kind(np.zeros_like(self.shift), outputs, centre=self.layer.has_bias, like=like)
+        for seen in parts:
+            there = None
+            if at is not None and self.flat != UNBOUNDED:
+                there = seen.given if at is self.start else _given(seen, at)
+            result.add(seen.x, _missed(seen, seen.given, self.flat, there))
+        return result
+
+    def error(self, weights: Weights) -> float:
+        """Return the mean squared error of some weights on held-out rows, errors on flat parts excluded."""
+        square = rows = 0.0
+        for seen in self.held:
+            given = seen.given if weights is self.start else _given(seen, weights)
+            missed = _missed(seen, given, self.flat, given)
+            square += float(np.einsum("gno,gno->", missed, missed, dtype=np.float64))
+            rows += missed.shape[1]
+        return square / rows
+
+    def solve(self, only_bias: bool) -> tuple[Weights | None, float]:
+        """Return the best weights and their penalty; no weights where no penalty predicts the held-out rows better."""
+        # the first fit takes all targets as they are: moved ones would hold it where the pruned weights are
+        seen_sums = self.sums(self.train, None)
+        fit = ridge(seen_sums, self.sums(self.held, None), only_bias=only_bias)
+        if self.flat != UNBOUNDED and not fit.after < fit.before:
+            seen_sums = self.sums(self.train, self.start)
+            fit = ridge(seen_sums, self.sums(self.held, self.start), only_bias=only_bias)
+        if not fit.after < fit.before:
+            return None, np.inf
+        solve = None if np.isinf(fit.penalty) else seen_sums.solver(fit.penalty)
+
+        def solution(sums: Any) -> Weights:
+            change = np.zeros_like(self.start[0]) if solve is None else solve(sums)
+            return self.start[0] + change, self.start[1] + sums.bias(change)
+
+        weights = solution(seen_sums)
+        for _ in range(1, 1 if self.flat == UNBOUNDED else TURNS):
+            further = solution(self.sums(self.train, weights, seen_sums))
+            matrix, bias = (old + STRIDE * (new - old) for old, new in zip(weights, further, strict=True))
+            weights = matrix, bias
+        return weights, fit.penalty
+
+    def write(self, weights: Weights) -> None:
+        """Write weights into the layer."""
+        matrix, bias = weights
+        unshifted = bias - np.einsum("gof,gf->go", matrix, self.shift[:, 0])
+        self.layer.write(matrix, unshifted if self.layer.has_bias else None)
+
+
+def sample_rows(
+    job: LayerTarget,
+    before: LayerwiseRunner,
+    after: LayerwiseRunner,
+    survivors: BoolArray,
+    calibration: Calibration,
+    total: int,
+) -> tuple[list[Sampled], list[Sampled]]:
+    """Return rows at `total` positions, spread over the batches: those to fit, and those held out."""
+    layer = job.layer
+    rng = np.random.default_rng((calibration.seed, job.node))
+    per_batch = -(-total // before.n_batches)
+    parts: tuple[list[Sampled], list[Sampled]] = ([], [])
+    for batch in range(before.n_batches):
+        y = before.read(job.target, batch)
+        if not survivors.all():
+            y = np.compress(survivors, y, axis=layer.channel_axis)
+        pick = choose(layer.positions(y), per_batch, rng)
+        for part, chosen in zip(parts, calibration.split(batch, pick.size), strict=True):
+            here = pick[chosen]
+            if here.size:
+                x = layer.rows(after.read(job.x, batch), here).astype(np.float32, copy=False)
+                wanted = layer.outputs(y, here).astype(np.float32, copy=False)
+                other = 0.0 if job.other is None else layer.outputs(after.read(job.other, batch), here)
+                part.append(Sampled(x, wanted, other))
+    return _joined(parts[0]), _joined(parts[1])
+
+
+def _joined(parts: list[Sampled]) -> list[Sampled]:
+    """Concatenate small parts: the cost of a product of few rows is that of writing its result."""
+    result: list[Sampled] = []
+    waiting: list[Sampled] = []
+    for number, seen in enumerate(parts):
+        waiting.append(seen)
+        if sum(some.x.shape[1] for some in waiting) >= ROWS_TOGETHER or number == len(parts) - 1:
+            arrays = [np.concatenate([getattr(s, name) for s in waiting], axis=1) for name in ("x", "wanted")]
+            others = [some.other for some in waiting]
+            other = 0.0 if isinstance(others[0], float) else np.concatenate(others, axis=1)
+            result.append(Sampled(arrays[0], arrays[1], other))
+            waiting = []
+    return result
+
+
+def _started(seen: Sampled, shift: Array, start: Weights) -> Sampled:
+    """Shift rows in place, and add the outputs of the first weights, which are read often."""
+    np.subtract(seen.x, shift, out=seen.x)
+    return replace(seen, given=_given(seen, start))
+
+
+def _given(seen: Sampled, weights: Weights) -> Array:
+    matrix, bias = (part.astype(np.float32) for part in weights)
+    return np.asarray(seen.x @ np.swapaxes(matrix, 1, 2) + bias[:, None, :] + seen.other)
+
+
+def _missed(seen: Sampled, given: Array | None, flat: Flat, there: Array | None) -> Array:
+    """Return targets less outputs; a target on a flat part moves onto `there` where that lies on the same part."""
+    wanted = seen.wanted
+    if there is not None and flat != UNBOUNDED:
+        low, high = flat
+        wanted = np.where(wanted <= low, np.minimum(there, low), wanted)
+        wanted = np.where(wanted >= high, np.maximum(there, high), wanted)
+    return np.asarray(wanted - given)

@@ -1,0 +1,82 @@
+"""Repair a pruned network, and keep the repair only where held-out samples say that it is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.model import Model
+from onnxprune.metrics.outputs import Outputs, output_divergence
+from onnxprune.options import ResolvedOptions
+from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.repair import least_squares
+from onnxprune.repair.least_squares import RepairTask
+from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
+from onnxprune.types import Repaired
+
+MOST_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """A pruned model after repair.
+
+    Attributes:
+        model: with the repaired weights, or as it was pruned where repair was undone.
+        layers: one record for each repaired layer.
+        notes: for the report.
+        loss: divergence of the output from the reference on held-out samples; NaN where it was not measured.
+    """
+
+    model: Model
+    layers: tuple[Repaired, ...] = ()
+    notes: tuple[str, ...] = ()
+    loss: float = math.nan
+
+
+def refit(
+    task: RepairTask, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
+) -> tuple[Model, tuple[Repaired, ...]]:
+    """Refit all layers, without a look at held-out samples; see `onnxprune.repair.least_squares.repair`."""
+    progress = share_of(on_stage, "repair")
+    return least_squares.repair(task, workspace, only_bias=options.repair == "bias", progress=progress)
+
+
+def refit_if_better(
+    task: RepairTask, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
+) -> RepairResult:
+    """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
+    model, layers = refit(task, workspace, options, on_stage)
+    before, after = divergences(task.reference, (task.pruned, model), workspace.calibration)
+    notes = list(workspace.notes)
+    if after > before:
+        text = f"repair was undone: on held-out samples it moves the output further from the original ({after:.3g} after {before:.3g})"
+        return RepairResult(task.pruned, (), (*notes, text), before)
+    kept = sum(1 for layer in layers if layer.after >= layer.before)
+    if kept:
+        notes.append(f"{kept} of {len(layers)} layers keep their weights: no change predicts held-out rows better")
+    return RepairResult(model, layers, tuple(notes), after)
+
+
+def divergences(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
+    """Return the divergence of each candidate's output from the model's, on held-out samples."""
+    batches = held_batches(calibration, MOST_SAMPLES)
+    reference = outputs_of(model, batches)
+    return [output_divergence(reference, outputs_of(candidate, batches)) for candidate in candidates]
+
+
+def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
+    """Return held-out batches, up to a number of samples; augmented samples count as well."""
+    numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
+    wanted = max(1, min(len(numbers), samples // calibration.batch))
+    chosen = {numbers[i * len(numbers) // wanted] for i in range(wanted)}
+    return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
+
+
+def outputs_of(model: Model, batches: list[Feeds]) -> Outputs:
+    """Return each output of a model, joined over the batches."""
+    opened = model.session()
+    return concatenate_outputs([run_batch(opened, feeds) for feeds in batches])
