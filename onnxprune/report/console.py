@@ -124,21 +124,22 @@ def sweep_parts(found: Sweep, folder: str, plot: str | None) -> Parts:
 
 def inspect_parts(found: Inspection) -> Parts:
     """Return what `inspect` prints: layers, groups, pins, and a summary."""
+    model, trace, cost = found.analysis.model, found.analysis.trace, found.analysis.cost
     shapes = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
-    cost = f"FLOPs {text.human(2 * found.macs)}, MACs {text.human(found.macs)} per sample"
+    flops = f"FLOPs {text.human(2 * found.macs)}, MACs {text.human(found.macs)} per sample"
     summary = [
-        f"{cost}; {found.params:,} parameters; {text.size(found.size)}",
+        f"{flops}; {model.params:,} parameters; {text.size(model.size)}",
         f"inputs while tracing: {shapes}",
-        f"{found.prunable_share:.1%} of the FLOPs are in layers that can lose channels",
+        f"{cost.prunable_share():.1%} of the FLOPs are in layers that can lose channels",
         *(
             f"{pin.share:7.1%} more, with {pin.channels} channels, without the pin: {pin.reason} ({pin.nodes} {pin.operator})"
             for pin in found.held
         ),
-        *(f"note: {note}" for note in found.notes),
+        *(f"note: {note}" for note in model.notes),
         *(f"{key}: {value}" for key, value in found.provenance.items()),
     ]
     parts: Parts = []
-    for table in (tables.costs(found), tables.traced(found.trace), tables.pins(pinned_of(found.trace))):
+    for table in (tables.costs(found), tables.traced(trace), tables.pins(pinned_of(trace))):
         parts += [grid(table), ""]
     return [*parts, *map(Text, summary)]
 
