@@ -63,7 +63,6 @@ class Metric:
         name: in options, plans and JSON.
         unit: of the amounts; empty for plain numbers, and where the label says it.
         label: in tables, checks and sentences.
-        direction: `lower` or `higher` is better.
         predict: returns the amount of a selection, before its model exists; None: the metric cannot be a target.
         measure: returns the amount of a model, from its `Costs` or from an `onnxprune.metrics.outputs.OutputPair`; None where the metric
             does not apply.
@@ -72,14 +71,13 @@ class Metric:
         estimated: whether `predict` is an estimate, which is corrected by measuring the result.
         margin: share of a budget that is aimed at, where two measurements of one model differ.
         kind: `cost`, `accuracy` (against labels) or `fidelity` (to the outputs of the original).
-        ideal: amount where the outputs are those of the original.
+        ideal: amount of a perfect model; larger amounts are better where it is above 0.
         needs: what a limit on the metric requires.
     """
 
     name: str
     unit: str
     label: str
-    direction: str = "lower"
     predict: Callable[[Costs], float] | None = None
     measure: Callable[[Any], float | None] = lambda subject: None
     parse: Callable[[str], float] = float
@@ -89,6 +87,11 @@ class Metric:
     kind: str = "cost"
     ideal: float = 0.0
     needs: str = ""
+
+    @property
+    def direction(self) -> str:
+        """Whether `lower` or `higher` amounts are better."""
+        return "higher" if self.ideal > 0 else "lower"
 
     @property
     def title(self) -> str:
@@ -104,13 +107,12 @@ def _cost(name: str, unit: str, label: str, get: Callable[[Costs], float], **mor
     return Metric(name, unit, label, predict=get, measure=get, **more)
 
 
-def _output(
-    name: str, unit: str, label: str, measure: Callable[[Any], float | None], *, kind: str = "fidelity", **more: Any
-) -> Metric:
-    return Metric(name, unit, label, measure=measure, kind=kind, **more)
+def _output(name: str, unit: str, label: str, measure: Callable[[Any], float | None], **more: Any) -> Metric:
+    return Metric(name, unit, label, measure=measure, **{"kind": "fidelity", "format": ".4f", **more})
 
 
 SCORES = "outputs of the form (samples, classes)"
+PERCENT: dict[str, Any] = {"ideal": 100.0, "format": ".2f"}
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -119,29 +121,11 @@ METRICS: Mapping[str, Metric] = {
         _cost("size", "bytes", "file size", lambda s: s.size, parse=_bytes, format=",.0f", estimated=True),
         _cost("memory", "bytes", "activation memory", lambda s: s.memory, parse=_bytes, format=",.0f", estimated=True),
         _cost("latency", "ms", "latency", lambda s: s.latency, parse=_milliseconds, estimated=True, margin=0.985),
-        _output("top1", "%", "top-1", lambda p: p.top(1), kind="accuracy", direction="higher", format=".2f"),
-        _output("top5", "%", "top-5", lambda p: p.top(5), kind="accuracy", direction="higher", format=".2f"),
-        _output(
-            "agreement",
-            "%",
-            "agreement",
-            lambda p: p.agreement(),
-            direction="higher",
-            format=".2f",
-            ideal=100.0,
-            needs=SCORES,
-        ),
-        _output(
-            "cosine",
-            "",
-            "cosine",
-            lambda p: p.mean(p.cosine),
-            direction="higher",
-            format=".4f",
-            ideal=1.0,
-            needs="outputs of numbers",
-        ),
-        _output("kl", "nats", "KL", lambda p: p.kl(), format=".4f", needs=SCORES),
+        _output("top1", "%", "top-1", lambda p: p.top(1), kind="accuracy", **PERCENT),
+        _output("top5", "%", "top-5", lambda p: p.top(5), kind="accuracy", **PERCENT),
+        _output("agreement", "%", "agreement", lambda p: p.agreement(), needs=SCORES, **PERCENT),
+        _output("cosine", "", "cosine", lambda p: p.mean(p.cosine), needs="outputs of numbers", ideal=1.0),
+        _output("kl", "nats", "KL", lambda p: p.kl(), needs=SCORES),
     )
 }
 """All metrics, by name. FLOPs are 2 x MACs per sample."""
