@@ -124,7 +124,7 @@ def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceS
 
 
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
-    """Check that a pruned model names the baseline, by its SHA-256 `digest`, as its original."""
+    """Check that the original of a pruned model is the baseline."""
     said = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
     if said is None:
         return

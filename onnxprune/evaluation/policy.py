@@ -19,76 +19,38 @@ else:
 HINT = "`onnxprune check --init policy.toml` writes a policy with all limits"
 
 
+def _limit(text: str, metavar: str, example: str, **more: Any) -> Any:
+    return dial(None, text, metavar=metavar, low=0, example=example, **more)
+
+
+DROP = "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs."
+CLASS_DROP = "Points of recall that any class may lose, beyond chance; needs labels."
+CALIBRATION = "Points by which the expected calibration error may rise; needs labels."
+SPEEDUP = "Latency of the baseline / latency of the candidate, at least; undecided where the machine is too noisy."
+PEAK_MEMORY = "Memory that a process needs to load and run the model, at most."
+DOMAINS = "Operator domain that is allowed beside ai.onnx; may be repeated."
+
+
 @documented
 @dataclass(frozen=True)
 class GateLimits:
     """Limits on a candidate; None: the value is reported without a limit."""
 
-    max_drop: float | None = dial(
-        None,
-        "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs.",
-        metavar="POINTS",
-        low=0,
-        high=100,
-        example="0.5",
-        active=True,
-    )
-    max_class_drop: float | None = dial(
-        None,
-        "Points of recall that any class may lose, beyond chance; needs labels.",
-        metavar="POINTS",
-        low=0,
-        high=100,
-        example="10",
-        active=True,
-    )
-    min_agreement: float | None = dial(
-        None, "Percent of samples with the same top-1, at least.", metavar="PERCENT", low=0, high=100, example="98"
-    )
-    min_cosine: float | None = dial(
-        None, "Mean cosine of the outputs, at least.", metavar="C", low=0, high=1, example="0.99"
-    )
-    max_kl: float | None = dial(
-        None, "Divergence of the outputs in nats, at most.", metavar="NATS", low=0, example="0.05"
-    )
-    max_calibration_rise: float | None = dial(
-        None,
-        "Points by which the expected calibration error may rise; needs labels.",
-        metavar="POINTS",
-        low=0,
-        high=100,
-        example="1.0",
-    )
-    min_speedup: float | None = dial(
-        None,
-        "Latency of the baseline / latency of the candidate, at least; undecided where the machine is too noisy.",
-        metavar="RATIO",
-        low=0,
-        example="1.0",
-        active=True,
-    )
-    max_latency: float | None = dial(None, "Milliseconds of a run, at most.", metavar="MS", low=0, example="5.0")
-    max_size: float | None = dial(None, "Size of the file, at most.", metavar="MB", low=0, factor=1e6, example="4e6")
-    max_params: float | None = dial(None, "Parameters, at most.", metavar="N", low=0, example="1e6")
-    max_memory: float | None = dial(
-        None, "Activations that are alive at once, at most.", metavar="MB", low=0, factor=1e6, example="16e6"
-    )
-    max_peak_memory: float | None = dial(
-        None,
-        "Memory that a process needs to load and run the model, at most.",
-        metavar="MB",
-        low=0,
-        factor=1e6,
-        example="200e6",
-    )
-    max_opset: int | None = dial(None, "Opset of the standard operators, at most.", metavar="N", low=0, example="21")
+    max_drop: float | None = _limit(DROP, "POINTS", "0.5", high=100, active=True)
+    max_class_drop: float | None = _limit(CLASS_DROP, "POINTS", "10", high=100, active=True)
+    min_agreement: float | None = _limit("Percent of samples with the same top-1, at least.", "PERCENT", "98", high=100)
+    min_cosine: float | None = _limit("Mean cosine of the outputs, at least.", "C", "0.99", high=1)
+    max_kl: float | None = _limit("Divergence of the outputs in nats, at most.", "NATS", "0.05")
+    max_calibration_rise: float | None = _limit(CALIBRATION, "POINTS", "1.0", high=100)
+    min_speedup: float | None = _limit(SPEEDUP, "RATIO", "1.0", active=True)
+    max_latency: float | None = _limit("Milliseconds of a run, at most.", "MS", "5.0")
+    max_size: float | None = _limit("Size of the file, at most.", "MB", "4e6", factor=1e6)
+    max_params: float | None = _limit("Parameters, at most.", "N", "1e6")
+    max_memory: float | None = _limit("Activations that are alive at once, at most.", "MB", "16e6", factor=1e6)
+    max_peak_memory: float | None = _limit(PEAK_MEMORY, "MB", "200e6", factor=1e6)
+    max_opset: int | None = _limit("Opset of the standard operators, at most.", "N", "21")
     domains: tuple[str, ...] | None = dial(
-        None,
-        "Operator domain that is allowed beside ai.onnx; may be repeated.",
-        flag="domain",
-        metavar="NAME",
-        listed=True,
-        example='["com.microsoft"]',
+        None, DOMAINS, flag="domain", metavar="NAME", listed=True, example='["com.microsoft"]'
     )
 
     def __post_init__(self) -> None:

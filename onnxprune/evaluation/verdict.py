@@ -83,14 +83,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class LimitCheck:
-    """A measured value that is held against a limit.
+    """A measured value with a limit: the smallest value that passes where `at_least`, else the largest.
 
-    Attributes:
-        name: with the unit.
-        limit: field of `GateLimits`.
-        measure: returns the value; None where it cannot be measured.
-        at_least: whether the limit is the smallest value that passes; else it is the largest.
-        needs: what the measurement requires; if that is missing, a limit is an error. Empty: the check is left out.
+    Where the value cannot be measured, a limit is an error if `needs` says what the measurement requires; else the check is left out.
     """
 
     name: str
@@ -100,16 +95,13 @@ class LimitCheck:
     needs: str = ""
 
     def held(self, found: Measured, limit: float | None) -> Check:
-        """Decide where the whole interval lies on one side of the limit; else the check is undecided."""
+        """Decide the check where the whole interval is on one side of the limit; else the check is undecided."""
         name = found.name or self.name
         if limit is None:
             return Check(name, found.value, None, True, found.detail)
-        low, high = (found.value if bound is None else bound for bound in (found.low, found.high))
-        if self.at_least:
-            surely, possibly = low >= limit - ROUNDING, high >= limit - ROUNDING
-        else:
-            surely, possibly = high <= limit + ROUNDING, low <= limit + ROUNDING
-        return Check(name, found.value, limit, possibly, found.detail, possibly and not surely)
+        bounds = [found.value if bound is None else bound for bound in (found.low, found.high)]
+        passes = [b >= limit - ROUNDING if self.at_least else b <= limit + ROUNDING for b in bounds]
+        return Check(name, found.value, limit, any(passes), found.detail, any(passes) and not all(passes))
 
 
 def hold(measured: Measurements) -> Iterator[Check]:
@@ -240,9 +232,7 @@ CHECKS = (
     LimitCheck("calibration error, rise (points)", "max_calibration_rise", _calibration_rise, needs="labels"),
     LimitCheck("speed-up", "min_speedup", _speedup, at_least=True),
     LimitCheck(METRICS["latency"].title, "max_latency", _latency),
-    LimitCheck(
-        "size (bytes)", "max_size", lambda found: Measured(found.size, "of the file and of the weights beside it")
-    ),
+    LimitCheck("size (bytes)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it")),
     LimitCheck(METRICS["params"].title, "max_params", _parameters),
     LimitCheck(METRICS["memory"].title, "max_memory", _activation_memory),
     LimitCheck("peak memory (bytes)", "max_peak_memory", _peak_memory, needs="Linux, which tells what a process takes"),
