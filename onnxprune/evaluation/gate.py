@@ -125,11 +125,11 @@ def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceS
 
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
     """Check that the original of a pruned model is the baseline."""
-    said = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
-    if said is None:
+    named = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
+    if named is None:
         return
-    detail = "" if said == digest else f"it was pruned from {said[:12]}…, the baseline is {digest[:12]}…"
-    yield Check("pruned from the baseline", said == digest, None, said == digest, detail)
+    detail = "" if named == digest else f"it was pruned from {named[:12]}…, the baseline is {digest[:12]}…"
+    yield Check("pruned from the baseline", named == digest, None, named == digest, detail)
 
 
 def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check]:
@@ -137,8 +137,8 @@ def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check
     yield Check("opset", float(opset), limits.max_opset, limits.max_opset is None or opset <= limits.max_opset)
     used = sorted({node.domain or "ai.onnx" for node in candidate.graph.node})
     odd = [] if limits.domains is None else sorted(set(used) - {"ai.onnx", *limits.domains})
-    told = None if limits.domains is None else ", ".join(("ai.onnx", *limits.domains))
-    yield Check("operator domains", ", ".join(used), told, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
+    allowed = None if limits.domains is None else ", ".join(("ai.onnx", *limits.domains))
+    yield Check("operator domains", ", ".join(used), allowed, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
 
 
 def _loads(

@@ -62,7 +62,7 @@ def template() -> str:
     lines = [
         "# What a candidate must keep to replace the baseline:",
         "# `onnxprune check CANDIDATE --baseline MODEL --data D --policy THIS_FILE`.",
-        "# Remove the # of the limits you want; options on the command line go before what is said here.",
+        "# Remove the # of the limits to set; options on the command line take precedence.",
         "",
         "[limits]",
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxprune.errors import first_line
 from onnxprune.graph.model import STORED_IN, Model, tensors_of
 from onnxprune.types import Check
 
@@ -44,7 +45,7 @@ def full_check(source: onnx.ModelProto | Model) -> str | None:
                 file.truncate(max((values.nbytes for values in weights.values()), default=0))
             onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        return str(error).strip().splitlines()[0][:200]
+        return first_line(error)
     return None
 
 

@@ -116,14 +116,14 @@ def hold(measured: Measurements) -> Iterator[Check]:
             yield check_.held(found, limit)
         elif limit is not None and check_.needs and measured.compared.finite:
             option = check_.limit.replace("_", "-")
-            raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or give what it needs")
+            raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or provide them")
 
 
-def paired_drop(told: paired_tests.Paired, where: str, name: str = "") -> Measured:
+def paired_drop(found: paired_tests.Paired, where: str, name: str = "") -> Measured:
     """Return a drop with the upper bound of its confidence interval."""
-    detail = f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}"
-    detail += f", {told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}, {where}"
-    return Measured(told.drop, detail, told.drop, told.upper, name)
+    detail = f"no worse than {found.upper:.2f} at 95 %, interval {found.low:.2f} to {found.high:.2f}"
+    detail += f", {found.lost} lost and {found.gained} gained, McNemar p {found.p:.2g}, {where}"
+    return Measured(found.drop, detail, found.drop, found.upper, name)
 
 
 def _drop(measured: Measurements) -> Measured | None:

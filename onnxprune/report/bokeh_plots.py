@@ -68,7 +68,7 @@ def _points(plot: Plot) -> Any:
 def _draw(figure: Any, plot: Plot, series: Series, color: str, marker: str) -> None:
     from bokeh.models import HoverTool
 
-    source = {"x": list(series.x), "y": list(series.y), **{key: list(told) for key, told in series.tips.items()}}
+    source = {"x": list(series.x), "y": list(series.y), **{key: list(values) for key, values in series.tips.items()}}
     look = {"source": source, "color": color, "legend_label": series.label}
     if series.line:
         figure.line("x", "y", line_width=1 if series.muted else 2, line_alpha=0.5 if series.muted else 1, **look)
@@ -99,8 +99,8 @@ def _bars(bars: Bars) -> Any:
         "kind": list(bars.kinds),
         "before": [(a or 0.0) / factor for a, _ in bars.pairs],
         "after": [(b or 0.0) / factor for _, b in bars.pairs],
-        "was": [_told(a, bars.unit) for a, _ in bars.pairs],
-        "is": [_told(b, bars.unit) for _, b in bars.pairs],
+        "was": [_amount(a, bars.unit) for a, _ in bars.pairs],
+        "is": [_amount(b, bars.unit) for _, b in bars.pairs],
         "change": [_change(a, b, bars.unit) for a, b in bars.pairs],
     }
     source = ColumnDataSource(columns)
@@ -127,7 +127,7 @@ def _bars(bars: Bars) -> Any:
     return figure
 
 
-def _told(amount: Amount, unit: str) -> str:
+def _amount(amount: Amount, unit: str) -> str:
     if amount is None:
         return "not by itself"
     return f"{amount:.1f} %" if unit == "percent" else human(amount, unit if unit == "µs" else "")

@@ -195,9 +195,9 @@ def folded(table: Grid) -> Iterator[Text]:
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         first, *others = (str(cell) for cell in cells)
         yield Text(first if heads[0] in NAMES else f"{heads[0]}: {first}")
-        told = [f"{head}: {cell}" for head, cell in zip(heads[1:], others, strict=True) if cell]
-        if told:
-            yield Text(f"  {', '.join(each if len(each) > WHOLE else each.replace(' ', GLUE) for each in told)}")
+        named = [f"{head}: {cell}" for head, cell in zip(heads[1:], others, strict=True) if cell]
+        if named:
+            yield Text(f"  {', '.join(each if len(each) > WHOLE else each.replace(' ', GLUE) for each in named)}")
 
 
 def wrapped(line: Text, width: int) -> Text:

@@ -42,7 +42,7 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
         report=report,
         details=details,
         cards=[row for row in tables.figures(report).texts() if row[0] in CARDS],
-        pictures=[(one, *_told(one)) for one in details.changed if one.picture],
+        pictures=[(one, *_describe(one)) for one in details.changed if one.picture],
         short_names=plots.short([one.name.removesuffix(f"/{ops.get(one.name)}") for one in details.groups], 48),
         graph=[asdict(node) for node in details.groups],
         machine=machine,
@@ -50,7 +50,7 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
     )
 
 
-def _told(one: Changed) -> tuple[str, str]:
+def _describe(one: Changed) -> tuple[str, str]:
     """Return the verdict on a sample, and the alternative text of its picture."""
     change = (
         f"was {one.before} ({one.confidence_before:.0f} % sure), is {one.after} ({one.confidence_after:.0f} % sure)"
@@ -106,7 +106,7 @@ def _rendered(
     environment.filters |= {
         "drawn": bokeh_plots.embedded,
         "embedded": _embedded,
-        "told": text.told,
+        "option_value": text.option_value,
         "sentence": lambda line: line[:1].upper() + line[1:].rstrip(".") + ".",
     }
     folder = resources.files("onnxprune.report") / "templates"

@@ -176,7 +176,7 @@ def front_plots(found: Sweep) -> list[Plot]:
     return plots
 
 
-SIDES = "Side by side: before in grey and hatched on the left, after in blue on the right."
+SIDES = "Side by side: before in gray and hatched on the left, after in blue on the right."
 
 
 def layer_plots(report: Report) -> list[Bars]:
@@ -192,7 +192,7 @@ def layer_plots(report: Report) -> list[Bars]:
         axis = "layer, in graph order"
         return Bars(name, f"{title} per layer", text, axis, unit, names, "operator", ops, pairs, beside)
 
-    front = "Grey and hatched: before; blue, in front of it: after."
+    front = "Gray and hatched: before; blue, in front of it: after."
     channels = [(layer.channels_before, layer.channels_after) for layer in layers]
     flops = [(2 * layer.macs_before, 2 * layer.macs_after) for layer in layers]
     plots = [

@@ -49,8 +49,8 @@ def call(name: str, arguments: Mapping[str, Any]) -> str:
     """Return a call of the Python interface as text, without arguments that are None or False; arrays appear as their type."""
     given = {key: value for key, value in arguments.items() if key not in ("on_stage", "command", "fields")}
     given |= arguments.get("fields", {})
-    told = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
-    return f"onnxprune.{name}({', '.join(told)})"
+    parts = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
+    return f"onnxprune.{name}({', '.join(parts)})"
 
 
 def _argument(value: Any) -> str:

@@ -13,7 +13,7 @@ from onnxprune.graph.analysis import Inspection, Layer
 from onnxprune.metrics.table import METRICS, of_kind
 from onnxprune.report.details import Details
 from onnxprune.report.document import Member, Report, Sweep
-from onnxprune.report.text import human, relative, size, speedup, told
+from onnxprune.report.text import human, option_value, relative, size, speedup
 from onnxprune.types import Curve, Trace, Verdict
 
 SHOWN = (0.125, 0.25, 0.5, 0.75, 0.875)
@@ -284,9 +284,9 @@ def pairs(name: str, caption: str, values: Mapping[str, Any]) -> Table:
     flat: list[Row] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat += [(f"{key}.{inner}", told(entry)) for inner, entry in value.items()]
+            flat += [(f"{key}.{inner}", option_value(entry)) for inner, entry in value.items()]
         else:
-            flat.append((key, told(value)))
+            flat.append((key, option_value(value)))
     return Table(name, caption, ("name", "value"), tuple(flat))
 
 
@@ -295,8 +295,8 @@ def checks(verdict: Verdict) -> Table:
     columns: tuple[Column, ...] = (
         ("status", lambda check: STATUSES[check.status], ""),
         ("check", lambda check: check.name, ""),
-        ("value", lambda check: told(check.value), ""),
-        ("limit", lambda check: "" if check.limit is None else told(check.limit), ""),
+        ("value", lambda check: option_value(check.value), ""),
+        ("limit", lambda check: "" if check.limit is None else option_value(check.limit), ""),
         ("detail", lambda check: check.detail, ""),
     )
     order = list(STATUSES)

@@ -37,16 +37,16 @@ def speedup(ratio: float | None, interval: tuple[float, float] | None) -> str:
     return "" if ratio is None or interval is None else f"{ratio:.2f}x ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
-def told(value: Any) -> str:
+def option_value(value: Any) -> str:
     """Write the value of an option."""
     if value is None or value in ("", (), []) or value == {}:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={told(entry)}" for key, entry in value.items() if entry is not None)
+        return " ".join(f"{key}={option_value(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, list | tuple):
-        return ", ".join(map(told, value))
+        return ", ".join(map(option_value, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -126,7 +126,7 @@ def edits(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
 
 def settings(values: Mapping[str, Any]) -> list[str]:
     """Return a line with the resolved options."""
-    given = [f"{key} {told(value)}" for key, value in values.items() if value not in (None, "", (), [], {})]
+    given = [f"{key} {option_value(value)}" for key, value in values.items() if value not in (None, "", (), [], {})]
     return [f"decided: {'; '.join(given)}"] if given else []
 
 

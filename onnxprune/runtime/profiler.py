@@ -104,7 +104,7 @@ class _Origin:
         last = self._makes.get(name.removesuffix(BLOCKED))
         if last is None:
             return None
-        nearest = [last]  # a Conv goes by the name of what its activation writes
+        nearest = [last]  # a Conv with a fused activation has the name of the output of the activation
         for _ in range(FUSED):
             found = next((number for number in nearest if self._nodes[number].op_type == op), None)
             if found is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, first_line
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -93,7 +93,7 @@ def open_session(
         raise ModelError(
             "onnxruntime cannot load the model",
             where=where,
-            why=str(error).strip().splitlines()[0][:400],
+            why=first_line(error),
             hint="check that the file runs in onnxruntime before pruning it",
         ) from error
     opened.onnxprune_weights = shared  # keep them as long as the session
@@ -115,7 +115,7 @@ def run_batch(
         raise ModelError(
             "onnxruntime cannot run the model",
             where=where,
-            why=f"on {shapes}: {str(error).strip().splitlines()[0][:400]}",
+            why=f"on {shapes}: {first_line(error)}",
             hint="check the shapes and dtypes of the inputs",
         ) from error
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, first_line
 
 T = TypeVar("T")
 ATTEMPTS = 3
@@ -82,7 +82,7 @@ def _backend(workers: int, scheduler: str | None) -> Iterator[Parallel]:
     except (OSError, ValueError, TimeoutError) as error:
         raise OptionError(
             f"no Dask scheduler answers at {scheduler}",
-            why=str(error).splitlines()[0][:200],
+            why=first_line(error),
             hint="start one with `dask scheduler`",
         ) from error
     try:
