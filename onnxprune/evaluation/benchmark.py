@@ -58,10 +58,9 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range", hint=f"give {least} or more"
-                )
+            if (value := getattr(self, name)) < least:
+                option = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{option} {value} is out of range", hint=f"give {least} or more")
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,14 @@ class Judgement:
     verdict: Verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return to_dict(self.verdict)
+        """Return plain values for JSON; the schema is `check.schema.json` in `onnxprune.report`."""
+        checks = self.verdict.checks
+        return {
+            "schema": SCHEMA,
+            "passed": bool(self.verdict),
+            "undecided": sum(check.undecided for check in checks),
+            "checks": [{**asdict(check), "status": check.status} for check in checks],
+        }
 
 
 def check(
@@ -208,13 +214,3 @@ def strict(verdict: Verdict) -> Verdict:
     """Return a verdict in which undecided checks fail."""
     checks = (replace(check, passed=check.passed and not check.undecided) for check in verdict.checks)
     return replace(verdict, checks=tuple(checks))
-
-
-def to_dict(verdict: Verdict) -> dict[str, Any]:
-    """Return plain values for JSON; the schema is `check.schema.json` in `onnxprune.report`."""
-    return {
-        "schema": SCHEMA,
-        "passed": bool(verdict),
-        "undecided": sum(check.undecided for check in verdict.checks),
-        "checks": [{**asdict(check), "status": check.status} for check in verdict.checks],
-    }

@@ -32,10 +32,9 @@ def grid(table: tables.Table) -> Grid:
     """Return a table of rich: numbers are right-aligned and never broken, words are folded."""
     made = Grid(show_edge=False, pad_edge=False)
     for column, numeric in zip(table.columns, table.numeric(), strict=True):
-        if numeric:
-            made.add_column(column, justify="right", no_wrap=True)
-        else:
-            made.add_column(column, overflow="fold")
+        made.add_column(
+            column, justify="right" if numeric else "left", no_wrap=numeric, overflow="ellipsis" if numeric else "fold"
+        )
     for row in table.texts():
         made.add_row(*map(Text, row))
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from onnxprune.report.details import Details
@@ -184,26 +185,23 @@ def layer_plots(report: Report) -> list[Bars]:
     layers = report.layers
     if not layers:
         return []
-    names, ops = [layer.name for layer in layers], [layer.op for layer in layers]
-
-    def bars(
-        name: str, title: str, text: str, unit: str, pairs: Sequence[tuple[Amount, Amount]], *, beside: bool = True
-    ) -> Bars:
-        axis = "layer, in graph order"
-        return Bars(name, f"{title} per layer", text, axis, unit, names, "operator", ops, pairs, beside)
-
+    names = [layer.name for layer in layers]
+    bars = partial(
+        Bars, axis="layer, in graph order", names=names, kind="operator", kinds=[layer.op for layer in layers]
+    )
     front = "Gray and hatched: before; blue, in front of it: after."
     channels = [(layer.channels_before, layer.channels_after) for layer in layers]
     flops = [(2 * layer.macs_before, 2 * layer.macs_after) for layer in layers]
     plots = [
-        bars("channels", "Channels", front, "channels", channels, beside=False),
-        bars("flops", "FLOPs", SIDES, "FLOPs", flops),
+        bars("channels", "Channels per layer", front, unit="channels", pairs=channels, beside=False),
+        bars("flops", "FLOPs per layer", SIDES, unit="FLOPs", pairs=flops),
     ]
     times = {} if report.details is None else {row.name: (row.a, row.b) for row in report.details.layer_times}
     if times:
         how = "From onnxruntime's profiler: mean of the middle half of the runs, the lower one of two turns."
         latency = [times.get(name, (None, None)) for name in names]
-        plots.append(bars("latency", "Latency", f"{SIDES} {how} {_rest(times, latency)}", "µs", latency))
+        text = f"{SIDES} {how} {_rest(times, latency)}"
+        plots.append(bars("latency", "Latency per layer", text, unit="µs", pairs=latency))
     return plots
 
 

@@ -145,11 +145,9 @@ def layer_times(found: Sequence[LayerTime], *, two: bool) -> Table:
 
 def latencies(found: Bench, names: Sequence[str]) -> Table:
     """Return the latency of one or two models."""
-    latency = found.latency
-    rows: list[Row] = []
-    for name, median, interval in zip(
-        names, (latency.a, latency.b), (latency.a_interval, latency.b_interval), strict=False
-    ):
+    latency, rows = found.latency, list[Row]()
+    pairs = ((latency.a, latency.a_interval), (latency.b, latency.b_interval))
+    for name, (median, interval) in zip(names, pairs, strict=False):
         if median is not None and interval is not None:
             ratio = speedup(latency.speedup, latency.speedup_interval) if rows else ""
             span = f"{interval[0]:.3f} to {interval[1]:.3f} ms"

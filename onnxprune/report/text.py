@@ -55,10 +55,8 @@ def summary(verdict: Verdict) -> str:
     failed = sum(not check for check in verdict.checks)
     undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
     total = len(verdict.checks)
-    if failed:
-        line = f"FAILED: {failed} of {total} checks"
-    else:
-        line = f"PASSED: {total if undecided else f'all {total}'} checks"
+    passed = f"PASSED: {total if undecided else f'all {total}'} checks"
+    line = f"FAILED: {failed} of {total} checks" if failed else passed
     return f"{line}, {undecided} undecided" if undecided else line
 
 
@@ -137,8 +135,5 @@ def pins(pinned: Sequence[tuple[str, str, int]]) -> list[str]:
 
 def decisions(report: Report) -> list[str]:
     """Return the decisions of a run: options, pins and repair, line by line."""
-    repaired = [
-        f"repaired: {layer.label}, error {layer.before:.3g} -> {layer.after:.3g} on held-out rows"
-        for layer in report.repair
-    ]
-    return [*settings(report.settings), *pins(report.pinned), *repaired]
+    line = "repaired: {0.label}, error {0.before:.3g} -> {0.after:.3g} on held-out rows"
+    return [*settings(report.settings), *pins(report.pinned), *map(line.format, report.repair)]

@@ -87,31 +87,29 @@ def profile(
             run_batch(opened, feeds, where=where)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     milliseconds = float(np.median(sample_times([opened], [feeds], runs=runs)))
-    return Profile(tuple(_kernels(events, _Origin(proto.graph), WARMUP + 1, runs)), milliseconds)
+    return Profile(tuple(_kernels(events, _origins(proto.graph), WARMUP + 1, runs)), milliseconds)
 
 
-class _Origin:
-    """Finds the original node of a kernel, by name and operator."""
+def _origins(graph: onnx.GraphProto) -> Callable[[str, str], int | None]:
+    """Return a function that finds the original node of a kernel, by name and operator."""
+    writers = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._nodes = graph.node
-        self._makes = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
-
-    def __call__(self, name: str, op: str) -> int | None:
-        mark = MARK.search(name)
-        if mark:
+    def find(name: str, op: str) -> int | None:
+        if mark := MARK.search(name):
             return int(mark[1])
-        last = self._makes.get(name.removesuffix(BLOCKED))
+        last = writers.get(name.removesuffix(BLOCKED))
         if last is None:
             return None
         nearest = [last]  # a Conv with a fused activation has the name of the output of the activation
         for _ in range(FUSED):
-            found = next((number for number in nearest if self._nodes[number].op_type == op), None)
+            found = next((number for number in nearest if graph.node[number].op_type == op), None)
             if found is not None:
                 return found
-            before = (self._makes.get(name) for number in nearest for name in self._nodes[number].input)
-            nearest = [number for number in before if number is not None]
+            inputs = (name for number in nearest for name in graph.node[number].input)
+            nearest = [writers[name] for name in inputs if name in writers]
         return last
+
+    return find
 
 
 def _kernels(
