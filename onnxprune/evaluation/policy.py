@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.dials import check, dial, dials, documented, number_type
 from onnxprune.errors import OptionError
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
+from onnxprune.options.metadata import check, documented, number_type, option, option_fields
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,7 @@ HINT = "`onnxprune check --init policy.toml` writes one with all that is known"
 class GateLimits:
     """What a candidate must keep; None: the figure is told, and has no limit."""
 
-    max_drop: float | None = dial(
+    max_drop: float | None = option(
         None,
         "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs.",
         metavar="POINTS",
@@ -33,7 +33,7 @@ class GateLimits:
         example="0.5",
         active=True,
     )
-    max_class_drop: float | None = dial(
+    max_class_drop: float | None = option(
         None,
         "Points of recall that any class may lose, beyond chance; needs labels.",
         metavar="POINTS",
@@ -42,16 +42,16 @@ class GateLimits:
         example="10",
         active=True,
     )
-    min_agreement: float | None = dial(
+    min_agreement: float | None = option(
         None, "Percent of samples with the same top-1, at least.", metavar="PERCENT", low=0, high=100, example="98"
     )
-    min_cosine: float | None = dial(
+    min_cosine: float | None = option(
         None, "Mean cosine of the outputs, at least.", metavar="C", low=0, high=1, example="0.99"
     )
-    max_kl: float | None = dial(
+    max_kl: float | None = option(
         None, "Divergence of the outputs in nats, at most.", metavar="NATS", low=0, example="0.05"
     )
-    max_calibration_rise: float | None = dial(
+    max_calibration_rise: float | None = option(
         None,
         "Points by which the expected calibration error may rise; needs labels.",
         metavar="POINTS",
@@ -59,7 +59,7 @@ class GateLimits:
         high=100,
         example="1.0",
     )
-    min_speedup: float | None = dial(
+    min_speedup: float | None = option(
         None,
         "Latency of the baseline / latency of the candidate, at least; undecided where the machine is too noisy.",
         metavar="RATIO",
@@ -67,13 +67,13 @@ class GateLimits:
         example="1.0",
         active=True,
     )
-    max_latency: float | None = dial(None, "Milliseconds of a run, at most.", metavar="MS", low=0, example="5.0")
-    max_size: float | None = dial(None, "Size of the file, at most.", metavar="MB", low=0, factor=1e6, example="4e6")
-    max_params: float | None = dial(None, "Parameters, at most.", metavar="N", low=0, example="1e6")
-    max_memory: float | None = dial(
+    max_latency: float | None = option(None, "Milliseconds of a run, at most.", metavar="MS", low=0, example="5.0")
+    max_size: float | None = option(None, "Size of the file, at most.", metavar="MB", low=0, factor=1e6, example="4e6")
+    max_params: float | None = option(None, "Parameters, at most.", metavar="N", low=0, example="1e6")
+    max_memory: float | None = option(
         None, "Activations that are alive at once, at most.", metavar="MB", low=0, factor=1e6, example="16e6"
     )
-    max_peak_memory: float | None = dial(
+    max_peak_memory: float | None = option(
         None,
         "Memory that a process needs to load and run the model, at most.",
         metavar="MB",
@@ -81,8 +81,8 @@ class GateLimits:
         factor=1e6,
         example="200e6",
     )
-    max_opset: int | None = dial(None, "Opset of the standard operators, at most.", metavar="N", low=0, example="21")
-    domains: tuple[str, ...] | None = dial(
+    max_opset: int | None = option(None, "Opset of the standard operators, at most.", metavar="N", low=0, example="21")
+    domains: tuple[str, ...] | None = option(
         None,
         "Operator domain that is allowed beside ai.onnx; may be repeated.",
         flag="domain",
@@ -104,9 +104,8 @@ def template() -> str:
         "",
         "[limits]",
     ]
-    for each, found, _ in dials(GateLimits):
-        unit = " In bytes." if found.factor != 1 else ""
-        lines.append(f"{'' if found.active else '# '}{f'{each.name} = {found.example}':<32}# {found.help}{unit}")
+    for each, found, _ in option_fields(GateLimits):
+        lines.append(f"{'' if found.active else '# '}{f'{each.name} = {found.example}':<32}# {found.python_help}")
     return "\n".join([*lines, ""])
 
 
@@ -168,5 +167,5 @@ def init(path: Path) -> None:
     """
     if path.exists():
         raise OptionError("there is a policy already", where=str(path), hint="give another path, or remove it")
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(template(), encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.evaluation.gate import Judgement
-from onnxprune.output import plain, same_file, staged
+from onnxprune.fileio import atomic_write, jsonable, same_file
 from onnxprune.report import markdown
 from onnxprune.report.document import Report, Sweep
 from onnxprune.runtime import machine
@@ -82,12 +82,12 @@ def save(path: Path, found: Found, command: str, plan: Mapping[str, Any] | None 
     """
     check_format(path)
     formats = {".json": _json, ".md": _markdown, ".html": _html}
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(formats[path.suffix.lower()](found, command, plan), encoding="utf-8")
 
 
 def _json(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
-    return json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
+    return json.dumps(jsonable(found.to_dict()), indent=1, allow_nan=False) + "\n"
 
 
 def _markdown(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from onnxprune.errors import OutputError
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `target`; on success it takes the place of `target`, else it vanishes.
 
     An interrupt counts as no success.
@@ -85,12 +85,12 @@ def same_file(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Turn a value into what JSON knows: numpy scalars into numbers, NaN and infinity into null."""
     if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
