@@ -18,6 +18,7 @@ LAMBDAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 TINY = 1e-12
 """Added to variances, so that constant features keep the matrix regular."""
 WORSE = 1.02
+"""Held-out error, over the least one so far, that ends the search for weaker penalties."""
 WIDE = 1536
 """Features from which linear algebra runs in several threads; for fewer features one thread is faster."""
 ROWS_TOGETHER = 2048
