@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from onnxprune.errors import OptionError
+from onnxprune.importance.methods import METHODS
 from onnxprune.metrics.table import TARGETS
 from onnxprune.options.metadata import AUTO, check, documented, option
 
-WITH_GRADIENTS = ("taylor", "fisher", "hessian")
+WITH_GRADIENTS = tuple(name for name, method in METHODS.items() if method.torch)
 """Importances that need torch."""
-WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
+WITH_DATA = tuple(name for name, method in METHODS.items() if method.data)
 """Importances that need calibration samples."""
-IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
+IMPORTANCES = (AUTO, *METHODS)
 GRANULARITIES = ("filter", "kernel", "rank", "depth")
 """What is removed: channels; taps of kernels; directions of a layer; branches and layers."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
