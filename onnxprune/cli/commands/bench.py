@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
-    """Time a model, or two in alternating runs, on random inputs, as a whole and layer by layer."""
+    """Time a model, or two in alternating runs.
+
+    The inputs are random; the result has the latency of the whole model and of each layer.
+    """
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:

@@ -60,7 +60,10 @@ def check(
     terminal: Terminal,
     **asked: Any,
 ) -> None:
-    """Check a candidate against the model that it replaces; exit code 3 where a limit fails."""
+    """Check a candidate against the model that it replaces.
+
+    Exit code 3 where a limit fails.
+    """
     from importlib.metadata import version
 
     from onnxprune.report import ci_formats, console, saving

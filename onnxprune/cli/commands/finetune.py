@@ -47,7 +47,10 @@ def finetune(
     terminal: Terminal,
     **asked: Any,
 ) -> None:
-    """Distill the original model into a pruned one, with or without labels, and write the result."""
+    """Distill the original model into a pruned one.
+
+    Labels are optional; --label-weight sets their share.
+    """
     if asked["data"] is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:

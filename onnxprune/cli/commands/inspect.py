@@ -18,7 +18,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @IGNORE
 @TERMINAL
 def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
-    """Show the groups, the pinned channels with reasons, and the cost of each layer."""
+    """Show groups, pinned channels with reasons, and costs."""
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:

@@ -28,7 +28,10 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @TIMING
 @TERMINAL
 def plan(model: Path, output: Path, terminal: Terminal, **asked: Any) -> None:
-    """Select channels and edits, and write only the plan; `prune --plan` replays it."""
+    """Select channels and edits, and write only the plan.
+
+    `prune --plan` replays it.
+    """
     from onnxprune.graph.analysis import pinned_of
     from onnxprune.report import console, text
 

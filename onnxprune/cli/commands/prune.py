@@ -55,7 +55,10 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @REPORT
 @TERMINAL
 def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: Terminal, **asked: Any) -> None:
-    """Prune a model, prove the result equal to the masked model, repair, measure and write it."""
+    """Prune a model, prove and repair the result, and write it.
+
+    The proof: the pruned model equals the model with the same channels masked, before any weight changes.
+    """
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = onnxprune.prune(
             model, checkpoint=checkpoint, on_stage=on_stage, report_output=report, command=command_line(), **asked

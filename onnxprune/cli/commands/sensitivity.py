@@ -27,7 +27,10 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @WORKERS
 @TERMINAL
 def sensitivity(model: Path, plot: Path | None, terminal: Terminal, **asked: Any) -> None:
-    """Measure the loss of the output against the pruning ratio, for each group alone, with repaired readers."""
+    """Measure the loss against the pruning ratio of each group.
+
+    One group is pruned at a time, and its readers are repaired.
+    """
     from onnxprune.fileio import check_destination
     from onnxprune.report import console, plots
 

@@ -60,7 +60,10 @@ from onnxprune.options import QUANTITIES
 def sweep(
     model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
 ) -> None:
-    """Make pruned models of several sizes in one run, repair and measure each, and show the Pareto set."""
+    """Prune a model to several sizes in one run.
+
+    Each model is repaired and measured; the result shows the Pareto set.
+    """
     from onnxprune.fileio import check_destination
     from onnxprune.report import console, plots
 
