@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxprune.errors import OptionError, PlanError, first_line
+from onnxprune.fileio import atomic_write
 from onnxprune.options import Options
-from onnxprune.output import staged
 from onnxprune.types import IntArray, Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
@@ -58,7 +58,7 @@ def written(path: Path, plan: Plan, trace: Trace, model_name: str) -> Iterator[N
     groups = content.pop("groups")
     head = json.dumps(content, indent=1)[:-2]
     lines = ",\n  ".join(json.dumps(group) for group in groups)
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(f'{head},\n "groups": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
         yield
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.dials import check, dial, dials, documented, number_type
 from onnxprune.errors import OptionError, first_line
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
+from onnxprune.options.metadata import check, documented, number_type, option, option_fields
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,7 +20,7 @@ HINT = "`onnxprune check --init policy.toml` writes a policy with all limits"
 
 
 def _limit(text: str, metavar: str, example: str, **more: Any) -> Any:
-    return dial(None, text, metavar=metavar, low=0, example=example, **more)
+    return option(None, text, metavar=metavar, low=0, example=example, **more)
 
 
 DROP = "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs."
@@ -49,7 +49,7 @@ class GateLimits:
     max_memory: float | None = _limit("Activations that are alive at once, at most.", "MB", "16e6", factor=1e6)
     max_peak_memory: float | None = _limit(PEAK_MEMORY, "MB", "200e6", factor=1e6)
     max_opset: int | None = _limit("Opset of the standard operators, at most.", "N", "21")
-    domains: tuple[str, ...] | None = dial(
+    domains: tuple[str, ...] | None = option(
         None, DOMAINS, flag="domain", metavar="NAME", listed=True, example='["com.microsoft"]'
     )
 
@@ -66,9 +66,8 @@ def template() -> str:
         "",
         "[limits]",
     ]
-    for each, found, _ in dials(GateLimits):
-        unit = " In bytes." if found.factor != 1 else ""
-        lines.append(f"{'' if found.active else '# '}{f'{each.name} = {found.example}':<32}# {found.help}{unit}")
+    for each, found, _ in option_fields(GateLimits):
+        lines.append(f"{'' if found.active else '# '}{f'{each.name} = {found.example}':<32}# {found.python_help}")
     return "\n".join([*lines, ""])
 
 
@@ -118,5 +117,5 @@ def init(path: Path) -> None:
     """
     if path.exists():
         raise OptionError("there is a policy already", where=str(path), hint="give another path, or remove it")
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(template(), encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import output, plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
 from onnxprune.allocation.targets import meet
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from onnxprune.pipeline.arguments import Fields
+
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -244,7 +245,7 @@ def make_member(job: Job) -> dict[str, Any]:
             measure=job.measure,
         )
     report = result.report.to_dict()
-    with output.staged(job.folder / f"{job.name}.json") as temporary:
+    with fileio.atomic_write(job.folder / f"{job.name}.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.gate import Judgement
-from onnxprune.output import plain
+from onnxprune.fileio import jsonable
 from onnxprune.report import bokeh_plots, plots, tables, text
 from onnxprune.report.details import Changed, Details
 from onnxprune.report.document import Report, Sweep
@@ -122,10 +122,10 @@ def _rendered(
 
 def _embedded(value: Any) -> str:
     """Return JSON for a script element, escaped so that it can neither end the element nor open a comment."""
-    content = json.dumps(plain(value), separators=(",", ":"))
+    content = json.dumps(jsonable(value), separators=(",", ":"))
     return content.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _download(kind: str, model: str, content: Mapping[str, Any]) -> dict[str, str]:
-    encoded = base64.b64encode(json.dumps(plain(content), indent=1, allow_nan=False).encode()).decode()
+    encoded = base64.b64encode(json.dumps(jsonable(content), indent=1, allow_nan=False).encode()).decode()
     return {"kind": kind, "file": f"{model}.{kind}.json", "href": f"data:application/json;base64,{encoded}"}

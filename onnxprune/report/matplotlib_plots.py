@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import OptionError
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
 from onnxprune.report.plots import Plot
 
 
@@ -43,7 +43,7 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
         axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title, yscale="log" if plot.logarithmic else "linear")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        with staged(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format=kind, dpi=150)
     finally:
         pyplot.close(figure)

@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.evaluation.gate import Judgement
-from onnxprune.output import plain, same_file, staged
+from onnxprune.fileio import atomic_write, jsonable, same_file
 from onnxprune.report import markdown
 from onnxprune.report.document import Report, Sweep
 from onnxprune.runtime import machine
@@ -79,9 +79,9 @@ def save(path: Path, found: Found, command: str, plan: Mapping[str, Any] | None 
         OutputError: the file cannot be written.
     """
     check_format(path)
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.suffix.lower() == ".json":
-            content = json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
+            content = json.dumps(jsonable(found.to_dict()), indent=1, allow_nan=False) + "\n"
         else:
             content = _markdown(found, command) if path.suffix.lower() == ".md" else _html(found, command, plan)
         temporary.write_text(content, encoding="utf-8")

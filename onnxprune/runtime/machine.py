@@ -15,7 +15,7 @@ import platformdirs
 import psutil
 
 from onnxprune.errors import OutputError
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
 from onnxprune.runtime.session import CPU_PROVIDER, ORT_VERSION, SessionConfig
 
 MIN_SECONDS = 0.1
@@ -58,7 +58,7 @@ def keep(path: Path, text: str) -> None:
     """Write a file of the cache; if that fails, the next run measures again."""
     with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
