@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune import output as outputs
+from onnxprune import fileio
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -132,6 +132,6 @@ def _with_plan(destinations: Destinations, replayed: Path | None) -> Destination
     if destinations.model is None or destinations.plan is not None:
         return destinations
     plan = destinations.model.with_suffix(".plan.json")
-    if replayed is not None and outputs.same_file(plan, replayed):
+    if replayed is not None and fileio.same_file(plan, replayed):
         return destinations
     return replace(destinations, plan=plan)

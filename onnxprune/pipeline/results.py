@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from onnxprune import output as outputs
-from onnxprune import plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.allocation.latency_model import Table
 from onnxprune.evaluation.benchmark import Bench
 from onnxprune.evaluation.gate import Judgement
@@ -34,7 +33,7 @@ class Result:
         Raises:
             OutputError: it cannot be written there.
         """
-        outputs.write_json(Path(path), self.report if isinstance(self.report, dict) else self.report.to_dict())
+        fileio.write_json(Path(path), self.report if isinstance(self.report, dict) else self.report.to_dict())
 
     def _figures(self) -> dict[str, str]:
         """Return the figures of the line and the table, by name."""
@@ -145,9 +144,9 @@ class InspectResult(Result):
         found = self.report
         return {
             "FLOPs": f"{2 * found.macs:.4g}",
-            "parameters": f"{found.params:,}",
-            "groups": str(len(found.trace.groups)),
-            "prunable share": f"{found.prunable_share:.0%}",
+            "parameters": f"{found.analysis.model.params:,}",
+            "groups": str(len(found.analysis.trace.groups)),
+            "prunable share": f"{found.analysis.cost.prunable_share():.0%}",
         }
 
 

@@ -22,9 +22,9 @@ from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
+from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
-from onnxprune.output import write_json
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.prune import prune
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from onnxprune.pipeline.arguments import Fields
+
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OutputError
-from onnxprune.output import write_json
+from onnxprune.fileio import write_json
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"

@@ -88,7 +88,7 @@ class LayerFit:
     def sums(self, parts: list[Sampled], at: Weights | None, like: Any = None) -> Any:
         """Sum the errors of the first weights, targets on flat parts moved onto the outputs of the weights `at`."""
         outputs = self.start[0].shape[1]
-        result = self.kind(np.zeros_like(self.shift), outputs, centre=self.layer.has_bias, like=like)
+        result = self.kind(np.zeros_like(self.shift), outputs, center=self.layer.has_bias, like=like)
         for seen in parts:
             there = None if at is None else seen.given if at is self.start else _given(seen, at)
             result.add(seen.x, _missed(seen, seen.given, self.flat, there))
