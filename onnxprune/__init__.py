@@ -1,8 +1,8 @@
 """Prune exported ONNX CNNs, and prove it with onnxruntime.
 
 >>> import onnxprune
->>> result = onnxprune.prune("model.onnx", data="calibration.npz", reduce={"flops": 0.5})  # doctest: +SKIP
->>> result.save("pruned.onnx")  # doctest: +SKIP
+>>> result = onnxprune.prune("model.onnx", data="data.npz", reduce={"flops": 0.5})
+>>> result.save("pruned.onnx")
 """
 
 from __future__ import annotations
