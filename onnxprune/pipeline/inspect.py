@@ -30,7 +30,7 @@ def inspect(
     Examples:
         >>> import onnxprune
         >>> found = onnxprune.inspect("model.onnx").report
-        >>> [(group.name, group.channels.size) for group in found.trace.groups][0]
+        >>> [(group.name, group.channels.size) for group in found.analysis.trace.groups][0]
         ('conv1', 16)
     """
     on_stage("load", None)

@@ -94,7 +94,7 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     assert data is not None
 
     def outputs_of(model: Model) -> Outputs:
-        return predict(model.session(), data, run.measure.eval_batch, str(model.path))
+        return predict(model.session(run.measure.session), data, run.measure.eval_batch, str(model.path))
 
     reference = outputs_of(run.original.model)
 
