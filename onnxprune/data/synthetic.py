@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.data.augment import channel_axis
 from onnxprune.data.dataset import Data, InputSpec
-from onnxprune.errors import DataError, OptionError
+from onnxprune.errors import DataError
 
 Array = np.ndarray[Any, Any]
 NAME = "generated inputs"
@@ -45,15 +45,12 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
         seed: 0 or more. The samples of an input depend on the seed and the position of the input only.
 
     Raises:
-        OptionError: fewer than one sample.
         DataError: an axis without a size, an input without a batch axis, or an input of another type.
 
     >>> spec = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
     >>> generate([spec], {}, samples=4, seed=0).shapes()
     {'x': (1, 3, 8, 8)}
     """
-    if samples < 1:
-        raise OptionError(f"{samples} generated samples are too few", hint="give 1 or more")
     fixed = math.lcm(*(spec.shape[0] or 1 for spec in specs if spec.shape))
     n = math.ceil(samples / fixed) * fixed
     seeds = np.random.SeedSequence(seed).spawn(len(specs))
@@ -80,13 +77,6 @@ def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tup
     if not spec.shape:
         raise DataError("nothing can be generated for a scalar", where=where, why="it has no batch", hint="give --data")
     full = shapes.get(spec.name, spec.shape)
-    if len(full) != len(spec.shape):
-        raise DataError(
-            "the shape to generate has another rank",
-            where=where,
-            why=f"it is {list(full)}, the model wants {len(spec.shape)} axes",
-            hint="give a size for every axis",
-        )
     sizes = [have if want is None else want for want, have in zip(spec.shape[1:], full[1:], strict=True)]
     known = tuple(size for size in sizes if size is not None and size > 0)
     if len(known) < len(sizes):

@@ -226,8 +226,8 @@ class Options:
         }
         found = ResolvedOptions(**{name: meant[name] if value == AUTO else value for name, value in asked.items()})
         if not data:
-            for option, value, needs in (
-                ("granularity", ",".join(sorted(found.blocks)), bool(found.blocks)),
+            for name, value, needs in (
+                ("granularity", ",".join(sorted(found.edits)), bool(found.edits)),
                 ("importance", found.importance, found.importance in WITH_DATA),
                 ("scope", found.scope, found.scope == "sensitivity"),
                 ("repair", found.repair, found.repair != "none"),
@@ -235,8 +235,8 @@ class Options:
             ):
                 if needs:
                     raise OptionError(
-                        f"--{option} {value} needs inputs of the model",
-                        hint="give --data; `--data generated` makes some up where there are none",
+                        f"--{name} {value} needs inputs of the model",
+                        hint="give --data; `--data generated` generates inputs",
                     )
         if found.norms == "cut" and repair != "lstsq":
             raise OptionError(
@@ -247,9 +247,9 @@ class Options:
         return found
 
     @property
-    def blocks(self) -> frozenset[str]:
-        """Kinds of removal besides `filter`."""
-        return frozenset(self.granularity) - {GRANULARITIES[0]}
+    def edits(self) -> frozenset[str]:
+        """Granularities besides `filter`."""
+        return frozenset(self.granularity) - {"filter"}
 
     @property
     def rounds(self) -> int:
@@ -349,16 +349,11 @@ class Training:
     decay: float = option(1e-4, "Weight decay of weights with two axes or more.", flag="weight-decay", low=0)
     clip: float = option(1.0, "Largest norm of the whole gradient; 0: no limit.", flag="clip-norm", low=0)
     ema: float = option(
-        0.99,
-        "Decay per step of the running mean of the weights, which is written; 0: the last weights.",
-        low=0,
-        high=1,
+        0.99, "Decay per step of the running mean of the weights, which is written; 0: the last weights.", low=0, high=1
     )
     temperature: float = option(2.0, "Temperature of the distillation.", low=1e-3)
     features: float = option(
-        0.0,
-        "Weight of the squared error of the activations of groups in the loss; 0: the outputs alone.",
-        low=0,
+        0.0, "Weight of the squared error of the activations of groups in the loss; 0: the outputs alone.", low=0
     )
     labels: float | None = option(
         None,
