@@ -39,7 +39,7 @@ BODY = ("node", "initializer", "sparse_initializer", "value_info")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int, str]:
-    """Read and check a model without normalization; return the proto, the bytes of all files, and the SHA-256 of `path`.
+    """Read and check a model without normalization; return the proto, the bytes of all files, and the SHA-256.
 
     Raises:
         ModelError: as for `load`.

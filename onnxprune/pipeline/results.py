@@ -137,9 +137,9 @@ class InspectResult(Result):
         found = self.report
         return {
             "FLOPs": f"{2 * found.macs:.4g}",
-            "parameters": f"{found.params:,}",
-            "groups": str(len(found.trace.groups)),
-            "prunable share": f"{found.prunable_share:.0%}",
+            "parameters": f"{found.analysis.model.params:,}",
+            "groups": str(len(found.analysis.trace.groups)),
+            "prunable share": f"{found.analysis.cost.prunable_share():.0%}",
         }
 
 

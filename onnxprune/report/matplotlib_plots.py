@@ -11,10 +11,10 @@ from onnxprune.report.plots import Plot
 
 
 def draw(plots: Sequence[Plot], path: Path) -> None:
-    """Draw the first of some plots into a file; the ending says which format.
+    """Draw the first of some plots into a file, whose ending selects the format.
 
     Raises:
-        OptionError: matplotlib is missing, or does not know the format.
+        OptionError: matplotlib is missing, or the format is unknown.
         OutputError: the file cannot be written.
     """
     try:
@@ -50,5 +50,5 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
 
 
 def _literal(name: str) -> str:
-    """Return a name in which matplotlib finds no formula."""
+    """Escape a name so that matplotlib reads no formula."""
     return name.replace("$", r"\$")
