@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import tempfile
@@ -40,6 +41,16 @@ def atomic_write(target: Path) -> Iterator[Path]:
             why=error.strerror or str(error),
             hint="make room there, or give another path",
         ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON; NaN and infinity become null.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_destination(target: Path, *originals: Path) -> None:
