@@ -59,8 +59,7 @@ class Moments:
     """First and second moments of rows x and r, per group, accumulated in float64: groups x features^2 x 8 bytes.
 
     Args:
-        shift: (groups, 1, features), near the mean of x, subtracted from x: keeps precision where the mean is much larger than the
-            spread.
+        shift: (groups, 1, features), near the mean of x, subtracted from x for precision.
         outputs: elements of r; 0: moments of x alone.
         center: fit a bias; without it, `shift` must be zero.
         like: moments of the same rows x, whose sums are shared.
@@ -213,7 +212,7 @@ class Fit:
     """The change of a layer by a ridge regression.
 
     Attributes:
-        solution: addends to the matrix and, for shifted rows, to the bias; zeros where no penalty lowers the held-out error.
+        solution: addends to matrix and bias, for shifted rows; zeros where no penalty lowers the held-out error.
         before, after: mean squared errors on the held-out rows.
         penalty: chosen ridge penalty; infinite where the matrix stays.
     """

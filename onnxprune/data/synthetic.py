@@ -31,12 +31,12 @@ CHUNK = 2**20
 def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], samples: int, seed: int) -> Data:
     """Return generated samples for the inputs of a model.
 
-    4-D floats are taken for images and get noise with the spectrum of natural images: the amplitude falls with about 1/f (Field,
-    1987, "Relations between the statistics of natural images and the response properties of cortical cells"), channels share most of
-    the noise, and half of the samples are clipped, which gives flat areas and edges. The preprocessing of the training is not known,
-    except that it mostly brings values to mean 0 and standard deviation 1; so gain (0.5 … 1.5) and offset (-0.5 … 0.5) differ between
-    samples. The channel axis is the second or the last, whichever has size 1, 3 or 4, else the second. Other floats, and images of
-    one pixel, are standard normal; integers and booleans are 0 or 1.
+    4-D floats are taken for images and get noise with the spectrum of natural images: the amplitude falls with about
+    1/f (Field, 1987, "Relations between the statistics of natural images and the response properties of cortical
+    cells"), channels share most of the noise, and half of the samples are clipped, which gives flat areas and edges.
+    Preprocessing mostly brings values to mean 0 and standard deviation 1; gain (0.5 … 1.5) and offset (-0.5 … 0.5)
+    differ between samples. `channel_axis` guesses the channel axis. Other floats, and images of one pixel, are
+    standard normal; integers and booleans are 0 or 1.
 
     Args:
         specs: inputs of the model.
@@ -62,7 +62,7 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
 
 
 def why_not_generated(specs: Sequence[InputSpec]) -> str | None:
-    """Return why generated inputs do not suit a model (an input of integers, or without a batch); None where they do."""
+    """Return why generated inputs do not suit a model (integers, or an input without a batch), else None."""
     for spec in specs:
         if "float" not in spec.dtype.name:
             return f"input {spec.name} is of type {spec.dtype.name}, and its values are not known"

@@ -1,4 +1,4 @@
-"""Options of pruning and of training; `onnxprune.options.metadata` describes each field. Imports neither numpy nor onnx."""
+"""Options of pruning and of training, with metadata for each field. Imports neither numpy nor onnx."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Options:
     )
     max_drop: float | None = option(
         None,
-        "Largest loss in points of top-1 (without labels: of agreement with the original); the smallest model within it is taken.",
+        "Largest loss in points of top-1 (without labels: of agreement); the smallest model within it is taken.",
         group="targets",
         metavar="POINTS",
         low=0,
@@ -126,7 +126,7 @@ class Options:
     )
     repair: str = option(
         AUTO,
-        "Least-squares refit of each reader of removed channels to its original output (lstsq), or of its bias alone (bias); none: weights stay.",
+        "Least-squares refit of each reader of removed channels to its original output (lstsq), or of its bias (bias).",
         more="Without `--data` inputs are generated for it, unless it is `none`",
         group="repair",
         choices=REPAIRS,
@@ -198,7 +198,7 @@ class Options:
     )
     norms: str = option(
         AUTO,
-        "Channels that a LayerNormalization, RMSNormalization, LRN or mean runs over: pinned (keep), or prunable (cut).",
+        "Channels that LayerNormalization, RMSNormalization, LRN or a mean runs over: pinned (keep), or prunable (cut).",
         more="Removing them (the embedding of a transformer) is not exact, and needs `--repair lstsq`",
         group="structure",
         choices=(AUTO, "keep", "cut"),
@@ -269,7 +269,7 @@ class ResolvedOptions(Options):
     Attributes:
         grouped: `positions`, `whole` or `many` (see `MANY`).
         augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
-        round_to: channel multiple; None: `onnxprune.allocation.cost_estimator.rules_of` takes the one measured for each group.
+        round_to: channel multiple; None: `onnxprune.allocation.cost_estimator.rules_of` decides for each group.
     """
 
     importance: str = "l2"
