@@ -44,7 +44,8 @@ def places(channels: IntArray, order: IntArray) -> IntArray:
 
 def movable(trace: Trace) -> list[IntArray]:
     """Return sets of channels that may take any order: every axis holds all of them equally often, and no constant their positions."""
-    axes = [*trace.extents, *(fact.channels for fact in trace.slices)]
+    # the bounds of a Slice count channels: it may take one copy of a channel, and an activated copy of another
+    axes = [*trace.extents, *(fact.channels for facts in (trace.slices, trace.counts) for fact in facts)]
     windows = [summed.channels for summed in trace.summed if summed.statistic == "window"]
     fixed = [trace.pinned.nonzero()[0], *(lookup.channels for lookup in trace.lookups), *windows]
     found = []

@@ -68,7 +68,7 @@ def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
         meter = Rigged(found, options.resolved(False), QUICK)
         meter.factor = factor
-        return schedule.make_plan(found, meter.options, meter=meter).keep, meter
+        return schedule.make_plan(found, meter.options, estimator=meter).keep, meter
 
     return choose
 

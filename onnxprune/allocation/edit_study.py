@@ -131,7 +131,7 @@ def _of_node(
     probe: sensitivity.Probe,
     slope: Slope | None,
 ) -> list[ScoredEdit]:
-    """BenchmarkConfig the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
+    """Measure the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
 
     def mean_of(tensor: gs.Tensor) -> FloatArray:
         shape = analysis.trace.shapes[tensor.name]

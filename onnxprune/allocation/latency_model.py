@@ -19,11 +19,11 @@ from scipy.optimize import nnls
 
 from onnxprune.allocation import knapsack
 from onnxprune.errors import LatencyError
-from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.fileio import atomic_write
+from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
-from onnxprune.output import staged
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
 from onnxprune.surgery import channels as rewrite
@@ -164,7 +164,7 @@ class Predictor:
 
     def __init__(self, model: Model, trace: Trace, cost: CostModel, table: Table) -> None:
         self._cost, self._table = cost, table
-        self._traffic = Traffic(model.graph, trace, cost)
+        self._activations = ActivationCost(model.graph, trace, cost)
         self._number = {label: n for n, label in enumerate(trace.labels)}
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         steps = sorted({fit.step for fit in (*table.fits, table.rest)})
@@ -180,7 +180,7 @@ class Predictor:
         rest = self._table.rest
         if rest.step == step:
             rows[:, 1:] += rest.coefficients[1:]
-        per_tensor = self._traffic.per_tensor(rows[:, 1], rows[:, 2])
+        per_tensor = self._activations.per_tensor(rows[:, 1], rows[:, 2])
         return per_tensor, rows[self._layers, 3], rows[self._layers, 4]
 
     def predict(self, keep: BoolArray) -> float:
@@ -188,13 +188,13 @@ class Predictor:
         total = self._constant
         for step, per_tensor, per_mac, per_weight in self._parts:
             macs, weights = self._cost.work(keep, step)
-            elements = self._traffic.elements(keep, step)
+            elements = self._activations.elements(keep, step)
             total += float(elements @ per_tensor + macs @ per_mac + weights @ per_weight)
         return float(self._table.scale * total / 1e3 + self._table.offset)
 
     def nodes(self, keep: BoolArray) -> dict[str, float]:
         """Return microseconds of each node that takes time, by label."""
-        features = {step: self._traffic.features(keep, step) for step, *_ in self._parts}
+        features = {step: self._activations.features(keep, step) for step, *_ in self._parts}
         return {
             fit.label: float(features[fit.step][self._number[fit.label]] @ fit.coefficients) * self._table.scale
             for fit in self._table.fits
@@ -228,7 +228,7 @@ def measure(
         seconds: after which no further variant is begun, if there are enough.
         progress: called with the share that is done.
     """
-    traffic = Traffic(model.graph, trace, cost)
+    traffic = ActivationCost(model.graph, trace, cost)
     shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, SEED)
     keeps = list(variants(trace, rules, SEED))
@@ -365,5 +365,5 @@ def text(table: Table) -> str:
 
 def write(table: Table, path: Path) -> None:
     """Write a table to a file."""
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text(table), encoding="utf-8")

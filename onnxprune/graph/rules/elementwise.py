@@ -1,64 +1,54 @@
-"""Operators that treat every element by itself, and pools and reductions that leave channels alone."""
+"""Operators on each element by itself, pools and reductions."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, nothing, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, pin_axes, tie_broadcast
+from onnxprune.graph.ids import Ids, aligned, nothing, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, follow, pin_axes, tie_broadcast
 from onnxprune.types import Statistic
 
 
 def passthrough(ctx: RuleContext) -> list[Ids]:
     """Every element by itself: channels pass through."""
-    ids = ctx.activation()
-    return [ids] * ctx.n_outputs
+    return [ctx.activation()] * ctx.n_outputs
 
 
 def elementwise(ctx: RuleContext) -> list[Ids]:
     """Channels of all inputs are tied, broadcast as in numpy; constants with a value per channel are sliced."""
-    out_shape = ctx.out_shape()
-    rank = len(out_shape)
+    rank = len(ctx.out_shape())
     result = nothing(rank)
     dims = (1,) * rank
     for i in range(ctx.n_inputs):
         ids = ctx.ids(i)
-        if ids is None:
-            continue
-        aligned = ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
-        shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
-        result, dims = tie_broadcast(ctx, result, dims, aligned, shape)
+        if ids is not None:
+            shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
+            result, dims = tie_broadcast(ctx, result, dims, aligned(ids, rank), shape)
     for i in range(ctx.n_inputs):
-        constant = ctx.const(i)
-        if constant is None:
-            continue
-        for axis in varying(result):
-            own = axis - (rank - constant.ndim)
-            if own >= 0 and constant.shape[own] > 1:
-                ctx.slice(i, own, rows(result, axis), "follows")
+        follow(ctx, i, result)
     return [result] * ctx.n_outputs
 
 
 def pool(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; those on an axis that is pooled over are pinned."""
+    """Each channel by itself; channels on an axis that is pooled over are pinned."""
     ids = ctx.activation()
     if ctx.n_outputs > 1:
         return ctx.refuse("the indices that this MaxPool returns count channels")
-    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the axis it lies on")] * ctx.n_outputs
+    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the channel axis")] * ctx.n_outputs
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; those that are reduced away are pinned."""
+    """Each channel by itself; channels that are reduced are pinned."""
     return _reduced(ctx, None)
 
 
 def reduce_sum(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; a sum over channels, of powers too, is exact without the deleted ones."""
+    """Each channel by itself; a sum over channels, of powers too, is exact without deleted channels."""
     return _reduced(ctx, "sum")
 
 
 def reduce_mean(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; a mean over channels pins them, or with norms cut runs over the survivors."""
+    """Each channel by itself; a mean over channels pins them, or runs over the survivors (`--norms cut`)."""
     return _reduced(ctx, "mean" if ctx.state.cut_norms else None)
 
 
@@ -77,7 +67,7 @@ def _reduced(ctx: RuleContext, statistic: Statistic | None) -> list[Ids]:
         ids = nothing(rank)
     else:
         hint = CUT if ctx.op == "ReduceMean" else ""
-        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over its channels{hint}")
+        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over the channels{hint}")
     if not ctx.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
@@ -87,7 +77,7 @@ FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 
 
 def along(ctx: RuleContext) -> list[Ids]:
-    """Channels on the axis it works along are pinned; on other axes they pass through."""
+    """Channels on the axis of the operator are pinned; on other axes they pass through."""
     ids = ctx.activation()
     rank = ids.ndim
     if ctx.op in ("CumSum", "CumProd"):
@@ -98,32 +88,32 @@ def along(ctx: RuleContext) -> list[Ids]:
         flat = ctx.op in FLAT_SOFTMAX and ctx.state.opset < 13
         axis = int(ctx.attr("axis", 1 if flat else -1)) % rank
         axes = list(range(axis, rank)) if flat else [axis]
-    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels on its axis")
+    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels")
     return [ids] * ctx.n_outputs
 
 
 def lp_norm(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; the norm over those on its axis is exact without the deleted ones."""
+    """Channels pass through; the norm over channels is exact without deleted channels."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", -1)) % ids.ndim
     if varying(ids) == [axis]:
         ctx.summed(0, axis, rows(ids, axis))
         return [ids]
-    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels on its axis")]
+    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels")]
 
 
 def argmax(ctx: RuleContext) -> list[Ids]:
-    """Channels on its axis are pinned, since it returns their positions; on other axes they pass through."""
+    """Channels on the axis of the operator are pinned, as positions are returned; on other axes they pass through."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", 0)) % ids.ndim
-    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of its channels")
+    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of channels")
     return [ids if ctx.attr("keepdims", 1) else np.squeeze(ids, axis=axis)]
 
 
 def diagonal(ctx: RuleContext) -> list[Ids]:
     """Channels on the last two axes are pinned; on others they pass through."""
     ids = ctx.activation()
-    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
+    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs the positions of channels")]
 
 
 def quantize(ctx: RuleContext) -> list[Ids]:
