@@ -64,18 +64,21 @@ def test_what_changes_move(build):
     assert len(chain.layers) == len(linear_layers(model.graph))
     (given,) = run(model, feeds)
     samples = block_reconstruction.Samples({name: feeds[name] for name in chain.taken}, given + 1)
-    linearized = block_reconstruction._Linearized(chain, stream, UNBOUNDED, samples)
-    linearized._look()
+    linearized = block_reconstruction.Linearized(chain, stream, UNBOUNDED, samples)
+    linearized.observe()
     rng = np.random.default_rng(0)
     changes = {}
     for n, layer in chain.layers.items():
         matrix, bias = (rng.standard_normal(part.shape) for part in layer.effective())
         changes[n] = matrix, bias * layer.has_bias
-    moved = linearized._forward(changes)
+    moved = linearized.forward(changes)
 
     back = rng.standard_normal(moved.shape).astype(np.float32)
     there = float((moved * back).sum())
-    assert block_reconstruction._dot(changes, linearized._backward(back)) == pytest.approx(there, rel=1e-3, abs=1e-2)
+    pairs = ((changes[n], pulled) for n, pulled in linearized.backward(back).items())
+    assert sum(
+        float((a * b).sum()) for change, pulled in pairs for a, b in zip(change, pulled, strict=True)
+    ) == pytest.approx(there, rel=1e-3, abs=1e-2)
 
     start = {n: layer.effective() for n, layer in chain.layers.items()}
     size = 1e-3

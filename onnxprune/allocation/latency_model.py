@@ -231,7 +231,7 @@ def measure(
     traffic = ActivationCost(model.graph, trace, cost)
     shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, SEED)
-    keeps = list(_variants(trace, rules, SEED))
+    keeps = list(variants(trace, rules, SEED))
     start = time.perf_counter()
     times = np.zeros((len(keeps), len(trace.labels) + 1))
     whole = []
@@ -245,11 +245,11 @@ def measure(
     features = {step: np.stack([traffic.features(keep, step) for keep in keeps]) for step in STEPS}
     everywhere = {step: rows.sum(axis=1) * [1 / len(trace.labels), 1, 1, 1, 1] for step, rows in features.items()}
     fits = tuple(
-        _fit(trace.labels[n], trace.ops[n], {step: rows[:, n] for step, rows in features.items()}, times[:, n])
+        fit_node(trace.labels[n], trace.ops[n], {step: rows[:, n] for step, rows in features.items()}, times[:, n])
         for n in range(len(trace.labels))
         if times[:, n].any()
     )
-    rest = _fit("the rest", "", everywhere, times[:, -1])
+    rest = fit_node("the rest", "", everywhere, times[:, -1])
     table = Table(
         architecture(model, trace), machine.environment(config, batch), fits, rest, 1.0, 0.0, tuple(whole), (), 0.0
     )
@@ -267,7 +267,7 @@ def measure(
     )
 
 
-def _variants(trace: Trace, rules: knapsack.PruningRules, seed: int) -> Iterator[BoolArray]:
+def variants(trace: Trace, rules: knapsack.PruningRules, seed: int) -> Iterator[BoolArray]:
     """Yield what is left in each variant: everything, the same share of every group, a share of its own of each."""
     yield np.ones(trace.n_channels, dtype=bool)
     blocks = _blocks(trace, rules, seed)
@@ -310,7 +310,7 @@ def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float)
     return row, found.milliseconds
 
 
-def _fit(label: str, op: str, features: dict[int, FloatArray], times: FloatArray) -> Fit:
+def fit_node(label: str, op: str, features: dict[int, FloatArray], times: FloatArray) -> Fit:
     """Fit times by non-negative least squares on features, each as a share of the time.
 
     Args:

@@ -22,6 +22,7 @@ from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.runtime.session import SessionConfig
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
 
@@ -94,7 +95,9 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     assert data is not None
 
     def outputs_of(model: Model) -> Outputs:
-        return predict(model.session(), data, run.measure.eval_batch, str(model.path))
+        return predict(
+            model.session(SessionConfig(run.measure.provider)), data, run.measure.eval_batch, str(model.path)
+        )
 
     reference = outputs_of(run.original.model)
 

@@ -22,7 +22,7 @@ def select(run: Run) -> Run:
     options, table = run.options, run.sources.latency_table
     estimator = CostEstimator(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
     run = replace(run, estimator=estimator)
-    found = select_edits(run) if options.blocks else select_channels(run)
+    found = select_edits(run) if options.edits else select_channels(run)
     return _noted(replace(found, options=options, step=options.rounds))
 
 

@@ -65,7 +65,7 @@ def fit(
         The mean squared error of a held-out sample, before and after.
     """
     rng = np.random.default_rng(seed)
-    fitted, judged = _Linearized(chain, stream, flat, train), _Linearized(chain, stream, flat, held)
+    fitted, judged = Linearized(chain, stream, flat, train), Linearized(chain, stream, flat, held)
     best = at_first = judged.error()
     penalties = list(PENALTIES)
     nothing = EXACT * float(np.square(held.wanted, dtype=np.float64).sum()) / len(held.wanted)
@@ -112,7 +112,7 @@ def joined(parts: list[Samples]) -> Samples:
     return Samples(taken, np.concatenate([part.wanted for part in parts]))
 
 
-class _Linearized:
+class Linearized:
     """A chain, linearized at its weights on some samples: the derivative by the weights, and its transpose."""
 
     def __init__(self, chain: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:
@@ -129,17 +129,17 @@ class _Linearized:
 
     def turn(self, penalty: float, rng: np.random.Generator) -> Changes:
         """Return the best changes of all layers for fixed slopes, by preconditioned conjugate gradients."""
-        missed = self._look()
+        missed = self.observe()
         signs = rng.choice(np.array([-1, 1], np.float32), missed.shape)
         preconditioners = {n: _Preconditioner(self.layers[n], rows, penalty) for n, rows in self._pulled(signs).items()}
-        left = self._backward(missed)
+        left = self.backward(missed)
         solution = {n: (np.zeros_like(d), np.zeros_like(s)) for n, (d, s) in left.items()}
         ahead = {n: preconditioners[n](change) for n, change in left.items()}
         along, power = ahead, _dot(left, ahead)
         for _ in range(STEPS):
             if not power > 0:
                 break
-            image = self._backward(self._forward(along))
+            image = self.backward(self.forward(along))
             curved = {n: preconditioners[n].ridged(image[n], along[n]) for n in along}
             curvature = _dot(along, curved)
             if not curvature > 0:
@@ -168,7 +168,7 @@ class _Linearized:
         counts = ~(((wanted <= low) & (given <= low)) | ((wanted >= high) & (given >= high)))
         return np.where(counts, wanted.astype(np.float32) - given, np.float32(0)), counts
 
-    def _look(self) -> Array:
+    def observe(self) -> Array:
         """Run the chain with the current weights, measure all slopes, and return target less output."""
         names = sorted(self.made)
         self.values = {**self.samples.taken, **dict(zip(names, self._run(names), strict=True))}
@@ -192,7 +192,7 @@ class _Linearized:
         up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
-    def _forward(self, changes: Changes) -> Array:
+    def forward(self, changes: Changes) -> Array:
         """Return the change of the target for changes of weights."""
         moved: dict[str, Array] = {}
         for n in self.chain.nodes:
@@ -225,8 +225,8 @@ class _Linearized:
             one = one.mean(axis=tuple(range(2, one.ndim)))
         return np.asarray(one.reshape(shape))
 
-    def _backward(self, given: Array) -> Changes:
-        """Return the transpose of `_forward`."""
+    def backward(self, given: Array) -> Changes:
+        """Return the transpose of `forward`."""
         return {n: self.layers[n].products(rows) for n, rows in self._pulled(given).items()}
 
     def _pulled(self, given: Array) -> dict[int, Array]:
