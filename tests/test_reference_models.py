@@ -24,7 +24,7 @@ from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
 from onnxprune.importance.methods import METHODS
 from onnxprune.options import Options
-from onnxprune.pipeline import schedule
+from onnxprune.pipeline.schedule import make_plan
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import prove
@@ -117,7 +117,7 @@ def largest_block(analysis: Analysis, options: Options, quantity: int) -> float:
 def test_schedules_end_at_the_target(name: str, schedule: str, target: tuple[str, float]) -> None:
     analysis, (quantity, share) = analysed(name), target
     options = Options(reduce={quantity: share}, schedule=schedule, steps=4, round_to=8)
-    plan = schedule.make_plan(analysis, options)
+    plan = make_plan(analysis, options)
     which = ("flops", "params").index(quantity)
     # parameters are those of the file, before BatchNormalization is folded
     whole = (analysis.cost.totals(dense(analysis.trace))[0], analysis.model.params)[which]
@@ -137,7 +137,7 @@ def test_schedules_end_at_the_target(name: str, schedule: str, target: tuple[str
 def test_survivors_are_multiples_of_round_to(name: str, scope: str, round_to: int) -> None:
     analysis = analysed(name)
     options = Options(reduce={"flops": 0.5}, scope=scope, round_to=round_to)
-    plan = schedule.make_plan(analysis, options)
+    plan = make_plan(analysis, options)
     lost = 0
     for group in analysis.trace.groups:
         left = int(plan.keep[group.channels].sum())
@@ -152,7 +152,7 @@ def test_survivors_are_multiples_of_round_to(name: str, scope: str, round_to: in
 @pytest.mark.parametrize("name", NAMES)
 def test_uniform_scope_takes_the_same_share_of_each_group(name: str) -> None:
     analysis = analysed(name)
-    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.5}, scope="uniform", round_to=1))
+    plan = make_plan(analysis, Options(reduce={"flops": 0.5}, scope="uniform", round_to=1))
     shares = [
         (float(1 - plan.keep[group.channels].mean()), group.channels.size)
         for group in analysis.trace.groups
@@ -170,7 +170,7 @@ def test_uniform_scope_takes_the_same_share_of_each_group(name: str) -> None:
 def test_min_channels_and_max_ratio_hold(name: str, rules: dict[str, Any], schedule: str) -> None:
     analysis = analysed(name)
     options = Options(reduce={"flops": 0.25}, round_to=1, schedule=schedule, **rules)
-    plan = schedule.make_plan(analysis, options)
+    plan = make_plan(analysis, options)
     for group in analysis.trace.groups:
         left = int(plan.keep[group.channels].sum())
         assert left >= min(group.channels.size, options.min_channels)
@@ -194,10 +194,8 @@ def test_importances_are_deterministic(name: str, method: str) -> None:
     for group in trace.groups:
         if not trace.pinned[group.channels].any():
             assert one[group.channels].mean() == pytest.approx(1)
-    keep = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}, importance=method, seed=3)).keep
-    assert np.array_equal(
-        keep, schedule.make_plan(analysis, Options(reduce={"flops": 0.4}, importance=method, seed=3)).keep
-    )
+    keep = make_plan(analysis, Options(reduce={"flops": 0.4}, importance=method, seed=3)).keep
+    assert np.array_equal(keep, make_plan(analysis, Options(reduce={"flops": 0.4}, importance=method, seed=3)).keep)
     pruned_and_proven(model, trace, keep)
 
 
@@ -231,7 +229,7 @@ def test_untrained_networks_out_of_both_exporters(name: str, exporter: str, tmp_
     trace = trace_model(model)
     assert table(trace) == GROUPS[name], "the exporter makes no difference"
     analysis = Analysis(model, trace, CostModel(trace))
-    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.5}))
+    plan = make_plan(analysis, Options(reduce={"flops": 0.5}))
     pruned = pruned_and_proven(model, trace, plan.keep)
     macs = analysis.cost.totals(dense(trace))[0]
     assert analysis.cost.totals(plan.keep)[0] <= 0.5 * macs
