@@ -17,7 +17,7 @@ from onnxprune.errors import OutputError
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `target`; it replaces `target` on success, and is deleted on an error or interrupt.
+    """Yield a temporary path beside `target`; the file replaces `target` on success, else it is deleted.
 
     Raises:
         OutputError: the file cannot be written.
