@@ -264,7 +264,7 @@ class ResolvedOptions(Options):
     Attributes:
         grouped: `positions`, `whole`, or `many`: whole groups of convolutions with eight groups or more, positions of the others.
         augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
-        round_to: the channel multiple; None: `onnxprune.allocation.cost_estimator.rules_of` takes the one measured for each group.
+        round_to: the channel multiple; None: `onnxprune.allocation.channel_multiple` measures one for each group.
     """
 
     importance: str = "l2"

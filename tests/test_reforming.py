@@ -17,7 +17,7 @@ from test_granularity import residual
 import onnxprune
 from onnxprune.allocation import edit_timing
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import EditMeter, ScoredEdit, least_loss, net_gain, worth
+from onnxprune.allocation.edit_choice import EditEstimator, ScoredEdit, least_loss, net_gain, worth
 from onnxprune.allocation.edit_timing import Saving
 from onnxprune.allocation.knapsack import holds
 from onnxprune.errors import TargetError
@@ -263,8 +263,8 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
     left = meter.for_model(analyse(rewrite.delete(model, analysis.trace, keep)))
-    assert EditMeter(left, ()).start["flops"] < 0.6 * EditMeter(meter, ()).start["flops"]
-    assert EditMeter(left, ()).start["latency"] < 0.9 * EditMeter(meter, ()).start["latency"]
+    assert EditEstimator(left, ()).start["flops"] < 0.6 * EditEstimator(meter, ()).start["flops"]
+    assert EditEstimator(left, ()).start["latency"] < 0.9 * EditEstimator(meter, ()).start["latency"]
     assert left.budget() == meter.budget()
 
 
@@ -273,7 +273,7 @@ def test_edits_go_no_further_than_the_goals(tiny_path):
     meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
     macs = meter.whole["flops"] / 2
     found = [scored(LowRank(str(n), 4, "channel"), (n,), 0.1 * (n + 1), macs=macs * 0.2) for n in range(5)]
-    costs = EditMeter(meter, found)
+    costs = EditEstimator(meter, found)
     assert least_loss(costs, costs.budget()).tolist() == [True, True, True, False, False]
     assert worth(costs, costs.budget(), 9.0).tolist() == [True, True, True, False, False], "no more than needed"
     assert worth(costs, costs.budget(), 1.1).tolist() == [True, True, False, False, False], "channels do the rest"
@@ -356,7 +356,7 @@ def test_the_multiplier_decides(tiny_path):
             scored(edit, nodes, loss, macs=gain * meter.whole["flops"] / 2)
             for (edit, nodes, loss), gain in zip(edits, gains, strict=True)
         ]
-        return net_gain(EditMeter(meter, found), multiplier).tolist()
+        return net_gain(EditEstimator(meter, found), multiplier).tolist()
 
     edits = [
         (LowRank("a", 4, "channel"), (0,), 0.1),
@@ -395,7 +395,7 @@ def test_no_other_selection_loses_less(seed, tiny_path):
         meter = original.with_targets(Options(reduce={name: targets[name] for name in names}).resolved(False))
         whole = {**original.whole, "flops": original.whole["flops"] / 2}  # edits save multiplications
         found = drawn(rng, whole)
-        costs, budget = EditMeter(meter, found), meter.budget()
+        costs, budget = EditEstimator(meter, found), meter.budget()
         fitting = []
         for choice in itertools.product((False, True), repeat=len(found)):
             nodes = [n for edit in itertools.compress(found, choice) for n in edit.nodes]

@@ -15,7 +15,7 @@ from graphs import Builder
 
 import onnxprune
 from onnxprune.allocation import channel_multiple, cost_estimator, knapsack, latency_model, targets
-from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.never_slower import refuse_slower
@@ -389,7 +389,9 @@ def test_within_finds_the_largest_share(found: Analysis) -> None:
     whole = found.cost.totals(keep)[0]
 
     def allocate(budget: knapsack.Budget) -> BoolArray:
-        return knapsack.allocate(found.trace, meter.predict, scores, keep, rules_of(found.trace, options), budget)
+        return knapsack.allocate(
+            found.trace, meter.predict, scores, keep, knapsack.PruningRules.of(found.trace, options), budget
+        )
 
     def lost(left: BoolArray) -> float:
         return 20 * (1 - found.cost.totals(left)[0] / whole)

@@ -139,6 +139,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     """Measure a table; hold its predictions against plans it has not seen; then ask for 30 % less latency."""
     import onnxprune
     from onnxprune.allocation import cost_estimator, latency_model
+    from onnxprune.allocation.knapsack import PruningRules
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.options import Options
     from onnxprune.runtime.session import random_feeds
@@ -152,12 +153,11 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     built, begin = time.perf_counter() - begin, time.perf_counter()
     assert meter.table is not None
     read = meter.read_table()
-    predictor = latency_model.Predictor(analysis.model, analysis.trace, analysis.cost, read)
+    predictor = latency_model.Predictor(analysis, read)
     again = time.perf_counter() - begin
     errors = []
-    for keep in latency_model.random_plans(
-        analysis.trace, cost_estimator.rules_of(analysis.trace, options), FRESH, seed=99
-    ):
+    rules = PruningRules.of(analysis.trace, options)
+    for keep in latency_model.random_plans(analysis.trace, rules, FRESH, seed=99):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
         times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
+from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditEstimator, ScoredEdit, multiplier_of, worth
 from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.problem import paced
@@ -143,9 +143,9 @@ class Search:
             with contextlib.suppress(TargetError):
                 best = _better(best, self.tried(start.base, start.meter.with_targets(goal.options, goal.share)))
         if start is None or best is None:
-            found = study(self.base.analysis, self.options, self.workspace, goal.how, self.on_stage)
+            found = study(self.base.analysis, self.options, self.workspace, goal.config, self.on_stage)
             self.notes = found.notes
-            best = self.with_edits(best, goal, EditMeter(goal if best is None else best.meter, found.scored))
+            best = self.with_edits(best, goal, EditEstimator(goal if best is None else best.meter, found.scored))
         for _ in range(ROUNDS):
             if best is None:
                 break
@@ -175,7 +175,7 @@ class Search:
         """Look for edits in what the best solution has left, and return the best solution then."""
         assert best.mended is not None
         analysis = analysed(best.mended.model, self.options, self.base.analysis.trace.input_shapes)
-        found = study(analysis, self.options, self.workspace, goal.how, self.on_stage)
+        found = study(analysis, self.options, self.workspace, goal.config, self.on_stage)
         there = set(self.base.analysis.trace.labels)
         unedited = there - {scored.edit.layer for scored in best.base.edits}
         free = [
@@ -183,13 +183,13 @@ class Search:
             for scored in found.scored
             if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
         ]
-        return self.with_edits(best, goal, EditMeter(best.meter, free, analysis.model), best.base.edits)
+        return self.with_edits(best, goal, EditEstimator(best.meter, free, analysis.model), best.base.edits)
 
     def with_edits(
         self,
         start: Solution | None,
         goal: CostEstimator,
-        costs: EditMeter,
+        costs: EditEstimator,
         earlier: tuple[ScoredEdit, ...] | None = None,
     ) -> Solution | None:
         """Choose some of the edits at several multipliers, and return the best solution.
@@ -221,7 +221,7 @@ class Search:
         return best
 
     def chosen(
-        self, goal: CostEstimator, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
+        self, goal: CostEstimator, costs: EditEstimator, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
     ) -> tuple[ScoredEdit, ...]:
         """Choose edits at a multiplier; fewer of them where the goals are measured to be met without any channel going."""
         budget: Budget | None = costs.budget()
@@ -232,7 +232,7 @@ class Search:
             picked = worth(costs, budget, multiplier)
             if not picked.any():
                 return ()
-            edits = taken(costs.scored, picked)
+            edits = costs.taken(picked)
             if earlier is not None:
                 edits = tuple(refitted(self.base.analysis, edits, self.options, self.workspace))
                 gone = {label for scored in edits if scored.edit.removes_nodes for label in scored.layers}

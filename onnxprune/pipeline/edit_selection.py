@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import EditMeter, least_loss, taken
+from onnxprune.allocation.edit_choice import EditEstimator, least_loss
 from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.problem import part_of_the_way, settings
 from onnxprune.allocation.targets import meet
@@ -63,16 +63,16 @@ def edits_alone(
     """
     original = meter
     for number in range(1, options.rounds + 1):
-        found = study(base.analysis, options, workspace, meter.how, on_stage)
-        costs = EditMeter(meter, found.scored)
+        found = study(base.analysis, options, workspace, meter.config, on_stage)
+        costs = EditEstimator(meter, found.scored)
 
-        def build(chosen: BoolArray, base: EditedModel = base, costs: EditMeter = costs) -> Model:
-            return edited(base, taken(costs.scored, chosen), options)[0].analysis.model
+        def build(chosen: BoolArray, base: EditedModel = base, costs: EditEstimator = costs) -> Model:
+            return edited(base, costs.taken(chosen), options)[0].analysis.model
 
         if number == options.rounds:
             chosen = meet(partial(least_loss, costs), build, costs)
         else:
             chosen = least_loss(costs, part_of_the_way(original, options, number / options.rounds))
-        base = apply(base, taken(found.scored, chosen), options, workspace, on_stage)
+        base = apply(base, costs.taken(chosen), options, workspace, on_stage)
         meter = original.for_model(base.analysis)
     return base

@@ -105,16 +105,8 @@ def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]
         assert workspace is not None
         keep = np.ones(original.trace.n_channels, dtype=bool)
         _, removals = calibrated_scores(original, run.options, keep, run.on_stage, workspace, names)
-        curves = losses.curves(
-            original.model,
-            original.trace,
-            removals,
-            workspace.calibration.plain,
-            original.cost.totals(keep)[0],
-            workspace.store,
-            share_of(run.on_stage, "measure"),
-            second_order.points_of(original.trace),
-        )
+        progress, of = share_of(run.on_stage, "measure"), second_order.points_of(original.trace)
+        curves = losses.curves(original, removals, workspace, progress, of)
         return replace(run, curves=curves)
 
     with contextlib.ExitStack() as scope:
