@@ -100,7 +100,8 @@ class EditTimer:
 
     def saving(self, candidate: Candidate) -> Saving | None:
         """Measure what an edit saves; None: the edit cannot be made, or its shapes are not known."""
-        key = repr((candidate.edit.cost_signature, *map(self._signature, candidate.nodes)))
+        form = {name: value for name, value in candidate.edit.to_dict().items() if name != "layer"}
+        key = repr((form, *map(self._signature, candidate.nodes)))
         if key not in self._known:
             try:
                 self._known[key] = self._measured(candidate)
