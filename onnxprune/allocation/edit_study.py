@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -39,22 +39,14 @@ ROOM = 1.25
 Slope = Callable[[FloatArray], float]
 
 
-@dataclass(frozen=True)
-class Study:
-    """The edits that are measured to be faster, and notes on the others."""
-
-    scored: tuple[ScoredEdit, ...]
-    notes: tuple[str, ...]
-
-
 def study(
     analysis: Analysis,
     options: ResolvedOptions,
     workspace: Workspace,
     config: BenchmarkConfig,
     on_stage: ProgressCallback = quiet,
-) -> Study:
-    """Time and score every edit that a model allows.
+) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
+    """Return the edits that are measured to be faster, scored, and notes on the others.
 
     Each layer is timed by itself before and after its edit; an edit that is not faster is left out. The error of the others follows from
     the Gram matrix of the layer's input, with the remaining weights refitted. For one edit of each family in each layer the loss of the
@@ -77,7 +69,7 @@ def study(
             slower += 1
     notes = (f"{slower} of {len(found)} edits are left out: they are not measured to be faster",) if slower else ()
     scored = _scored(analysis, timed, options, workspace, on_stage)
-    return Study(tuple(edit for edit in scored if edit.loss < MOST_LOST), notes)
+    return tuple(edit for edit in scored if edit.loss < MOST_LOST), notes
 
 
 def _scored(

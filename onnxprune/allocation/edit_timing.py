@@ -23,7 +23,7 @@ from onnxprune.graph.trace import trace as trace_model
 from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
 from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery.edits.apply import apply_edits
-from onnxprune.surgery.edits.protocol import Candidate
+from onnxprune.surgery.edits.protocol import Candidate, RefusalError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -96,7 +96,7 @@ class EditTimer:
         shapes = concrete_shapes(self.model.header, config.batch, known=self.trace.input_shapes)
         self._inferred = infer_shapes(weightless(self.model), shapes)
         self._known: dict[str, Saving | None] = {}
-        self._original: tuple[tuple[int, ...], LayerModel | None] = (), None  # one at a time: they take memory
+        self._original: tuple[tuple[int, ...], LayerModel] | None = None  # one at a time: they take memory
 
     def saving(self, candidate: Candidate) -> Saving | None:
         """Measure what an edit saves; None: the edit cannot be made, or its shapes are not known."""
@@ -105,7 +105,7 @@ class EditTimer:
         if key not in self._known:
             try:
                 self._known[key] = self._measured(candidate)
-            except OnnxPruneError:
+            except (OnnxPruneError, RefusalError):
                 self._known[key] = None
         return self._known[key]
 
@@ -114,13 +114,10 @@ class EditTimer:
         sizes = [tuple(t.shape) if isinstance(t, gs.Constant) else self._shape(t.name) for t in node.inputs]
         return node.op, sorted((k, str(v)[:200]) for k, v in node.attrs.items()), sizes
 
-    def _measured(self, candidate: Candidate) -> Saving | None:
-        if self._original[0] != candidate.nodes:
-            alone = self._alone(candidate.nodes)
-            self._original = candidate.nodes, None if alone is None else LayerModel(alone, self.config.session)
+    def _measured(self, candidate: Candidate) -> Saving:
+        if self._original is None or self._original[0] != candidate.nodes:
+            self._original = candidate.nodes, LayerModel(self._alone(candidate.nodes), self.config.session)
         original = self._original[1]
-        if original is None:
-            return None
         macs, params = original.counts
         if candidate.edit.removes_nodes:
             return Saving(layer_times([original])[0], 0.0, macs, params)
@@ -142,35 +139,23 @@ class EditTimer:
         samples, rest = divmod(traced[0], self.trace.batch)
         return (traced[0] if rest else samples * self.config.batch, *traced[1:])
 
-    def _alone(self, nodes: Sequence[int]) -> Model | None:
-        """Return some nodes as a model; None where a shape is not known."""
-        graph = self.model.graph
-        originals = [graph.nodes[n] for n in nodes]
-        copies: dict[str, gs.Tensor] = {}
-
-        def copied(tensor: gs.Tensor) -> gs.Tensor:
-            return copies.setdefault(tensor.name, tensor.copy()) if tensor.name else gs.Variable.empty()
-
-        own = [node.copy([*map(copied, node.inputs)], [*map(copied, node.outputs)]) for node in originals]
-        written = [t for node in originals for t in node.outputs if t.name]
-        read = {t.name for node in originals for t in node.inputs if t.name and not isinstance(t, gs.Constant)}
-        inside, results = {id(node) for node in originals}, {id(t) for t in graph.outputs}
-        inputs = sorted(read - {t.name for t in written})
-        outputs = [t.name for t in written if id(t) in results or any(id(user) not in inside for user in t.outputs)]
-        header = onnx.ModelProto(ir_version=self.model.header.ir_version, opset_import=self.model.header.opset_import)
-        header.graph.name = "layer"
-        for names, values in ((inputs, header.graph.input), (outputs, header.graph.output)):
-            for name in names:
-                shape, kind = self._shape(name), self._inferred.types.get(name) or onnx.TensorProto.FLOAT
+    def _alone(self, nodes: Sequence[int]) -> Model:
+        """Return some nodes as a model, or raise RefusalError."""
+        graph, header = self.model.graph, self.model.header
+        own = [graph.nodes[n] for n in nodes]
+        inside, results = {id(node) for node in own}, {id(t) for t in graph.outputs}
+        written = {t.name: t for node in own for t in node.outputs if t.name}
+        read = {t.name: t for node in own for t in node.inputs if t.name and not isinstance(t, gs.Constant)}
+        inputs = [read[name] for name in sorted(read.keys() - written.keys())]
+        outputs = [t for t in written.values() if id(t) in results or any(id(n) not in inside for n in t.outputs)]
+        proto = onnx.ModelProto(ir_version=header.ir_version, opset_import=header.opset_import)
+        proto.graph.name = "layer"
+        for tensors, values in ((inputs, proto.graph.input), (outputs, proto.graph.output)):
+            for tensor in tensors:
+                shape = self._shape(tensor.name)
                 if shape is None:
-                    return None
-                values.append(onnx.helper.make_tensor_value_info(name, kind, shape))
-        alone = gs.Graph(
-            own,
-            [copies[name] for name in inputs],
-            [copies[name] for name in outputs],
-            opset=graph.opset,
-            import_domains=graph.import_domains,
-            ir_version=graph.ir_version,
-        )
-        return replace(self.model, graph=alone, header=header, batchnorms={})
+                    raise RefusalError(f"the shape of {tensor.name} is not known")
+                kind = self._inferred.types.get(tensor.name) or onnx.TensorProto.FLOAT
+                values.append(onnx.helper.make_tensor_value_info(tensor.name, kind, shape))
+        alone = gs.Graph(own, inputs, outputs, opset=graph.opset)
+        return replace(self.model, graph=alone, header=proto, batchnorms={}).copy()

@@ -264,13 +264,9 @@ def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float)
 
 
 def _fit(label: str, op: str, features: dict[int, FloatArray], times: FloatArray) -> Fit:
-    """Fit times by non-negative least squares, each weighted by its inverse.
+    """Fit times, (variants,) microseconds, to features, (variants, `FEATURES`) by step.
 
-    Args:
-        label: of the node.
-        op: of the node.
-        features: (variants, `FEATURES`) by step.
-        times: (variants,) microseconds.
+    The fit is non-negative least squares, weighted by the inverse of the times.
     """
     best: Fit | None = None
     weight = 1 / np.maximum(times, max(1.0, 0.02 * times.max()))

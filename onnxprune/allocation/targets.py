@@ -75,11 +75,8 @@ def _between(
 ) -> tuple[BoolArray, Budget] | None:
     """Return a selection that is not measured yet, between bounds that held and bounds that did not, and its bounds; else None.
 
-    Args:
-        allocate: selects under bounds on predicted amounts.
-        budget: the other bounds.
-        around: the last bounds that held (True), and that did not (False); changed in place to lie closer together.
-        seen: whether each measured selection held.
+    `around` holds the last bounds that held (True) and that did not (False), and is brought closer together; `seen` says whether each
+    measured selection held.
     """
     if len(around) < 2:
         return None
@@ -102,10 +99,7 @@ def meet(
     measured selection, a middle between bounds that held and bounds that did not is taken. The result is the selection with the most
     FLOPs among those that are measured to hold.
 
-    Args:
-        allocate: selects under bounds on predicted amounts.
-        build: makes the model of a selection.
-        estimator: with the targets.
+    `allocate` selects under bounds on predicted amounts, and `build` makes the model of a selection.
 
     Raises:
         TargetError: no measured selection holds; the message gives the nearest amounts.
@@ -161,11 +155,7 @@ def within(
 ) -> BoolArray:
     """Select channels by bisection so that the result is as small (or fast) as possible and loses at most `max_drop` points.
 
-    Args:
-        allocate: selects channels under bounds on predicted amounts.
-        lost: measures the points that a selection loses.
-        estimator: with the other targets, and with the metric to minimize.
-        max_drop: largest loss, in points.
+    `allocate` selects under bounds on predicted amounts, and `lost` measures the points that a selection loses.
 
     Raises:
         TargetError: another target cannot be met, or only with a larger loss.

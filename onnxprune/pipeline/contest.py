@@ -143,9 +143,8 @@ class Search:
             with contextlib.suppress(TargetError):
                 best = _better(best, self.tried(start.base, start.meter.with_targets(goal.options, goal.share)))
         if start is None or best is None:
-            found = study(self.base.analysis, self.options, self.workspace, goal.config, self.on_stage)
-            self.notes = found.notes
-            best = self.with_edits(best, goal, EditEstimator(goal if best is None else best.meter, found.scored))
+            scored, self.notes = study(self.base.analysis, self.options, self.workspace, goal.config, self.on_stage)
+            best = self.with_edits(best, goal, EditEstimator(goal if best is None else best.meter, scored))
         for _ in range(ROUNDS):
             if best is None:
                 break
@@ -175,12 +174,12 @@ class Search:
         """Look for edits in what the best solution has left, and return the best solution then."""
         assert best.mended is not None
         analysis = analysed(best.mended.model, self.options, self.base.analysis.trace.input_shapes)
-        found = study(analysis, self.options, self.workspace, goal.config, self.on_stage)
+        found, _ = study(analysis, self.options, self.workspace, goal.config, self.on_stage)
         there = set(self.base.analysis.trace.labels)
         unedited = there - {scored.edit.layer for scored in best.base.edits}
         free = [
             scored
-            for scored in found.scored
+            for scored in found
             if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
         ]
         return self.with_edits(best, goal, EditEstimator(best.meter, free, analysis.model), best.base.edits)

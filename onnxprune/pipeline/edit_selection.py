@@ -63,8 +63,8 @@ def edits_alone(
     """
     original = meter
     for number in range(1, options.rounds + 1):
-        found = study(base.analysis, options, workspace, meter.config, on_stage)
-        costs = EditEstimator(meter, found.scored)
+        scored, _ = study(base.analysis, options, workspace, meter.config, on_stage)
+        costs = EditEstimator(meter, scored)
 
         def build(chosen: BoolArray, base: EditedModel = base, costs: EditEstimator = costs) -> Model:
             return edited(base, costs.taken(chosen), options)[0].analysis.model

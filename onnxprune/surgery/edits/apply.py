@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -40,28 +40,23 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
     """
     masked, result = model.copy(), model.copy()
     labels = node_labels(model.graph)
-    numbers = {label: n for n, label in enumerate(labels)}
-    layers = linear_layers(model.graph)
+    layers = {labels[n] for n in linear_layers(model.graph)}
     shapes = infer_shapes(weightless(model), {}).partial
     before = [*_tensors(result.graph), *result.graph.nodes]
     graphs = [(graph, dict(zip(labels, graph.nodes, strict=True))) for graph in (masked.graph, result.graph)]
 
-    def places(label: str) -> list[Place]:
-        if label not in numbers:
+    def place(graph: gs.Graph, nodes: Mapping[str, gs.Node], label: str) -> Place:
+        if label not in nodes:
             raise RefusalError("there is no such layer")
-        n = numbers[label]
-        found = []
-        for graph, nodes in graphs:
-            node = nodes[label]
-            layer = linear_of(node) if n in layers else None
-            shape = None if layer is None else shapes.get(node.inputs[layer.x].name)
-            found.append(Place(graph, node, layer, shape, nodes))
-        return found
+        node = nodes[label]
+        layer = linear_of(node) if label in layers else None
+        shape = None if layer is None else shapes.get(node.inputs[layer.x].name)
+        return Place(graph, node, layer, shape, nodes)
 
     changed: set[str] = set()
     for edit in edits:
         try:
-            dense, small = places(edit.layer)
+            dense, small = (place(graph, nodes, edit.layer) for graph, nodes in graphs)
             edit.mask(dense)
             changed |= edit.rewrite(small)
         except RefusalError as reason:

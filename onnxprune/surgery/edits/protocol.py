@@ -2,6 +2,8 @@
 
 An edit has two sides. `mask` sets weights of the dense model to zero; `rewrite` makes smaller operators of the other weights. Both models
 must give the same output, which `onnxprune.surgery.proof.prove` checks on every run before any weight is refitted.
+
+Methods that take a `Place` or a `Linear` raise RefusalError where the edit does not fit it.
 """
 
 from __future__ import annotations
@@ -97,19 +99,11 @@ class Edit(ABC):
 
     @abstractmethod
     def mask(self, place: Place) -> None:
-        """Set the removed weights of the dense model to zero.
-
-        Raises:
-            RefusalError: the edit does not fit the node.
-        """
+        """Set the removed weights of the dense model to zero."""
 
     @abstractmethod
     def rewrite(self, place: Place) -> set[str]:
-        """Replace the node by smaller ones; return the names of the tensors that the new nodes write.
-
-        Raises:
-            RefusalError: the edit does not fit the node.
-        """
+        """Replace the node by smaller ones; return the names of the tensors that the new nodes write."""
 
     def refit(self, statistics: Statistics | None) -> tuple[Self, float]:
         """Return the edit fitted to data, and the remaining error of the output as a share of its variance."""
@@ -145,7 +139,7 @@ class LayerEdit(Edit):
 
     @classmethod
     def candidates(cls, model: Model, multiple: int) -> Iterator[Candidate]:
-        """Yield the edits of this kind that a model allows."""
+        """Yield the edits of all layers."""
         labels = node_labels(model.graph)
         for n, layer in linear_layers(model.graph).items():
             yield from (Candidate(edit, (n,)) for edit in cls.of_layer(layer, labels[n], multiple))
@@ -157,19 +151,11 @@ class LayerEdit(Edit):
 
     @abstractmethod
     def masked(self, layer: Linear) -> FloatArray:
-        """Return the matrix of the layer, (groups, outputs, features), with the removed weights set to zero.
-
-        Raises:
-            RefusalError: the edit does not fit the layer.
-        """
+        """Return the matrix of the layer, (groups, outputs, features), with the removed weights set to zero."""
 
     @abstractmethod
     def replace_layer(self, place: Place, layer: Linear) -> None:
-        """Replace the layer by smaller ones, the last of which writes the old output.
-
-        Raises:
-            RefusalError: the edit does not fit the layer.
-        """
+        """Replace the layer by smaller ones, the last of which writes the old output."""
 
     @abstractmethod
     def best(self, statistics: Statistics) -> FloatArray:
