@@ -12,13 +12,14 @@ from typing import Any
 
 from onnxprune.dials import AUTO, check, dial, documented
 from onnxprune.errors import OptionError
+from onnxprune.importance.methods import METHODS
 from onnxprune.metrics.table import TARGETS
 
-WITH_GRADIENTS = ("taylor", "fisher", "hessian")
+WITH_GRADIENTS = tuple(name for name, method in METHODS.items() if method.torch)
 """Importances that need torch."""
-WITH_DATA = ("obs", "activation", "apoz", *WITH_GRADIENTS)
+WITH_DATA = tuple(name for name, method in METHODS.items() if method.data)
 """Importances that need calibration samples."""
-IMPORTANCES = (AUTO, *WITH_DATA, "l1", "l2", "fpgm", "bn_scale", "random")
+IMPORTANCES = (AUTO, *METHODS)
 GRANULARITIES = ("filter", "kernel", "rank", "depth")
 """What goes: channels; taps of kernels; directions of a layer; branches, and layers between others."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")

@@ -1,7 +1,7 @@
-"""Frozen dataclasses that cross the stages of a run.
+"""Frozen dataclasses that pass between the stages of a run.
 
-A *channel* is one removable unit: a set of filters, and all that follows and reads them, which only can go together.
-Channels are numbered 0 … n-1 over the whole model; arrays of channel numbers hold -1 where something always stays.
+A *channel* is one unit of deletion: a set of filters, and the slices of all tensors that follow and read these filters.
+Channels are numbered 0 … n-1 over the whole model; -1 in an array of channel numbers stands for no channel: it stays.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 Role = Literal["writes", "follows", "scales", "reads"]
-"""What a tensor does with a channel: a filter *writes* it, a bias or depthwise kernel *follows* it, the factor of a
-BatchNormalization *scales* it (and follows it), the next layer's weight *reads* it."""
+"""Role of a tensor for a channel: a filter *writes* the channel, a bias or depthwise kernel *follows* it, the factor of a
+BatchNormalization *scales* (and follows) it, the weight of the next layer *reads* it."""
 Statistic = Literal["sum", "mean", "mean square", "variance", "window"]
-"""What an operator takes over channels: in a *sum* those that are zero count for nothing, a *window* is the
-sum over a channel's neighbours, the others are taken over how many there are."""
+"""Statistic of an operator over channels. A *sum* is exact without channels that are zero, a *window* is the sum over the
+neighbors of a channel, the others depend on the number of channels."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: stays).
+    """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: pinned).
 
-    It is a weight of the layer `layer`: that node itself, or the one that `node` dequantises it for. What stands for zero in
-    it is `zero`, broadcast.
+    The input is a weight of the layer `layer`: `node` itself, or the reader of the weight that `node` dequantizes. `zero`,
+    broadcast, stands for zero in the tensor.
     """
 
     node: int
@@ -45,10 +45,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class Count:
-    """An integer of node `node` equals the number of survivors among `channels`, or that divided by `per`.
+    """An integer of node `node` equals (survivors among `channels`) / `per`.
 
-    It is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index` is
-    the position in a list, None for a scalar.
+    The integer is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index`
+    is the position in a list, None for a scalar.
     """
 
     node: int
@@ -61,9 +61,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Lookup:
-    """The integers in the constant at input `input` of node `node` are positions on an axis that holds `channels`.
+    """The constant at input `input` of node `node` holds positions on an axis with `channels`.
 
-    Those of deleted channels vanish, the others are renumbered.
+    Positions of deleted channels are removed, the others renumbered.
     """
 
     node: int
@@ -75,12 +75,13 @@ class Lookup:
 class Summed:
     """Node `node` takes a statistic of its activation at input `input` over `axis`, which holds `channels`; no weight reads them there.
 
-    A *sum* (of the activation, of its product with another one, of its powers) is exact: the masked model has zeros there. The other
-    statistics run over the channels that stay, in the masked model as well, but what is left changes when one goes: that takes repair.
+    A *sum* (of the activation, its product with another one, its powers) is exact: the masked model has zeros there. The
+    other statistics run over the kept channels, in the masked model as well. Each deletion changes the kept channels, so
+    these statistics need repair.
 
     Attributes:
         axes: all axes that the statistic runs over.
-        scale: input that multiplies what was divided by the root of the statistic; None where nothing is.
+        scale: input that multiplies the activation after its division by the root of the statistic, or None.
     """
 
     node: int
@@ -94,7 +95,7 @@ class Summed:
 
 @dataclass(frozen=True)
 class Pin:
-    """`channels` must stay, because of `reason` at node `node` (its label) of operator `op`."""
+    """`channels` are pinned for `reason` at the node with label `node` and operator `op`."""
 
     channels: IntArray
     node: str
@@ -106,7 +107,7 @@ class Pin:
 class Work:
     """Layer `layer` multiplies each element of its weight (input `input` of `node`) `positions` times per sample.
 
-    Where it does so once per channel, `over` holds these channels (else it is empty), and positions fall with them.
+    Where the positions include channels, `over` holds these channels (else it is empty), and positions shrink with them.
     """
 
     node: int
@@ -118,14 +119,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that compete with each other: the same layers write each of them.
+    """Channels that the same layers write, and that compete with each other.
 
     Attributes:
         name: label of the first layer that writes the group; unique in the model.
-        layers: labels of all layers that write it.
+        layers: labels of all layers that write the group.
         channels: channel numbers, in the order of the first layer's filters.
-        width: filters that a channel has in one layer, at least: 1, or more where a grouped convolution or a shuffle ties
-            some of the same layer.
+        width: least number of filters per channel in a layer: 1, or more where a grouped convolution or a shuffle ties
+            filters of one layer.
     """
 
     name: str
@@ -136,22 +137,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Trace:
-    """What belongs together in a model, and what must stay.
+    """Channels of a model, their coupling, and the pins.
 
     Attributes:
         labels: one label per node of the graph, in graph order.
         n_channels: number of channels in the model.
-        groups: disjoint; together they hold every channel.
-        pinned: (n_channels,) True where a channel must stay.
-        extents: arrays of channels that share one axis of some tensor; one of each must survive.
+        groups: disjoint groups that together hold every channel.
+        pinned: (n_channels,) True where a channel is pinned.
+        extents: arrays of channels along one axis of a tensor; one channel of each must survive.
         shapes: concrete shape of every tensor while tracing.
-        input_shapes: the shapes that the inputs were given.
+        input_shapes: shapes of the inputs while tracing.
         batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
         per_tensor_params: elements of each weight, by name; see `onnxprune.graph.model.is_weight`.
-        per_tensor_uses: inputs of nodes that take each of them.
-        carried: the axis of each activation that holds channels, and (n,) the channels there; absent where no axis, or more than
-            one, holds any.
+        per_tensor_uses: number of node inputs that take each constant, by name.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
+        carried: (axis, (n,) channels on the axis) of each activation with channels on exactly one axis.
     """
 
     labels: tuple[str, ...]
@@ -166,16 +166,16 @@ class Trace:
     summed: tuple[Summed, ...]
     works: tuple[Work, ...]
     extents: tuple[IntArray, ...]
-    shapes: dict[str, tuple[int, ...]]
-    input_shapes: dict[str, tuple[int, ...]]
-    batch: int
-    per_tensor_params: dict[str, int]
-    per_tensor_uses: dict[str, int]
-    weight_sizes: dict[tuple[int, int], int]
-    carried: dict[str, tuple[int, IntArray]]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: int = 1
+    per_tensor_params: dict[str, int] = field(default_factory=dict)
+    per_tensor_uses: dict[str, int] = field(default_factory=dict)
+    weight_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    carried: dict[str, tuple[int, IntArray]] = field(default_factory=dict)
 
     def inexact(self) -> BoolArray:
-        """Return which channels change the others when they go, (n_channels,): a normalisation runs over them."""
+        """Return (n_channels,) True where deleting a channel changes others, since a normalization runs over them."""
         found = np.zeros(self.n_channels + 1, dtype=bool)
         for summed in self.summed:
             if summed.statistic != "sum":
@@ -190,7 +190,7 @@ class Trace:
         return uses
 
     def why_pinned(self, channels: IntArray) -> list[Pin]:
-        """Return the pins that touch any of `channels`, each reason once per node."""
+        """Return the pins of any of `channels`."""
         mask = np.zeros(self.n_channels + 1, dtype=bool)
         mask[channels] = True
         mask[-1] = False
@@ -198,19 +198,19 @@ class Trace:
 
 
 STRAIGHT = 1e-6
-"""Share of the loss of a whole group that each channel is thought to cost beside what its guide says: a guide may be flat."""
+"""Slope added to a guide per channel, as a share of its last value: a guide may be flat."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What the network loses as one group loses channels.
+    """Loss of the network against the number of channels deleted from one group.
 
     Attributes:
-        group: its name.
-        order: channels that may go, first to go first.
-        counts: numbers of channels gone at which the loss was measured, ascending, from 0.
-        losses: divergence of the output there, never falling; see `onnxprune.metrics.outputs.output_divergence`.
-        guide: what is thought to be lost with 0, 1, … channels gone, in whatever unit, never falling; None: the same with each.
+        group: name of the group.
+        order: prunable channels, in the order of deletion.
+        counts: numbers of deleted channels at which the loss was measured, ascending, from 0.
+        losses: divergence of the output there, not decreasing; see `onnxprune.metrics.outputs.output_divergence`.
+        guide: estimated loss with 0, 1, … channels deleted, in any unit, not decreasing; None: linear.
     """
 
     group: str
@@ -220,7 +220,7 @@ class Curve:
     guide: FloatArray | None = None
 
     def at(self, gone: IntArray) -> FloatArray:
-        """Return the loss with so many channels gone; between measurements it rises as the guide does."""
+        """Return the loss with `gone` channels deleted, interpolated along the guide between measurements."""
         if self.guide is None or not self.guide[-1] > 0:
             return np.interp(gone, self.counts, self.losses)
         way = self.guide / self.guide[-1] + STRAIGHT * np.arange(self.guide.size)
@@ -229,16 +229,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which channels stay.
+    """A selection of channels, and the settings that led to it.
 
     Attributes:
-        keep: (n_channels,) True where a channel stays.
-        digest: SHA-256 of the model file the plan was made for.
-        settings: the options that led to it, as written to plan.json.
+        keep: (n_channels,) True where a channel is kept.
+        digest: SHA-256 of the model file of the plan.
+        settings: the options of the run, as written to plan.json.
         path: one (share of FLOPs removed, share of parameters removed) per progressive step.
-        curves: what each group loses, where that was measured.
-        blocks: edits of layers that came before, in rounds, as they stand in plan.json, with what each costs and saves; `keep` then speaks of
-            what they have left of the model.
+        curves: measured loss curves of groups, if any.
+        blocks: layer edits before the selection, in rounds, as in plan.json, with cost and saving of each; `keep` indexes
+            the channels of the edited model.
     """
 
     keep: BoolArray
@@ -251,14 +251,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Repaired:
-    """What repair did at one layer.
+    """Result of repair at one layer.
 
     Attributes:
         label: of the layer.
-        rows: positions it was fitted on.
+        rows: positions in the fit.
         features: unknowns per output.
-        before, after: mean squared error of its output on rows held out; equal where the layer keeps its weights.
-        penalty: ridge penalty that was chosen, as a share of the mean variance of a feature; infinite where only the bias
+        before, after: mean squared error of the output on held-out rows; equal where the layer keeps its weights.
+        penalty: ridge penalty of the fit, as a share of the mean variance of a feature; infinite where only the bias
             changed, or nothing.
     """
 
@@ -272,10 +272,10 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a verdict: a measured value, held against a limit.
+    """One line of a verdict: a measured value and its limit.
 
-    `limit` is None where the value is only told. A check is undecided where samples or runs do not suffice to say on which side of the
-    limit the value lies; it does not fail then.
+    `limit` is None for a value without a limit. A check is undecided, and does not fail, where samples or runs are too few
+    to tell on which side of the limit the value lies.
     """
 
     name: str

@@ -35,12 +35,12 @@ KNOWN = {"x": (1, 3, 4, 6)}
 """Sizes for rows and columns that are dynamic."""
 ONE = "float[1,3,6,6] x"
 RATIOS = (0.5, 0.3, 0.95)
-OUTPUT = "it is the model's output"
+OUTPUT = "the channel is in the model output"
 
 A = "a = Conv (x, w, wb)"  # (N, 8, 6, 6), the branch under test
 C = "c = Conv (x, u, ub)"  # another one like it
 Y = "y = Conv (b, v, vb)"  # reads 8 channels
-ONLY = "it is the only channel of a tensor"
+ONLY = "the channel is the only one of a tensor"
 LINE: dict[str, Any] = {"inputs": "float[N,3,9] x", "w": (8, 3, 1), "v": (4, 8, 1)}
 CUBE: dict[str, Any] = {"inputs": "float[N,3,4,4,4] x", "w": (8, 3, 1, 1, 1), "v": (4, 8, 1, 1, 1)}
 STEP = np.arange(-3, 5, dtype=np.float32).reshape(8, 1, 1) / 4
@@ -289,7 +289,7 @@ def _unary() -> list[Case]:
 
 
 def _elementwise() -> list[Case]:
-    stays = "joins it with a tensor whose channels stay"
+    stays = "joins the channel with a tensor whose channels are pinned"
     cases = [
         one(op, "two tensors", f"{C} b = {op} (a, c)") for op in ("Add", "Sub", "Mul", "Max", "Min", "Sum", "Mean")
     ]
@@ -360,12 +360,12 @@ def _pools() -> list[Case]:
         one("MaxPool", "1D", "b = MaxPool <kernel_shape=[3]> (a)", **LINE),
         one("AveragePool", "3D", "b = AveragePool <kernel_shape=[2,2,2], ceil_mode=1> (a)", **CUBE),
         stuck("MaxPool", "with indices", indices, "the indices that this MaxPool returns count channels"),
-        stuck("AveragePool", "over channels", turned, "AveragePool pools over the axis it lies on", v=(4, 7, 1, 1)),
+        stuck("AveragePool", "over channels", turned, "AveragePool pools over the channel axis", v=(4, 7, 1, 1)),
     ]
 
 
 def _reductions() -> list[Case]:
-    over = "runs over its channels"
+    over = "runs over the channels"
     cases = []
     for kind in ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
         op = f"Reduce{kind}"
@@ -413,7 +413,7 @@ def _reductions() -> list[Case]:
 
 
 def _along() -> list[Case]:
-    mixes = "mixes the channels on its axis"
+    mixes = "mixes the channels"
     cases = []
     for op in ("Softmax", "LogSoftmax", "Hardmax"):
         cases += [
@@ -439,7 +439,7 @@ def _along() -> list[Case]:
     for op in ("ArgMax", "ArgMin"):
         cases.append(one(op, "of a row", f"i = {op} <axis=3> (a) b = Cast <to=1> (i)"))
         text = f"i = {op} <axis=1> (a) j = Cast <to=1> (i) b = Add (a, j)"
-        cases.append(stuck(op, "of channels", text, "returns positions of its channels"))
+        cases.append(stuck(op, "of channels", text, "returns positions of channels"))
     gone = f"{A} r = Reshape (a, s) i = ArgMax <axis=-1, keepdims=0> (r) f = Cast <to=1> (i) y = MatMul (f, m)"
     turned = "t = Transpose <perm=[0,3,1,2]> (a) q = Trilu (t) b = Transpose <perm=[0,2,3,1]> (q)"
     return [
@@ -453,11 +453,11 @@ def _along() -> list[Case]:
         stuck("TopK", "of channels", "b, i = TopK <axis=1> (a, k)", mixes, k=[8]),
         one("Trilu", "of a map", "b = Trilu (a)"),
         one("Trilu", "of a map, the lower half", "b = Trilu <upper=0> (a, k)", k=np.int64(1)),
-        stuck("Trilu", "of channels", turned, "Trilu needs their positions"),
+        stuck("Trilu", "of channels", turned, "Trilu needs the positions of channels"),
     ]  # fmt: skip
 
 
-def _quantised() -> list[Case]:
+def _quantized() -> list[Case]:
     zero_points = {"z": np.arange(8, dtype=np.uint8) + 100, "k": np.linspace(0.01, 0.05, 8, dtype=np.float32)}
     tensor = {"z": np.uint8(128), "k": np.float32(0.02)}
     both = "q = QuantizeLinear (a, k, z) b = DequantizeLinear (q, k, z)"
@@ -479,7 +479,7 @@ def _quantised() -> list[Case]:
         ]
     return [
         *cases,
-        *_quantised_weights(),
+        *_quantized_weights(),
     ]  # fmt: skip
 
 
@@ -487,7 +487,7 @@ def _integers(*shape: int, kind: type = np.int8, most: int = 100) -> npt.NDArray
     return np.random.default_rng(len(shape)).integers(0 if kind is np.uint8 else -most, most, shape).astype(kind)
 
 
-def _quantised_weights() -> list[Case]:
+def _quantized_weights() -> list[Case]:
     per8, per4, half = np.linspace(0.004, 0.01, 8, dtype=np.float32), np.full(4, 0.01, np.float32), np.float32(0.01)
     bias = {"bq": _integers(8, kind=np.int32), "bk": half}
     signed = {"wq": _integers(8, 3, 1, 1), "wk": per8, "vq": _integers(4, 8, 1, 1), "vk": per4, **bias}
@@ -536,8 +536,8 @@ def _quantised_weights() -> list[Case]:
         weight("a matrix that comes through an Identity", table.replace("d)", "d2)").replace("y =", "d2 = Identity (d) y ="), **matrix),
         weight("a matrix that is transposed for two layers", twice, 8, 8, outputs="y, z", **turned),
         weight("the weight and bias of a Gemm", gemm, **turned, cq=_integers(4, kind=np.int32), k=half),
-        weight("blocks of channels", blocks, 0, 12, "has a scale per block of them", opset=21, **block_rows),
-        weight("blocks across channels", across, 8, 4, "has a scale per block of them", opset=21, **block_columns),
+        weight("blocks of channels", blocks, 0, 12, "has a scale per block of channels", opset=21, **block_rows),
+        weight("blocks across channels", across, 8, 4, "has a scale per block of channels", opset=21, **block_columns),
     ]  # fmt: skip
 
 
@@ -713,11 +713,11 @@ def _matrices() -> list[Case]:
         stuck(
             "Einsum", "two activations, channels summed",
             'q = Einsum <equation="bchw,bcvw->bhv"> (a, a) r = Unsqueeze (q, ax) b = Mul (r, a)',
-            "sums over them, and over more", ax=[1],
+            "sums over more than the channels", ax=[1],
         ),
         flow(
             "Einsum", "channels summed away", 'q = Einsum <equation="bchw,wv->bhv"> (a, k) b = Unsqueeze (q, ax)', 0,
-            8 + 5 + 4, "this Einsum sums over them", "Conv can't lose channels on axis 3", k=(6, 5), ax=[1],
+            8 + 5 + 4, "this Einsum sums over the channels", "Conv can't lose channels on axis 3", k=(6, 5), ax=[1],
             v=(4, 1, 1, 1),
         ),
     ]  # fmt: skip
@@ -732,7 +732,7 @@ def _norms() -> list[Case]:
     bn = "BatchNormalization"
     trained = "b, mean, variance = BatchNormalization <training_mode=1> (a, scale, beta, mu, var)"
     last = "t = Transpose <perm=[0,2,3,1]> (a) q = {} (t, {}) b = Transpose <perm=[0,3,1,2]> (q)"
-    over = "normalizes over its channels"
+    over = "normalizes over the channels"
     layer = """m1 = ReduceMean <axes=[1]> (a) d = Sub (a, m1) e = Pow (d, two) r = ReduceMean <axes=[1]> (e)
         s = Add (r, eps) t = Sqrt (s) q = Div (d, t) n = Mul (q, scale) b = Add (n, beta)"""
     group = """r = Reshape (a, s1) i = InstanceNormalization (r, scale2, beta2) t = Reshape (i, s2)
@@ -793,13 +793,13 @@ def _norms() -> list[Case]:
             scale=(8, 6, 6),
         ),
         one("LayerNormalization", "over a row", "b = LayerNormalization (a, scale)", scale=(6,)),
-        stuck("LayerNormalization", "in primitives", layer, "runs over its channels", opset=13, **columns),
+        stuck("LayerNormalization", "in primitives", layer, "runs over the channels", opset=13, **columns),
         stuck(
             "RMSNormalization", "over channels, last", last.format("RMSNormalization", "scale"), over, opset=23,
             scale=(8,),
         ),
         one("RMSNormalization", "over a map", "b = RMSNormalization <axis=2> (a, scale)", opset=23, scale=(6, 6)),
-        stuck("RMSNormalization", "in primitives", rms, "runs over its channels", opset=13, **columns),
+        stuck("RMSNormalization", "in primitives", rms, "runs over the channels", opset=13, **columns),
         stuck("LRN", "", "b = LRN <size=3> (a)", over),
         one("LRN", "cut", "b = LRN <size=3, alpha=3., bias=0.1> (a)", modes=CUT),
         one("LRN", "cut, a wide window", "b = LRN <size=7, alpha=3., bias=0.1> (a)", modes=CUT),
@@ -874,7 +874,7 @@ def _others() -> list[Case]:
                 text,
                 8,
                 9,
-                f"it is a state of this {op}",
+                f"the channel is a state of this {op}",
                 k=(5, 3, 1),
                 **LINE,
                 **weights,
@@ -886,7 +886,7 @@ def _others() -> list[Case]:
         case(
             "GridSample", "computed positions",
             f"{A} c = Conv (x, k) t = Transpose <perm=[0,2,3,1]> (c) b = GridSample (a, t) {Y}", 8, 6,
-            "GridSample reads positions from it", k=(2, 3, 1, 1),
+            "GridSample reads positions from the channel", k=(2, 3, 1, 1),
         ),
         one("RoiAlign", "", "b = RoiAlign <output_height=2, output_width=2> (a, boxes, at)", boxes=boxes, at=[0, 0]),
         one("MaxRoiPool", "", "b = MaxRoiPool <pooled_shape=[2,2]> (a, rois)", rois=rois),
@@ -919,7 +919,7 @@ def _joins() -> list[Case]:
         one("Concat", "of rows, with a constant", "b = Concat <axis=2> (a, k)", k=(1, 8, 2, 6), inputs=ONE),
         one("Concat", "of batches", f"{C} b = Concat <axis=0> (a, c)"),
         flow(
-            "Concat", "of rows, with the input", "b = Concat <axis=2> (a, x)", 0, 7, "Concat joins it with a tensor",
+            "Concat", "of rows, with the input", "b = Concat <axis=2> (a, x)", 0, 7, "Concat joins the channel with a tensor",
             w=(3, 3, 1, 1), wb=(3,), v=(4, 3, 1, 1),
         ),
         case("Concat", "along and across", across, 0, 20, different, k=(16 * 64, 4), inputs="float[N,3,8,8] x"),
@@ -1007,7 +1007,7 @@ def _cuts() -> list[Case]:
             end=np.array([7], np.int32), ax=np.array([1], np.int32), v=(4, 5, 1, 1),
         ),
         flow(
-            "Slice", "computed bounds", computed, 0, 12, "the bounds of this Slice", k8=[8], k1=[1],
+            "Slice", "computed bounds", computed, 0, 12, "this Slice has bounds", k8=[8], k1=[1],
             inputs="float[N,3,H,6] x", v=(4, 7, 1, 1),
         ),
         one("Gather", "some", "b = Gather <axis=1> (a, k)", k=[1, 4, 6], v=(4, 3, 1, 1)),
@@ -1131,7 +1131,7 @@ def _shapes() -> list[Case]:
             "Flatten", "axis 3", f"{A} t = Transpose <perm=[0,2,3,1]> (a) f = Flatten <axis=3> (t) y = MatMul (f, m)",
             8, 4,
         ),
-        case("Flatten", "axis 4", f"{A} f = Flatten <axis=4> (a) s = ReduceMean (f) y = Add (x, s)", 0, 8, "runs over its channels"),
+        case("Flatten", "axis 4", f"{A} f = Flatten <axis=4> (a) s = ReduceMean (f) y = Add (x, s)", 0, 8, "runs over the channels"),
         case("Squeeze", "axes as input", squeezed.format("p, ax"), 8, 4, ax=[2, 3]),
         case(
             "Squeeze", "axes as an attribute", squeezed.replace("Squeeze", "Squeeze <axes=[-1,2]>").format("p"), 8, 4,
@@ -1147,7 +1147,7 @@ def _shapes() -> list[Case]:
         one("Expand", "more axes", "q = Expand (a, s) b = ReduceMean <keepdims=0> (q, ax)", s=[5, 1, 8, 1, 1], ax=[0]),
         stuck(
             "Expand", "a map to channels", "q = ReduceMean (x, ax) r = Expand (q, s) b = Add (a, r)",
-            "joins it with a tensor whose channels stay", s=[1, 8, 1, 1], ax=[1],
+            "joins the channel with a tensor whose channels are pinned", s=[1, 8, 1, 1], ax=[1],
         ),
         one("Tile", "rows", "b = Tile (a, k)", k=[1, 1, 2, 1]),
         one("Tile", "channels", "b = Tile (a, k)", k=[1, 2, 1, 1], v=(4, 16, 1, 1)),
@@ -1158,14 +1158,14 @@ def _shapes() -> list[Case]:
         one("Resize", "sizes, axes", "b = Resize <axes=[2,3]> (a, , , k)", k=[9, 9]),
         stuck(
             "Resize", "sizes, axes, channels among them", "b = Resize <axes=[1,2,3]> (a, , , k)",
-            "Resize sets the size of their axis", k=[8, 9, 9],
+            "Resize sets the size of the channel axis", k=[8, 9, 9],
         ),
         one(
             "Resize", "cubic, scales, axes", 'b = Resize <mode="cubic", axes=[-1,-2]> (a, , k)',
             k=np.array([2, 1.5], np.float32),
         ),
         flow(
-            "Resize", "of channels", 'b = Resize <mode="linear"> (a, , k)', 0, 12, "interpolates between them",
+            "Resize", "of channels", 'b = Resize <mode="linear"> (a, , k)', 0, 12, "interpolates between channels",
             k=np.array([1, 2, 1, 1], np.float32), v=(4, 16, 1, 1),
         ),
         one("Upsample", "scales as input", "b = Upsample (a, k)", k=np.array([1, 1, 2, 2], np.float32), opset=9),
@@ -1242,15 +1242,15 @@ def _sizes() -> list[Case]:
         ),
         size(
             "Shape", "of other channels", f"{C} t = Shape (c) p = GlobalAveragePool (a) b = Expand (p, t)", free=0,
-            pinned=20, why=("a shape computed at run time would not follow it",),
+            pinned=20, why=("a shape computed at run time would not follow the deletion",),
         ),
         size(
             "Shape", "an output of the model", "s = Shape (a) b = Relu (a)", free=0, pinned=12,
-            why=("its number is the model's output s",), outputs="y, s",
+            why=("the number of channels is the model output s",), outputs="y, s",
         ),
         size(
             "Shape", "to an operator that has no rule", "s = Shape (a) z = ConstantOfShape (s) b = Add (a, z)", free=0,
-            pinned=12, why=("ConstantOfShape computes with its number", "joins it with a tensor"),
+            pinned=12, why=("ConstantOfShape computes with the number of channels", "joins the channel with a tensor"),
         ),
         size("Gather", "single sizes, then a literal", f"r = Relu (a) {each} {back}"),
         size("Gather", "several sizes", f"s = Shape (a) t = Gather (s, at) {pool}"),
@@ -1294,7 +1294,7 @@ def _sizes() -> list[Case]:
         size(
             "Floor", "channels by a fraction",
             "s = Shape (a) q = Cast <to=1> (s) r = Mul (q, k) f = Floor (r) t = Cast <to=7> (f) b = Resize (a, , , t)",
-            k=np.array([1, 1.1, 2, 2], np.float32), free=0, pinned=12, why=("goes into a Mul of shapes", "something else"),
+            k=np.array([1, 1.1, 2, 2], np.float32), free=0, pinned=12, why=("goes into a Mul of shapes", "other values"),
         ),
         size(
             "Div", "by floats",
@@ -1313,7 +1313,7 @@ def _sizes() -> list[Case]:
         size("Div", "a channel shuffle", f"{other} {shuffle}", free=4, **bounds),
         size(
             "Div", "a channel shuffle that splits the other way", f"{halves} {shuffle}", free=0, pinned=6,
-            why=("a shape computed at run time would not follow it",), **bounds,
+            why=("a shape computed at run time would not follow the deletion",), **bounds,
         ),
         size(
             "Add", "a row more",
@@ -1328,7 +1328,7 @@ def _sizes() -> list[Case]:
         size("Sub", "rows to fill up, for a Pad", fill, k=np.int64(9), zeros=[0] * 6, z1=[0], outputs="float[N,4,P,W] y"),
         size(
             "Sub", "all sizes at once", "s = Shape (a) t = Sub (s, k) b = Resize (a, , , t)", k=[0, 0, 1, 1], free=0,
-            pinned=12, why=("its number goes into a Sub of shapes", "from something else"),
+            pinned=12, why=("the number of channels goes into a Sub of shapes", "from other values"),
         ),
     ]  # fmt: skip
 
@@ -1383,18 +1383,18 @@ def _without_rule() -> list[Case]:
     return [
         case(
             "If", "its bodies use channels", f"{A} {C} {cond} b = If <{branches}> (r) {Y}", 0, 20,
-            "the body of this If uses it",
+            "the body of this If uses the channel",
         ),
         case(
             "If", "its bodies use the number of channels",
             f"{A} s = Shape (a) f = Cast <to=1> (s) {cond} "
             "z = If <then_branch = one () => (float t1) { t1 = Gather (f, c1) }, "
             f"else_branch = two () => (float e1) {{ e1 = Gather (f, c1) }}> (r) b = Mul (a, z) {Y}",
-            0, 12, "the body of this If uses its number", inputs="float[N,3,H,W] x", outputs="float[N,4,H,W] y",
+            0, 12, "the body of this If uses the number of channels", inputs="float[N,3,H,W] x", outputs="float[N,4,H,W] y",
             c1=np.int64(1),
         ),
         case(
-            "Loop", "its state and a capture", f"{A} {C} {loop} {Y}", 0, 20, "the body of this Loop uses it",
+            "Loop", "its state and a capture", f"{A} {C} {loop} {Y}", 0, 20, "the body of this Loop uses the channel",
             "there is no rule for Loop", n=np.int64(2), yes=np.bool_(True), outputs="float[N,4,6,6] y",
         ),
         case(
@@ -1404,7 +1404,7 @@ def _without_rule() -> list[Case]:
         case(
             "Loop", "channels that it doesn't see",
             f"{A} {C} {loop.replace('b = Loop', 'd = Loop')} e1 = Conv (d, k) b = Relu (e1) {Y}", 8, 20,
-            "the body of this Loop uses it", "there is no rule for Loop", n=np.int64(2), yes=np.bool_(True),
+            "the body of this Loop uses the channel", "there is no rule for Loop", n=np.int64(2), yes=np.bool_(True),
             outputs="float[N,4,6,6] y", k=(8, 8, 1, 1),
         ),
         case("Scan", "over rows", f"{A} {scan} {Y}", 0, 12, "there is no rule for Scan", inputs=ONE, z=(1, 8, 6)),
@@ -1503,7 +1503,7 @@ def _weights() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*_unary(), *_elementwise(), *_pools(), *_reductions(), *_along(), *_quantised(), *_convs(), *_matrices()]
+CASES = [*_unary(), *_elementwise(), *_pools(), *_reductions(), *_along(), *_quantized(), *_convs(), *_matrices()]
 CASES += [*_norms(), *_others(), *_joins(), *_cuts(), *_shapes()]
 SIZE_CASES = _sizes()
 OTHER_CASES = [*_without_rule(), *_weights()]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from test_imports import LAYERS
 
 from onnxprune.cli import main
 from onnxprune.graph.operators import RULES
@@ -61,3 +62,17 @@ def test_options_in_the_readme_exist() -> None:
     }
     assert dials
     assert dials <= commands["prune"]
+
+
+def test_architecture_lists_every_package_and_module_in_the_order_of_imports() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \| (.*) \|$", page, re.MULTILINE)
+    order = [names[0] for names in LAYERS if (ROOT / "onnxprune" / names[0]).is_dir()]
+    assert [name for name, _ in rows] == order
+    for name, row in rows:
+        folder = ROOT / "onnxprune" / name
+        there = {
+            f"{path.stem}{'/' if path.is_dir() else ''}" for path in folder.iterdir() if path.suffix in ("", ".py")
+        }
+        there -= {"__init__", "__pycache__/", "templates/"}
+        assert set(re.findall(r"`([\w/]+)`", row)) & (there | {f"{path}/" for path in there}) == there, name

@@ -18,6 +18,7 @@ import pytest
 from graphs import Builder, load
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune import options
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
 from onnxprune.graph.analysis import analyse
@@ -464,10 +465,13 @@ def test_augmentation_takes_its_kinds() -> None:
     assert not torch.equal(noisy.draw(1)[0]["x"], noisy.draw(1 + noisy.per_epoch)[0]["x"])
 
 
-def test_augmentation_that_is_not_resolved_is_refused() -> None:
-    data = data_for(load(classifier()))
-    with pytest.raises(OptionError, match="--train-augment auto is not resolved"):
-        Batches(data, replace(SHORT, augment="auto"), 0, 1e9)
+def test_augmentation_is_resolved_by_one_method() -> None:
+    for training, kinds in (
+        (options.Training(), ("flip",)),
+        (replace(options.Training(), augment=("noise",)), ("noise",)),
+    ):
+        resolved = training.resolved(("flip",))
+        assert (type(resolved), resolved.augment) == (options.ResolvedTraining, kinds)
 
 
 def test_a_rate_that_destroys_leaves_the_best_weights() -> None:
@@ -939,7 +943,7 @@ def test_silent_channels_are_gated_and_their_deletion_changes_nothing(ema: float
     np.testing.assert_allclose(outputs(pruned, x)[0], outputs(tuned.model, x)[0], rtol=1e-5, atol=1e-6)
     assert holds_no(tuned.gated, tuned.model, trace)
     (note,) = tuned.notes
-    assert note.startswith("--gate-below 1e-09: 2 channels gated; quantiles of the peak gradients of the others: 0% ")
+    assert note.startswith("--gate-below 1e-09: 2 channels gated; quantiles of the other peak gradients: 0% ")
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

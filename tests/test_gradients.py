@@ -15,11 +15,14 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune import torch_backend
 from onnxprune.calibration.batches import Calibration
+from onnxprune.calibration.capture import ActivationStore
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.importance.weights import ScoringInputs
 from onnxprune.metrics.outputs import output_divergence
 from onnxprune.options import WITH_GRADIENTS
 from onnxprune.runtime.session import concatenate_outputs, random_feeds, run_batch
@@ -39,10 +42,14 @@ class Study:
     trace: Trace
     calibration: Calibration
 
-    def scores(self, method: str, **how: Any) -> Array:
+    def scores(
+        self, method: str, seed: int = 0, memory: float = 1e9, draws: int | None = None, progress: Any = None
+    ) -> Array:
         from onnxprune.importance import gradients
 
-        return gradients.scores(self.model, self.trace, self.calibration, method, **how)
+        workspace = Workspace(self.calibration, ActivationStore(0), memory)
+        keep = np.ones(self.trace.n_channels, dtype=bool)
+        return gradients.scores(ScoringInputs(method, self.model, self.trace, keep, seed, workspace, progress), draws)
 
     @property
     def free(self) -> Array:

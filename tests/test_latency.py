@@ -13,7 +13,7 @@ from onnxprune.allocation import latency_model
 from onnxprune.allocation.knapsack import PruningRules
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.io import load
 from onnxprune.graph.shapes import concrete_shapes
@@ -32,13 +32,13 @@ def found(models: Path) -> Analysis:
 def made_up(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Analysis:
     """Let every node of a model take what its features say, whatever the machine does."""
     analysis = found
-    traffic = Traffic(analysis.model.graph, analysis.trace, analysis.cost)
+    cost = ActivationCost(analysis.model.graph, analysis.trace, analysis.cost)
     rng = np.random.default_rng(3)
     costs = rng.random((len(analysis.trace.labels), len(FEATURES))) * [5, 1e-3, 2e-3, 1e-5, 1e-4]
     variants = iter(list(latency_model._variants(analysis.trace, RULES, 0)))
 
     def profiled(*_: object) -> tuple[np.ndarray, float]:
-        times = (traffic.features(next(variants)) * costs).sum(axis=1)
+        times = (cost.features(next(variants)) * costs).sum(axis=1)
         return np.append(times, 7.0), 1e-3 * (1.1 * (times.sum() + 7.0)) + 0.02
 
     monkeypatch.setattr(latency_model, "_profiled", profiled)

@@ -528,7 +528,7 @@ def test_a_weight_or_bias_that_is_computed_is_none(computed: str) -> None:
     assert first_of(case, "Conv") is None
 
 
-def test_dequantised_weights_are_none() -> None:
+def test_dequantized_weights_are_none() -> None:
     case = conv()
     proto = case.proto()
     graph = proto.graph

@@ -46,7 +46,7 @@ def test_facts_of_a_file(tiny_path):
 
 
 def test_reading_gives_the_model_as_it_is(tiny, tiny_path):
-    proto, size = io.read(tiny_path)
+    proto, size, _ = io.read(tiny_path)
     assert proto == tiny
     assert size == tiny_path.stat().st_size
 

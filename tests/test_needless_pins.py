@@ -10,8 +10,8 @@ from graphs import Builder, load
 
 from onnxprune.graph.trace import trace as trace_model
 
-OUTPUT = "it is the model's output"
-ONLY = "it is the only channel of a tensor"
+OUTPUT = "the channel is in the model output"
+ONLY = "the channel is the only one of a tensor"
 Table = dict[str, tuple[int, int]]
 """By the name of the first layer of a group: (channels that may go, channels that stay)."""
 Reasons = dict[str, str]
@@ -71,7 +71,7 @@ def residual_with_inner_channels(b: Builder) -> str:
     return finish(b, b.node("Add", [b.conv(b.node("Relu", [b.conv(x, 6, 3, name="b")]), 6, name="c"), x]))
 
 
-@golden({"a": (0, 3)}, a="Add joins it with a tensor whose channels stay")
+@golden({"a": (0, 3)}, a="Add joins the channel with a tensor whose channels are pinned")
 def residual_with_the_input(b: Builder) -> str:
     return finish(b, b.node("Add", [b.conv("x", 3, name="a"), "x"]))
 
@@ -128,7 +128,7 @@ def concat_with_itself_and_the_input(b: Builder) -> str:
     return finish(b, b.concat([x, "x", x]))
 
 
-@golden({"a": (1, 0), "a#2": (0, 3), "b": (4, 0)}, **{"a#2": "another group of this Conv reads a channel that stays"})
+@golden({"a": (1, 0), "a#2": (0, 3), "b": (4, 0)}, **{"a#2": "another group of this Conv reads a pinned channel"})
 def grouped_conv_on_an_uneven_concat(b: Builder) -> str:
     # group 1 reads a0 .. a3; group 2 reads a4, which goes together with a0, and the input
     return finish(b, b.conv(b.concat([b.conv("x", 5, name="a"), "x"]), 8, group=2, name="b"))
@@ -145,7 +145,7 @@ def pad_on_channels(b: Builder) -> str:
     return finish(b, b.pad(b.conv("x", 6, name="a"), (1, 0, 0), (2, 0, 0), value=1.0))
 
 
-@golden({"a": (0, 6)}, a="Add joins it with a tensor whose channels stay")
+@golden({"a": (0, 6)}, a="Add joins the channel with a tensor whose channels are pinned")
 def pad_on_channels_before_an_add(b: Builder) -> str:
     x = b.pad("x", (0, 0, 0), (3, 0, 0))
     return finish(b, b.node("Add", [x, b.conv("x", 6, name="a")]))
@@ -202,7 +202,7 @@ def average_pools(b: Builder) -> str:
     return b.gemm(b.flatten(b.global_pool(x)), 2, name="last")
 
 
-@golden({"a": (0, 6)}, a="ReduceMean runs over its channels")
+@golden({"a": (0, 6)}, a="ReduceMean runs over the channels")
 def mean_over_channels(b: Builder) -> str:
     return finish(b, b.reduce_mean(b.conv("x", 6, name="a"), (1,)))
 

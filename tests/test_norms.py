@@ -1,4 +1,4 @@
-"""What a normalisation runs over may go where least squares repair what is left, and only there."""
+"""What a normalization runs over may go where least squares repair what is left, and only there."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_redundant_embedding_is_halved_and_repaired(norm: str, tmp_path: Path,
 def test_without_repair_it_stays(model: Path, data: dict[str, Any], with_data: bool, dials: dict[str, str]) -> None:
     with pytest.raises(OnnxPruneError) as caught:
         prune(model, data if with_data else None, **dials)
-    assert "LayerNormalization normalizes over its channels" in str(caught.value)
+    assert "LayerNormalization normalizes over the channels" in str(caught.value)
     assert "--norms cut" in str(caught.value)
 
 

@@ -10,6 +10,7 @@ from onnxprune.cli.texts import parse_targets
 from onnxprune.dials import AUTO, dials
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import GateLimits
+from onnxprune.importance.methods import METHODS
 from onnxprune.options import IMPORTANCES, Options, Training
 
 
@@ -81,6 +82,13 @@ def test_value_from_python_that_makes_no_sense(values, says):
 def test_value_on_the_edge_is_taken(values):
     options = Options(**values)
     assert all(getattr(options, name) == value for name, value in values.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_importance_has_a_function_or_an_order(name):
+    method = METHODS[name]
+    assert method.doc
+    assert name == "obs" or method.torch or callable(method.load())
 
 
 def test_defaults_are_sound_and_name_no_target():

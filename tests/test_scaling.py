@@ -21,7 +21,7 @@ from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.pipeline import schedule
 from onnxprune.options import Options
-from onnxprune.pruning import rewrite
+from onnxprune.surgery import channels as rewrite
 import scipy.sparse.csgraph
 
 def peak():

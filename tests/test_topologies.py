@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import ONLY, A, C, Case, Y, check
 
-STAYS = "Add joins it with a tensor whose channels stay"
+STAYS = "Add joins the channel with a tensor whose channels are pinned"
 SAME = "pads=[1,1,1,1]"
 HEAD = "p = GlobalAveragePool (z) f = Flatten (p) y = MatMul (f, m)"  # reads z, of 8 channels
 
@@ -21,7 +21,7 @@ def net(name: str, text: str, free: int, pinned: int, *why: str, **rest: Any) ->
 
 
 def bn(x: str, out: str, suffix: str = "") -> str:
-    """Normalise a tensor with its own parameters."""
+    """Normalize a tensor with its own parameters."""
     parameters = ", ".join(f"{name}{suffix}" for name in ("scale", "beta", "mu", "var"))
     return f"{out} = BatchNormalization ({x}, {parameters})"
 
@@ -150,7 +150,7 @@ NETS = [
         "spatial attention by mean and maximum over channels",
         f"""{A} b = Relu (a) s = ReduceMean (b, ax) t = ReduceMax (b, ax) q = Concat <axis=1> (s, t)
         r = Conv <{SAME}> (q, k1) e = Sigmoid (r) z = Mul (b, e) {HEAD}""",
-        0, 8 + 1 + 4, "ReduceMean runs over its channels", "ReduceMax runs over its channels", ONLY, ax=[1], k1=(1, 2, 3, 3),
+        0, 8 + 1 + 4, "ReduceMean runs over the channels", "ReduceMax runs over the channels", ONLY, ax=[1], k1=(1, 2, 3, 3),
     ),
     net(
         "a product with a map of one channel", f"{A} e = Conv (a, k) s = Sigmoid (e) b = Mul (a, s) {Y}", 8, 5, ONLY,
@@ -395,7 +395,7 @@ NETS = [
         f"""c = Conv <strides=[4,4]> (x, k1) r = Reshape (c, s3) t = Transpose <perm=[0,2,1]> (r) e = Add (t, place)
         {BLOCK.format(x="e", y="f", n=1)} {BLOCK.format(x="f", y="o", n=2)}
         l = LayerNormalization (o, scale, beta) q = ReduceMean <keepdims=0> (l, ax) y = Gemm <transB=1> (q, g, gb)""",
-        2 * (2 + 12), 8 + 4, "normalizes over its channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
+        2 * (2 + 12), 8 + 4, "normalizes over the channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
         s3=[0, 8, -1], place=(1, 4, 8), ax=[1], scale=(8,), beta=(8,), kq=(8, 6), kk=(8, 6), kv=(8, 6), ko=(6, 8),
         s4=[0, 0, 2, 3], s5=[0, 0, 6], kh=(8, 12), kp=(12, 8),
     ),
@@ -422,7 +422,7 @@ NETS = [
         8 + 5, 4, k1=(5, 8, 1, 1), k2=(8, 5, 1, 1), k3=(8, 5), ax=[2, 3], k4=(4, 5, 1, 1),
     ),
     net(
-        "a style: normalised, then scaled by another input",
+        "a style: normalized, then scaled by another input",
         f"{A} n = InstanceNormalization (a, scale, beta) e = Gemm (i, k1) l1, l2 = Split <axis=1, num_outputs=2> (e) "
         f"g1 = Unsqueeze (l1, ax) g2 = Unsqueeze (l2, ax) o = Mul (n, g1) b = Add (o, g2) {Y}",
         8, 4, inputs="float[N,3,8,8] x, float[N,5] i", scale=(8,), beta=(8,), k1=(5, 16), ax=[2, 3],

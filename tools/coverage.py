@@ -143,7 +143,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
             masked = mask(model, analysis.trace, plan.keep)
             proof = prove(model, pruned, masked, known)
         del masked
-        result["oracle"], result["loaded"] = proof.difference, proof.normalised
+        result["oracle"], result["loaded"] = proof.difference, proof.normalized
         result["batches"] = list(proof.batches)
         stage[0] = "structure"
         strict = record.setdefault("original_full_check", full_check(model)) is None

@@ -222,7 +222,7 @@ def page(results: Record) -> str:
             "",
             "## Parity with onnxruntime",
             "",
-            "Largest difference of an output, as a share of its range, from onnxruntime without optimisations; seeded noise, batch 2 where it is "
+            "Largest difference of an output, as a share of its range, from onnxruntime without optimizations; seeded noise, batch 2 where it is "
             f"dynamic. {len(found)} models: {right} within {LIMIT:g}, {len(ran) - right} not, {len(found) - len(ran)} not run. "
             f"Worst: {ran[worst]:.1e} ({worst}).",
             "",

@@ -15,7 +15,7 @@ from onnxprune.allocation import latency_model
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.graph.activation_cost import Traffic
+from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model, weightless
@@ -48,8 +48,8 @@ class _Selected:
 
     @property
     def memory(self) -> float:
-        traffic, itemsizes = self.estimator.activations
-        return float(traffic.peak(self.keep, itemsizes) * self.estimator.config.batch)
+        activations, itemsizes = self.estimator.activations
+        return float(activations.peak(self.keep, itemsizes) * self.estimator.config.batch)
 
     @property
     def latency(self) -> float:
@@ -134,12 +134,14 @@ class CostEstimator:
         return self.predict(np.ones(self.analysis.trace.n_channels, dtype=bool))
 
     @functools.cached_property
-    def activations(self) -> tuple[Traffic, FloatArray]:
+    def activations(self) -> tuple[ActivationCost, FloatArray]:
         """The activations of the model, and bytes per element of each."""
         model, trace = self.analysis.model, self.analysis.trace
-        traffic = Traffic(model.graph, trace, self.analysis.cost)
+        activations = ActivationCost(model.graph, trace, self.analysis.cost)
         found = activation_memory.itemsizes(infer_shapes(weightless(model), trace.input_shapes).types)
-        return traffic, np.array([found.get(name, activation_memory.DEFAULT_ITEMSIZE) for name in traffic.names], float)
+        return activations, np.array(
+            [found.get(name, activation_memory.DEFAULT_ITEMSIZE) for name in activations.names], float
+        )
 
     @functools.cached_property
     def bytes_per_param(self) -> float:

@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
@@ -159,7 +159,7 @@ class Predictor:
     def __init__(self, analysis: Analysis, table: Table) -> None:
         trace = analysis.trace
         self._cost, self._table = analysis.cost, table
-        self._traffic = Traffic(analysis.model.graph, trace, analysis.cost)
+        self._activations = ActivationCost(analysis.model.graph, trace, analysis.cost)
         self._number = {label: n for n, label in enumerate(trace.labels)}
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         steps = sorted({fit.step for fit in (*table.fits, table.rest)})
@@ -175,7 +175,7 @@ class Predictor:
         rest = self._table.rest
         if rest.step == step:
             rows[:, 1:] += rest.coefficients[1:]
-        per_tensor = self._traffic.per_tensor(rows[:, 1], rows[:, 2])
+        per_tensor = self._activations.per_tensor(rows[:, 1], rows[:, 2])
         return per_tensor, rows[self._layers, 3], rows[self._layers, 4]
 
     def predict(self, keep: BoolArray) -> float:
@@ -183,7 +183,7 @@ class Predictor:
         total = self._constant
         for step, per_tensor, per_mac, per_weight in self._parts:
             macs, weights = self._cost.work(keep, step)
-            elements = self._traffic.elements(keep, step)
+            elements = self._activations.elements(keep, step)
             total += float(elements @ per_tensor + macs @ per_mac + weights @ per_weight)
         return float(self._table.scale * total / 1e3 + self._table.offset)
 
@@ -193,7 +193,7 @@ def measure(
 ) -> Table:
     """Measure the table of a model on this machine; the variants lose the channel batches of `rules`."""
     model, trace = analysis.model, analysis.trace
-    traffic = Traffic(model.graph, trace, analysis.cost)
+    activations = ActivationCost(model.graph, trace, analysis.cost)
     shapes = concrete_shapes(model.header, config.batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, SEED)
     keeps = list(_variants(trace, rules, SEED))
@@ -207,7 +207,7 @@ def measure(
         times[number, : len(trace.labels)], times[number, -1] = row[:-1], row[-1]
         if progress:
             progress((number + 1) / len(keeps))
-    features = {step: np.stack([traffic.features(keep, step) for keep in keeps]) for step in STEPS}
+    features = {step: np.stack([activations.features(keep, step) for keep in keeps]) for step in STEPS}
     everywhere = {step: rows.sum(axis=1) * [1 / len(trace.labels), 1, 1, 1, 1] for step, rows in features.items()}
     fits = tuple(
         _fit(trace.labels[n], trace.ops[n], {step: rows[:, n] for step, rows in features.items()}, times[:, n])

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnxprune.graph.model import Model
-from onnxprune.graph.normalize import captured_names
+from onnxprune.graph.qdq import captured_names
 from onnxprune.runtime.session import ALTERNATING, Feeds, concatenate_outputs, open_session, run_batch
 
 Array = np.ndarray[Any, Any]

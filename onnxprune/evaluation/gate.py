@@ -86,7 +86,7 @@ def check(
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
-    (ours, size), (digest, theirs, _) = io.read(candidate), io.read_with_digest(baseline)
+    (ours, size, _), (theirs, _, digest) = io.read(candidate), io.read(baseline)
     checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
     checks += [*_origin(ours, digest), *_operators(ours, limits)]
     if not all(checks):

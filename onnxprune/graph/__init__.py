@@ -1,4 +1,4 @@
-"""The graph of a model: read and normalize it, follow its channels, and count what they cost.
+"""Read and normalize a model, trace its channels by one rule per operator (`operators`, `rules`), count costs.
 
-One rule per operator lives in `rules`. Imports `errors`, `types`, `output` and `runtime`.
+Imports `errors`, `types`, `output` and `runtime`; nothing here deletes a channel or knows what a run is.
 """

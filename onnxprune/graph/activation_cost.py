@@ -1,4 +1,4 @@
-"""Elements of every activation under any selection, and the most that are alive at once."""
+"""Elements of every activation under any selection, and the peak of those alive at once."""
 
 from __future__ import annotations
 
@@ -12,94 +12,74 @@ from onnxprune.graph.cost import CostModel, Extents
 from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 FEATURES = ("once", "in", "out", "macs", "weights")
-"""What the time of a node is made of, in the order of the last axis of `Traffic.features`."""
+"""Terms of the time of a node, in the order of the last axis of `ActivationCost.features`."""
 
 
 def lifetimes(
     nodes: Sequence[tuple[Sequence[str], Sequence[str]]], inputs: Collection[str], outputs: Collection[str]
 ) -> dict[str, tuple[int, int]]:
-    """Return the node that makes each activation, and the last that reads it, by name.
+    """Return the node that writes each activation, and the last node that reads it, by name.
 
-    Args:
-        nodes: names that each node reads, and names that it makes, in the order in which they run.
-        inputs: of the model; these live throughout, as do the outputs.
-        outputs: of the model.
+    `nodes` holds (names read, names written), in the order of a run. Inputs and outputs of the model live to the end.
     """
     end = max(len(nodes) - 1, 0)
     first: dict[str, int] = dict.fromkeys(inputs, 0)
     last: dict[str, int] = {}
-    for n, (read, made) in enumerate(nodes):
-        first.update((name, n) for name in made if name)
-        last.update((name, n) for name in (*read, *made) if name in first)
+    for n, (read, written) in enumerate(nodes):
+        first.update((name, n) for name in written if name)
+        last.update((name, n) for name in (*read, *written) if name in first)
     last.update((name, end) for name in (*inputs, *outputs) if name in first)
     return {name: (start, last[name]) for name, start in first.items()}
 
 
-def most_alive(size: FloatArray, lives: IntArray) -> float:
-    """Return the most that is alive at once, given the size, (n,), and the lifetime, (n, 2), of every activation."""
-    return float(alive_at(size, lives).max(initial=0.0))
-
-
 def alive_at(size: FloatArray, lives: IntArray) -> FloatArray:
-    """Return what is alive at each node, given the size, (n,), and the lifetime, (n, 2), of every activation."""
+    """Return the sum of sizes alive at each node, given the size, (n,), and the lifetime, (n, 2), of every activation."""
     change = np.zeros(lives.max(initial=0) + 2)
     np.add.at(change, lives[:, 0], size)
     np.subtract.at(change, lives[:, 1] + 1, size)
     return np.asarray(np.cumsum(change))
 
 
-class Traffic:
+class ActivationCost:
     """Count the elements of activations, per sample, as `CostModel` counts MACs.
 
-    A tensor whose channels lie along one axis shrinks with them; what spreads channels over several axes (a grouped
-    convolution's blocks, attention scores) is taken for constant.
+    A tensor shrinks with its channels where they lie along one axis. A tensor with channels on several axes (blocks of
+    a grouped convolution, attention scores) counts as constant.
 
     Args:
         graph: the graph that was traced.
-        trace: its facts.
-        cost: its cost model.
+        trace: facts of the graph.
+        cost: cost model of the trace.
     """
 
     def __init__(self, graph: gs.Graph, trace: Trace, cost: CostModel) -> None:
         self._cost = cost
         self._extents = Extents()
-        self.names: dict[str, int] = {}
-        base: list[float] = []
-        extent: list[int] = []
-
-        def tensor(name: str) -> int:
-            number = self.names.setdefault(name, len(self.names))
-            if number == len(base):
-                shape = trace.shapes.get(name, ())
-                base.append(math.prod(shape) / trace.batch)
-                carried = trace.carried.get(name)
-                extent.append(-1 if carried is None else self._extents.number(carried[1]))
-            return number
-
-        reads: list[tuple[int, int]] = []  # (node, tensor)
-        writes: list[tuple[int, int]] = []
-        for value in graph.inputs:
-            tensor(value.name)
-        for n, node in enumerate(graph.nodes):
-            taken = dict.fromkeys(t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name)
-            reads += [(n, tensor(name)) for name in taken]
-            writes += [(n, tensor(t.name)) for t in node.outputs if t.name]
+        inputs = [t.name for t in graph.inputs]
+        nodes = [
+            (
+                list(dict.fromkeys(t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name)),
+                [t.name for t in node.outputs if t.name],
+            )
+            for node in graph.nodes
+        ]
+        ordered = dict.fromkeys([*inputs, *(name for read, written in nodes for name in (*read, *written))])
+        self.names = {name: number for number, name in enumerate(ordered)}
+        carried = [trace.carried.get(name) for name in self.names]
+        self._base = np.array([math.prod(trace.shapes.get(name, ())) / trace.batch for name in self.names])
+        self._extent = np.array([-1 if on is None else self._extents.number(on[1]) for on in carried], dtype=np.int64)
         self._extents.close()
-        self._base = np.array(base, dtype=np.float64)
-        self._extent = np.array(extent, dtype=np.int64)
-        self._reads = np.array(reads, dtype=np.int64).reshape(-1, 2)
-        self._writes = np.array(writes, dtype=np.int64).reshape(-1, 2)
+        self._reads, self._writes = (  # (node, tensor)
+            np.array([(n, self.names[name]) for n, names in enumerate(side) for name in names], np.int64).reshape(-1, 2)
+            for side in zip(*nodes, strict=True)
+        )
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         self._nodes = len(graph.nodes)
-        lives = lifetimes(
-            [([t.name for t in node.inputs], [t.name for t in node.outputs]) for node in graph.nodes],
-            [t.name for t in graph.inputs],
-            [t.name for t in graph.outputs],
-        )
+        lives = lifetimes(nodes, inputs, [t.name for t in graph.outputs])
         self._lives = np.array([lives.get(name, (0, 0)) for name in self.names], dtype=np.int64).reshape(-1, 2)
 
     def elements(self, keep: BoolArray, step: int = 1) -> FloatArray:
-        """Return the elements of each tensor, (len(names),), channels counted in whole steps."""
+        """Return the elements of each tensor, (len(names),), channels rounded up to whole steps."""
         return np.asarray(self._base * self._extents.shares(keep, step)[self._extent])
 
     def per_tensor(self, read: FloatArray, written: FloatArray) -> FloatArray:
@@ -110,13 +90,8 @@ class Traffic:
         return found
 
     def peak(self, keep: BoolArray, itemsize: FloatArray) -> float:
-        """Return the most bytes that are alive at once; see `lifetimes`.
-
-        Args:
-            keep: (n_channels,) channels that stay.
-            itemsize: (len(names),) bytes of an element of each tensor.
-        """
-        return most_alive(self.elements(keep) * itemsize, self._lives)
+        """Return the peak of the bytes alive at once, given bytes per element of each tensor, (len(names),)."""
+        return float(alive_at(self.elements(keep) * itemsize, self._lives).max(initial=0.0))
 
     def features(self, keep: BoolArray, step: int = 1) -> FloatArray:
         """Return what the time of each node is made of, (nodes, `FEATURES`), channels counted in whole steps."""

@@ -1,4 +1,4 @@
-"""FLOPs and parameters of a model under any choice of survivors, from the facts of a trace alone."""
+"""FLOPs and parameters of a model under any selection, from the facts of a trace alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs per sample. `channels` is what it writes (for a depthwise layer: what it filters)."""
+    """Cost of one layer per sample; `channels` counts the channels it writes (a depthwise layer: the channels it filters)."""
 
     label: str
     op: str
@@ -22,48 +22,43 @@ class LayerCost:
 
 
 class Extents:
-    """Arrays of channels, each kept once, and how many survivors each has."""
+    """Distinct arrays of channels (-1: pinned), and the number of survivors of each."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, int] = {}
-        self._arrays: list[IntArray] = []
+        self.arrays: list[IntArray] = []
 
     def number(self, channels: IntArray) -> int:
-        """Return the number of an array of channels (-1: always stays)."""
-        number = self._known.setdefault(channels.tobytes(), len(self._arrays))
-        if number == len(self._arrays):
-            self._arrays.append(channels)
+        """Add an array of channels unless it is known; return its index."""
+        number = self._known.setdefault(channels.tobytes(), len(self.arrays))
+        if number == len(self.arrays):
+            self.arrays.append(channels)
         return number
 
     def close(self) -> None:
-        """Take no more arrays; before that nothing can be counted."""
-        self.flat = np.concatenate(self._arrays) if self._arrays else np.zeros(0, dtype=np.int64)
-        self.lengths = np.array([a.size for a in self._arrays], dtype=np.int64)
+        """Prepare the counts; no array can be added any more."""
+        self.flat = np.concatenate([*self.arrays, np.zeros(0, dtype=np.int64)])
+        self.lengths = np.array([a.size for a in self.arrays], dtype=np.int64)
         self._starts = np.cumsum(self.lengths) - self.lengths
 
     def survivors(self, keep: BoolArray) -> IntArray:
-        """Return how many channels are left of each array."""
-        alive = np.append(keep, True)[self.flat].astype(np.int64)
-        return np.add.reduceat(alive, self._starts) if self._starts.size else np.zeros(0, dtype=np.int64)
+        """Return the number of channels left of each array."""
+        return np.add.reduceat(np.append(keep, True)[self.flat], self._starts, dtype=np.int64)
 
     def shares(self, keep: BoolArray, step: int = 1) -> FloatArray:
-        """Return the share of each array that is left, counted in whole steps, and 1 at the end, which -1 finds."""
+        """Return the share left of each array, rounded up to whole steps, and 1 at the end, for index -1."""
         left = -(-self.survivors(keep) // step) * step
         return np.append(left / np.maximum(self.lengths, 1), 1.0)
-
-    def channels(self, number: int) -> IntArray:
-        """Return an array by its number."""
-        return self._arrays[number]
 
 
 class CostModel:
     """Count multiply-accumulates (MACs) and parameters without building the pruned model.
 
-    The weight of a layer shrinks along every axis that holds channels; its MACs are the elements left times the
-    positions it is applied to (output pixels of a Conv, rows of a Gemm). FLOPs are 2 x MACs. They are told per
-    sample; a model with a fixed batch is counted as it stands, one run being one sample. Only layers with a weight
-    count: Conv, Gemm, MatMul; additions, activations and pools do not. Parameters are the elements of all float
-    constants and of integers that are dequantized, biases and normalization included, each stored tensor once.
+    The weight of a layer shrinks along every axis that holds channels. The MACs of a layer are the elements left of the
+    weight times the positions it is applied to (output pixels of a Conv, rows of a Gemm); FLOPs are 2 x MACs. Both are
+    per sample; one run of a model with a fixed batch is one sample. Only layers with a weight count: Conv, Gemm, MatMul,
+    not additions, activations and pools. Parameters are the elements of all float constants and of all dequantized
+    integers, biases and normalization included, each stored tensor once.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -85,8 +80,8 @@ class CostModel:
             use: stored.setdefault((names[use], tuple(sorted(slices))), len(stored)) for use, slices in uses.items()
         }
         params = trace.per_tensor_params
-        # tensors that are stored more than once when their uses are cut differently: their rows, and whether some use
-        # is never cut
+        # tensors that are stored more than once where their uses are cut differently: the rows, and whether a use is
+        # never cut
         rows_of: dict[str, list[int]] = {}
         for (name, _), row in stored.items():
             rows_of.setdefault(name, []).append(row)
@@ -102,7 +97,7 @@ class CostModel:
         self._extent = np.array([number for (_, slices) in stored for _, number in slices], dtype=np.int64)
         touched = {name for name, _ in stored}
         self._fixed_params = sum(count for name, count in params.items() if name not in touched)
-        # layers: elements of the weight, positions, and where the weight is applied once per channel, those channels
+        # layers: elements of the weight, positions, and the channels where the weight is applied once per channel
         works = trace.works
         self._work_row = np.array([row_of_use.get((w.node, w.input), -1) for w in works], dtype=np.int64)
         self._positions = np.array([w.positions for w in works], dtype=np.float64)
@@ -119,20 +114,20 @@ class CostModel:
         return elements, layer, layer * self._positions * share[self._over]
 
     def work(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray]:
-        """Return (MACs per sample, elements of the weight) of `Trace.works`, channels in whole steps."""
+        """Return (MACs per sample, elements of the weight) of each of `Trace.works`, channels rounded up to whole steps."""
         _, elements, macs = self._count(keep, step)
         return macs, elements
 
     def totals(self, keep: BoolArray) -> tuple[float, float]:
-        """Return (MACs per sample, parameters) when only the channels in `keep` are left."""
+        """Return (MACs per sample, parameters) of a selection."""
         elements, _, macs = self._count(keep)
         return float(macs.sum()), float(elements.sum()) + self._fixed_params + self._sharing(keep, elements)
 
     def savings(self) -> tuple[FloatArray, FloatArray]:
-        """Return the share of all MACs, and of all parameters, that each channel alone saves when it is deleted.
+        """Return the share of all MACs, and of all parameters, that deleting each channel alone saves.
 
-        To first order: what a channel saves twice, where it lies on two axes of a weight, is counted twice, and so is
-        a tensor that several nodes share.
+        To first order: an element of a weight that holds the channel on two axes is counted twice, and so is a tensor
+        that several nodes share.
         """
         keep = np.ones(self.trace.n_channels, dtype=bool)
         elements, _, macs = self._count(keep)
@@ -150,19 +145,19 @@ class CostModel:
         return found[0, :-1] / max(whole[0], 1.0), found[1, :-1] / max(whole[1], 1.0)
 
     def _sharing(self, keep: BoolArray, elements: FloatArray) -> float:
-        """Return what to add to the sum of `elements` so that every stored version of a shared tensor counts once."""
+        """Return the correction of the sum of `elements` that counts every stored version of a shared tensor once."""
         alive = np.append(keep, True)
         correction = 0.0
         for rows, also_whole, size in self._shared:
             versions: dict[tuple[tuple[int, bytes], ...], float] = {(): float(size)} if also_whole else {}
             for row in rows:
-                cuts = ((axis, alive[self._extents.channels(extent)]) for axis, extent in self._slices_of_row[row])
+                cuts = ((axis, alive[self._extents.arrays[extent]]) for axis, extent in self._slices_of_row[row])
                 versions[tuple((axis, left.tobytes()) for axis, left in cuts if not left.all())] = float(elements[row])
             correction += sum(versions.values()) - float(elements[rows].sum())
         return correction
 
     def layers(self, keep: BoolArray) -> tuple[LayerCost, ...]:
-        """Return the cost of every layer that has a weight."""
+        """Return the cost of every layer with a weight."""
         _, params, macs = self._count(keep)
         survivors = self._extents.survivors(keep)
         labels, ops = self.trace.labels, self.trace.ops

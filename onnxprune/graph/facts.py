@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from onnxprune.graph.ids import FIXED, varying
+from onnxprune.graph.ids import FIXED, compress, varying
 from onnxprune.types import Count, Group, IntArray, Lookup, Pin, Slice, Summed, Trace, Work
 
 Fact = TypeVar("Fact", Slice, Count, Lookup)
@@ -38,10 +38,7 @@ class _Pin(NamedTuple):
 
 
 class Facts:
-    """What the rules have found so far.
-
-    The `channels` of a fact are ids: (n,), or (n, m) where m of them live at each index.
-    """
+    """What the rules have found so far. The `channels` of a fact are ids: (n,), or (n, m) with m ids at each index."""
 
     def __init__(self) -> None:
         self.n_ids = 0
@@ -55,8 +52,10 @@ class Facts:
         self.summed: list[Summed] = []
         self.equals: list[Equal] = []
         self.works: list[Work] = []
-        self.grids: dict[bytes, IntArray] = {}
-        self.lanes: dict[bytes, tuple[int, IntArray]] = {}  # ids along one axis of a tensor, with a node that makes it
+        self.grids: dict[tuple[tuple[int, ...], bytes], IntArray] = {}  # ids on several axes of a tensor
+        self.lanes: dict[
+            bytes, tuple[int, IntArray]
+        ] = {}  # a node that writes a tensor, ids along one axis of the tensor
 
     def mint(self, node: int, n: int) -> IntArray:
         """Return n new ids, written by `node`."""
@@ -74,8 +73,8 @@ class Facts:
             self.pins.append(_Pin(ids, node, reason))
 
     def tie(self, a: IntArray, b: IntArray, node: int, reason: str) -> None:
-        """Make a[i] and b[i] one channel; where only one of the two is an id, it is pinned for `reason`."""
-        a, b = a.ravel(), b.ravel()
+        """Make a[i] and b[i] one channel, broadcast; pin an id that meets no id, for `reason`."""
+        a, b = (array.ravel() for array in np.broadcast_arrays(a, b))
         both = (a >= 0) & (b >= 0) & (a != b)
         if both.any():
             self.edges.append(np.unique(np.stack([a[both], b[both]]), axis=1))
@@ -85,40 +84,26 @@ class Facts:
 
     def see(self, ids: IntArray, node: int) -> None:
         """Note a tensor of the graph: one channel of each of its axes must survive."""
-        if ids.size == 1:
-            if ids.flat[0] >= 0:
-                lane = ids.reshape(1)
-                self.lanes.setdefault(lane.tobytes(), (node, lane))
-            return
         if len(varying(ids)) > 1:
             grid = np.squeeze(ids)
-            self.grids.setdefault(bytes(str(grid.shape), "ascii") + grid.tobytes(), grid)
-            return
-        lane = ids.reshape(-1)
-        self.lanes.setdefault(lane.tobytes(), (node, lane))
+            self.grids.setdefault((grid.shape, grid.tobytes()), grid)
+        elif ids.size > 1 or ids.flat[0] >= 0:
+            lane = ids.reshape(-1)
+            self.lanes.setdefault(lane.tobytes(), (node, lane))
 
     def resolve(self, labels: tuple[str, ...], ops: tuple[str, ...]) -> tuple[Trace, IntArray]:
-        """Turn ids into channels and groups.
-
-        Args:
-            labels: one per node of the graph.
-            ops: operator of each node.
+        """Turn ids into channels and groups, given the label and the operator of each node.
 
         Returns:
             A trace that knows no tensors yet, and the channel of each id, with -1 at its end for id -1.
         """
-        of_id = self._components()
-        of_id = self._make_rectangular(of_id)
+        of_id = self._make_rectangular(self._components())
         n = int(of_id.max()) + 1 if of_id.size else 0
         lookup = np.append(of_id, FIXED)  # index -1 gives -1
 
-        def along(raw: Slice | Count | Lookup) -> IntArray | None:
-            """Return the channels along the axis of a fact; None where it holds none that may be deleted."""
-            channels = self._one_dimensional(lookup[raw.channels], raw.channels, raw.node)
-            return channels if channels is not None and (channels >= 0).any() else None
-
         def resolved(facts: list[Fact]) -> tuple[Fact, ...]:
-            return tuple(replace(fact, channels=found) for fact in facts if (found := along(fact)) is not None)
+            along = ((fact, self._one_dimensional(lookup[fact.channels], fact.channels, fact.node)) for fact in facts)
+            return tuple(replace(fact, channels=found) for fact, found in along if (found >= 0).any())
 
         slices = resolved(self.slices)
         self._pin_conflicts(lookup)
@@ -133,7 +118,7 @@ class Facts:
             if channels[0] == FIXED:
                 continue  # something always stays
             if channels.size == 1:
-                self.pin(lane, node, "it is the only channel of a tensor")
+                self.pin(lane, node, "the channel is the only one of a tensor")
             extents.setdefault(channels.tobytes(), channels)
 
         works = tuple(replace(w, over=lookup[w.over] if w.over.ndim == 1 else NOBODY) for w in self.works)
@@ -154,13 +139,6 @@ class Facts:
             summed=summed,
             works=works,
             extents=tuple(extents.values()),
-            shapes={},
-            input_shapes={},
-            per_tensor_params={},
-            per_tensor_uses={},
-            weight_sizes={},
-            carried={},
-            batch=1,
         )
         return trace, lookup
 
@@ -192,38 +170,33 @@ class Facts:
             for grid in waiting:
                 channels = np.where(grid >= 0, of_id[grid], FIXED)
                 if (channels == FIXED).any():
-                    owner = self.block_nodes[self._block_of(int(grid.max()))]
-                    self.pin(grid, owner, "its channels lie on two axes of a tensor, among others that stay")
-                elif self._varying_axes(channels) <= 1:
+                    block = np.searchsorted(np.cumsum(self.block_sizes), grid.max(), side="right")
+                    self.pin(
+                        grid, self.block_nodes[block], "the channels lie on two axes of a tensor, among pinned ones"
+                    )
+                elif len(varying(compress(channels))) <= 1:
                     continue
                 elif tied[channels].any():
                     later.append(grid)
                 else:
                     last = np.broadcast_to(grid[(0,) * (grid.ndim - 1)], grid.shape)
-                    self.edges.append(np.stack([grid.ravel(), np.ascontiguousarray(last).ravel()]))
+                    self.edges.append(np.stack([grid.ravel(), last.ravel()]))
                     tied[channels] = True
             if tied.any():
                 of_id = self._components()
             waiting = later
         return of_id
 
-    def _block_of(self, an_id: int) -> int:
-        return int(np.searchsorted(np.cumsum(self.block_sizes), an_id, side="right"))
-
-    @staticmethod
-    def _varying_axes(channels: IntArray) -> int:
-        return sum(bool((channels != channels.take([0], axis=axis)).any()) for axis in range(channels.ndim))
-
-    def _one_dimensional(self, channels: IntArray, ids: IntArray, node: int) -> IntArray | None:
-        """Reduce the (n, m) channels along an axis to (n,); None where the axis never shrinks."""
+    def _one_dimensional(self, channels: IntArray, ids: IntArray, node: int) -> IntArray:
+        """Reduce the (n, m) channels along an axis to (n,); (0,) where the axis never shrinks."""
         if channels.ndim == 1:
             return channels
         if (channels == channels[:, :1]).all():
             return np.ascontiguousarray(channels[:, 0])
         ordered = np.sort(channels, axis=1)
         if not (ordered == ordered[:1]).all():
-            self.pin(ids, node, "its channels don't form a rectangle in a tensor")
-        return None
+            self.pin(ids, node, "the channels don't form a rectangle in a tensor")
+        return NOBODY
 
     def _pin_conflicts(self, lookup: IntArray) -> None:
         """Pin channels whose number an integer holds together with the number of others, or cannot hold."""
@@ -233,11 +206,17 @@ class Facts:
             if (lookup[count.channels].reshape(len(count.channels), -1) >= 0).any() and count.per > 1:
                 times = np.unique(lookup[count.channels], return_counts=True)[1]
                 if count.channels.ndim > 1 or (times % count.per).any():
-                    self.pin(count.channels, count.node, "a literal that is multiplied at run time would not follow it")
+                    self.pin(
+                        count.channels,
+                        count.node,
+                        "a literal that is multiplied at run time would not follow the deletion",
+                    )
             if first.per != count.per or not np.array_equal(lookup[first.channels], lookup[count.channels]):
                 for one in (first, count):
                     self.pin(
-                        one.channels, count.node, "one integer of a shape stands for its number and for that of others"
+                        one.channels,
+                        count.node,
+                        "one integer of a shape stands for the number of these channels and of others",
                     )
 
     def _check_equal(self, equal: Equal, lookup: IntArray, n: int) -> None:
@@ -252,7 +231,7 @@ class Facts:
             return np.bincount(channels + 1, minlength=n + 1)
 
         if not np.array_equal(weights(equal.ids) * equal.num, weights(equal.rows) * equal.den):
-            reason = "a shape computed at run time would not follow it"
+            reason = "a shape computed at run time would not follow the deletion"
             self.pin(equal.ids, equal.node, reason)
             self.pin(equal.rows, equal.node, reason)
 

@@ -22,6 +22,11 @@ def on_axis(ids: Ids, axis: int, rank: int) -> Ids:
     return ids.reshape(shape)
 
 
+def aligned(ids: Ids, rank: int) -> Ids:
+    """Put axes of size 1 in front, as broadcasting to a higher rank does."""
+    return ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
+
+
 def varying(ids: Ids) -> list[int]:
     """Return the axes that channels lie on."""
     return [axis for axis, size in enumerate(ids.shape) if size > 1]
@@ -46,8 +51,7 @@ def rows(ids: Ids, axis: int) -> Ids:
 def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Ids:
     """Reshape ids as a row-major Reshape from shape `before` to `after` does.
 
-    Dimensions are matched in the smallest runs of equal product, so that ids are only spread out within a run that
-    holds channels.
+    Dimensions are matched in the smallest runs of equal product. Ids are spread out only within a run that holds channels.
     """
     i = j = 0
     pieces: list[tuple[list[int], list[int]]] = []
@@ -55,10 +59,8 @@ def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Id
         ins: list[int] = []
         outs: list[int] = []
         left = right = 1
-        while True:
-            if left == right and (ins or outs) and not (ins and not outs) and not (outs and not ins):
-                break
-            if left <= right and i < len(before):
+        while not (ins and outs and left == right):
+            if i < len(before) and (left <= right or j == len(after)):
                 ins.append(i)
                 left *= before[i]
                 i += 1
@@ -66,23 +68,18 @@ def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Id
                 outs.append(j)
                 right *= after[j]
                 j += 1
-            elif i < len(before):
-                ins.append(i)
-                left *= before[i]
-                i += 1
             else:
                 break
         pieces.append((ins, outs))
-    # walk the runs from left to right; `work` has the runs done as output axes, then the input axes to come
+    # walk the runs from left to right; `work` has the output axes of the runs done, then the input axes of the others
     work = ids
     done = 0
     for ins, outs in pieces:
-        here = work.shape[done : done + len(ins)]
+        front, here, back = work.shape[:done], work.shape[done : done + len(ins)], work.shape[done + len(ins) :]
         if all(size == 1 for size in here):
-            work = work.reshape(work.shape[:done] + (1,) * len(outs) + work.shape[done + len(ins) :])
+            work = work.reshape(front + (1,) * len(outs) + back)
         else:
-            full = work.shape[:done] + tuple(before[a] for a in ins) + work.shape[done + len(ins) :]
-            new = work.shape[:done] + tuple(after[a] for a in outs) + work.shape[done + len(ins) :]
-            work = compress(np.broadcast_to(work, full).reshape(new))
+            wide = np.broadcast_to(work, front + tuple(before[a] for a in ins) + back)
+            work = compress(wide.reshape(front + tuple(after[a] for a in outs) + back))
         done += len(outs)
     return work

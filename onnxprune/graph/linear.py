@@ -1,10 +1,10 @@
-"""Layers as matrices: y = W x + b at every position, which is what repair and second-order importance work on.
+"""Layers as matrices, y = W x + b at every position: the form that repair and second-order importance use.
 
-A `Linear` cuts the input of a layer into *rows*, one per output position, so that its output there is a matrix times
-the row plus the bias. Convolutions, transposed ones included, are cut into what each output position sees of the
-input, with a matrix per group; a BatchNormalization in inference is one number per channel.
+A `Linear` unfolds the input of a layer into *rows*, one per output position: the output at a position is the matrix
+times the row plus the bias. A convolution, transposed or not, has one matrix per group, and a row holds the patch of
+the input that the position sees. A BatchNormalization in inference has one factor per channel.
 
-Positions are counted over all axes of the output but its channel axis, in their order, so over all samples of a batch.
+Positions are counted over all axes of the output except the channel axis, in axis order, so over all samples of a batch.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Linear:
-    """One layer: where its operands are. Matrices are (groups, outputs, features).
+    """One layer and the places of its operands. Matrices are (groups, outputs, features).
 
     Attributes:
         node: the layer.
         x: the input that takes the activation.
         weight: the input that takes the weight.
-        bias: the input that takes the bias, or would if there were one; None where the node has no such input.
-        groups: how many parts the channels are cut into, each with a matrix of its own.
+        bias: the input that takes the bias, present or not; None where the operator has no such input.
+        groups: number of channel groups, each with its own matrix.
         alpha: factor between the stored weight and the matrix.
         beta: factor between the stored bias and the bias.
-        bias_shape: shape of a bias that is not there yet.
+        bias_shape: shape of a bias that `write` adds.
+        channel_axis: the axis of the output that the matrix writes, maybe negative. All other axes hold positions.
+        adds: the Add of a constant vector that alone reads the node, and the input of the vector; see `Product`.
     """
 
     node: gs.Node
@@ -44,30 +46,27 @@ class Linear:
     alpha: float = 1.0
     beta: float = 1.0
     bias_shape: tuple[int, ...] = (-1,)
+    channel_axis: int = 1
+    adds: tuple[gs.Node, int] | None = None
 
     @property
     def values(self) -> Array:
-        """The weight as it is stored."""
+        """The weight as stored."""
         value: Array = self.node.inputs[self.weight].values
         return value
 
     @property
     def has_bias(self) -> bool:
         """Tell whether a bias can be written."""
-        return self.bias is not None
+        return self.bias is not None or self.adds is not None
 
     @property
     def holds_bias(self) -> bool:
-        """Tell whether there is a bias to write over; else `write` would add one, which no fact of a trace knows of."""
-        return self.bias is not None and is_there(self.node, self.bias)
-
-    @property
-    def channel_axis(self) -> int:
-        """The axis of the output that the matrix writes; may be negative. All other axes hold positions."""
-        return 1
+        """Tell whether the layer has a bias already; a bias that `write` adds is unknown to the trace."""
+        return self.adds is not None or (self.bias is not None and is_there(self.node, self.bias))
 
     def matrix(self, weight: Array) -> Array:
-        """Return (groups, outputs, features) of a weight, or of anything of its shape."""
+        """Return (groups, outputs, features) of a weight, or of any array of the weight's shape."""
         raise NotImplementedError
 
     def unmatrix(self, matrix: Array) -> Array:
@@ -75,15 +74,15 @@ class Linear:
         raise NotImplementedError
 
     def rows(self, x: Array, pick: IntArray) -> Array:
-        """Return (groups, n, features): what the layer sees at the n output positions in `pick`."""
+        """Return (groups, n, features): the rows of the n output positions in `pick`."""
         raise NotImplementedError
 
     def outputs(self, y: Array, pick: IntArray) -> Array:
-        """Return (groups, n, outputs) of an output, at the same positions."""
+        """Return (groups, n, outputs) of an output, at the positions in `pick`."""
         return _split(_at(y, self.channel_axis, pick), self.groups)
 
     def positions(self, y: Array) -> int:
-        """Return how many positions an output has, over all samples."""
+        """Return the number of positions of an output, over all samples."""
         return int(y.size // y.shape[self.channel_axis])
 
     def effective(self) -> tuple[Array, Array]:
@@ -95,10 +94,7 @@ class Linear:
         return matrix, bias
 
     def write(self, matrix: Array, bias: Array | None) -> None:
-        """Put a matrix and a bias into the node, as constants of its own, in the dtypes that are stored.
-
-        A bias of None leaves that of the layer as it is.
-        """
+        """Replace the weight and, unless None, the bias by constants of the node alone, in the stored dtypes."""
         dtype = self.values.dtype
         _put(self.node, self.weight, self.unmatrix(matrix / self.alpha).astype(dtype))
         if bias is None or self.bias is None:
@@ -111,13 +107,13 @@ class Linear:
 class Conv(Linear):
     """Conv and ConvTranspose of any rank, stride, dilation, padding and number of groups.
 
-    A row holds, for one group and one position of the output, the elements of the input that the weight is multiplied
-    with there: (channels of the group, *kernel), flattened, 0 where the kernel lies on the padding. Those of a
-    ConvTranspose lie in the order of its kernel, too, with 0 between the inputs where the stride is more than 1.
+    A row holds the patch of the input that the weight of one group meets at one output position: (channels of the
+    group, *kernel), flattened, 0 on the padding. The row of a ConvTranspose has the order of its kernel, too, with 0
+    between the inputs where the stride exceeds 1.
 
     Attributes:
-        pads: begins and ends, or SAME_UPPER or SAME_LOWER: then, and with `output_shape`, they follow from the input.
-        transposed: whether this is a ConvTranspose; the last two are for these alone.
+        pads: begins and ends, or SAME_UPPER or SAME_LOWER; the latter, and `output_shape`, depend on the input size.
+        transposed: whether this is a ConvTranspose; only then `output_padding` and `output_shape` count.
     """
 
     kernel: tuple[int, ...] = ()
@@ -143,7 +139,7 @@ class Conv(Linear):
         return parts.reshape(parts.shape[0] * parts.shape[1], *parts.shape[2:])
 
     def rows(self, x: Array, pick: IntArray) -> Array:
-        """Return (groups, n, features); only what is picked is copied."""
+        """Return (groups, n, features), copying only the picked positions."""
         sources = [self._sources(axis, size) for axis, size in enumerate(x.shape[2:])]
         if all(np.array_equal(s, np.arange(n)[:, None]) for s, n in zip(sources, x.shape[2:], strict=True)):
             return _split(_at(x, 1, pick), self.groups)
@@ -174,25 +170,19 @@ class Conv(Linear):
         return np.where((index >= 0) & (index < size), index, -1)
 
     def _extent(self, axis: int, size: int) -> tuple[int, int]:
-        """Return how many positions an axis of the output has, and the padding at its beginning."""
+        """Return the number of positions on an axis of the output, and the padding at its beginning."""
         step = self.strides[axis]
         span = (self.kernel[axis] - 1) * self.dilations[axis] + 1
-        if not self.transposed:
-            if isinstance(self.pads, str):
-                positions = -(-size // step)
-                missing = max(0, (positions - 1) * step + span - size)
-                return positions, missing // 2 if self.pads == "SAME_UPPER" else missing - missing // 2
+        whole = (size - 1) * step + span + self.output_padding[axis]  # of a ConvTranspose without padding
+        if not isinstance(self.pads, str) and not self.output_shape:
             begin, end = self.pads[axis], self.pads[axis + len(self.kernel)]
-            return (size + begin + end - span) // step + 1, begin
-        whole = (size - 1) * step + span + self.output_padding[axis]
-        if self.output_shape:
-            positions = self.output_shape[axis]
-        elif isinstance(self.pads, str):
-            positions = min(whole, size * step)
+            return whole - begin - end if self.transposed else (size + begin + end - span) // step + 1, begin
+        if self.transposed:
+            positions = self.output_shape[axis] if self.output_shape else min(whole, size * step)
+            missing = max(0, whole - positions)
         else:
-            begin, end = self.pads[axis], self.pads[axis + len(self.kernel)]
-            return whole - begin - end, begin
-        missing = max(0, whole - positions)
+            positions = -(-size // step)
+            missing = max(0, (positions - 1) * step + span - size)
         return positions, missing // 2 if self.pads == "SAME_UPPER" else missing - missing // 2
 
 
@@ -200,35 +190,16 @@ class Conv(Linear):
 class Product(Linear):
     """Gemm, MatMul and Einsum with one constant matrix, on either side and transposed or not.
 
-    The bias of a MatMul is that of an Add behind it, which is no part of the layer: its output is the one before the
-    Add, and `effective` has a bias of 0. What is passed to `write` is *added* to the constant of the Add.
+    The bias of a MatMul is the constant of an Add behind it. The Add is no part of the layer: the output of the layer is
+    the input of the Add, and `effective` returns a bias of 0. `write` *adds* its bias to the constant of the Add.
 
     Attributes:
         input_axis: axis of the input that is summed over.
-        output_axis: axis of the output that the matrix writes.
-        reads: axis of the matrix that is summed over, as it is stored.
-        adds: the Add of a constant vector behind the node, and the input that takes it.
+        reads: axis of the stored matrix that is summed over.
     """
 
     input_axis: int = -1
-    output_axis: int = -1
     reads: int = 0
-    adds: tuple[gs.Node, int] | None = None
-
-    @property
-    def has_bias(self) -> bool:
-        """Tell whether a bias can be written."""
-        return self.bias is not None or self.adds is not None
-
-    @property
-    def holds_bias(self) -> bool:
-        """Tell whether a bias is there, in the node or in the Add behind it."""
-        return super().holds_bias or self.adds is not None
-
-    @property
-    def channel_axis(self) -> int:
-        """The axis of the output that the matrix writes; may be negative."""
-        return self.output_axis
 
     def matrix(self, weight: Array) -> Array:
         """Return (1, outputs, features)."""
@@ -236,7 +207,7 @@ class Product(Linear):
         return (flat if self.reads else flat.T)[None]
 
     def unmatrix(self, matrix: Array) -> Array:
-        """Return the weight of a matrix, with the axes of size 1 that it is stored with."""
+        """Return the weight of a matrix, with the stored axes of size 1."""
         flat: Array = matrix[0] if self.reads else matrix[0].T
         return flat.reshape(*self.values.shape[:-2], *flat.shape)
 
@@ -245,7 +216,7 @@ class Product(Linear):
         return _split(_at(x, self.input_axis, pick), 1)
 
     def write(self, matrix: Array, bias: Array | None) -> None:
-        """Put a matrix into the node, and a bias into it or on top of what the Add behind it adds."""
+        """Replace the weight; replace the bias of the node, or add the bias to the constant of the Add behind it."""
         Linear.write(self, matrix, bias)
         if self.adds is not None and bias is not None:
             node, i = self.adds
@@ -274,13 +245,13 @@ class Norm(Linear):
         return self.outputs(x, pick)
 
     def effective(self) -> tuple[Array, Array]:
-        """Return what the scale and offset come to with the mean and variance, (channels, 1, 1) and (channels, 1)."""
+        """Return factor, (channels, 1, 1), and offset, (channels, 1), of the normalization as one affine map."""
         factor = self.values.astype(np.float64) / self._deviation()
         offset, mean = (self.node.inputs[i].values.astype(np.float64) for i in (2, 3))
         return factor.reshape(-1, 1, 1), (offset - mean * factor).reshape(-1, 1)
 
     def write(self, matrix: Array, bias: Array | None) -> None:
-        """Put a factor and an offset into the scale and offset; mean and variance stay."""
+        """Set the scale and offset to give a factor and an offset; mean and variance stay."""
         factor = matrix.reshape(-1)
         offset = (self.effective()[1] if bias is None else bias).reshape(-1)
         mean = self.node.inputs[3].values.astype(np.float64)
@@ -293,7 +264,7 @@ def is_there(node: gs.Node, i: int) -> bool:
 
 
 def _put(node: gs.Node, i: int, value: Array) -> None:
-    """Put a constant into a node, under the name of the one that was there unless that has other users."""
+    """Replace an input by a constant, under the name of the old one unless another node reads that."""
     old = node.inputs[i].name if is_there(node, i) else "bias"
     own = is_there(node, i) and len(node.inputs[i].outputs) == 1
     constant = gs.Constant(old if own else f"{node.outputs[0].name}__{i}__{old}", np.ascontiguousarray(value))
@@ -304,7 +275,7 @@ def _put(node: gs.Node, i: int, value: Array) -> None:
 
 
 def _at(values: Array, axis: int, pick: IntArray) -> Array:
-    """Return (n, size of the axis): the values along an axis, at positions counted over all other axes."""
+    """Return (n, size of the axis): the values along an axis, at positions over all other axes."""
     turned = np.moveaxis(values, axis, -1)
     if np.array_equal(pick, np.arange(math.prod(turned.shape[:-1]))):
         return turned.reshape(-1, turned.shape[-1])

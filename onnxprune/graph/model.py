@@ -1,8 +1,8 @@
-"""A loaded model, and what is exported of it.
+"""A loaded model, and its export.
 
-A `Model` wraps an onnx-graphsurgeon graph. What graphsurgeon does not carry (metadata, documentation, exact value
-infos of inputs and outputs) is kept beside it and put back when the model is exported, so that a pruned file differs
-from the original only where channels went.
+A `Model` wraps an onnx-graphsurgeon graph. It also holds what graphsurgeon drops (metadata, documentation, exact value
+infos of inputs and outputs) and restores it on export: a pruned file differs from the original only where channels were
+deleted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.graph.normalize import BatchNorm, captured_names, raw_values
-from onnxprune.graph.qdq import is_dequantised
+from onnxprune.graph.normalize import BatchNorm, raw_values
+from onnxprune.graph.qdq import captured_names, is_dequantized
+from onnxprune.graph.shapes import InferredShapes, infer_shapes
 from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it raises, and we say why
+G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # graphsurgeon raises as well, and that error is reported
 
 STORED_IN = "weights"
 SHARED_TYPES = (np.float32, np.float64, np.float16)
 SHARED_FROM = 1024
-"""Elements from which a session reads a weight where it is."""
+"""Elements from which a session shares a weight with the model instead of copying it."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class Model:
     Attributes:
         graph: the onnx-graphsurgeon graph, in topological order; treated as immutable.
         header: the ModelProto without nodes, initializers and value infos.
-        node_extras: per first output name of a node, the NodeProto fields that graphsurgeon drops.
+        node_extras: the NodeProto fields that graphsurgeon drops, by the first output of the node.
         digest: SHA-256 of the file.
         path: the file.
-        files: the file, and those with its external data.
-        size: bytes of all of these.
-        params: elements of all weights as the file has them, before anything is folded.
-        batchnorms: statistics of folded BatchNormalizations, by the name of the weight that took them in.
-        notes: what normalization did, one line each.
+        files: the file and its external data files.
+        size: bytes of `files`.
+        params: elements of all weights in the file, before anything is folded.
+        batchnorms: statistics of folded BatchNormalizations, by the name of the folded weight.
+        notes: one line per kind of change by normalization.
     """
 
     graph: gs.Graph
@@ -72,11 +73,11 @@ class Model:
         return next(int(e.version) for e in self.header.opset_import if e.domain in ("", "ai.onnx"))
 
     def to_proto(self) -> onnx.ModelProto:
-        """Export to a ModelProto with the original's metadata, inputs and outputs."""
+        """Export to a ModelProto with the metadata, inputs and outputs of the original."""
         return _export(self, frozenset())
 
     def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-        """Export without the larger weights, named as stored in a file `STORED_IN`; return these beside it."""
+        """Export without the larger weights, which are named as stored in a file `STORED_IN`; return the proto and them."""
         apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
         proto = _export(self, frozenset(), frozenset(apart))
         return proto, {name: tensor.values for name, tensor in apart.items()}
@@ -87,7 +88,7 @@ class Model:
         return open_session(proto, config, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:
-        """Return the bytes of `to_proto`, serialized, without making them; beyond 2 GB, of what that would come to."""
+        """Return the bytes of `to_proto`, serialized, without serializing it, which fails beyond 2 GB."""
         proto, weights = self.stub()
         stub = graph = proto.graph.ByteSize()
         for tensor in proto.graph.initializer:
@@ -99,26 +100,19 @@ class Model:
     def part(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
     ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-        """Export some nodes as a model of their own, without its larger weights, which are returned beside it.
+        """Export some nodes, by ascending number, as a model without the larger weights; return the proto and them.
 
-        Args:
-            nodes: their numbers, ascending.
-            inputs: dtype and rank of each tensor that comes from outside.
-            outputs: names of the tensors to return.
+        `inputs` holds dtype and rank of each tensor that other nodes write, `outputs` the names of the tensors to return.
         """
         proto = onnx.ModelProto(ir_version=self.header.ir_version, opset_import=self.header.opset_import)
         graph = proto.graph
         graph.name = "part"
         weights: dict[str, gs.Constant] = {}
         captured: set[str] = set()
-        for n in nodes:
-            node = OnnxExporter.export_node(self.graph.nodes[n])
-            extras = self.node_extras.get(node.output[0]) if node.output else None
-            if extras is not None:
-                node.MergeFrom(extras)
-            graph.node.append(node)
-            weights |= {t.name: t for t in self.graph.nodes[n].inputs if isinstance(t, gs.Constant)}
-            captured |= set(captured_names(self.graph.nodes[n]))
+        for node in (self.graph.nodes[n] for n in nodes):
+            graph.node.append(_export_node(self, node))
+            weights |= {t.name: t for t in node.inputs if isinstance(t, gs.Constant)}
+            captured |= set(captured_names(node))
         if captured:
             known = self.graph.tensors()
             weights |= {t.name: t for name in captured if isinstance(t := known.get(name), gs.Constant)}
@@ -141,7 +135,7 @@ class Model:
 def copy_graph(graph: gs.Graph) -> gs.Graph:
     """Copy the nodes and tensors of a graph, not their values."""
     if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
-        return graph.copy()  # knows what bodies take from outside, and copies every tensor twice
+        return graph.copy()  # handles captured tensors, and copies every tensor twice
 
     def copies(originals: list[gs.Tensor]) -> list[gs.Tensor]:
         return [tensors[t.name] if t.name else gs.Variable.empty() for t in originals]
@@ -160,22 +154,17 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
 
 
 PROVENANCE = "onnxprune."
-"""How the keys of metadata begin that say where a model comes from."""
+"""Prefix of the metadata keys that tell where a model comes from."""
 
 
 def provenance(digest: str, **more: str) -> dict[str, str]:
-    """Return what a result says of itself in its metadata.
-
-    Args:
-        digest: SHA-256 of the original.
-        more: what else there is to say, by key.
-    """
+    """Return the metadata of a result: version, SHA-256 of the original, and further entries."""
     found = {"version": importlib.metadata.version("onnxprune"), "original.sha256": digest, **more}
     return {f"{PROVENANCE}{key}": value for key, value in found.items()}
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:
-    """Yield (node index, input index, constant) of every constant that a node of the main graph takes."""
+    """Yield (node index, input index, constant) of every constant input of a node of the main graph."""
     for n, node in enumerate(graph.nodes):
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant):
@@ -192,7 +181,7 @@ def is_float(tensor: gs.Constant) -> bool:
 
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
     """Tell whether input i of node n counts as parameters: floats, and integers that are dequantized."""
-    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantised(graph.nodes[n]))
+    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantized(graph.nodes[n]))
 
 
 def params_of(graph: gs.Graph) -> dict[str, int]:
@@ -206,22 +195,27 @@ def count_params(graph: gs.Graph) -> int:
 
 
 def weightless(model: Model) -> onnx.ModelProto:
-    """Export a model with its weights turned into inputs: all that shape inference needs, and light."""
+    """Export a model with its weights turned into inputs: small, and enough for shape inference."""
     return _export(model, {t.name for n, i, t in tensors_of(model.graph) if is_weight(model.graph, n, i)})
 
 
+def inferred(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> InferredShapes:
+    """Infer the shapes of all tensors, given concrete shapes of inputs."""
+    return infer_shapes(weightless(model), inputs)
+
+
 def _is_shared(tensor: gs.Constant) -> bool:
-    """Tell whether a session may read a constant where it is: floats, and so many that a copy would cost something."""
+    """Tell whether a session shares a constant with the model: floats, and too many for a cheap copy."""
     return bool(tensor.dtype in SHARED_TYPES and math.prod(tensor.shape) >= SHARED_FROM)
 
 
 def _field(size: int) -> int:
-    """Return the bytes of a protobuf field of one tag byte that holds so many bytes."""
+    """Return the bytes of a protobuf field with `size` bytes of content and a tag of one byte."""
     return 1 + max(1, -(-size.bit_length() // 7)) + size
 
 
 def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
-    """Return a tensor that says that its values are elsewhere."""
+    """Return a TensorProto whose values are stored elsewhere."""
     kind = dtype_to_onnx(tensor.dtype)
     proto = onnx.TensorProto(
         name=tensor.name, data_type=kind, dims=tensor.shape, data_location=onnx.TensorProto.EXTERNAL
@@ -230,18 +224,22 @@ def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
     return proto
 
 
+def _export_node(model: Model, node: gs.Node) -> onnx.NodeProto:
+    proto: onnx.NodeProto = OnnxExporter.export_node(node)
+    extras = model.node_extras.get(node.outputs[0].name) if node.outputs else None
+    if extras is not None:
+        proto.MergeFrom(extras)
+    return proto
+
+
 def _export(model: Model, as_inputs: Set[str], apart: Set[str] = frozenset()) -> onnx.ModelProto:
-    """Export a model; constants in `as_inputs` become inputs, those in `apart` have their values elsewhere."""
+    """Export a model; constants in `as_inputs` become inputs, constants in `apart` become placeholders."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.header)
     body = proto.graph
     for node in model.graph.nodes:
-        exported = OnnxExporter.export_node(node)
-        extras = model.node_extras.get(node.outputs[0].name) if node.outputs else None
-        if extras is not None:
-            exported.MergeFrom(extras)
-        body.node.append(exported)
-    for tensor in model.graph.tensors().values():  # one at a time: there is no second copy of all weights
+        body.node.append(_export_node(model, node))
+    for tensor in model.graph.tensors().values():  # one at a time, to avoid a second copy of all weights
         if not isinstance(tensor, gs.Constant):
             continue
         if tensor.name in as_inputs:

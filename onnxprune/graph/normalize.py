@@ -1,8 +1,8 @@
-"""Bring a graph into the form that the later stages expect: constants folded, BatchNormalization folded where exact."""
+"""Normalize a graph: fold constants, fold BatchNormalization where exact, make implicit arguments explicit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.operators import spec_of
+from onnxprune.graph.qdq import STANDARD, captured_names
 from onnxprune.graph.shapes import InferredShapes
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Statistics of a BatchNormalization that was folded into the layer before it; each (channels,) float64."""
+    """Parameters of a BatchNormalization that was folded into the layer before it; each (channels,) float64."""
 
     scale: np.ndarray[Any, Any]
     bias: np.ndarray[Any, Any]
@@ -32,19 +33,14 @@ class BatchNorm:
 
 
 def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
-    """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone.
+    """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone; in place.
 
-    Dequantized weights stay integers (those that are rounded at run time become so), and so does everything random.
-    graphsurgeon's own folding is not used: it also rewrites float arithmetic on shapes into integers, which rounds
-    the scale of a Resize.
-
-    Args:
-        graph: changed in place.
-        where: how to call the model in an error.
-        found: takes in every value that is computed, by name; those in between leave the graph.
+    Dequantized weights stay integers, weights that are quantized at run time become integers, and random nodes stay.
+    The folding of graphsurgeon is not used: it rewrites float arithmetic on shapes into integers, which rounds the scale
+    of a Resize. Computed values are added to `found`, by name. `where` names the model in an error.
 
     Raises:
-        ModelError: onnxruntime cannot compute one of them.
+        ModelError: onnxruntime cannot compute a constant.
     """
     for node in graph.nodes:
         value = _constant_value(node) if node.op == "Constant" else None
@@ -55,13 +51,12 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
         _to_constant(output, raw_values(value) if isinstance(value, gs.Constant) else value)  # lazy tensors stay lazy
     graph.nodes = [node for node in graph.nodes if not (node.op == "Constant" and not node.outputs)]
 
-    known: set[int] = set()  # tensors that can be computed now
+    known: set[int] = set()  # tensors that depend on constants alone
     foldable: list[gs.Node] = []
     for node in graph.nodes:
-        ready = bool(node.inputs) and all(
-            isinstance(t, gs.Constant) or not t.name or id(t) in known for t in node.inputs
-        )
-        if ready and not _stays(node):
+        ready = node.inputs and all(isinstance(t, gs.Constant) or not t.name or id(t) in known for t in node.inputs)
+        has_body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+        if ready and not has_body and (spec_of(node).foldable or _is_rounded_weight(node)):
             foldable.append(node)
             known |= {id(t) for t in node.outputs}
     if not foldable:
@@ -82,13 +77,8 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
     remove_dead(graph)
 
 
-def _stays(node: gs.Node) -> bool:
-    body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return body or not (spec_of(node).foldable or _is_rounded_weight(node))
-
-
 def _is_rounded_weight(node: gs.Node) -> bool:
-    """Tell whether a node turns a float weight into the integers that a DequantizeLinear then reads."""
+    """Tell whether a node quantizes a float weight to 8 bits."""
     zero_point = node.inputs[2] if node.op == "QuantizeLinear" and len(node.inputs) > 2 else None
     return isinstance(zero_point, gs.Constant) and zero_point.dtype in (np.dtype(np.int8), np.dtype(np.uint8))
 
@@ -99,7 +89,7 @@ def _to_constant(tensor: gs.Variable, values: Any) -> None:
 
 
 def raw_values(tensor: gs.Constant) -> Any:
-    """Return the values of a constant as graphsurgeon keeps them: an array, or a proto that `values` would load."""
+    """Return the values of a constant as graphsurgeon holds them: an array, or a proto that `values` would load."""
     return tensor._values
 
 
@@ -115,7 +105,7 @@ def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], w
 
 
 def remove_dead(graph: gs.Graph) -> None:
-    """Remove nodes that nothing needs; the graph is in topological order."""
+    """Remove nodes without an effect on the outputs; the graph is in topological order."""
     needed = {id(t) for t in graph.outputs}
     captured = {name for node in graph.nodes for name in captured_names(node)}
     kept: list[gs.Node] = []
@@ -127,7 +117,7 @@ def remove_dead(graph: gs.Graph) -> None:
         else:
             dead.append(node)
     gone = {id(node) for node in dead}
-    # graphsurgeon's own lists would compare the nodes by content, which takes long and may take out a twin
+    # the list methods of graphsurgeon compare nodes by content: slow, and wrong where two nodes are equal
     for tensor in {id(t): t for node in dead for t in node.inputs}.values():
         readers = [reader for reader in tensor.outputs if id(reader) not in gone]
         list.clear(tensor.outputs)
@@ -137,32 +127,18 @@ def remove_dead(graph: gs.Graph) -> None:
     graph.nodes = kept[::-1]
 
 
-def captured_names(node: gs.Node) -> Iterator[str]:
-    """Yield the names of all tensors that the bodies of a node mention."""
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            for inner in value.nodes:
-                yield from (tensor.name for tensor in inner.inputs)
-                yield from captured_names(inner)
-            yield from (tensor.name for tensor in value.outputs)
-
-
 def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> bool:
-    """Turn sizes that no dynamic axis can change into constants; return whether there were any.
+    """Turn sizes that no dynamic axis can change into constants, in place; return whether there were any.
 
-    Args:
-        graph: changed in place.
-        known: the shape of each tensor, None where a size is dynamic or unknown.
+    `known` holds the shape of each tensor, None where a size is dynamic or unknown.
     """
     changed = False
     for node in graph.nodes:
         source = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
         if node.op == "Shape":
-            sizes = _shape_of(node, known)
-            value = None if sizes is None or None in sizes else np.array(sizes, dtype=np.int64)
+            value = _whole(_shape_of(node, known))
         elif node.op in ("Gather", "Slice") and source is not None and source.op == "Shape":
-            sizes = _shape_of(source, known)
-            value = None if sizes is None else _part_of(node, sizes)
+            value = _part_of(node, _shape_of(source, known))
         else:
             continue
         if value is not None and node.outputs and not any(node.outputs[0] is t for t in graph.outputs):
@@ -182,10 +158,10 @@ def needs_arguments(node: gs.Node) -> bool:
 
 
 def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
-    """Write down the sizes of every Split and the axes of every Squeeze that leaves them to the runtime, where known.
+    """Make the sizes of every Split and the axes of every Squeeze explicit, where known.
 
-    Parts of a Split can then lose different channels; without sizes they would have to stay equal. And a Squeeze
-    without axes would drop the channel axis, too, once a single channel is left.
+    Only with sizes can the parts of a Split lose different numbers of channels. A Squeeze without axes would drop the
+    channel axis, too, where a single channel is left.
     """
     for node in graph.nodes:
         sizes = known.get(node.inputs[0].name) if needs_arguments(node) else None
@@ -213,10 +189,10 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
 
 
 def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
-    """Turn the mean of norms, as in global response normalization, into their sum divided by their number.
+    """Turn the mean of norms in a global response normalization (ConvNeXt V2, Woo et al., 2023, equation 2) into sum / number.
 
-    A mean over channels changes for all when one goes; a sum does not know those that are zero. The layer is that of
-    ConvNeXt V2 (Woo et al., 2023, equation 2): what is left of it keeps its response.
+    Deleting one channel changes the mean over channels for all others; a sum is exact without deleted channels, which
+    contribute zero.
     """
     for node in means_of_norms(graph):
         norms, mean = node.inputs[0], node.outputs[0]
@@ -257,15 +233,15 @@ def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
 def unshare_targets(graph: gs.Graph) -> None:
     """Give every reader of a target shape joined by Concat a Concat of its own.
 
-    Exporters merge equal expressions, so that one shape serves layers whose channels have nothing to do with each
-    other.
+    Exporters merge equal expressions, and one shape then serves layers with unrelated channels.
     """
     clones = []
     for node in graph.nodes:
         if node.op != "Concat":
             continue
         readers = list(node.outputs[0].outputs)
-        if len(readers) < 2 or not all(_is_target(reader, node.outputs[0]) for reader in readers):
+        places = ([i for i, t in enumerate(reader.inputs) if t is node.outputs[0]] for reader in readers)
+        if not all(at == [spec_of(reader).target_shape] for reader, at in zip(readers, places, strict=True)):
             continue
         for number, reader in enumerate(readers[1:], start=1):
             output = gs.Variable(f"{node.outputs[0].name}__{number}")
@@ -276,59 +252,48 @@ def unshare_targets(graph: gs.Graph) -> None:
         graph.toposort()
 
 
-def _is_target(reader: gs.Node, tensor: gs.Variable) -> bool:
-    places = [i for i, t in enumerate(reader.inputs) if t is tensor]
-    return places == [spec_of(reader).target_shape]
-
-
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:
     tensor = node.inputs[0]
     sizes = list(tensor.shape) if isinstance(tensor, gs.Constant) else known.get(tensor.name)
     return None if sizes is None else list(sizes)[node.attrs.get("start", 0) : node.attrs.get("end")]
 
 
-def _part_of(node: gs.Node, sizes: list[int | None]) -> np.ndarray[Any, Any] | None:
-    """Return what a Gather or Slice takes from a shape, when all of it is known."""
-    arguments = [t.values if isinstance(t, gs.Constant) else None for t in node.inputs[1:]]
-    if node.op == "Gather":
-        if arguments[0] is None:
-            return None
-        picked = [sizes[int(i)] for i in arguments[0].reshape(-1)]
-        return None if None in picked else np.array(picked, dtype=np.int64).reshape(arguments[0].shape)
+def _whole(sizes: list[int | None] | None) -> np.ndarray[Any, Any] | None:
+    """Return sizes as an array; None where one is unknown."""
+    return None if sizes is None or None in sizes else np.array(sizes, dtype=np.int64)
+
+
+def _part_of(node: gs.Node, sizes: list[int | None] | None) -> np.ndarray[Any, Any] | None:
+    """Return the part of a shape that a Gather or Slice takes; None where a size or an argument is unknown."""
+    arguments: list[Any] = [t.values if isinstance(t, gs.Constant) else None for t in node.inputs[1:]]
     if not arguments:
         arguments = [np.asarray(node.attrs["starts"]), np.asarray(node.attrs["ends"])]
-    if any(a is None or a.size != 1 for a in arguments):
+    if sizes is None or any(argument is None for argument in arguments):
         return None
-    start, end, *more = (int(a.reshape(-1)[0]) for a in arguments if a is not None)
-    picked = sizes[start : end : more[1] if len(more) > 1 else 1]
-    return None if None in picked or not picked else np.array(picked, dtype=np.int64)
+    if node.op == "Gather":
+        picked = _whole([sizes[int(i)] for i in arguments[0].reshape(-1)])
+        return None if picked is None else picked.reshape(arguments[0].shape)
+    if any(argument.size != 1 for argument in arguments):
+        return None
+    start, end, *more = (int(argument.reshape(-1)[0]) for argument in arguments)
+    return _whole(sizes[start : end : more[1] if len(more) > 1 else 1] or None)
 
 
 def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:
-    """Return what a Constant node holds; None for strings and sparse tensors, which stay nodes."""
-    attrs = node.attrs
-    if "value" in attrs:
-        value = attrs["value"]
+    """Return the value of a Constant node; None for strings and sparse tensors, which stay nodes."""
+    if "value" in node.attrs:
+        value = node.attrs["value"]
         return value if isinstance(value, gs.Constant) else None
-    for key, dtype in (
-        ("value_int", np.int64),
-        ("value_ints", np.int64),
-        ("value_float", np.float32),
-        ("value_floats", np.float32),
-    ):
-        if key in attrs:
-            return np.asarray(attrs[key], dtype=dtype)
-    return None
+    types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    return next((np.asarray(node.attrs[key], dtype) for key, dtype in types.items() if key in node.attrs), None)
 
 
-def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
-    """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it.
+def fold_batchnorms(graph: gs.Graph) -> dict[str, BatchNorm]:
+    """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it, in place.
 
     y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015).
-    Half precision weights are left alone: rounding the product would change the output.
-
-    Returns:
-        The graph, and the statistics by the name of the weight that took them in.
+    Half precision weights are not folded: rounding the product would change the output. Returns the statistics, by the
+    name of the folded weight.
     """
     batchnorms: dict[str, BatchNorm] = {}
     for bn in [node for node in graph.nodes if node.op == "BatchNormalization"]:
@@ -349,7 +314,7 @@ def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
         new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
         layer.inputs = [layer.inputs[0], new_weight, new_bias]
         if not weight.outputs and not any(weight is t for t in graph.outputs):
-            weight.values = np.zeros(0)  # frees them now: a tensor and its lists are a cycle, collected some time later
+            weight.values = np.zeros(0)  # frees the values now: the tensor is part of a cycle, and collected later
         output = bn.outputs[0]
         bn.inputs.clear()
         bn.outputs.clear()
@@ -358,29 +323,25 @@ def fold_batchnorms(graph: gs.Graph) -> tuple[gs.Graph, dict[str, BatchNorm]]:
     if batchnorms:
         graph.nodes = [node for node in graph.nodes if node.outputs]
         graph.toposort()
-    return graph, batchnorms
+    return batchnorms
 
 
 def _foldable(graph: gs.Graph, layer: gs.Node, bn: gs.Node) -> bool:
     """Tell whether a BatchNormalization can be folded exactly into `layer`."""
     middle = bn.inputs[0]
-    if (
-        len(middle.outputs) != 1
-        or middle in graph.outputs
-        or bn.attrs.get("training_mode", 0)
-        or bn.attrs.get("spatial", 1) == 0
-    ):
+    if len(middle.outputs) != 1 or middle in graph.outputs:
+        return False
+    if bn.attrs.get("training_mode", 0) or bn.attrs.get("spatial", 1) == 0:
         return False
     if any(output.name and (output.outputs or output in graph.outputs) for output in bn.outputs[1:]):
         return False
-    if layer.op not in ("Conv", "ConvTranspose", "Gemm") or layer.domain not in (None, "", "ai.onnx"):
+    if layer.op not in ("Conv", "ConvTranspose", "Gemm") or layer.domain not in STANDARD:
         return False
     if layer.op == "ConvTranspose" and layer.attrs.get("group", 1) != 1:
         return False
     if layer.op == "Gemm" and (layer.attrs.get("alpha", 1.0) != 1.0 or layer.attrs.get("beta", 1.0) != 1.0):
         return False
-    constants = [t for t in (*layer.inputs[1:], *bn.inputs[1:]) if t.name]
-    if len(bn.inputs) != 5 or not all(isinstance(t, gs.Constant) for t in constants) or len(layer.inputs) < 2:
+    if not all(isinstance(t, gs.Constant) for t in (*layer.inputs[1:], *bn.inputs[1:]) if t.name):
         return False
     gemm_bias = layer.inputs[2] if layer.op == "Gemm" and len(layer.inputs) > 2 and layer.inputs[2].name else None
     if gemm_bias is not None and int(np.prod(gemm_bias.shape)) != bn.inputs[1].shape[0]:

@@ -1,12 +1,11 @@
-"""The table of operators: one row says everything that onnxprune knows of an operator of the ONNX domain.
+"""The table of operators: one row holds everything that onnxprune knows about an ONNX operator.
 
-A field that a row leaves out means that the one feature refuses the operator: without a rule it pins whatever reaches
-it, without a linear view repair leaves it alone, without a chain role a layer chain ends there. An operator without a
-row has none of them.
+A missing field disables one feature for the operator: without a rule the operator pins every channel that reaches it,
+without a linear view repair skips it, without a chain role a layer chain ends there. An operator without a row has no
+feature.
 
 `torch` names a function below the module `torch` that computes the operator from its inputs alone. Where attributes
-matter, the torch backend has a binder of its own under the operator's name; where it has neither, training refuses
-the operator by name.
+matter, the torch backend has a binder under the operator's name. Training refuses an operator that has neither.
 
 To add an operator, add a row here and a case to `tests/cases.py`.
 """
@@ -23,35 +22,34 @@ from onnxprune.graph import qdq, saturation, shape_rules
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.rule_context import Rule
 from onnxprune.graph.rules import elementwise, layers, linear_views, movement
-from onnxprune.graph.saturation import Flat, unbounded
+from onnxprune.graph.saturation import UNBOUNDED, Flat
 
 ChainRole = Literal["elementwise", "sum", "product", "mean", "reshape"]
 
 
 @dataclass(frozen=True)
 class OperatorSpec:
-    """What is known of one operator.
+    """One row of the table.
 
     Attributes:
-        rule: what it does to channel ids; its first docstring line is what the support matrix says.
-        constant_first: whether the rule accepts a constant as the first input. Elsewhere a constant has no channels
-            to move.
+        rule: the operation on channel ids; the support matrix shows the first line of its docstring.
+        constant_first: whether the rule accepts a constant as the first input.
         weight_inputs: inputs that hold weights, which training changes.
-        linear: the node as a matrix; None for a node that is none.
+        linear: view of a node as a matrix; returns None for a node that is not linear.
         saturation: bounds beyond which the output does not change with the input.
-        shape_rule: what it does to the sizes of shape arithmetic.
-        chain: how a layer chain passes derivatives through it.
+        shape_rule: the operation on the integers of shape arithmetic.
+        chain: how a layer chain passes derivatives through the operator.
         target_shape: the input that holds a target shape.
-        foldable: whether it is computed in advance where its inputs are constants; not where it is random or quantizes.
-        quantized_layer: whether it is a layer on integers, which is never pruned.
-        torch: name of the function of torch that computes it from its inputs alone.
+        foldable: whether a node with constant inputs is computed in advance.
+        quantized_layer: whether the operator is a layer on integers, which is never pruned.
+        torch: name of the torch function that computes the operator from its inputs alone.
     """
 
     rule: Rule | None = None
     constant_first: bool = False
     weight_inputs: tuple[int, ...] = ()
     linear: Callable[[gs.Node], Linear | None] = lambda node: None
-    saturation: Callable[[gs.Node], Flat] = unbounded
+    saturation: Callable[[gs.Node], Flat] = lambda node: UNBOUNDED
     shape_rule: shape_rules.ShapeRule | None = None
     chain: ChainRole | None = None
     target_shape: int | None = None
@@ -59,37 +57,26 @@ class OperatorSpec:
     quantized_layer: bool = False
     torch: str = ""
 
-    @property
-    def doc(self) -> str:
-        """What becomes of channels there, in one line."""
-        return ((self.rule and self.rule.__doc__) or "").strip().splitlines()[0]
-
 
 def unary(torch: str = "", **more: Any) -> OperatorSpec:
-    """Treats each element by itself; further inputs (bounds, ratios) are scalars."""
+    """Row of an operator on each element by itself; further inputs (bounds, ratios) are scalars."""
     return OperatorSpec(elementwise.passthrough, torch=torch, **more)
 
 
 def activation(torch: str = "", **more: Any) -> OperatorSpec:
-    """A unary operator whose slope a layer chain measures."""
+    """Row of a unary operator whose slope a layer chain measures."""
     return unary(torch, chain="elementwise", **more)
 
 
 def broadcast(torch: str = "", **more: Any) -> OperatorSpec:
-    """Treats several tensors element by element, broadcast as in numpy."""
+    """Row of an operator on the elements of several tensors, broadcast as in numpy."""
     return OperatorSpec(elementwise.elementwise, constant_first=True, torch=torch, **more)
 
 
-POOL = OperatorSpec(elementwise.pool)
-REDUCTION = OperatorSpec(elementwise.reduce)
-ZERO_NEUTRAL = OperatorSpec(elementwise.reduce_sum)
-"""A reduction to which a zero adds nothing."""
-ALONG = OperatorSpec(elementwise.along)
-ARG = OperatorSpec(elementwise.argmax)
-RECURRENT = OperatorSpec(layers.recurrent)
-SAMPLED = OperatorSpec(layers.roi_align)
-RANDOM = OperatorSpec(foldable=False)
-INTEGER_LAYER = OperatorSpec(quantized_layer=True)
+def rows(spec: OperatorSpec, *operators: str) -> dict[str, OperatorSpec]:
+    """Give several operators the same row."""
+    return dict.fromkeys(operators, spec)
+
 
 OPERATORS: dict[str, OperatorSpec] = {
     # each element by itself
@@ -113,7 +100,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Floor": unary("floor", shape_rule=shape_rules.rounded),
     "Gelu": activation(),
     "HardSigmoid": activation(saturation=saturation.hard_sigmoid),
-    "HardSwish": activation("nn.functional.hardswish", saturation=saturation.hard_swish),
+    "HardSwish": activation("nn.functional.hardswish", saturation=saturation.from_input(-3.0)),
     "Identity": unary(shape_rule=shape_rules.same),
     "IsInf": unary(),
     "IsNaN": unary("isnan"),
@@ -123,7 +110,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Neg": unary("neg"),
     "Not": unary("logical_not"),
     "Reciprocal": unary("reciprocal"),
-    "Relu": activation("relu", saturation=saturation.relu),
+    "Relu": activation("relu", saturation=saturation.from_input(0.0)),
     "Round": unary("round"),
     "Selu": activation(),
     "Shrink": unary(),
@@ -160,15 +147,16 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Where": broadcast("where"),
     "Xor": broadcast("logical_xor"),
     # pools, reductions and what works along an axis
-    **dict.fromkeys(("AveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"), POOL),
+    **rows(OperatorSpec(elementwise.pool), "AveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"),
     "GlobalAveragePool": OperatorSpec(elementwise.pool, chain="mean"),
-    **dict.fromkeys(("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd"), REDUCTION),
-    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"), ZERO_NEUTRAL),
+    **rows(OperatorSpec(elementwise.reduce), "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd"),
+    **rows(
+        OperatorSpec(elementwise.reduce_sum), "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare"
+    ),
     "ReduceMean": OperatorSpec(elementwise.reduce_mean, chain="mean"),
-    **dict.fromkeys((*elementwise.FLAT_SOFTMAX, "CumSum", "CumProd", "TopK"), ALONG),
+    **rows(OperatorSpec(elementwise.along), *elementwise.FLAT_SOFTMAX, "CumSum", "CumProd", "TopK"),
     "LpNormalization": OperatorSpec(elementwise.lp_norm),
-    "ArgMax": ARG,
-    "ArgMin": ARG,
+    **rows(OperatorSpec(elementwise.argmax), "ArgMax", "ArgMin"),
     "Trilu": OperatorSpec(elementwise.diagonal),
     # layers
     "Conv": OperatorSpec(layers.conv, constant_first=True, weight_inputs=(1, 2), linear=linear_views.conv),
@@ -178,8 +166,8 @@ OPERATORS: dict[str, OperatorSpec] = {
     "MatMul": OperatorSpec(
         layers.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul, torch="matmul"
     ),
-    **dict.fromkeys(("GRU", "LSTM", "RNN"), RECURRENT),
-    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), SAMPLED),
+    **rows(OperatorSpec(layers.recurrent), "GRU", "LSTM", "RNN"),
+    **rows(OperatorSpec(layers.roi_align), "GridSample", "MaxRoiPool", "RoiAlign"),
     # normalizations
     "BatchNormalization": OperatorSpec(
         layers.batchnorm, weight_inputs=(1, 2), linear=linear_views.norm, chain="elementwise"
@@ -212,24 +200,24 @@ OPERATORS: dict[str, OperatorSpec] = {
     "QuantizeLinear": OperatorSpec(elementwise.quantize, weight_inputs=(0,), foldable=False),
     "DequantizeLinear": OperatorSpec(elementwise.quantize, foldable=False),
     "DynamicQuantizeLinear": OperatorSpec(foldable=False),
-    **dict.fromkeys(("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"), INTEGER_LAYER),
-    **dict.fromkeys(("QGemm", "QAttention", "DynamicQuantizeMatMul"), INTEGER_LAYER),
+    **rows(OperatorSpec(quantized_layer=True), "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
+    **rows(OperatorSpec(quantized_layer=True), "QGemm", "QAttention", "DynamicQuantizeMatMul"),
     # random numbers
-    **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), RANDOM),
-    **dict.fromkeys(("RandomUniform", "RandomUniformLike"), RANDOM),
+    **rows(OperatorSpec(foldable=False), "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+    **rows(OperatorSpec(foldable=False), "RandomUniform", "RandomUniformLike"),
 }
-"""Rows by operator. Those of `QGemm`, `QAttention` and `DynamicQuantizeMatMul` are of onnxruntime's own domain."""
+"""Rows by operator. `QGemm`, `QAttention` and `DynamicQuantizeMatMul` belong to the domain of onnxruntime."""
 UNKNOWN = OperatorSpec()
 RULES: dict[str, Rule] = {op: spec.rule for op, spec in OPERATORS.items() if spec.rule is not None}
 SHAPE_RULES = {op: spec.shape_rule for op, spec in OPERATORS.items() if spec.shape_rule is not None}
 
 
 def spec_of(node: gs.Node) -> OperatorSpec:
-    """Return the row of a node; an empty one for an operator that has none, or is of another domain."""
-    standard = node.domain in qdq.STANDARD or qdq.is_quantiser(node)
+    """Return the row of a node; an empty row for an operator without a row, or of another domain."""
+    standard = node.domain in qdq.STANDARD or qdq.is_quantizer(node)
     return OPERATORS.get(node.op, UNKNOWN) if standard else UNKNOWN
 
 
 def support() -> list[tuple[str, str]]:
-    """Return (operator, what becomes of channels there) for every rule, in alphabetical order."""
-    return [(op, OPERATORS[op].doc) for op in sorted(RULES)]
+    """Return (operator, effect on channels) for every rule, in alphabetical order."""
+    return [(op, (RULES[op].__doc__ or "").strip().splitlines()[0]) for op in sorted(RULES)]

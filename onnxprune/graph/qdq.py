@@ -1,7 +1,7 @@
 """Weights stored as integers: constants behind a DequantizeLinear of their own.
 
-To a layer such a weight is a constant like any other. What is cut, zeroed and counted are the integers, and a scale
-and zero point per channel with them.
+A layer sees such a weight as any other constant. Deletion, masks and counts act on the integers, and on the scales and
+zero points per channel.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Array = np.ndarray[Any, Any]
 STANDARD = (None, "", "ai.onnx")
 
 
-def is_dequantised(node: gs.Node) -> bool:
+def is_dequantized(node: gs.Node) -> bool:
     """Tell whether a node does nothing but dequantize a constant of whole bytes."""
     return (
         node.op == "DequantizeLinear"
-        and is_quantiser(node)
+        and is_quantizer(node)
         and all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs)
         and isinstance(node.inputs[0].dtype, np.dtype)
         and node.inputs[0].dtype.kind in "iu"
@@ -30,34 +30,27 @@ def is_dequantised(node: gs.Node) -> bool:
     )
 
 
-def is_quantiser(node: gs.Node) -> bool:
+def is_quantizer(node: gs.Node) -> bool:
     """Tell whether a node is QuantizeLinear or DequantizeLinear, standard or of onnxruntime's domain."""
     return node.op in ("QuantizeLinear", "DequantizeLinear") and node.domain in (*STANDARD, "com.microsoft")
 
 
 def values_at(node: gs.Node, i: int) -> Array:
-    """Return the constant at an input as what it stands for: integers that are dequantized as floats."""
-    return dequantised(node) if i == 0 and is_dequantised(node) else node.inputs[i].values
+    """Return the values of the constant at an input, dequantized where `node` dequantizes it."""
+    return dequantized(node) if i == 0 and is_dequantized(node) else node.inputs[i].values
 
 
-def dequantised(node: gs.Node) -> Array:
+def dequantized(node: gs.Node) -> Array:
     """Compute the output of a node that dequantizes a constant."""
     integers, scale = node.inputs[0].values, node.inputs[1].values
-    wide = integers.astype(np.int64) - _spread(node, zero_point(node)).astype(np.int64)
+    wide = integers.astype(np.int64) - zeros(node).astype(np.int64)
     return np.asarray(wide.astype(np.float32) * _spread(node, scale).astype(np.float32), dtype=scale.dtype)
 
 
-def zero_point(node: gs.Node) -> Array:
-    """Return the zero point, as it is stored; 0 where there is none."""
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        value: Array = node.inputs[2].values
-        return value
-    return np.zeros((), dtype=node.inputs[0].dtype)
-
-
 def zeros(node: gs.Node) -> Array:
-    """Return the integers that stand for 0, to be broadcast over the weight."""
-    return _spread(node, zero_point(node))
+    """Return the integers that stand for 0, in a shape that broadcasts over the weight."""
+    has_zero_point = len(node.inputs) > 2 and node.inputs[2].name
+    return _spread(node, node.inputs[2].values if has_zero_point else np.zeros((), dtype=node.inputs[0].dtype))
 
 
 def axis_of(node: gs.Node) -> int:
@@ -82,45 +75,42 @@ def _spread(node: gs.Node, parameter: Array) -> Array:
     return parameter.reshape([-1 if a == axis else 1 for a in range(len(shape))])
 
 
-def stored_weights(graph: gs.Graph, captured: set[str]) -> dict[str, int]:
-    """Return the nodes that dequantize a constant for one reader alone, by the name of their output.
+def captured_names(node: gs.Node) -> Iterator[str]:
+    """Yield the names of all tensors that the bodies of a node mention."""
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield from (tensor.name for tensor in inner.inputs)
+                yield from captured_names(inner)
+            yield from (tensor.name for tensor in value.outputs)
 
-    Args:
-        graph: after `separate_weights`.
-        captured: names of tensors that bodies of nodes use.
-    """
-    results = {id(tensor) for tensor in graph.outputs}
+
+def stored_weights(graph: gs.Graph) -> dict[str, int]:
+    """Return the nodes that dequantize a constant for one reader alone, by the name of their output."""
+    taken = {tensor.name for tensor in graph.outputs} | {name for node in graph.nodes for name in captured_names(node)}
     return {
         node.outputs[0].name: n
         for n, node in enumerate(graph.nodes)
-        if is_dequantised(node)
-        and len(node.outputs[0].outputs) == 1
-        and id(node.outputs[0]) not in results
-        and node.outputs[0].name not in captured
+        if is_dequantized(node) and len(node.outputs[0].outputs) == 1 and node.outputs[0].name not in taken
     }
 
 
-def separate_weights(graph: gs.Graph, captured: set[str]) -> None:
-    """Give every reader of a dequantized constant one of its own, in the layout that the reader takes.
-
-    Args:
-        graph: changed in place.
-        captured: names of tensors that bodies of nodes use.
-    """
-    while any(is_dequantised(node) for node in graph.nodes):
-        _give_each_reader_its_own(graph, captured)
-        if not _remove_moves(graph, captured):  # what is gone may have had several readers
+def separate_weights(graph: gs.Graph) -> None:
+    """Give every reader of a dequantized constant one of its own, in the layout that the reader takes; in place."""
+    while any(is_dequantized(node) for node in graph.nodes):
+        _give_each_reader_its_own(graph)
+        if not _remove_moves(graph):  # a removed node may have had several readers
             break
 
 
-def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
+def _give_each_reader_its_own(graph: gs.Graph) -> None:
     """Let no two readers share a dequantized constant. The integers stay shared."""
-    taken = {tensor.name for tensor in graph.outputs} | captured
+    taken = {tensor.name for tensor in graph.outputs} | {name for node in graph.nodes for name in captured_names(node)}
     clones: list[gs.Node] = []
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs):
             source = tensor.inputs[0] if tensor.inputs else None
-            if source is None or not is_dequantised(source):
+            if source is None or not is_dequantized(source):
                 continue
             if tensor.name not in taken:
                 taken.add(tensor.name)
@@ -134,19 +124,12 @@ def _give_each_reader_its_own(graph: gs.Graph, captured: set[str]) -> None:
         graph.toposort()
 
 
-def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
-    """Transpose quantized weights before they are dequantized: no node stays in between.
-
-    Returns:
-        Whether there were any.
-    """
-    weights = stored_weights(graph, captured)
+def _remove_moves(graph: gs.Graph) -> bool:
+    """Transpose quantized weights in place of the nodes that do so after DequantizeLinear; tell whether there were any."""
+    weights = stored_weights(graph)
     for node in graph.nodes:
-        if (
-            node.op not in ("Identity", "Transpose")
-            or node.domain not in STANDARD
-            or node.inputs[0].name not in weights
-        ):
+        is_move = node.op in ("Identity", "Transpose") and node.domain in STANDARD
+        if not is_move or node.inputs[0].name not in weights:
             continue
         source = node.inputs[0].inputs[0]
         output = node.outputs[0]
@@ -166,10 +149,10 @@ def _remove_moves(graph: gs.Graph, captured: set[str]) -> bool:
 
 
 def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return a model whose activations are clipped as by QuantizeLinear, not rounded; None if it rounds none.
+    """Return a model that clips activations as QuantizeLinear does, without rounding; None if the model rounds none.
 
-    That is so for each QuantizeLinear and DequantizeLinear of one scale and zero point. Others stay as they are, and
-    so do weights.
+    A Max and a Min replace each pair of QuantizeLinear and DequantizeLinear with one scale and zero point. Other pairs
+    and weights keep their rounding.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -182,7 +165,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     for node in graph.node:
         if node.input and all(name in constant or not name for name in node.input):
             constant.update(node.output)
-    quantisers = {
+    quantizers = {
         node.output[0]: node
         for node in graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] not in constant
@@ -190,9 +173,9 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     del graph.node[:]
     found = False
     for node in proto.graph.node:
-        quantiser = quantisers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        bounds = _bounds(node, values) if quantiser is not None else None
-        if quantiser is None or bounds is None or bounds != _bounds(quantiser, values):
+        quantizer = quantizers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        bounds = _bounds(node, values) if quantizer is not None else None
+        if quantizer is None or bounds is None or bounds != _bounds(quantizer, values):
             graph.node.append(node)
             continue
         found = True
@@ -200,7 +183,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         graph.initializer.extend(
             onnx.numpy_helper.from_array(b, name) for b, name in zip(bounds, (least, most), strict=True)
         )
-        graph.node.append(onnx.helper.make_node("Max", [quantiser.input[0], least], [between]))
+        graph.node.append(onnx.helper.make_node("Max", [quantizer.input[0], least], [between]))
         graph.node.append(onnx.helper.make_node("Min", [between, most], [node.output[0]]))
     return result if found else None
 

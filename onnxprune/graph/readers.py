@@ -1,4 +1,4 @@
-"""Which layers of a graph are linear, and which of them read the channels of a group, with which of their features."""
+"""Find the linear layers of a graph, and the layers that read the channels of a group."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.linear import Linear, Product
+from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import spec_of
 from onnxprune.types import IntArray, Trace
 
 
 def linear_of(node: gs.Node) -> Linear | None:
-    """Return a layer as a matrix; None where it is not linear, see `onnxprune.graph.rules.linear_views`."""
+    """Return a layer as a matrix; None for a layer that is not linear, see `onnxprune.graph.rules.linear_views`."""
     return spec_of(node).linear(node)
 
 
 def linear_layers(graph: gs.Graph) -> dict[int, Linear]:
-    """Return the layers of a graph that are linear and may be written, by node number.
+    """Return the linear layers of a graph whose weights can be changed, by node number.
 
-    Left out is what a node by itself does not show: a layer whose weight is an output of the model as well, and one
-    whose bias is added behind an output.
+    Layers are left out whose weight is an output of the model, or whose bias is added behind an output.
     """
     results = {t.name for t in graph.outputs}
     found = {n: layer for n, node in enumerate(graph.nodes) if (layer := linear_of(node)) is not None}
@@ -30,13 +29,13 @@ def linear_layers(graph: gs.Graph) -> dict[int, Linear]:
         n: layer
         for n, layer in found.items()
         if results.isdisjoint(t.name for t in layer.node.inputs if isinstance(t, gs.Constant))
-        and not (isinstance(layer, Product) and layer.adds and layer.node.outputs[0].name in results)
+        and not (layer.adds and layer.node.outputs[0].name in results)
     }
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads channels, and the channel of each feature, (groups, features), -1: none that is prunable."""
+    """A layer that reads channels, and the channel of each feature, (groups, features), -1: no prunable channel."""
 
     node: int
     layer: Linear

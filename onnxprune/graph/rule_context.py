@@ -26,10 +26,9 @@ class Size:
     """One integer of a shape, and where it comes from.
 
     Attributes:
-        value: what it is while tracing; a float within arithmetic on floats.
-        owner: (node, input, element) of the constant that holds it, `num` times smaller; None when it is computed at
-            run time.
-        ids: channels whose number it follows, as (survivors of ids) * num / den; None when it follows none.
+        value: the value while tracing; a float within arithmetic on floats.
+        owner: (node, input, element) of the constant that holds value / num; None for a value computed at run time.
+        ids: the value is (survivors of ids) * num / den; None where no channels decide it.
     """
 
     value: float
@@ -44,9 +43,6 @@ class TraceState:
     """What is known of a graph while it is traced.
 
     Attributes:
-        graph: the graph.
-        opset: version of the standard operators.
-        facts: what the rules have found.
         shapes: concrete shape of every tensor.
         values: small integer tensors that are computed at run time.
         stored: nodes that only dequantize a weight, by their output.
@@ -54,7 +50,7 @@ class TraceState:
         head_width: whether attention loses the width of every head, not whole heads.
         cut_norms: whether channels that a normalization runs over are prunable.
         ids: channel ids of every tensor walked.
-        sizes: of integer tensors that come from shapes.
+        sizes: the integers of every tensor that comes from shapes.
     """
 
     graph: gs.Graph
@@ -128,7 +124,7 @@ class RuleContext:
         return self.facts.mint(self._n, n)
 
     def tie(self, a: Ids, b: Ids, reason: str) -> None:
-        """Make two arrays of ids one, element by element; where only one of the two is an id, pin it for `reason`."""
+        """Tie two arrays of ids, broadcast; pin an id that meets no id, for `reason`."""
         self.facts.tie(a, b, self._n, reason)
 
     def pin(self, ids: Ids, reason: str) -> None:
@@ -158,7 +154,7 @@ class RuleContext:
         node = self.state.graph.nodes[source]
         own = qdq.axis_of(node)
         if axis == own and any(len(shape) > 1 for _, shape in qdq.parameters(node)):
-            self.pin(ids, f"the weight of this {self.op} has a scale per block of them")
+            self.pin(ids, f"the weight of this {self.op} has a scale per block of channels")
             return
         self._slice(source, 0, axis, ids, role, qdq.zeros(node))
         for place, shape in qdq.parameters(node):
@@ -170,7 +166,7 @@ class RuleContext:
         self.facts.slices.append(Slice(n, i, name, axis, ids, role, self._n, zero))
 
     def _origin(self, i: int) -> tuple[int, int]:
-        """Return the node and input that hold input i: those of the node that dequantizes it, where there is one."""
+        """Return the node and input that hold the constant at input i, be it behind a DequantizeLinear."""
         source = self.state.stored.get(self._node.inputs[i].name)
         return (self._n, i) if source is None else (source, 0)
 
@@ -197,14 +193,10 @@ class RuleContext:
             self.facts.summed.append(Summed(self._n, i, axis, ids, statistic, tuple(axes), scale))
 
     def sizes(self, i: int) -> list[Size] | None:
-        """Return where the integers at input i come from; None where that is not known."""
-        constant = self.const(i)
-        if constant is not None:
-            return self._literals(constant, i)
-        return self.state.sizes.get(self._node.inputs[i].name) if self.has(i) else None
-
-    def _literals(self, value: np.ndarray[Any, Any], i: int) -> list[Size] | None:
-        """Return the integers of a constant as sizes that can be rewritten; floats, which scale sizes, as they are."""
+        """Return the sizes at input i: integers that can be rewritten, and floats that scale them; None if unknown."""
+        value = self.const(i)
+        if value is None:
+            return self.state.sizes.get(self._node.inputs[i].name) if self.has(i) else None
         if value.dtype.kind == "f" and value.size <= MOST_FLOATS and np.isfinite(value).all():
             return [Size(float(v)) for v in value.reshape(-1)]
         if value.dtype.kind != "i":
@@ -219,7 +211,7 @@ class RuleContext:
         elif size.ids is not None:
             self.facts.equals.append(Equal(self._n, size.ids, size.num, size.den, ids))
         else:
-            self.pin(ids, "a shape is computed at run time from something else")
+            self.pin(ids, "a shape is computed at run time from other values")
 
     def work(self, i: int, positions: int, over: Ids | None = None) -> None:
         """Say that each element of the weight at input i is multiplied this many times, for the survivors of `over`."""
@@ -228,35 +220,46 @@ class RuleContext:
 
 
 def together(ctx: RuleContext, ids: Ids, axes: Sequence[int]) -> Ids:
-    """Tie all ids that differ only in their place on `axes`; return ids that don't lie on these axes any more."""
+    """Tie all ids that differ only in their place on `axes`; return the ids without these axes' extent."""
     head = ids
     for axis in axes:
         head = head.take([0], axis=axis)
-    ctx.tie(ids, np.broadcast_to(head, ids.shape), f"{ctx.op} needs what belongs to it on another axis")
+    ctx.tie(ids, head, f"{ctx.op} needs the channel's counterpart on another axis")
     return head
 
 
 def lane(ctx: RuleContext, i: int, axis: int) -> Ids:
     """Return the (n,) ids along one axis of input i.
 
-    Channels that lie on other axes, too, are tied there; those that lie on another axis alone are pinned.
+    Channels that lie on other axes, too, are tied there; channels that lie on another axis alone are pinned.
     """
     ids = ctx.ids(i)
     shape = ctx.shape(i)
     axis %= len(shape)
-    if ids is None:
-        return np.full(shape[axis], FIXED, dtype=np.int64)
+    ids = nothing(len(shape)) if ids is None else ids
     on = varying(ids)
     others = [a for a in on if a != axis]
     if others and axis not in on:
         ctx.pin(ids, f"{ctx.op} can't lose channels on axis {others[0]}")
-        return np.full(shape[axis], FIXED, dtype=np.int64)
-    ids = together(ctx, ids, others) if others else ids
+        ids = nothing(len(shape))
+    elif others:
+        ids = together(ctx, ids, others)
     return np.ascontiguousarray(np.broadcast_to(ids.reshape(-1), (shape[axis],)))
 
 
+def follow(ctx: RuleContext, i: int, ids: Ids, role: Role = "follows") -> None:
+    """Slice the constant at input i, if it is one, along every axis of the output on which it holds one value per channel."""
+    constant = ctx.const(i)
+    if constant is None:
+        return
+    for axis in varying(ids):
+        own = axis - ids.ndim + constant.ndim
+        if own >= 0 and constant.shape[own] > 1:
+            ctx.slice(i, own, rows(ids, axis), role)
+
+
 def pin_axes(ctx: RuleContext, i: int, axes: Sequence[int], what: str) -> Ids:
-    """Return the ids of input i when none may be lost on `axes`: tied there if they lie on others, too, else pinned."""
+    """Keep channels of input i from being deleted on `axes`: tie those that lie on other axes, too, pin the others."""
     ids = ctx.activation(i)
     touched = [axis for axis in varying(ids) if axis in axes]
     if not touched:
@@ -268,13 +271,9 @@ def pin_axes(ctx: RuleContext, i: int, axes: Sequence[int], what: str) -> Ids:
 
 
 def match_axes(ctx: RuleContext, i: int, ids: Ids, keeps: Callable[[int, float], bool]) -> None:
-    """Hold the target shape at input i against the ids of the output, axis by axis from the last one.
+    """Compare the target shape at input i with the ids of the output: one integer per axis, or fewer for the last axes.
 
-    Args:
-        ctx: the node.
-        i: its input that holds one integer per axis of `ids`, or fewer for the last axes.
-        ids: of the output.
-        keeps: whether an integer at an axis needs no change whatever survives (0 or -1 in a Reshape).
+    `keeps` tells whether an integer at an axis needs no change whatever survives (0 or -1 in a Reshape).
     """
     sizes = ctx.sizes(i)
     axes = varying(ids)
@@ -310,6 +309,5 @@ def tie_broadcast(
         ctx.pin(a, f"{ctx.op} spreads two sets of channels over two axes")
         ctx.pin(b, f"{ctx.op} spreads two sets of channels over two axes")
         return nothing(len(dims)), dims
-    wide_a, wide_b = np.broadcast_arrays(a, b)
-    ctx.tie(wide_a, wide_b, f"{ctx.op} joins it with a tensor whose channels stay")
-    return compress(np.where((wide_a >= 0) & (wide_b >= 0), wide_a, FIXED)), dims
+    ctx.tie(a, b, f"{ctx.op} joins the channel with a tensor whose channels are pinned")
+    return compress(np.where((a >= 0) & (b >= 0), a, FIXED)), dims

@@ -1,7 +1,8 @@
-"""Bounds beyond which the output of an activation does not change with its input."""
+"""Bounds (low, high) of the input of an activation beyond which its output is constant."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 import onnx_graphsurgeon as gs
@@ -10,19 +11,9 @@ Flat = tuple[float, float]
 UNBOUNDED: Flat = (-inf, inf)
 
 
-def unbounded(node: gs.Node) -> Flat:
-    """The output always follows the input."""
-    return UNBOUNDED
-
-
-def relu(node: gs.Node) -> Flat:
-    """Flat below 0."""
-    return 0.0, inf
-
-
-def hard_swish(node: gs.Node) -> Flat:
-    """Flat below -3."""
-    return -3.0, inf
+def from_input(low: float) -> Callable[[gs.Node], Flat]:
+    """Flat below a constant."""
+    return lambda node: (low, inf)
 
 
 def hard_sigmoid(node: gs.Node) -> Flat:
@@ -32,7 +23,7 @@ def hard_sigmoid(node: gs.Node) -> Flat:
 
 
 def clip(node: gs.Node) -> Flat:
-    """Flat beyond both bounds, which are attributes before opset 11; unbounded where one is computed."""
+    """Flat beyond both bounds, which are attributes before opset 11; unbounded where a bound is computed."""
     bounds = []
     for i, (name, default) in enumerate((("min", -inf), ("max", inf)), start=1):
         tensor = node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None

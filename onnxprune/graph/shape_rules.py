@@ -1,8 +1,8 @@
-"""Follow shape arithmetic: where each integer of a shape comes from.
+"""Follow shape arithmetic: the origin of each integer of a shape.
 
-Exports with dynamic axes compute shapes at run time: Shape, Gather, Mul, Concat, Reshape. A size that comes from
-Shape follows the survivors by itself; a literal joined in by Concat must be rewritten. A rule here maps the origins
-of a node's input integers to those of its output.
+Exports with dynamic axes compute shapes at run time: Shape, Gather, Mul, Concat, Reshape. A size that comes from Shape
+follows the survivors by itself; a literal that Concat joins must be rewritten. A rule here maps the sizes at the inputs
+of a node to the sizes of its output.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def cast(ctx: RuleContext) -> Sizes | None:
 
 def rounded(ctx: RuleContext) -> Sizes | None:
     """The integers rounded."""
-    # what follows channels is a whole number already, or it is pinned where it is used
+    # a number of channels is whole already, or its channels are pinned where it is used
     away = math.ceil if ctx.op == "Ceil" else math.floor
     return [replace(size, value=float(away(size.value))) for size in ctx.sizes(0) or []] or None
 
 
 def gather(ctx: RuleContext) -> Sizes | None:
-    """Those at constant positions."""
+    """The integers at constant positions."""
     sizes, index = ctx.sizes(0), ctx.const(1)
     if sizes is None or index is None or len(ctx.shape(0)) != 1:
         return None
@@ -59,7 +59,7 @@ def gather(ctx: RuleContext) -> Sizes | None:
 
 
 def slice_(ctx: RuleContext) -> Sizes | None:
-    """Those between constant bounds."""
+    """The integers between constant bounds."""
     sizes = ctx.sizes(0)
     bounds = [ctx.const(i) for i in (1, 2)] if ctx.n_inputs > 1 else [ctx.attr("starts"), ctx.attr("ends")]
     steps = ctx.const(4)
@@ -72,9 +72,7 @@ def slice_(ctx: RuleContext) -> Sizes | None:
 def concat(ctx: RuleContext) -> Sizes | None:
     """The integers of all inputs, one after the other."""
     parts = [ctx.sizes(i) for i in range(ctx.n_inputs)]
-    if any(part is None for part in parts):
-        return None
-    return [size for part in parts for size in part or []]
+    return None if None in parts else [size for part in parts for size in part or []]
 
 
 def arithmetic(ctx: RuleContext) -> Sizes | None:
@@ -104,5 +102,5 @@ def _combine(ctx: RuleContext, x: Size, y: Size) -> Size:
         value = x.value + y.value if ctx.op == "Add" else x.value - y.value
     for size in (x, y):
         if size.ids is not None:
-            ctx.pin(size.ids, f"its number goes into a {ctx.op} of shapes")
+            ctx.pin(size.ids, f"the number of channels goes into a {ctx.op} of shapes")
     return Size(value)

@@ -22,8 +22,8 @@ DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
     (256,),
     (512,),
 )
-"""Sizes to try for dynamic axes other than the batch: each list gives different sizes, multiples of what networks stride by;
-its last one is used again where it ends."""
+"""Sizes to try for dynamic axes other than the batch. A list gives each axis another size, a multiple of the usual strides;
+further axes get its last size."""
 TOLD_SHAPES = 4
 
 
@@ -37,14 +37,14 @@ def concrete_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Give every dynamic axis of the inputs a size.
 
-    An axis name that several inputs share gets one size, and that of a first axis is the batch wherever it stands.
+    Axes of one name get one size. The name of a dynamic first axis stands for the batch wherever it occurs.
 
     Args:
         proto: the model, or its header.
         batch: size of a dynamic first axis.
         known: shapes of data, for the other axes.
-        sizes: for the other axes, in turn, where there are no data.
-        states: whether all inputs but the first have only the batch for a dynamic axis, wherever it lies.
+        sizes: sizes of the other axes, in turn, where there are no data.
+        states: whether every dynamic axis of all inputs but the first is the batch.
 
     Raises:
         ModelError: an input without a rank.
@@ -76,10 +76,10 @@ def concrete_shapes(
 
 
 def workable_shapes(opened: ort.InferenceSession, proto: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return input shapes that a model runs on, with `batch` as its batch where that is dynamic.
+    """Return input shapes that a model runs on, with `batch` for a dynamic batch axis.
 
     Raises:
-        ModelError: it runs on none of the sizes that are tried.
+        ModelError: the model runs on none of the shapes that are tried.
     """
     if all(dim.dim_value > 0 for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[1:]):
         return concrete_shapes(proto, batch)
@@ -97,9 +97,9 @@ def workable_shapes(opened: ort.InferenceSession, proto: onnx.ModelProto, batch:
 def candidate_shapes(
     proto: onnx.ModelProto, batches: Sequence[int], known: Mapping[str, tuple[int, ...]] | None = None
 ) -> Iterator[tuple[int, dict[str, tuple[int, ...]]]]:
-    """Yield (batch, input shapes) to try in turn, none of them twice: every list of `DYNAMIC_SIZES` with every batch.
+    """Yield (batch, input shapes) to try in turn, each once: every list of `DYNAMIC_SIZES` with every batch.
 
-    At last the dynamic axes of all inputs but the first are taken for the batch, as the state of a recurrent network has it.
+    In the second half every dynamic axis of all inputs but the first is the batch, as in states of a recurrent network.
     """
     seen: list[dict[str, tuple[int, ...]]] = []
     for states in (False, True) if known is None else (False,):
@@ -112,7 +112,7 @@ def candidate_shapes(
 
 
 def no_shape_runs(failures: Sequence[tuple[Mapping[str, tuple[int, ...]], ModelError]]) -> ModelError:
-    """Return the error to raise when a model runs on none of the input shapes: the first one where only the batch changed."""
+    """Return the error for a model that runs on none of the input shapes: the first one where only the batch changed."""
     (_, first), tried = failures[0], [shapes for shapes, _ in failures]
     if len({tuple(shape[1:] for shape in shapes.values()) for shapes in tried}) == 1:
         return first
@@ -142,12 +142,7 @@ class InferredShapes:
 
 
 def infer_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> InferredShapes:
-    """Infer what shapes are known without running.
-
-    Args:
-        proto: a model that does not carry its large weights.
-        shapes: concrete shapes to give to inputs.
-    """
+    """Infer shapes without a run, given concrete shapes of inputs; `proto` has no large weights."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     for value in fixed.graph.input:
@@ -155,7 +150,7 @@ def infer_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
             del value.type.tensor_type.shape.dim[:]
             for size in shapes[value.name]:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
-    for value in fixed.graph.output:  # what the exporter wrote there is inferred again
+    for value in fixed.graph.output:  # drop the shapes that the exporter wrote, and infer them again
         value.type.tensor_type.ClearField("shape")
     try:
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
@@ -178,7 +173,7 @@ def observe_tensors(
     """Run the model once on seeded inputs of `shapes` and return the named tensors.
 
     Raises:
-        ModelError: it cannot be loaded or run.
+        ModelError: the model cannot be loaded or run.
     """
     wanted = list(dict.fromkeys(names))
     extended = onnx.ModelProto()

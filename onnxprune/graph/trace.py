@@ -1,4 +1,4 @@
-"""Walk a graph on channel ids and find out what belongs together."""
+"""Run the graph on channel ids: find the channels, their coupling, and the pins."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import qdq
 from onnxprune.graph.facts import Facts
 from onnxprune.graph.ids import FIXED, nothing, varying
-from onnxprune.graph.model import Model, copy_graph, is_float, params_of, tensors_of, weightless
-from onnxprune.graph.normalize import captured_names, fold_constants, fold_shapes
+from onnxprune.graph.model import Model, copy_graph, inferred, is_float, params_of, tensors_of, weightless
+from onnxprune.graph.normalize import fold_constants, fold_shapes
 from onnxprune.graph.operators import OperatorSpec, spec_of
 from onnxprune.graph.rule_context import RuleContext, TraceState
 from onnxprune.graph.shapes import (
@@ -36,10 +36,10 @@ BATCH = 13
 RUN_BATCHES = (3, 2, 1)
 """Sizes to try when the model has to be run to learn its shapes."""
 OBSERVED_ELEMENTS = 4096
-"""Integer tensors up to this size are looked at, should a rule want the value of an input computed at run time."""
+"""Largest integer tensor whose values are observed in a run, for rules that read an input computed at run time."""
 MAX_REPORTED = 3
 WHOLE_FROM = {"positions": math.inf, "whole": 1, "many": 8}
-"""Number of groups of a convolution from which whole groups are deleted, by option; narrower groups save no time."""
+"""Number of groups of a convolution from which whole groups are deleted, by `--grouped`; narrower groups save no time."""
 
 
 def trace(
@@ -55,38 +55,37 @@ def trace(
 
     Args:
         model: a loaded model.
-        ignore: glob patterns; the channels of layers whose name, weight or group matches are pinned.
-        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `many`: whole ones
-            where there are many.
+        ignore: glob patterns; channels written by layers with a matching name or weight are pinned.
+        input_shapes: shapes of the data, for dynamic axes other than the batch.
+        grouped: whether grouped convolutions lose `positions` of every group or `whole` groups; `many`: whole groups
+            from 8 groups on.
         heads: whether attention loses `whole` heads, or `width` of every head.
-        norms: whether to `keep` channels that a normalization runs over, or that they may be `cut`, which takes repair.
-        input_shapes: shapes that the data have, for dynamic axes other than the batch.
+        norms: whether channels that a normalization runs over are pinned (`keep`), or prunable with repair (`cut`).
 
     Raises:
-        ModelError: its shapes can neither be inferred nor observed by running it.
+        ModelError: the shapes can neither be inferred nor observed in a run of the model.
         OptionError: a pattern in `ignore` matches nothing.
     """
-    labels = node_labels(model.graph)
-    ops = tuple(node.op for node in model.graph.nodes)
+    graph = model.graph
+    labels = node_labels(graph)
     known = _shapes(model, input_shapes)
-    facts = Facts()
-    captured = {name for node in model.graph.nodes for name in captured_names(node)}
     state = TraceState(
-        model.graph,
+        graph,
         model.opset,
-        facts,
+        Facts(),
         known.tensors,
         known.integers,
-        stored=qdq.stored_weights(model.graph, captured),
+        stored=qdq.stored_weights(graph),
         whole_from=WHOLE_FROM[grouped],
         head_width=heads == "width",
         cut_norms=norms == "cut",
     )
     _walk(state)
-    _pin_ignored(facts, model.graph, labels, ignore)
-    found, lookup = facts.resolve(labels, ops)
+    _pin_ignored(state.facts, graph, labels, ignore)
+    found, lookup = state.facts.resolve(labels, tuple(node.op for node in graph.nodes))
     works = tuple(replace(work, positions=work.positions // known.batch) for work in found.works)
-    params = params_of(model.graph)
+    params = params_of(graph)
+    axes = {name: varying(ids) for name, ids in state.ids.items()}
     return replace(
         found,
         works=works,
@@ -94,52 +93,42 @@ def trace(
         input_shapes=known.inputs,
         batch=known.batch,
         per_tensor_params=params,
-        per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(model.graph))),
-        weight_sizes={(w.node, w.input): params.get(model.graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
-        carried=_carried(state.ids, lookup),
+        per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(graph))),
+        weight_sizes={(w.node, w.input): params.get(graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
+        carried={name: (on[0], lookup[state.ids[name].reshape(-1)]) for name, on in axes.items() if len(on) == 1},
     )
 
 
-def _carried(ids: Mapping[str, IntArray], lookup: IntArray) -> dict[str, tuple[int, IntArray]]:
-    """Return the axis that holds channels, and the channels there, of every tensor that has just one such axis."""
-    axes = {name: varying(array) for name, array in ids.items() if array.size > 1}
-    return {name: (on[0], lookup[ids[name].reshape(-1)]) for name, on in axes.items() if len(on) == 1}
-
-
 def node_labels(graph: gs.Graph) -> tuple[str, ...]:
-    """Return a unique name per node: its own, else its operator and first output."""
-    seen: set[str] = set()
-    labels = []
+    """Return a unique label per node: the name of the node, else operator and first output."""
+    labels: dict[str, None] = {}
     for n, node in enumerate(graph.nodes):
         label = node.name or f"{node.op}_{node.outputs[0].name if node.outputs else n}"
-        if label in seen:
-            label = f"{label}@{n}"
-        seen.add(label)
-        labels.append(label)
+        labels[label if label not in labels else f"{label}@{n}"] = None
     return tuple(labels)
 
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What is known of the tensors when every dynamic axis has a size."""
+    """Shapes of inputs and tensors where every dynamic axis has a size, and small integer tensors computed at run time."""
 
     batch: int
     inputs: dict[str, tuple[int, ...]]
     tensors: dict[str, tuple[int, ...]]
-    integers: dict[str, np.ndarray[Any, Any]]  # values of small integer tensors computed at run time
+    integers: dict[str, np.ndarray[Any, Any]]
 
 
 def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shapes:
     """Infer all shapes, or run the model where inference leaves a gap or where shapes are computed at run time."""
     light = weightless(model)
     dynamic = has_dynamic_batch(model.header)
-    # inference does not notice when the sizes of several inputs don't fit each other
+    # inference misses that the sizes of several inputs contradict each other
     plain, other = (concrete_shapes(model.header, 1, known=known, states=states) for states in (False, True))
     must_run = known is None and plain != other
     failures = []
     for batch, inputs in candidate_shapes(model.header, (BATCH, *RUN_BATCHES) if dynamic else (1,), known):
-        inferred = infer_shapes(light, inputs)
-        shapes, types = inferred.full, inferred.types
+        found = infer_shapes(light, inputs)
+        shapes, types = found.full, found.types
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
         outputs = [t for node in model.graph.nodes for t in node.outputs if t.name]
         wanted = [t.name for t in outputs if t.name not in shapes]
@@ -167,19 +156,15 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
 def _computed(
     model: Model, inputs: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray[Any, Any]]]:
-    """Compute shape arithmetic for inputs of these shapes, without running the network.
-
-    Returns:
-        Shapes by tensor, and the integers that it comes to.
-    """
+    """Compute shape arithmetic for inputs of these shapes without a run; return shapes and integer values by tensor."""
     graph = copy_graph(model.graph)
     concrete = replace(model, graph=graph)
     shapes: dict[str, tuple[int, ...]] = {}
     found: dict[str, np.ndarray[Any, Any]] = {}
     while True:
-        inferred = infer_shapes(weightless(concrete), inputs)
-        shapes |= inferred.full
-        if not fold_shapes(graph, inferred.partial):
+        known = inferred(concrete, inputs)
+        shapes |= known.full
+        if not fold_shapes(graph, known.partial):
             break
         fold_constants(graph, str(model.path), found)
     found |= {t.name: t.values for _, _, t in tensors_of(graph) if not is_float(t)}
@@ -189,7 +174,7 @@ def _computed(
 
 
 def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:
-    """Tell whether a tensor may hold shapes; `kind` is an ONNX element type or a value."""
+    """Tell whether a tensor can hold a shape; `kind` is an ONNX element type or a value."""
     if isinstance(kind, np.ndarray):
         return kind.dtype.kind == "i" and kind.size <= OBSERVED_ELEMENTS
     integer = kind in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -202,18 +187,19 @@ def _walk(state: TraceState) -> None:
         state.ids[tensor.name] = nothing(len(state.shapes[tensor.name]))
     for n, node in enumerate(state.graph.nodes):
         if node.outputs and node.outputs[0].name in state.stored:
-            continue  # the reader takes what it gives for a constant
+            continue  # a constant to the reader
         ctx, spec = RuleContext(state, n), spec_of(node)
-        for name in captured_names(node):
+        operator = node.op if node.domain in qdq.STANDARD else f"{node.domain}.{node.op}"
+        for name in qdq.captured_names(node):
             if name in state.ids:
-                ctx.pin(state.ids[name], f"the body of this {node.op} uses it")
-            _pin_sizes(ctx, name, f"the body of this {node.op} uses its number")
-        if _follow_sizes(state, ctx, spec, node):
+                ctx.pin(state.ids[name], f"the body of this {node.op} uses the channel")
+            _pin_sizes(ctx, name, f"the body of this {node.op} uses the number of channels")
+        if _follow_sizes(ctx, spec, node, operator):
             outputs: Sequence[IntArray] = ctx.nothing()
         elif spec.rule is not None and (spec.constant_first or ctx.ids(0) is not None):
             outputs = spec.rule(ctx)
         else:
-            outputs = ctx.refuse(f"there is no rule for {_operator(node)}", range(ctx.n_inputs))
+            outputs = ctx.refuse(f"there is no rule for {operator}", range(ctx.n_inputs))
         for tensor, ids in zip(node.outputs, outputs, strict=False):
             if tensor.name:
                 state.ids[tensor.name] = ids
@@ -221,16 +207,17 @@ def _walk(state: TraceState) -> None:
     _pin_outputs(state)
 
 
-def _follow_sizes(state: TraceState, ctx: RuleContext, spec: OperatorSpec, node: gs.Node) -> bool:
-    """Follow shape arithmetic through a node; return whether that is all there is to it."""
-    sources = {i: tensor.name for i, tensor in enumerate(node.inputs) if tensor.name in state.sizes}
+def _follow_sizes(ctx: RuleContext, spec: OperatorSpec, node: gs.Node, operator: str) -> bool:
+    """Follow shape arithmetic through a node; return whether the node computes nothing else."""
+    sizes = ctx.state.sizes
+    sources = {i: tensor.name for i, tensor in enumerate(node.inputs) if tensor.name in sizes}
     found = spec.shape_rule(ctx) if spec.shape_rule is not None and (sources or node.op == "Shape") else None
     if found is not None and len(found) == math.prod(ctx.out_shape()):
-        state.sizes[node.outputs[0].name] = found
+        sizes[node.outputs[0].name] = found
         return True
     for i, name in sources.items():
-        if i != spec.target_shape:  # its rule looks at a target shape
-            _pin_sizes(ctx, name, f"{_operator(node)} computes with its number")
+        if i != spec.target_shape:  # the rule compares a target shape with the ids
+            _pin_sizes(ctx, name, f"{operator} computes with the number of channels")
     return False
 
 
@@ -246,16 +233,12 @@ def _pin_outputs(state: TraceState) -> None:
     for tensor in state.graph.outputs:
         if tensor.name in producers:
             ctx = RuleContext(state, producers[tensor.name])
-            _pin_sizes(ctx, tensor.name, f"its number is the model's output {tensor.name}")
-            ctx.pin(state.ids[tensor.name], f"it is the model's output {tensor.name}")
-
-
-def _operator(node: gs.Node) -> str:
-    return node.op if node.domain in qdq.STANDARD else f"{node.domain}.{node.op}"
+            _pin_sizes(ctx, tensor.name, f"the number of channels is the model output {tensor.name}")
+            ctx.pin(state.ids[tensor.name], f"the channel is in the model output {tensor.name}")
 
 
 def matching(graph: gs.Graph, labels: Sequence[str], pattern: str) -> set[int]:
-    """Return the numbers of the nodes whose label, or a constant of which, has a name that a glob pattern matches."""
+    """Return the numbers of the nodes with a label, or with the name of a constant input, that matches a glob pattern."""
     return {
         n
         for n, node in enumerate(graph.nodes)
@@ -271,7 +254,7 @@ def _pin_ignored(facts: Facts, graph: gs.Graph, labels: Sequence[str], patterns:
             some = ", ".join(labels[n] for n in facts.block_nodes[:MAX_REPORTED])
             raise OptionError(
                 f"--ignore {pattern!r} matches no layer",
-                why="it is compared with node names and weight names",
+                why="the pattern is compared with node names and weight names",
                 hint=f"names look like {some}; `onnxprune inspect` lists them all",
             )
         for raw in list(facts.slices):

@@ -1,8 +1,8 @@
-"""Importances from gradients: what the loss says of a mask on each channel.
+"""Importances from gradients: derivatives of the loss with respect to a mask on each channel.
 
-Every channel c gets a factor m_c on all that reads it, so that m_c = 1 is the model as it is, and m_c = 0 is the model with the channel
-deleted (see `onnxprune.surgery.channels`). Let L_n be the loss of sample n, g_nc = dL_n/dm_c, summed over all readers, positions and
-filters of the channel *before* anything is squared, so that coupled layers count as the one unit that they are. The methods are
+Every channel c gets a factor m_c on all weights that read it: m_c = 1 is the model itself, and m_c = 0 is the model without the channel
+(see `onnxprune.surgery.channels`). L_n is the loss of sample n, and g_nc = dL_n/dm_c, summed over all readers, positions and filters of
+the channel *before* anything is squared, so that coupled layers count as one unit. The methods are
 
     taylor    E_n |g_nc|            first order: Molchanov et al., 2017, "Pruning Convolutional Neural Networks for Resource Efficient
                                     Inference", eq. 8; for groups Molchanov et al., 2019, "Importance Estimation for Neural Network
@@ -14,17 +14,17 @@ filters of the channel *before* anything is squared, so that coupled layers coun
                                     2007, "An estimator for the diagonal of a matrix"; for pruning, by traces of weights: Yu et al., 2022,
                                     "Hessian-Aware Pruning and Optimal Neural Implant", eq. 5. Each sample has a v of its own.
 
-The loss. `taylor` takes the cross-entropy with the labels, or without any with the class that the model gives itself. The other two ask
-how far the output moves from what it is, in the units of `onnxprune.metrics.outputs.output_divergence`: of that loss the gradient is 0 and the
-expansion to second order H/2, so that a score is an estimate of the divergence that the loss of one channel brings, in nats for a
-classifier. Its Hessian at the model itself is J' A A' J, with J the derivative of the output and A A' the Hessian of the loss there:
-A = diag(sqrt p) (1 - sqrt p sqrt p') per sample for a classifier. `fisher` draws a vector r of random signs, and g is the
-derivative of (A r)' z: that is unbiased, as are labels drawn from the model's own distribution, but less noisy where it is sure of
-itself. `fisher` and `hessian` then estimate one and the same number, by noise at the output and at the channels; the former needs
-less work and fewer draws. Labels have no say in it: the Hessian of a cross-entropy does not depend on them in a network of ReLUs.
+The loss. `taylor` takes the cross-entropy with the labels, or, without labels, with the most likely class of the model. The loss of the
+other two is the divergence from the model's own output, in the units of `onnxprune.metrics.outputs.output_divergence`. The gradient of
+that loss is 0 and its expansion to second order is H/2, so that a score estimates the divergence after one channel is deleted, in nats
+for a classifier. The Hessian at the model itself is J' A A' J, where J is the derivative of the output and A A' the Hessian of the loss
+there: A = diag(sqrt p) (1 - sqrt p sqrt p') per sample for a classifier. `fisher` draws a vector r of random signs, and g is the
+derivative of (A r)' z. This is unbiased, as are labels drawn from the distribution of the model, but less noisy where the model is
+certain. `fisher` and `hessian` estimate the same number, by noise at the output and by noise at the channels; `fisher` needs less work
+and fewer draws. Labels are not used: the Hessian of a cross-entropy does not depend on them in a network of ReLUs.
 
-An output that is no classifier's counts by its squared error as a share of its variance; `taylor` then takes g as `fisher` does.
-All scores are in the units of the loss, over the whole network: they are compared between layers as they are.
+Outputs without class scores count by their squared error as a share of their variance; `taylor` then takes g as `fisher` does.
+All scores are in the units of the loss, over the whole network, so that scores of different layers can be compared.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import has_dynamic_batch
+from onnxprune.importance.weights import ScoringInputs
 from onnxprune.runtime.session import Feeds
 from onnxprune.torch_backend.batches import tensors
 from onnxprune.torch_backend.executor import Executor
@@ -49,15 +50,14 @@ from onnxprune.torch_backend.losses import LEAST, are_probabilities
 from onnxprune.torch_backend.losses import scores as classes
 from onnxprune.types import FloatArray, IntArray, Trace
 
-METHODS = ("taylor", "fisher", "hessian")
 DRAWS = {"taylor": 1, "fisher": 4, "hessian": 16}
 """Random vectors per sample."""
 HELD = {"taylor": 3, "fisher": 3, "hessian": 9}
-"""What torch holds while it differentiates, in sizes of all activations of a batch; about."""
+"""Memory of torch while it differentiates, about, in sizes of all activations of a batch."""
 LEAST_DIRECTIONS, DIRECTIONS = 4, 32
-"""Random vectors, of all samples together, for changes of weights; fewer where they would take too much memory."""
+"""Range of the number of random vectors, for all samples together, that changes of weights are judged by; memory decides."""
 TINY = 1e-12
-"""Of a weight below which its gradient is not known from that of its mask."""
+"""Magnitude of a weight below which its gradient cannot be computed from the gradient of its mask."""
 Array = np.ndarray[Any, Any]
 Chunk = tuple[Feeds, Array | None]
 Progress = Callable[[float], None]
@@ -65,10 +65,10 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Site:
-    """Where a mask goes: input `input` of node `node`, which has `rank` axes, and holds `channels` (-1: no mask) along `axis`.
+    """Place of a mask: input `input` of node `node`, which has `rank` axes, and holds `channels` (-1: no mask) along `axis`.
 
-    Each sample has a mask of its own over the `rows` indices of the first axis that belong to it; 0: all samples share one, since it
-    lies on a weight, or on an activation whose first axis is not that of the samples.
+    Each sample has its own mask over `rows` indices of the first axis; 0: all samples share one mask, because it lies on a weight, or on
+    an activation whose first axis does not hold the samples.
     """
 
     node: int
@@ -80,29 +80,31 @@ class Site:
 
 
 def sites(model: Model, trace: Trace) -> list[Site]:
-    """Return where masks have to be so that a mask of 0 is what deletion is.
+    """Return the places of masks at which a mask of 0 equals deletion.
 
-    They go on the activation that a weight reads, so that each sample can have its own; where it is not known which axis of that
-    holds the channels, on the weight. Sums over channels without a weight are masked as well. Other statistics run over what is left
-    after a deletion, which no factor expresses: what reads the channel behind them is masked, and repair sees to the rest.
+    A mask lies on the activation that a weight reads, so that each sample can have its own; where the channel axis of the activation is
+    not known, on the weight. Sums over channels without a weight are masked as well. No factor expresses other statistics, which run
+    over the channels left after a deletion: their readers are masked, and repair corrects the rest.
     """
     found: dict[tuple[int, int, int], Site] = {}
+    batch = _traced_batch(trace)
 
-    def add(node: int, i: int, axis: int, channels: IntArray, shape: Sequence[int], rows: int) -> None:
+    def add(node: int, i: int, axis: int, channels: IntArray, rank: int, rows: int) -> None:
         old = found.get((node, i, axis))
         channels = channels if old is None else np.where(old.channels >= 0, old.channels, channels)
-        found[node, i, axis] = Site(node, i, axis, channels, len(shape), rows)
+        found[node, i, axis] = Site(node, i, axis, channels, rank, rows)
 
     def on_activation(node: int, i: int, axis: int, channels: IntArray) -> None:
         shape = trace.shapes[model.graph.nodes[node].inputs[i].name]
-        add(node, i, axis, channels, shape, _rows_per_sample(trace, shape, axis))
+        led = axis != 0 and shape[0] % batch == 0 and (batch > 1 or shape[0] == 1)
+        add(node, i, axis, channels, len(shape), shape[0] // batch if led else 0)
 
     for fact in trace.slices:
         if fact.role != "reads":
             continue
         read = np.unique(fact.channels[fact.channels >= 0])
         node, weight = model.graph.nodes[fact.layer], fact.input
-        if fact.layer != fact.node:  # a node of its own dequantises the weight
+        if fact.layer != fact.node:  # a separate node dequantizes the weight
             name = model.graph.nodes[fact.node].outputs[0].name
             weight = next(i for i, tensor in enumerate(node.inputs) if tensor.name == name)
         carried = ((i, *trace.carried[x.name]) for i, x in enumerate(node.inputs) if x.name in trace.carried)
@@ -112,17 +114,11 @@ def sites(model: Model, trace: Trace) -> list[Site]:
             on_activation(fact.layer, i, axis, np.where(np.isin(ids, read), ids, -1))
         else:
             stored = model.graph.nodes[fact.node].inputs[fact.input]
-            add(fact.layer, weight, fact.axis, fact.channels, stored.shape, 0)
+            add(fact.layer, weight, fact.axis, fact.channels, len(stored.shape), 0)
     for summed in trace.summed:
         if summed.statistic == "sum":
             on_activation(summed.node, summed.input, summed.axis, summed.channels)
     return list(found.values())
-
-
-def _rows_per_sample(trace: Trace, shape: Sequence[int], axis: int) -> int:
-    batch = _traced_batch(trace)
-    led = axis != 0 and shape[0] % batch == 0 and (batch > 1 or shape[0] == 1)
-    return shape[0] // batch if led else 0
 
 
 def _traced_batch(trace: Trace) -> int:
@@ -130,43 +126,26 @@ def _traced_batch(trace: Trace) -> int:
     return shape[0] if shape else 1
 
 
-def scores(
-    model: Model,
-    trace: Trace,
-    calibration: Calibration,
-    method: str,
-    *,
-    memory: float = 1e9,
-    seed: int = 0,
-    draws: int | None = None,
-    progress: Progress | None = None,
-) -> FloatArray:
-    """Return the importance of every channel, (n_channels,), in units of the loss; exactly 0 where no output listens to it.
+def scores(inputs: ScoringInputs, draws: int | None = None) -> FloatArray:
+    """Return the importance of every channel, (n_channels,), in units of the loss; exactly 0 where no output depends on it.
 
-    Args:
-        model: the traced model.
-        trace: its facts.
-        calibration: the samples, without augmentation; `taylor` takes their labels where there are any.
-        method: one of `METHODS`.
-        memory: bytes for what torch holds of a batch, about; one sample goes at least.
-        seed: for all that is drawn.
-        draws: random vectors per sample; None: `DRAWS`.
-        progress: called with the share that is done.
+    `taylor` uses the labels of the samples, if any. A batch takes about `inputs.workspace.memory` bytes in torch, and has at least one
+    sample; `draws` is the number of random vectors per sample (None: `DRAWS`).
 
     Raises:
-        DataError: a label out of range.
-        ModelError: an operator that torch does not know, or a gradient that is not finite.
-        OptionError: nothing changes any output.
+        DataError: a label is out of range.
+        ModelError: training does not support an operator, or a gradient is not finite.
+        OptionError: no channel changes any output.
     """
-    executor = Executor(model, trained=False)
-    masked = _Masked(executor, sites(model, trace), trace.n_channels)
-    size = _samples_at_once(model, trace, masked, memory / HELD[method])
-    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(seed))
+    assert inputs.workspace is not None
+    trace, method, calibration = inputs.trace, inputs.method, inputs.workspace.calibration
+    masked = _Masked(inputs.model, trace)
+    size = masked.samples_at_once(inputs.workspace.memory / HELD[method])
+    loss = _Loss(masked.executor, _chunks(calibration, size), inputs.seed)
     draws = draws or DRAWS[method]
     total = np.zeros(trace.n_channels)
     seen = 0
     for feeds, labels in _chunks(calibration, size):
-        count = _count(feeds)
         outputs, masks = masked.run(feeds)
         if method == "taylor":
             total += masked.gradient(loss.first_order(outputs, labels), masks).abs().sum(0).numpy()
@@ -176,20 +155,20 @@ def scores(
                 total += gradient.square().sum(0).numpy() / (2 * draws)
         else:
             total += masked.curvature(loss.divergence(outputs), masks, draws, loss.generator).numpy() / 2
-        seen += count
+        seen += _count(feeds)
         if not np.isfinite(total).all():
             raise ModelError(
                 f"--importance {method} finds gradients that are not finite",
-                where=f"samples {seen - count} to {seen - 1} of {calibration.data.name}",
+                where=f"samples {seen - _count(feeds)} to {seen - 1} of {calibration.data.name}",
                 why="an operator has no finite derivative there, or an output is not finite",
                 hint="use --importance obs, which needs no gradients",
             )
-        if progress:
-            progress(min(1.0, seen / len(calibration.data)))
+        if inputs.progress:
+            inputs.progress(min(1.0, seen / len(calibration.data)))
     if trace.n_channels and not total.any():
         raise OptionError(
             f"--importance {method} finds nothing to rank",
-            why="no gradient reaches any channel: the outputs do not change with them, or an operator in between has none",
+            why="no gradient reaches any channel: the outputs do not depend on them, or an operator in between has no gradient",
             hint="use --importance obs, which needs no gradients",
         )
     return np.maximum(total / max(1, seen), 0)  # the true diagonal is nowhere negative, its estimate may be
@@ -206,59 +185,39 @@ def of_weights(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[dict[int, Array], int]:
-    """Return random directions in which the loss changes with the weights of layers, for changes of any pattern: see `of_change`.
+    """Return random directions of the weights of layers, from which `of_change` estimates the loss after any change.
 
-    The signs of `_Loss.noise` are drawn for each sample by itself, so that gradients may be summed over the samples before anything is
-    squared: what lies between two of them vanishes in the mean.
-
-    Args:
-        model: the traced model.
-        trace: its facts.
-        calibration: the samples, without augmentation; `taylor` takes their labels where there are any.
-        method: one of `METHODS`; `hessian` is what `fisher` is, as both estimate one number.
-        weights: the input of each node that takes its weight.
-        memory: bytes for what torch holds of a batch, and for what is returned.
-        seed: for all that is drawn.
-        progress: called with the share that is done.
-
-    Returns:
-        By node (draws, *weight), and the number of samples.
+    `_Loss.noise` draws signs for each sample, so that gradients may be summed over the samples before they are squared: the products of
+    different samples have mean 0. `hessian` equals `fisher` here. `weights` maps each node to the input that holds its weight. Returns
+    (draws, *weight) by node, and the number of samples.
     """
-    executor = Executor(model, trained=False)
     stored = {n: model.graph.nodes[n].inputs[i].values for n, i in weights.items()}
-    places = [Site(n, i, 0, np.zeros(0, dtype=np.int64), stored[n].ndim, 0) for n, i in weights.items()]
-    size = _samples_at_once(
-        model, trace, _Masked(executor, sites(model, trace), trace.n_channels), memory / 2 / HELD[method]
-    )
-    loss = _Loss(executor, _chunks(calibration, size), torch.Generator().manual_seed(seed))
+    masked = _Masked(model, trace)
+    size = masked.samples_at_once(memory / 2 / HELD[method])
+    loss = _Loss(masked.executor, _chunks(calibration, size), seed)
     elements = sum(value.size for value in stored.values())
     draws = 1 if method == "taylor" else int(np.clip(memory / 2 / (4 * max(1, elements)), LEAST_DIRECTIONS, DIRECTIONS))
     total = {n: np.zeros((draws, *value.shape), dtype=np.float32) for n, value in stored.items()}
     seen = 0
     for feeds, labels in _chunks(calibration, size):
-        masks = [torch.ones(stored[site.node].shape, requires_grad=True) for site in places]
-        outputs = executor(
-            tensors(feeds), masks={(s.node, s.input): mask for s, mask in zip(places, masks, strict=True)}
-        )
+        masks = {key: torch.ones(stored[key[0]].shape, requires_grad=True) for key in weights.items()}
+        outputs = masked.executor(tensors(feeds), masks=masks)
         for draw in range(draws):
             value = loss.first_order(outputs, labels) if method == "taylor" else loss.noise(outputs)
-            for site, gradient in zip(places, _grad(value, masks, again=draw < draws - 1), strict=True):
-                total[site.node][draw] += gradient.numpy()
+            for n, gradient in zip(weights, _grad(value, list(masks.values()), again=draw < draws - 1), strict=True):
+                total[n][draw] += gradient.numpy()
         seen += _count(feeds)
         if progress:
             progress(min(1.0, seen / len(calibration.data)))
-    for n, value in stored.items():  # of the mask is that of the weight times the weight
+    for n, value in stored.items():  # the gradient of a mask is the gradient of the weight times the weight
         total[n] = np.divide(total[n], value, out=np.zeros_like(total[n]), where=np.abs(value) > TINY)
     return total, seen
 
 
 def of_change(directions: Array, change: Array, samples: int) -> float:
-    """Return what the loss of a sample is expected to rise by when a weight changes.
+    """Return the expected rise of the loss per sample after `change` is added to a weight.
 
-    Args:
-        directions: (draws, *weight) of `of_weights`; of one draw, first order.
-        change: to add to the weight.
-        samples: that were seen.
+    `directions` are (draws, *weight) of `of_weights` over `samples` samples; one draw gives a first-order estimate.
     """
     along = np.tensordot(directions.astype(np.float64), change, axes=change.ndim)
     if len(directions) == 1:
@@ -267,26 +226,40 @@ def of_change(directions: Array, change: Array, samples: int) -> float:
 
 
 class _Masked:
-    """A model with masks of its channels, and derivatives with respect to them."""
+    """A model with masks on its channels, and derivatives with respect to the masks."""
 
-    def __init__(self, executor: Executor, places: Sequence[Site], n_channels: int) -> None:
-        self.executor, self.places, self.n_channels = executor, places, n_channels
-        self.apart = all(site.rows for site in places)
-        """Whether each sample of a batch has masks of its own; else a batch is one unit."""
-        self.index = [torch.from_numpy(np.where(site.channels < 0, n_channels, site.channels)) for site in places]
+    def __init__(self, model: Model, trace: Trace) -> None:
+        self.executor, self.trace, self.n_channels = Executor(model, trained=False), trace, trace.n_channels
+        self.places = sites(model, trace)
+        self.apart = all(site.rows for site in self.places)
+        """Whether each sample of a batch has its own masks; else a batch is one unit."""
+        channels = (np.where(site.channels < 0, self.n_channels, site.channels) for site in self.places)
+        self.index = [torch.from_numpy(each) for each in channels]
+
+    def samples_at_once(self, memory: float) -> int:
+        """Return the number of samples whose activations fit into `memory` bytes; 1 where samples cannot have their own masks."""
+        model, trace = self.executor.model, self.trace
+        if not has_dynamic_batch(model.header):
+            return next(iter(trace.input_shapes.values()))[0]
+        names = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name in trace.shapes}
+        bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / _traced_batch(trace)
+        return max(1, int(memory / max(1.0, bytes_each))) if self.apart else 1
 
     def run(self, feeds: Feeds) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Return the outputs, and the masks that they depend on."""
+        """Return the outputs, and the masks that the outputs depend on."""
         count = _count(feeds)
-        masks = [torch.ones(_shape(site, count), requires_grad=True) for site in self.places]
+        masks: list[Tensor] = []
         by_input: dict[tuple[int, int], Tensor] = {}
-        for site, mask in zip(self.places, masks, strict=True):
+        for site in self.places:
+            shape = [max(1, site.rows * count)] + [1] * (site.rank - 1)
+            shape[site.axis] = site.channels.size
+            masks.append(torch.ones(shape, requires_grad=True))
             key = site.node, site.input
-            by_input[key] = by_input[key] * mask if key in by_input else mask
+            by_input[key] = by_input[key] * masks[-1] if key in by_input else masks[-1]
         return self.executor(tensors(feeds), masks=by_input), masks
 
     def gradient(self, loss: Tensor, masks: list[Tensor], *, again: bool = False) -> Tensor:
-        """Return the derivative of a loss, (units, n_channels); `again`: whether more is to be taken of the same outputs."""
+        """Return the derivative of a loss, (units, n_channels); `again` keeps the graph for another derivative."""
         return self._per_channel(_grad(loss, masks, again=again), masks)
 
     def curvature(self, loss: Tensor, masks: list[Tensor], draws: int, generator: torch.Generator) -> Tensor:
@@ -310,7 +283,7 @@ class _Masked:
         return masks[0].shape[0] // self.places[0].rows if self.apart and masks else 1
 
     def _per_channel(self, gradients: Sequence[Tensor], masks: list[Tensor]) -> Tensor:
-        """Add up the derivatives of all masks of a channel."""
+        """Sum the derivatives of all masks of each channel, (units, n_channels)."""
         units = self._units(masks)
         total = torch.zeros(units, self.n_channels + 1, dtype=torch.float64)
         for g, index in zip(gradients, self.index, strict=True):
@@ -319,11 +292,11 @@ class _Masked:
 
 
 class _Loss:
-    """What is differentiated; see the head of the module."""
+    """The losses that are differentiated; see the docstring of the module."""
 
-    def __init__(self, executor: Executor, chunks: Iterable[Chunk], generator: torch.Generator) -> None:
+    def __init__(self, executor: Executor, chunks: Iterable[Chunk], seed: int) -> None:
         self.names = [value.name for value in executor.model.graph.outputs]
-        self.generator = generator
+        self.generator = torch.Generator().manual_seed(seed)
         self.classifier: str | None = None
         self.probabilities = False
         sums: dict[str, Array] = {}
@@ -345,7 +318,7 @@ class _Loss:
             name: samples / (n * max(square / n - (mean / n) ** 2, 1e-30) * len(sums))
             for name, (n, mean, square) in sums.items()
         }
-        """For other outputs than those of a classifier: what an element's squared error counts, by name."""
+        """Weight of the squared error of one element, by output; for models without class scores."""
 
     def first_order(self, outputs: dict[str, Tensor], labels: Array | None) -> Tensor:
         """Return the cross-entropy with the labels, or with the most likely class; summed over the samples."""
@@ -376,7 +349,7 @@ class _Loss:
         return total
 
     def divergence(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Return how far the outputs are from what they are: 0, but for a constant, as is its gradient; summed over the samples."""
+        """Return the divergence from the same outputs, up to a constant, summed over the samples: only its curvature is not 0."""
         if self.classifier is not None:
             log_p = self._log_probabilities(outputs)
             return -(log_p.detach().exp() * log_p).sum()
@@ -397,13 +370,9 @@ class _Loss:
 
 
 def _grad(loss: Tensor, masks: list[Tensor], *, again: bool = False, twice: bool = False) -> Sequence[Tensor]:
-    """Return the derivative with respect to each mask, 0 for those that the loss does not depend on.
+    """Return the derivative with respect to each mask, 0 where the loss does not depend on a mask.
 
-    Args:
-        loss: what is differentiated.
-        masks: with respect to these.
-        again: whether more is to be taken of the same outputs.
-        twice: whether the result is to be differentiated.
+    `again` keeps the graph for another derivative, `twice` makes the result differentiable.
     """
     if not loss.requires_grad:
         return [torch.zeros_like(mask) for mask in masks]
@@ -413,14 +382,8 @@ def _grad(loss: Tensor, masks: list[Tensor], *, again: bool = False, twice: bool
     return found
 
 
-def _shape(site: Site, count: int) -> list[int]:
-    shape = [max(1, site.rows * count)] + [1] * (site.rank - 1)
-    shape[site.axis] = site.channels.size
-    return shape
-
-
 def _chunks(calibration: Calibration, size: int) -> Iterator[Chunk]:
-    """Yield the samples, at most so many at a time, and their labels."""
+    """Yield batches of at most `size` samples, and their labels."""
     start = 0
     for feeds in calibration:
         count = _count(feeds)
@@ -429,15 +392,6 @@ def _chunks(calibration: Calibration, size: int) -> Iterator[Chunk]:
             labels = None if calibration.data.labels is None else calibration.data.labels[start + at : start + stop]
             yield {name: x[at:stop] for name, x in feeds.items()}, labels
         start += count
-
-
-def _samples_at_once(model: Model, trace: Trace, masked: _Masked, memory: float) -> int:
-    """Return how many samples fit, given the bytes for their activations; one where they cannot have masks of their own."""
-    if not has_dynamic_batch(model.header):
-        return next(iter(trace.input_shapes.values()))[0]
-    names = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name in trace.shapes}
-    bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / _traced_batch(trace)
-    return max(1, int(memory / max(1.0, bytes_each))) if masked.apart else 1
 
 
 def _count(feeds: Feeds) -> int:

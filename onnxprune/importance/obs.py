@@ -25,6 +25,7 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import Reader, readers_of
+from onnxprune.importance.weights import ScoringInputs
 from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]
@@ -264,6 +265,12 @@ def activation_scores(model: Model, trace: Trace, workspace: Workspace, kind: st
         if mean > 0:
             raw[group.channels] /= mean
     return raw
+
+
+def activation(inputs: ScoringInputs) -> FloatArray:
+    """Return the scores of `activation` or `apoz`; see `activation_scores`."""
+    assert inputs.workspace is not None
+    return activation_scores(inputs.model, inputs.trace, inputs.workspace, inputs.method)
 
 
 class _Part:

@@ -1,20 +1,22 @@
-"""One importance per channel: how much the network would miss it.
+"""Importances of the weights alone.
 
-Every method here looks at the weights alone. A channel is scored over *all* members of its group: the filters that write it and
-the weight slices that read it. Scores are divided by the mean of their group, so that groups can be compared.
+A channel is scored over *all* members of its group: the filters that write it and the weight slices that read it. Scores are divided by
+the mean of their group, so that groups can be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import values_at
+from onnxprune.importance.methods import METHODS
 from onnxprune.types import BoolArray, FloatArray, Slice, Trace
 
 FloatTensor = np.ndarray[Any, Any]
@@ -23,41 +25,58 @@ CHUNK = 2**24
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a method may look at. `alive` is `keep` with True at its end, for ids of -1."""
+class ScoringInputs:
+    """What the function of a method may look at.
 
+    Attributes:
+        method: name of the method.
+        model, trace: the traced model.
+        keep: (n_channels,) channels that are left.
+        seed: seed of everything random.
+        workspace: calibration samples without augmentation, store and memory; None for methods of the weights alone.
+        progress: called with the share that is done.
+    """
+
+    method: str
     model: Model
     trace: Trace
     keep: BoolArray
-    alive: BoolArray
     seed: int
+    workspace: Workspace | None = None
+    progress: Callable[[float], None] | None = None
 
-
-Method = Callable[[Context], FloatArray]
+    def weights(self, *roles: str) -> Iterator[tuple[Slice, FloatTensor]]:
+        """Yield each slice with one of these roles, and its weight: the axis of the slice in front, the others without deleted channels."""
+        alive = np.append(self.keep, True)  # an id of -1 is never deleted
+        others = self.trace.slices_by_use()
+        for fact in self.trace.slices:
+            if fact.role in roles:
+                weight = values_at(self.model.graph.nodes[fact.node], fact.input)
+                for other in others[fact.node, fact.input]:
+                    if other.axis != fact.axis and not alive[other.channels].all():
+                        weight = np.compress(alive[other.channels], weight, axis=other.axis)
+                yield fact, np.moveaxis(weight, fact.axis, 0)
 
 
 def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None, seed: int = 0) -> FloatArray:
-    """Return the normalised importance of every channel.
+    """Return the normalized importance of every channel.
 
     Args:
         model: the traced model.
         trace: its facts.
-        method: a key of `METHODS`.
-        keep: (n_channels,) channels that are left; weights of the others don't count. All of them when None.
+        method: a key of `METHODS` that needs no calibration samples.
+        keep: (n_channels,) channels that are left; weights of the others do not count. All of them when None.
         seed: for the random method.
 
     Returns:
-        (n_channels,) importance, divided by the mean over the channels of the group that are left; NaN where the method has
-        nothing to say (a group without BatchNormalization), which keeps the channel.
+        (n_channels,) importance, divided by the mean over the channels of the group that are left; NaN where the method does not
+        apply (a group without BatchNormalization), which keeps the channel.
 
     Raises:
-        OptionError: an unknown method, or one that finds nothing to look at in the whole model.
+        OptionError: the method applies to no prunable channel of the model.
     """
-    if method not in METHODS:
-        raise OptionError(f"unknown importance {method!r}", hint=f"choose one of {', '.join(METHODS)}")
     keep = np.ones(trace.n_channels, dtype=bool) if keep is None else keep
-    raw = METHODS[method](Context(model, trace, keep, np.append(keep, True), seed))
-    result = relative(trace, raw, keep)
+    result = relative(trace, METHODS[method].load()(ScoringInputs(method, model, trace, keep, seed)), keep)
     if trace.n_channels and np.isnan(result[~trace.pinned]).all() and (~trace.pinned).any():
         raise OptionError(
             f"--importance {method} finds nothing to rank",
@@ -77,58 +96,51 @@ def relative(trace: Trace, raw: FloatArray, keep: BoolArray) -> FloatArray:
     return result
 
 
-def _left(context: Context, fact: Slice, others: dict[tuple[int, int], list[Slice]]) -> FloatTensor:
-    """Return the weight with the axis of `fact` in front, and only what is left along the other axes; no copy if all is."""
-    weight = values_at(context.model.graph.nodes[fact.node], fact.input)
-    alive = context.alive
-    for other in others[fact.node, fact.input]:
-        if other.axis != fact.axis and not alive[other.channels].all():
-            weight = np.compress(alive[other.channels], weight, axis=other.axis)
-    return np.moveaxis(weight, fact.axis, 0)
-
-
 def _add(total: FloatArray, fact: Slice, values: FloatArray) -> None:
     """Add the values along the axis of a slice to the channels that live there."""
     here = fact.channels >= 0
     channels, first = fact.channels[here], fact.channels[here].min()
-    sums = np.bincount(
-        channels - first, weights=values[here]
-    )  # over the span of these channels, not over all there are
+    sums = np.bincount(channels - first, weights=values[here])  # over the span of these channels, not over all
     total[first : first + sums.size] += sums
 
 
-def _norm(power: int) -> Method:
-    def method(context: Context) -> FloatArray:
-        others = context.trace.slices_by_use()
-        sums = {role: np.zeros(context.trace.n_channels) for role in ("writes", "reads")}
-        read = np.zeros(context.trace.n_channels, dtype=bool)
-        for fact in context.trace.slices:
-            if fact.role in sums:
-                weight = _left(context, fact, others)
-                axes = list(range(weight.ndim))
-                if power == 1:
-                    values = np.abs(weight).sum(axis=tuple(axes[1:]), dtype=np.float64)
-                else:
-                    values = np.einsum(weight, axes, weight, axes, [0], dtype=np.float64)
-                _add(sums[fact.role], fact, values)
-                if fact.role == "reads":
-                    read[fact.channels[fact.channels >= 0]] = True
-        writes, reads = (np.power(total, 1.0 / power) for total in sums.values())
-        return np.where(read, writes * reads, writes)
+def _norm(inputs: ScoringInputs, power: int) -> FloatArray:
+    """Return the norm of the filters that write a channel times the norm of the weights that read it.
 
-    return method
+    The product does not change when a layer is scaled up and its reader down, which does not change the network either, and it is 0
+    for a channel that is never written or never read; a sum of the two norms has neither property.
+    """
+    sums = {role: np.zeros(inputs.trace.n_channels) for role in ("writes", "reads")}
+    read = np.zeros(inputs.trace.n_channels, dtype=bool)
+    for fact, weight in inputs.weights(*sums):
+        axes = list(range(weight.ndim))
+        if power == 1:
+            values = np.abs(weight).sum(axis=tuple(axes[1:]), dtype=np.float64)
+        else:
+            values = np.einsum(weight, axes, weight, axes, [0], dtype=np.float64)
+        _add(sums[fact.role], fact, values)
+        if fact.role == "reads":
+            read[fact.channels[fact.channels >= 0]] = True
+    writes, reads = (np.power(total, 1.0 / power) for total in sums.values())
+    return np.where(read, writes * reads, writes)
 
 
-def _fpgm(context: Context) -> FloatArray:
+def l1(inputs: ScoringInputs) -> FloatArray:
+    """L1 norms; Li et al., 2017, "Pruning Filters for Efficient ConvNets", section 3.1."""
+    return _norm(inputs, 1)
+
+
+def l2(inputs: ScoringInputs) -> FloatArray:
+    """L2 norms; He et al., 2018, "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks", eq. 2."""
+    return _norm(inputs, 2)
+
+
+def fpgm(inputs: ScoringInputs) -> FloatArray:
     """Sum of distances to all other filters of the layer: He et al., 2019, "Filter Pruning via Geometric Median", eq. 6."""
-    others = context.trace.slices_by_use()
-    total = np.zeros(context.trace.n_channels)
-    for fact in context.trace.slices:
-        if fact.role != "writes":
-            continue
-        matrix = _left(context, fact, others).astype(np.float64)
-        matrix = matrix.reshape(len(matrix), -1)
-        alive = context.keep[fact.channels] | (fact.channels < 0)
+    total = np.zeros(inputs.trace.n_channels)
+    for fact, weight in inputs.weights("writes"):
+        matrix = weight.astype(np.float64).reshape(len(weight), -1)
+        alive = inputs.keep[fact.channels] | (fact.channels < 0)
         squares = np.einsum("ij,ij->i", matrix, matrix)
         distances = np.zeros(len(matrix))
         rows = max(1, CHUNK // len(matrix))
@@ -140,14 +152,14 @@ def _fpgm(context: Context) -> FloatArray:
     return total
 
 
-def _bn_scale(context: Context) -> FloatArray:
+def bn_scale(inputs: ScoringInputs) -> FloatArray:
     """Magnitude of the scale of BatchNormalization: Liu et al., 2017, "Network Slimming"; mean over the group's members."""
-    total, members = np.zeros((2, context.trace.n_channels))
-    for fact in context.trace.slices:
+    total, members = np.zeros((2, inputs.trace.n_channels))
+    for fact in inputs.trace.slices:
         if fact.role == "scales":
-            scale = values_at(context.model.graph.nodes[fact.node], fact.input)
-        elif fact.role == "writes" and fact.tensor in context.model.batchnorms:
-            scale = context.model.batchnorms[fact.tensor].scale
+            scale = values_at(inputs.model.graph.nodes[fact.node], fact.input)
+        elif fact.role == "writes" and fact.tensor in inputs.model.batchnorms:
+            scale = inputs.model.batchnorms[fact.tensor].scale
         else:
             continue
         _add(total, fact, np.abs(scale).astype(np.float64))
@@ -155,20 +167,6 @@ def _bn_scale(context: Context) -> FloatArray:
     return np.where(members > 0, total / np.maximum(members, 1), np.nan)
 
 
-def _random(context: Context) -> FloatArray:
-    return np.random.default_rng(context.seed).random(context.trace.n_channels)
-
-
-METHODS: dict[str, Method] = {
-    "l1": _norm(1),
-    "l2": _norm(2),
-    "fpgm": _fpgm,
-    "bn_scale": _bn_scale,
-    "random": _random,
-}
-"""Methods by the name that `--importance` takes.
-
-l1 and l2 multiply the norm of all filters that write a channel by the norm of all weights that read it. The product does not
-change when a layer is scaled up and its reader down, which does not change the network either, and it is zero when a channel
-is never written or never read; a sum of the two has neither property.
-"""
+def random(inputs: ScoringInputs) -> FloatArray:
+    """Return random numbers between 0 and 1."""
+    return np.random.default_rng(inputs.seed).random(inputs.trace.n_channels)

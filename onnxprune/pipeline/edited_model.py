@@ -122,7 +122,7 @@ def apply(
         proof = replace(
             proof,
             difference=max(proof.difference, base.proof.difference),
-            normalised=max(proof.normalised, base.proof.normalised),
+            normalized=max(proof.normalized, base.proof.normalized),
         )
     changed = base.changed | after.changed
     if workspace is None or options.repair not in ("lstsq", "bias"):

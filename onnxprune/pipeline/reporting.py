@@ -56,7 +56,7 @@ def well_formed(run: Run) -> Run:
     limit = f"{proof.tolerance:.0e}"
     checks = (
         *run.checks,
-        Check("loaded equals file", proof.normalised, limit, True, where),
+        Check("loaded equals file", proof.normalized, limit, True, where),
         Check("pruned equals masked", proof.difference, limit, True, where),
     )
     failed = [check for check in checks if not check]

@@ -66,8 +66,7 @@ def sweep(
 ) -> SweepResult:
     """Make a family of models, each repaired and measured.
 
-    What is done lies in the folder, and is not done again: an interrupted sweep goes on where it stopped. Plans of all members come from
-    one analysis and are written first; each member is then one independent job. Latency is measured at the end, one member at a time.
+    An interrupted sweep goes on where it stopped. All plans come from one analysis; each member is then one independent job.
 
     Args:
         model: path of an ONNX file.
@@ -95,13 +94,13 @@ def sweep(
     options, measure = parted(fields, options, measure)
     _refuse(options, quantity, shares, jobs)
     Destinations(report=path_of(report_output)).check(Path(model))
-    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=path_of(latency_table))
+    sources = Sources(Path(model), data, evaluation, preprocess, None, None, path_of(latency_table))
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     state = SweepState(Path(output_folder), quantity, _digest(run, quantity))
     family = Family(state, Path(output_folder), quantity, sorted(set(shares)), jobs, scheduler)
-    if family.unplanned:
-        with contextlib.ExitStack() as scope:
-            execute(replace(run, training=None), (LOAD, calibration(scope), Stage(family.plan, ("original",))))
+    with contextlib.ExitStack() as scope:
+        planned = (LOAD, calibration(scope), Stage(family.plan, ("original",))) if family.unplanned else ()
+        execute(replace(run, training=None), planned)
     execute(run, (Stage(family.make), Stage(family.time)))
     return SweepResult(family.finished(run, path_of(report_output), command), family.folder)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnxprune.calibration.capture import LayerwiseRunner
-from onnxprune.graph.linear import Linear, Norm, Product
+from onnxprune.graph.linear import Linear, Norm
 from onnxprune.graph.operators import spec_of
 
 STEPS = 6
@@ -108,7 +108,7 @@ def _behind(stream: LayerwiseRunner, nodes: list[int]) -> list[int]:
 
 def _is_free(layer: Linear) -> bool:
     """Tell whether a layer can be fitted in a chain: no BatchNormalization, and no bias in an Add behind it."""
-    return not isinstance(layer, Norm) and not (isinstance(layer, Product) and layer.adds)
+    return not isinstance(layer, Norm) and not layer.adds
 
 
 def _is_known(

@@ -1,4 +1,4 @@
-"""Delete channels, or reorder them: facts in, a new model out. There are no operator names here."""
+"""Delete channels of a model by the facts of its trace. No operator is named here."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, tensors_of
 from onnxprune.types import BoolArray, IntArray, Trace
 
-BLOCK = 2**22
+CUT_BYTES = 2**22
 """Bytes that are cut at a time where a weight loses channels along several axes."""
+
+Sliced = dict[tuple[Any, ...], tuple[gs.Constant, int, list[IntArray]]]
+"""By (old name, cuts): the sliced tensor, the first node that takes it, and the kept filters."""
 
 
 def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
-    """Return the model without the channels that are not in `keep`.
+    """Return the model without the channels where `keep`, (n_channels,), is False.
 
-    Tensors that several nodes share are sliced once where the nodes agree, else each gets its own.
-
-    Args:
-        model: the model that was traced.
-        trace: its facts.
-        keep: (n_channels,) True where a channel stays.
+    A tensor that several nodes share stays one tensor where the nodes lose the same channels.
     """
     result = model.copy()
     nodes = result.graph.nodes
     alive = np.append(keep, True)
-    made: dict[tuple[Any, ...], gs.Constant] = {}  # (old name, cuts) -> the sliced tensor
-    origin: dict[int, tuple[str, int, list[IntArray]]] = {}  # of each sliced tensor: old name, first node, filters left
+    made: Sliced = {}
     for (node, position), facts in trace.slices_by_use().items():
         cuts = [
             (fact, np.flatnonzero(alive[fact.channels]))
@@ -42,19 +39,18 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
         key = (old.name, *((fact.axis, index.tobytes()) for fact, index in cuts))
         if key not in made:
             value = _cut(old.values, [(fact.axis, index) for fact, index in cuts])
-            made[key] = gs.Constant(old.name, value)
-            origin[id(made[key])] = (old.name, node, [index for fact, index in cuts if fact.role == "writes"])
-        nodes[node].inputs[position] = made[key]
-    _name(result, made, origin)
+            filters = [index for fact, index in cuts if fact.role == "writes"]
+            made[key] = gs.Constant(old.name, value), node, filters
+        nodes[node].inputs[position] = made[key][0]
+    _name(result, made)
     _set_integers(nodes, trace, alive)
     return result
 
 
 def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.ndarray[Any, Any]:
-    """Keep what lies at the indices along each axis.
+    """Keep the elements at the indices along each axis.
 
-    Several axes are cut block by block of the first one: a large weight cut whole, axis after axis, would take the memory and
-    the time of one more copy.
+    Several axes are cut for some rows at a time, which saves the memory and time of a copy per axis.
     """
     *firsts, (last, kept) = cuts
     if not firsts:
@@ -64,7 +60,7 @@ def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.nd
         shape[axis] = index.size
     result = np.empty(shape, value.dtype)
     rows = firsts[0][1] if firsts[0][0] == 0 else np.arange(len(value))
-    step = max(1, BLOCK // max(1, value[:1].nbytes))
+    step = max(1, CUT_BYTES // max(1, value[:1].nbytes))
     for start in range(0, len(rows), step):
         part = value.take(rows[start : start + step], axis=0)
         for axis, index in firsts:
@@ -73,25 +69,21 @@ def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.nd
     return result
 
 
-def _name(
-    model: Model, made: dict[tuple[Any, ...], gs.Constant], origin: dict[int, tuple[str, int, list[IntArray]]]
-) -> None:
-    """Let a sliced tensor keep its name unless the whole one, or another cut of it, is in use as well."""
-    whole = {
-        t.name for node in model.graph.nodes for t in node.inputs if isinstance(t, gs.Constant) and id(t) not in origin
-    }
+def _name(model: Model, made: Sliced) -> None:
+    """Rename a sliced tensor where the whole tensor, or another cut of the tensor, is in use as well."""
+    sliced = {id(constant) for constant, *_ in made.values()}
+    whole = {t.name for _, _, t in tensors_of(model.graph) if id(t) not in sliced}
     versions = Counter(old for old, *_ in made)
-    for constant in made.values():
-        old, node, writes = origin[id(constant)]
+    for (old, *_), (constant, node, filters) in made.items():
         if old in whole or versions[old] > 1:
             constant.name = f"{old}__node{node}"
         stats = model.batchnorms.get(old)
         if stats is not None:
-            model.batchnorms[constant.name] = stats.take(writes[0]) if writes else stats
+            model.batchnorms[constant.name] = stats.take(filters[0]) if filters else stats
 
 
 def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
-    """Write the new numbers of channels into attributes and shape literals, and renumber positions."""
+    """Write the new numbers of channels to attributes and shape literals, and renumber positions."""
     literals: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for fact in trace.counts:
         survivors = int(alive[fact.channels].sum()) // fact.per
@@ -114,11 +106,11 @@ def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:
         if not left.all():
             old = nodes[lookup.node].inputs[lookup.input].values
             positions = old % left.size  # negative ones count from the end
-            kept = positions[left[positions]] if positions.ndim else positions  # a single position is of one that stays
+            kept = positions[left[positions]] if positions.ndim else positions  # a single position is pinned
             renumbered = np.asarray((np.cumsum(left) - 1)[kept], dtype=old.dtype)
             _replace(nodes[lookup.node], lookup.node, lookup.input, renumbered)
 
 
 def _replace(node: gs.Node, n: int, position: int, value: IntArray) -> None:
-    """Give a node a constant of its own: another node may share the old one, and not its meaning."""
+    """Give a node a constant of its own: another node may share the old constant with another meaning."""
     node.inputs[position] = gs.Constant(f"{node.inputs[position].name}__node{n}", value)

@@ -1,4 +1,4 @@
-"""Zero what reads deleted channels: the dense model that a pruned one must equal (DESIGN.md, "The oracle")."""
+"""Mask channels: zero the weights that read them. A pruned model must equal the masked dense model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.model import Model, weightless
-from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.model import Model, inferred
 from onnxprune.types import BoolArray, FloatArray, Summed, Trace
 
 AXES_ARE_INPUTS = 18
@@ -20,7 +19,7 @@ AXES_ARE_INPUTS = 18
 def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
     """Return the dense model with every weight slice that reads a deleted channel set to zero.
 
-    This is what `delete` must equal: zeroing the filter that writes a channel would not do, since its bias still sends a
+    `delete` must equal this model. Zeroing the filter that writes a channel is not enough: its bias still sends a
     constant on.
     """
     result = model.copy()
@@ -38,8 +37,8 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
             value[index] = np.broadcast_to(fact.zero, value.shape)[index]
         nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
     touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
-    types = infer_shapes(weightless(model), trace.input_shapes).types if touched else {}
-    for summed in touched:  # new nodes go to the end, so that node numbers stay right
+    types = inferred(model, trace.input_shapes).types if touched else {}
+    for summed in touched:  # new nodes go to the end and leave node numbers unchanged
         _leave_out(result.graph, trace, summed, alive[summed.channels], types, model.opset)
     if touched:
         result.graph.toposort()
@@ -49,25 +48,18 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
 def _leave_out(
     graph: gs.Graph, trace: Trace, summed: Summed, flags: BoolArray, types: Mapping[str, int], opset: int
 ) -> None:
-    """Change an operand so that a statistic over all its channels is the one over those that stay.
+    """Change an operand in place so that a statistic over all its channels equals the statistic over the kept channels.
 
-    With n channels of which m stay, zeros leave a sum as it is, and a mean times m/n. What is divided by a root mean square is
-    multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is centred first, by the mean over the m. For a window
-    those that stay are moved together, with zeros behind them, and back.
-
-    Args:
-        graph: changed in place; new nodes go to the end.
-        trace: facts of the model.
-        summed: the statistic.
-        flags: True where a channel stays.
-        types: ONNX element types by tensor.
-        opset: of the model.
+    With m of n channels kept (`flags`), zeros leave a sum unchanged and scale a mean by m/n. An operand that is divided by
+    its root mean square is multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is first centered by
+    the mean over the m. For a window the kept channels are gathered in front of the zeros, and moved back behind it.
+    `types` holds ONNX element types by tensor.
     """
     node = graph.nodes[summed.node]
     operand = node.inputs[summed.input]
     if operand.name in types:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(types[operand.name])
-    else:  # beyond an operator that onnx does not know; the type of the weights, most likely
+    else:  # behind an operator without shape inference: most likely the type of the weights
         weights = [t for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)]
         floats = (t.values.dtype for t in weights if np.issubdtype(t.values.dtype, np.floating))
         dtype = next(floats, np.dtype(np.float32))
@@ -92,7 +84,7 @@ def _leave_out(
             mean = add("ReduceMean", "mean", [even, gs.Constant(f"{name}__axes", axes)])
         else:
             mean = add("ReduceMean", "mean", [even], axes=axes.tolist())
-        operand = add("Sub", "centred", [operand, mean])
+        operand = add("Sub", "centered", [operand, mean])
     root = summed.statistic in ("mean square", "variance")
     factor = np.sqrt(share) if root else share if summed.statistic == "mean" else 1.0
     node.inputs[summed.input] = masked = times(operand, kept / factor, "masked")

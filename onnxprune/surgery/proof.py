@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
 from onnxprune.errors import ModelError, ProofError
 from onnxprune.graph.model import Model
-from onnxprune.graph.qdq import is_quantiser, unrounded
+from onnxprune.graph.qdq import is_quantizer, unrounded
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.metrics.outputs import (
     INPUT_SCALES,
@@ -23,25 +23,24 @@ from onnxprune.metrics.outputs import (
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 
 PROOF_BATCHES = (1, 3)
-Progress = Callable[[float], None]
 Source = str | Model | onnx.ModelProto
 """A path, a model, or its proto."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Largest differences found, as shares of the output's range.
+    """Largest differences between outputs, as shares of the output's range.
 
     Attributes:
-        difference: pruned against masked.
-        normalised: the model as it was loaded (constants and BatchNormalization folded) against the file.
-        batches: sizes of the batches both were run on.
-        tolerance: the largest difference that is accepted.
-        note: what is particular to this proof; empty when nothing is.
+        difference: of the pruned model from the masked model.
+        normalized: of the model as loaded (constants and BatchNormalization folded) from the file.
+        batches: batch sizes of the runs.
+        tolerance: the largest accepted difference.
+        note: a restriction of this proof; empty without one.
     """
 
     difference: float
-    normalised: float
+    normalized: float
     batches: tuple[int, ...]
     tolerance: float = TOLERANCE
     note: str = ""
@@ -56,28 +55,28 @@ def prove(
     *,
     loaded: bool = False,
 ) -> Proof:
-    """Run models on the same seeded inputs, without graph optimisation, and compare every output.
+    """Run models on the same seeded inputs, without graph optimization, and compare every output.
 
-    The pruned model must equal the masked one, and the original as loaded must equal its file. Networks that amplify
-    rounding (large activations into an exponential) can differ by more than the tolerance though both are right; so a
-    difference no larger than what a jitter of the input's last bits does is put down to rounding, and the comparison is
-    made again on smaller inputs, where it has to hold.
+    The pruned model must equal the masked model, and the original as loaded must equal its file. A network that amplifies
+    rounding (large activations into an exponential) can exceed the tolerance though both models are right. A difference
+    no larger than the effect of a jitter in the last bits of the input is therefore attributed to rounding, and the
+    comparison is repeated on smaller inputs, where it must hold.
 
-    A model that quantises its activations is compared once more with quantisers that clip but do not round, and has to
-    hold there: rounding hides small errors, and a sum that lies between two integers can fall to either side, depending on
-    the order in which it was added up. Only the latter is let pass with rounding on, and noted.
+    A model with quantized activations must also pass with quantizers that clip without rounding: rounding hides small
+    errors. With rounding, a sum close to a tie can round either way, depending on the order of additions; such a
+    difference is accepted, and noted.
 
     Args:
-        original: as loaded.
-        pruned: channels deleted.
-        masked: channels there, what reads them zero.
+        original: the model as loaded.
+        pruned: the model with channels deleted.
+        masked: the dense model with the weights that read these channels set to zero.
         known: shapes of the data, for dynamic axes other than the batch.
         seed: of the inputs.
-        loaded: whether the original is what it is in memory, not in its file: trained, for instance.
+        loaded: compare with the original in memory instead of its file, which differs after training, for instance.
 
     Raises:
-        ProofError: two of them differ by more than `TOLERANCE`, or the pruned model does not run.
-        ModelError: the original cannot be run.
+        ProofError: outputs differ by more than `TOLERANCE`, or the pruned model does not run.
+        ModelError: the original does not run.
     """
     header = original.header
     batches = PROOF_BATCHES if has_dynamic_batch(header) else (1,)
@@ -86,8 +85,8 @@ def prove(
     path = str(original.path)
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)
-    protos = [unrounded(proto) for proto in _protos(sources)] if any(map(is_quantiser, original.graph.nodes)) else []
-    smooth = [proto for proto in protos if proto is not None]
+    rounds = any(map(is_quantizer, original.graph.nodes))
+    smooth = [proto for source in sources if rounds and (proto := unrounded(_proto(source))) is not None]
     if len(smooth) < len(sources):  # nothing is rounded
         if error is not None:
             raise error
@@ -96,29 +95,23 @@ def prove(
     if failure is not None:
         raise failure
     if error is None:
-        return Proof(max(proof.difference, exact.difference), max(proof.normalised, exact.normalised), batches)
-    difference = max(proof.difference, proof.normalised)
-    return replace(exact, note=f"without the rounding of its quantisers, with which outputs differ by {difference:.0e}")
+        return Proof(max(proof.difference, exact.difference), max(proof.normalized, exact.normalized), batches)
+    difference = max(proof.difference, proof.normalized)
+    return replace(exact, note=f"without the rounding of its quantizers, with which outputs differ by {difference:.0e}")
 
 
-def _protos(sources: Sequence[Source]) -> Iterator[onnx.ModelProto]:
-    for source in sources:
-        if isinstance(source, str):
-            yield onnx.load(source)
-        else:
-            yield source.to_proto() if isinstance(source, Model) else source
+def _proto(source: Source) -> onnx.ModelProto:
+    if isinstance(source, str):
+        return onnx.load(source)
+    return source.to_proto() if isinstance(source, Model) else source
 
 
 def _compare(
     sources: Sequence[Source], unit: list[Feeds], batches: tuple[int, ...], seed: int, path: str
 ) -> tuple[Proof, ProofError | None]:
-    """Compare the file with the loaded model, and the masked model with the pruned one, on inputs of every scale in turn.
+    """Compare the file with the loaded model, and the masked model with the pruned model, on inputs of every scale in turn.
 
-    Returns:
-        What was found, and an error where that is no proof.
-
-    Raises:
-        ProofError: the pruned model does not run.
+    Returns the differences, and an error where they are no proof. Raises ProofError where the pruned model does not run.
     """
     file_, original, masked, pruned = sources
     for scale in INPUT_SCALES:
@@ -133,27 +126,27 @@ def _compare(
                 "the pruned model does not run",
                 where=path,
                 why=error.why,
-                hint=f"{DEFECT}; --ignore can leave out layers",
+                hint=f"{DEFECT}; --ignore can exclude layers",
             ) from error
-        normalised = largest_difference(file, loaded)
+        normalized = largest_difference(file, loaded)
         difference = largest_difference(reference, candidate, file)
-        proof = Proof(difference, normalised, batches)
-        if max(normalised, difference) <= TOLERANCE:
+        proof = Proof(difference, normalized, batches)
+        if max(normalized, difference) <= TOLERANCE:
             return proof, None
         shaken = [jittered(inputs, seed) for inputs in feeds]
         rounding = (
             largest_difference(file, _outputs(file_, shaken, path)),
             largest_difference(reference, _outputs(masked, shaken, "the masked model"), file),
         )
-        if normalised > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
+        if normalized > ROUNDING_FACTOR * rounding[0] or difference > ROUNDING_FACTOR * rounding[1]:
             what = "the pruned model is not the masked model"
-            if normalised > TOLERANCE:
+            if normalized > TOLERANCE:
                 what = "the model as loaded is not the model in the file"
-            return proof, ProofError(what, where=path, why=_too_far(max(normalised, difference)), hint=DEFECT)
+            return proof, ProofError(what, where=path, why=_too_far(max(normalized, difference)), hint=DEFECT)
     return proof, ProofError(
         "the result cannot be proven: this model amplifies rounding",
         where=path,
-        why=f"{_too_far(max(normalised, difference))}, but so they do when the last bits of the input change",
+        why=f"{_too_far(max(normalized, difference))}, but also where only the last bits of the input change",
         hint="nothing was written; check that the model gives stable outputs",
     )
 

@@ -1,4 +1,4 @@
-"""The graph in torch: the executor, the operator functions, and the losses and batches that need tensors.
+"""The graph in torch: executor, operator functions, losses and batches.
 
 May import errors, types, options, runtime, data, calibration, graph and metrics. Its modules load torch; this one does not.
 """
@@ -19,6 +19,6 @@ def require_torch(what: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise OptionError(
             f"{what} needs torch",
-            why="it is not installed, as everything else does without",
+            why="torch is not installed; only training and importances from gradients need it",
             hint="pip install 'onnxprune[train]'",
         )

@@ -1,4 +1,4 @@
-"""Where tensors get their memory from."""
+"""Memory allocation for tensors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import ctypes
 import functools
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of mallopt(3)."""
-ALL = 2**31 - 1
+"""Parameters of mallopt(3)."""
 
 
 @functools.cache
 def keep_memory() -> bool:
-    """Tell the allocator of the C library to keep what is freed for the rest of the process; return whether it has heard.
+    """Let glibc keep freed memory until the process ends; return whether the C library accepts this setting.
 
-    glibc gives every larger block back to the system, which has to clear it page by page before the next step gets it again: a third of
-    the time of a training step of EfficientNet-lite0. Other libraries are left as they are.
+    By default glibc returns every larger block to the system, which clears it page by page before the next step: a third of the time of
+    a training step of EfficientNet-lite0.
     """
     try:
         library = ctypes.CDLL(None)
-        heard = [library.mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, ALL))]
+        return all([library.mallopt(M_MMAP_MAX, 0), library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)])
     except (AttributeError, OSError, TypeError):
         return False
-    return all(heard)

@@ -1,4 +1,4 @@
-"""The samples of a training, in batches: everything random follows from the seed and the number of a batch."""
+"""Batches of samples for training; the seed and the number of a batch determine everything random."""
 
 from __future__ import annotations
 
@@ -18,35 +18,28 @@ from onnxprune.torch_backend.operators.shapes import widened
 from onnxprune.types import IntArray
 
 PROBED = 8
+"""Samples of the probe, where the batch is dynamic."""
 
 
 class Batches:
-    """Batches to train on, and samples to validate on.
+    """Batches for training, and held-out samples for validation.
 
     Attributes:
         size: samples of a batch.
-        fitted: indices of the samples that are trained on.
-        validation: indices of the samples that are held out, or of some of those trained on where none are.
-        probe: a few of these: as few as the model takes.
-        per_epoch: batches until every sample was trained on, but for a rest that fills no batch.
+        fitted: indices of the training samples.
+        validation: indices of the held-out samples; of some training samples where none are held out.
+        probe: the first validation samples, `PROBED` of them or one fixed batch.
+        per_epoch: full batches of an epoch.
     """
 
     def __init__(self, data: Data, training: ResolvedTraining, seed: int, memory: float) -> None:
-        """Share out the samples.
-
-        Args:
-            data: samples.
-            training: size of the batches, share that is held out, and augmentation, which is resolved.
-            seed: of the order.
-            memory: bytes that preprocessed samples may take; beyond that they are made anew each time.
+        """Split the samples; where all of them take more than `memory` bytes, each batch is preprocessed anew.
 
         Raises:
-            OptionError: the augmentation is still `auto`.
-            ModelError: the samples cannot be fed in batches.
-            DataError: they do not fill one.
+            ModelError: the model takes no batches of samples.
+            DataError: the samples do not fill a batch.
         """
-        self._data, self._seed = data, seed
-        self._kinds = training.augment
+        self._data, self._seed, self._kinds = data, seed, training.augment
         fixed = _fixed_batch(data)
         multiple, most = fixed or 1, max(MOST_HELD, fixed or 0)
         self.fitted, held = hold_out(len(data), training.hold_out, multiple, seed)
@@ -67,11 +60,7 @@ class Batches:
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
     def draw(self, number: int) -> tuple[dict[str, Tensor], IntArray]:
-        """Return a batch to train on, augmented, and the indices of its samples.
-
-        Args:
-            number: of the batch, from 0. The same number gives the same batch, whatever was drawn before.
-        """
+        """Return training batch `number`, augmented, and the indices of its samples; independent of other calls."""
         epoch, place = divmod(number, self.per_epoch)
         chosen = np.sort(self._order(epoch)[place * self.size : (place + 1) * self.size])
         feeds = self.feeds(chosen)
@@ -86,7 +75,7 @@ class Batches:
             yield tensors(self.feeds(self.validation[start : start + self.size]))
 
     def feeds(self, indices: IntArray) -> Feeds:
-        """Return samples, preprocessed."""
+        """Return preprocessed samples."""
         if self._kept is not None:
             return {name: value[indices] for name, value in self._kept.items()}
         return self._data.take(indices).rows(0, len(indices))
@@ -96,8 +85,8 @@ class Batches:
 
 
 def _fixed_batch(data: Data) -> int | None:
-    """Return the size that all batches must have; None where any will do."""
-    hint = "leave the training out, or export with the batch as the first axis of every input"
+    """Return the fixed batch size of the model; None where the batch is dynamic."""
+    hint = "leave out training, or export with the batch as the first axis of every input"
     for spec in data.inputs:
         if not spec.shape:
             raise ModelError(f"input {spec.name} has no batch axis", why="samples cannot be fed in batches", hint=hint)
@@ -109,5 +98,5 @@ def _fixed_batch(data: Data) -> int | None:
 
 
 def tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Return arrays as tensors, of types that torch computes with."""
+    """Return arrays as tensors, widened to types that torch computes with."""
     return {name: torch.from_numpy(np.ascontiguousarray(widened(value))) for name, value in feeds.items()}

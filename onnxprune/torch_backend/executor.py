@@ -1,6 +1,6 @@
 """Run an ONNX graph in torch: differentiable, with weights that are written back under their names.
 
-Each node is bound once to a function of torch (`operators`). onnx2torch refuses the opsets that torch's present exporter writes.
+Each node is bound once to a function of torch (`operators`). onnx2torch refuses the opsets that the exporter of torch writes now.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.model import Model, is_float
 from onnxprune.metrics.outputs import Outputs
 from onnxprune.torch_backend import operators
-from onnxprune.torch_backend.fusion import wholes
+from onnxprune.torch_backend.fusion import fusions
 from onnxprune.torch_backend.operators import Node, Run
 from onnxprune.torch_backend.operators.shapes import widened
 
@@ -26,7 +26,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class _Step:
-    """One bound node: slots of its inputs (-1: absent) and outputs, inputs that are read as numbers, and slots that are freed after it."""
+    """One bound node: slots of its inputs (-1: absent) and outputs, host inputs (`Node.host`), and slots that are freed after it."""
 
     n: int
     label: str
@@ -41,39 +41,36 @@ class _Step:
 class Executor:
     """A model's graph in torch.
 
-    Half precision is computed in single precision, with weights that are rounded when they are written back.
+    Half precision is computed in single precision; weights are rounded when they are written back.
 
     Attributes:
-        model: the model that is run.
+        model: the model.
         weights: leaves that require gradients, by name of their initializer: weights, biases, and scales of normalizations.
         buffers: running statistics, by name of their initializer, which a BatchNormalization updates in training mode.
-        device: of torch.
-        training: whether a BatchNormalization that was not folded uses the statistics of the batch, and updates the running ones.
+        device: torch device.
+        training: whether a BatchNormalization uses the statistics of the batch, and updates the running statistics.
     """
 
     def __init__(
         self,
         model: Model,
         *,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         channels_last: bool = True,
         trained: bool = True,
     ) -> None:
         """Bind every node.
 
         Args:
-            model: as loaded, or as pruned.
-            device: of torch: cpu, cuda, mps.
-            channels_last: whether 4-D activations are laid out with their channels innermost, which convolutions prefer.
-            trained: whether the weights are to be trained; else they are constants.
+            model: a normalized model.
+            device: torch device: cpu, cuda, mps.
+            channels_last: whether 4-D activations have their channels innermost in memory, which convolutions prefer.
+            trained: whether the weights require gradients; else they are constants.
 
         Raises:
-            ModelError: an operator that training does not support, named with its node.
+            ModelError: training does not support an operator; the message names the node.
         """
-        self.model = model
-        self.device = torch.device(device)
-        self.channels_last = channels_last
-        self.training = False
+        self.model, self.device, self.channels_last, self.training = model, torch.device(device), channels_last, False
         self.weights: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         graph = model.graph
@@ -103,16 +100,16 @@ class Executor:
         """Run the graph.
 
         Args:
-            feeds: a tensor per input of the model.
+            feeds: one tensor per input of the model.
             wanted: names of activations to return beside the outputs.
-            masks: factors of the inputs of nodes, by number of the node and of its input.
+            masks: factors of the inputs of nodes, by (number of the node, number of the input).
 
         Returns:
             Outputs and wanted activations, by name.
 
         Raises:
-            DataError: an input without a tensor.
-            ModelError: a node that fails, named, with the shapes that it got.
+            DataError: an input has no tensor.
+            ModelError: a node fails; the message names the node and the shapes of its inputs.
         """
         missing = [value.name for value in self.model.graph.inputs if value.name not in feeds]
         if missing:
@@ -121,18 +118,17 @@ class Executor:
         kept = {self._slots[name] for name in asked}
         values: dict[int, Tensor | None] = dict(self._values)
         for name, value in feeds.items():
-            values[self._slots[name]] = self._laid_out(value.to(self.device))
-        masked: dict[int, list[tuple[int, Tensor]]] = {}
-        for (n, i), mask in (masks or {}).items():
-            masked.setdefault(n, []).append((i, mask))
-        # a tensor within fused nodes can be neither masked nor returned
-        whole = masked.keys().isdisjoint(self._parts) and kept.isdisjoint(self._hidden)
+            value = value.to(self.device, torch.float32 if value.dtype in HALF else value.dtype)
+            last = self.channels_last and value.ndim == 4
+            values[self._slots[name]] = value.to(memory_format=torch.channels_last) if last else value
+        masks = masks or {}
+        # a tensor inside a fusion can be neither masked nor returned
+        whole = self._parts.isdisjoint(n for n, _ in masks) and kept.isdisjoint(self._hidden)
         for step in self._fused if whole else self._steps:
             inputs = [values[slot] if slot >= 0 else None for slot in step.inputs]
-            for i, mask in masked.get(step.n, ()):
-                tensor = inputs[i]
-                assert tensor is not None
-                inputs[i] = tensor * mask
+            for i, x in enumerate(inputs if masks else ()):
+                if x is not None and (step.n, i) in masks:
+                    inputs[i] = x * masks[step.n, i]
             try:
                 results = step.run(*(inputs if self.device.type == "cpu" else self._together(inputs, step.host)))
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -156,7 +152,7 @@ class Executor:
         return {name: value for name, value in found if value is not None}
 
     def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
-        """Return the outputs as arrays, without gradients, and with the running statistics of BatchNormalization."""
+        """Return the outputs as arrays, without gradients, in evaluation mode."""
         was, self.training = self.training, False
         try:
             with torch.no_grad():
@@ -166,7 +162,7 @@ class Executor:
         return [found[value.name].to("cpu").numpy() for value in self.model.graph.outputs]
 
     def not_finite(self, feeds: Mapping[str, Tensor]) -> str:
-        """Return the label of the first node that gives a value that is not finite; empty where none does."""
+        """Return the operator and name of the first node with an output that is not finite; empty if all are finite."""
         names = [tensor.name for node in self.model.graph.nodes for tensor in node.outputs if tensor.name]
         with torch.no_grad():
             values = self(feeds, names)
@@ -180,7 +176,7 @@ class Executor:
     def written(
         self, weights: Mapping[str, Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None
     ) -> Model:
-        """Return the model with its present weights and statistics, or with those given; constants keep their bits."""
+        """Return the model with the current, or the given, weights and running statistics; all other constants keep their bits."""
         model = self.model.copy()
         tensors = model.graph.tensors()
         found = {**(self.buffers if buffers is None else buffers), **(self.weights if weights is None else weights)}
@@ -196,10 +192,10 @@ class Executor:
         return self._slots.setdefault(name, len(self._slots)) if name else -1
 
     def _hold(self, constant: gs.Constant, trained: bool) -> None:
-        # a copy: training must not write into the model
+        # a copy: training must not change the model
         value = torch.from_numpy(np.array(widened(np.asarray(constant.values))))
         if self.channels_last and value.ndim == 4 and value.is_floating_point():
-            # `contiguous` leaves a single channel as it is, and torch then takes the other layout
+            # not `contiguous`: it leaves a single channel unchanged, and torch then chooses the other layout
             value = value.to(memory_format=torch.channels_last)
         if value.is_floating_point():
             value = value.to(self.device)
@@ -214,25 +210,22 @@ class Executor:
             label = node.name or (node.outputs[0].name if node.outputs else node.op)
             seen = Node(node, self.model.opset, label, self)
             run = operators.bind(seen)
-            inputs = tuple(self._slot(tensor.name) for tensor in node.inputs)
-            outputs = tuple(self._slot(tensor.name) for tensor in node.outputs)
+            inputs, outputs = (tuple(self._slot(x.name) for x in each) for each in (node.inputs, node.outputs))
             steps.append(_Step(n, label, node.op, run, inputs, outputs, frozenset(seen.host)))
         return self._with_ends(steps)
 
     def _joined(self) -> tuple[list[_Step], set[int], set[int]]:
-        """Return the steps with fused nodes, the numbers of these nodes, and the slots of tensors within them."""
+        """Return the steps with fused nodes, the numbers of the fused nodes, and the slots of tensors inside fusions."""
         steps, parts, hidden = dict(enumerate(self._steps)), set[int](), set[int]()
-        for whole in wholes(self.model.graph):
-            *inner, last = whole.nodes
-            parts.update(whole.nodes)
+        for (*inner, last), tensors, run in fusions(self.model.graph):
+            parts.update((*inner, last))
             hidden.update(slot for n in inner for slot in steps.pop(n).outputs)
-            steps[last] = replace(
-                steps[last], run=whole.run, inputs=tuple(self._slots[x.name] for x in whole.inputs), host=frozenset()
-            )
+            inputs = tuple(self._slots[tensor.name] for tensor in tensors)
+            steps[last] = replace(steps[last], run=run, inputs=inputs, host=frozenset())
         return self._with_ends(list(steps.values())), parts, hidden
 
     def _with_ends(self, steps: Sequence[_Step]) -> list[_Step]:
-        """Note at each step the values that are not read after it."""
+        """Return the steps with the slots that no later step reads."""
         results = {self._slots[value.name] for value in self.model.graph.outputs}
         last = {slot: step.n for step in steps for slot in (*step.inputs, *step.outputs)}
         done: dict[int, list[int]] = {}
@@ -241,13 +234,8 @@ class Executor:
                 done.setdefault(n, []).append(slot)
         return [replace(step, done=tuple(done.get(step.n, ()))) for step in steps]
 
-    def _laid_out(self, value: Tensor) -> Tensor:
-        if value.dtype in HALF:
-            value = value.float()
-        return value.to(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
-
     def _together(self, inputs: list[Tensor | None], host: frozenset[int]) -> list[Tensor | None]:
-        """Move the inputs of a node to one device, except those that are read as numbers: shapes are computed on the host."""
+        """Move the inputs of a node to one device, except host inputs: shapes are computed on the host."""
         if not any(x is not None and x.device.type != "cpu" for x in inputs):
             return inputs
         return [x if x is None or i in host else x.to(self.device) for i, x in enumerate(inputs)]

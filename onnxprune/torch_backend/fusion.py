@@ -1,14 +1,13 @@
-"""Nodes that together are one function of torch.
+"""Fusion of nodes into one function of torch.
 
-Exporters take some layers apart: SiLU becomes a sigmoid and a product, GELU five nodes, a linear layer a product and a sum. In torch each
-part keeps its input for the gradient, so that the parts are slower than the whole.
+Exporters decompose some layers: SiLU becomes a sigmoid and a product, GELU five nodes, a linear layer a product and a sum. In torch each
+node keeps its input for the gradient, so that the decomposed layer is slower than the fused one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,21 +16,15 @@ from torch.nn import functional
 from onnxprune.torch_backend.operators import Run
 
 Found = tuple[list[gs.Node], list[gs.Tensor], Run]
-"""Nodes, inputs, and the function in place of the nodes."""
+"""Fused nodes, inputs of the fusion, and its function."""
 CLOSE = 1e-6
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A function in place of several nodes, whose numbers ascend; the last one makes the result."""
+def fusions(graph: gs.Graph) -> Iterator[tuple[list[int], list[gs.Tensor], Run]]:
+    """Yield the ascending numbers of fused nodes, whose last one gives the result, the inputs of the fusion, and its function.
 
-    nodes: tuple[int, ...]
-    inputs: tuple[gs.Tensor, ...]
-    run: Run
-
-
-def wholes(graph: gs.Graph) -> Iterator[Whole]:
-    """Yield the functions in place of several nodes; no tensor within one is read from outside, or an output."""
+    No inner tensor of a fusion is an output or is read by another node.
+    """
     numbers = {id(node): n for n, node in enumerate(graph.nodes)}
     results = {value.name for value in graph.outputs}
     taken: set[int] = set()
@@ -47,7 +40,7 @@ def wholes(graph: gs.Graph) -> Iterator[Whole]:
             closed = all(value.name not in results and all(id(r) in members for r in value.outputs) for value in inner)
             if closed and not taken.intersection(parts):
                 taken.update(parts)
-                yield Whole(tuple(parts), tuple(inputs), run)
+                yield parts, inputs, run
                 break
 
 
@@ -57,7 +50,7 @@ def silu(node: gs.Node) -> Found | None:
 
 
 def hard_swish(node: gs.Node) -> Found | None:
-    """Match x HardSigmoid(x) with the slope of torch's."""
+    """Match x HardSigmoid(x) with the slope and offset of torch."""
     found = _gated(node, "HardSigmoid", functional.hardswish)
     gate = found[0][0].attrs if found else {}
     return found if abs(gate.get("alpha", 0.2) - 1 / 6) < CLOSE and gate.get("beta", 0.5) == 0.5 else None
@@ -72,7 +65,7 @@ def _gated(node: gs.Node, op: str, run: Run) -> Found | None:
 
 
 def gelu(node: gs.Node) -> Found | None:
-    """Match x (1 + Erf(x / root of 2)) / 2, its factors in any order."""
+    """Match x (1 + Erf(x / sqrt 2)) / 2, with its factors in any order."""
     nodes, factors = [node], list(node.inputs)
     for i in (0, 1):
         inner = _maker(factors[i], "Mul")
@@ -100,7 +93,7 @@ def gelu(node: gs.Node) -> Found | None:
 
 
 def linear(node: gs.Node) -> Found | None:
-    """Match x W + b of constants."""
+    """Match x W + b with constants W and b."""
     for bias, product in _both(node):
         matmul = _maker(product, "MatMul")
         if matmul is None or not isinstance(bias, gs.Constant) or not isinstance(matmul.inputs[1], gs.Constant):
@@ -119,16 +112,16 @@ def _both(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor]]:
 
 
 def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
-    """Return the node that makes a tensor, if it has this operator."""
+    """Return the node that computes a tensor, if it has this operator."""
     found = tensor.inputs[0] if isinstance(tensor, gs.Variable) and tensor.inputs else None
     return found if found is not None and found.op == op and not found.domain else None
 
 
 def _number(tensor: gs.Tensor) -> float | None:
-    """Return the value of a constant of one element."""
+    """Return the value of a constant with one element."""
     single = isinstance(tensor, gs.Constant) and math.prod(tensor.shape) == 1
     return float(np.asarray(tensor.values).reshape(())) if single else None
 
 
 PATTERNS = {"Add": (linear,), "Mul": (silu, hard_swish, gelu)}
-"""By operator of the last node."""
+"""Patterns by operator of the last node."""

@@ -12,27 +12,25 @@ from torch.nn import functional
 from onnxprune.types import IntArray
 
 FeaturePositions = Mapping[str, tuple[int, IntArray | None]]
-"""Activations by name: axis of the channels, and the positions of the student's channels in the teacher (None: all)."""
+"""Activations by name: channel axis, and the positions of the student's channels in the teacher (None: all)."""
 LEAST = 1e-12
-"""Lower bound of a probability, before its logarithm."""
-QUIET = 1e-12
-"""Lower bound of the variance of an output."""
+"""Lower bound of a probability before its logarithm, and of the variance of an output."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """The loss of distillation at the outputs.
+    """Distillation loss of the outputs.
 
-    For a classifier T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
-    the Knowledge in a Neural Network", section 2; T^2 keeps the size of the gradients); for all other outputs the squared error as a
-    share of the teacher's variance, mean over outputs. At T = 1 that is `onnxprune.metrics.outputs.output_divergence`. Variances are those of the
-    outputs that `of` saw, so that the distance of a batch is the mean of the distances of its parts.
+    For class scores T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over samples (Hinton, Vinyals and Dean, 2015, "Distilling
+    the Knowledge in a Neural Network", section 2; T^2 keeps the scale of the gradients); for all other outputs the squared error as a
+    share of the teacher's variance, mean over outputs. At T = 1 the loss equals `onnxprune.metrics.outputs.output_divergence`. `of` takes
+    the variances once, so that the loss of a batch is the mean of the losses of its parts.
 
     Attributes:
-        classes: index of the output with class scores; None: there is none.
-        probabilities: whether these are probabilities, whose logarithm is taken.
+        classes: index of the output with class scores; None if no output has any.
+        probabilities: whether the class scores are probabilities, whose logarithm is taken.
         temperature: T.
-        variances: of each other output that can be learned, by its index.
+        variances: variance of each other floating point output, by index.
     """
 
     classes: int | None
@@ -42,18 +40,18 @@ class Distance:
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor], temperature: float = 1.0) -> Distance:
-        """Classify the outputs of the teacher; integers cannot be learned."""
+        """Find the class scores and the variances of the teacher's outputs; integer outputs do not count."""
         classes = next((i for i, output in enumerate(outputs) if scores(output) is not None), None)
         unit = classes is not None and are_probabilities(outputs[classes])
         learned = [i for i, output in enumerate(outputs) if output.is_floating_point() and output.numel()]
         return cls(classes, unit, temperature, {i: variance(outputs[i]) for i in learned if i != classes})
 
     def __bool__(self) -> bool:
-        """Tell whether there is any output that can be learned."""
+        """Tell whether any output counts."""
         return self.classes is not None or bool(self.variances)
 
     def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return the distance, a scalar."""
+        """Return the loss, a scalar."""
         others = self.beside(student, teacher)
         if self.classes is None:
             assert others is not None
@@ -64,12 +62,12 @@ class Distance:
         return divergence if others is None else divergence + others
 
     def beside(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor | None:
-        """Return the mean of the squared errors of the outputs without class scores; None where there are none."""
+        """Return the loss of the outputs without class scores; None if there are none."""
         parts = [error(student[i], teacher[i], size) for i, size in self.variances.items()]
         return torch.stack(parts).mean() if parts else None
 
     def logits(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return (n, classes) logits; of probabilities, their logarithm."""
+        """Return (n, classes) logits, or the logarithm of probabilities."""
         assert self.classes is not None
         flat = scores(outputs[self.classes])
         assert flat is not None
@@ -77,15 +75,15 @@ class Distance:
         return flat.clamp_min(LEAST).log() if self.probabilities else flat
 
     def cross_entropy(self, student: Sequence[Tensor], labels: Tensor, smoothing: float) -> Tensor:
-        """Return the cross-entropy to labels, smoothed as Szegedy et al., 2016, "Rethinking the Inception Architecture", section 7."""
+        """Return the cross-entropy to smoothed labels: Szegedy et al., 2016, "Rethinking the Inception Architecture", section 7."""
         return functional.cross_entropy(self.logits(student), labels, label_smoothing=smoothing)
 
 
 class Features:
-    """The squared error of activations, as a share of the teacher's variance, mean over activations."""
+    """Squared error of activations as a share of the teacher's variance, mean over activations."""
 
     def __init__(self, features: FeaturePositions, teacher: Mapping[str, Tensor]) -> None:
-        """Take the variances of activations of the teacher, for some samples."""
+        """Compute the variances of the teacher's activations."""
         self.names = tuple(features)
         self._axes = {name: axis for name, (axis, _) in features.items()}
         self._positions = {
@@ -96,11 +94,9 @@ class Features:
         self._variances = {name: variance(self._selected(name, teacher[name])) for name in self.names}
 
     def __call__(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean error, a scalar."""
-        return torch.stack([self._error(name, student[name], teacher[name]) for name in self.names]).mean()
-
-    def _error(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
-        return error(student, self._selected(name, teacher), self._variances[name])
+        """Return the loss, a scalar."""
+        errors = [error(student[n], self._selected(n, teacher[n]), size) for n, size in self._variances.items()]
+        return torch.stack(errors).mean()
 
     def _selected(self, name: str, teacher: Tensor) -> Tensor:
         positions = self._positions.get(name)
@@ -108,8 +104,8 @@ class Features:
 
 
 def variance(values: Tensor) -> float:
-    """Return the variance of all values, at least `QUIET`."""
-    return max(float(values.double().var(correction=0)), QUIET)
+    """Return the variance of all values, at least `LEAST`."""
+    return max(float(values.double().var(correction=0)), LEAST)
 
 
 def error(student: Tensor, teacher: Tensor, size: float) -> Tensor:
@@ -118,18 +114,18 @@ def error(student: Tensor, teacher: Tensor, size: float) -> Tensor:
 
 
 def scores(output: Tensor) -> Tensor | None:
-    """Return the (n, classes) form of an output; None where it has none. The same as `onnxprune.metrics.outputs.class_scores`."""
+    """Return the (n, classes) form of an output, or None, as `onnxprune.metrics.outputs.class_scores` does."""
     flat = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
     return flat if flat.ndim == 2 and flat.shape[1] > 1 and flat.is_floating_point() else None
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether no tensor holds NaN or infinity."""
+    """Tell whether all tensors are free of NaN and infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Tell whether the rows of class scores are probabilities, as `onnxprune.metrics.outputs.log_probabilities` does."""
+    """Tell whether class scores are probabilities, as `onnxprune.metrics.outputs.log_probabilities` does."""
     flat = scores(output)
     assert flat is not None
     total = flat.float().sum(1)

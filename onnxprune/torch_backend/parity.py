@@ -1,4 +1,4 @@
-"""Compare the executor with onnxruntime before anything is trained."""
+"""Comparison of the executor with onnxruntime before training."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from onnxprune.torch_backend.batches import tensors
 from onnxprune.torch_backend.executor import Executor
 
 HALF_TOLERANCE = 1e-2
-"""Largest difference where onnxruntime rounds to half precision, which the executor does not."""
+"""Largest difference where onnxruntime computes in half precision; the executor computes in single precision."""
 HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
 def check(executor: Executor, feeds: Feeds) -> str:
     """Run samples in torch and in onnxruntime, and compare the floating point outputs.
 
-    As in `onnxprune.surgery.proof.prove`, a difference of up to `outputs.ROUNDING_FACTOR` times what a jitter of the inputs does is put down
-    to rounding, and the comparison is repeated on smaller inputs.
+    As in `onnxprune.surgery.proof.prove`, a difference of at most `outputs.ROUNDING_FACTOR` times the effect of a jitter of the inputs
+    counts as rounding, and the comparison is repeated on smaller inputs.
 
     Returns:
-        A note where all differences were beyond the tolerance, though within what rounding does; else an empty text.
+        A note if every difference is beyond the tolerance but within rounding; else an empty text.
 
     Raises:
-        ModelError: the outputs differ, or one of the two does not run the model.
+        ModelError: the outputs differ, or torch or onnxruntime does not run the model.
     """
     model = executor.model
     session = model.session(UNOPTIMIZED)
@@ -47,13 +47,13 @@ def check(executor: Executor, feeds: Feeds) -> str:
                 "torch and onnxruntime do not agree on this model",
                 where=str(model.path),
                 why=f"outputs differ by {difference:.1e} of their range, {tolerance:.0e} is allowed",
-                hint="leave the training out; please report it",
+                hint="leave out training; please report it",
             )
     return f"outputs differ between torch and onnxruntime by {worst:.1e} of their range: this model amplifies rounding"
 
 
 def _is_rounded(model: Model) -> bool:
-    """Tell whether a model computes in half precision anywhere."""
+    """Tell whether a model computes in half precision."""
     values = [*model.graph.inputs, *(tensor for _, _, tensor in tensors_of(model.graph))]
     types = [
         t.dtype if isinstance(t.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)) for t in values

@@ -1,4 +1,4 @@
-"""Training of a pruned model: distillation, constraints on weights, gates on channels, and importances from gradients.
+"""Training of a pruned model: distillation, constraints on weights, and gates on channels.
 
 May import `torch_backend`, and what that may import. Loads torch: import its modules where they are used.
 """

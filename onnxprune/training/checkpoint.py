@@ -1,4 +1,4 @@
-"""The state of a training that was interrupted, in one file that is always whole."""
+"""Checkpoint of a training run, in one file that is always complete."""
 
 from __future__ import annotations
 
@@ -15,39 +15,35 @@ VERSION = 2
 
 
 def save(path: Path, key: str, state: State) -> None:
-    """Write a state; it takes the place of the one before at once, so that a kill leaves either of them.
+    """Write a state; it replaces the previous one atomically.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the state cannot be written.
     """
     try:
         with staged(path) as temporary:
             torch.save({"version": VERSION, "key": key, **state}, temporary)
-    except RuntimeError as error:  # what torch makes of a disk that is full
+    except RuntimeError as error:  # torch raises it on a full disk
         raise OutputError(
             f"cannot write {path.name}",
             where=str(path.parent),
             why=first_line(error),
-            hint="make room there, or give another path",
+            hint="free disk space, or give another path",
         ) from error
 
 
 def load(path: Path, key: str) -> State | None:
-    """Return the state of a run; None where there is none.
-
-    Args:
-        path: of the file.
-        key: what the run depends on: models, data, options. A state of another run is refused.
+    """Return the state of the run with this key; None without a file.
 
     Raises:
-        OutputError: the file holds something else.
+        OutputError: the file is no checkpoint, or belongs to another run.
     """
     if not path.exists():
         return None
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
         found = state.get("version"), state.get("key")
-    except Exception as error:  # pickle and zipfile raise whatever comes to their mind
+    except Exception as error:  # pickle and zipfile raise many types
         raise OutputError(
             "the checkpoint cannot be read",
             where=str(path),
@@ -58,7 +54,7 @@ def load(path: Path, key: str) -> State | None:
         raise OutputError(
             "the checkpoint belongs to another run",
             where=str(path),
-            why="the models, the data, the options or the version are not those it was made with",
-            hint="delete it to start anew, or give --checkpoint another path",
+            why="its models, data, options or versions are different",
+            hint="delete it to start again, or give --checkpoint another path",
         )
     return state

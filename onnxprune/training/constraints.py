@@ -1,4 +1,4 @@
-"""Constraints on weights after each step: bounds of values, norms of filters, elements that are not updated."""
+"""Constraints on weights after each step: ranges of values, norms of filters, elements that are not updated."""
 
 from __future__ import annotations
 
@@ -16,33 +16,30 @@ from onnxprune.options import Bound
 from onnxprune.torch_backend.executor import Executor
 
 INSIDE = 1 - 2.0**-20
-"""A filter is scaled to this much of its bound, so that it holds however its norm is summed up."""
+"""Filters are scaled to this share of their bound, so that the bound holds for any order of summation."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Where the filters of a weight are.
+    """Layout of the filters of a weight.
 
     Attributes:
-        shape: of the weight, with the groups of a ConvTranspose apart.
-        summed: axes of that shape that a norm runs over.
+        shape: shape of the weight, with a separate axis for the groups of a ConvTranspose.
+        summed: axes of `shape` that a norm runs over.
     """
 
     shape: tuple[int, ...]
     summed: tuple[int, ...]
 
     def norms(self, weight: Tensor) -> Tensor:
-        """Return the Euclidean norm of each filter, float64, with the axes it ran over kept at length 1."""
+        """Return the Euclidean norm of each filter, float64, with the summed axes kept at length 1."""
         norms: Tensor = torch.linalg.vector_norm(weight.double().reshape(self.shape), dim=self.summed, keepdim=True)
         return norms
 
     def within(self, weight: Tensor, most: float, stays: Tensor | None = None) -> Tensor:
-        """Return the nearest weight all of whose filters have a norm of `most` or less.
+        """Return the nearest weight, of the same type, whose filters all have a norm of at most `most`.
 
-        Args:
-            weight: of any float type, which the result has, too, and holds the bound in.
-            most: norm.
-            stays: elements that do not change; together they hold the bound.
+        `stays` marks elements that do not change; on their own they satisfy the bound.
         """
         over = self.norms(weight) > most
         if not bool(over.any()):
@@ -57,7 +54,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class _Rule:
-    """All bounds of one weight; `low` and `high` are numbers of the type that is written."""
+    """All bounds of one weight; `low` and `high` are numbers of the stored type."""
 
     name: str
     low: float
@@ -73,21 +70,17 @@ class _Rule:
 
 
 class Constraints:
-    """Projections onto bounds, exact in the type that is written.
+    """Projections onto bounds, exact in the stored type.
 
     Attributes:
-        notes: which bounds the weights violated at the start.
+        notes: bounds that the weights violate at the start.
     """
 
     def __init__(self, executor: Executor, bounds: Sequence[Bound]) -> None:
         """Find the weights that each bound names.
 
-        Args:
-            executor: of the weights.
-            bounds: in any order; all of them hold.
-
         Raises:
-            OptionError: a bound that names no weight, a norm where there are no filters, or bounds that exclude each other.
+            OptionError: a bound names no weight or no filters, or two bounds exclude each other.
         """
         tensors = executor.model.graph.tensors()
         self._stored = {name: getattr(torch, str(np.asarray(tensors[name].values).dtype)) for name in executor.weights}
@@ -106,23 +99,18 @@ class Constraints:
 
     @torch.no_grad()
     def project(self, weights: Mapping[str, Tensor], stays: Mapping[str, Tensor] | None = None) -> None:
-        """Move weights to the nearest values that hold every bound, in place.
-
-        Args:
-            weights: by name.
-            stays: elements that do not change, by name of the weight; they hold the bounds already.
-        """
+        """Move weights to the nearest values within all bounds, in place; elements in `stays` do not change."""
         for rule in self._rules:
             weights[rule.name].copy_(rule.projected(weights[rule.name], (stays or {}).get(rule.name)))
 
     @torch.no_grad()
     def project_beside(self, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-        """Do the same, but leave elements that equal those of `others`, which hold every bound."""
+        """Project, without changing elements that equal those of `others`, which satisfy all bounds."""
         self.project(weights, {rule.name: weights[rule.name] == others[rule.name] for rule in self._rules})
 
     @torch.no_grad()
     def rounded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights in the precision of the file, rounded so that every bound still holds and all are finite."""
+        """Return finite weights in the precision of the file, rounded so that all bounds still hold."""
         result = dict(weights)
         norms = {rule.name: rule.norms for rule in self._rules}
         for name, weight in weights.items():
@@ -139,7 +127,7 @@ class Constraints:
 
 
 def filters_of(graph: gs.Graph) -> dict[str, tuple[Filters, ...]]:
-    """Return the filters of every weight that has some, one entry per use: the elements that compute one output channel."""
+    """Return the filters of every weight that has filters, one entry per use; a filter computes one output channel."""
     found: dict[str, set[Filters]] = {}
     for node in graph.nodes:
         for i, tensor in enumerate(node.inputs[:2]):
@@ -169,14 +157,14 @@ def _named(bound: Bound, weights: Mapping[str, Tensor], filters: Mapping[str, tu
     if not named:
         raise OptionError(
             f"--{bound.option} names no {'trained weight' if bound.norm is None else 'filters'}",
-            why=f"none of the {len(weights)} weights that are trained fits {bound.pattern!r}",
-            hint=f"they are called {', '.join(list(weights)[:4])}; * stands for anything",
+            why=f"none of the {len(weights)} trained weights matches {bound.pattern!r}",
+            hint=f"the weights are {', '.join(list(weights)[:4])}; * matches any text",
         )
     return named
 
 
 def _violations(bound: Bound, name: str, weight: Tensor, filters: Sequence[Filters]) -> list[str]:
-    """Return a note where a weight violates a bound."""
+    """Return a note if a weight violates a bound."""
     weight = weight.detach().double()
     if bound.norm is None:
         beyond, total, what = (weight < bound.low) | (weight > bound.high), weight.numel(), "elements"
@@ -187,7 +175,7 @@ def _violations(bound: Bound, name: str, weight: Tensor, filters: Sequence[Filte
     count = int(beyond.sum())
     if not count:
         return []
-    return [f"--{bound.option} {bound.text}: {count} of {total} {what} of {name} were beyond it at the start"]
+    return [f"--{bound.option} {bound.text}: {count} of {total} {what} of {name} violate it at the start"]
 
 
 def _merged(name: str, stored: torch.dtype, bounds: Sequence[Bound], filters: Sequence[Filters]) -> _Rule:
@@ -198,24 +186,24 @@ def _merged(name: str, stored: torch.dtype, bounds: Sequence[Bound], filters: Se
         texts = ", ".join(f"--{bound.option} {bound.text}" for bound in bounds)
         raise OptionError(
             f"the bounds of {name} exclude each other",
-            why=f"{texts}: " + ("no value holds all" if low > high else "a norm takes a range with 0 in it"),
-            hint="give patterns that name different weights",
+            why=f"{texts}: " + ("no value satisfies all" if low > high else "a norm needs a range that contains 0"),
+            hint="give patterns that match different weights",
         )
     bottom, top = -_at_most(-low, stored), _at_most(high, stored)
-    if bottom > top:  # no number of this type lies between: the nearest one
+    if bottom > top:  # no number of this type is within the range: take the nearest one
         bottom = top = float(torch.tensor(low, dtype=torch.float64).to(stored))
     return _Rule(name, bottom, top, () if most is None else tuple((each, most) for each in filters))
 
 
 def _at_most(value: float, kind: torch.dtype) -> float:
-    """Return the largest number of a type that is not above a value."""
+    """Return the largest number of a type that is at most `value`."""
     exact = torch.tensor(value, dtype=torch.float64)
     near = exact.to(kind)
     return float(torch.nextafter(near, torch.full_like(near, -torch.inf)) if float(near) > value else near)
 
 
 def toward_zero(values: Tensor, kind: torch.dtype) -> Tensor:
-    """Return float64 values in another type, none of them larger in magnitude."""
+    """Return float64 values in another type, rounded toward zero."""
     near = values.to(kind)
     return torch.where(near.double().abs() > values.abs(), torch.nextafter(near, torch.zeros_like(near)), near)
 
@@ -224,8 +212,8 @@ class Frozen:
     """The local threshold: weights with |accumulated gradient| < T are not updated in a step.
 
     Attributes:
-        share: of the elements that were not updated in the last step.
-        stays: these elements, by name of their weight.
+        share: share of the elements that were not updated in the last step.
+        stays: mask of these elements, by name of the weight.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], below: float) -> None:
@@ -235,16 +223,15 @@ class Frozen:
         self.share = 0.0
 
     def before(self) -> None:
-        """Remember the elements whose gradients are small now, and all values."""
-        trained = {name: weight for name, weight in self._weights.items() if weight.grad is not None}
-        self.stays = {name: w.grad.abs() < self._below for name, w in trained.items() if w.grad is not None}
-        self._values = {name: weight.detach().clone() for name, weight in trained.items()}
+        """Store the elements with small gradients, and all values."""
+        self.stays = {name: w.grad.abs() < self._below for name, w in self._weights.items() if w.grad is not None}
+        self._values = {name: self._weights[name].detach().clone() for name in self.stays}
         held = sum(int(stays.sum()) for stays in self.stays.values())
         self.share = held / max(1, sum(stays.numel() for stays in self.stays.values()))
 
     @torch.no_grad()
     def after(self) -> None:
-        """Restore the elements that are not updated: momentum and weight decay move elements without a gradient, too."""
+        """Restore the elements that are not updated: momentum and weight decay also move elements with small gradients."""
         for name, stays in self.stays.items():
             weight = self._weights[name]
             weight.copy_(torch.where(stays, self._values[name], weight))

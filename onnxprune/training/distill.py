@@ -1,4 +1,4 @@
-"""Train a pruned model to give what the original gives: distillation, on the graph itself."""
+"""Distillation: train a pruned model toward the outputs of the original, on the graph itself."""
 
 from __future__ import annotations
 
@@ -34,19 +34,17 @@ from onnxprune.training.validation import Validation, Validator, copies, put
 from onnxprune.types import BoolArray, Trace
 
 VALIDATIONS = 20
-"""Validations, about: one is due whenever another 1/20 of the training is done."""
+"""Number of validations, about: one after each 1/20 of the training."""
 SAVED_EVERY = 30.0
-"""Seconds between two states on disk."""
+"""Seconds between two checkpoints."""
 HASHED = 32
-"""Training and validation samples by which a state knows its data."""
+"""Training samples, and validation samples, whose values identify the data of a checkpoint."""
 WINDOWS = 4
-"""Windows of the global threshold, at least; see `onnxprune.training.gradient_gates`."""
+"""Least number of windows of the global threshold; see `onnxprune.training.gradient_gates`."""
 NOTHING = 1e-10
-"""A loss below is rounding."""
+"""A loss below this is rounding."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 1.0)
 """Quantiles of the peak gradients in the notes."""
-ProgressCallback = Callable[[float, str], None]
-"""Called with the share that is done, and a text with the loss."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ class TrainingResult:
     """The result of fine-tuning.
 
     Attributes:
-        model: with the weights that did best on the samples held out.
-        steps, samples, seconds: that it took; samples are those that gradients were taken of.
-        best: step of these weights.
-        validations: on the samples held out.
-        gated: (n_channels of the trace,) channels that the global threshold gated; None where it was not used.
-        notes: for the reader of the report.
+        model: the model with the best weights on the held-out samples.
+        steps, samples, seconds: length of the training; samples are gradients of single samples.
+        best: step of the best weights.
+        validations: all validations on the held-out samples.
+        gated: (n_channels of the trace,) channels gated by the global threshold; None without one.
+        notes: notes for the report.
     """
 
     model: Model
@@ -85,15 +83,15 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Setting:
-    """What surrounds a training.
+    """Arguments of a training beside models, data and options.
 
     Attributes:
-        seed: of the order of the samples, and of their augmentation.
+        seed: seed of the order of the samples and of their augmentation.
         features: activations that both models have, for `Training.features`.
-        trace: of the student, for `Training.gate_below`.
-        checkpoint: file that keeps the state, to resume after an interrupt; see `onnxprune.training.checkpoint`.
+        trace: facts of the student, for `Training.gate_below`.
+        checkpoint: file of the state, from which an interrupted training resumes; see `onnxprune.training.checkpoint`.
         memory: bytes that preprocessed samples may take.
-        on_progress: called after each step.
+        on_progress: called after each step with the share that is done, and a text with the loss.
     """
 
     seed: int = 0
@@ -101,47 +99,42 @@ class Setting:
     trace: Trace | None = None
     checkpoint: Path | None = None
     memory: float = 1e9
-    on_progress: ProgressCallback | None = None
+    on_progress: Callable[[float, str], None] | None = None
 
 
 def distill(
     student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting | None = None
 ) -> TrainingResult:
-    """Train a model towards the outputs of another one.
+    """Train a model toward the outputs of another one.
 
-    The same seed gives the same weights on the same machine with the same number of threads, unless the time is limited in minutes.
+    The same seed gives the same weights on the same machine with the same number of threads, unless the training is limited in minutes.
 
     Args:
-        student: the model to train; it is not changed.
-        teacher: the model that gives the targets; its inputs are the same.
-        data: samples; labels are used where there are some, see `Training.labels`.
-        training: how; its augmentation is resolved.
-        setting: seed, memory, checkpoint, and what some options need.
+        student: the model to train; it does not change.
+        teacher: the model that gives the targets; it has the same inputs.
+        data: samples, with or without labels; see `Training.labels`.
+        training: options.
+        setting: seed, memory, checkpoint, and arguments that some options need.
 
     Raises:
-        ModelError: an operator that training does not support, torch and onnxruntime do not agree, or nothing can be trained or learned.
-        DataError: labels that are out of range, or samples too few for a batch.
-        OptionError: a constraint that names nothing, or labels that are asked for and not there.
-        OutputError: a state that cannot be written, or of another run.
+        ModelError: training does not support an operator, torch and onnxruntime disagree, or nothing can be trained or learned.
+        DataError: a label is out of range, or the samples do not fill a batch.
+        OptionError: a constraint names no weight, or the options ask for labels and there are none.
+        OutputError: a checkpoint cannot be written, or belongs to another run.
         TrainingError: out of memory.
     """
     try:
         keep_memory()
         return _Run(student, teacher, data, training, setting or Setting()).go()
-    except MemoryError as problem:
-        raise _too_large(training.batch) from problem
-    except RuntimeError as problem:  # what torch raises on a CPU has no type of its own
-        if "allocate memory" in str(problem) or "out of memory" in str(problem):
-            raise _too_large(training.batch) from problem
-        raise
-
-
-def _too_large(batch: int) -> TrainingError:
-    return TrainingError(
-        "out of memory while training",
-        why=f"gradients were taken of {batch} samples at a time",
-        hint="give a smaller --train-batch, with --accumulate to make up for it",
-    )
+    except (MemoryError, RuntimeError) as problem:  # on a CPU torch raises RuntimeError
+        text = str(problem)
+        if isinstance(problem, RuntimeError) and "allocate memory" not in text and "out of memory" not in text:
+            raise
+        raise TrainingError(
+            "out of memory while training",
+            why=f"a batch has {training.batch} samples",
+            hint="give a smaller --train-batch, and a larger --accumulate in return",
+        ) from problem
 
 
 @dataclass
@@ -149,12 +142,12 @@ class _Progress:
     """Counters of a run.
 
     Attributes:
-        step: steps that are done.
+        step: steps done.
         spent: seconds.
-        losses: of the steps since the last validation.
-        frozen: shares of the elements that were not updated, summed over the steps.
-        still: steps without a gradient that says anything.
-        finished: whether nothing is left to do.
+        losses: losses of the steps since the last validation.
+        frozen: share of elements that were not updated, summed over the steps.
+        still: steps whose gradients are rounding.
+        finished: whether the training is over.
     """
 
     step: int = 0
@@ -172,7 +165,15 @@ class _Run:
         self, student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting
     ) -> None:
         self.training, self.setting = training, setting
-        self.executor = _trained(student, training)
+        self.executor = Executor(student, device=training.device)
+        self.executor.training = training.batchnorm == "train"
+        if not self.executor.weights:
+            raise ModelError(
+                "nothing can be trained",
+                where=str(student.path),
+                why="the model has no float weights",
+                hint="prune the model before it is quantized",
+            )
         self.teacher = Executor(teacher, device=training.device, trained=False)
         self.weights = self.executor.weights
         self.batches = Batches(data, training, setting.seed, setting.memory)
@@ -191,7 +192,7 @@ class _Run:
         self.validator = Validator(self.executor, self.objective, self.batches)
 
     def go(self) -> TrainingResult:
-        """Train, from the start or from the state of an interrupted run."""
+        """Train, from the start or from a checkpoint."""
         self._resume()
         progress, validator = self.progress, self.validator
         started = time.monotonic() - progress.spent
@@ -216,7 +217,7 @@ class _Run:
         )
 
     def _advance(self, started: float) -> None:
-        """Take one step, and validate where that is due."""
+        """Take one step, and validate when due."""
         progress, validator, patience = self.progress, self.validator, self.training.patience
         before = self._share()
         if not self._step(before):
@@ -232,7 +233,11 @@ class _Run:
         if stuck and done < 1:
             self.notes.append(f"stopped after {progress.step} steps: {patience} validations without improvement")
         progress.finished = stuck or self._share() >= 1
-        self._report(done)
+        if self.setting.on_progress is not None:
+            last = validator.history[-1]
+            agreement = "" if last.agreement is None else f", agreement {last.agreement:.1f} %"
+            loss = progress.losses[-1] if progress.losses else last.loss
+            self.setting.on_progress(min(1.0, done), f"loss {loss:.3g}{agreement}")
 
     def _share(self) -> float:
         """Return the share of the training that is done."""
@@ -241,19 +246,11 @@ class _Run:
         return self.progress.step / self._steps()
 
     def _steps(self) -> int:
-        """Return the number of steps, unless the time is limited."""
-        training = self.training
-        amount = training.amount
-        if training.unit == "epochs":
-            amount = math.ceil(amount * self.batches.per_epoch / training.accumulate)
+        """Return the number of steps of a training that is not limited in minutes."""
+        amount = self.training.amount
+        if self.training.unit == "epochs":
+            amount = math.ceil(amount * self.batches.per_epoch / self.training.accumulate)
         return max(1, round(amount))
-
-    def _report(self, share: float) -> None:
-        if self.setting.on_progress is not None:
-            last = self.validator.history[-1]
-            agreement = "" if last.agreement is None else f", agreement {last.agreement:.1f} %"
-            loss = self.progress.losses[-1] if self.progress.losses else last.loss
-            self.setting.on_progress(min(1.0, share), f"loss {loss:.3g}{agreement}")
 
     def _validate(self) -> None:
         progress = self.progress
@@ -262,7 +259,7 @@ class _Run:
         self.validator.validate(progress.step, progress.spent, loss, self.mean)
 
     def _step(self, share: float) -> bool:
-        """Take one step; return False, with weights as they were, where the loss or its gradient is not finite."""
+        """Take one step; return False, without an update, if the loss or its gradient is not finite."""
         loss = self._accumulate()
         if loss is None:
             return False
@@ -279,7 +276,7 @@ class _Run:
         return True
 
     def _accumulate(self) -> float | None:
-        """Sum up the gradients of a step; return its loss, or None where something is not finite."""
+        """Sum the gradients of a step; return its loss, or None if the loss or a gradient is not finite."""
         self.optimizer.clear()
         times, total = self.training.accumulate, 0.0
         for part in range(times):
@@ -302,15 +299,15 @@ class _Run:
             self.progress.frozen += self.frozen.share
         if self.gates is None:
             return
-        if loss < NOTHING:  # the student equals its teacher: gradients are rounding, and say nothing about channels
+        if loss < NOTHING:  # the student equals its teacher: all gradients are rounding
             self.progress.still += 1
         elif self.gates.observe().any():
-            self.validator.score = None  # weights from before have channels that are gated now
+            self.validator.score = None  # earlier weights have channels that are gated now
             self.gates.apply(self.validator.weights)
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Update the running mean; what never moved stays the same to the bit. Early on the mean forgets faster than later."""
+        """Update the running mean, with a smaller decay in the first steps; weights that never move keep their bits."""
         step = self.progress.step
         keep = min(self.training.ema, (1 + step) / (10 + step))
         for name, weight in self.weights.items():
@@ -321,17 +318,16 @@ class _Run:
 
     def _stop(self, what: str, feeds: dict[str, Tensor]) -> None:
         where = self.executor.not_finite(feeds)
-        if not where:
-            where = self.teacher.not_finite(feeds)
-            where = f"{where} of the original" if where else ""
+        if not where and (where := self.teacher.not_finite(feeds)):
+            where = f"{where} of the original"
         at = f"; the first value that is not finite comes from {where}" if where else ""
         self.notes.append(
-            f"training stopped at step {self.progress.step + 1}: {what} is not finite{at}. The weights are the best ones before, "
+            f"training stopped at step {self.progress.step + 1}: {what} is not finite{at}. The result has the best weights so far, "
             f"of step {self.validator.step}; a smaller --lr may help"
         )
 
     def _summary(self) -> list[str]:
-        """Return notes on what the thresholds did."""
+        """Return notes on the effect of the thresholds."""
         notes, progress = [], self.progress
         if self.frozen is not None and progress.step:
             share = progress.frozen / progress.step
@@ -341,24 +337,24 @@ class _Run:
         if self.gates is not None:
             quantiles = self.gates.quantiles(QUANTILES)
             text = ", ".join(f"{at:.0%} {value:.1e}" for at, value in quantiles.items())
-            text = f"quantiles of the peak gradients of the others: {text}" if text else "no window was completed"
+            text = f"quantiles of the other peak gradients: {text}" if text else "no window was completed"
             notes.append(f"--gate-below {self.gates.threshold:g}: {int(self.gates.gated.sum())} channels gated; {text}")
             if progress.still:
                 notes.append(
-                    f"{progress.still} of {progress.step} steps did not count for --gate-below: the model equals the original, and its "
-                    "gradients say nothing about channels"
+                    f"{progress.still} of {progress.step} steps did not count for --gate-below: the model equals the original, and all "
+                    "gradients are rounding"
                 )
         return notes
 
     def _make_gates(self, threshold: float) -> Gates:
         if self.setting.trace is None:
-            raise OptionError("--gate-below needs the groups of the model", hint="give its trace")
+            raise OptionError("--gate-below needs the groups of the model", hint="give the trace of the model")
         timed = self.training.unit == "min"
         patience = PATIENCE if timed else max(1, min(PATIENCE, self._steps() // WINDOWS))
         return Gates(self.executor, self.setting.trace, threshold, patience=patience)
 
     def _key(self) -> str:
-        """Return a digest of what the course of a training depends on."""
+        """Return a digest of everything that the result depends on."""
         setting, versions = self.setting, (torch.__version__, ORT_VERSION)
         plain = [asdict(self.training), setting.seed, sorted(setting.features), self.teacher.model.digest, *versions]
         digest = hashlib.sha256(json.dumps(plain, default=str, sort_keys=True).encode())
@@ -404,21 +400,3 @@ class _Run:
         self.notes = state["notes"]
         if not self.progress.finished:
             self.notes.append(f"resumed after {self.progress.step} steps")
-
-
-def _trained(student: Model, training: ResolvedTraining) -> Executor:
-    """Return the executor of the student.
-
-    Raises:
-        ModelError: it has nothing that can be trained.
-    """
-    executor = Executor(student, device=training.device)
-    executor.training = training.batchnorm == "train"
-    if not executor.weights:
-        raise ModelError(
-            "nothing can be trained",
-            where=str(student.path),
-            why="there are no float weights",
-            hint="prune the model before it is quantised",
-        )
-    return executor

@@ -1,26 +1,18 @@
-"""The global threshold: while a network is trained, channels whose parameters hardly get any gradient are gated to zero.
+"""The global threshold: during training, channels whose parameters all have small gradients are gated to zero.
 
-*Unit.* What is gated is a channel in the sense of `onnxprune.types`: all filters that can only go together, over all layers they are
-coupled with. Its parameters are all slices of all weights that hold it: filters that write it, biases, depthwise kernels and scales
-that follow it, and the slices of the next layers that read it.
+The parameters of a channel (see `onnxprune.types`) are all slices of all weights that hold it: filters that write it, biases, depthwise
+kernels and scales that follow it, and the slices of the next layers that read it.
 
-*Definition.* Training is cut into windows of `patience` steps of the optimizer. The *peak gradient* of a channel in a window is the largest
-absolute value of the derivative of the loss with respect to any of its parameters in any of the steps, as accumulated in `.grad` when
-the optimizer steps: before momentum, clipping and decoupled weight decay, and of a loss that is a mean over the batch. At the end of a
-window every channel with a peak gradient below T, one T for the whole network, is gated: the slices that read it are set to zero, which
-is what deletion is, and held there after every further step. A gate never opens again. A gradient that is not finite counts as infinite.
-Channels are gated in ascending order of their peak gradients, and never beyond what each group and each tensor must keep; pinned channels
-are not gated, nor are those that a mask on weights alone cannot express (statistics run over them, or a weight that reads them is
-quantised, is not trained, or reads another channel elsewhere).
+Training is divided into windows of `patience` steps. The *peak gradient* of a channel in a window is the largest absolute derivative of
+the loss with respect to any of its parameters in any step, as accumulated in `.grad`: before momentum, clipping and weight decay, for a
+loss that is a mean over the batch. A gradient that is not finite counts as infinite. At the end of a window every channel with a peak
+gradient below T, one T for the whole network, is gated: the slices that read it are set to zero, after every further step too. This
+equals deletion, so that deleting the gated channels (`onnxprune.surgery.channels.delete` with `Gates.keep`) is exact. A gate never
+reopens. Channels are gated in ascending order of their peak gradients, as far as each group and each tensor keeps its minimum. Pinned
+channels are not gated, nor are channels that zero weights cannot express: statistics run over them, or a weight that reads them is
+quantized, is not trained, or reads another channel elsewhere.
 
-Deleting the gated channels afterwards (`Gates.keep` is what `onnxprune.surgery.channels.delete` takes) is exact.
-
-*When it helps.* For channels that neither carry anything nor are about to: a ReLU that never fires gets no gradient in its filter, and
-gives its readers none; and channels that weight decay or a group penalty has driven to zero on both sides. A channel that is merely
-saturated still gives its readers gradients, and stays. Small gradients do not say that a channel is of little use: at an optimum all
-gradients are small. So T has to lie below the gradient noise of useful channels, and it depends on the loss, the batch and the scale of
-the weights: train for one window with T = 0, which gates nothing, look at `quantiles`, and take T from the gap between the silent channels
-and the rest. Without a gap the threshold is the wrong tool: see `onnxprune.importance.gradients` for what a removal costs.
+`docs/gradients.md` says when the threshold helps, and how to choose T.
 """
 
 from __future__ import annotations
@@ -33,11 +25,10 @@ import numpy as np
 import torch
 
 from onnxprune.torch_backend.executor import Executor
-from onnxprune.types import BoolArray, FloatArray, IntArray, Slice, Trace
+from onnxprune.types import BoolArray, FloatArray, Slice, Trace
 
 PATIENCE = 50
 """Steps of a window."""
-QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
 
 
 class Gates:
@@ -46,9 +37,8 @@ class Gates:
     Call `observe` before the optimizer steps, `apply` after it.
 
     Attributes:
-        threshold: T.
-        patience: steps of a window.
-        gated: (n_channels,) True where a channel is gated.
+        threshold: T; 0 gates nothing.
+        gated: (n_channels,) gated channels.
         peaks: (n_channels,) peak gradients of the last completed window, NaN before the first.
     """
 
@@ -59,19 +49,9 @@ class Gates:
         threshold: float,
         *,
         patience: int = PATIENCE,
-        min_channels: int = 1,
         max_ratio: float = 0.9,
     ) -> None:
-        """Find the parameters of every channel.
-
-        Args:
-            executor: of the traced model.
-            trace: facts of the model.
-            threshold: T; 0 gates nothing.
-            patience: steps of a window.
-            min_channels: channels that every group keeps at least.
-            max_ratio: share of a group that may be gated at most.
-        """
+        """Find the parameters of every channel; at most a share `max_ratio` of each group is gated."""
         self.executor, self.trace = executor, trace
         self.threshold, self.patience = threshold, patience
         self.gated: BoolArray = np.zeros(trace.n_channels, dtype=bool)
@@ -82,21 +62,20 @@ class Gates:
         self._facts = list(distinct.values())
         self._index = [torch.from_numpy(np.where(f.channels < 0, trace.n_channels, f.channels)) for f in self._facts]
         self._free = ~trace.pinned & _expressible(trace, set(executor.weights))
-        self._floors = _floors(trace, min_channels, max_ratio)
+        least = [max(1, math.ceil(g.channels.size * (1 - max_ratio) - 1e-9)) for g in trace.groups]
+        extents = (np.unique(extent[extent >= 0]) for extent in trace.extents if (extent >= 0).all())
+        self._floors = [*zip((g.channels for g in trace.groups), least, strict=True), *((ids, 1) for ids in extents)]
+        """Sets of channels, and the least number of each that stays."""
         self._zeroed: list[tuple[str, int, torch.Tensor]] = []
-        """Weights, an axis of each, and which indices of that are held at zero."""
+        """Weights, an axis of each, and the indices along it that are held at zero."""
 
     @property
     def keep(self) -> BoolArray:
-        """What stays, (n_channels,), for the pruner."""
+        """Channels that are left, (n_channels,)."""
         return ~self.gated
 
     def observe(self) -> BoolArray:
-        """Take in the gradients of a step; at the end of a window, gate.
-
-        Returns:
-            (n_channels,) channels that were gated now.
-        """
+        """Observe the gradients of a step; return the channels that this step gates, (n_channels,)."""
         self._window = np.fmax(self._window, self._largest())
         self._step += 1
         new = np.zeros_like(self.gated)
@@ -109,26 +88,26 @@ class Gates:
         return new
 
     def apply(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Set the slices that read gated channels to zero, in the trained weights or in a running mean of them."""
+        """Set the slices that read gated channels to zero, in `weights` or the weights of the executor."""
         weights = self.executor.weights if weights is None else weights
         with torch.no_grad():
             for name, axis, index in self._zeroed:
                 weights[name].index_fill_(axis, index, 0)
 
-    def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:
-        """Return quantiles of the peak gradients of the channels that may still be gated; none before the first window ends."""
+    def quantiles(self, at: Sequence[float]) -> dict[float, float]:
+        """Return quantiles of the peak gradients of the channels that can still be gated; none before the first window ends."""
         values = self.peaks[self._free & ~self.gated]
         if not values.size or np.isnan(values).any():
             return {}
         return dict(zip(at, np.quantile(values, at, method="lower").tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state, for a checkpoint."""
         arrays = {"gated": self.gated, "peaks": self.peaks, "window": self._window}
         return {"step": self._step, **{name: torch.from_numpy(x.copy()) for name, x in arrays.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run was; weights are left as they are until `apply`."""
+        """Restore the state of a checkpoint; weights do not change until `apply`."""
         self._step = int(state["step"])
         self.peaks, self._window = state["peaks"].numpy().copy(), state["window"].numpy().copy()
         self._gate(state["gated"].numpy())
@@ -144,7 +123,7 @@ class Gates:
         return total[:-1].numpy()
 
     def _choose(self) -> BoolArray:
-        """Return the channels to gate, in ascending order of their peaks while every group and tensor keeps what it must."""
+        """Return the channels to gate, (n_channels,)."""
         quiet = np.flatnonzero(self._free & ~self.gated & (self.peaks < self.threshold))
         room = [int((~self.gated[members]).sum()) - least for members, least in self._floors]
         floors_of: dict[int, list[int]] = {int(channel): [] for channel in quiet}
@@ -167,14 +146,6 @@ class Gates:
             for fact in self._facts
             if fact.role == "reads" and flags[fact.channels].any()
         ]
-
-
-def _floors(trace: Trace, min_channels: int, max_ratio: float) -> list[tuple[IntArray, int]]:
-    """Return sets of channels, and the least number of each that stays."""
-    groups = [
-        (g.channels, max(min_channels, math.ceil(g.channels.size * (1 - max_ratio) - 1e-9))) for g in trace.groups
-    ]
-    return [*groups, *((np.unique(extent[extent >= 0]), 1) for extent in trace.extents if (extent >= 0).all())]
 
 
 def _expressible(trace: Trace, trained: set[str]) -> BoolArray:

@@ -1,4 +1,4 @@
-"""What training minimizes: the distance from the teacher's outputs, from labels, and from the teacher's activations."""
+"""The training loss: distance from the teacher's outputs and activations, and cross-entropy to labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Objective:
 
     Attributes:
         targets: outputs of the teacher for the validation samples.
-        labels: of all samples; None where they do not count.
+        labels: labels of all samples; None if the loss does not use them.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Objective:
         """Run the teacher on the validation samples.
 
         Raises:
-            ModelError: no output can be learned.
-            OptionError: labels that are asked for and not there.
-            DataError: labels that are out of range.
+            ModelError: no output is a floating point number.
+            OptionError: the options ask for labels, and there are none.
+            DataError: a label is out of range.
         """
         self._student, self._teacher, self._batches, self._training = student, teacher, batches, training
         self._outputs = [value.name for value in student.model.graph.outputs]
@@ -52,7 +52,7 @@ class Objective:
                 "nothing can be learned from the original",
                 where=str(teacher.model.path),
                 why="none of its outputs is a floating point number",
-                hint="leave the training out",
+                hint="leave out training",
             )
         self._features: Features | None = None
         if training.features and features:
@@ -62,7 +62,7 @@ class Objective:
         self.labels, self._label_share = self._checked_labels(data)
 
     def loss(self, feeds: dict[str, Tensor], chosen: IntArray) -> Tensor:
-        """Return the loss of a batch, a scalar; `chosen` are the indices of its samples."""
+        """Return the loss of a batch, a scalar; `chosen` holds the indices of its samples."""
         training, names = self._training, () if self._features is None else self._features.names
         with torch.autocast(self._student.device.type, torch.bfloat16, training.precision == "bfloat16"):
             with torch.no_grad():
@@ -79,9 +79,9 @@ class Objective:
         return loss
 
     def score(self, outputs: Outputs, divergence: float) -> float:
-        """Return what the best weights have least of: the loss, without its temperature, smoothing and activations.
+        """Return the score of weights, lower is better: the loss without temperature, smoothing and activations.
 
-        With few samples held out, a count of wrong answers would be a matter of chance.
+        Accuracy on few held-out samples is too noisy to choose weights by.
         """
         given, wanted = ([torch.from_numpy(o) for o in found] for found in (outputs, self.targets))
         beside = self._distance.beside(given, wanted)
@@ -94,14 +94,14 @@ class Objective:
         return math.inf if math.isnan(divergence) else divergence
 
     def _checked_labels(self, data: Data) -> tuple[Array | None, float]:
-        """Return the labels, if they are of any use, and their share of the loss."""
+        """Return the labels, or None if the loss does not use them, and their share of the loss."""
         asked = self._training.labels
         classes = class_scores(self.targets) if self._distance.classes is not None else None
         if data.labels is None or classes is None:
             if asked:
                 why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
                 raise OptionError(
-                    f"--label-weight {asked:g} needs labels", why=why, hint="give labelled data, or leave it out"
+                    f"--label-weight {asked:g} needs labels", why=why, hint="give labeled data, or leave out the option"
                 )
             return None, 0.0
         labels, share = np.asarray(data.labels), LABELS if asked is None else asked
@@ -120,5 +120,5 @@ class Objective:
 
 
 def validation_outputs(executor: Executor, batches: Batches) -> Outputs:
-    """Return the outputs for the validation samples."""
+    """Return the outputs for all validation samples."""
     return concatenate_outputs([executor.outputs(feeds) for feeds in batches.for_validation()])

@@ -1,9 +1,8 @@
-"""Validation on the samples held out: how a student does, and its best weights so far."""
+"""Validation of the student on the held-out samples; the best weights so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,11 +21,11 @@ class Validation:
     """The result of one validation.
 
     Attributes:
-        step, seconds: of the training.
-        loss: of training, mean since the last validation; None at the start.
-        divergence: from the original; see `onnxprune.metrics.outputs.output_divergence`.
-        agreement: percent of samples with the class that the original gives; None where there are no classes.
-        top1: percent right; None without labels.
+        step, seconds: position in the training.
+        loss: mean training loss since the last validation; None at the start.
+        divergence: divergence from the original; see `onnxprune.metrics.outputs.output_divergence`.
+        agreement: percent of samples with the class of the original; None without class scores.
+        top1: percent of correct samples; None without labels.
     """
 
     step: int
@@ -42,10 +41,10 @@ class Validator:
 
     Attributes:
         history: all validations.
-        step: of the training, at the best weights.
+        step: training step of the best weights.
         since: validations since then.
-        score: of the best weights, the smaller the better; None: the next ones are the best so far.
-        weights, buffers: the best weights, and the running statistics with them.
+        score: score of the best weights, lower is better; None: the next weights become the best.
+        weights, buffers: the best weights, and their running statistics.
     """
 
     def __init__(self, executor: Executor, objective: Objective, batches: Batches) -> None:
@@ -56,16 +55,13 @@ class Validator:
         self.weights, self.buffers = copies(executor.weights), copies(executor.buffers)
 
     def validate(self, step: int, seconds: float, loss: float | None, weights: Mapping[str, Tensor]) -> None:
-        """Run weights on the validation samples, and keep them if they do better than any before.
-
-        Args:
-            step: of the training.
-            seconds: of the training.
-            loss: of training, mean since the last validation.
-            weights: those of the executor, or a running mean of them.
-        """
-        with self._holding(weights):
+        """Run `weights` (of the executor, or their running mean) on the validation samples, and keep the best."""
+        current = copies(self._executor.weights)
+        put(weights, self._executor.weights)
+        try:
             outputs = validation_outputs(self._executor, self._batches)
+        finally:
+            put(current, self._executor.weights)
         targets, labels = self._objective.targets, self._objective.labels
         divergence = output_divergence(targets, outputs)
         agreement = compare_outputs(targets, outputs).get("agreement")
@@ -77,44 +73,25 @@ class Validator:
             self.score, self.step, self.since = score, step, 0
             self.weights, self.buffers = copies(weights), copies(self._executor.buffers)
 
-    @contextmanager
-    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run with other weights; those of the executor are put back afterwards, to the bit."""
-        if weights is self._executor.weights:
-            yield
-            return
-        current = copies(self._executor.weights)
-        put(weights, self._executor.weights)
-        try:
-            yield
-        finally:
-            put(current, self._executor.weights)
-
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
-        return {
-            "history": [asdict(each) for each in self.history],
-            "step": self.step,
-            "since": self.since,
-            "score": self.score,
-            "weights": self.weights,
-            "buffers": self.buffers,
-        }
+        """Return the attributes, for a checkpoint."""
+        plain = {name: getattr(self, name) for name in ("step", "since", "score", "weights", "buffers")}
+        return {"history": [asdict(each) for each in self.history], **plain}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run was."""
+        """Restore the attributes of a checkpoint."""
         self.history = [Validation(**each) for each in state["history"]]
         self.step, self.since, self.score = state["step"], state["since"], state["score"]
         self.weights, self.buffers = state["weights"], state["buffers"]
 
 
 def copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of tensors."""
+    """Return detached copies."""
     return {name: value.detach().clone() for name, value in values.items()}
 
 
 @torch.no_grad()
 def put(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    """Copy tensors into others of the same names."""
+    """Copy values into the tensors of the same names."""
     for name, value in values.items():
         into[name].copy_(value)

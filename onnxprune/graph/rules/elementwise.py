@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, nothing, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, pin_axes, tie_broadcast
+from onnxprune.graph.ids import Ids, aligned, nothing, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, follow, pin_axes, tie_broadcast
 from onnxprune.types import Statistic
 
 
 def passthrough(ctx: RuleContext) -> list[Ids]:
     """Every element by itself: channels pass through."""
-    ids = ctx.activation()
-    return [ids] * ctx.n_outputs
+    return [ctx.activation()] * ctx.n_outputs
 
 
 def elementwise(ctx: RuleContext) -> list[Ids]:
     """Channels of all inputs are tied, broadcast as in numpy; constants with a value per channel are sliced."""
-    out_shape = ctx.out_shape()
-    rank = len(out_shape)
+    rank = len(ctx.out_shape())
     result = nothing(rank)
     dims = (1,) * rank
     for i in range(ctx.n_inputs):
         ids = ctx.ids(i)
-        if ids is None:
-            continue
-        aligned = ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
-        shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
-        result, dims = tie_broadcast(ctx, result, dims, aligned, shape)
+        if ids is not None:
+            shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
+            result, dims = tie_broadcast(ctx, result, dims, aligned(ids, rank), shape)
     for i in range(ctx.n_inputs):
-        constant = ctx.const(i)
-        if constant is None:
-            continue
-        for axis in varying(result):
-            own = axis - (rank - constant.ndim)
-            if own >= 0 and constant.shape[own] > 1:
-                ctx.slice(i, own, rows(result, axis), "follows")
+        follow(ctx, i, result)
     return [result] * ctx.n_outputs
 
 
@@ -44,7 +34,7 @@ def pool(ctx: RuleContext) -> list[Ids]:
     ids = ctx.activation()
     if ctx.n_outputs > 1:
         return ctx.refuse("the indices that this MaxPool returns count channels")
-    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the axis it lies on")] * ctx.n_outputs
+    return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the channel axis")] * ctx.n_outputs
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
@@ -77,7 +67,7 @@ def _reduced(ctx: RuleContext, statistic: Statistic | None) -> list[Ids]:
         ids = nothing(rank)
     else:
         hint = CUT if ctx.op == "ReduceMean" else ""
-        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over its channels{hint}")
+        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over the channels{hint}")
     if not ctx.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
@@ -98,7 +88,7 @@ def along(ctx: RuleContext) -> list[Ids]:
         flat = ctx.op in FLAT_SOFTMAX and ctx.state.opset < 13
         axis = int(ctx.attr("axis", 1 if flat else -1)) % rank
         axes = list(range(axis, rank)) if flat else [axis]
-    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels on its axis")
+    ids = pin_axes(ctx, 0, axes, f"{ctx.op} mixes the channels")
     return [ids] * ctx.n_outputs
 
 
@@ -109,21 +99,21 @@ def lp_norm(ctx: RuleContext) -> list[Ids]:
     if varying(ids) == [axis]:
         ctx.summed(0, axis, rows(ids, axis))
         return [ids]
-    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels on its axis")]
+    return [pin_axes(ctx, 0, [axis], f"{ctx.op} mixes the channels")]
 
 
 def argmax(ctx: RuleContext) -> list[Ids]:
     """Channels on its axis are pinned, since it returns their positions; on other axes they pass through."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", 0)) % ids.ndim
-    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of its channels")
+    ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of channels")
     return [ids if ctx.attr("keepdims", 1) else np.squeeze(ids, axis=axis)]
 
 
 def diagonal(ctx: RuleContext) -> list[Ids]:
     """Channels on the last two axes are pinned; on others they pass through."""
     ids = ctx.activation()
-    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs their positions")]
+    return [pin_axes(ctx, 0, [ids.ndim - 2, ids.ndim - 1], "Trilu needs the positions of channels")]
 
 
 def quantize(ctx: RuleContext) -> list[Ids]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, nothing, on_axis, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, lane, pin_axes, tie_broadcast, together
+from onnxprune.graph.ids import Ids, aligned, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, follow, lane, pin_axes, tie_broadcast, together
 from onnxprune.types import Statistic
 
 
@@ -19,10 +19,13 @@ def conv(ctx: RuleContext) -> list[Ids]:
     ConvTranspose (in, out / groups, ...).
     """
     ids = lane(ctx, 0, 1)
-    if ctx.const(1) is None:
-        return [_computed_weight(ctx, ids)]
     transposed = ctx.op == "ConvTranspose"
     n, n_out, *spatial = ctx.out_shape()
+    if ctx.const(1) is None:
+        out = ctx.mint(n_out)
+        for some in (ids, out):
+            ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
+        return [on_axis(out, 1, 2 + len(spatial))]
     groups = int(ctx.attr("group", 1))
     ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
     if ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
@@ -34,13 +37,16 @@ def conv(ctx: RuleContext) -> list[Ids]:
         ctx.slice(1, 0, ids if transposed else out, "follows" if transposed else "writes")
     else:
         reads = ids.reshape(groups, -1)
-        _tie_groups(ctx, reads, f"another group of this {ctx.op} reads a channel that stays")
+        ctx.tie(reads, reads[:1], f"another group of this {ctx.op} reads a pinned channel")
         out = ctx.mint(n_out)
         writes = out.reshape(groups, -1)
-        _tie_groups(ctx, writes, "")
+        ctx.tie(writes, writes[:1], "")
         ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
         ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
-    _bias(ctx, 2, out)
+    if ctx.has(2) and ctx.const(2) is None:
+        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
+    elif ctx.has(2):
+        ctx.slice(2, 0, out, "follows")
     return [on_axis(out, 1, 2 + len(spatial))]
 
 
@@ -60,15 +66,11 @@ def gemm(ctx: RuleContext) -> list[Ids]:
     ctx.work(side, ctx.shape(x)[1 - axis])
     place = side  # a matrix on the right writes columns, one on the left writes rows
     result = on_axis(out, place, 2)
-    bias, other = ctx.const(2), ctx.ids(2)
-    if bias is not None and bias.ndim > 1 - place:
-        own = place - (2 - bias.ndim)
-        if bias.shape[own] > 1:
-            ctx.slice(2, own, out, "follows")
-    elif other is not None:
-        aligned = other.reshape((1,) * (2 - other.ndim) + other.shape)
+    follow(ctx, 2, result)
+    other = ctx.ids(2)
+    if other is not None:
         dims = (1,) * (2 - other.ndim) + ctx.shape(2)
-        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned, dims)[0]
+        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned(other, 2), dims)[0]
     return [result]
 
 
@@ -128,21 +130,24 @@ def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
         order = [term.index(label) for label in result if label in term]
         rest = tuple(axis for axis, label in enumerate(term) if label not in result)
         arranged = np.transpose(ids, [*order, *rest])
-        present = iter(arranged.shape)
-        shape = [next(present) if label in term else 1 for label in result]
-        sizes = dict(zip(term, ctx.shape(i), strict=True))
-        operands.append((arranged.reshape(shape), tuple(sizes.get(label, 1) for label in result)))
+        lengths, sizes = (dict(zip(term, shape, strict=True)) for shape in (ids.shape, ctx.shape(i)))
+        operands.append(
+            (
+                arranged.reshape([lengths.get(label, 1) for label in result]),
+                tuple(sizes.get(label, 1) for label in result),
+            )
+        )
     (a, a_dims), (b, b_dims) = operands
     return tie_broadcast(ctx, a, a_dims, b, b_dims)[0]
 
 
 def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
     """Tie channels that two activations are summed over; pin those that lie on other axes at the same time."""
-    reason = f"this {ctx.op} sums them up with a tensor whose channels stay"
+    reason = f"this {ctx.op} sums over the channel and a tensor whose channels are pinned"
     lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
     if len(lie_on) > 1 or len(summed) > 1:
         for ids in factors:
-            ctx.pin(ids, f"this {ctx.op} sums over them, and over more")
+            ctx.pin(ids, f"this {ctx.op} sums over more than the channels")
         return
     (label,) = lie_on
     axes = [term.index(label) for term in terms]
@@ -158,8 +163,7 @@ def batchnorm(ctx: RuleContext) -> list[Ids]:
     """Folded where exact; else its parameters follow each channel."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
-    if any(ctx.const(i) is None for i in range(1, 5)):
-        ctx.pin(ids, "a parameter of this BatchNormalization is not a constant")
+    if not _constant_parameters(ctx, ids, 5):
         return ctx.nothing()
     if int(ctx.attr("training_mode", 0)):
         ctx.pin(ids, "this BatchNormalization computes statistics of the batch")
@@ -170,12 +174,12 @@ def batchnorm(ctx: RuleContext) -> list[Ids]:
     return [on_axis(ids, 1, rank)] + [nothing(1)] * (ctx.n_outputs - 1)
 
 
-def _computed_weight(ctx: RuleContext, ids: Ids) -> Ids:
-    """Pin what a layer without a constant weight reads and writes."""
-    out = ctx.mint(ctx.out_shape()[1])
-    for some in (ids, out):
-        ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
-    return on_axis(out, 1, len(ctx.out_shape()))
+def _constant_parameters(ctx: RuleContext, ids: Ids, end: int) -> bool:
+    """Tell whether inputs 1 to end - 1 are constants; pin the ids where one is not."""
+    constant = all(ctx.const(i) is not None for i in range(1, end))
+    if not constant:
+        ctx.pin(ids, f"a parameter of this {ctx.op} is not a constant")
+    return constant
 
 
 def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
@@ -186,35 +190,22 @@ def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
     out = ctx.mint(n_out)
     reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
     for blocks in (reads, writes):
-        whole = np.broadcast_to(writes[:, :1], blocks.shape)
-        ctx.tie(blocks, whole, f"another channel of its group of this {ctx.op} stays")
+        ctx.tie(blocks, writes[:, :1], f"another channel of the same group of this {ctx.op} is pinned")
     ctx.count("group", writes[:, 0])
     return out
-
-
-def _tie_groups(ctx: RuleContext, blocks: Ids, reason: str) -> None:
-    """Tie the same positions of all groups, (groups, channels per group)."""
-    ctx.tie(blocks, np.broadcast_to(blocks[:1], blocks.shape), reason)
-
-
-def _bias(ctx: RuleContext, i: int, out: Ids) -> None:
-    if ctx.const(i) is not None:
-        ctx.slice(i, 0, out, "follows")
-    elif ctx.has(i):
-        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
 
 
 def instance_norm(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself; its parameters follow. One group of channels, written as one map, may be cut."""
     rank = len(ctx.shape(0))
     whole, maps = ctx.ids(0), list(range(2, rank))
-    if whole is not None and ctx.state.cut_norms and len(varying(whole)) == 1 and varying(whole)[0] in maps:
-        axis = varying(whole)[0]
+    on = [] if whole is None else varying(whole)
+    if whole is not None and ctx.state.cut_norms and len(on) == 1 and on[0] in maps:
+        axis = on[0]
         ctx.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
         return [whole]
     ids = lane(ctx, 0, 1)
-    if ctx.const(1) is None or ctx.const(2) is None:
-        ctx.pin(ids, "a parameter of this InstanceNormalization is not a constant")
+    if not _constant_parameters(ctx, ids, 3):
         return ctx.nothing()
     ctx.slice(1, 0, ids, "scales")
     ctx.slice(2, 0, ids, "follows")
@@ -232,16 +223,13 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
     rest = [nothing(rank)] * (ctx.n_outputs - 1)
     statistic = STATISTICS.get(ctx.op)
     on = varying(ids)
-    if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not _constant_scale(ctx):
+    constant = all(ctx.const(i) is not None or not ctx.has(i) for i in (1, 2))
+    if statistic is None or not ctx.state.cut_norms or len(on) != 1 or on[0] not in axes or not constant:
         hint = CUT if statistic is not None else ""
-        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over its channels{hint}"), *rest]
-    own = rows(ids, on[0])
-    ctx.summed(0, on[0], own, statistic, axes, scale=1)
-    for i in (1, 2):
-        value = ctx.const(i)
-        axis = on[0] - rank + (0 if value is None else value.ndim)
-        if value is not None and axis >= 0 and value.shape[axis] > 1:
-            ctx.slice(i, axis, own, "scales" if i == 1 else "follows")
+        return [pin_axes(ctx, 0, axes, f"{ctx.op} normalizes over the channels{hint}"), *rest]
+    ctx.summed(0, on[0], rows(ids, on[0]), statistic, axes, scale=1)
+    follow(ctx, 1, ids, "scales")
+    follow(ctx, 2, ids)
     return [ids, *rest]
 
 
@@ -251,11 +239,7 @@ def local_response_norm(ctx: RuleContext) -> list[Ids]:
     if ctx.state.cut_norms and varying(ids) == [1]:
         ctx.summed(0, 1, rows(ids, 1), "window")
         return [ids]
-    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalizes over its channels{CUT}")]
-
-
-def _constant_scale(ctx: RuleContext) -> bool:
-    return all(ctx.const(i) is not None or not ctx.has(i) for i in (1, 2))
+    return [pin_axes(ctx, 0, [1], f"{ctx.op} normalizes over the channels{CUT}")]
 
 
 def group_norm(ctx: RuleContext) -> list[Ids]:
@@ -263,22 +247,20 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     groups = int(ctx.attr("num_groups"))
-    scale, bias = ctx.const(1), ctx.const(2)
-    if scale is None or bias is None:
-        ctx.pin(ids, "a parameter of this GroupNormalization is not a constant")
+    if not _constant_parameters(ctx, ids, 3):
         return ctx.nothing()
+    per_channel = [i for i in (1, 2) if ctx.shape(i)[0] == ids.size]  # before opset 21: one value per group
     if groups == 1 and ctx.state.cut_norms:
         ctx.summed(0, 1, ids, "variance", range(1, rank), scale=1)
-        for i, value in ((1, scale), (2, bias)):
-            if value.size == ids.size:
-                ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
+        for i in per_channel:
+            ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
         return [on_axis(ids, 1, rank)]
     blocks = ids.reshape(groups, -1)
-    ctx.tie(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "its GroupNormalization needs all of its group")
+    ctx.tie(blocks, blocks[:, :1], "this GroupNormalization needs every channel of a group")
     first = np.ascontiguousarray(blocks[:, 0])
     ctx.count("num_groups", first)
-    for i, value in ((1, scale), (2, bias)):  # one value per group before opset 21
-        ctx.slice(i, 0, ids if value.size == ids.size else first, "follows")
+    for i in (1, 2):
+        ctx.slice(i, 0, ids if i in per_channel else first, "follows")
     return [on_axis(ids, 1, rank)]
 
 
@@ -295,12 +277,12 @@ def recurrent(ctx: RuleContext) -> list[Ids]:
         ctx.work(1, math.prod(ctx.shape(0)[:2]))
     if ctx.const(2) is not None:
         ctx.work(2, math.prod(ctx.shape(0)[:2]))
-    return ctx.refuse(f"it is a state of this {ctx.op}", range(3, ctx.n_inputs))
+    return ctx.refuse(f"the channel is a state of this {ctx.op}", range(3, ctx.n_inputs))
 
 
 def roi_align(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself, at positions that another input gives."""
-    ctx.refuse(f"{ctx.op} reads positions from it", range(1, ctx.n_inputs))
+    ctx.refuse(f"{ctx.op} reads positions from the channel", range(1, ctx.n_inputs))
     return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
 
 
@@ -310,9 +292,9 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     active = [i for i in range(ctx.n_inputs) if ctx.ids(i) is not None]
-    if len(active) == 2 and arrow and "." not in equation and all(len(set(t)) == len(t) for t in (*terms, right)):
-        return [_product(ctx, (terms[0], terms[1]), right)]
     plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
+    if plain and len(active) == 2:
+        return [_product(ctx, (terms[0], terms[1]), right)]
     if not plain or len(active) != 1 or ctx.const(1 - active[0]) is None:
         return ctx.refuse("this Einsum has an equation that is not understood", active)
     x, w = active[0], 1 - active[0]
@@ -321,7 +303,7 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     on = varying(ids)
     lost = [axis for axis in on if terms[x][axis] not in right and terms[x][axis] not in terms[w]]
     if len(on) > 1 or lost:
-        ctx.pin(ids, "this Einsum sums over them" if lost else "this Einsum reads channels on two axes")
+        ctx.pin(ids, "this Einsum sums over the channels" if lost else "this Einsum reads channels on two axes")
         on = []
     result = nothing(len(right))
     if on:
@@ -342,10 +324,7 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     return [result]
 
 
-STATISTICS: dict[str, Statistic] = {
-    "LayerNormalization": "variance",
-    "RMSNormalization": "mean square",
-}
+STATISTICS: dict[str, Statistic] = {"LayerNormalization": "variance", "RMSNormalization": "mean square"}
 """Of normalizations over channels that may be cut."""
 LABELS = "ABCDEFGHIJKLMNOP"
 """Names for the batch axes of a MatMul."""

@@ -1,7 +1,7 @@
-"""How each operator is a matrix: the operands of a node as a `Linear`.
+"""View the node of an operator as a matrix: a `Linear`.
 
-A function here returns None for what is not linear in a single activation, or whose weight, or bias where it has one,
-is not a stored constant in float16, float32 or float64. Weights that are dequantized are not.
+A function here returns None for a node that is not linear in a single activation, or whose weight or bias is not a
+stored constant in float16, float32 or float64. Dequantized weights are not stored constants.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.graph import qdq
 from onnxprune.graph.linear import Conv, Linear, Norm, Product, is_there
 
 
@@ -60,30 +61,21 @@ def gemm(node: gs.Node) -> Linear | None:
         beta=beta,
         bias_shape=(-1,) if side else (-1, 1),
         input_axis=summed[1 - side],
-        output_axis=axis,
+        channel_axis=axis,
         reads=summed[side],
     )
 
 
 def matmul(node: gs.Node) -> Linear | None:
-    """View a MatMul with one constant matrix, on either side; its bias is that of an Add behind it."""
+    """View a MatMul with one constant matrix, on either side; the bias is the constant of an Add behind it."""
     side = next((i for i in (1, 0) if _is_weighted(node, i)), None)
-    if side is None or not _is_matrix(node.inputs[side].shape):
+    if side is None or len(node.inputs[side].shape) < 2 or math.prod(node.inputs[side].shape[:-2]) != 1:
         return None
     axis = -1 if side else -2
-    if axis == -2 and len(node.inputs[1].shape or (1, 1)) == 1:  # of what is not an input of the model no rank is known
+    if axis == -2 and len(node.inputs[1].shape or (1, 1)) == 1:  # only inputs of the model have a known rank
         return None
-    outputs = node.inputs[side].shape[axis]
-    return Product(
-        node,
-        x=1 - side,
-        weight=side,
-        bias=None,
-        input_axis=axis,
-        output_axis=axis,
-        reads=1 - side,
-        adds=_added(node, axis, outputs),
-    )
+    adds = _added(node, axis, outputs=node.inputs[side].shape[axis])
+    return Product(node, 1 - side, side, None, input_axis=axis, channel_axis=axis, reads=1 - side, adds=adds)
 
 
 def einsum(node: gs.Node) -> Linear | None:
@@ -99,27 +91,16 @@ def einsum(node: gs.Node) -> Linear | None:
         return None
     r, o = read.pop(), written.pop()
     rest = x.replace(r, "", 1)
-    if r not in x or rest != y.replace(
-        o, "", 1
-    ):  # the positions in another order, or more than these two labels differ
+    if r not in x or rest != y.replace(o, "", 1):  # positions in another order, or more than two labels differ
         return None
 
     def axis(label: str, of: str) -> int:
         at = of.index(label)
         return at if "." in of[at:] else at - len(of)
 
-    outputs = node.inputs[side].shape[w.index(o)]
-    adds = _added(node, axis(o, y), outputs) if axis(o, y) < 0 else None
-    return Product(
-        node,
-        x=1 - side,
-        weight=side,
-        bias=None,
-        input_axis=axis(r, x),
-        output_axis=axis(o, y),
-        reads=w.index(r),
-        adds=adds,
-    )
+    output = axis(o, y)
+    adds = _added(node, output, outputs=node.inputs[side].shape[w.index(o)]) if output < 0 else None
+    return Product(node, 1 - side, side, None, input_axis=axis(r, x), channel_axis=output, reads=w.index(r), adds=adds)
 
 
 def norm(node: gs.Node) -> Linear | None:
@@ -131,9 +112,9 @@ def norm(node: gs.Node) -> Linear | None:
 
 
 def _added(node: gs.Node, axis: int, outputs: int) -> tuple[gs.Node, int] | None:
-    """Return the Add of a constant vector along `axis` that alone reads a node, and the input that holds it."""
+    """Return the Add of a constant vector along `axis` that alone reads a node, and the input of the vector."""
     users = node.outputs[0].outputs
-    if len(users) != 1 or users[0].op != "Add" or users[0].domain not in (None, "", "ai.onnx"):
+    if len(users) != 1 or users[0].op != "Add" or users[0].domain not in qdq.STANDARD:
         return None
     for i in (0, 1):
         if _is_stored(users[0], i) and _is_vector(users[0].inputs[i].shape, axis, outputs):
@@ -142,26 +123,21 @@ def _added(node: gs.Node, axis: int, outputs: int) -> tuple[gs.Node, int] | None
 
 
 def _is_stored(node: gs.Node, i: int) -> bool:
-    """Tell whether input i is a constant of floats that numpy knows; bfloat16 is not."""
+    """Tell whether input i is a constant of a numpy float type; bfloat16 is not one."""
     tensor = node.inputs[i] if is_there(node, i) else None
     return isinstance(tensor, gs.Constant) and isinstance(tensor.dtype, np.dtype) and tensor.dtype.kind == "f"
 
 
 def _is_weighted(node: gs.Node, i: int) -> bool:
-    """Tell whether input i, of the first two, is a stored weight and the other one is not constant."""
+    """Tell whether input i of the first two is a stored weight, and the other one not a constant."""
     return _is_stored(node, i) and not isinstance(node.inputs[1 - i], gs.Constant)
 
 
 def _is_writable(node: gs.Node, i: int) -> bool:
-    """Tell whether a bias can be written to input i: it is absent, or stored."""
+    """Tell whether a bias can be written to input i: absent, or stored."""
     return not is_there(node, i) or _is_stored(node, i)
 
 
-def _is_matrix(shape: Sequence[int]) -> bool:
-    """Tell whether all but the last two axes have size 1."""
-    return len(shape) >= 2 and math.prod(shape[:-2]) == 1
-
-
 def _is_vector(shape: Sequence[int], axis: int, size: int) -> bool:
-    """Tell whether a constant holds `size` values along a (negative) axis and nothing else."""
+    """Tell whether a constant holds `size` values along a (negative) axis, and no others."""
     return len(shape) >= -axis and shape[axis] == size == math.prod(shape)

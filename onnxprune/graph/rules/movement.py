@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.ids import FIXED, Ids, compress, nothing, on_axis, reshape_ids, rows, varying
+from onnxprune.graph.ids import FIXED, Ids, aligned, compress, nothing, on_axis, reshape_ids, rows, varying
 from onnxprune.graph.rule_context import RuleContext, lane, match_axes, pin_axes
 
 
@@ -29,7 +29,7 @@ def flatten(ctx: RuleContext) -> list[Ids]:
     """Channels are reshaped."""
     ids = ctx.activation()
     if ctx.op == "Squeeze" and not ctx.has(1) and ctx.attr("axes") is None:
-        return ctx.refuse("this Squeeze names no axes, and would drop that of a single channel")
+        return ctx.refuse("this Squeeze names no axes, and would drop the axis of a single channel")
     return [reshape_ids(ids, ctx.shape(0), ctx.out_shape())]
 
 
@@ -56,11 +56,10 @@ def concat(ctx: RuleContext) -> list[Ids]:
                 for a in varying(result):
                     ctx.slice(i, a, rows(result, a), "follows")
             elif varying(other) != varying(result):
-                ctx.pin(result, "Concat joins it with a tensor whose channels stay")
-                ctx.pin(other, "Concat joins it with a tensor whose channels stay")
+                ctx.pin(result, "Concat joins the channel with a tensor whose channels are pinned")
+                ctx.pin(other, "Concat joins the channel with a tensor whose channels are pinned")
             else:
-                wide_a, wide_b = np.broadcast_arrays(result, other)
-                ctx.tie(wide_a, wide_b, "Concat joins it with a tensor whose channels stay")
+                ctx.tie(result, other, "Concat joins the channel with a tensor whose channels are pinned")
         return [result]
     parts = []
     for i, array in enumerate(arrays):
@@ -95,11 +94,9 @@ def pad(ctx: RuleContext) -> list[Ids]:
 
 def expand(ctx: RuleContext) -> list[Ids]:
     """Channels pass through; numbers of channels in its target are rewritten."""
-    ids = ctx.activation()
-    shape = ctx.out_shape()
-    aligned = ids.reshape((1,) * (len(shape) - ids.ndim) + ids.shape)
-    match_axes(ctx, 1, aligned, lambda axis, literal: literal == 1)
-    return [aligned]
+    ids = aligned(ctx.activation(), len(ctx.out_shape()))
+    match_axes(ctx, 1, ids, lambda axis, literal: literal == 1)
+    return [ids]
 
 
 def tile(ctx: RuleContext) -> list[Ids]:
@@ -116,12 +113,12 @@ def resize(ctx: RuleContext) -> list[Ids]:
     ids = ctx.activation()
     before, after = ctx.shape(0), ctx.out_shape()
     changed = [axis for axis in range(ids.ndim) if before[axis] != after[axis]]
-    ids = pin_axes(ctx, 0, changed, f"{ctx.op} interpolates between them")
-    if ctx.op == "Resize" and ctx.has(3) and ctx.attr("axes") is None:
+    ids = pin_axes(ctx, 0, changed, f"{ctx.op} interpolates between channels")
+    axes = ctx.attr("axes")
+    if ctx.op == "Resize" and ctx.has(3) and axes is None:
         match_axes(ctx, 3, ids, lambda axis, literal: False)
     elif ctx.op == "Resize" and ctx.has(3):
-        axes = [int(axis) % ids.ndim for axis in ctx.attr("axes")]
-        ids = pin_axes(ctx, 0, axes, f"{ctx.op} sets the size of their axis")
+        ids = pin_axes(ctx, 0, [int(axis) % ids.ndim for axis in axes], f"{ctx.op} sets the size of the channel axis")
     return [ids]
 
 
@@ -141,7 +138,7 @@ def split(ctx: RuleContext) -> list[Ids]:
         ctx.pin(ids, "the sizes of this Split are computed at run time")
     elif all(part.shape == parts[0].shape for part in parts):
         for part in parts[1:]:
-            ctx.tie(part, parts[0], "this Split cuts into equal parts, another of which stays")
+            ctx.tie(part, parts[0], "this Split cuts into equal parts, and another part is pinned")
     else:
         ctx.pin(ids, "this Split cuts into unequal parts without sizes")
     return [compress(part) for part in parts]
@@ -156,8 +153,7 @@ def slice_(ctx: RuleContext) -> list[Ids]:
     axes = (ctx.value(3) if ctx.has(3) else None) if inputs else ctx.attr("axes")
     steps = ctx.value(4) if inputs and ctx.has(4) else None
     if starts is None or ends is None or (inputs and ctx.has(3) and axes is None):
-        ctx.pin(ids, "the bounds of this Slice are not known")
-        return [nothing(rank)]
+        return ctx.refuse("the bounds of this Slice are not known")
     axes = range(len(starts)) if axes is None else axes
     for position, axis in enumerate(int(a) % rank for a in axes):
         if axis not in varying(ids):
@@ -171,13 +167,11 @@ def slice_(ctx: RuleContext) -> list[Ids]:
             if end == size:
                 _bound(ctx, "ends", 2, position, end, rows(ids, axis))
             continue
-        fixed = inputs and (ctx.const(1) is None or ctx.const(2) is None)
-        if step != 1 or fixed:
-            ctx.pin(
-                ids,
-                "this Slice steps over channels" if step != 1 else "the bounds of this Slice are computed at run time",
-            )
-            return [nothing(rank)]
+        computed = inputs and (ctx.const(1) is None or ctx.const(2) is None)
+        if step != 1 or computed:
+            why = "steps over channels" if step != 1 else "has bounds that are computed at run time"
+            ctx.pin(ids, f"this Slice {why}")
+            return ctx.nothing()
         lane = rows(ids, axis)
         _bound(ctx, "starts", 1, position, start, lane)
         _bound(ctx, "ends", 2, position, end, lane)
@@ -186,10 +180,9 @@ def slice_(ctx: RuleContext) -> list[Ids]:
 
 
 def _bound(ctx: RuleContext, name: str, i: int, position: int, bound: int, ids: Ids) -> None:
-    """Count what lies before a bound; one that counts from the end becomes positive, since -0 would be the start."""
-    size = len(ids)
-    before = bound if bound >= 0 else size + bound
-    if 0 < before <= size:
+    """Count what lies before a bound. A bound that counts from the end becomes positive, since -0 would be the start."""
+    before = bound if bound >= 0 else len(ids) + bound
+    if 0 < before <= len(ids):
         ctx.count(name, ids[:before], input=i if ctx.n_inputs > 1 else None, index=position)
 
 
@@ -205,12 +198,10 @@ def gather(ctx: RuleContext) -> list[Ids]:
     if axis not in varying(ids):
         shape = ids.shape[:axis] + (1,) * added + ids.shape[axis + 1 :]
         return [ids.reshape(shape)]
-    if index is None or added > 1:
-        return ctx.refuse(
-            "this Gather takes channels by positions that are computed"
-            if index is None
-            else "this Gather takes a table"
-        )
+    if index is None:
+        return ctx.refuse("this Gather takes channels by positions that are computed")
+    if added > 1:
+        return ctx.refuse("this Gather takes a table")
     positions = index.astype(np.int64) % ids.shape[axis]
     taken = ids.take(positions, axis=axis)
     lane = rows(ids, axis)
@@ -226,7 +217,7 @@ def depth_to_space(ctx: RuleContext) -> list[Ids]:
     block = int(ctx.attr("blocksize"))
     crd = ctx.attr("mode", "DCR") == "CRD"
     grid = ids.reshape(-1, block * block) if crd else ids.reshape(block * block, -1).T
-    ctx.tie(grid, np.broadcast_to(grid[:, :1], grid.shape), "another sub-pixel of its DepthToSpace stays")
+    ctx.tie(grid, grid[:, :1], "another sub-pixel of this DepthToSpace is pinned")
     return [on_axis(np.ascontiguousarray(grid[:, 0]), 1, 4)]
 
 

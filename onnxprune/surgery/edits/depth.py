@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.graph.linear import Conv, Linear
 from onnxprune.graph.model import Model
-from onnxprune.graph.normalize import captured_names
+from onnxprune.graph.qdq import captured_names
 from onnxprune.graph.readers import linear_layers, linear_of
 from onnxprune.graph.trace import node_labels
 from onnxprune.surgery.edits.protocol import Candidate, Edit, Place, RefusalError, Statistics

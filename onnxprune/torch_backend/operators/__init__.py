@@ -1,7 +1,7 @@
-"""The table of operators: for each, the function of torch that computes it. Training refuses an operator that is not in it, by name.
+"""The table of operators and their torch functions. Training refuses an operator without a row, by name.
 
-An operator is *bound* once per node: its binder reads attributes and constants, and returns the function that then runs on tensors,
-one per input (None: absent).
+An operator is *bound* once per node: the binder reads attributes and constants, and returns the function that runs on tensors, one per
+input (None: absent).
 """
 
 from __future__ import annotations
@@ -32,11 +32,8 @@ from onnxprune.torch_backend.operators.reductions import argument, norm, reducti
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-
 __all__ = ["TORCH_FUNCTIONS", "UPDATED", "Binder", "Node", "Run", "bind", "is_weight"]
 
-SELU = (1.67326319217681884765625, 1.05070102214813232421875)
-"""alpha and gamma by default."""
 TORCH_FUNCTIONS: dict[str, Binder] = {
     **{op: direct(attrgetter(spec.torch)(torch)) for op, spec in OPERATORS.items() if spec.torch},
     "ArgMax": argument(torch.argmax),
@@ -55,14 +52,14 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "CumSum": plain(reductions.cumsum, axis=1),
     "DepthToSpace": plain(movement.depth_to_space),
     "DequantizeLinear": qdq.dequantize,
-    "Div": direct(elementwise.div),
+    "Div": direct(lambda a, b: torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")),
     "Dropout": elementwise.dropout,
     "Einsum": plain(lambda *tensors, equation: torch.einsum(equation, *tensors)),
     "Elu": plain(lambda x, *, alpha=1.0: functional.elu(x, alpha)),
     "Expand": plain(movement.expand, shape=1),
     "Flatten": plain(movement.flatten),
     "Gather": movement.gather,
-    "GatherElements": plain(movement.gather_elements),
+    "GatherElements": plain(lambda x, at, *, axis=0: torch.gather(x, axis, movement.positive(at, x.shape[axis]))),
     "GatherND": movement.gather_nd,
     "Gelu": plain(lambda x, *, approximate="none": functional.gelu(x, approximate=approximate)),
     "Gemm": layers.gemm,
@@ -90,7 +87,9 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Pad": plain(movement.pad, pads=1, value=2, axes=3),
     "Pow": elementwise.power,
     "QuantizeLinear": qdq.quantize,
-    "RMSNormalization": plain(norms.rms_normalization),
+    "RMSNormalization": plain(
+        lambda x, scale, *, axis=-1, epsilon=1e-5: functional.rms_norm(x, x.shape[axis:], None, epsilon) * scale
+    ),
     "Range": shapes.arange,
     "ReduceL1": reduction(norm(1)),
     "ReduceL2": reduction(norm(2)),
@@ -107,7 +106,9 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Scatter": movement.scatter_elements,
     "ScatterElements": movement.scatter_elements,
     "ScatterND": movement.scatter_nd,
-    "Selu": plain(lambda x, *, alpha=SELU[0], gamma=SELU[1]: gamma * functional.elu(x, alpha)),
+    "Selu": plain(
+        lambda x, *, alpha=1.67326319217881684765625, gamma=1.05070102214813232421875: gamma * functional.elu(x, alpha)
+    ),
     "Shape": plain(lambda x, *, start=0, end=None: torch.tensor(x.shape[start:end], dtype=torch.int64)),
     "Shrink": plain(lambda x, *, lambd=0.5, bias=0.0: torch.where(x.abs() > lambd, x - bias * x.sign(), 0)),
     "Size": direct(lambda x: torch.tensor(x.numel(), dtype=torch.int64)),
@@ -126,10 +127,10 @@ TORCH_FUNCTIONS: dict[str, Binder] = {
     "Unsqueeze": plain(movement.unsqueeze, axes=1),
     "Upsample": resize.resize,
 }
-"""Binders by operator of the ONNX domain. A function that needs no attribute is named in `onnxprune.graph.operators`."""
+"""Binders by operator of the ONNX domain. `onnxprune.graph.operators` names functions that need no attribute."""
 
 AFFINE = ("Add", "Div", "Mul", "Sub", "Sum")
-"""Operators at which a constant with more than one element is a weight: a bias, or a scale."""
+"""Operators whose constants with more than one element are weights: biases or scales."""
 UPDATED = {"BatchNormalization": (3, 4)}
 """Inputs that hold running statistics."""
 SEVERAL_OUTPUTS = ("Dropout", "Split", "TopK")
@@ -139,7 +140,7 @@ def bind(node: Node) -> Run:
     """Return the function that computes a node.
 
     Raises:
-        ModelError: training does not support the operator, one of its attributes, or a second output of it.
+        ModelError: training does not support the operator, one of its attributes, or its second output.
     """
     domain = node.node.domain or ""
     binder = TORCH_FUNCTIONS.get(node.op) if domain in ("", "ai.onnx") else None

@@ -1,4 +1,4 @@
-"""Operators that take every element by itself, or broadcast several tensors."""
+"""Element-wise operators, with broadcasting."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onnxprune.torch_backend.operators.node import Binder, Node, Run
 
 
 def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Binder:
-    """Bind a function of two tensors that is applied to one tensor or more."""
+    """Bind a function of two tensors to an operator with one or more inputs."""
     return lambda node: lambda *tensors: functools.reduce(function, tensors)
 
 
 def clip(node: Node) -> Run:
-    """Bounds are attributes before opset 11, inputs since."""
+    """Bounds are attributes before opset 11, and inputs since."""
     if not (node.known(1) and node.known(2)):
         return _clamp
     low, high = ((node.numbers(i, name)(()) or [None])[0] for i, name in ((1, "min"), (2, "max")))
@@ -26,7 +26,7 @@ def clip(node: Node) -> Run:
         return lambda x, *_: torch.relu(x)
     if low is None or high is None or low > high:
         return lambda x, *_: _clamp(x, low, high)
-    # one pass backwards instead of four; as in torch's ReLU6, no gradient flows where a bound is met
+    # one backward pass instead of four; as in ReLU6 of torch, the gradient is 0 at a bound
     return lambda x, *_: functional.hardtanh(x, low, high) if x.is_floating_point() else torch.clamp(x, low, high)
 
 
@@ -40,15 +40,10 @@ def identity(x: Tensor, *_: Tensor | None) -> Tensor:
 
 
 def dropout(node: Node) -> Run:
-    """Nothing is dropped, in training neither: what is trained is the network that was exported."""
+    """Nothing is dropped: training takes the exported network as it is."""
     if node.n_outputs == 1:
         return identity
     return lambda x, *_: (x, torch.ones_like(x, dtype=torch.bool))
-
-
-def div(a: Tensor, b: Tensor) -> Tensor:
-    """Integers are divided towards zero."""
-    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 def power(node: Node) -> Run:
@@ -61,7 +56,7 @@ def power(node: Node) -> Run:
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """Torch takes one slope, or one per channel; others are broadcast."""
+    """Torch takes one slope or one per channel; other slopes are broadcast."""
     per_channel = x.ndim > 1 and slope.ndim == x.ndim - 1 and slope.shape[0] == slope.numel() == x.shape[1]
     if slope.numel() == 1 or per_channel:
         return functional.prelu(x, slope.reshape(-1))
@@ -71,12 +66,12 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 def hard_sigmoid(node: Node) -> Run:
     """Return alpha x + beta, clipped to 0 and 1."""
     alpha, beta = node.attr("alpha", 0.2), node.attr("beta", 0.5)
-    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:  # that of torch; float32 knows a sixth no better
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:  # as in torch; 1/6 has this precision in float32
         return functional.hardsigmoid
     return lambda x: functional.hardtanh(alpha * x + beta, 0.0, 1.0)
 
 
 def is_inf(node: Node) -> Run:
-    """Of either sign."""
+    """Both signs only."""
     node.require(detect_negative=1, detect_positive=1)
     return torch.isinf

@@ -19,7 +19,7 @@ TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 
 
 def conv(node: Node) -> Run:
-    """Equal pads on both sides are the convolution's own; others, and those of auto_pad, are added before it."""
+    """Equal pads go to the torch function; unequal pads, and those of auto_pad, are added before it."""
     window, group = Window.of(node), node.attr("group", 1)
     weight, kernel = node.constant(1), node.attr("kernel_shape")
     rank = weight.ndim - 2 if weight is not None else len(kernel or ())
@@ -37,7 +37,7 @@ def conv(node: Node) -> Run:
 
 
 def conv_transpose(node: Node) -> Run:
-    """What torch's own pads cannot say is cut off, or added, afterwards."""
+    """Pads that torch does not support are cut off, or added, afterwards."""
     window, group = Window.of(node), node.attr("group", 1)
     extra, target = node.attr("output_padding"), node.attr("output_shape")
 

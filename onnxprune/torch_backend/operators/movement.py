@@ -1,4 +1,4 @@
-"""Operators that move elements about, or take elements by their positions."""
+"""Operators that move elements, or select elements by position."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ Ints = Sequence[int]
 
 
 def reshape(x: Tensor, *, shape: Ints, allowzero: int = 0) -> Tensor:
-    """A 0 stands for the size at its place, unless allowzero."""
+    """A 0 keeps the size of its axis, unless allowzero."""
     return x.reshape([x.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(shape)])
 
 
 def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    """Two axes are left."""
+    """The result has two axes."""
     cut = axis % x.ndim if axis < 0 else axis
     return x.reshape(math.prod(x.shape[:cut]), math.prod(x.shape[cut:]))
 
 
 def unsqueeze(x: Tensor, *, axes: Ints) -> Tensor:
-    """Axes count in the result."""
+    """Axes refer to the result."""
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
     return x
 
 
 def expand(x: Tensor, *, shape: Ints) -> Tensor:
-    """Broadcast both ways."""
+    """Broadcast in both directions."""
     sizes: torch.Size = torch.broadcast_shapes(tuple(x.shape), tuple(shape))  # type: ignore[no-untyped-call]
     return x.expand(sizes)
 
 
 def split(node: Node) -> Run:
-    """Sizes are an attribute or an input; without, all parts are equal but the last one."""
+    """Sizes are an attribute or an input; without sizes, all parts but the last are equal."""
     sizes, axis = node.numbers(1, "split"), node.attr("axis", 0)
     return lambda x, *rest: torch.split(x, sizes((x, *rest)) or max(1, -(-x.shape[axis] // node.n_outputs)), axis)
 
 
 def slice_(x: Tensor, *, starts: Ints, ends: Ints, axes: Ints | None, steps: Ints | None) -> Tensor:
-    """Bounds are attributes before opset 10, inputs since; a negative step walks backwards."""
+    """Bounds are attributes before opset 10, and inputs since; a negative step reverses the axis."""
     steps = steps or [1] * len(starts)
     for axis, start, end, step in zip(axes or range(len(starts)), starts, ends, steps, strict=True):
         taken = range(*slice(start, end, step).indices(x.shape[axis]))
@@ -58,7 +58,7 @@ def slice_(x: Tensor, *, starts: Ints, ends: Ints, axes: Ints | None, steps: Int
 
 
 def pad(x: Tensor, *, pads: Ints, value: Sequence[float] | None, axes: Ints | None, mode: str = "constant") -> Tensor:
-    """Negative widths are cut off; the others are filled with a number, or by mirroring, repeating or wrapping around."""
+    """Negative widths cut; positive widths add a constant, or reflect, repeat or wrap the tensor."""
     before, after = [0] * x.ndim, [0] * x.ndim
     half = len(pads) // 2
     for axis, b, a in zip(axes or range(x.ndim), pads[:half], pads[half:], strict=True):
@@ -91,7 +91,7 @@ def _continued(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tens
 
 
 def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
-    """Columns first, or depth first."""
+    """Mode CRD is column first, DCR depth first."""
     if mode == "CRD":
         return functional.pixel_shuffle(x, blocksize)
     n, c, h, w = x.shape
@@ -100,29 +100,29 @@ def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 
 
 def space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
-    """Each pixel of a block becomes a channel."""
+    """Each position of a block becomes a channel."""
     n, c, h, w = x.shape
     x = x.reshape(n, c, h // blocksize, blocksize, w // blocksize, blocksize).permute(0, 3, 5, 1, 2, 4)
     return x.reshape(n, c * blocksize**2, h // blocksize, w // blocksize)
 
 
-def _positive(at: Tensor, size: int) -> Tensor:
-    """Return positions with those that count from the end made positive."""
+def positive(at: Tensor, size: int) -> Tensor:
+    """Return positions with negative ones, which count from the end, made positive."""
     at = at.long()
     return torch.where(at < 0, at + size, at)
 
 
 def gather(node: Node) -> Run:
-    """A scalar position removes its axis; constant positions that are not negative are used as they are."""
+    """A scalar position removes its axis; constant positions without a negative one need no conversion."""
     axis, known = node.attr("axis", 0), node.constant(1)
     if known is not None and known.size == 1 and known.ndim == 0:
         node.host.add(1)
         place = int(known)
         return lambda x, _: x.select(axis, place)
-    positive = known is not None and known.dtype.kind == "i" and known.size > 0 and int(known.min()) >= 0
+    unsigned = known is not None and known.dtype.kind == "i" and known.size > 0 and int(known.min()) >= 0
 
     def run(x: Tensor, at: Tensor) -> Tensor:
-        flat = at.reshape(-1) if positive else _positive(at, x.shape[axis]).reshape(-1)
+        flat = at.reshape(-1) if unsigned else positive(at, x.shape[axis]).reshape(-1)
         taken = x.index_select(axis, flat)
         place = axis % x.ndim
         return taken if at.ndim == 1 else taken.reshape(*x.shape[:place], *at.shape, *x.shape[place + 1 :])
@@ -130,16 +130,11 @@ def gather(node: Node) -> Run:
     return run
 
 
-def gather_elements(x: Tensor, at: Tensor, *, axis: int = 0) -> Tensor:
-    """As torch's gather."""
-    return torch.gather(x, axis, _positive(at, x.shape[axis]))
-
-
 def scatter_elements(node: Node) -> Run:
-    """As torch's scatter."""
+    """The same as torch.scatter."""
     node.require(reduction="none")
     axis = node.attr("axis", 0)
-    return lambda x, at, updates: x.scatter(axis, _positive(at, x.shape[axis]), updates)
+    return lambda x, at, updates: x.scatter(axis, positive(at, x.shape[axis]), updates)
 
 
 def gather_nd(node: Node) -> Run:
@@ -149,7 +144,7 @@ def gather_nd(node: Node) -> Run:
 
 
 def scatter_nd(node: Node) -> Run:
-    """The last axis of the positions holds coordinates; what lies behind them is put as a whole."""
+    """The last axis of the positions holds coordinates; the axes that they leave are written whole."""
     reduction = node.attr("reduction", "none")
     if reduction not in ("none", "add"):
         raise unsupported(f"ScatterND with reduction={reduction}", node.label)
@@ -157,4 +152,4 @@ def scatter_nd(node: Node) -> Run:
 
 
 def _coordinates(x: Tensor, at: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_positive(part, size) for part, size in zip(at.unbind(-1), x.shape, strict=False))
+    return tuple(positive(part, size) for part, size in zip(at.unbind(-1), x.shape, strict=False))

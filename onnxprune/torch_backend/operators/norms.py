@@ -10,7 +10,7 @@ from onnxprune.torch_backend.operators.node import Node, Run
 
 
 def batch_normalization(node: Node) -> Run:
-    """Running statistics as a rule; those of the batch in training mode, which update the running ones as torch's layer does."""
+    """Running statistics; in training mode those of the batch, which update the running ones as in torch."""
     node.require(training_mode=0)
     epsilon, momentum = node.attr("epsilon", 1e-5), node.attr("momentum", 0.9)
     return lambda x, scale, bias, mean, var: functional.batch_norm(
@@ -19,7 +19,7 @@ def batch_normalization(node: Node) -> Run:
 
 
 def group_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5) -> Tensor:
-    """Scale and bias are per group before opset 21, per channel since."""
+    """Scale and bias are per group before opset 21, and per channel since."""
     times = x.shape[1] // scale.numel()
     return torch.group_norm(x, num_groups, scale.repeat_interleave(times), bias.repeat_interleave(times), epsilon)
 
@@ -27,7 +27,7 @@ def group_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: i
 def layer_normalization(
     x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5
 ) -> Tensor:
-    """Over all axes from one on; a scale that has to be broadcast is multiplied afterwards."""
+    """Normalize over the axes from `axis` on; a scale that needs broadcasting is multiplied afterwards."""
     shape = x.shape[axis % x.ndim :]
     if scale.shape == shape and (bias is None or bias.shape == shape):
         return functional.layer_norm(x, shape, scale, bias, epsilon)
@@ -35,21 +35,16 @@ def layer_normalization(
     return y if bias is None else y + bias
 
 
-def rms_normalization(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5) -> Tensor:
-    """Over all axes from one on, by the root of the mean square."""
-    return functional.rms_norm(x, x.shape[axis % x.ndim :], None, epsilon) * scale
-
-
 def local_response_normalization(
     x: Tensor, *, size: int, bias: float = 1.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> Tensor:
-    """By the squares of a channel's neighbors; of an even number, one more lies behind the channel than before it."""
+    """Divide by the squares of neighboring channels; an even window has one more channel behind than before."""
     squares = functional.pad((x * x).flatten(2), (0, 0, (size - 1) // 2, size // 2))
     mean = functional.avg_pool2d(squares.unsqueeze(1), (size, 1), 1).squeeze(1)
     return x / torch.pow(bias + alpha * mean.reshape(x.shape), beta)
 
 
 def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    """By the p-norm along an axis; zero stays zero."""
+    """Divide by the p-norm along an axis; 0 stays 0."""
     norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
     return x / torch.where(norm == 0, torch.ones_like(norm), norm)

@@ -1,4 +1,4 @@
-"""Pools."""
+"""Pooling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEANS: dict[int, Callable[..., Tensor]] = {1: functional.avg_pool1d, 2: function
 
 
 def max_pool(node: Node) -> Run:
-    """Pads that torch does not take are added before it."""
+    """Pads that torch does not support are added before it."""
     window, kernel = Window.of(node), list(node.attr("kernel_shape"))
     n = len(kernel)
     strides, dilations = window.steps(n)
@@ -35,7 +35,7 @@ def max_pool(node: Node) -> Run:
 
 
 def average_pool(node: Node) -> Run:
-    """Padding counts where count_include_pad says so; what ceil_mode reaches beyond the padding never does."""
+    """count_include_pad decides whether padding counts; positions that ceil_mode adds beyond it never count."""
     window, kernel = Window.of(node), list(node.attr("kernel_shape"))
     n, include = len(kernel), bool(node.attr("count_include_pad", 0))
     strides, dilations = window.steps(n)

@@ -1,4 +1,4 @@
-"""Rounding to integers and back."""
+"""QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from onnxprune.torch_backend.operators.node import Node, Run, unsupported
 
 
 def _fitted(scale: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Return a scale or zero point, one for all or one per position on an axis, in a shape that broadcasts."""
+    """Return a scale or zero point, per tensor or per position along an axis, in a shape that broadcasts."""
     if scale.numel() == 1:
         return scale.reshape(())
     return scale.reshape(*[-1 if a == axis % x.ndim else 1 for a in range(x.ndim)])
 
 
 def quantize(node: Node) -> Run:
-    """Where only DequantizeLinear reads it, the result stays a float, and gradients go straight through the rounding."""
+    """If only DequantizeLinear reads the result, it stays a float, and gradients pass straight through the rounding."""
     node.require(block_size=0)
     axis, zero, kind = node.attr("axis", 1), node.constant(2), node.attr("output_dtype", 0)
     name = str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else "uint8" if zero is None else str(zero.dtype)

@@ -1,7 +1,7 @@
 """Resize and Upsample.
 
-Along each axis, an output is a weighted sum of inputs: the weights are computed once per pair of sizes, in numpy, as the standard says.
-torch's own interpolation is used where it has the same weights, else a selection or a matrix product per axis.
+Along each axis, an output is a weighted sum of inputs. The weights are computed once per pair of sizes, in numpy, by the formulas of the
+standard. torch.nn.functional.interpolate is used where its weights are equal, else a selection or a matrix product per axis.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from onnxprune.torch_backend.operators.node import Node, Run, unsupported
 Array = np.ndarray[Any, Any]
 Apply = Callable[[Tensor], Tensor]
 EXACT = 1e-5
-"""Difference of weights up to which torch's own interpolation counts as the same."""
+"""Largest difference of weights at which the interpolation of torch counts as equal."""
 INTERPOLATIONS = {
     ("linear", 3): "linear",
     ("linear", 4): "bilinear",
     ("linear", 5): "trilinear",
     ("cubic", 4): "bicubic",
 }
-"""torch's names, by mode and rank."""
+"""Names in torch, by mode and rank."""
 COORDINATES = ("align_corners", "asymmetric", "half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis that changes: sizes, and the scale between them as given."""
+    """One resized axis: its sizes, and the given scale between them."""
 
     place: int
     size: int
@@ -53,7 +53,7 @@ class Style:
     cubic: float = -0.75
 
     def places(self, axis: Axis) -> Array:
-        """Return where each output lies on the input, in single precision, as onnxruntime computes it."""
+        """Return the position of each output on the input, in single precision, as onnxruntime computes it."""
         x, one = np.arange(axis.target, dtype=np.float32), np.float32
         scale, half = one(axis.scale), one(0.5)
         if self.coordinates == "asymmetric":
@@ -99,13 +99,12 @@ class Style:
 
 
 def _resizing(style: Style, axes: Sequence[Axis], rank: int) -> Apply:
-    """Return the function that resizes all these axes."""
-    corners = style.coordinates == "align_corners"
+    """Return the function that resizes these axes."""
     name = "nearest" if style.mode == "nearest" else INTERPOLATIONS.get((style.mode, rank))
     spatial = axes and all(axis.place >= 2 for axis in axes) and rank in (3, 4, 5)
     if name is not None and spatial and all(_is_interpolation(style, axis) for axis in axes):
         sizes = {axis.place: axis.target for axis in axes}
-        aligned = None if name == "nearest" else corners
+        aligned = None if name == "nearest" else style.coordinates == "align_corners"
         return lambda x: functional.interpolate(
             x, [sizes.get(a, x.shape[a]) for a in range(2, rank)], mode=name, align_corners=aligned
         )
@@ -117,7 +116,7 @@ def _resizing(style: Style, axes: Sequence[Axis], rank: int) -> Apply:
 
 
 def _is_interpolation(style: Style, axis: Axis) -> bool:
-    """Tell whether torch's own interpolation gives the same along an axis."""
+    """Tell whether the interpolation of torch has the same weights along an axis."""
     if style.mode == "nearest":
         return np.array_equal(style.picked(axis), np.arange(axis.target) * axis.size // axis.target)
     usual = Style(style.mode, "align_corners" if style.coordinates == "align_corners" else "half_pixel")
@@ -134,7 +133,7 @@ def _mix(place: int, weights: Tensor) -> Apply:
 
 
 def resize(node: Node) -> Run:
-    """Scales or sizes, of all axes or of some; before opset 11 there was one style, which is that of Upsample."""
+    """Scales or sizes, of all axes or of some; before opset 11 Resize has the style of Upsample."""
     node.require(antialias=0, exclude_outside=0, keep_aspect_ratio_policy="stretch")
     old = node.op == "Upsample" or node.opset < 11
     mode = node.attr("mode", "nearest").replace("bilinear", "linear")
@@ -144,7 +143,7 @@ def resize(node: Node) -> Run:
     nearest = "simple" if old else node.attr("nearest_mode", "round_prefer_floor")
     style = Style(mode, coordinates, nearest, node.attr("cubic_coeff_a", -0.75))
     scales, sizes, axes = node.numbers(1 if old else 2, "scales"), node.numbers(3), node.attr("axes")
-    node.host.add(1)  # the region, which these coordinates do not read
+    node.host.add(1)  # the region, which the supported coordinates do not read
 
     @functools.lru_cache(maxsize=64)
     def planned(shape: tuple[int, ...], factors: tuple[float, ...], targets: tuple[int, ...]) -> Apply:

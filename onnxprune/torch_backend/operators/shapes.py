@@ -1,4 +1,4 @@
-"""Tensors made of shapes and numbers; shapes stay on the host."""
+"""Casts, and tensors made of shapes and numbers; shapes stay on the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return an array of a type that torch computes with: half precision becomes single precision, four bits become eight."""
+    """Return an array of a type that torch computes with: half precision becomes single precision, 4 bits become 8."""
     name = str(array.dtype)
     if name in ("float16", "bfloat16"):
         return array.astype(np.float32)
@@ -24,7 +24,7 @@ def widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def cast(node: Node) -> Run:
-    """Floats are cut off towards zero where they become integers; half precision is computed in single precision."""
+    """Floats become integers by rounding toward zero; half precision becomes single precision."""
     kind = node.attr("to")
     found = torch.float32 if kind in HALF else getattr(torch, str(onnx.helper.tensor_dtype_to_np_dtype(kind)), None)
     if not isinstance(found, torch.dtype):
@@ -33,7 +33,7 @@ def cast(node: Node) -> Run:
 
 
 def constant(node: Node) -> Run:
-    """Return the value that the node holds."""
+    """Return the constant of the node."""
     name = next(n for n in node.node.attrs if n.startswith("value"))
     array = np.asarray(node.attr(name))
     if name != "value":
@@ -43,12 +43,12 @@ def constant(node: Node) -> Run:
 
 
 def constant_of_shape(*, shape: Sequence[int], value: Any = None) -> Tensor:
-    """One number everywhere, a float zero by default."""
+    """Fill a tensor with one number, by default a float 0."""
     number = torch.from_numpy(np.array(widened(np.zeros(1, np.float32) if value is None else value)))
     return number.reshape(()).expand(shape).clone()
 
 
 def arange(node: Node) -> Run:
-    """Start, limit and step."""
+    """The inputs are start, limit and step."""
     node.host.update(range(3))
     return lambda start, limit, step: torch.arange(start.item(), limit.item(), step.item(), dtype=start.dtype)

@@ -1,4 +1,4 @@
-"""How a window moves over the spatial axes, for convolutions and pools."""
+"""Windows of convolutions and pools over the spatial axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pads = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Window:
-    """The attributes that convolutions and pools share; absent ones are filled in for a number of axes."""
+    """The attributes that convolutions and pools share; methods fill in absent ones."""
 
     strides: Ints | None
     dilations: Ints | None
@@ -35,12 +35,12 @@ class Window:
         return list(self.strides or [1] * n), list(self.dilations or [1] * n)
 
     def halves(self, totals: Ints) -> Pads:
-        """Share out pads between both sides; SAME_UPPER puts the larger half behind."""
+        """Split pads between both sides; SAME_UPPER puts the larger half behind."""
         less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
         return (less, more) if self.auto_pad == "SAME_UPPER" else (more, less)
 
     def around(self, sizes: Ints, kernel: Ints) -> Pads:
-        """Return what is added before and after each axis."""
+        """Return the pads before and after each axis."""
         n = len(kernel)
         if self.auto_pad.startswith("SAME"):
             window = zip(sizes, kernel, *self.steps(n), strict=True)
@@ -50,22 +50,19 @@ class Window:
         return list(self.pads[:n]), list(self.pads[n:])
 
     def even(self, n: int) -> list[int] | None:
-        """Return the pads where they are the same on both sides whatever the size of the input; None where they are not."""
+        """Return the pads if they are equal on both sides for every input size, else None."""
         if self.auto_pad.startswith("SAME"):
             return None
         before, after = self.around([0] * n, [1] * n)
         return before if before == after and min(before, default=0) >= 0 else None
 
     def own_pads(self, kernel: Ints) -> list[int] | None:
-        """Return the pads where a pool of torch takes them: even, and at most half of the kernel."""
+        """Return the pads if a pool of torch supports them: equal, and at most half of the kernel; else None."""
         even = self.even(len(kernel))
         return even if even is not None and all(2 * p <= k for p, k in zip(even, kernel, strict=True)) else None
 
     def reach(self, sizes: Ints, kernel: Ints, before: Ints, after: Ints) -> list[int]:
-        """Return what to add after each axis so that every position of a pool is there, and no other.
-
-        The last one must begin within the input or what is before it.
-        """
+        """Return the pads after each axis that fit the positions of a pool; the last one begins within the input or the pads before it."""
         found = []
         for size, k, s, d, b, a in zip(sizes, kernel, *self.steps(len(kernel)), before, after, strict=True):
             extent = (k - 1) * d + 1
@@ -78,7 +75,7 @@ class Window:
 
 
 def pad(x: Tensor, before: Ints, after: Ints, value: float = 0.0) -> Tensor:
-    """Add to the last axes, or cut off where negative."""
+    """Pad the last axes; negative pads cut."""
     if not any(before) and not any(after):
         return x
     pairs = zip(reversed(before), reversed(after), strict=True)

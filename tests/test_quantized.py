@@ -1,4 +1,4 @@
-"""Statically quantised models (Q/DQ): channels and counts as in the float model, exact cuts, and a proof that sees through rounding."""
+"""Statically quantized models (Q/DQ): channels and counts as in the float model, exact cuts, and a proof that sees through rounding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import TOLERANCE, prove
 
-Quantise = Callable[..., Path]
+Quantize = Callable[..., Path]
 
 
 class Noise(CalibrationDataReader):
@@ -40,7 +40,7 @@ class Noise(CalibrationDataReader):
 
 
 @pytest.fixture
-def quantise(models: Path, tmp_path: Path) -> Quantise:
+def quantize(models: Path, tmp_path: Path) -> Quantize:
     def make(name: str, **options: object) -> Path:
         source, target = models / f"{name}.onnx", tmp_path / f"{name}.onnx"
         quantize_static(source, target, Noise(onnx.load(source)), quant_format=QuantFormat.QDQ, **options)
@@ -52,10 +52,10 @@ def quantise(models: Path, tmp_path: Path) -> Quantise:
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("name", ["small", "resnet", "mobile"])
 def test_channels_and_costs_are_those_of_the_float_model(
-    name: str, per_channel: bool, quantise: Quantise, models: Path
+    name: str, per_channel: bool, quantize: Quantize, models: Path
 ) -> None:
     whole = onnxprune.graph.io.load(models / f"{name}.onnx")
-    narrow = onnxprune.graph.io.load(quantise(name, per_channel=per_channel, weight_type=QuantType.QInt8))
+    narrow = onnxprune.graph.io.load(quantize(name, per_channel=per_channel, weight_type=QuantType.QInt8))
     a, b = trace_model(whole), trace_model(narrow)
     assert [(g.name, g.layers, g.width) for g in a.groups] == [(g.name, g.layers, g.width) for g in b.groups]
     assert np.array_equal(a.pinned, b.pinned)
@@ -69,8 +69,8 @@ def test_channels_and_costs_are_those_of_the_float_model(
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
-def test_importance_looks_at_what_integers_stand_for(method: str, quantise: Quantise, models: Path) -> None:
-    narrow = quantise("mobile", per_channel=True, weight_type=QuantType.QInt8)
+def test_importance_looks_at_what_integers_stand_for(method: str, quantize: Quantize, models: Path) -> None:
+    narrow = quantize("mobile", per_channel=True, weight_type=QuantType.QInt8)
     loaded = [onnxprune.graph.io.load(path) for path in (models / "mobile.onnx", narrow)]
     scores = [importance.score(model, trace_model(model), method) for model in loaded]
     assert np.corrcoef(*scores)[0, 1] > 0.98
@@ -87,20 +87,20 @@ def test_importance_looks_at_what_integers_stand_for(method: str, quantise: Quan
     ],
     ids=["int8 per channel", "uint8", "weights rounded at run time", "contributed operators", "16-bit activations"],
 )
-def test_a_quantised_resnet_is_pruned(options: dict[str, object], quantise: Quantise, out: Path) -> None:
-    source = quantise("resnet", **options)
+def test_a_quantized_resnet_is_pruned(options: dict[str, object], quantize: Quantize, out: Path) -> None:
+    source = quantize("resnet", **options)
     result = onnxprune.prune(source, output=out / "pruned.onnx", reduce={"flops": 0.5}, repair="none")
     checks = {check.name: check for check in result.report.verdict.checks}
     assert checks["pruned equals masked"]
     before, after = (onnxprune.graph.io.load(path) for path in (source, out / "pruned.onnx"))
     totals = [CostModel(t).totals(np.ones(t.n_channels, bool)) for t in map(trace_model, (before, after))]
     assert 0.4 < totals[1][0] / totals[0][0] <= 0.5
-    stored = [t for node in after.graph.nodes if qdq.is_dequantised(node) for t in node.inputs[:1]]
+    stored = [t for node in after.graph.nodes if qdq.is_dequantized(node) for t in node.inputs[:1]]
     assert sum(int(np.prod(t.shape)) for t in stored) > 0.8 * totals[1][1]
 
 
 def rounding_net() -> onnx.ModelProto:
-    """Return a model of two Convs with unsigned weights, between coarse quantisers; output "y"."""
+    """Return a model of two Convs with unsigned weights, between coarse quantizers; output "y"."""
     rng = np.random.default_rng(5)
     arrays = {
         "s": np.float32(0.5), "z": np.uint8(128), "w": rng.integers(0, 255, (8, 3, 1, 1)).astype(np.uint8),
@@ -173,7 +173,7 @@ def test_a_weight_that_is_computed_and_rounded_at_run_time_is_no_activation() ->
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)
     proof = prove(model, rewrite.delete(model, trace, keep), mask(model, trace, keep))
-    assert max(proof.difference, proof.normalised) <= TOLERANCE
+    assert max(proof.difference, proof.normalized) <= TOLERANCE
 
 
 def test_without_rounding_activations_are_clipped() -> None:
@@ -191,7 +191,7 @@ def test_without_rounding_activations_are_clipped() -> None:
     [((), {}), ((1,), {}), ((6,), {"axis": 0}), ((4,), {"axis": -1}), ((2, 4), {"axis": 0, "block_size": 3})],
 )
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
-def test_integers_are_dequantised_as_onnxruntime_does(
+def test_integers_are_dequantized_as_onnxruntime_does(
     parameters: tuple[int, ...], attributes: dict[str, int], dtype: type
 ) -> None:
     rng = np.random.default_rng(0)
@@ -209,9 +209,9 @@ def test_integers_are_dequantised_as_onnxruntime_does(
         [numpy_helper.from_array(value, name) for name, value in arrays.items()],
     )  # fmt: skip
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    (node,) = (node for node in load(proto).graph.nodes if qdq.is_dequantised(node))
+    (node,) = (node for node in load(proto).graph.nodes if qdq.is_dequantized(node))
     expected = run_batch(open_session(proto), {"x": np.zeros((6, 4), np.float32)})[0]
-    assert np.array_equal(qdq.dequantised(node), expected)
+    assert np.array_equal(qdq.dequantized(node), expected)
 
 
 def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:

@@ -11,7 +11,7 @@ from graphs import DRAWN, Builder, cnn_models, load, random_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.graph.activation_cost import FEATURES, Traffic
+from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import observe_tensors
@@ -35,12 +35,12 @@ def test_elements_are_those_of_the_pruned_model(proto: onnx.ModelProto, seed: in
     model = load(proto)
     trace = trace_model(model)
     keep = random_plan(trace, seed, ratio)
-    traffic = Traffic(model.graph, trace, CostModel(trace))
+    cost = ActivationCost(model.graph, trace, CostModel(trace))
     again = trace_model(rewrite.delete(model, trace, keep))
-    elements = traffic.elements(keep)
+    elements = cost.elements(keep)
     for name in trace.carried:
-        if name in traffic.names and name in again.shapes:
-            assert elements[traffic.names[name]] == pytest.approx(math.prod(again.shapes[name]) / again.batch), name
+        if name in cost.names and name in again.shapes:
+            assert elements[cost.names[name]] == pytest.approx(math.prod(again.shapes[name]) / again.batch), name
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -49,10 +49,10 @@ def test_peak_is_that_of_the_pruned_model(seed: int, batch: int) -> None:
     model = branched()
     trace = trace_model(model)
     keep = random_plan(trace, seed, 0.2 * seed)
-    traffic = Traffic(model.graph, trace, CostModel(trace))
+    cost = ActivationCost(model.graph, trace, CostModel(trace))
     pruned = rewrite.delete(model, trace, keep)
     measured = activation_memory.peak(pruned, {"x": (batch, 3, 8, 8)})
-    assert batch * traffic.peak(keep, np.full(len(traffic.names), 4.0)) == pytest.approx(measured)
+    assert batch * cost.peak(keep, np.full(len(cost.names), 4.0)) == pytest.approx(measured)
 
 
 def test_peak_counts_what_lives_together() -> None:
@@ -76,7 +76,7 @@ def test_features_of_a_layer() -> None:
     found = dict(
         zip(
             trace.labels,
-            Traffic(model.graph, trace, CostModel(trace)).features(np.ones(trace.n_channels, bool)),
+            ActivationCost(model.graph, trace, CostModel(trace)).features(np.ones(trace.n_channels, bool)),
             strict=True,
         )
     )
@@ -89,8 +89,8 @@ def test_steps_round_channels_up() -> None:
     trace = trace_model(model)
     keep = np.ones(trace.n_channels, dtype=bool)
     keep[trace.groups[0].channels[:3]] = False  # 13 of 16 are left
-    traffic = Traffic(model.graph, trace, CostModel(trace))
-    dense = traffic.features(np.ones_like(keep))
+    cost = ActivationCost(model.graph, trace, CostModel(trace))
+    dense = cost.features(np.ones_like(keep))
     touched = slice(0, 4)  # what follows has 8 and 4 channels
-    np.testing.assert_allclose(traffic.features(keep, 8)[touched], dense[touched])
-    assert (traffic.features(keep)[touched] < dense[touched]).any()
+    np.testing.assert_allclose(cost.features(keep, 8)[touched], dense[touched])
+    assert (cost.features(keep)[touched] < dense[touched]).any()
