@@ -132,13 +132,7 @@ def test_a_rewritten_layer_is_the_masked_one(drawn: tuple[Model, Edit]) -> None:
         found = apply_edits(model, [edit])
     except PlanError as error:
         why = str(error.why)
-        reasons = (
-            "its padding",
-            "nothing but its padding",
-            "taps at its edge",
-            "directions",
-            "no convolution of one group",
-        )
+        reasons = ("padding", "directions", "no convolution of one group")
         assert any(reason in why for reason in reasons), why
         return
     assert apart(found.masked, found.model) < 1e-4

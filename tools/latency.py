@@ -149,10 +149,10 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     options = Options(reduce={"latency": 0.3}).resolved(False)
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
-    meter = cost_estimator.CostEstimator(analysis, options, measured)
+    estimator = cost_estimator.CostEstimator(analysis, options, measured)
     built, begin = time.perf_counter() - begin, time.perf_counter()
-    assert meter.table is not None
-    read = meter.read_table()
+    assert estimator.table is not None
+    read = estimator.read_table()
     predictor = latency_model.Predictor(analysis, read)
     again = time.perf_counter() - begin
     errors = []
@@ -162,7 +162,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
         times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)
         errors.append(predictor.predict(keep) / float(np.median(times)) - 1)
-    found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": meter.table.error}
+    found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": estimator.table.error}
     try:
         result = onnxprune.prune(path, reduce={"latency": 0.3}, measure=measured, force=True)
     except onnxprune.OnnxPruneError as error:

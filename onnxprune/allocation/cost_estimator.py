@@ -176,11 +176,6 @@ class CostEstimator:
         """Amounts of the original, measured where predictions are estimates."""
         return self.original._amounts
 
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether the latency table may be of another machine."""
-        return self._table_path is not None
-
     def with_targets(self, options: ResolvedOptions, share: float = 1.0) -> CostEstimator:
         """Return an estimator for other targets of the same metrics, or a share of the way to them; nothing is measured again."""
         other = copy.copy(self)

@@ -115,11 +115,8 @@ def _of_node(
     """Measure the loss of one edit of each family; scale it by the error, or with gradients by the rise of the loss, for the others."""
 
     def mean_of(tensor: gs.Tensor) -> FloatArray:
-        shape = analysis.trace.shapes[tensor.name]
-        axis = analysis.trace.carried.get(tensor.name, (1 if len(shape) > 1 else 0, None))[0]
-        around = [1] * len(shape)
-        around[axis] = -1
-        return probe.mean(tensor.name, axis).reshape(around)
+        usual = min(1, len(analysis.trace.shapes[tensor.name]) - 1)
+        return probe.mean(tensor.name, analysis.trace.carried.get(tensor.name, (usual, None))[0])
 
     families: dict[str, list[ScoredEdit]] = {}
     for edit in found:

@@ -99,11 +99,11 @@ class Probe:
             self._runner.advance(self._runner.inputs[n])
 
     def mean(self, name: str, axis: int) -> FloatArray:
-        """Return the mean of an input of the current node over all axes but one."""
-        runner = self._runner
-        values = [np.moveaxis(runner.read(name, batch), axis, 0) for batch in range(runner.n_batches)]
+        """Return the mean of an input of the current node over all axes but one, which keep size 1."""
+        values = [np.moveaxis(self._runner.read(name, batch), axis, 0) for batch in range(self._runner.n_batches)]
         flat = np.concatenate([value.reshape(value.shape[0], -1) for value in values], axis=1)
-        return np.asarray(flat.mean(axis=1, dtype=np.float64))
+        others = tuple(other for other in range(values[0].ndim) if other != axis)
+        return np.expand_dims(flat.mean(axis=1, dtype=np.float64), others)
 
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the variant has the nodes of the model in the same order."""

@@ -32,7 +32,7 @@ def select_edits(run: Run) -> Run:
     """
     assert run.workspace is not None  # `Options.resolved` has seen to it
     assert run.meter is not None
-    if run.meter.is_elsewhere:
+    if run.sources.latency_table is not None:
         raise OptionError(
             "--latency-table does not go with other granularities than filter",
             why="edits are timed on this machine, the table holds the times of channels on another one",

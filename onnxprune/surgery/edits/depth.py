@@ -81,7 +81,7 @@ class DropBranch(Edit):
 
     def _check(self, place: Place) -> None:
         if self.stays not in (0, 1) or not _is_sum(place.graph, place.node):
-            raise RefusalError("it is no sum of two activations, or an output of the model")
+            raise RefusalError("the node is no sum of two activations, or is an output of the model")
 
     def substitute(
         self, node: gs.Node, statistics: Statistics | None, mean_of: Callable[[gs.Tensor], FloatArray]
@@ -130,7 +130,7 @@ class Merge(Edit):
         first = place.layer
         second = linear_of(place.nodes[self.into]) if self.into in place.nodes else None
         if first is None or second is None:
-            raise RefusalError("one of the two is no layer with a stored float weight")
+            raise RefusalError("one of the two layers has no stored float weight")
         attrs, weight, bias = _merged(place.graph, first, second)
         node, dtype = second.node, second.values.dtype
         name, x = node.outputs[0].name, first.node.inputs[first.x]
@@ -181,13 +181,13 @@ def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], Floa
     """Return attributes, weight and bias of the product of two convolutions, one of them of a single tap, or of two Gemms.
 
     Raises:
-        RefusalError: no single layer gives the same, or something else takes what lies between.
+        RefusalError: no single layer is equal, or another node reads the tensor between the layers.
     """
     middle = a.node.outputs[0]
     if len(middle.outputs) != 1 or any(middle is t for t in graph.outputs):
-        raise RefusalError("something else takes what lies between them")
+        raise RefusalError("another node reads the tensor between the two layers")
     if b.node.inputs[b.x] is not middle:
-        raise RefusalError("they do not follow each other")
+        raise RefusalError("the two layers do not follow each other")
     if isinstance(a, Conv) and isinstance(b, Conv):
         attrs = _conv_attributes(a, b)
     elif a.node.op == b.node.op == "Gemm" and a.weight == b.weight == 1 and not b.node.attrs.get("transA", 0):
@@ -203,7 +203,7 @@ def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], Floa
 
 def _conv_attributes(a: Conv, b: Conv) -> dict[str, Any]:
     if a.groups > 1 or b.groups > 1 or a.transposed or b.transposed:
-        raise RefusalError("one of them has groups, or is transposed")
+        raise RefusalError("one of the two layers has groups, or is transposed")
     plain_a, plain_b = (set(layer.kernel) == {1} and layer.pads == (0,) * 2 * len(layer.kernel) for layer in (a, b))
     spatial = a if plain_b else b
     pads = spatial.pads
@@ -213,7 +213,7 @@ def _conv_attributes(a: Conv, b: Conv) -> dict[str, Any]:
         or not (plain_b or first_is_plain)
         or (not plain_b and any(pads) and a.effective()[1].any())
     ):
-        raise RefusalError("what lies between them is padded")
+        raise RefusalError("the tensor between the two layers is padded")
     return {
         "kernel_shape": list(spatial.kernel),
         "strides": [s * t for s, t in zip(a.strides, b.strides, strict=True)],

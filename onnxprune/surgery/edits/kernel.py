@@ -70,7 +70,7 @@ class Kernel(LayerEdit):
     def _kept(self, layer: Linear) -> BoolArray:
         """Return which features the kept taps read, (features,)."""
         if not isinstance(layer, Conv) or len(self.taps) != len(layer.kernel):
-            raise RefusalError("it has no kernel of so many axes")
+            raise RefusalError("the layer has no kernel of so many axes")
         keep = np.ones(1, dtype=bool)
         for (first, step, count), size in zip(self.taps, layer.kernel, strict=True):
             if min(first, step - 1, count - 1) < 0 or first + step * (count - 1) >= size:
@@ -105,7 +105,7 @@ class Kernel(LayerEdit):
     def _pads(self, layer: Conv, shape: Sequence[int | None] | None) -> tuple[list[int], list[int]]:
         """Return the pads, begins and ends, with which each kept tap reads the same inputs; they may be negative."""
         if layer.transposed and (layer.output_shape or isinstance(layer.pads, str)):
-            raise RefusalError("its padding follows from the size of the output")
+            raise RefusalError("the padding follows from the size of the output")
         pads, n = explicit_pads(layer, shape), len(layer.kernel)
         begins, ends = [], []
         for axis, (first, step, count) in enumerate(self.taps):
@@ -115,9 +115,9 @@ class Kernel(LayerEdit):
         for axis, (low, high) in enumerate(map(sorted, zip(begins, ends, strict=True))):
             size = None if shape is None or len(shape) != n + 2 else shape[axis + 2]
             if not layer.transposed and low < 0 < high and (size is None or size + low <= 0):
-                raise RefusalError("the taps that stay may see nothing but its padding")
+                raise RefusalError("the kept taps may read nothing but padding")
         if layer.transposed and min(begins + ends) < 0:
-            raise RefusalError("taps at its edge reach further than its padding")
+            raise RefusalError("taps at the edge reach further than the padding")
         return begins, ends
 
 
@@ -141,7 +141,7 @@ def explicit_pads(layer: Conv, shape: Sequence[int | None] | None) -> tuple[int,
     if not isinstance(layer.pads, str):
         return layer.pads
     if layer.transposed:
-        raise RefusalError(f"its padding is {layer.pads}")
+        raise RefusalError(f"the padding is {layer.pads}")
     begins, ends = [], []
     for axis, kernel in enumerate(layer.kernel):
         size = None if shape is None or len(shape) != len(layer.kernel) + 2 else shape[axis + 2]
@@ -149,7 +149,7 @@ def explicit_pads(layer: Conv, shape: Sequence[int | None] | None) -> tuple[int,
         if step == 1:
             missing = span - 1
         elif size is None:
-            raise RefusalError(f"its padding is {layer.pads}, which follows from a size that is dynamic")
+            raise RefusalError(f"the padding is {layer.pads}, which follows from a dynamic size")
         else:
             missing = max(0, (-(-size // step) - 1) * step + span - size)
         begins.append(missing // 2 if layer.pads == "SAME_UPPER" else missing - missing // 2)

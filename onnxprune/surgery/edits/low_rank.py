@@ -91,7 +91,7 @@ class LowRank(LayerEdit):
         assert statistics is not None
         found, errors = statistics.leading(self.form)
         if not 1 <= self.rank < errors.size:
-            raise RefusalError(f"it has {errors.size - 1} directions, {self.rank} cannot be left")
+            raise RefusalError(f"the layer has {errors.size - 1} directions, {self.rank} cannot be kept")
         return replace(self, directions=found[:, :, : self.rank]), float(errors[self.rank])
 
     def best(self, statistics: Statistics) -> FloatArray:
@@ -107,12 +107,12 @@ class LowRank(LayerEdit):
         """Return (groups, outputs, rank) and (groups, rank, features), whose product is the masked matrix as laid out."""
         parts = laid_out(layer.effective()[0], layer, self.form)
         if not 1 <= self.rank <= min(parts.shape[1:]):
-            raise RefusalError(f"it has {min(parts.shape[1:])} directions, {self.rank} cannot be left")
+            raise RefusalError(f"the layer has {min(parts.shape[1:])} directions, {self.rank} cannot be kept")
         left = self.directions
         if left is None:
             left = directions(parts @ parts.swapaxes(1, 2))[1][:, :, : self.rank]
         if left.shape[1:] != (parts.shape[1], self.rank):
-            raise RefusalError("the directions are those of another layer")
+            raise RefusalError("the directions belong to another layer")
         return left, left.swapaxes(1, 2) @ parts
 
     def replace_layer(self, place: Place, layer: Linear) -> None:
@@ -139,7 +139,7 @@ def laid_out(matrix: FloatArray, layer: Linear, form: Form) -> FloatArray:
     if form == "channel":
         return matrix
     if not isinstance(layer, Conv) or layer.transposed or layer.groups > 1 or len(layer.kernel) < 2:
-        raise RefusalError("it is no convolution of one group with two or more spatial axes")
+        raise RefusalError("the layer is no convolution of one group with two or more spatial axes")
     parts = matrix[0].reshape(matrix.shape[1], -1, layer.kernel[0], math.prod(layer.kernel[1:]))
     return np.asarray(parts.transpose(0, 3, 1, 2).reshape(1, parts.shape[0] * parts.shape[3], -1))
 
@@ -177,7 +177,7 @@ def _thin_product(place: Place, layer: Linear, left: FloatArray, right: FloatArr
     if not isinstance(layer, Product) or node.op not in ("Gemm", "MatMul"):
         raise RefusalError(f"{node.op} is not split")
     if node.op == "Gemm" and (layer.weight != 1 or layer.alpha != 1.0 or layer.beta != 1.0):
-        raise RefusalError("its weight is the first operand, or it has factors")
+        raise RefusalError("the weight is the first operand, or the Gemm has factors")
     attrs = {key: value for key, value in node.attrs.items() if key in ("transA", "transB")}
     first, second = layer.unmatrix(right), layer.unmatrix(left)
     _between(place.graph, layer, first, attrs)
