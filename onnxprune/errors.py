@@ -1,15 +1,15 @@
-"""Errors a user can act on: each says what happened, where, why, and what to do.
+"""Errors that a user can act on: each says what happened, where, why, and what to do.
 
 OnnxPruneError
 ├── ModelError    the .onnx cannot be read, is refused, or has nothing to prune
 ├── DataError     calibration or evaluation data do not fit the model
-├── OptionError   an option or a policy value makes no sense (exit 2)
-├── TargetError   the target cannot be reached; carries the nearest reachable figure
-├── PlanError     a plan.json does not belong to this model, or is damaged
-├── OutputError   the result cannot be written where it was asked for
-├── TrainingError fine-tuning cannot go on
-├── LatencyError  a latency table does not belong to this model, or a result would be slower
-└── ProofError    the pruned model differs from the masked one: nothing is written
+├── OptionError   an option or a policy has a value that is not allowed (exit 2)
+├── TargetError   the target cannot be reached; names the nearest reachable amount
+├── PlanError     a plan.json is damaged, or belongs to another model
+├── OutputError   the result cannot be written
+├── TrainingError fine-tuning cannot continue
+├── LatencyError  a latency table belongs to another model, or the result is slower than the original
+└── ProofError    the pruned model differs from the masked model; nothing is written
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ class OnnxPruneError(Exception):
     """Base of all errors that end in one message and no stack trace.
 
     Args:
-        what: one sentence, what went wrong.
-        where: the file, node or option concerned.
-        why: the cause, as far as it is known.
-        hint: what the user can do now.
+        what (str): one sentence that says what went wrong.
+        where (str): the file, node or option concerned; empty where there is none.
+        why (str): the cause; empty where it is not known.
+        hint (str): what the user can do.
+
+    >>> print(OnnxPruneError("no such data", where="d.npz", hint="check the path"))
+    no such data
+      where: d.npz
+      do:    check the path
     """
 
     exit_code = 1
@@ -45,7 +50,7 @@ class DataError(OnnxPruneError):
 
 
 class OptionError(OnnxPruneError):
-    """An option has a value that makes no sense."""
+    """An option has a value that is not allowed."""
 
     exit_code = 2
 
@@ -55,7 +60,7 @@ class TargetError(OnnxPruneError):
 
 
 class PlanError(OnnxPruneError):
-    """The plan does not belong to this model, or is damaged."""
+    """The plan is damaged, or belongs to another model."""
 
 
 class OutputError(OnnxPruneError):
@@ -63,11 +68,11 @@ class OutputError(OnnxPruneError):
 
 
 class TrainingError(OnnxPruneError):
-    """Fine-tuning cannot go on."""
+    """Fine-tuning cannot continue."""
 
 
 class LatencyError(OnnxPruneError):
-    """A latency table cannot be used, or a result is slower than what it came from."""
+    """A latency table cannot be used, or the result is slower than the original."""
 
 
 class ProofError(OnnxPruneError):
@@ -75,6 +80,6 @@ class ProofError(OnnxPruneError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error, shortened."""
+    """Return the first line of an error, at most 300 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

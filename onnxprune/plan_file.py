@@ -1,4 +1,4 @@
-"""plan.json: which channels are kept, by group; it can be read, edited and replayed."""
+"""Read and write plan.json: the kept channels of each group, and layer edits. A plan can be edited and replayed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxprune.errors import OptionError, PlanError, first_line
+from onnxprune.fileio import atomic_write
 from onnxprune.options import Options
-from onnxprune.output import staged
 from onnxprune.types import IntArray, Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
@@ -21,7 +21,7 @@ RENEW = "make a new plan with `onnxprune plan`"
 
 
 def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
-    """Return the plan as it is written: per group the indices that are kept, counted within the group."""
+    """Return the content of plan.json, with the kept indices of each group, counted within the group."""
     return {
         "schema": SCHEMA,
         "model": {"name": model_name, "sha256": plan.digest},
@@ -42,10 +42,10 @@ def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
 
 
 def write(path: Path, plan: Plan, trace: Trace, model_name: str) -> None:
-    """Write plan.json, one group a line.
+    """Write plan.json, one line per group.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: the file cannot be written.
     """
     with written(path, plan, trace, model_name):
         pass
@@ -53,20 +53,22 @@ def write(path: Path, plan: Plan, trace: Trace, model_name: str) -> None:
 
 @contextmanager
 def written(path: Path, plan: Plan, trace: Trace, model_name: str) -> Iterator[None]:
-    """Write plan.json beside its place, and move it there when the block succeeds."""
+    """Write plan.json to a temporary file, and move it to `path` when the `with` block succeeds."""
     content = to_dict(plan, trace, model_name)
     groups = content.pop("groups")
     head = json.dumps(content, indent=1)[:-2]
     lines = ",\n  ".join(json.dumps(group) for group in groups)
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(f'{head},\n "groups": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
         yield
 
 
 def structure(path: Path) -> dict[str, Any]:
-    """Return the options of a plan that say what a channel is; empty where the file is none that can be read: `read` says why."""
+    """Return the options of a plan that define channels; empty where the file cannot be read, which `read` reports."""
     try:
-        settings = {"norms": "keep"} | json.loads(path.read_text(encoding="utf-8"))["settings"]  # older plans don't say
+        settings = {"norms": "keep"} | json.loads(path.read_text(encoding="utf-8"))[
+            "settings"
+        ]  # the value of older plans
         known = Options(**{name: settings[name] for name in STRUCTURE if name in settings}).resolved(True)
         return {name: getattr(known, name) for name in STRUCTURE if name in settings}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OptionError):
@@ -74,30 +76,28 @@ def structure(path: Path) -> dict[str, Any]:
 
 
 def blocks(path: Path, digest: str) -> tuple[tuple[dict[str, Any], ...], ...]:
-    """Return the layer edits of a plan, in rounds, as they are written.
+    """Return the layer edits of a plan, in rounds.
 
     Raises:
-        PlanError: not a plan, or for another model.
+        PlanError: the file is no plan, or a plan for another model.
     """
     rounds = _content(path, digest).get("blocks", [])
-    plain = isinstance(rounds, list) and all(
-        isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in rounds
-    )
-    if not plain:
+    lists = isinstance(rounds, list) and all(isinstance(part, list) for part in rounds)
+    if not lists or not all(isinstance(entry, dict) for part in rounds for entry in part):
         _refuse(path, "`blocks` is no list of rounds", f"it is {str(rounds)[:40]}", RENEW)
-    return tuple(tuple(part) for part in rounds)
+    return tuple(map(tuple, rounds))
 
 
 def read(path: Path, trace: Trace, digest: str) -> Plan:
-    """Read a plan made for this model, perhaps edited.
+    """Read a plan.
 
     Args:
         path: of the file.
-        trace: of the model; of the edited model where the plan has layer edits.
+        trace: of the model; where the plan has layer edits, of the edited model.
         digest: of the model.
 
     Raises:
-        PlanError: not a plan, for another model, or one that deletes pinned channels.
+        PlanError: the file is no plan, a plan for another model, or a plan that deletes pinned channels.
     """
     content = _content(path, digest)
     with _damaged(path):
@@ -120,11 +120,11 @@ def read(path: Path, trace: Trace, digest: str) -> Plan:
     if not all(keep[extent].any() for extent in trace.extents):
         why = "all channels of one branch are deleted"
         _refuse(path, "the plan leaves a tensor without channels", why, "keep one of each branch")
-    return Plan(keep, digest, settings, steps, blocks=tuple(tuple(part) for part in content.get("blocks", ())))
+    return Plan(keep, digest, settings, steps, blocks=tuple(map(tuple, content.get("blocks", ()))))
 
 
 def _kept(listed: Any, size: int, where: str) -> IntArray:
-    """Return the indices that a group of so many channels keeps."""
+    """Return the kept indices of a group with `size` channels."""
     if not isinstance(listed, list) or not all(type(entry) is int for entry in listed):
         _refuse(where, "`keep` is no list of whole numbers", f"it is {str(listed)[:40]}", "list the indices")
     odd = [entry for entry in listed if not 0 <= entry < size]
@@ -135,7 +135,7 @@ def _kept(listed: Any, size: int, where: str) -> IntArray:
 
 
 def _content(path: Path, digest: str) -> dict[str, Any]:
-    """Return what a plan file holds, made for a model of this digest."""
+    """Return the content of a plan for the model with this digest."""
     try:
         with _damaged(path):
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ def _content(path: Path, digest: str) -> dict[str, Any]:
 
 @contextmanager
 def _damaged(path: Path) -> Iterator[None]:
-    """Refuse a plan in which something is missing, or of another kind."""
+    """Refuse a plan with missing entries or wrong types."""
     try:
         yield
     except KeyError as error:

@@ -1,7 +1,7 @@
 """Frozen dataclasses that pass between the stages of a run.
 
 A *channel* is one unit of deletion: a set of filters, and the slices of all tensors that follow and read these filters.
-Channels are numbered 0 … n-1 over the whole model; -1 in an array of channel numbers stands for no channel: it stays.
+Channels are numbered 0 … n-1 over the whole model; -1 in an array of channel numbers marks a pinned index.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 Role = Literal["writes", "follows", "scales", "reads"]
-"""Role of a tensor for a channel: a filter *writes* the channel, a bias or depthwise kernel *follows* it, the factor of a
-BatchNormalization *scales* (and follows) it, the weight of the next layer *reads* it."""
+"""Role of a tensor for a channel: a filter *writes* the channel, a bias or depthwise kernel *follows* it, the factor of
+a BatchNormalization *scales* (and follows) it, the weight of the next layer *reads* it."""
 Statistic = Literal["sum", "mean", "mean square", "variance", "window"]
-"""Statistic of an operator over channels. A *sum* is exact without channels that are zero, a *window* is the sum over the
-neighbors of a channel, the others depend on the number of channels."""
+"""Statistic of an operator over channels. A *sum* is exact without channels that are zero, a *window* is the sum over
+the neighbors of a channel, the others depend on the number of channels."""
 
 
 @dataclass(frozen=True)
 class Slice:
     """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: pinned).
 
-    The input is a weight of the layer `layer`: `node` itself, or the reader of the weight that `node` dequantizes. `zero`,
-    broadcast, stands for zero in the tensor.
+    The input is a weight of the layer `layer`: `node` itself, or the reader of the weight that `node` dequantizes.
+    `zero`, broadcast, stands for zero in the tensor.
     """
 
     node: int
@@ -47,8 +47,8 @@ class Slice:
 class Count:
     """An integer of node `node` equals (survivors among `channels`) / `per`.
 
-    The integer is the attribute `field`, or (where `input` is not None) an element of the constant at that input; `index`
-    is the position in a list, None for a scalar.
+    The integer is the attribute `field`, or (where `input` is not None) an element of the constant at that input;
+    `index` is the position in a list, None for a scalar.
     """
 
     node: int
@@ -73,11 +73,11 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Summed:
-    """Node `node` takes a statistic of its activation at input `input` over `axis`, which holds `channels`; no weight reads them there.
+    """Node `node` takes a statistic of its activation at input `input` over `axis`, which holds `channels`.
 
-    A *sum* (of the activation, its product with another one, its powers) is exact: the masked model has zeros there. The
-    other statistics run over the kept channels, in the masked model as well. Each deletion changes the kept channels, so
-    these statistics need repair.
+    No weight reads the channels there. A *sum* (of the activation, its product with another one, its powers) is exact:
+    the masked model has zeros there. The other statistics run over the kept channels, in the masked model as well; each
+    deletion changes the kept channels, which then need repair.
 
     Attributes:
         axes: all axes that the statistic runs over.
@@ -107,7 +107,8 @@ class Pin:
 class Work:
     """Layer `layer` multiplies each element of its weight (input `input` of `node`) `positions` times per sample.
 
-    Where the positions include channels, `over` holds these channels (else it is empty), and positions shrink with them.
+    Where the positions include channels, `over` holds these channels (else it is empty), and positions shrink with
+    them.
     """
 
     node: int
@@ -237,8 +238,8 @@ class Plan:
         settings: the options of the run, as written to plan.json.
         path: one (share of FLOPs removed, share of parameters removed) per progressive step.
         curves: measured loss curves of groups, if any.
-        blocks: layer edits before the selection, in rounds, as in plan.json, with cost and saving of each; `keep` indexes
-            the channels of the edited model.
+        blocks: layer edits before the selection, in rounds, as in plan.json, with cost and saving of each; `keep`
+            indexes the channels of the edited model.
     """
 
     keep: BoolArray
@@ -274,8 +275,8 @@ class Repaired:
 class Check:
     """One line of a verdict: a measured value and its limit.
 
-    `limit` is None for a value without a limit. A check is undecided, and does not fail, where samples or runs are too few
-    to tell on which side of the limit the value lies.
+    `limit` is None for a value without a limit. A check is undecided, and does not fail, where samples or runs are too
+    few to tell on which side of the limit the value lies.
     """
 
     name: str

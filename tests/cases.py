@@ -1,6 +1,6 @@
-"""One tiny graph or more per operator, with what must come of its channels; see `test_rules.py`.
+"""Tiny graphs for each operator, with the expected channels and pins; see `test_rules.py`.
 
-A graph is written in ONNX's text format. Names that no node makes are weights: their shapes stand beside the text, or in
+A graph is written in ONNX's text format. Names that no node writes are weights: their shapes stand beside the text, or in
 `STOCK`. A tuple is the shape of random float32 numbers, a list holds int64, anything else is the value itself.
 """
 
@@ -53,22 +53,22 @@ STOCK: dict[str, Weight] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A graph and what must come of it.
+    """A graph and the expected trace.
 
     Attributes:
-        op: the operator it is for.
-        name: what is special about it.
+        op: the operator under test.
+        name: distinguishes the cases of an operator.
         text: nodes.
-        free: channels that may go.
-        pinned: channels that must stay, those of the outputs included.
-        why: a part of each reason to stay, except that a channel is the model's output.
+        free: number of prunable channels.
+        pinned: number of pinned channels, those of the outputs included.
+        why: a part of each reason for a pin, except that a channel is in the model output.
         weights: see above.
         opset: of the model.
         inputs, outputs: declarations; the types of outputs are inferred.
-        changes: whether what is left of the model computes something else once channels are gone.
+        changes: whether deleting channels changes the outputs.
         edit: last changes to the model.
         modes: options of the trace: `grouped`, `heads`, `norms`.
-        defect: why the engine does not get it right as yet.
+        defect: a known defect of the engine in this case.
     """
 
     op: str
@@ -124,7 +124,7 @@ def build(
 
 
 def _scopes(graph: onnx.GraphProto, made: set[str]) -> Sequence[list[str]]:
-    """Return the names that nodes read and nobody makes, bodies of If and Loop included."""
+    """Return the names that nodes read and no node writes, bodies of If and Loop included."""
     found = []
     for node in graph.node:
         found.append([name for name in node.input if name and name not in made])
@@ -150,7 +150,7 @@ def _numbers(name: str, value: Weight, rng: np.random.Generator) -> npt.NDArray[
 
 
 def check(case: Case) -> Trace:
-    """Hold the engine against a case: its groups, random plans through the oracle, and the models that are written."""
+    """Check the groups of a case, random plans with the oracle, and the written models."""
     source = case.build()
     onnx.checker.check_model(source, full_check=True)
     model = load(source)
@@ -189,7 +189,7 @@ def check(case: Case) -> Trace:
 
 
 def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
-    """Return a random keep mask that removes `ratio` of what is free; one channel of every extent stays, or two at first."""
+    """Return a random selection without `ratio` of the prunable channels; every extent keeps one channel, or two at first."""
     rng = np.random.default_rng(seed)
     keep = np.ones(trace.n_channels, dtype=bool)
     free = np.flatnonzero(~trace.pinned)
@@ -212,18 +212,18 @@ def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
 
 
 def case(op: str, name: str, text: str, free: int, pinned: int, *why: str, **rest: Any) -> Case:
-    """Make a case; keywords that are no field of it are weights."""
+    """Make a case; keywords that are no field of `Case` are weights."""
     fields = {key: rest.pop(key) for key in list(rest) if key in Case.__dataclass_fields__}
     return Case(op, name, text, free, pinned, why, rest, **fields)
 
 
 def one(op: str, name: str, text: str, **rest: Any) -> Case:
-    """Make a case in which the 8 channels of `a` flow through `text` to `b`, and may all go."""
+    """Make a case in which the 8 channels of `a` flow through `text` to `b`, and are prunable."""
     return case(op, name, f"{A} {text} {Y}", 8, 4, **rest)
 
 
 def stuck(op: str, name: str, text: str, why: str, **rest: Any) -> Case:
-    """Make a case in which none of the 8 channels of `a` may go."""
+    """Make a case in which all 8 channels of `a` are pinned."""
     return case(op, name, f"{A} {text} {Y}", 0, 12, why, **rest)
 
 

@@ -1,4 +1,4 @@
-"""What moves through a model with fewer channels, against a count of what the smaller model really has."""
+"""Predicted activation elements of a pruned model, against the elements of the model after deletion."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_peak_is_that_of_the_pruned_model(seed: int, batch: int) -> None:
     assert batch * cost.peak(keep, np.full(len(cost.names), 4.0)) == pytest.approx(measured)
 
 
-def test_peak_counts_what_lives_together() -> None:
+def test_peak_counts_activations_alive_together() -> None:
     model = branched()
     # while the second Conv runs: input (never freed), first, its Relu, what the Conv writes
     assert activation_memory.peak(model, {"x": (1, 3, 8, 8)}) == 4 * 64 * (3 + 16 + 16 + 16)

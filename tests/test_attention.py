@@ -1,4 +1,4 @@
-"""Attention loses whole heads, or width of every head; without heads, what both factors are summed over."""
+"""Attention loses whole heads, or width of every head; without heads, channels that both factors are summed over."""
 
 from __future__ import annotations
 

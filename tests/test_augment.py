@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.cli.texts import parse_kinds
+from onnxprune.cli.parsers import parse_kinds
 from onnxprune.data.augment import augment, channel_axis, is_enlarged
 from onnxprune.errors import OptionError
 from onnxprune.options import AUGMENTATIONS as KINDS

@@ -557,7 +557,7 @@ def test_python_does_what_the_command_line_does(tiny_path, images, out, run):
     assert (out / "a.onnx").read_bytes() == (out / "b.onnx").read_bytes()
 
 
-def test_python_refuses_an_unknown_dial(tiny_path):
+def test_python_refuses_an_unknown_option(tiny_path):
     with pytest.raises(onnxprune.OnnxPruneError, match="unknown option strength") as caught:
         onnxprune.prune(tiny_path, strength=3)
     assert "reduce" in caught.value.hint

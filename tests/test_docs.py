@@ -57,11 +57,11 @@ def test_options_in_the_readme_exist() -> None:
     for line in re.findall(r"^onnxprune (.*)$", readme, re.MULTILINE):
         name, *words = line.split("#")[0].split()
         assert {word for word in words if word.startswith("-")} <= commands[name], line
-    dials = {
+    options = {
         flag for row in re.findall(r"^\| (`--.*?) \|", readme, re.MULTILINE) for flag in re.findall(r"--[a-z-]+", row)
     }
-    assert dials
-    assert dials <= commands["prune"]
+    assert options
+    assert options <= commands["prune"]
 
 
 def test_architecture_lists_every_package_and_module_in_the_order_of_imports() -> None:

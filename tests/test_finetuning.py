@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune.cli.texts import parse_bounds
+from onnxprune.cli.parsers import parse_bounds
 from onnxprune.graph.analysis import analyse
 from onnxprune.options import Training
 from onnxprune.repair import least_squares as repair

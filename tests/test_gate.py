@@ -11,7 +11,6 @@ import pytest
 
 import onnxprune
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.gate import to_dict
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.types import Verdict
 
@@ -132,8 +131,7 @@ def test_limit_out_of_range(fields):
 
 
 def test_dictionary_says_the_same_as_the_verdict(tiny_path):
-    verdict = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_size=1), measure=MEASURE)
-    content = to_dict(verdict)
+    content = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_size=1), measure=MEASURE).report.to_dict()
     assert content["passed"] is False
     assert [check["name"] for check in content["checks"] if not check["passed"]] == ["size (bytes)"]
     assert next(check for check in content["checks"] if not check["passed"])["limit"] == 1

@@ -10,12 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from reports import EVIL, PLAN, made_report
 
 import onnxprune
 from onnxprune.errors import OptionError
-from onnxprune.report import matplotlib_plots, plots, saving
+from onnxprune.metrics import table
+from onnxprune.metrics.outputs import compare_outputs
+from onnxprune.report import markdown, matplotlib_plots, plots, saving, tables
 from onnxprune.report.document import Member, Sweep
 
 SECTIONS = {
@@ -276,3 +279,16 @@ def test_report_of_a_call_shows_the_call(tiny_path, samples, out):
     text = path.read_text(encoding="utf-8")
     assert f"    onnxprune.prune(model='{tiny_path}', data='{samples}', measure=BenchmarkConfig(" in text
     assert "reduce={'flops': 0.4}, round_to=1)" in text
+
+
+def test_a_metric_is_one_row_of_the_table(monkeypatch):
+    row = table.Metric(
+        "mae", "", "mean absolute error", kind="fidelity", measure=lambda p: p.mean(lambda a, b: abs(a - b).mean())
+    )
+    monkeypatch.setitem(table.METRICS, "mae", row)
+    found = compare_outputs([np.zeros((2, 3))], [np.full((2, 3), 0.25)])
+    assert found["mae"] == 0.25
+    report = replace(made_report(3), fidelity=found)
+    assert report.to_dict()["fidelity"]["mae"] == 0.25
+    assert ["mean absolute error", "0", "0.25", ""] in tables.figures(report).texts()
+    assert "mean absolute error" in markdown.report_text(report, "onnxprune")

@@ -16,7 +16,7 @@ from onnxprune.pipeline import arguments
 
 PACKAGE = Path(onnxprune.__file__).parent
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "dials", "options", "output", "fileio"),
+    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio"),
     ("runtime",),
     ("data",),
     ("graph",),

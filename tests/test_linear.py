@@ -1,4 +1,4 @@
-"""Layers as matrices: a matrix times the rows plus the bias is what onnxruntime computes, before and after writing."""
+"""Layers as matrices: matrix times rows plus bias equals the output of onnxruntime, before and after `write`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Case:
-    """A layer on the input "x", with the output "y", and what follows it; `kind` is what is to be seen often enough."""
+    """A layer from input "x" to output "y", and the nodes behind it; `kind` is counted for coverage."""
 
     nodes: list[onnx.NodeProto]
     x_shape: Sequence[int]
@@ -84,7 +84,7 @@ def close(one: Array, two: Array) -> None:
 
 
 def check(case: Case) -> bool:
-    """Hold a layer against onnxruntime, as it is and with another matrix and bias; tell whether there was any output."""
+    """Compare a layer with onnxruntime, unchanged and with another matrix and bias; tell whether an output exists."""
     model = load(case.proto())
     x = case.input()
     try:
@@ -344,7 +344,7 @@ def names(model: Model) -> list[str]:
     return sorted(tensor.name for tensor in proto.graph.initializer)
 
 
-def test_names_stay_where_nobody_else_has_the_constant() -> None:
+def test_a_constant_without_other_readers_keeps_its_name() -> None:
     model = load(conv().proto())
     layer = layer_of(model)
     matrix, bias = layer.effective()
@@ -352,7 +352,7 @@ def test_names_stay_where_nobody_else_has_the_constant() -> None:
     assert names(model) == ["b", "w"]
 
 
-def test_a_shared_constant_stays_as_it_is_for_the_others() -> None:
+def test_a_shared_constant_is_unchanged_for_other_readers() -> None:
     case = conv()
     case.nodes.append(helper.make_node("Conv", ["x", "w", "b"], ["z"]))
     case.results = [("z", 4)]
@@ -566,7 +566,7 @@ def test_training_and_other_domains_are_none() -> None:
     assert first_of(relu, "Relu") is None
 
 
-def test_only_what_is_picked_is_cut_out() -> None:
+def test_rows_copy_only_picked_positions() -> None:
     case = Case([], (1, 8, 64, 64), 4, 0)
     case.constant("w", 2, 8, 5, 5)
     case.nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[2, 2, 2, 2])]

@@ -1,4 +1,4 @@
-"""Models are loaded, counted and written; what is not a weight survives."""
+"""Models are loaded, counted and written; metadata and other fields survive."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_facts_of_a_file(tiny_path):
     assert model.params == 16 * 27 + 16 + 16 * 144 + 16 + 64 + 4
 
 
-def test_reading_gives_the_model_as_it_is(tiny, tiny_path):
+def test_read_returns_the_model_unchanged(tiny, tiny_path):
     proto, size, _ = io.read(tiny_path)
     assert proto == tiny
     assert size == tiny_path.stat().st_size
 
 
 @pytest.mark.parametrize("batchnorms", [1, 2])
-def test_batchnorm_is_folded_and_told(batchnorms, tiny, images, tmp_path, out):
+def test_batchnorm_is_folded_and_noted(batchnorms, tiny, images, tmp_path, out):
     rng = np.random.default_rng(0)
     for n, conv in enumerate((0, 3)[:batchnorms]):
         names = [f"{part}{n}" for part in ("scale", "bias", "mean", "var")]
@@ -97,7 +97,7 @@ def test_model_local_functions_are_inlined(tiny, images, tmp_path, out):
 
 
 @pytest.mark.parametrize("batch", ["n", 1, 4])
-def test_batch_stays_as_it_was(batch, tiny, images, tmp_path, out):
+def test_batch_axis_is_unchanged(batch, tiny, images, tmp_path, out):
     if batch != "n":
         for value in (tiny.graph.input[0], tiny.graph.output[0]):
             value.type.tensor_type.shape.dim[0].dim_value = batch
@@ -313,7 +313,7 @@ def test_a_session_shares_the_weights():
         np.testing.assert_array_equal(shared, whole)
 
 
-def test_the_full_check_of_a_model_sees_what_that_of_its_file_sees(tiny, tmp_path):
+def test_full_check_of_a_model_equals_that_of_its_file(tiny, tmp_path):
     model = io.load(REFERENCE)
     assert full_check(model) is None
     broken = model.copy()

@@ -30,10 +30,10 @@ def added(kind: Any, x: Array, r: Array, *, shift: Array | None = None, parts: i
     return result
 
 
-def closed_form(x: Array, r: Array, penalty: float, *, centre: bool = True) -> Array:
+def closed_form(x: Array, r: Array, penalty: float, *, center: bool = True) -> Array:
     """Return (outputs, features) of one group: least squares on rows that are lengthened by the root of the ridge."""
     x, r = x.astype(np.float64), r.astype(np.float64)
-    if centre:
+    if center:
         x, r = x - x.mean(axis=0), r - r.mean(axis=0)
     _, features = x.shape
     root = np.sqrt(penalty * (x * x).sum() / features)
@@ -100,19 +100,19 @@ def test_solution_is_the_closed_form(kind, groups, penalty):
 def test_without_a_bias_rows_count_as_they_are(kind, groups):
     x, r = rows_of(300, groups)
     x = x + 1
-    rows = added(kind, x, r, shift=np.zeros_like(x[:, :1]), centre=False)
+    rows = added(kind, x, r, shift=np.zeros_like(x[:, :1]), center=False)
     matrix = rows.solver(0.01)(rows)
     for g in range(groups):
-        np.testing.assert_allclose(matrix[g], closed_form(x[g], r[g], 0.01, centre=False), rtol=5e-3, atol=5e-3)
+        np.testing.assert_allclose(matrix[g], closed_form(x[g], r[g], 0.01, center=False), rtol=5e-3, atol=5e-3)
     assert rows.bias(matrix).shape == (groups, 4)
     assert not rows.bias(matrix).any()
 
 
-@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("groups", GROUPS)
-def test_dual_is_primal_where_there_are_more_features_than_rows(groups, centre):
+def test_dual_is_primal_where_there_are_more_features_than_rows(groups, center):
     x, r = rows_of(12, groups, features=40)
-    how = {"shift": None if centre else np.zeros_like(x[:, :1]), "centre": centre}
+    how = {"shift": None if center else np.zeros_like(x[:, :1]), "center": center}
     primal, dual = added(Moments, x, r, **how), added(Rows, x, r, **how)
     assert primal.n == dual.n == 12
     for penalty in (0.01, 1.0):

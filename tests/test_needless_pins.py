@@ -1,4 +1,4 @@
-"""Golden tables: which channels of small graphs may go. No comparison of outputs can see a pin without need."""
+"""Golden tables of prunable channels in small graphs. A comparison of outputs cannot detect a needless pin."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from onnxprune.graph.trace import trace as trace_model
 OUTPUT = "the channel is in the model output"
 ONLY = "the channel is the only one of a tensor"
 Table = dict[str, tuple[int, int]]
-"""By the name of the first layer of a group: (channels that may go, channels that stay)."""
+"""By the name of the first layer of a group: (prunable channels, pinned channels)."""
 Reasons = dict[str, str]
-"""By the same name: how a reason to stay begins, for groups where any channel stays."""
+"""By the same name: the beginning of a reason, for groups with pinned channels."""
 
 GRAPHS: dict[str, tuple[Callable[[Builder], str], Table, Reasons]] = {}
 
 
 def golden(table: Table, **reasons: str) -> Callable[[Callable[[Builder], str]], Callable[[Builder], str]]:
-    """Register a graph; its last layer, `last`, always stays as the model's output."""
+    """Register a graph; the channels of its last layer, `last`, are in the model output."""
 
     def register(build: Callable[[Builder], str]) -> Callable[[Builder], str]:
         GRAPHS[build.__name__] = (build, table, reasons)
@@ -227,7 +227,7 @@ def shared_weight(b: Builder) -> str:
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 @pytest.mark.parametrize("name", list(GRAPHS))
-def test_channels_that_may_go(name: str, opset: int) -> None:
+def test_prunable_channels(name: str, opset: int) -> None:
     build, table, reasons = GRAPHS[name]
     b = Builder((3, 8, 8), opset=opset)
     outputs = [build(b)]

@@ -1,4 +1,4 @@
-"""What a normalization runs over may go where least squares repair what is left, and only there."""
+"""Channels that a normalization runs over are prunable with `--norms cut` and repair, and only then."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FAST = BenchmarkConfig(latency=False)
 
 
 def twice(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
-    """Return random numbers whose last axis holds everything twice."""
+    """Return random numbers, repeated once along the last axis."""
     rng = np.random.default_rng(seed)
     half = rng.normal(0, shape[0] ** -0.5, (*shape[:-1], shape[-1] // COPIES)).astype(np.float32)
     return np.concatenate([half] * COPIES, axis=-1)
 
 
 def embedding(norm: str = LAYER_NORM) -> onnx.ModelProto:
-    """Return a block of a transformer whose embedding holds each channel twice: without one of two, statistics are what they were."""
+    """Return a transformer block whose embedding holds each channel twice: half of them give the same statistics."""
     wide = WIDTH * COPIES
     text = f"""e = MatMul (x, we) {norm} h = MatMul (n, k1) g1 = Relu (h) w = MatMul (g1, k2) z = Add (e, w)
         l = {"LayerNormalization (z, scale, beta)" if norm is LAYER_NORM else "Identity (z)"} y = MatMul (l, k3)"""
@@ -43,7 +43,7 @@ def embedding(norm: str = LAYER_NORM) -> onnx.ModelProto:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Return a written model."""
+    """Write a model; return its path."""
     path = tmp_path / "model.onnx"
     onnx.save(embedding(), path)
     return path
@@ -51,12 +51,12 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data() -> dict[str, Any]:
-    """Return inputs of it."""
+    """Return random inputs."""
     return {"x": np.random.default_rng(3).normal(size=(256, 6, 5)).astype(np.float32)}
 
 
 def prune(path: Path, data: dict[str, Any] | None, **dials: Any) -> onnxprune.Result:
-    """Prune with what the tests have in common."""
+    """Prune with the common options of the tests."""
     return onnxprune.prune(path, data=data, reduce={"flops": 0.45}, round_to=1, measure=FAST, ignore=("k1",), **dials)
 
 
@@ -77,7 +77,9 @@ def test_a_redundant_embedding_is_halved_and_repaired(norm: str, tmp_path: Path,
     ("with_data", "dials"),
     [(False, {"repair": "none"}), (True, {"norms": "keep"}), (True, {"repair": "none"}), (True, {"repair": "bias"})],
 )
-def test_without_repair_it_stays(model: Path, data: dict[str, Any], with_data: bool, dials: dict[str, str]) -> None:
+def test_channels_are_pinned_without_repair(
+    model: Path, data: dict[str, Any], with_data: bool, dials: dict[str, str]
+) -> None:
     with pytest.raises(OnnxPruneError) as caught:
         prune(model, data if with_data else None, **dials)
     assert "LayerNormalization normalizes over the channels" in str(caught.value)
@@ -90,7 +92,7 @@ def test_norms_are_not_cut_without_repair(data_given: bool, repair: str) -> None
         Options(norms="cut", repair=repair).resolved(data_given)
 
 
-def test_a_plan_is_replayed_with_what_was_a_channel_then(model: Path, data: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plan_is_replayed_with_the_channels_of_its_trace(model: Path, data: dict[str, Any], tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     first = prune(model, data, plan_output=plan)
     again = onnxprune.prune(model, plan=plan, data=data, measure=FAST, norms="keep")

@@ -1,4 +1,4 @@
-"""How targets are written, which values the dials take, and what `auto` is resolved to."""
+"""How targets are written, which values the options take, and what `auto` is resolved to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from onnxprune.cli.texts import parse_targets
-from onnxprune.dials import AUTO, dials
+from onnxprune.cli.parsers import parse_targets
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.importance.methods import METHODS
 from onnxprune.options import IMPORTANCES, Options, Training
+from onnxprune.options.metadata import AUTO, option_fields
 
 
 @pytest.mark.parametrize(
@@ -119,5 +119,16 @@ def test_what_is_asked_for_is_not_resolved_away():
 
 @pytest.mark.parametrize("kind", [Options, Training, GateLimits])
 def test_every_field_is_explained_where_it_is_defined(kind):
-    assert [field.name for field, _, _ in dials(kind)] == [field.name for field in dataclasses.fields(kind)]
-    assert all(f"{field.name}: {dial.help}" in kind.__doc__ for field, dial, _ in dials(kind))
+    assert [field.name for field, _, _ in option_fields(kind)] == [field.name for field in dataclasses.fields(kind)]
+    for field, found, _ in option_fields(kind):
+        assert f"    {field.name} ({field.type}, default " in kind.__doc__
+        assert f"): {found.help}" in kind.__doc__
+
+
+def test_docstring_has_type_default_unit_words_and_range():
+    lines = {line.split(" (")[0].strip(): line for kind in (Options, GateLimits) for line in kind.__doc__.splitlines()}
+    assert "(float, default 0.9)" in lines["max_ratio"]
+    assert lines["max_ratio"].endswith("Range: more than 0, at most 1.")
+    assert "Allowed: block, progressive." in lines["schedule"]
+    assert "auto: obs with calibration samples, else l2." in lines["importance"]
+    assert "In bytes. Range: 0 or more." in lines["max_size"]

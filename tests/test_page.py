@@ -294,7 +294,7 @@ def test_keyboard_reaches_everything_and_is_seen(browser, page_path):
         "BUTTON theme",
         "layers-search",
         "navigator-list",
-        "navigator-told",
+        "navigator-description",
         "SUMMARY",
         "bk-OnOffButton",
     ):

@@ -1,4 +1,4 @@
-"""Statically quantized models (Q/DQ): channels and counts as in the float model, exact cuts, and a proof that sees through rounding."""
+"""Statically quantized models (Q/DQ): channels and counts as in the float model, exact deletion, a proof despite rounding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Quantize = Callable[..., Path]
 
 
 class Noise(CalibrationDataReader):
-    """Hand out a few batches of normal numbers."""
+    """Provide a few batches of normal numbers."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         shapes = concrete_shapes(proto, 4)
@@ -69,7 +69,7 @@ def test_channels_and_costs_are_those_of_the_float_model(
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "fpgm"])
-def test_importance_looks_at_what_integers_stand_for(method: str, quantize: Quantize, models: Path) -> None:
+def test_importance_uses_dequantized_weights(method: str, quantize: Quantize, models: Path) -> None:
     narrow = quantize("mobile", per_channel=True, weight_type=QuantType.QInt8)
     loaded = [onnxprune.graph.io.load(path) for path in (models / "mobile.onnx", narrow)]
     scores = [importance.score(model, trace_model(model), method) for model in loaded]
@@ -144,7 +144,7 @@ def test_a_masked_integer_is_the_zero_point() -> None:
 
 
 def test_rounding_hides_nothing_from_the_proof() -> None:
-    """An integer of a filter that is off by one drowns in the rounding of what comes after it."""
+    """Rounding behind a filter hides an integer of the filter that is off by one."""
     model = load(rounding_net())
     trace = trace_model(model)
     keep = random_plan(trace, 0, 0.5)

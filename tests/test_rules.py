@@ -1,4 +1,4 @@
-"""One case per operator of the rule table, and the two sets are the same."""
+"""Every operator of the rule table has a case, and every case an operator."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_shape_arithmetic(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", marked(OTHER_CASES))
-def test_what_has_no_rule(case: Case) -> None:
+def test_operator_without_a_rule(case: Case) -> None:
     check(case)
 
 

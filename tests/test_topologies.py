@@ -1,4 +1,4 @@
-"""Hand-made shapes of networks that pruners break on: what may go in each, and the oracle."""
+"""Hand-made network topologies that break pruners: prunable channels of each, and the oracle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = "p = GlobalAveragePool (z) f = Flatten (p) y = MatMul (f, m)"  # reads z,
 
 
 def net(name: str, text: str, free: int, pinned: int, *why: str, **rest: Any) -> Case:
-    """Describe a network: nodes, channels that may go, channels that must stay, and why."""
+    """Describe a network: nodes, prunable channels, pinned channels, and reasons."""
     fields = {key: rest.pop(key) for key in list(rest) if key in Case.__dataclass_fields__}
     return Case("net", name, text, free, pinned, why, rest, **{"inputs": "float[N,3,8,8] x", **fields})
 
@@ -40,7 +40,7 @@ BLOCK = """n{n} = LayerNormalization ({x}, scale, beta)
     o{n}1 = Transpose <perm=[0,2,1,3]> (o{n}) o{n}2 = Reshape (o{n}1, s5) p{n} = MatMul (o{n}2, ko) r{n} = Add ({x}, p{n})
     m{n} = LayerNormalization (r{n}, scale, beta) h{n} = MatMul (m{n}, kh) e{n} = Gelu (h{n}) w{n} = MatMul (e{n}, kp)
     {y} = Add (r{n}, w{n})"""
-"""Attention of two heads and an MLP, each behind a norm and beside the stream."""
+"""Attention with two heads and an MLP, each with a norm in front and a residual connection."""
 NETS = [
     net(
         "an Add of three branches, one of which goes on",
@@ -431,7 +431,7 @@ NETS = [
 
 
 def under(net_: str, free: int, pinned: int, *why: str, **modes: str) -> Case:
-    """Take a network from above, and other options of the trace."""
+    """Take a network from above, with other options of the trace."""
     (case,) = (case for case in NETS if case.name == net_)
     told = ", ".join(f"{key} {value}" for key, value in modes.items())
     return replace(case, name=f"{net_}; {told}", free=free, pinned=pinned, why=why, modes=modes)

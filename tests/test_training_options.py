@@ -1,4 +1,4 @@
-"""How the length of a training and its constraints are written, and which values its dials take."""
+"""How the length of a training and its constraints are written, and which values its options take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from onnxprune.cli.texts import parse_bounds, parse_budget
+from onnxprune.cli.parsers import parse_bounds, parse_budget
 from onnxprune.errors import OptionError
 from onnxprune.options import Bound, Training
 
@@ -32,7 +32,7 @@ def test_budget(text, amount, unit):
 
 @pytest.mark.parametrize("text", ["", "3", "min", "-3min", "3days", "1e3steps", "3 min 2", "nanmin", "3steps,2epochs"])
 def test_budget_of_another_form_is_refused_with_an_example(text):
-    with pytest.raises(OptionError, match="how long to train") as caught:
+    with pytest.raises(OptionError, match="not a length of a training") as caught:
         parse_budget(text)
     assert "300steps" in caught.value.hint
 

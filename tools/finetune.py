@@ -194,7 +194,7 @@ def prune(
 
 def measure(run: Run, cache: Path) -> Record:
     """Run one measurement in this process."""
-    from onnxprune.cli.texts import parse_budget
+    from onnxprune.cli.parsers import parse_budget
     from onnxprune.options import Training
 
     goal = run.goal
@@ -227,7 +227,7 @@ def method(
     names: Sequence[str], cache: Path, duration: str, epochs: int | None, seed: int, threads: int | None
 ) -> None:
     """Train each reference network anew, prune it and fine-tune it, and print the two figures each time."""
-    from onnxprune.cli.texts import parse_budget
+    from onnxprune.cli.parsers import parse_budget
     from onnxprune.options import Training
 
     folder = cache / "trained"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from onnxprune.dials import AUTO, dials, number_type
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.options import Options, Training
+from onnxprune.options.metadata import AUTO, number_type, option_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"README.md": Options, "docs/training.md": Training, "docs/gate.md": GateLimits}
@@ -22,21 +22,21 @@ START, END = "<!-- options: start -->", "<!-- options: end -->"
 def table(kind: type, folder: str) -> str:
     """Return a row for each option, with links as they are from a folder."""
     rows = ["| option | what it does | default |", "| --- | --- | --- |"]
-    for each, dial, flag in dials(kind):
-        if dial.flag is None:
+    for each, found, flag in option_fields(kind):
+        if found.flag is None:
             continue
-        placeholder = dial.metavar or ("N" if number_type(each) else "")
-        more = f" {dial.more}." if dial.more else ""
-        unsaid = [word for word in dial.choices if word != AUTO and word not in dial.help + more]
-        choices = f" `{'`, `'.join(dial.choices)}`." if unsaid else ""
-        default = dial.shown or each.default
-        if dial.decided:
-            default = f"`auto`: {dial.decided}" if default == AUTO else dial.decided
+        placeholder = found.metavar or ("N" if number_type(each) else "")
+        more = f" {found.more}." if found.more else ""
+        unsaid = [word for word in found.choices if word != AUTO and word not in found.help + more]
+        choices = f" `{'`, `'.join(found.choices)}`." if unsaid else ""
+        default = found.shown or each.default
+        if found.decided:
+            default = f"`auto`: {found.decided}" if default == AUTO else found.decided
         elif not isinstance(default, str | int | float):
             default = ""
         else:
             default = f"`{default}`"
-        text = f"{dial.help}{choices}{more}".replace("|", "\\|")
+        text = f"{found.help}{choices}{more}".replace("|", "\\|")
         if folder:
             text = text.replace("](docs/", f"]({os.path.relpath('docs', folder)}/").replace("(./", "(")
         rows.append(f"| `--{flag}{f' {placeholder}' if placeholder else ''}` | {text} | {default} |")

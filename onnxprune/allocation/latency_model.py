@@ -21,11 +21,11 @@ from scipy.optimize import nnls
 from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
-from onnxprune.output import staged
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
 from onnxprune.surgery import channels as rewrite
@@ -309,5 +309,5 @@ def text(table: Table) -> str:
 
 def write(table: Table, path: Path) -> None:
     """Write a table to a file."""
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text(table), encoding="utf-8")

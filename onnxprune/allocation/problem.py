@@ -19,7 +19,7 @@ from onnxprune.importance import weights as importance
 from onnxprune.importance.obs import Removal
 from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
-from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.progress import share_of
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Curve, FloatArray
 
@@ -35,10 +35,9 @@ class AllocationProblem:
     channels of the model that the budget is meant for.
 
     Attributes:
-        analysis: of the model that the budget is meant for.
-        scored: of the model that scores come from.
+        estimator: of the model that the budget is meant for.
+        scored: the model that scores come from.
         held: (n_channels,) channels that `scored` holds.
-        estimator: predicts costs.
         keep: (n_channels,) channels that are left before.
         rules: what a group must keep.
         scores: (n_channels,) importance; NaN where a channel is removed.
@@ -47,10 +46,9 @@ class AllocationProblem:
         by_loss: whether the curves, and not the scores, decide.
     """
 
-    analysis: Analysis
+    estimator: CostEstimator
     scored: Analysis
     held: BoolArray
-    estimator: CostEstimator
     keep: BoolArray
     rules: PruningRules
     scores: FloatArray
@@ -64,7 +62,7 @@ class AllocationProblem:
         Raises:
             TargetError: the budget cannot be met.
         """
-        trace, predict = self.analysis.trace, self.estimator.predict
+        trace, predict = self.estimator.analysis.trace, self.estimator.predict
         if knapsack.holds(predict(self.keep), budget):
             return self.keep.copy()
         if self.by_loss:
@@ -81,59 +79,57 @@ class AllocationProblem:
         return replace(self, rules=self.rules.rounded_to(multiple))
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """How channels are scored; `workspace` holds calibration samples, and is None where scores come from weights."""
+def score(
+    estimator: CostEstimator,
+    options: ResolvedOptions,
+    workspace: Workspace | None,
+    keep: BoolArray,
+    scored: Analysis,
+    held: BoolArray,
+    *,
+    first: bool = True,
+) -> AllocationProblem:
+    """Score the channels that are left.
 
-    options: ResolvedOptions
-    estimator: CostEstimator
-    workspace: Workspace | None = None
-    on_stage: ProgressCallback = quiet
-
-    def problem(
-        self, analysis: Analysis, keep: BoolArray, scored: Analysis, held: BoolArray, *, first: bool = True
-    ) -> AllocationProblem:
-        """Score the channels that are left.
-
-        Args:
-            analysis: of the model that the budget is meant for.
-            keep: (n_channels,) channels that are left.
-            scored: of the model that scores come from.
-            held: (n_channels,) channels of `analysis` that `scored` holds, in the same order.
-            first: whether this is the first step: only then the threshold applies.
-        """
-        options, workspace = self.options, self.workspace
-        rules = PruningRules.of(scored.trace, options, options.scope)
-        local = keep[held]
-        removals: list[Removal] = []
-        if options.importance in WITH_DATA or options.scope == "sensitivity":
-            assert workspace is not None
-            scores, removals = calibrated_scores(scored, options, local, self.on_stage, workspace)
-        else:
-            scores = importance.score(scored.model, scored.trace, options.importance, local, options.seed)
-        with_gradients = options.importance in WITH_GRADIENTS
-        if options.threshold is not None and first:
-            # the scores of the other importances are relative already
-            relative = importance.relative(analysis.trace, scores, keep) if with_gradients else scores
-            keep = knapsack.below(analysis.trace, relative, keep, rules, options.threshold)
-        with_target = bool(options.reduce or options.limit or options.max_drop is not None)
-        by_loss = options.scope == "sensitivity" and with_target
-        curves: tuple[Curve, ...] = ()
-        if by_loss:
-            assert workspace is not None
-            ids, progress = np.flatnonzero(held), share_of(self.on_stage, "measure")
-            curves = sensitivity.curves(scored, removals, workspace, progress)
-            curves = tuple(replace(curve, order=ids[curve.order]) for curve in curves)
-        if workspace is not None:
-            for removal in removals:
-                removal.drop(workspace.store)
-        savings = None
-        if with_gradients and options.scope == "global":
-            macs, params = scored.cost.savings()
-            savings = _spread(macs, held), _spread(params, held)
-        return AllocationProblem(
-            analysis, scored, held, self.estimator, keep, rules, _spread(scores, held), savings, curves, by_loss
-        )
+    Args:
+        estimator: of the model that the budget is meant for.
+        options: of the run.
+        workspace: calibration samples; None where scores come from weights.
+        keep: (n_channels,) channels that are left.
+        scored: the model that scores come from.
+        held: (n_channels,) channels that `scored` holds, in the same order.
+        first: whether this is the first step: only then the threshold applies.
+    """
+    trace, on_stage = estimator.analysis.trace, estimator.on_stage
+    rules = PruningRules.of(scored.trace, options, options.scope)
+    local = keep[held]
+    removals: list[Removal] = []
+    if options.importance in WITH_DATA or options.scope == "sensitivity":
+        assert workspace is not None
+        scores, removals = calibrated_scores(scored, options, local, on_stage, workspace)
+    else:
+        scores = importance.score(scored.model, scored.trace, options.importance, local, options.seed)
+    with_gradients = options.importance in WITH_GRADIENTS
+    if options.threshold is not None and first:
+        # the scores of the other importances are relative already
+        relative = importance.relative(trace, scores, keep) if with_gradients else scores
+        keep = knapsack.below(trace, relative, keep, rules, options.threshold)
+    with_target = bool(options.reduce or options.limit or options.max_drop is not None)
+    by_loss = options.scope == "sensitivity" and with_target
+    curves: tuple[Curve, ...] = ()
+    if by_loss:
+        assert workspace is not None
+        ids, progress = np.flatnonzero(held), share_of(on_stage, "measure")
+        curves = sensitivity.curves(scored, removals, workspace, progress)
+        curves = tuple(replace(curve, order=ids[curve.order]) for curve in curves)
+    if workspace is not None:
+        for removal in removals:
+            removal.drop(workspace.store)
+    savings = None
+    if with_gradients and options.scope == "global":
+        macs, params = scored.cost.savings()
+        savings = _spread(macs, held), _spread(params, held)
+    return AllocationProblem(estimator, scored, held, keep, rules, _spread(scores, held), savings, curves, by_loss)
 
 
 def _spread(values: FloatArray, held: BoolArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Calibration data cut into batches, some of which are held out."""
+"""Calibration samples in batches, some of which are held out."""
 
 from __future__ import annotations
 
@@ -15,35 +15,34 @@ from onnxprune.runtime.session import Feeds
 from onnxprune.types import IntArray
 
 BATCH = 32
-"""Samples at a time, where the model leaves it open."""
+"""Samples in a batch, at most, where the model does not fix it."""
 ELEMENTS = 2**21
-"""Input elements at a time, about: large images go in small batches, so that little memory is needed beside what is kept."""
+"""Input elements in a batch, about; bounds the memory of large images."""
 PARTS = 8
-"""There are at least so many batches, if there are as many samples."""
+"""Batches, at least, where there are as many samples."""
 HELD_EVERY = 4
-"""One batch of so many is held out."""
+"""One of so many batches is held out."""
 COPIES = 3
 """Augmented copies of each sample."""
-ENOUGH = 128
-"""Samples below which a run warns."""
-AIM = 512
+ENOUGH, AIM = 128, 512
+"""Number of samples below which a run warns, and that it recommends."""
 MOST_HELD = 1024
-"""Samples that training holds out, at most."""
+"""Held-out samples of a training, at most."""
 AUTOMATIC = ("crop", "scale", "rotate")
-"""Augmentation, where it is left open and needed."""
-LOOKED_AT = 64
-"""Samples that are looked at to tell whether images were enlarged."""
+"""Augmentation that `auto` stands for, where the samples need it."""
+CHECKED = 64
+"""Samples by which enlarged images are recognized."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Samples to look at a network with.
+    """Calibration samples; iteration yields the same batches each time, first the samples as they are, then augmented copies.
 
     Attributes:
-        data: the samples.
-        batch: how many go through the model at a time.
-        kinds: augmentation; each sample then comes `COPIES` times more, changed.
-        seed: of the augmentation.
+        data: samples.
+        batch: samples in a batch.
+        kinds: kinds of augmentation; with any, each sample has `COPIES` augmented copies.
+        seed: seed of the augmentation.
     """
 
     data: Data
@@ -53,10 +52,16 @@ class Calibration:
 
     @classmethod
     def of(cls, data: Data, samples: int, kinds: tuple[str, ...] = (), seed: int = 0) -> Calibration:
-        """Take a seeded choice of samples, of a model with a fixed batch no fewer than one batch.
+        """Draw at most `samples` samples, but no fewer than a fixed batch, and set the batch.
 
         Raises:
-            DataError: there are not as many.
+            DataError: there are fewer samples than a fixed batch.
+
+        >>> from onnxprune.data.dataset import InputSpec, load_data
+        >>> data = load_data(np.zeros((40, 3)), [InputSpec("x", np.dtype(np.float32), (None, 3))])
+        >>> calibration = Calibration.of(data, samples=32)
+        >>> len(calibration), calibration.batch, [batch for batch in range(8) if calibration.is_held(batch)]
+        (8, 4, [3, 7])
         """
         fixed = data.inputs[0].shape[0] if data.inputs[0].shape else None
         if fixed and len(data) < fixed:
@@ -68,33 +73,27 @@ class Calibration:
             )
         samples = max(samples, fixed or 1)
         if len(data) > samples:
-            picked = np.sort(np.random.default_rng(seed).choice(len(data), samples, replace=False))
-            data = data.take(picked)
+            data = data.take(np.sort(np.random.default_rng(seed).choice(len(data), samples, replace=False)))
         elements = max(1, sum(math.prod(shape) for shape in data.shapes().values()))
         batch = fixed or max(1, min(BATCH, len(data) // PARTS, ELEMENTS // elements))
         return cls(data, batch, kinds, seed)
 
     @property
     def plain(self) -> Calibration:
-        """The same samples without augmentation, to choose on: copies mend a layer with few rows, but what they lose misleads."""
+        """The samples without augmentation, for scores: copies help to fit layers with few rows, but bias importances."""
         return replace(self, kinds=())
 
     @property
-    def _fixed(self) -> bool:
-        return bool(self.data.inputs[0].shape and self.data.inputs[0].shape[0])
-
-    @property
     def _per_copy(self) -> int:
-        """Number of batches without augmentation; a rest too small for a model of a fixed batch is left out."""
-        whole, rest = divmod(len(self.data), self.batch)
-        return whole + (1 if rest and not self._fixed else 0)
+        """Number of batches without augmentation; the rest of the samples is left out where the batch is fixed."""
+        shape = self.data.inputs[0].shape
+        return len(self.data) // self.batch if shape and shape[0] else -(-len(self.data) // self.batch)
 
     def __len__(self) -> int:
-        """Return the number of batches."""
+        """Return the number of batches, augmented ones included."""
         return self._per_copy * (1 + (COPIES if self.kinds else 0))
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Yield the batches, the same ones each time; those as they are first, then the augmented ones in the same order."""
         rng = np.random.default_rng(self.seed)
         for batch in range(len(self)):
             start = batch % self._per_copy * self.batch
@@ -104,11 +103,11 @@ class Calibration:
             yield feeds
 
     def is_held(self, batch: int) -> bool:
-        """Tell whether a batch is held out, with all its augmented copies; where there are few, each has a part that is."""
+        """Tell whether a batch is held out with all its copies; below `HELD_EVERY` batches, a part of each is."""
         return self._per_copy < HELD_EVERY or batch % self._per_copy % HELD_EVERY == HELD_EVERY - 1
 
     def split(self, batch: int, rows: int) -> tuple[slice, slice]:
-        """Say which rows of a batch are for fitting, and which are held out."""
+        """Return the slices of the rows of a batch that are fitted, and that are held out."""
         if self._per_copy >= HELD_EVERY:
             return (slice(0, 0), slice(None)) if self.is_held(batch) else (slice(None), slice(0, 0))
         cut = rows - rows // HELD_EVERY
@@ -116,25 +115,25 @@ class Calibration:
 
 
 def is_enlarged_data(data: Data) -> bool:
-    """Tell whether an input holds images that were made larger: what sees fine detail would be taken for superfluous."""
-    feeds = data.rows(0, min(LOOKED_AT, len(data)))
+    """Tell whether an input holds enlarged images; see `onnxprune.data.augment.is_enlarged`."""
+    feeds = data.rows(0, min(CHECKED, len(data)))
     return any(is_enlarged(x, channel_axis(x.shape)) for x in feeds.values() if x.ndim == 4)
 
 
 def hold_out(n: int, share: float, multiple: int, seed: int) -> tuple[IntArray, IntArray]:
-    """Part samples into those that are trained on, and those that are held out for looking at how it goes.
+    """Split n samples into training and held-out samples; return the ascending indices of both.
 
-    Calibration must not see the latter, either: layers are fitted to what it sees, which would make weights look best as they are at the
-    start.
+    Calibration gets the training samples only: layers fitted to held-out samples would make the initial weights look best.
 
     Args:
         n: number of samples.
-        share: that is held out; `MOST_HELD` at most.
-        multiple: of it: a fixed batch.
-        seed: of the choice.
+        share: share that is held out, `MOST_HELD` samples at most.
+        multiple: the number of held-out samples is a multiple of it (a fixed batch).
+        seed: seed of the split.
 
-    Returns:
-        Their numbers, ascending.
+    >>> fitted, held = hold_out(8, share=0.25, multiple=1, seed=0)
+    >>> len(fitted), len(held)
+    (6, 2)
     """
     order = np.random.default_rng((seed, 2)).permutation(n)
     held = min(MOST_HELD, round(n * share))

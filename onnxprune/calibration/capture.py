@@ -1,4 +1,4 @@
-"""Run a model piece by piece over calibration batches, so that layers can be looked at, and changed, on the way."""
+"""Run a model piece by piece over calibration batches; between the pieces, activations are read and weights are changed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from onnxprune.runtime.session import ALTERNATING, Feeds, concatenate_outputs, o
 
 Array = np.ndarray[Any, Any]
 Kept = Array | Path | list[Array]
-"""An array, or the file that holds it; a sequence of arrays stays in memory."""
+"""An array, or the file that holds it; an ONNX sequence (a list of arrays) stays in memory."""
 FREE = frozenset({"Shape", "Size"})
-"""Operators that cost nothing and would keep a whole tensor alive for one integer: run as soon as they can be."""
+"""Operators that run as soon as possible: they cost nothing, and would keep a tensor alive for one integer."""
 
 
 class ActivationStore:
-    """Arrays, in memory up to a budget; what exceeds it goes to files in a temporary folder."""
+    """Arrays in memory up to `budget` bytes, further ones in files of a temporary folder."""
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
@@ -31,7 +31,7 @@ class ActivationStore:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def put(self, value: Array | list[Array]) -> Kept:
-        """Keep an array; return what `get` takes."""
+        """Store an array; return its handle for `get` and `drop`."""
         if isinstance(value, list):
             return value
         if value.nbytes < 2**16 or self.held + value.nbytes <= self.budget:
@@ -46,11 +46,11 @@ class ActivationStore:
 
     @staticmethod
     def get(kept: Kept) -> Any:
-        """Return an array that was put."""
+        """Return a stored array."""
         return np.load(kept) if isinstance(kept, Path) else kept
 
     def drop(self, kept: Kept) -> None:
-        """Forget an array."""
+        """Release an array."""
         if isinstance(kept, Path):
             kept.unlink()
         elif not isinstance(kept, list):
@@ -63,13 +63,13 @@ class ActivationStore:
 
 
 class LayerwiseRunner:
-    """A model that has been run up to some point, on all batches.
+    """A model that is run layer by layer over all batches.
 
-    What the rest of the model still needs is kept, per batch, and nothing else; so each node runs once, whatever is asked for on
-    the way, and a layer that has not run yet may still be changed; one that has, after `rewind`.
+    The store keeps, per batch, the tensors that the rest of the model needs. So each node runs once, and the weights of a node may
+    change until it runs, or after `rewind`.
 
     Attributes:
-        lasting: names of tensors to keep, from when they are there.
+        lasting: names of tensors that are kept from their computation on.
     """
 
     def __init__(self, model: Model, batches: Iterable[Feeds], store: ActivationStore) -> None:
@@ -92,14 +92,14 @@ class LayerwiseRunner:
                 self.kept.setdefault(name, []).append(store.put(value))
 
     def close(self) -> None:
-        """Forget everything."""
+        """Release all tensors."""
         for values in self.kept.values():
             for value in values:
                 self.store.drop(value)
         self.kept = {}
 
     def ancestors(self, names: Iterable[str]) -> set[int]:
-        """Return the nodes that have to run before these tensors are there."""
+        """Return the nodes that must run to compute tensors."""
         needed: set[int] = set()
         waiting = [name for name in names if name not in self.kept]
         while waiting:
@@ -111,34 +111,26 @@ class LayerwiseRunner:
         return needed
 
     def advance(self, names: Sequence[str]) -> None:
-        """Run up to the tensors `names`; they can be read until the next call."""
-        needed = self.ancestors(names)
-        if needed:
-            self._run(sorted(needed), names)
+        """Run up to the tensors `names`; `read` returns them until the next call."""
+        if needed := self.ancestors(names):
+            self._run(needed, names)
         for name in list(self.kept):
-            if name not in names and name not in self.lasting and not self._is_needed(name):
+            if not self._is_wanted(name, names, self.done):
                 for value in self.kept.pop(name):
                     self.store.drop(value)
 
-    def _is_needed(self, name: str) -> bool:
-        return name in self.results or any(n not in self.done for n in self.users.get(name, ()))
+    def _is_wanted(self, name: str, names: Collection[str], done: set[int]) -> bool:
+        if name in names or name in self.lasting or name in self.results:
+            return True
+        return any(n not in done for n in self.users.get(name, ()))
 
-    def _run(self, needed: list[int], names: Sequence[str]) -> None:
-        now = set(needed)
-        made = {t.name for n in needed for t in self.nodes[n].outputs if t.name}
-        for name in (*made, *self.kept):
-            now |= {n for n in self.users.get(name, ()) if self.nodes[n].op in FREE and n not in self.done}
-        order = sorted(now)
-        made = {t.name for n in order for t in self.nodes[n].outputs if t.name}
-        after = self.done | now
-        wanted = [
-            name
-            for name in sorted(made)
-            if name in names
-            or name in self.lasting
-            or name in self.results
-            or any(n not in after for n in self.users.get(name, ()))
-        ]
+    def _run(self, needed: set[int], names: Sequence[str]) -> None:
+        known = {t.name for n in needed for t in self.nodes[n].outputs} | self.kept.keys()
+        free = {n for name in known for n in self.users.get(name, ()) if self.nodes[n].op in FREE}
+        order = sorted(needed | (free - self.done))
+        after = self.done.union(order)
+        made = sorted({t.name for n in order for t in self.nodes[n].outputs if t.name})
+        wanted = [name for name in made if self._is_wanted(name, names, after)]
         taken = sorted({name for n in order for name in self.inputs[n] if name in self.kept})
         opened = self._open(self.model, order, taken, wanted)
         for name in wanted:
@@ -150,7 +142,7 @@ class LayerwiseRunner:
         self.done = after
 
     def _open(self, model: Model, nodes: list[int], taken: list[str], wanted: list[str]) -> Any:
-        """Open a session of some nodes of a model, with inputs of the kind that is kept of them."""
+        """Open a session of some nodes of a model, whose inputs have the types of the kept tensors."""
         first = {name: self.store.get(self.kept[name][0]) for name in taken}
         arrays = {name: (value.dtype, value.ndim) for name, value in first.items() if not isinstance(value, list)}
         proto, weights = model.part(nodes, arrays, wanted)
@@ -161,7 +153,7 @@ class LayerwiseRunner:
         return open_session(proto, ALTERNATING, where=str(self.model.path), weights=weights)
 
     def may_rewind(self, nodes: Collection[int], changed: Collection[int]) -> bool:
-        """Tell whether all that has run and depends on the nodes `changed` is among `nodes`."""
+        """Tell whether `nodes` include all nodes that have run and depend on the nodes `changed`."""
         made: set[str] = set()
         for n in sorted(self.done):
             if n in changed or not made.isdisjoint(self.inputs[n]):
@@ -171,7 +163,7 @@ class LayerwiseRunner:
         return True
 
     def rewind(self, nodes: Iterable[int]) -> None:
-        """Forget that nodes have run, as some of them have changed."""
+        """Release the outputs of nodes, so that they run again with changed weights."""
         for n in nodes:
             self.done.discard(n)
             for tensor in self.nodes[n].outputs:
@@ -179,12 +171,10 @@ class LayerwiseRunner:
                     self.store.drop(value)
 
     def finish(self, model: Model) -> list[Array]:
-        """Run what is left with the nodes of another model of the same layout; return the outputs, joined over the batches."""
+        """Run the remaining nodes with the weights of `model`, which has the same graph; return the outputs, batches concatenated."""
         order = [n for n in range(len(self.nodes)) if n not in self.done]
         names = [t.name for t in model.graph.outputs]
-        taken = sorted(
-            {name for n in order for name in self.inputs[n] if name in self.kept} | (set(names) & set(self.kept))
-        )
+        taken = sorted(self.kept.keys() & {*names, *(name for n in order for name in self.inputs[n])})
         opened = self._open(model, order, taken, names)
         parts = [
             run_batch(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
@@ -193,12 +183,12 @@ class LayerwiseRunner:
         return concatenate_outputs(parts)
 
     def read(self, name: str, batch: int) -> Array:
-        """Return a tensor that `advance` was asked for."""
+        """Return one batch of a tensor that is kept."""
         value: Array = self.store.get(self.kept[name][batch])
         return value
 
 
 def _inputs(node: Any) -> list[str]:
-    """Return the activations a node takes, those that its bodies capture included."""
+    """Return the names of the activations that a node or its bodies read."""
     own = [t.name for t in node.inputs if t.name and not hasattr(t, "values")]
     return [*own, *captured_names(node)]

@@ -1,4 +1,4 @@
-"""Sums over rows, and ridge regressions solved from them."""
+"""Sums over rows of layer inputs and targets, and the ridge regressions that they determine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from onnxprune.types import FloatArray, IntArray
 
 Array = np.ndarray[Any, Any]
 LAMBDAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Ridge penalties to choose from, as a share of the mean variance of a feature."""
+"""Candidate ridge penalties, as shares of the mean variance of a feature."""
+TINY = 1e-12
+"""Added to variances, so that constant features keep the matrix regular."""
+WORSE = 1.02
+"""Held-out error, over the least one so far, that ends the search for weaker penalties."""
 WIDE = 1536
-"""Features from which linear algebra is spread over threads; below that they wait for each other longer than they work."""
+"""Features from which linear algebra runs in several threads; for fewer features one thread is faster."""
 ROWS_TOGETHER = 2048
-"""Rows to add up at a time, at least: a product of few rows takes as long as its result is large."""
+"""Rows that are added at a time, at least: the cost of a product of few rows is the size of its result."""
 Solution = tuple[FloatArray, FloatArray]
 """A matrix (groups, outputs, features) and a bias (groups, outputs)."""
 
 
 @contextlib.contextmanager
 def threads_for(features: int) -> Iterator[None]:
-    """Let numpy's linear algebra use one thread for a layer that is not wide."""
+    """Limit the linear algebra of numpy to one thread for layers below `WIDE` features."""
     if features >= WIDE:
         yield
         return
@@ -41,41 +45,43 @@ def _controller() -> Any:
 
 
 def choose(positions: int, wanted: int, rng: np.random.Generator) -> IntArray:
-    """Return the numbers of `wanted` positions, ascending; all of them where there are no more."""
+    """Draw `wanted` of the positions 0 … positions - 1, ascending; all of them where there are no more.
+
+    >>> choose(3, 5, np.random.default_rng(0)).tolist()
+    [0, 1, 2]
+    """
     if positions <= wanted:
         return np.arange(positions)
     return np.sort(rng.choice(positions, wanted, replace=False))
 
 
 class Regression(Protocol):
-    """Rows x and r, in the form that regressing r on x needs."""
+    """Rows x (features) and r (targets), in the form that regressing r on x needs."""
 
     def error(self, solution: Solution) -> float:
-        """Return the mean over rows of |r - matrix x - bias|^2, summed over outputs and groups."""
+        """Return the mean over rows of ||r - matrix x - bias||^2, summed over outputs and groups."""
 
     def solver(self, penalty: float) -> Callable[[Regression], FloatArray]:
-        """Return what gives the matrix for a penalty, from these rows x and the r of what it is called with."""
+        """Return a function that solves for the matrix with the x of these rows and the r of its argument."""
 
     def bias(self, matrix: FloatArray) -> FloatArray:
-        """Return the best bias beside a matrix."""
+        """Return the best bias for a matrix."""
 
 
 class Moments:
-    """First and second moments of rows x (features) and r (outputs), per group, accumulated in float64.
-
-    Rows are shifted by `shift`, (groups, 1, features), near their mean, so that nothing is lost where a mean is large against the
-    spread. Memory: groups x features^2 x 8 bytes.
+    """First and second moments of rows x and r, per group, accumulated in float64: groups x features^2 x 8 bytes.
 
     Args:
-        shift: the shift.
-        outputs: elements of r; 0 to look at x alone.
-        centre: whether a bias goes with the regression; else x and r count as they are, and shift has to be zero.
-        like: rows x that were added before to another one, in the same order: their sums are taken over, not computed again.
+        shift: (groups, 1, features), near the mean of x, subtracted from x: keeps precision where the mean is much larger than the
+            spread.
+        outputs: elements of r; 0: moments of x alone.
+        center: fit a bias; without it, `shift` must be zero.
+        like: moments of the same rows x, whose sums are shared.
     """
 
-    def __init__(self, shift: Array, outputs: int, *, centre: bool = True, like: Moments | None = None) -> None:
+    def __init__(self, shift: Array, outputs: int, *, center: bool = True, like: Moments | None = None) -> None:
         groups, _, features = shift.shape
-        self.shift, self.centre, self.like = shift, centre, like
+        self.shift, self.center, self.like = shift, center, like
         self.n = 0
         self.x: FloatArray = np.zeros((groups, features)) if like is None else like.x
         self.xx: FloatArray = np.zeros((groups, features, features)) if like is None else like.xx
@@ -84,7 +90,7 @@ class Moments:
         self.rr = 0.0
 
     def add(self, x: Array, r: Array) -> None:
-        """Add rows: x (groups, n, features), r (groups, n, outputs)."""
+        """Add rows x (groups, n, features) and r (groups, n, outputs)."""
         if self.shift.any():
             x = x - self.shift
         self.n += x.shape[1]
@@ -107,7 +113,7 @@ class Moments:
         return np.asarray(self.x / self.n + self.shift[:, 0])
 
     def error(self, solution: Solution) -> float:
-        """See `Regression`; the solution is one of the shifted rows."""
+        """See `Regression`; the solution is for shifted rows."""
         matrix, bias = solution
         n = self.n
         square = self.rr / n + float((bias * bias).sum()) - 2 * float(np.einsum("go,go->", bias, self.r)) / n
@@ -122,19 +128,19 @@ class Moments:
         from scipy.linalg import cho_factor, cho_solve
 
         n, (groups, features) = self.n, self.x.shape
-        lifted = self.covariance() if self.centre else self.xx / n
+        lifted = self.covariance() if self.center else self.xx / n
         ridge = penalty * np.einsum("gff->g", lifted) / features + TINY
         lifted[:, np.arange(features), np.arange(features)] += ridge[:, None]
         factor = spectrum = None
         if groups == 1:
             try:
                 factor = cho_factor(lifted[0], check_finite=False)
-            except np.linalg.LinAlgError:  # products of float32 rows: rounding left an eigenvalue below zero
+            except np.linalg.LinAlgError:  # rounding of float32 products made an eigenvalue negative
                 spectrum = np.linalg.eigh(lifted[0])
 
         def solve(moments: Moments) -> FloatArray:
             right = moments.xr / n
-            if self.centre:
+            if self.center:
                 right = right - (self.x / n)[:, :, None] * (moments.r / n)[:, None, :]
             if factor is not None:
                 return np.asarray(cho_solve(factor, right[0], check_finite=False).T[None])
@@ -148,33 +154,29 @@ class Moments:
 
     def bias(self, matrix: FloatArray) -> FloatArray:
         """See `Regression`."""
-        if not self.centre:
+        if not self.center:
             return np.zeros_like(self.r)
         return np.asarray((self.r - np.einsum("gof,gf->go", matrix, self.x)) / self.n)
 
 
-TINY = 1e-12
-"""Added to variances, so that a feature that is always the same does no harm."""
-
-
 class Rows:
-    """Rows as they are, for layers with more features than rows: n x n instead of features x features.
+    """Stored rows, for layers with more features than rows; arguments as for `Moments`.
 
-    The ridge regression is the same one, by its dual: D = R' (X X' + n lambda I)^-1 X.
+    The ridge regression is solved in its dual form, n x n: D = R' (X X' + n lambda I)^-1 X.
     """
 
-    def __init__(self, shift: Array, outputs: int, *, centre: bool = True, like: Rows | None = None) -> None:
-        self.shift, self.centre, self.like = shift, centre, like
+    def __init__(self, shift: Array, outputs: int, *, center: bool = True, like: Rows | None = None) -> None:
+        self.shift, self.center, self.like = shift, center, like
         self.outputs = outputs
         self.parts: tuple[list[Array], list[Array]] = ([], [])
 
     @property
     def n(self) -> int:
-        """Return the number of rows."""
+        """Number of rows."""
         return sum(part.shape[1] for part in self.parts[1])
 
     def add(self, x: Array, r: Array) -> None:
-        """Add rows, as in `Moments`."""
+        """See `Moments.add`."""
         self.parts[1].append(r)
         if self.like is None:
             self.parts[0].append(x - self.shift)
@@ -195,7 +197,7 @@ class Rows:
     def solver(self, penalty: float) -> Callable[[Rows], FloatArray]:
         """See `Regression`."""
         x, _ = self._arrays()
-        if self.centre:
+        if self.center:
             x = x - x.mean(axis=1, keepdims=True)
         n, features = x.shape[1:]
         kernel = (x @ np.swapaxes(x, 1, 2)).astype(np.float64)
@@ -204,7 +206,7 @@ class Rows:
 
         def solve(rows: Rows) -> FloatArray:
             _, r = rows._arrays()
-            if self.centre:
+            if self.center:
                 r = r - r.mean(axis=1, keepdims=True)
             duals = np.linalg.solve(kernel, r.astype(np.float64))
             return np.asarray(np.swapaxes(duals, 1, 2) @ x)
@@ -214,19 +216,19 @@ class Rows:
     def bias(self, matrix: FloatArray) -> FloatArray:
         """See `Regression`."""
         x, r = self._arrays()
-        if not self.centre:
+        if not self.center:
             return np.zeros((r.shape[0], r.shape[2]))
         return np.asarray(r.mean(axis=1, dtype=np.float64) - np.einsum("gof,gf->go", matrix, x.mean(axis=1)))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A change of a layer: what to add to its matrix and, for the shifted rows, to its bias.
+    """The change of a layer by a ridge regression.
 
     Attributes:
-        solution: matrix and bias; zeros where nothing predicts the rows held out better.
-        before, after: mean squared errors on these rows.
-        penalty: the ridge penalty that was chosen; infinity where the matrix stays.
+        solution: addends to the matrix and, for shifted rows, to the bias; zeros where no penalty lowers the held-out error.
+        before, after: mean squared errors on the held-out rows.
+        penalty: chosen ridge penalty; infinite where the matrix stays.
     """
 
     solution: Solution
@@ -236,17 +238,17 @@ class Fit:
 
 
 def ridge(train: Any, held: Any, *, only_bias: bool = False) -> Fit:
-    """Choose the penalty with which regressing r on x predicts the rows held out best.
+    """Fit r on x with the penalty that has the least error on held-out rows.
 
-    The change of the weights is penalised, not the weights: min |R - D X - c|^2 + lambda |D|^2 (DESIGN: "Repair").
+    The change D of the weights is penalized, not the weights: min ||R - D X - c||^2 + lambda ||D||^2.
     """
     groups, features = train.shift.shape[0], train.shift.shape[2]
     outputs = (train.r if isinstance(train, Moments) else train.parts[1][0]).shape[-1]
     none = np.zeros((groups, outputs, features))
-    before = held.error((none, np.zeros((groups, outputs))))
-    best = Fit((none, np.zeros((groups, outputs))), before, before, np.inf)
-    penalties = () if only_bias else LAMBDAS[::-1]
-    for penalty in (np.inf, *penalties):
+    unchanged = none, np.zeros((groups, outputs))
+    before = held.error(unchanged)
+    best = Fit(unchanged, before, before, np.inf)
+    for penalty in (np.inf, *(() if only_bias else LAMBDAS[::-1])):
         matrix = none if np.isinf(penalty) else train.solver(penalty)(train)
         solution = matrix, train.bias(matrix)
         error = held.error(solution)
@@ -255,6 +257,3 @@ def ridge(train: Any, held: Any, *, only_bias: bool = False) -> Fit:
         elif np.isfinite(penalty) and error > WORSE * best.after:
             break  # weaker penalties overfit more
     return best
-
-
-WORSE = 1.02

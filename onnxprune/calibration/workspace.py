@@ -1,4 +1,4 @@
-"""The samples a run looks at, and where what it sees of them is kept."""
+"""The calibration samples of a run, the store of their activations, and the options that depend on the data."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback
 
 GENERATED = "generated"
-"""What `--data` takes for inputs that are made up."""
-DATA_FREE = "data-free: inputs were generated, no sample of the real ones was seen"
+"""Value of `--data` for generated inputs."""
+DATA_FREE = "data-free: inputs were generated, no real sample was used"
 STORED, SUMS = 0.4, 0.3
-"""Shares of `--memory` for activations that are kept, and for the sums of one layer; the rest is for what onnxruntime and numpy take."""
+"""Shares of `--memory` for stored activations and for the sums of one layer; onnxruntime and numpy need the rest."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where calibrated stages keep what they need.
+    """Calibration samples and the memory for their statistics.
 
     Attributes:
-        calibration: the samples.
-        store: activations, in memory or in files.
+        calibration: samples.
+        store: store of activations.
         memory: bytes for the sums of one layer.
-        notes: what a reader should know of the samples.
+        notes: notes on the samples, for the report.
     """
 
     calibration: Calibration
@@ -46,13 +46,13 @@ class Workspace:
 
     @property
     def plain(self) -> Workspace:
-        """The same without augmented samples."""
+        """The workspace without augmented samples."""
         return replace(self, calibration=self.calibration.plain)
 
 
 @contextlib.contextmanager
 def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> Iterator[Workspace]:
-    """Prepare calibration on some data, and clean up after it."""
+    """Yield a workspace for some data, with the augmentation that `auto` stands for; its files are deleted at the end."""
     notes = []
     if data.name == GENERATED_NAME:
         notes.append(DATA_FREE)
@@ -66,10 +66,10 @@ def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> I
             reasons.append("most parameters lie in layers with fewer rows than unknowns")
         if data.name != GENERATED_NAME and is_enlarged_data(data):
             kinds = (*AUTOMATIC, "detail")
-            reasons.append("the images look enlarged, sharp ones would fare worse")
+            reasons.append("the images look enlarged, and sharp images would lose more")
         if kinds:
             notes.append(
-                f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none leaves it"
+                f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none turns it off"
             )
     store = ActivationStore(options.memory * STORED)
     try:
@@ -80,7 +80,7 @@ def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> I
 
 
 def _is_short(analysis: Analysis, samples: int) -> bool:
-    """Tell whether layers with more unknowns per output than they will see rows hold most of the parameters."""
+    """Tell whether layers with fewer rows than unknowns per output hold most of the parameters."""
     trace = analysis.trace
     found = {r.node: r for readers in readers_of(analysis.model, trace).values() for r in readers}
     short = 0
@@ -92,7 +92,7 @@ def _is_short(analysis: Analysis, samples: int) -> bool:
 
 
 def is_generated(data: object) -> bool:
-    """Tell whether inputs are to be made up."""
+    """Tell whether `--data generated` is given, and no file has that name."""
     return isinstance(data, str | os.PathLike) and os.fspath(data) == GENERATED and not os.path.exists(data)
 
 
@@ -104,10 +104,10 @@ def opened(
     on_stage: ProgressCallback,
     structure: Mapping[str, Any] | None = None,
 ) -> tuple[Analysis, Data | None, ResolvedOptions]:
-    """Load a model and its data, and resolve the options: the one place where `auto` becomes a decision.
+    """Load a model and its data, and resolve `auto` in the options; `structure` holds options that a plan decides.
 
-    Without data inputs are generated, except for `repair="none"`. Where they cannot be, the model gets a note that says why, and
-    `repair="auto"` is `none`. `structure` has options that a plan decides.
+    Without data, inputs are generated unless `repair="none"`. Where they cannot be, a note of the model says why, and
+    `repair="auto"` becomes `none`.
     """
     on_stage("load", None)
     loaded = load(model)

@@ -1,7 +1,7 @@
-"""The command line. Results go to stdout, progress and errors to stderr; heavy imports wait until a command runs.
+"""The command line: results on stdout, progress and errors on stderr. Heavy imports wait until a command runs.
 
-A command is a module in `commands`. What several of them share is one argument of theirs, built from a family of options: `options`
-(`dials`), `training` (`recipe`), `measure` (`common`), `terminal` (`terminal`).
+Each module of `commands` calls the public function of its name. Commands share groups of options, each of which becomes one argument:
+`options`, `training`, `limits` (`cli.options`), `measure` (`cli.common`), `terminal` (`cli.terminal`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from onnxprune.cli.group import Cli, examples
 )
 @click.version_option(package_name="onnxprune")
 def main() -> None:
-    """Delete the filters that an exported ONNX CNN can do without, and prove what was gained and what was lost.
+    """Prune an exported ONNX CNN, repair the remaining weights, and measure speed and accuracy against the original.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 the verdict is FAILED.
     """

@@ -1,47 +1,51 @@
-"""Options of several commands: models, data, timing, workers."""
+"""Options of several commands (models, data, timing, workers), and the end of a command with a report."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.family import Decorator, family, together
-from onnxprune.cli.values import File, Words
+from onnxprune.cli.group import FAILED
+from onnxprune.cli.parameters import Decorator, File, Words, option_group, together
+from onnxprune.cli.terminal import Terminal
 from onnxprune.options import PRESETS
 
 if TYPE_CHECKING:
     from onnxprune.evaluation.benchmark import BenchmarkConfig
-
+    from onnxprune.report.document import Report
 
 PATH = File()
 MODEL = click.argument("model", type=PATH)
 PLOT = click.option("--plot", type=PATH, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
-EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Data to verify on; those of --data when not given.")
+EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Evaluation data; the default is the --data samples.")
 DATA = together(
     click.option(
         "--data",
         type=File("generated"),
-        help="A .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`. Without it `prune`, `plan` and `sweep` generate inputs.",
+        help="Samples: a .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`. "
+        "Without --data, `prune`, `plan` and `sweep` generate inputs.",
     ),
     click.option(
         "--preprocess",
         type=Words(PRESETS, file=True),
         metavar="PRESET|TOML",
-        help="How values are scaled: unit, imagenet, tf, or a TOML file.",
+        help="Scaling of the values: unit, imagenet, tf, or a TOML file.",
     ),
 )
 LATENCY_TABLE = click.option(
     "--latency-table",
     type=PATH,
-    help="Table that `bench --latency-table` measured on the target machine; else one is measured here where latency is a target.",
+    help="Latency table of the target machine, written there by `bench --latency-table`; without it, a latency target "
+    "measures one on this machine.",
 )
 WORKERS = together(
-    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that work at a time."),
+    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of parallel processes."),
     click.option(
-        "--scheduler", metavar="ADDRESS", help="Of Dask, in place of --jobs; its workers need to see the same files."
+        "--scheduler", metavar="ADDRESS", help="Dask scheduler, in place of --jobs; its workers need the same files."
     ),
 )
 REPORT = click.option(
@@ -52,11 +56,11 @@ REPORT = click.option(
 
 
 def output(text: str) -> Decorator:
-    """Return the option for what a command writes."""
+    """Return the option for the output of a command."""
     return click.option("--output", "-o", type=PATH, required=True, help=text)
 
 
-def _measure(values: dict[str, Any]) -> BenchmarkConfig:
+def _benchmark_config(values: dict[str, Any]) -> BenchmarkConfig:
     from onnxprune.evaluation.benchmark import BenchmarkConfig
 
     return BenchmarkConfig(latency=not values.pop("no_latency", False), **values)
@@ -64,26 +68,42 @@ def _measure(values: dict[str, Any]) -> BenchmarkConfig:
 
 RUNS = (
     click.option("--batch", type=int, default=1, show_default=True, help="Samples per timed run."),
-    click.option(
-        "--threads", type=int, default=1, show_default=True, help="Threads of onnxruntime; 0: its own choice."
-    ),
+    click.option("--threads", type=int, default=1, show_default=True, help="Threads of onnxruntime; 0: its default."),
     click.option("--runs", type=int, default=200, show_default=True, help="Timed runs of each model."),
-    click.option("--warmup", type=int, default=20, show_default=True, help="Runs before, not counted."),
+    click.option("--warmup", type=int, default=20, show_default=True, help="Untimed runs before the timed ones."),
 )
-TIMING = family("measure", _measure, *RUNS)
-"""How a model is timed: `measure`."""
-MEASURE = family(
+TIMING = option_group("measure", _benchmark_config, *RUNS)
+"""Benchmark config for timing: argument `measure`."""
+MEASURE = option_group(
     "measure",
-    _measure,
+    _benchmark_config,
     *RUNS,
-    click.option(
-        "--eval-batch", type=int, default=64, show_default=True, help="Samples per batch when accuracy is measured."
-    ),
-    click.option("--no-latency", is_flag=True, help="Don't time the models."),
+    click.option("--eval-batch", type=int, default=64, show_default=True, help="Samples per batch of the evaluation."),
+    click.option("--no-latency", is_flag=True, help="Do not time the models."),
 )
-"""The same, and how accuracy is measured."""
+"""Benchmark config for timing and evaluation: argument `measure`."""
 
 
 def command_line() -> str:
-    """Return the command line, as a shell takes it."""
+    """Return the command line, quoted for a shell."""
     return shlex.join(["onnxprune", *sys.argv[1:]])
+
+
+def conclude(terminal: Terminal, found: Report, report: Path | None) -> None:
+    """Show the report of a run; exit with `FAILED` where its verdict is FAILED."""
+    from onnxprune.report import console, text
+
+    terminal.explain(lambda: text.decisions(found))
+    terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
+    if not found.verdict:
+        sys.exit(FAILED)
+
+
+def draw(plots: Any, path: Path | None) -> str | None:
+    """Draw plots into a file; return its name, None where there is none."""
+    if path is None:
+        return None
+    from onnxprune.report import matplotlib_plots
+
+    matplotlib_plots.draw(plots(), path)
+    return str(path)

@@ -15,38 +15,43 @@ INTERRUPTED = 130
 
 
 class Cli(click.Group):
-    """Turn every expected error into one message and an exit code."""
+    """A group of commands that turns every error into one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; see the class."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
-        except OnnxPruneError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # handled by click
         except KeyboardInterrupt as interrupt:
             click.echo(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}", err=True)
             ctx.exit(INTERRUPTED)
-        except MemoryError:
-            click.echo(
-                "error: out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory", err=True
-            )
-            ctx.exit(1)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click knows what to do
-        except OSError as error:
-            where = f"\n  where: {error.filename}" if error.filename else ""
-            click.echo(f"error: {error.strerror or error}{where}\n  do:    check the path, and the disk", err=True)
-            ctx.exit(1)
         except Exception as error:
-            if os.environ.get("ONNXPRUNE_DEBUG"):
+            told = expected(error)
+            if told is None and os.environ.get("ONNXPRUNE_DEBUG"):
                 raise
-            click.echo(
-                f"error: onnxprune failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
-                "  do:    this is a defect; run again with ONNXPRUNE_DEBUG=1 and report what it prints",
-                err=True,
-            )
-            ctx.exit(1)
+            click.echo(f"error: {told or defect(error)}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, OnnxPruneError) else 1)
+
+
+def expected(error: Exception) -> str | None:
+    """Return the message of an error that a user can act on; None for a defect of the program."""
+    if isinstance(error, OnnxPruneError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory"
+    if isinstance(error, OSError):
+        where = f"\n  where: {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}\n  do:    check the path, and the disk"
+    return None
+
+
+def defect(error: Exception) -> str:
+    """Return the message of a defect of the program."""
+    return (
+        f"onnxprune failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+        "  do:    this is a defect; run again with ONNXPRUNE_DEBUG=1 and report what it prints"
+    )
 
 
 def examples(*lines: str) -> str:

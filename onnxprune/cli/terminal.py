@@ -1,4 +1,4 @@
-"""Where a command says what it found and how far it is: results on stdout, everything else on stderr."""
+"""Output of a command: the result on stdout; progress, decisions and errors on stderr."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.family import family
-from onnxprune.output import plain
+from onnxprune.cli.parameters import option_group
+from onnxprune.fileio import jsonable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 NOTHING = "nothing was written"
 PATIENCE, PAUSE = 5.0, 15.0
-"""Seconds until the first plain line about a run, and between it and the next."""
+"""Seconds before the first line of plain progress, and between lines."""
 NARROW = 80
-"""Columns of a terminal from which there is room for the whole line of progress."""
+"""Columns from which a terminal has room for the long progress bar."""
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """How a command speaks.
+    """Output settings of a command.
 
     Attributes:
-        as_json: the result is JSON instead of tables.
-        quiet: no progress.
-        verbose: also what was decided, and what each stage took.
+        as_json: print the result as JSON instead of tables.
+        quiet: show no progress.
+        verbose: also print decisions, and the seconds of each stage.
     """
 
     as_json: bool = False
@@ -43,28 +43,25 @@ class Terminal:
     verbose: bool = False
 
     def show(self, content: Callable[[], dict[str, Any]], parts: Callable[[], Sequence[RenderableType]]) -> None:
-        """Print a result: `content` as JSON, or `parts` as tables."""
+        """Print the result: `content` as JSON, or `parts` as tables."""
         if self.as_json:
-            click.echo(json.dumps(plain(content()), indent=1, allow_nan=False))
+            click.echo(json.dumps(jsonable(content()), indent=1, allow_nan=False))
         else:
             from onnxprune.report import console
 
             console.show(parts())
 
     def explain(self, lines: Callable[[], Sequence[str]]) -> None:
-        """Print to stderr what only those want to know who ask for it."""
+        """Print lines to stderr with --verbose."""
         if self.verbose:
             for line in lines():
                 click.echo(line, err=True)
 
     @contextmanager
     def progress(self, left: Callable[[], str] = lambda: NOTHING) -> Iterator[ProgressCallback]:
-        """Show the stage of the run, and the share and the time left of it where they are known, on stderr.
+        """Show on stderr the current stage and, where known, its share and the time left.
 
-        A terminal gets a bar; anything else a plain line now and then, of runs that take long.
-
-        Args:
-            left: says, after an interrupt, what is left on disk.
+        A terminal gets a bar, anything else a few plain lines in a long run. After an interrupt, `left` says what is on disk.
         """
         with ExitStack() as stack:
             if self.quiet:
@@ -82,7 +79,7 @@ class Terminal:
 
 
 class Stages:
-    """What goes on in a run, and since when; shows nothing but, where it is verbose, what each stage took."""
+    """Progress callback that shows nothing except, with --verbose, the seconds of each stage."""
 
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
@@ -97,22 +94,22 @@ class Stages:
         self.show(stage, share, detail, new)
 
     def end(self) -> None:
-        """End the stage."""
+        """End the current stage."""
         if self._stage and self._verbose:
             self.say(f"{self.seconds:7.1f} s  {self._stage}")
         self._stage = ""
 
     @property
     def seconds(self) -> float:
-        """Since the stage began."""
+        """Seconds since the start of the stage."""
         return time.perf_counter() - self._begin
 
     def left(self, share: float | None) -> float | None:
-        """Return the seconds that the rest of the stage will take, if it goes on as it went; None where that is not known yet."""
+        """Estimate the seconds left of the stage from its pace so far; None where that is not known yet."""
         return self.seconds * (1 - share) / share if share and self.seconds > 1 else None
 
     def show(self, stage: str, share: float | None, detail: str, new: bool) -> None:
-        """Show how far it is."""
+        """Show the progress of the stage."""
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -120,14 +117,14 @@ class Stages:
 
 
 class Lines(Stages):
-    """The same in plain lines: none of a short run, few of a long one."""
+    """Progress in plain lines: none in a short run, few in a long one."""
 
     def __init__(self, verbose: bool) -> None:
         super().__init__(verbose)
         self._next = time.monotonic() + PATIENCE
 
     def show(self, stage: str, share: float | None, detail: str, new: bool) -> None:
-        """Print a line where it is time to."""
+        """Print a line if the last one is old enough."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + PAUSE
@@ -149,7 +146,7 @@ def _bar(verbose: bool) -> Iterator[Stages]:
     from rich.text import Text
 
     class TimeLeft(ProgressColumn):
-        """Count down to the end of the stage; rich's own column forgets what was more than half a minute ago."""
+        """Count down to the end of the stage; the column of rich estimates from the last 30 seconds only."""
 
         def render(self, task: Task) -> Text:
             end = task.fields.get("end")
@@ -184,11 +181,11 @@ def _bar(verbose: bool) -> Iterator[Stages]:
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 VERBOSE = click.option(
-    "--verbose", "-v", is_flag=True, help="Say on stderr what was decided, and how long each stage took."
+    "--verbose", "-v", is_flag=True, help="Print decisions, and the seconds of each stage, on stderr."
 )
-ANSWER = family("terminal", lambda values: Terminal(**values), JSON)
-"""Options of a command that answers at once."""
-TERMINAL = family("terminal", lambda values: Terminal(**values), JSON, QUIET, VERBOSE)
-"""Options of a command that takes its time."""
+ANSWER = option_group("terminal", lambda values: Terminal(**values), JSON)
+"""Options of a command that needs no progress."""
+TERMINAL = option_group("terminal", lambda values: Terminal(**values), JSON, QUIET, VERBOSE)
+"""Options of a command with progress."""

@@ -1,4 +1,4 @@
-"""Augmentation: calibration inputs once more, slightly changed."""
+"""Augmentation: calibration samples once more, slightly changed."""
 
 from __future__ import annotations
 
@@ -12,68 +12,69 @@ from onnxprune.options import AUGMENTATIONS
 
 Array = np.ndarray[Any, Any]
 
-COLOURS = (1, 3, 4)
-"""How many channels an image has."""
-FLIP = 0.5
-"""Probability."""
+COLORS = (1, 3, 4)
+"""Possible numbers of image channels."""
+FLIP, DETAILED, ERASE = 0.5, 0.5, 0.5
+"""Probabilities of `flip`, `detail` and `erase`."""
 SHIFT = 0.08
-"""At most, as a share of the side."""
+"""Largest shift, as a share of the side."""
 ZOOM = (0.9, 1.1)
 ANGLE = 8.0
-"""Degrees, to either side."""
-DETAILED = 0.5
-"""Probability."""
+"""Largest rotation in degrees, to either side."""
 DETAIL = 0.3
-"""Zoom at least."""
+"""Smallest zoom of `detail`."""
 ENLARGED = 3.0
-"""Ratio of the mean squared difference two pixels apart to that one pixel apart, from which an image was enlarged: where there is
-nothing between the pixels it goes towards 4, photographs at their own size have about 2 (their spectrum falls with the square of the
-frequency; Field, 1987, "Relations between the statistics of natural images and the response properties of cortical cells")."""
+"""Ratio of the mean squared difference two pixels apart to that one pixel apart, above which an image was enlarged. The ratio of an
+interpolated image goes towards 4; photographs at their own size have about 2 (their spectrum falls with the square of the frequency;
+Field, 1987, "Relations between the statistics of natural images and the response properties of cortical cells")."""
 GAIN = (0.85, 1.15)
-OFFSET = 0.1
-"""At most, in standard deviations of the batch."""
-NOISE = 0.03
-"""Standard deviations of the batch."""
-ERASE = 0.5
-"""Probability."""
+OFFSET, NOISE = 0.1, 0.03
+"""Largest change of brightness, and standard deviation of the noise, in standard deviations of the batch."""
 ERASED = 4
-"""The rectangle has at most the side of the image divided by this."""
+"""Side of the image / largest side of the erased rectangle."""
 
 
 def channel_axis(shape: Sequence[int | None]) -> int:
-    """Guess where images have their channels: 3 if there are four axes and only that one is as long as colours are, else 1."""
-    return 3 if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS else 1
+    """Guess the channel axis of images: 3 where only the last of four axes is as long as colors are, else 1.
+
+    >>> channel_axis((None, 224, 224, 3)), channel_axis((None, 3, 224, 224))
+    (3, 1)
+    """
+    return 3 if len(shape) == 4 and shape[3] in COLORS and shape[1] not in COLORS else 1
 
 
 def augment(batch: Array, kinds: Collection[str], rng: np.random.Generator, channels: int = 1) -> Array:
-    """Return a batch in which each sample is changed by a draw of its own.
+    """Return a batch in which each sample is changed at random.
 
-    | kind | what it does |
+    | kind | change |
     | --- | --- |
-    | flip | left and right, for half of the samples |
+    | flip | swap left and right of half of the samples |
     | crop | shift by up to 8 % of either side |
-    | scale | by 0.9 to 1.1 about the centre |
-    | rotate | by up to 8 degrees about the centre |
-    | detail | half of the samples by 0.3 to 1, mirrored all around: what was enlarged gets back the detail of photographs |
+    | scale | zoom by 0.9 to 1.1 about the center |
+    | rotate | turn by up to 8 degrees about the center |
+    | detail | zoom half of the samples by 0.3 to 1, mirrored at the edges: enlarged images regain fine detail |
     | jitter | contrast by 0.85 to 1.15 about the mean of the sample; brightness by up to 0.1 |
-    | noise | Gaussian, 0.03 |
-    | erase | a rectangle of up to a quarter of either side gets the mean of the sample, for half of the samples |
+    | noise | add Gaussian noise of 0.03 |
+    | erase | set a rectangle of up to a quarter of either side of half of the samples to the mean of the sample |
 
-    Brightness and noise are in standard deviations of the batch; where an image has no values, it continues as at its edge (with
-    detail it is mirrored there).
+    Brightness and noise are in standard deviations of the batch. Images continue with their edge values, with detail mirrored.
 
     Args:
-        batch: preprocessed, (n, channels, h, w) or (n, h, w, channels); it is not written to. Anything but a 4-D array of
-            floats comes back as it is, and so does an empty one.
-        kinds: some of `onnxprune.options.AUGMENTATIONS`, in any order.
-        rng: advanced; the same state gives the same batch, whatever the layout.
-        channels: axis of the channels, 1 or 3.
+        batch (array): preprocessed, (n, channels, h, w) or (n, h, w, channels); not modified. Anything but a non-empty 4-D
+            array of floats is returned as it is.
+        kinds (collection of str): some of `onnxprune.options.AUGMENTATIONS`, in any order.
+        rng (numpy.random.Generator): the same state gives the same batch in either layout.
+        channels (int, default 1): channel axis, 1 or 3.
 
     Returns:
-        (shape and dtype of `batch`) contiguous.
+        Contiguous array with the shape and dtype of `batch`.
 
     Raises:
         OptionError: an unknown kind.
+
+    >>> batch = np.arange(4.0).reshape(1, 1, 2, 2)
+    >>> augment(batch, ["flip"], np.random.default_rng(2)).tolist()
+    [[[[1.0, 0.0], [3.0, 2.0]]]]
     """
     for kind in kinds:
         if kind not in AUGMENTATIONS:
@@ -102,28 +103,22 @@ def augment(batch: Array, kinds: Collection[str], rng: np.random.Generator, chan
 
 
 def is_enlarged(batch: Array, channels: int = 1) -> bool:
-    """Tell whether images lack the detail that their number of pixels could show: filters that see detail then look superfluous.
-
-    Args:
-        batch: images; anything but a 4-D array of floats is not enlarged.
-        channels: axis of the channels, 1 or 3.
-    """
+    """Tell whether images (4-D floats) were enlarged and lack fine detail: filters for fine detail then look superfluous."""
     if batch.ndim != 4 or batch.dtype.kind != "f" or not batch.size:
         return False
-
     x = np.moveaxis(batch, channels, 1)
     if min(x.shape[2:]) < 3:
         return False
 
-    def apart(pixels: int) -> float:
+    def difference(pixels: int) -> float:
         down, across = x[:, :, pixels:] - x[:, :, :-pixels], x[..., pixels:] - x[..., :-pixels]
         return float((down * down).mean(dtype=np.float64) + (across * across).mean(dtype=np.float64))
 
-    return apart(2) > ENLARGED * apart(1)
+    return difference(2) > ENLARGED * difference(1)
 
 
 def _warp(x: Array, kinds: Collection[str], rng: np.random.Generator) -> Array:
-    """Return (n, channels, h, w) moved, zoomed and turned, each sample by one affine transform for all of its channels."""
+    """Return (n, channels, h, w) shifted, zoomed and turned, each sample by one affine transform for all of its channels."""
     from scipy.ndimage import affine_transform
 
     n, _, *sides = x.shape
@@ -134,9 +129,9 @@ def _warp(x: Array, kinds: Collection[str], rng: np.random.Generator) -> Array:
     angle = np.radians(rng.uniform(-ANGLE, ANGLE, n)) if "rotate" in kinds else np.zeros(n)
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     matrices = np.stack([cos, -sin, sin, cos], axis=1).reshape(n, 2, 2)
-    # scipy takes the value for a pixel p from matrix p + offset; what is at the centre stays there, but for the shift
-    centre = (np.array(sides) - 1) / 2
-    offsets = centre - matrices @ centre + shift
+    # scipy takes the value of pixel p from matrix p + offset; without a shift the center stays in place
+    center = (np.array(sides) - 1) / 2
+    offsets = center - matrices @ center + shift
     mode = "mirror" if "detail" in kinds else "nearest"
     result = np.empty_like(x)
     for source, target, matrix, offset in zip(x, result, matrices, offsets, strict=True):
@@ -146,7 +141,7 @@ def _warp(x: Array, kinds: Collection[str], rng: np.random.Generator) -> Array:
 
 
 def _erase(x: Array, rng: np.random.Generator) -> None:
-    """Write the mean of a sample into a rectangle of it; images below `ERASED` pixels on a side have none that is so small."""
+    """Set a rectangle of a sample to the mean of the sample; images below `ERASED` pixels on a side stay as they are."""
     n, _, *sides = x.shape
     if min(sides) < ERASED:
         return

@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: arrays or images, preprocessed batch by batch."""
+"""Calibration and evaluation data: arrays or image files, preprocessed batch by batch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from onnxprune.errors import DataError, first_line
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Batch = Mapping[str, Any] | Sequence[Any] | Array
-"""Arrays by input name, and perhaps `labels`; or the array of the only input, alone or in a pair with labels."""
+"""Arrays by input name, with or without `labels`; or the array of the only input, alone or in a pair with labels."""
 DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-
 DIGESTED = 64
-"""Samples that a digest looks at."""
+"""Number of samples in a digest."""
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the model wants at one input; None in `shape` is a dynamic axis."""
+    """Name, dtype and shape of a model input; None in `shape` is a dynamic axis."""
 
     name: str
     dtype: np.dtype[Any]
@@ -38,14 +36,14 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Data:
-    """Samples by input name, and labels where there are any.
+    """Samples by input name, with or without labels.
 
     Attributes:
         arrays: per input, an array or a list of image files, one entry per sample.
         labels: (n,) class numbers, or None.
         preprocess: None: values are used as stored.
-        inputs: what the model wants.
-        name: how to call the data in a report.
+        inputs: inputs of the model.
+        name: name of the data in a report.
         classes: names of the classes, for a folder of images.
     """
 
@@ -60,37 +58,35 @@ class Data:
         return len(next(iter(self.arrays.values())))
 
     def batches(self, size: int) -> Iterator[Feeds]:
-        """Yield preprocessed batches; only one is in memory at a time."""
+        """Yield preprocessed batches, one at a time in memory."""
         for start in range(0, len(self), size):
             yield self.rows(start, min(start + size, len(self)))
 
     def rows(self, start: int, stop: int) -> Feeds:
-        """Return samples start … stop - 1, as the model takes them.
+        """Return samples start … stop - 1, preprocessed, in the dtypes of the model.
 
         Raises:
-            DataError: an image that can't be read, or a shape that does not fit.
+            DataError: an image cannot be read, or a shape does not fit.
         """
         feeds: Feeds = {}
         for spec in self.inputs:
             source = self.arrays[spec.name]
-            if isinstance(source, np.ndarray):
-                batch: Array = source[start:stop]
-            else:
-                batch = _stack(source[start:stop], self.preprocess or Preprocess())
+            part = source[start:stop]
+            batch: Array = part if isinstance(part, np.ndarray) else _stack(part, self.preprocess or Preprocess())
             if self.preprocess is not None:
                 batch = self.preprocess.apply(batch)
             feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
         return feeds
 
     def stored(self, name: str, sample: int) -> Array:
-        """Return a sample of an input before any arithmetic: an array as it is stored, an image as its bytes, resized and cropped."""
+        """Return a sample of an input as stored; an image file as uint8, resized and cropped."""
         source = self.arrays[name]
         if isinstance(source, np.ndarray):
             return cast(Array, source[sample])
         return _read_image(source[sample], self.preprocess or Preprocess())
 
     def take(self, samples: Array) -> Data:
-        """Return the data of some samples, by their numbers."""
+        """Return the samples with some indices."""
         arrays = {
             name: source[samples] if isinstance(source, np.ndarray) else [source[i] for i in samples]
             for name, source in self.arrays.items()
@@ -98,7 +94,7 @@ class Data:
         return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[samples])
 
     def digest(self) -> str:
-        """Return what tells these samples from others: a digest of their number and of the first of them, preprocessed."""
+        """Return a digest of the number of samples and of the first of them, preprocessed."""
         digest = hashlib.sha256(str(len(self)).encode())
         for name, values in sorted(self.rows(0, min(DIGESTED, len(self))).items()):
             digest.update(name.encode())
@@ -106,12 +102,12 @@ class Data:
         return digest.hexdigest()[:16]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of one preprocessed sample batch of size 1, per input."""
+        """Return the shape of a preprocessed batch of one sample, per input."""
         return {name: value.shape for name, value in self.rows(0, 1).items()}
 
 
 def inputs_of(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """Return what a model wants at its inputs."""
+    """Return the inputs of a model, without its initializers."""
     weights = {tensor.name for tensor in proto.graph.initializer}
     specs = []
     for value in proto.graph.input:
@@ -126,20 +122,24 @@ def inputs_of(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
 
 
 def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
-    """Read data and hold them against the inputs of a model.
+    """Read data and check them against the inputs of a model.
 
     Args:
-        path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of images,
-            with a sub-folder per class where they are labelled; or, from Python, arrays, or an iterable of batches (a list, a
-            generator, a DataLoader of torch), each as in `Batch`. Batches are joined: an iterable is read once, to its end.
-        inputs: what the model wants.
+        path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of images, with
+            a sub-folder per class where they are labeled; arrays; or an iterable of batches (a list, a generator, a DataLoader of
+            torch), each as in `Batch`. An iterable is read once, to its end, and its batches are joined.
+        inputs: inputs of the model.
         preprocess: a `Preprocess`, the name of a preset, or a TOML file.
 
     Raises:
-        DataError: anything that does not fit, with what would.
+        DataError: the data cannot be read or do not fit; says what would fit.
+
+    >>> spec = InputSpec("x", np.dtype(np.float32), (None, 3))
+    >>> len(load_data(np.zeros((5, 3)), [spec]))
+    5
     """
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
-    if isinstance(path, Mapping) or _is_array(path):
+    if isinstance(path, Mapping) or hasattr(path, "__array__"):
         given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
         return _from_arrays({name: np.asarray(value) for name, value in given.items()}, inputs, how, "arrays")
     if not isinstance(path, str | os.PathLike):
@@ -149,22 +149,20 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
         return _from_folder(file, inputs, how)
     if not file.exists():
         raise DataError("no such data", where=str(file), hint="check the path given to --data")
-    suffix = file.suffix.lower()
-    if suffix not in (".npz", ".npy"):
+    if file.suffix.lower() not in (".npz", ".npy"):
         raise DataError(
             f"data of type {file.suffix or 'none'} are not known",
             where=str(file),
             hint="give a .npz, a .npy or a folder of images",
         )
+    only = None if file.suffix.lower() == ".npz" else _only(inputs, "a .npy file").name
     try:
-        if suffix == ".npz":
+        if only is None:
             with np.load(file, allow_pickle=False) as loaded:
                 arrays = dict(loaded)
         else:
             with file.open("rb") as stream:
-                arrays = {_only(inputs, "a .npy file").name: np.lib.format.read_array(stream, allow_pickle=False)}
-    except DataError:
-        raise
+                arrays = {only: np.lib.format.read_array(stream, allow_pickle=False)}
     except Exception as error:  # a damaged file can make numpy, zipfile or zlib raise nearly anything
         raise DataError(
             "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
@@ -172,13 +170,8 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
     return _from_arrays(arrays, inputs, how, file.name, where=str(file))
 
 
-def _is_array(value: object) -> bool:
-    """Tell whether a value is an array, or something that numpy takes for one, such as a tensor of torch."""
-    return hasattr(value, "__array__")
-
-
 def _joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, Array]:
-    """Return all batches of an iterable as one array per name."""
+    """Join the batches of an iterable, per name."""
     if not isinstance(batches, Iterable):
         raise DataError(
             f"data of type {type(batches).__name__} are not known",
@@ -212,35 +205,43 @@ def _joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, 
 
 
 def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
-    """Return the arrays of a batch by name: those of the inputs, and labels."""
+    """Return the arrays of a batch: inputs and labels, by name."""
     if isinstance(batch, Mapping):
         named = {name: value for name, value in batch.items() if name == "labels" or name in {i.name for i in inputs}}
-    elif _is_array(batch):
+    elif hasattr(batch, "__array__"):
         named = {_only(inputs, where).name: batch}
-    elif isinstance(batch, Sequence) and 1 <= len(batch) <= 2 and _is_array(batch[0]):
+    elif isinstance(batch, Sequence) and 1 <= len(batch) <= 2 and hasattr(batch[0], "__array__"):
         named = dict(zip((_only(inputs, where).name, "labels"), batch, strict=False))
     else:
         raise DataError(
-            "a batch is of no form that is known",
+            "the form of a batch is not known",
             where=where,
             why=f"it is a {type(batch).__name__}",
             hint="give arrays by input name, an array for the only input, or a pair of it and labels",
         )
     try:
         arrays = {name: np.asarray(value) for name, value in named.items()}
-    except Exception as error:  # tensors that are on a graphics card, or part of a graph, refuse to be arrays
+    except Exception as error:  # tensors on a graphics card, or with a gradient, cannot become arrays
         raise DataError(
             "a batch cannot be read", where=where, why=first_line(error), hint="give it as arrays of numpy"
         ) from error
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if not lengths or len(set(lengths.values())) > 1 or not all(array.ndim for array in arrays.values()):
-        raise DataError(
-            "the arrays of a batch have no common number of samples",
-            where=where,
-            why=", ".join(f"{name} has {length}" for name, length in lengths.items()) or "it has no input of the model",
-            hint="give samples along the first axis of every array",
-        )
+    _check_lengths(arrays, where)
     return arrays
+
+
+def _check_lengths(arrays: Mapping[str, Array], where: str, least: int = 0) -> int:
+    """Return the number of samples, the same in all arrays."""
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    n = next(iter(lengths.values()), -1)
+    if n < least or len(set(lengths.values())) > 1 or not all(array.ndim for array in arrays.values()):
+        raise DataError(
+            "the arrays have no common number of samples",
+            where=where,
+            why=", ".join(f"{name} has {length}" for name, length in lengths.items())
+            or "there is no input of the model",
+            hint="give samples along the first axis of every array, as many in each and at least one",
+        )
+    return n
 
 
 def _only(inputs: Sequence[InputSpec], what: str) -> InputSpec:
@@ -266,15 +267,7 @@ def _from_arrays(
             hint="name the arrays after the inputs of the model",
         )
     arrays = {spec.name: arrays[spec.name] for spec in inputs}
-    lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}
-    if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
-        raise DataError(
-            "the inputs have no common number of samples",
-            where=where,
-            why=", ".join(f"{key} has {length}" for key, length in lengths.items()),
-            hint="give every input the same number of samples, at least one",
-        )
-    n = next(iter(lengths.values()))
+    n = _check_lengths(arrays, where, 1)
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
@@ -303,16 +296,12 @@ def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: s
     floating = array.dtype.kind == "f"
     wants_float = spec.dtype.kind == "f" or str(spec.dtype) == "bfloat16"
     if how is None and array.dtype != spec.dtype and not (floating and wants_float):
-        hint = (
-            "give --preprocess (a preset or a TOML file) to say how the values are scaled"
-            if wants_float
-            else "convert the array"
-        )
+        scaling = "give --preprocess (a preset or a TOML file) to say how the values are scaled"
         raise DataError(
             f"input {spec.name} has another dtype",
             where=where,
             why=f"data are {array.dtype}, the model wants {spec.dtype}",
-            hint=hint,
+            hint=scaling if wants_float else "convert the array",
         )
     if array.dtype.kind not in "fiub":
         raise DataError(
@@ -335,12 +324,10 @@ def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: s
 
 
 def _check_shapes(data: Data, where: str) -> None:
-    for spec in data.inputs:
-        shape = data.rows(0, 1)[spec.name].shape
-        fits = len(shape) == len(spec.shape) and all(
-            want is None or have == want for have, want in zip(shape[1:], spec.shape[1:], strict=True)
-        )
-        if not fits:
+    for spec, shape in zip(data.inputs, data.shapes().values(), strict=True):
+        if len(shape) != len(spec.shape) or any(
+            want not in (None, have) for have, want in zip(shape[1:], spec.shape[1:], strict=True)
+        ):
             wanted = ["any" if size is None else size for size in spec.shape]
             raise DataError(
                 f"input {spec.name} has another shape",
@@ -360,15 +347,11 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
             hint=f"give --preprocess: {', '.join(PRESETS)}, or a TOML file",
         )
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files: list[Path] = []
-    labels: list[int] = []
-    for number, sub in enumerate(classes):
-        found = sorted(path for path in (folder / sub).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        files += found
-        labels += [number] * len(found)
+    found = [_images_in(folder / name) for name in classes]
+    labels = [number for number, paths in enumerate(found) for _ in paths]
+    files = [path for paths in found for path in paths]
     if not files:
-        classes = []
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        classes, files = [], _images_in(folder)
     if not files:
         raise DataError(
             "the folder holds no images",
@@ -379,6 +362,10 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
     data = Data({spec.name: files}, np.array(labels) if labels else None, how, (spec,), folder.name, tuple(classes))
     _check_shapes(data, str(folder))
     return data
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _stack(paths: Sequence[Path], how: Preprocess) -> Array:
@@ -395,27 +382,21 @@ def _stack(paths: Sequence[Path], how: Preprocess) -> Array:
 
 
 def _read_image(path: Path, how: Preprocess) -> Array:
-    """Read, resize and crop one image; returns uint8 in the layout that the model wants."""
+    """Read, resize and crop an image; return uint8 in the layout of the model input."""
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
             if opened.mode[0] in "IF":
-                raise ValueError("it has more than 8 bits per colour")
+                raise ValueError("it has more than 8 bits per color")
             image = opened.convert("L" if how.color == "L" else "RGB")
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         raise DataError(
             "an image cannot be read", where=str(path), why=first_line(error), hint="remove or replace it"
         ) from error
     if how.resize:
-        factor = how.resize / min(image.size)
-        filters = {
-            "nearest": Image.Resampling.NEAREST,
-            "bilinear": Image.Resampling.BILINEAR,
-            "bicubic": Image.Resampling.BICUBIC,
-        }
-        size = tuple(max(how.resize, round(side * factor)) for side in image.size)
-        image = image.resize((size[0], size[1]), filters[how.interpolation])
+        width, height = (max(how.resize, round(side * how.resize / min(image.size))) for side in image.size)
+        image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
     if how.crop:
         if min(image.size) < how.crop:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Preprocessing: how stored values become what the model was trained on."""
+"""Preprocessing of stored values into the inputs that the model was trained on."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How stored values become what the model was trained on; applied in the order of the fields.
+    """Preprocessing of stored values, applied in the order of the fields.
 
     Attributes:
-        resize: shorter side in pixels (images only).
-        crop: side of the central square that is kept (images only).
-        interpolation: nearest, bilinear or bicubic (images only).
-        color: RGB, BGR or L (images only).
-        layout: NCHW or NHWC: where the model wants the colours (images only; arrays are left as they are).
-        pad: zeros added on each side of the two spatial axes.
-        repeat: how often the channel axis is repeated.
-        scale: factor.
-        mean, std: per channel; (x - mean) / std.
+        resize (int, default None): shorter side in pixels, 1 or more; None: as stored (image files only).
+        crop (int, default None): side in pixels of the central square that is kept; None: all (image files only).
+        interpolation (str, default bilinear): nearest, bilinear or bicubic (image files only).
+        color (str, default RGB): RGB, BGR or L (image files only).
+        layout (str, default NCHW): layout of the model input, NCHW or NHWC; stored arrays are not transposed.
+        pad (int, default 0): zeros that are added on each side of both spatial axes.
+        repeat (int, default 1): number of copies of the channel axis.
+        scale (float, default 1): factor, not 0.
+        mean, std (sequence of float, default 0 and 1): one value, or one per channel; the result is (x - mean) / std.
+
+    Raises:
+        DataError: a field has a value that is not allowed.
     """
 
     resize: int | None = None
@@ -52,8 +55,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         for key, least in (("resize", 1), ("crop", 1), ("pad", 0), ("repeat", 1)):
             value = getattr(self, key)
-            optional = getattr(type(self), key) is None
-            if not (optional and value is None) and not (_is_number(value, Integral) and value >= least):
+            is_default = value is None and key in ("resize", "crop")
+            if not is_default and not (_is_number(value, Integral) and value >= least):
                 raise _wrong(key, value, f"give a whole number, {least} or more")
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
@@ -69,7 +72,17 @@ class Preprocess:
             object.__setattr__(self, key, row)
 
     def apply(self, batch: Array) -> Array:
-        """Preprocess a batch of arrays, (n, channels, height, width) or channels last; returns float32."""
+        """Return a preprocessed batch in float32.
+
+        Args:
+            batch (array): (n, channels, height, width), channels last with the layout NHWC, or any other shape.
+
+        Raises:
+            DataError: `mean` or `std` do not fit the channels.
+
+        >>> Preprocess(scale=0.5, mean=(1.0,)).apply(np.array([[4, 8]])).tolist()
+        [[1.0, 3.0]]
+        """
         channel, spatial = (1, (2, 3)) if self.layout == "NCHW" else (3, (1, 2))
         if batch.ndim == 4:
             if self.pad:
@@ -115,14 +128,17 @@ PRESETS: dict[str, Preprocess] = {
     "imagenet": Preprocess(resize=256, crop=224, scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     "tf": Preprocess(resize=256, crop=224, scale=1 / 127.5, mean=(1.0,), std=(1.0,)),
 }
-"""Preprocessing by the name that `--preprocess` takes: `unit` is x/255, `tf` is x/127.5 - 1."""
+"""Presets of `--preprocess`: `unit` is x/255, `tf` is x/127.5 - 1."""
 
 
 def load_preprocess(name: str) -> Preprocess:
     """Return a preset, or read a TOML file with the fields of `Preprocess` in an [array] or [image] table.
 
     Raises:
-        DataError: neither a preset nor a readable file, or an unknown field.
+        DataError: `name` is neither a preset nor a readable file, or a field is unknown.
+
+    >>> load_preprocess("tf").crop
+    224
     """
     if name in PRESETS:
         return PRESETS[name]

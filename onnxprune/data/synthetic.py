@@ -1,4 +1,4 @@
-"""Generated inputs, for a model that comes without data."""
+"""Generated inputs for a model without data."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from onnxprune.errors import DataError, OptionError
 Array = np.ndarray[Any, Any]
 NAME = "generated inputs"
 EXPONENTS = (0.5, 1.5)
-"""The amplitude of a frequency f goes with 1 / f^b, b drawn from here."""
+"""Range of b, where the amplitude of a frequency f is 1 / f^b."""
 OWN = 0.3
-"""Amplitude of what a channel has for itself, against what all channels have in common."""
+"""Amplitude of the noise of one channel / amplitude of the noise that all channels share."""
 GAIN = (0.5, 1.5)
 OFFSET = 0.5
 CLIPPED = 0.5
-"""Share of the samples with flat areas, and with edges around these."""
+"""Share of the samples that are clipped, with flat areas and edges."""
 HIGH = 2.0
-"""Where they are clipped from above."""
+"""Upper bound of clipped samples."""
 CHUNK = 2**20
-"""Elements drawn at a time; this bounds what is needed beside the result to some 30 MB, or to a few samples."""
+"""Elements drawn at a time; bounds the memory beside the result to about 30 MB, or to a few samples."""
 
 
 def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], samples: int, seed: int) -> Data:
-    """Return data for a model of which there are none.
+    """Return generated samples for the inputs of a model.
 
-    4-D inputs of floats are taken for images, and get noise that looks like them in its spectrum: that of natural images
-    falls with about 1/f in amplitude (Field 1987, "Relations between the statistics of natural images and the response
-    properties of cortical cells"), their channels have most in common, and half of the samples are clipped, so that there
-    are flat areas and edges. As nothing is known of the preprocessing that the model was trained with, but that it mostly
-    brings values to about mean 0 and standard deviation 1, gain (0.5 … 1.5) and offset (-0.5 … 0.5) differ between samples.
-    Channels are on the axis of size 1, 3 or 4 among the second and the last, else on the second.
-
-    Other floats, and images of one pixel, are standard normal; integers and booleans are 0 or 1.
+    4-D floats are taken for images and get noise with the spectrum of natural images: the amplitude falls with about 1/f (Field,
+    1987, "Relations between the statistics of natural images and the response properties of cortical cells"), channels share most of
+    the noise, and half of the samples are clipped, which gives flat areas and edges. The preprocessing of the training is not known,
+    except that it mostly brings values to mean 0 and standard deviation 1; so gain (0.5 … 1.5) and offset (-0.5 … 0.5) differ between
+    samples. The channel axis is the second or the last, whichever has size 1, 3 or 4, else the second. Other floats, and images of
+    one pixel, are standard normal; integers and booleans are 0 or 1.
 
     Args:
-        specs: what the model wants.
-        shapes: a full shape by input name, batch included; used where an axis is dynamic, but for the batch. Inputs without
-            such an axis may be missing.
-        samples: how many; rounded up to a multiple of the batch, where the model fixes it.
-        seed: 0 or more. What an input gets depends on this and its position, not on the other inputs.
+        specs: inputs of the model.
+        shapes: full shape by input name, batch included, for inputs with dynamic axes besides the batch.
+        samples: 1 or more; rounded up to a multiple of a fixed batch.
+        seed: 0 or more. The samples of an input depend on the seed and the position of the input only.
 
     Raises:
         OptionError: fewer than one sample.
-        DataError: an axis without a size, an input without a batch axis, or one that takes neither numbers nor booleans.
+        DataError: an axis without a size, an input without a batch axis, or an input of another type.
+
+    >>> spec = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
+    >>> generate([spec], {}, samples=4, seed=0).shapes()
+    {'x': (1, 3, 8, 8)}
     """
     if samples < 1:
         raise OptionError(f"{samples} generated samples are too few", hint="give 1 or more")
@@ -64,7 +65,7 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
 
 
 def why_not_generated(specs: Sequence[InputSpec]) -> str | None:
-    """Return why generated inputs would say nothing of a model: an input of integers, or without a batch; None where they would."""
+    """Return why generated inputs do not suit a model (an input of integers, or without a batch); None where they do."""
     for spec in specs:
         if "float" not in spec.dtype.name:
             return f"input {spec.name} is of type {spec.dtype.name}, and its values are not known"
@@ -74,7 +75,7 @@ def why_not_generated(specs: Sequence[InputSpec]) -> str | None:
 
 
 def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the concrete shape of one sample, without the batch axis."""
+    """Return the concrete shape of a sample, without the batch axis."""
     where = f"input {spec.name}"
     if not spec.shape:
         raise DataError("nothing can be generated for a scalar", where=where, why="it has no batch", hint="give --data")
@@ -99,7 +100,7 @@ def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tup
 
 
 def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Return an array of the dtype of an input, drawn piece by piece."""
+    """Draw an array with the dtype of an input, chunk by chunk."""
     kind = spec.dtype.name  # not dtype.kind, which does not tell bfloat16 from structures
     floats = "float" in kind
     if not floats and "int" not in kind and kind != "bool":
@@ -122,7 +123,7 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> 
 
 
 def _images(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Return noise of shape (n, channels, h, w), float32, with the spectrum of images."""
+    """Draw float32 noise (n, channels, h, w) with the spectrum of images."""
     from scipy import fft  # numpy < 2 would go to float64
 
     n, _, h, w = shape
@@ -131,7 +132,7 @@ def _images(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     x *= OWN
     x += rng.standard_normal((n, 1, h, w), np.float32)
     frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))
-    frequency[0, 0] = 1 / max(h, w)  # 0 of itself: how far the means of the channels differ is as with the lowest one
+    frequency[0, 0] = 1 / max(h, w)  # not 0: the means of channels differ as the lowest frequency does
     spectrum = fft.rfft2(x)
     spectrum *= (frequency ** -rng.uniform(*EXPONENTS, each)).astype(np.float32)
     x = fft.irfft2(spectrum, s=(h, w), overwrite_x=True)

@@ -1,4 +1,4 @@
-"""`bench`: the latency of one model, or of two interleaved, as a whole and node by node."""
+"""The latency of one or two models, of whole runs and of each node: `bench`, and what `compare` shares with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from onnxprune.errors import OptionError
@@ -19,9 +20,12 @@ from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds
 from onnxprune.runtime.timing import Latency, sample_times
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 SCHEMA = "onnxprune.bench/2"
 SECONDS = 20.0
-"""Time limit of profiling one model."""
+"""Time limit of profiling a model."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,10 @@ class BenchmarkConfig:
     Attributes:
         latency: whether latency is measured.
         batch: samples per timed run.
-        threads: onnxruntime's threads within an operator; 0: onnxruntime's own choice.
+        threads: threads of onnxruntime within an operator; 0: its own choice.
         runs, warmup: counted and uncounted runs of each model.
-        seconds: time after which no further run is started.
-        eval_batch: samples per batch when accuracy is measured.
+        seconds: time limit of the counted runs.
+        eval_batch: samples per batch of the evaluation.
         provider: execution provider of onnxruntime.
     """
 
@@ -54,15 +58,14 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is out of range", hint=f"give {least} or more"
-                )
+            if (value := getattr(self, name)) < least:
+                option = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{option} {value} is out of range", hint=f"give {least} or more")
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Microseconds of a node in each model; None where a model lacks it, or onnxruntime fuses it into another node."""
+    """Microseconds of a node in each model; None where a model lacks the node, or onnxruntime fuses it into another one."""
 
     name: str
     op: str
@@ -76,7 +79,7 @@ class Bench:
 
     Attributes:
         latency: of whole runs.
-        layers: from onnxruntime's profiler, the slowest first; kernels that it inserted are added up by operator.
+        layers: times of the nodes, the slowest first; kernels that onnxruntime inserts are summed by operator.
         pinned: processors that the process was pinned to.
         environment: the machine.
     """
@@ -99,7 +102,7 @@ def bench(
     layers: bool = True,
     on_stage: ProgressCallback = quiet,
 ) -> Bench:
-    """Time one model, or two interleaved, each on seeded random inputs of its own shapes.
+    """Time one or two models with interleaved runs, on seeded random inputs; see `time_sessions`.
 
     Args:
         paths: one or two model files.
@@ -119,46 +122,52 @@ def bench(
             random_feeds(proto, workable_shapes(opened, proto, measure.batch), seed)
             for opened, proto in zip(sessions, protos, strict=True)
         ]
-        batch = next(iter(feeds[0].values())).shape[0]
-        samples = sample_times(
-            sessions,
-            feeds,
-            runs=measure.runs,
-            warmup=measure.warmup,
-            seconds=measure.seconds,
-            progress=share_of(on_stage, "time"),
-        )
-        latency = Latency.from_samples(samples, batch=batch, threads=measure.threads)
+        latency = time_sessions(sessions, feeds, measure, on_stage)
         del sessions
         times = []
         for number, (path, inputs) in enumerate(zip(paths, feeds, strict=True) if layers else ()):
             on_stage("layers", number / len(paths))
             times.append(layer_times(os.fspath(path), inputs, measure.session))
-    return Bench(
-        latency, side_by_side(times) if layers else (), processors, machine.environment(measure.session, batch)
+    environment = machine.environment(measure.session, latency.batch)
+    return Bench(latency, side_by_side(times) if layers else (), processors, environment)
+
+
+def time_sessions(
+    sessions: Sequence[ort.InferenceSession],
+    feeds: Sequence[Feeds],
+    config: BenchmarkConfig,
+    on_stage: ProgressCallback = quiet,
+) -> Latency:
+    """Time the sessions of one or two models, each on its own inputs, with interleaved runs."""
+    samples = sample_times(
+        sessions,
+        feeds,
+        runs=config.runs,
+        warmup=config.warmup,
+        seconds=config.seconds,
+        progress=share_of(on_stage, "time"),
     )
+    return Latency.from_samples(samples, batch=batch_of(feeds[0]), threads=config.threads)
+
+
+def batch_of(feeds: Feeds) -> int:
+    """Return the size of the first axis of the first input; 1 for a scalar."""
+    return int((*np.shape(next(iter(feeds.values()))), 1)[0])
 
 
 Times = dict[str, tuple[str, float]]
-"""Operator and microseconds of each node that takes time, by name."""
+"""Operator and microseconds of each node, by name; nodes that are fused into others are missing."""
 
 
 def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, seconds: float = SECONDS) -> Times:
-    """Return the latency of each node; nothing for a file with external weights, or of 2 GB and more.
-
-    Args:
-        source: the model, or the path of its file.
-        feeds: inputs.
-        config: how the model is executed.
-        seconds: time limit.
-    """
+    """Profile a model, or a model file, within a time limit; empty for a file with external weights, or of 2 GB and more."""
     if isinstance(source, Model):
         (proto, weights), where = source.stub(), source.path.name
     else:
         proto, weights, where = onnx.load(source), None, Path(source).name
         external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
         if external or proto.ByteSize() >= 2**31:
-            return {}  # nodes have to be named first, and so large a model cannot be passed on in memory
+            return {}  # the profiler renames nodes in memory, where such a model does not fit
     names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
     found: Times = {}
     for kernel in profiler.profile(proto, feeds, config, weights=weights, seconds=seconds, where=where).kernels:

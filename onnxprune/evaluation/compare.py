@@ -1,8 +1,8 @@
-"""Run two models on the same inputs and compare accuracy, fidelity and latency."""
+"""Compare the accuracy, fidelity and latency of two models on the same inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ import onnx
 
 from onnxprune.data.dataset import Data
 from onnxprune.errors import DataError
-from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
 from onnxprune.graph.shapes import has_dynamic_batch, workable_shapes
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
-from onnxprune.progress import ProgressCallback, quiet, share_of
+from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.runtime.session import Feeds, concatenate_outputs, random_feeds, run_batch
-from onnxprune.runtime.timing import Latency, sample_times
+from onnxprune.runtime.timing import Latency
 from onnxprune.types import IntArray
 
 if TYPE_CHECKING:
@@ -24,18 +24,25 @@ if TYPE_CHECKING:
 
 
 RANDOM_SAMPLES = 16
-"""Seeded inputs that stand in for data when none are given."""
+"""Number of seeded random inputs that are used without data."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same inputs.
+    """The original and a candidate on the same inputs.
 
-    Accuracies are (top-1, top-5) in percent, None without labels; `feeds` are the inputs that both are timed on.
+    Attributes:
+        accuracy: accuracy metrics of each model, by name; empty without labels.
+        fidelity: fidelity metrics of the candidate, by name.
+        latency: of both models; None where it is not measured.
+        data, samples: name and number of the samples.
+        finite: whether the outputs of the candidate are finite.
+        outputs: of each model, joined over the samples.
+        labels: (samples,); None where there are none.
+        feeds: inputs of the timed runs.
     """
 
-    accuracy_a: tuple[float | None, float | None]
-    accuracy_b: tuple[float | None, float | None]
+    accuracy: tuple[Mapping[str, float], Mapping[str, float]]
     fidelity: dict[str, float]
     latency: Latency | None
     data: str
@@ -51,56 +58,43 @@ def compare(
     candidate: ort.InferenceSession,
     proto: onnx.ModelProto,
     data: Data | None,
-    measure: BenchmarkConfig,
+    config: BenchmarkConfig,
     on_stage: ProgressCallback = quiet,
     seed: int = 0,
 ) -> Comparison:
-    """Run two sessions on the same data (without data: on seeded random inputs), and time them interleaved."""
-    found: list[Outputs] = []
-    accuracy: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
-    if data is not None:
-        for opened, name in ((original, "the original"), (candidate, "the candidate")):
+    """Run two sessions on the same data (without data: on seeded random inputs), and time them.
 
-            def progress(share: float, done: int = len(found)) -> None:
-                on_stage("evaluate", (done + share) / 2)
-
-            found.append(predict(opened, data, measure.eval_batch, name, progress))
-        if data.labels is not None:
-            accuracy = [
-                (a["top1"], a.get("top5")) for a in (classification_accuracy(outputs, data.labels) for outputs in found)
-            ]
-        name, samples = data.name, len(found[0][0])
-    else:
-        samples = RANDOM_SAMPLES if has_dynamic_batch(proto) else 1
+    Raises:
+        DataError: there are too few samples, or labels that do not belong to the model.
+    """
+    labels = None
+    if data is None:
+        name, samples = "random inputs", RANDOM_SAMPLES if has_dynamic_batch(proto) else 1
         inputs = random_feeds(proto, workable_shapes(original, proto, samples), seed)
-        found = [[np.atleast_1d(o) for o in run_batch(opened, inputs)] for opened in (original, candidate)]
-        name = "random inputs"
-    feeds = timed_feeds(original, proto, data, measure.batch, seed)
+        a, b = ([np.atleast_1d(o) for o in run_batch(opened, inputs)] for opened in (original, candidate))
+    else:
+        a = predict(original, data, config.eval_batch, "the original", lambda share: on_stage("evaluate", share / 2))
+        b = predict(candidate, data, config.eval_batch, "the candidate", lambda x: on_stage("evaluate", (1 + x) / 2))
+        name, samples = data.name, len(a[0])
+        labels = None if data.labels is None else data.labels[:samples]
+    accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
+    if labels is not None:
+        accuracy = (classification_accuracy(a, labels), classification_accuracy(b, labels))
+    feeds = timed_feeds(original, proto, data, config.batch, seed)
     latency = None
-    if measure.latency:
+    if config.latency:
         on_stage("time", 0.0)
-        samples_taken = sample_times(
-            (original, candidate),
-            (feeds, feeds),
-            runs=measure.runs,
-            warmup=measure.warmup,
-            seconds=measure.seconds,
-            progress=share_of(on_stage, "time"),
-        )
-        batch = (*next(iter(feeds.values())).shape, 1)[0]
-        latency = Latency.from_samples(samples_taken, batch=batch, threads=measure.threads)
-    finite = all(np.isfinite(output).all() for output in found[1] if output.dtype.kind == "f")
+        latency = time_sessions((original, candidate), (feeds, feeds), config, on_stage)
+    finite = all(np.isfinite(output).all() for output in b if output.dtype.kind == "f")
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
-        likeness = compare_outputs(*found)
-    labels = None if data is None or data.labels is None else data.labels[:samples]
-    outputs = (found[0], found[1])
-    return Comparison(accuracy[0], accuracy[1], likeness, latency, name, samples, finite, outputs, labels, feeds)
+        fidelity = compare_outputs(a, b)
+    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), labels, feeds)
 
 
 def timed_feeds(
     opened: ort.InferenceSession, proto: onnx.ModelProto, data: Data | None, batch: int, seed: int = 0
 ) -> Feeds:
-    """Return inputs to time a model on: the first samples of the data, or seeded random ones."""
+    """Return the inputs of timed runs: the first samples of the data, or seeded random ones."""
     if data is None:
         return random_feeds(proto, workable_shapes(opened, proto, batch), seed)
     batch = data.inputs[0].shape[0] or batch  # a model of a fixed batch runs on no other
@@ -113,12 +107,15 @@ def timed_feeds(
 def predict(
     opened: ort.InferenceSession, data: Data, batch: int, where: str, progress: Callable[[float], None] | None = None
 ) -> Outputs:
-    """Run all data through a model; return each output, joined over the samples.
+    """Return the outputs of a model on all data, joined over the samples.
 
-    A model with a fixed batch of another size is fed that size; a rest too small for a batch is left out.
+    A model with a fixed batch runs on batches of that size; samples that do not fill the last one are left out.
+
+    Raises:
+        DataError: there are fewer samples than the fixed batch.
     """
     parts: list[list[Any]] = []
-    fixed = opened.get_inputs()[0].shape[0] if opened.get_inputs()[0].shape else None
+    fixed = next(iter(opened.get_inputs()[0].shape), None)
     size = fixed if isinstance(fixed, int) else min(batch, len(data))
     if len(data) < size:
         raise DataError(

@@ -1,4 +1,4 @@
-"""`check`: judge whether a candidate may replace a baseline."""
+"""Judge whether a candidate may replace a baseline: structure, robustness, and the limits of the gate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import compare, timed_feeds
+from onnxprune.evaluation.compare import compare
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.evaluation.verdict import Measurements, hold
@@ -32,27 +32,34 @@ if TYPE_CHECKING:
 
 SCHEMA = "onnxprune.check/2"
 BATCHES = (1, 2, 7)
-"""Sizes of batches that must run, where the batch is dynamic."""
+"""Batch sizes that must run where the batch is dynamic."""
 EXTREME = 1e3
-"""Size of extreme inputs where there are no data to derive it from."""
+"""Magnitude of extreme inputs without data."""
 REPEATS = 3
-"""Runs on the same inputs, which must give the same outputs."""
+"""Number of runs on the same inputs, which must give the same outputs."""
 SAME = 1e-6
-"""Largest difference between these, as a share of the output's range, that the order of sums explains."""
+"""Largest difference between these runs, as a share of the range of the output, that the order of sums explains."""
 ORIGINAL = "onnxprune.original.sha256"
+"""Metadata of a pruned model: the digest of its original."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on a candidate that should replace a baseline; both are paths as given."""
+    """The verdict on a candidate for a baseline; both are paths."""
 
     candidate: str
     baseline: str
     verdict: Verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return to_dict(self.verdict)
+        """Return plain values for JSON; the schema is `check.schema.json` in `onnxprune.report`."""
+        checks = self.verdict.checks
+        return {
+            "schema": SCHEMA,
+            "passed": bool(self.verdict),
+            "undecided": sum(check.undecided for check in checks),
+            "checks": [{**asdict(check), "status": check.status} for check in checks],
+        }
 
 
 def check(
@@ -71,9 +78,9 @@ def check(
     Args:
         candidate: path of the model to judge.
         baseline: path of the model it should replace.
-        data: samples that both are run on; None: seeded random inputs.
+        data: samples that both models run on; None: seeded random inputs.
         preprocess: as for `prune`.
-        limits: what the candidate must keep.
+        limits: limits of the gate.
         measure: the benchmark config.
         providers: execution providers that the candidate must load on; the first one runs the comparison.
         on_stage: progress callback.
@@ -81,7 +88,7 @@ def check(
     Raises:
         OnnxPruneError: a file or the data cannot be used, or a limit cannot be measured.
     """
-    limits, measure = limits or GateLimits(), replace(measure or BenchmarkConfig(), provider=providers[0])
+    limits, config = limits or GateLimits(), replace(measure or BenchmarkConfig(), provider=providers[0])
     for name in ("max_drop", "max_class_drop", "max_calibration_rise"):
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
@@ -92,52 +99,43 @@ def check(
     if not all(checks):
         return Verdict(tuple(checks))
     loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
-
-    def open_model(path: str | os.PathLike[str]) -> ort.InferenceSession:
-        return open_session(os.fspath(path), measure.session, where=os.fspath(path))
-
-    original = open_model(baseline)
-    opened = list(_loads(candidate, providers, measure.session))
+    original = _open(baseline, config.session)
+    opened = list(_loads(candidate, providers, config.session))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    compared = compare(original, ran, ours, loaded, replace(measure, latency=False), on_stage)
-    feeds = timed_feeds(original, ours, loaded, measure.batch)
-    raced = None
-    if measure.latency:
-        raced = paired_timing.time_pair(
-            (lambda: open_model(baseline), lambda: open_model(candidate)),
-            feeds,
-            runs=measure.runs,
-            warmup=measure.warmup,
-            seconds=measure.seconds,
+    compared = compare(original, ran, ours, loaded, replace(config, latency=False), on_stage)
+    timed = None
+    if config.latency:
+        timed = paired_timing.time_pair(
+            (lambda: _open(baseline, config.session), lambda: _open(candidate, config.session)),
+            compared.feeds,
+            runs=config.runs,
+            warmup=config.warmup,
+            seconds=config.seconds,
             progress=share_of(on_stage, "time"),
         )
     on_stage("verify", None)
     checks.append(Check("finite outputs", compared.finite, None, compared.finite))
     checks += _robustness(original, ran, ours, loaded) if compared.finite else []
     on_stage("memory", None)
-    measured = Measurements(
-        (baseline, candidate),
-        (theirs, ours),
-        float(size),
-        compared,
-        feeds,
-        raced,
-        measure.session,
-        limits,
-    )
+    paths, protos = (baseline, candidate), (theirs, ours)
+    measured = Measurements(paths, protos, float(size), compared, timed, config.session, limits)
     return Verdict((*checks, *hold(measured)))
 
 
+def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceSession:
+    return open_session(os.fspath(path), config, where=os.fspath(path))
+
+
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
-    """Check the provenance of a pruned model: the SHA-256 of its original must be that of the baseline, `digest`."""
-    said = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
-    if said is None:
+    """Check that the original of a pruned model is the baseline."""
+    named = {entry.key: entry.value for entry in candidate.metadata_props}.get(ORIGINAL)
+    if named is None:
         return
-    detail = "" if said == digest else f"it was pruned from {said[:12]}…, the baseline is {digest[:12]}…"
-    yield Check("pruned from the baseline", said == digest, None, said == digest, detail)
+    detail = "" if named == digest else f"it was pruned from {named[:12]}…, the baseline is {digest[:12]}…"
+    yield Check("pruned from the baseline", named == digest, None, named == digest, detail)
 
 
 def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check]:
@@ -145,8 +143,8 @@ def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check
     yield Check("opset", float(opset), limits.max_opset, limits.max_opset is None or opset <= limits.max_opset)
     used = sorted({node.domain or "ai.onnx" for node in candidate.graph.node})
     odd = [] if limits.domains is None else sorted(set(used) - {"ai.onnx", *limits.domains})
-    told = None if limits.domains is None else ", ".join(("ai.onnx", *limits.domains))
-    yield Check("operator domains", ", ".join(used), told, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
+    allowed = None if limits.domains is None else ", ".join(("ai.onnx", *limits.domains))
+    yield Check("operator domains", ", ".join(used), allowed, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
 
 
 def _loads(
@@ -155,7 +153,7 @@ def _loads(
     for provider in providers:
         name = f"loads on {provider.removesuffix('ExecutionProvider')}"
         try:
-            opened = open_session(os.fspath(candidate), replace(config, provider=provider), where=os.fspath(candidate))
+            opened = _open(candidate, replace(config, provider=provider))
         except OnnxPruneError as error:
             yield Check(name, False, None, False, error.why or error.what), None
         else:
@@ -163,38 +161,37 @@ def _loads(
 
 
 def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None) -> Iterator[Check]:
-    """Run both models on unusual inputs, and the candidate several times on the same inputs."""
-    known = None if data is None else data.shapes()
-    shapes = workable_shapes(original, proto, 1) if known is None else None
+    """Check both models on unusual inputs, and several runs of the candidate on the same inputs."""
+    known = workable_shapes(original, proto, 1) if data is None else data.shapes()
     dynamic = has_dynamic_batch(proto)
     broken: list[str] = []
     for batch in BATCHES if dynamic else (1,):
-        each = concrete_shapes(proto, batch, known=known or shapes)
+        each = concrete_shapes(proto, batch, known=known)
         for name, feeds in _odd_inputs(proto, each, data):
             where = f"{name}, batch {each[proto.graph.input[0].name][0] if dynamic else 'fixed'}"
             try:
                 expected = run_batch(original, feeds)
             except OnnxPruneError:
-                continue  # the baseline does not run on that either
+                continue
             try:
                 outputs = run_batch(ran, feeds)
             except OnnxPruneError as error:
                 broken.append(f"{where}: {error.why[:120]}")
                 continue
-            if any(_spoilt(a, b) for a, b in zip(expected, outputs, strict=True)):
+            if any(_all_finite(a) and not _all_finite(b) for a, b in zip(expected, outputs, strict=True)):
                 broken.append(f"{where}: not finite, where the baseline is")
     sizes = ", ".join(map(str, BATCHES)) if dynamic else "that of the model"
     detail = "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}"
     yield Check("runs on odd inputs", not broken, None, not broken, detail)
-    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known or shapes), 0)
+    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known), 0)
     first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
     worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
     yield Check("deterministic", worst, SAME, worst <= SAME, f"{REPEATS} runs, share of the output's range")
 
 
-def _spoilt(expected: Any, found: Any) -> bool:
-    a, b = np.asarray(expected), np.asarray(found)
-    return a.dtype.kind == "f" and b.dtype.kind == "f" and bool(np.isfinite(a).all() and not np.isfinite(b).all())
+def _all_finite(output: Any) -> bool:
+    values = np.asarray(output)
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 def _odd_inputs(
@@ -214,16 +211,6 @@ def _odd_inputs(
 
 
 def strict(verdict: Verdict) -> Verdict:
-    """Return a verdict in which checks that are undecided fail."""
+    """Return a verdict in which undecided checks fail."""
     checks = (replace(check, passed=check.passed and not check.undecided) for check in verdict.checks)
     return replace(verdict, checks=tuple(checks))
-
-
-def to_dict(verdict: Verdict) -> dict[str, Any]:
-    """Return plain values for JSON; their schema is `check.schema.json` in `onnxprune.report`."""
-    return {
-        "schema": SCHEMA,
-        "passed": bool(verdict),
-        "undecided": sum(check.undecided for check in verdict.checks),
-        "checks": [{**asdict(check), "status": check.status} for check in verdict.checks],
-    }

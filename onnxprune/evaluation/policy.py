@@ -1,4 +1,4 @@
-"""Limits of the gate, and the policy: a TOML file with them that lies next to the model. Light to import, as `onnxprune.options`."""
+"""Limits of the gate, and the policy: a TOML file of limits. Light to import, as `onnxprune.options`."""
 
 from __future__ import annotations
 
@@ -7,88 +7,50 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.dials import check, dial, dials, documented, number_type
-from onnxprune.errors import OptionError
-from onnxprune.output import staged
+from onnxprune.errors import OptionError, first_line
+from onnxprune.fileio import atomic_write
+from onnxprune.options.metadata import check, documented, number_type, option, option_fields
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-HINT = "`onnxprune check --init policy.toml` writes one with all that is known"
+HINT = "`onnxprune check --init policy.toml` writes a policy with all limits"
+
+
+def _limit(text: str, metavar: str, example: str, **more: Any) -> Any:
+    return option(None, text, metavar=metavar, low=0, example=example, **more)
+
+
+DROP = "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs."
+CLASS_DROP = "Points of recall that any class may lose, beyond chance; needs labels."
+CALIBRATION = "Points by which the expected calibration error may rise; needs labels."
+SPEEDUP = "Latency of the baseline / latency of the candidate, at least; undecided where the machine is too noisy."
+PEAK_MEMORY = "Memory that a process needs to load and run the model, at most."
+DOMAINS = "Operator domain that is allowed beside ai.onnx; may be repeated."
 
 
 @documented
 @dataclass(frozen=True)
 class GateLimits:
-    """What a candidate must keep; None: the figure is told, and has no limit."""
+    """Limits on a candidate; None: the value is reported without a limit."""
 
-    max_drop: float | None = dial(
-        None,
-        "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs.",
-        metavar="POINTS",
-        low=0,
-        high=100,
-        example="0.5",
-        active=True,
-    )
-    max_class_drop: float | None = dial(
-        None,
-        "Points of recall that any class may lose, beyond chance; needs labels.",
-        metavar="POINTS",
-        low=0,
-        high=100,
-        example="10",
-        active=True,
-    )
-    min_agreement: float | None = dial(
-        None, "Percent of samples with the same top-1, at least.", metavar="PERCENT", low=0, high=100, example="98"
-    )
-    min_cosine: float | None = dial(
-        None, "Mean cosine of the outputs, at least.", metavar="C", low=0, high=1, example="0.99"
-    )
-    max_kl: float | None = dial(
-        None, "Divergence of the outputs in nats, at most.", metavar="NATS", low=0, example="0.05"
-    )
-    max_calibration_rise: float | None = dial(
-        None,
-        "Points by which the expected calibration error may rise; needs labels.",
-        metavar="POINTS",
-        low=0,
-        high=100,
-        example="1.0",
-    )
-    min_speedup: float | None = dial(
-        None,
-        "Latency of the baseline / latency of the candidate, at least; undecided where the machine is too noisy.",
-        metavar="RATIO",
-        low=0,
-        example="1.0",
-        active=True,
-    )
-    max_latency: float | None = dial(None, "Milliseconds of a run, at most.", metavar="MS", low=0, example="5.0")
-    max_size: float | None = dial(None, "Size of the file, at most.", metavar="MB", low=0, factor=1e6, example="4e6")
-    max_params: float | None = dial(None, "Parameters, at most.", metavar="N", low=0, example="1e6")
-    max_memory: float | None = dial(
-        None, "Activations that are alive at once, at most.", metavar="MB", low=0, factor=1e6, example="16e6"
-    )
-    max_peak_memory: float | None = dial(
-        None,
-        "Memory that a process needs to load and run the model, at most.",
-        metavar="MB",
-        low=0,
-        factor=1e6,
-        example="200e6",
-    )
-    max_opset: int | None = dial(None, "Opset of the standard operators, at most.", metavar="N", low=0, example="21")
-    domains: tuple[str, ...] | None = dial(
-        None,
-        "Operator domain that is allowed beside ai.onnx; may be repeated.",
-        flag="domain",
-        metavar="NAME",
-        listed=True,
-        example='["com.microsoft"]',
+    max_drop: float | None = _limit(DROP, "POINTS", "0.5", high=100, active=True)
+    max_class_drop: float | None = _limit(CLASS_DROP, "POINTS", "10", high=100, active=True)
+    min_agreement: float | None = _limit("Percent of samples with the same top-1, at least.", "PERCENT", "98", high=100)
+    min_cosine: float | None = _limit("Mean cosine of the outputs, at least.", "C", "0.99", high=1)
+    max_kl: float | None = _limit("Divergence of the outputs in nats, at most.", "NATS", "0.05")
+    max_calibration_rise: float | None = _limit(CALIBRATION, "POINTS", "1.0", high=100)
+    min_speedup: float | None = _limit(SPEEDUP, "RATIO", "1.0", active=True)
+    max_latency: float | None = _limit("Milliseconds of a run, at most.", "MS", "5.0")
+    max_size: float | None = _limit("Size of the file, at most.", "MB", "4e6", factor=1e6)
+    max_params: float | None = _limit("Parameters, at most.", "N", "1e6")
+    max_memory: float | None = _limit("Activations that are alive at once, at most.", "MB", "16e6", factor=1e6)
+    max_peak_memory: float | None = _limit(PEAK_MEMORY, "MB", "200e6", factor=1e6)
+    max_opset: int | None = _limit("Opset of the standard operators, at most.", "N", "21")
+    domains: tuple[str, ...] | None = option(
+        None, DOMAINS, flag="domain", metavar="NAME", listed=True, example='["com.microsoft"]'
     )
 
     def __post_init__(self) -> None:
@@ -100,13 +62,12 @@ def template() -> str:
     lines = [
         "# What a candidate must keep to replace the baseline:",
         "# `onnxprune check CANDIDATE --baseline MODEL --data D --policy THIS_FILE`.",
-        "# Remove the # of the limits you want; options on the command line go before what is said here.",
+        "# Remove the # of the limits to set; options on the command line take precedence.",
         "",
         "[limits]",
     ]
-    for each, found, _ in dials(GateLimits):
-        unit = " In bytes." if found.factor != 1 else ""
-        lines.append(f"{'' if found.active else '# '}{f'{each.name} = {found.example}':<32}# {found.help}{unit}")
+    for each, found, _ in option_fields(GateLimits):
+        lines.append(f"{'' if found.active else '# '}{f'{each.name} = {found.example}':<32}# {found.python_help}")
     return "\n".join([*lines, ""])
 
 
@@ -114,59 +75,47 @@ def read(path: Path) -> GateLimits:
     """Read a policy.
 
     Raises:
-        OptionError: it cannot be read, or says something that is not known.
+        OptionError: the policy cannot be read, or has unknown entries.
     """
+    where = str(path)
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OptionError(
-            "the policy cannot be read",
-            where=str(path),
-            why=str(error).splitlines()[0][:200],
-            hint="check the path and the TOML",
-        ) from error
+        hint = "check the path and the TOML"
+        raise OptionError("the policy cannot be read", where=where, why=first_line(error), hint=hint) from error
     odd = sorted(set(content) - {"limits"})
     limits = content.get("limits", {})
     if odd or not isinstance(limits, dict):
-        raise OptionError(
-            "the policy says something that is not known",
-            where=str(path),
-            why=", ".join(odd) or "`limits` is no table",
-            hint=HINT,
-        )
+        why = ", ".join(odd) or "`limits` is no table"
+        raise OptionError("the policy has unknown entries", where=where, why=why, hint=HINT)
     known = {each.name: each for each in fields(GateLimits)}
     unknown = sorted(set(limits) - set(known))
     if unknown:
-        raise OptionError("the policy has unknown limits", where=str(path), why=", ".join(unknown), hint=HINT)
+        raise OptionError("the policy has unknown limits", where=where, why=", ".join(unknown), hint=HINT)
     for name, value in limits.items():
         if number_type(known[name]):
             fits = isinstance(value, int | float) and not isinstance(value, bool)
         else:
             fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not fits:
-            raise OptionError(
-                f"{name} is {value!r}", where=str(path), hint="give a number, for domains a list of names"
-            )
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in limits.items()
-    }
+            raise OptionError(f"{name} is {value!r}", where=where, hint="give a number, for domains a list of names")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in limits.items()}
     return GateLimits(**values)
 
 
 def merged(policy: GateLimits, given: GateLimits) -> GateLimits:
-    """Return a policy with what was given on the command line in place of its own."""
-    said = {field.name: value for field in fields(GateLimits) if (value := getattr(given, field.name)) is not None}
-    return replace(policy, **said)
+    """Return a policy whose limits are replaced by those of the command line."""
+    return replace(policy, **{name: value for name, value in vars(given).items() if value is not None})
 
 
 def init(path: Path) -> None:
     """Write a commented policy.
 
     Raises:
-        OptionError: there is a file already.
-        OutputError: it cannot be written.
+        OptionError: the file exists already.
+        OutputError: the file cannot be written.
     """
     if path.exists():
         raise OptionError("there is a policy already", where=str(path), hint="give another path, or remove it")
-    with staged(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(template(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Check that a model is well-formed, and has the inputs and outputs of its original."""
+"""Check that a model is well-formed and has the inputs and outputs of the original."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxprune.errors import first_line
 from onnxprune.graph.model import STORED_IN, Model, tensors_of
 from onnxprune.types import Check
 
@@ -14,13 +15,7 @@ from onnxprune.types import Check
 def check_structure(
     candidate: onnx.ModelProto | Model, baseline: onnx.ModelProto | Model, *, strict: bool = True
 ) -> list[Check]:
-    """Check that a model is well-formed and has the inputs and outputs of the baseline.
-
-    Args:
-        candidate: the model to judge.
-        baseline: the original.
-        strict: whether onnx's full check counts; off where the original does not pass it either.
-    """
+    """Check that a model is well-formed (where `strict`, by onnx's full check) and has the inputs and outputs of the baseline."""
     checks = []
     if strict:
         reason = full_check(candidate)
@@ -37,7 +32,7 @@ def check_structure(
 
 
 def full_check(source: onnx.ModelProto | Model) -> str | None:
-    """Return why onnx's full check refuses a model; None when it passes. It does not look at the weights of a `Model`."""
+    """Return why onnx's full check refuses a model, None where it passes; the weights of a `Model` are not checked."""
     try:
         if not isinstance(source, Model):
             onnx.checker.check_model(source, full_check=True)
@@ -46,11 +41,11 @@ def full_check(source: onnx.ModelProto | Model) -> str | None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(proto.SerializeToString())
-            with (Path(folder) / STORED_IN).open("wb") as file:  # a hole of that size: nothing is written
+            with (Path(folder) / STORED_IN).open("wb") as file:  # a sparse file: nothing is written
                 file.truncate(max((values.nbytes for values in weights.values()), default=0))
             onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        return str(error).strip().splitlines()[0][:200]
+        return first_line(error)
     return None
 
 

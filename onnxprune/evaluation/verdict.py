@@ -1,4 +1,4 @@
-"""The measured checks of the gate: one row for each, and one rule that decides them all."""
+"""The measured checks of the gate: one row per check, and one rule that decides all of them."""
 
 from __future__ import annotations
 
@@ -13,67 +13,66 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.evaluation.benchmark import batch_of
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.metrics import activation_memory, paired_tests
 from onnxprune.metrics.outputs import class_scores, log_probabilities
+from onnxprune.metrics.table import METRICS, SCORES, Metric, of_kind
 from onnxprune.runtime import paired_timing, process_memory
-from onnxprune.runtime.session import Feeds, SessionConfig
+from onnxprune.runtime.session import SessionConfig
 from onnxprune.types import Check, FloatArray, IntArray
 
 NOISY = 0.25
-"""Range of the speed-up over the rounds, as a share of it, from which the machine is called noisy."""
+"""Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
 ROUNDING = 1e-9
-"""A value this much beyond its limit still counts as equal to it: 92.5 - 92.0 is not quite 0.5."""
+"""Difference up to which a value equals its limit: 92.5 - 92.0 is not exactly 0.5."""
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of a baseline and a candidate.
+    """Measurements of a baseline and a candidate, in that order.
 
     Attributes:
-        paths, protos: of both.
         size: bytes of the candidate.
-        compared: both on the same inputs.
-        feeds: the inputs that both are timed on.
-        race: times of both; None where latency is not measured.
+        compared: both models on the same inputs.
+        timed: latency of both models; None where it is not measured.
         config: how the models are executed.
-        limits: what the candidate must keep.
+        limits: limits of the gate.
     """
 
     paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
     protos: tuple[onnx.ModelProto, onnx.ModelProto]
     size: float
     compared: Comparison
-    feeds: Feeds
-    race: paired_timing.PairedTiming | None
+    timed: paired_timing.PairedTiming | None
     config: SessionConfig
     limits: GateLimits
 
     @property
     def where(self) -> str:
-        """What accuracy and fidelity were measured on."""
+        """Samples of accuracy and fidelity."""
         return f"{self.compared.samples} samples of {self.compared.data}"
 
     @property
     def batch(self) -> int:
         """Samples per timed run."""
-        return int((*np.shape(next(iter(self.feeds.values()))), 1)[0])
+        return batch_of(self.compared.feeds)
 
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
-        """Return the class scores of both models; None where no output holds any."""
+        """Return the class scores of both models; None where there are none."""
         first, second = (class_scores(outputs) for outputs in self.compared.outputs)
         return None if first is None or second is None else (first, second)
 
     def labelled(self) -> tuple[FloatArray, FloatArray, IntArray] | None:
-        """Return scores and labels; None where there are none, or scores are not finite."""
+        """Return class scores and labels; None where there are none, or outputs are not finite."""
         scores, labels = self.scores(), self.compared.labels
         return None if scores is None or labels is None or not self.compared.finite else (*scores, labels)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A value, and the interval from `low` to `high` that contains it where given; `name` replaces that of the check."""
+    """A value, its interval where known, and a name that replaces the one of the check."""
 
     value: float
     detail: str
@@ -84,14 +83,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class LimitCheck:
-    """A measured value that is held against a limit.
+    """A measured value with a limit: the smallest value that passes where `at_least`, else the largest.
 
-    Attributes:
-        name: with the unit.
-        limit: field of `GateLimits`.
-        measure: returns the value; None where it cannot be measured.
-        at_least: whether the limit is the least value that passes; else it is the largest.
-        needs: what the measurement needs; a limit without it is an error. Empty: the check is left out without it.
+    Where the value cannot be measured, a limit is an error if `needs` says what the measurement requires; else the check is left out.
     """
 
     name: str
@@ -101,34 +95,35 @@ class LimitCheck:
     needs: str = ""
 
     def held(self, found: Measured, limit: float | None) -> Check:
-        """Decide where the whole interval lies on one side of the limit; else the check is undecided."""
+        """Decide the check where the whole interval is on one side of the limit; else the check is undecided."""
         name = found.name or self.name
         if limit is None:
             return Check(name, found.value, None, True, found.detail)
-        low, high = (found.value if bound is None else bound for bound in (found.low, found.high))
-        if self.at_least:
-            surely, possibly = low >= limit - ROUNDING, high >= limit - ROUNDING
-        else:
-            surely, possibly = high <= limit + ROUNDING, low <= limit + ROUNDING
-        return Check(name, found.value, limit, possibly, found.detail, possibly and not surely)
+        bounds = [found.value if bound is None else bound for bound in (found.low, found.high)]
+        passes = [b >= limit - ROUNDING if self.at_least else b <= limit + ROUNDING for b in bounds]
+        return Check(name, found.value, limit, any(passes), found.detail, any(passes) and not all(passes))
 
 
 def hold(measured: Measurements) -> Iterator[Check]:
-    """Decide all checks; raise OptionError where a limit has no measured value."""
+    """Decide all checks.
+
+    Raises:
+        OptionError: there is a limit on a value that cannot be measured.
+    """
     for check_ in CHECKS:
-        limit, found = getattr(measured.limits, check_.limit), check_.measure(measured)
+        limit, found = getattr(measured.limits, check_.limit, None), check_.measure(measured)
         if found is not None:
             yield check_.held(found, limit)
         elif limit is not None and check_.needs and measured.compared.finite:
             option = check_.limit.replace("_", "-")
-            raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or give what it needs")
+            raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or provide them")
 
 
-def paired_drop(told: paired_tests.Paired, where: str, name: str = "") -> Measured:
-    """Return a drop with its one-sided upper bound: chance may hide a drop up to there."""
-    detail = f"no worse than {told.upper:.2f} at 95 %, interval {told.low:.2f} to {told.high:.2f}"
-    detail += f", {told.lost} lost and {told.gained} gained, McNemar p {told.p:.2g}, {where}"
-    return Measured(told.drop, detail, told.drop, told.upper, name)
+def paired_drop(found: paired_tests.Paired, where: str, name: str = "") -> Measured:
+    """Return a drop with the upper bound of its confidence interval."""
+    detail = f"no worse than {found.upper:.2f} at 95 %, interval {found.low:.2f} to {found.high:.2f}"
+    detail += f", {found.lost} lost and {found.gained} gained, McNemar p {found.p:.2g}, {where}"
+    return Measured(found.drop, detail, found.drop, found.upper, name)
 
 
 def _drop(measured: Measurements) -> Measured | None:
@@ -138,7 +133,8 @@ def _drop(measured: Measurements) -> Measured | None:
     if labels is not None:
         first, second = (paired_tests.right(one, labels) for one in scores)
         found = paired_drop(paired_tests.paired(first, second), measured.where)
-        change = f"{compared.accuracy_a[0]:.2f} -> {compared.accuracy_b[0]:.2f} %"
+        before, after = (each["top1"] for each in compared.accuracy)
+        change = f"{before:.2f} -> {after:.2f} %"
         return replace(found, detail=f"{change}, {found.detail}")
     if measured.limits.max_drop is None:
         return None
@@ -146,13 +142,19 @@ def _drop(measured: Measurements) -> Measured | None:
     return paired_drop(paired_tests.paired(np.ones_like(same), same), measured.where, "agreement drop (points)")
 
 
-def _fidelity(key: str, measured: Measurements) -> Measured | None:
-    value = measured.compared.fidelity.get(key)
-    return None if value is None else Measured(value, measured.where)
+def _fidelity_check(metric: Metric) -> LimitCheck:
+    """Return the check of a metric of fidelity; its limit is `min_<name>` or `max_<name>`."""
+    at_least = metric.direction == "higher"
+
+    def measure(measured: Measurements) -> Measured | None:
+        value = measured.compared.fidelity.get(metric.name)
+        return None if value is None else Measured(value, measured.where)
+
+    return LimitCheck(metric.title, f"{'min' if at_least else 'max'}_{metric.name}", measure, at_least, metric.needs)
 
 
 def _class_drop(measured: Measurements) -> Measured | None:
-    """Return the largest drop of a class; where there is a limit, the largest one that chance does not explain."""
+    """Return the largest drop of a class; with a limit, the one with the largest lower bound."""
     known = measured.labelled()
     if known is None:
         return None
@@ -173,26 +175,26 @@ def _calibration_rise(measured: Measurements) -> Measured | None:
 
 
 def _speedup(measured: Measurements) -> Measured | None:
-    race = measured.race
-    if race is None:
+    timed = measured.timed
+    if timed is None:
         return None
-    ratio, low, high = (float(of(race.ratios)) for of in (np.median, np.min, np.max))
+    ratio, low, high = (float(of(timed.ratios)) for of in (np.median, np.min, np.max))
     setting = f"batch {measured.batch}, threads {measured.config.threads or 'default'}"
-    detail = f"{low:.2f} to {high:.2f} in {len(race.ratios)} rounds, {race.runs} runs, {setting}"
+    detail = f"{low:.2f} to {high:.2f} in {len(timed.ratios)} rounds, {timed.runs} runs, {setting}"
     detail += "; the machine is noisy" if high - low > NOISY * ratio else ""
-    detail += f"; other processes kept {race.others:.1f} processors busy" if race.busy else ""
+    detail += f"; other processes kept {timed.others:.1f} processors busy" if timed.busy else ""
     return Measured(ratio, detail, low, high)
 
 
 def _latency(measured: Measurements) -> Measured | None:
-    """Return milliseconds, where there is a limit; other processes may have caused them."""
-    race = measured.race
-    if race is None or measured.limits.max_latency is None:
+    """Return milliseconds, where there is a limit; the interval allows for the load of other processes."""
+    timed = measured.timed
+    if timed is None or measured.limits.max_latency is None:
         return None
-    least, most = min(race.b), max(race.b)
-    quiet_least = least / (1 + (race.others or 0.0)) if race.busy else least
-    detail = f"{least:.3f} to {most:.3f}" + (f"; {quiet_least:.3f} perhaps on a quiet machine" if race.busy else "")
-    return Measured(float(np.median(race.b)), detail, quiet_least, most)
+    low, high = min(timed.b), max(timed.b)
+    idle = low / (1 + (timed.others or 0.0)) if timed.busy else low
+    detail = f"{low:.3f} to {high:.3f}" + (f"; {idle:.3f} perhaps on a quiet machine" if timed.busy else "")
+    return Measured(float(np.median(timed.b)), detail, idle, high)
 
 
 def _parameters(measured: Measurements) -> Measured:
@@ -202,9 +204,9 @@ def _parameters(measured: Measurements) -> Measured:
 
 
 def _activation_memory(measured: Measurements) -> Measured | None:
-    shapes = {name: value.shape for name, value in measured.feeds.items()}
+    shapes = {name: value.shape for name, value in measured.compared.feeds.items()}
     try:
-        before, after = (float(activation_memory.peak_of_proto(proto, shapes)) for proto in measured.protos)
+        before, after = (float(activation_memory.peak(proto, shapes)) for proto in measured.protos)
     except OnnxPruneError:
         if measured.limits.max_memory is not None:
             raise
@@ -214,7 +216,7 @@ def _activation_memory(measured: Measurements) -> Measured | None:
 
 def _peak_memory(measured: Measurements) -> Measured | None:
     with ThreadPoolExecutor() as pool:
-        opens = partial(process_memory.measure, feeds=measured.feeds, config=measured.config)
+        opens = partial(process_memory.measure, feeds=measured.compared.feeds, config=measured.config)
         before, after = pool.map(opens, measured.paths)
     if before is None or after is None:
         return None
@@ -222,22 +224,17 @@ def _peak_memory(measured: Measurements) -> Measured | None:
     return Measured(float(after), detail)
 
 
-SCORES = "outputs of the form (samples, classes)"
 DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES)
 CHECKS = (
     DROP,
-    LimitCheck("agreement (%)", "min_agreement", partial(_fidelity, "agreement"), at_least=True, needs=SCORES),
-    LimitCheck("cosine", "min_cosine", partial(_fidelity, "cosine"), at_least=True, needs="outputs of numbers"),
-    LimitCheck("KL (nats)", "max_kl", partial(_fidelity, "kl"), needs=SCORES),
+    *map(_fidelity_check, of_kind("fidelity")),
     LimitCheck("largest class drop (points)", "max_class_drop", _class_drop, needs="labels"),
     LimitCheck("calibration error, rise (points)", "max_calibration_rise", _calibration_rise, needs="labels"),
     LimitCheck("speed-up", "min_speedup", _speedup, at_least=True),
-    LimitCheck("latency (ms)", "max_latency", _latency),
-    LimitCheck(
-        "size (bytes)", "max_size", lambda found: Measured(found.size, "of the file and of the weights beside it")
-    ),
-    LimitCheck("parameters", "max_params", _parameters),
-    LimitCheck("activation memory (bytes)", "max_memory", _activation_memory),
+    LimitCheck(METRICS["latency"].title, "max_latency", _latency),
+    LimitCheck("size (bytes)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it")),
+    LimitCheck(METRICS["params"].title, "max_params", _parameters),
+    LimitCheck(METRICS["memory"].title, "max_memory", _activation_memory),
     LimitCheck("peak memory (bytes)", "max_peak_memory", _peak_memory, needs="Linux, which tells what a process takes"),
 )
-"""What is held against a limit, in the order of a verdict."""
+"""All measured checks, in the order of a verdict."""

@@ -33,7 +33,7 @@ def lifetimes(
 
 
 def alive_at(size: FloatArray, lives: IntArray) -> FloatArray:
-    """Return the sum of sizes alive at each node, given the size, (n,), and the lifetime, (n, 2), of every activation."""
+    """Return the sum of sizes alive at each node, given size, (n,), and lifetime, (n, 2), of each activation."""
     change = np.zeros(lives.max(initial=0) + 2)
     np.add.at(change, lives[:, 0], size)
     np.subtract.at(change, lives[:, 1] + 1, size)
@@ -56,14 +56,11 @@ class ActivationCost:
         self._cost = cost
         self._extents = Extents()
         inputs = [t.name for t in graph.inputs]
-        nodes = [
-            (
-                list(dict.fromkeys(t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name)),
-                [t.name for t in node.outputs if t.name],
-            )
-            for node in graph.nodes
-        ]
-        ordered = dict.fromkeys([*inputs, *(name for read, written in nodes for name in (*read, *written))])
+        variables = ([t.name for t in node.inputs if isinstance(t, gs.Variable) and t.name] for node in graph.nodes)
+        read = [list(dict.fromkeys(names)) for names in variables]
+        written = [[t.name for t in node.outputs if t.name] for node in graph.nodes]
+        nodes = list(zip(read, written, strict=True))
+        ordered = dict.fromkeys([*inputs, *(name for names in nodes for side in names for name in side)])
         self.names = {name: number for number, name in enumerate(ordered)}
         carried = [trace.carried.get(name) for name in self.names]
         self._base = np.array([math.prod(trace.shapes.get(name, ())) / trace.batch for name in self.names])
@@ -71,7 +68,7 @@ class ActivationCost:
         self._extents.close()
         self._reads, self._writes = (  # (node, tensor)
             np.array([(n, self.names[name]) for n, names in enumerate(side) for name in names], np.int64).reshape(-1, 2)
-            for side in zip(*nodes, strict=True)
+            for side in (read, written)
         )
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         self._nodes = len(graph.nodes)

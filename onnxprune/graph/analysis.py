@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -53,31 +53,43 @@ class PinCost:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """The result of `inspect`; FLOPs are counted for inputs of the shapes `inputs`."""
+class Analysis:
+    """A loaded model, its trace and its cost model."""
 
-    model: str
-    sha256: str
-    size: int
-    params: int
-    macs: float
-    prunable_share: float
-    layers: tuple[LayerCost, ...]
+    model: Model
     trace: Trace
+    cost: CostModel
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The result of `inspect`: an analysis, the costs of the whole model, and the cost of each kind of pin."""
+
+    analysis: Analysis
+    macs: float
+    layers: tuple[LayerCost, ...]
     held: tuple[PinCost, ...]
-    inputs: dict[str, list[int]]
-    notes: tuple[str, ...]
-    provenance: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, list[int]]:
+        """Shapes of the inputs that FLOPs are counted for."""
+        return {name: list(shape) for name, shape in self.analysis.trace.input_shapes.items()}
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Metadata that onnxprune writes into a model."""
+        entries = self.analysis.model.header.metadata_props
+        return {entry.key: entry.value for entry in entries if entry.key.startswith(models.PROVENANCE)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        trace = self.trace
+        model, trace = self.analysis.model, self.analysis.trace
         return {
             "schema": INSPECT_SCHEMA,
-            "model": {"path": self.model, "sha256": self.sha256, "size": self.size, "params": self.params},
+            "model": {"path": str(model.path), "sha256": model.digest, "size": model.size, "params": model.params},
             "flops": 2 * self.macs,
             "macs": self.macs,
-            "prunable_share": self.prunable_share,
+            "prunable_share": self.analysis.cost.prunable_share(),
             "inputs": self.inputs,
             "layers": [asdict(layer) for layer in self.layers],
             "groups": [
@@ -94,18 +106,9 @@ class Inspection:
                 for pin in trace.pins
             ],
             "held": [asdict(pin) for pin in self.held],
-            "notes": list(self.notes),
+            "notes": list(model.notes),
             "provenance": self.provenance,
         }
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """A loaded model, its trace and its cost model."""
-
-    model: Model
-    trace: Trace
-    cost: CostModel
 
 
 def analyse(
@@ -198,25 +201,7 @@ def inspect(analysis: Analysis) -> Inspection:
     """Inspect a model."""
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
     macs, _ = analysis.cost.totals(everything)
-    shapes = {name: list(shape) for name, shape in analysis.trace.input_shapes.items()}
-    return Inspection(
-        model=str(analysis.model.path),
-        sha256=analysis.model.digest,
-        size=analysis.model.size,
-        params=analysis.model.params,
-        macs=macs,
-        prunable_share=analysis.cost.prunable_share(),
-        layers=analysis.cost.layers(everything),
-        trace=analysis.trace,
-        held=_pin_costs(analysis),
-        inputs=shapes,
-        notes=analysis.model.notes,
-        provenance={
-            entry.key: entry.value
-            for entry in analysis.model.header.metadata_props
-            if entry.key.startswith(models.PROVENANCE)
-        },
-    )
+    return Inspection(analysis, macs, analysis.cost.layers(everything), _pin_costs(analysis))
 
 
 def _pin_costs(analysis: Analysis) -> tuple[PinCost, ...]:

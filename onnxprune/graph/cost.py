@@ -12,7 +12,7 @@ from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer per sample; `channels` counts the channels it writes (a depthwise layer: the channels it filters)."""
+    """Cost of one layer per sample; `channels` counts the channels that it writes (depthwise: filters)."""
 
     label: str
     op: str
@@ -56,9 +56,9 @@ class CostModel:
 
     The weight of a layer shrinks along every axis that holds channels. The MACs of a layer are the elements left of the
     weight times the positions it is applied to (output pixels of a Conv, rows of a Gemm); FLOPs are 2 x MACs. Both are
-    per sample; one run of a model with a fixed batch is one sample. Only layers with a weight count: Conv, Gemm, MatMul,
-    not additions, activations and pools. Parameters are the elements of all float constants and of all dequantized
-    integers, biases and normalization included, each stored tensor once.
+    per sample; one run of a model with a fixed batch is one sample. Only layers with a weight count (Conv, Gemm,
+    MatMul), not additions, activations and pools. Parameters are the elements of all float constants and of all
+    dequantized integers, biases and normalization included, each stored tensor once.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -114,7 +114,7 @@ class CostModel:
         return elements, layer, layer * self._positions * share[self._over]
 
     def work(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray]:
-        """Return (MACs per sample, elements of the weight) of each of `Trace.works`, channels rounded up to whole steps."""
+        """Return (MACs per sample, weight elements) of each of `Trace.works`, channels rounded up to whole steps."""
         _, elements, macs = self._count(keep, step)
         return macs, elements
 

@@ -1,6 +1,6 @@
 """Collect facts about channel ids while the graph is walked, then resolve them into groups of channels.
 
-During the walk every filter has an *id*. Rules tie ids, pin them, and say which tensors hold them. `Facts.resolve` then
+During the walk every filter has an *id*. Rules tie ids, pin ids, and report the tensors with ids. `Facts.resolve` then
 finds the connected components of the ties: each is one *channel*, a unit that is deleted as a whole.
 """
 
@@ -30,7 +30,7 @@ class Equal(NamedTuple):
 
 
 class _Pin(NamedTuple):
-    """Pinned ids, and why."""
+    """Pinned ids and the reason."""
 
     ids: IntArray
     node: int
@@ -38,7 +38,7 @@ class _Pin(NamedTuple):
 
 
 class Facts:
-    """What the rules have found so far. The `channels` of a fact are ids: (n,), or (n, m) with m ids at each index."""
+    """Facts that the rules report. The `channels` of a fact are ids: (n,), or (n, m) with m ids at each index."""
 
     def __init__(self) -> None:
         self.n_ids = 0
@@ -83,7 +83,7 @@ class Facts:
             self.pin(np.maximum(a, b)[alone], node, reason)
 
     def see(self, ids: IntArray, node: int) -> None:
-        """Note a tensor of the graph: one channel of each of its axes must survive."""
+        """Record a tensor of the graph: one channel of each of its axes must survive."""
         if len(varying(ids)) > 1:
             grid = np.squeeze(ids)
             self.grids.setdefault((grid.shape, grid.tobytes()), grid)
@@ -116,7 +116,7 @@ class Facts:
         for node, lane in self.lanes.values():
             channels = np.unique(lookup[lane])
             if channels[0] == FIXED:
-                continue  # something always stays
+                continue  # one index is pinned, so the axis cannot become empty
             if channels.size == 1:
                 self.pin(lane, node, "the channel is the only one of a tensor")
             extents.setdefault(channels.tobytes(), channels)
@@ -158,7 +158,7 @@ class Facts:
         return rank[inverse]
 
     def _make_rectangular(self, of_id: IntArray) -> IntArray:
-        """Tie channels that spread over two axes of a tensor, so that what is left is a rectangle.
+        """Tie channels that spread over two axes of a tensor, so that the survivors form a rectangle.
 
         Positions on the last axis are the units: they are tied across all other axes, as in a grouped Conv, whose
         groups keep the same positions.
@@ -199,7 +199,7 @@ class Facts:
         return NOBODY
 
     def _pin_conflicts(self, lookup: IntArray) -> None:
-        """Pin channels whose number an integer holds together with the number of others, or cannot hold."""
+        """Pin channels that share an integer with other channels, or whose number the integer cannot follow."""
         owners: dict[tuple[int, str, int | None, int | None], Count] = {}
         for count in self.counts:
             first = owners.setdefault((count.node, count.field, count.input, count.index), count)
@@ -220,10 +220,10 @@ class Facts:
                     )
 
     def _check_equal(self, equal: Equal, lookup: IntArray, n: int) -> None:
-        """Pin what a size computed at run time depends on, unless it follows the survivors whatever they are."""
+        """Pin the channels of a size computed at run time unless the size follows every selection."""
 
         def weights(rows: IntArray) -> IntArray:
-            """Return how often each channel decides whether an index of the axis survives; what stays is in front."""
+            """Count the indices of the axis per channel, pinned indices first."""
             channels = lookup[rows]
             if channels.ndim > 1:  # rows of several channels: either each is one channel, or the axis never shrinks
                 same = (channels == channels[:, :1]).all()
@@ -240,8 +240,8 @@ class Facts:
         if not n:
             return ()
         block_of_id = np.repeat(np.arange(len(self.block_sizes)), self.block_sizes)
-        # a channel's signature is the sum of a random number per block: equal exactly when the blocks are (but for chance
-        # below 2**-40), and computed without a loop over channels
+        # the signature of a channel is a sum of one random number per block: channels of equal blocks have equal
+        # signatures, and others do not (except by chance, below 2**-40)
         hashes = np.random.default_rng(0).integers(0, 2**63, len(self.block_sizes), dtype=np.uint64)
         signature = np.zeros(n, dtype=np.uint64)
         np.add.at(signature, of_id, hashes[block_of_id])

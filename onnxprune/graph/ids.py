@@ -51,7 +51,7 @@ def rows(ids: Ids, axis: int) -> Ids:
 def reshape_ids(ids: Ids, before: tuple[int, ...], after: tuple[int, ...]) -> Ids:
     """Reshape ids as a row-major Reshape from shape `before` to `after` does.
 
-    Dimensions are matched in the smallest runs of equal product. Ids are spread out only within a run that holds channels.
+    Dimensions are matched in the smallest runs of equal product, and ids spread out only in a run that holds channels.
     """
     i = j = 0
     pieces: list[tuple[list[int], list[int]]] = []

@@ -20,10 +20,10 @@ from onnx import external_data_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.fileio import atomic_write, check_destination
 from onnxprune.graph import normalize
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.qdq import separate_weights
-from onnxprune.output import check_destination, staged
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
@@ -39,7 +39,7 @@ BODY = ("node", "initializer", "sparse_initializer", "value_info")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int, str]:
-    """Read and check a model without normalization; return the proto, the bytes of all files, and the SHA-256 of `path`.
+    """Read and check a model without normalization; return the proto, the bytes of all files, and the SHA-256.
 
     Raises:
         ModelError: as for `load`.
@@ -296,13 +296,13 @@ def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | 
     for key, value in (metadata or {}).items():
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
-    with staged(target) as temporary:
+    with atomic_write(target) as temporary:
         if model.byte_size() < PROTO_LIMIT:
             temporary.write_bytes(proto.SerializeToString())
             return temporary.stat().st_size
         data = target.with_name(target.name + ".data")
         check_destination(data, *model.files)
-        with staged(data) as temporary_data:
+        with atomic_write(data) as temporary_data:
             onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
             stub = onnx.load_model(str(temporary), load_external_data=False)
             for tensor in stub.graph.initializer:

@@ -4,7 +4,7 @@ A `Linear` unfolds the input of a layer into *rows*, one per output position: th
 times the row plus the bias. A convolution, transposed or not, has one matrix per group, and a row holds the patch of
 the input that the position sees. A BatchNormalization in inference has one factor per channel.
 
-Positions are counted over all axes of the output except the channel axis, in axis order, so over all samples of a batch.
+Positions are counted over all axes of the output except the channel axis, so over all samples of a batch.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ class Conv(Linear):
 class Product(Linear):
     """Gemm, MatMul and Einsum with one constant matrix, on either side and transposed or not.
 
-    The bias of a MatMul is the constant of an Add behind it. The Add is no part of the layer: the output of the layer is
-    the input of the Add, and `effective` returns a bias of 0. `write` *adds* its bias to the constant of the Add.
+    The bias of a MatMul is the constant of an Add behind it. The Add is no part of the layer: the layer ends before the
+    Add, and `effective` returns a bias of 0. `write` *adds* its bias to the constant of the Add.
 
     Attributes:
         input_axis: axis of the input that is summed over.

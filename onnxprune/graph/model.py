@@ -77,7 +77,7 @@ class Model:
         return _export(self, frozenset())
 
     def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-        """Export without the larger weights, which are named as stored in a file `STORED_IN`; return the proto and them."""
+        """Export without the larger weights, named as stored in a file `STORED_IN`; return proto and weights."""
         apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
         proto = _export(self, frozenset(), frozenset(apart))
         return proto, {name: tensor.values for name, tensor in apart.items()}
@@ -100,9 +100,9 @@ class Model:
     def part(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
     ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-        """Export some nodes, by ascending number, as a model without the larger weights; return the proto and them.
+        """Export some nodes, by ascending number, as a model without the larger weights; return both.
 
-        `inputs` holds dtype and rank of each tensor that other nodes write, `outputs` the names of the tensors to return.
+        `inputs` holds dtype and rank of each tensor that other nodes write, `outputs` the names of the model's outputs.
         """
         proto = onnx.ModelProto(ir_version=self.header.ir_version, opset_import=self.header.opset_import)
         graph = proto.graph

@@ -36,7 +36,7 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone; in place.
 
     Dequantized weights stay integers, weights that are quantized at run time become integers, and random nodes stay.
-    The folding of graphsurgeon is not used: it rewrites float arithmetic on shapes into integers, which rounds the scale
+    The folding of graphsurgeon is not used: it turns float arithmetic on shapes into integers, which rounds the scale
     of a Resize. Computed values are added to `found`, by name. `where` names the model in an error.
 
     Raises:
@@ -136,7 +136,7 @@ def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> b
     for node in graph.nodes:
         source = node.inputs[0].inputs[0] if node.inputs and node.inputs[0].inputs else None
         if node.op == "Shape":
-            value = _whole(_shape_of(node, known))
+            value = _as_array(_shape_of(node, known))
         elif node.op in ("Gather", "Slice") and source is not None and source.op == "Shape":
             value = _part_of(node, _shape_of(source, known))
         else:
@@ -189,7 +189,7 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
 
 
 def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
-    """Turn the mean of norms in a global response normalization (ConvNeXt V2, Woo et al., 2023, equation 2) into sum / number.
+    """Turn the mean of norms in global response normalization (Woo et al., 2023, equation 2) into sum / number.
 
     Deleting one channel changes the mean over channels for all others; a sum is exact without deleted channels, which
     contribute zero.
@@ -258,7 +258,7 @@ def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[
     return None if sizes is None else list(sizes)[node.attrs.get("start", 0) : node.attrs.get("end")]
 
 
-def _whole(sizes: list[int | None] | None) -> np.ndarray[Any, Any] | None:
+def _as_array(sizes: list[int | None] | None) -> np.ndarray[Any, Any] | None:
     """Return sizes as an array; None where one is unknown."""
     return None if sizes is None or None in sizes else np.array(sizes, dtype=np.int64)
 
@@ -271,12 +271,12 @@ def _part_of(node: gs.Node, sizes: list[int | None] | None) -> np.ndarray[Any, A
     if sizes is None or any(argument is None for argument in arguments):
         return None
     if node.op == "Gather":
-        picked = _whole([sizes[int(i)] for i in arguments[0].reshape(-1)])
+        picked = _as_array([sizes[int(i)] for i in arguments[0].reshape(-1)])
         return None if picked is None else picked.reshape(arguments[0].shape)
     if any(argument.size != 1 for argument in arguments):
         return None
     start, end, *more = (int(argument.reshape(-1)[0]) for argument in arguments)
-    return _whole(sizes[start : end : more[1] if len(more) > 1 else 1] or None)
+    return _as_array(sizes[start : end : more[1] if len(more) > 1 else 1] or None)
 
 
 def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:

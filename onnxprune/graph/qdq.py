@@ -96,7 +96,7 @@ def stored_weights(graph: gs.Graph) -> dict[str, int]:
 
 
 def separate_weights(graph: gs.Graph) -> None:
-    """Give every reader of a dequantized constant one of its own, in the layout that the reader takes; in place."""
+    """Give every reader of a dequantized constant its own copy, in the layout that the reader takes; in place."""
     while any(is_dequantized(node) for node in graph.nodes):
         _give_each_reader_its_own(graph)
         if not _remove_moves(graph):  # a removed node may have had several readers
@@ -125,7 +125,7 @@ def _give_each_reader_its_own(graph: gs.Graph) -> None:
 
 
 def _remove_moves(graph: gs.Graph) -> bool:
-    """Transpose quantized weights in place of the nodes that do so after DequantizeLinear; tell whether there were any."""
+    """Remove each Transpose and Identity behind a DequantizeLinear, transposing the weight; tell whether any was."""
     weights = stored_weights(graph)
     for node in graph.nodes:
         is_move = node.op in ("Identity", "Transpose") and node.domain in STANDARD

@@ -1,4 +1,4 @@
-"""What a rule sees of a node and says about it, and helpers that rules share."""
+"""The view of one node that a rule gets and reports facts to, and helpers that rules share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxprune.graph.ids import FIXED, Ids, compress, nothing, rows, varying
 from onnxprune.types import Count, Lookup, Role, Slice, Statistic, Summed, Work
 
 CUT = " (free with --norms cut, which takes data and repair)"
-"""End of the reason that pins what a normalization runs over."""
+"""End of the reason that pins channels that a normalization runs over."""
 MOST_FLOATS = 16
 """A float constant with more elements is no list of sizes."""
 Rule = Callable[["RuleContext"], Sequence[Ids]]
@@ -40,7 +40,7 @@ class Size:
 
 @dataclass
 class TraceState:
-    """What is known of a graph while it is traced.
+    """A graph and the results of its walk so far.
 
     Attributes:
         shapes: concrete shape of every tensor.
@@ -67,7 +67,7 @@ class TraceState:
 
 
 class RuleContext:
-    """One node while it is traced: what its rule may know, and what it may say."""
+    """One node during the trace: properties that its rule reads, and facts that its rule reports."""
 
     def __init__(self, state: TraceState, n: int) -> None:
         self.state, self.facts = state, state.facts
@@ -105,7 +105,7 @@ class RuleContext:
         return qdq.values_at(node, place) if isinstance(node.inputs[place], gs.Constant) else None
 
     def value(self, i: int) -> np.ndarray[Any, Any] | None:
-        """Return what input i holds while tracing: a constant, or an integer tensor computed from shapes."""
+        """Return the value of input i during the trace: a constant, or an integer tensor computed from shapes."""
         constant = self.const(i)
         if constant is not None or not self.has(i):
             return constant
@@ -136,7 +136,7 @@ class RuleContext:
         return [nothing(len(self.state.shapes.get(t.name, ()))) for t in self._node.outputs]
 
     def refuse(self, reason: str, inputs: Iterable[int] = (0,)) -> list[Ids]:
-        """Pin what the given inputs hold; return outputs without channels."""
+        """Pin the ids of the given inputs; return outputs without channels."""
         for i in inputs:
             ids = self.ids(i)
             if ids is not None:
@@ -144,7 +144,7 @@ class RuleContext:
         return self.nothing()
 
     def slice(self, i: int, axis: int, ids: Ids, role: Role) -> None:
-        """Say that the constant at input i holds ids along an axis."""
+        """Report that the constant at input i holds ids along an axis."""
         if not (ids >= 0).any():
             return
         source = self.state.stored.get(self._node.inputs[i].name)
@@ -171,12 +171,12 @@ class RuleContext:
         return (self._n, i) if source is None else (source, 0)
 
     def count(self, field: str, ids: Ids, *, input: int | None = None, index: int | None = None) -> None:
-        """Say that an integer equals the number of surviving ids."""
+        """Report that an integer equals the number of surviving ids."""
         if (ids >= 0).any():
             self.facts.counts.append(Count(self._n, field, input, index, ids, per=1))
 
     def lookup(self, i: int, ids: Ids) -> None:
-        """Say that the constant at input i holds positions on an axis with ids."""
+        """Report that the constant at input i holds positions on an axis with ids."""
         self.facts.lookups.append(Lookup(self._n, i, ids))
 
     def summed(
@@ -188,7 +188,7 @@ class RuleContext:
         axes: Sequence[int] = (),
         scale: int | None = None,
     ) -> None:
-        """Say that a statistic of activation i runs over an axis that holds ids; see `onnxprune.types.Summed`."""
+        """Report a statistic of activation i over an axis that holds ids; see `onnxprune.types.Summed`."""
         if (ids >= 0).any():
             self.facts.summed.append(Summed(self._n, i, axis, ids, statistic, tuple(axes), scale))
 
@@ -204,7 +204,7 @@ class RuleContext:
         return [Size(int(v), (self._n, i, j)) for j, v in enumerate(value.reshape(-1))]
 
     def size(self, size: Size, ids: Ids) -> None:
-        """Say that an integer of a shape is the size of an axis that holds ids."""
+        """Report that an integer of a shape is the size of an axis that holds ids."""
         if size.owner is not None:
             node, i, element = size.owner
             self.facts.counts.append(Count(node, "shape", i, element, ids, size.num))
@@ -214,7 +214,7 @@ class RuleContext:
             self.pin(ids, "a shape is computed at run time from other values")
 
     def work(self, i: int, positions: int, over: Ids | None = None) -> None:
-        """Say that each element of the weight at input i is multiplied this many times, for the survivors of `over`."""
+        """Report the positions at which the weight at input i is applied, for the survivors of `over`."""
         node, place = self._origin(i)
         self.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
 
@@ -248,7 +248,7 @@ def lane(ctx: RuleContext, i: int, axis: int) -> Ids:
 
 
 def follow(ctx: RuleContext, i: int, ids: Ids, role: Role = "follows") -> None:
-    """Slice the constant at input i, if it is one, along every axis of the output on which it holds one value per channel."""
+    """Slice a constant at input i along every axis of the output on which it holds a value per channel."""
     constant = ctx.const(i)
     if constant is None:
         return
@@ -294,7 +294,7 @@ def tie_broadcast(
     """Combine the ids of two operands of real sizes `a_dims`, `b_dims`; return ids and sizes of the result."""
     dims = tuple(np.broadcast_shapes(a_dims, b_dims))
     on_a, on_b = varying(a), varying(b)
-    # an operand that is 1 wide wherever the other has channels is the same for all of them: no tie
+    # an operand of size 1 on the channel axes of the other one serves all its channels: no tie
     a_is_wide = any(a_dims[axis] > 1 for axis in on_b)
     b_is_wide = any(b_dims[axis] > 1 for axis in on_a)
     if not on_b and not b_is_wide:

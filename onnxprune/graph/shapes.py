@@ -22,8 +22,8 @@ DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
     (256,),
     (512,),
 )
-"""Sizes to try for dynamic axes other than the batch. A list gives each axis another size, a multiple of the usual strides;
-further axes get its last size."""
+"""Sizes to try for dynamic axes other than the batch. A list gives each axis another size, a multiple of the usual
+strides; further axes get its last size."""
 TOLD_SHAPES = 4
 
 
@@ -112,7 +112,7 @@ def candidate_shapes(
 
 
 def no_shape_runs(failures: Sequence[tuple[Mapping[str, tuple[int, ...]], ModelError]]) -> ModelError:
-    """Return the error for a model that runs on none of the input shapes: the first one where only the batch changed."""
+    """Return the error for a model that runs on no input shape: the first one where only the batch changed."""
     (_, first), tried = failures[0], [shapes for shapes, _ in failures]
     if len({tuple(shape[1:] for shape in shapes.values()) for shapes in tried}) == 1:
         return first
@@ -134,7 +134,7 @@ def has_dynamic_batch(proto: onnx.ModelProto) -> bool:
 
 @dataclass(frozen=True)
 class InferredShapes:
-    """Result of shape inference: full shapes, shapes with None for what is unknown, and ONNX element types, by tensor."""
+    """Result of shape inference by tensor: full shapes, shapes with None for unknown sizes, ONNX element types."""
 
     full: dict[str, tuple[int, ...]]
     partial: dict[str, list[int | None]]

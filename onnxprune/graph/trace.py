@@ -39,7 +39,7 @@ OBSERVED_ELEMENTS = 4096
 """Largest integer tensor whose values are observed in a run, for rules that read an input computed at run time."""
 MAX_REPORTED = 3
 WHOLE_FROM = {"positions": math.inf, "whole": 1, "many": 8}
-"""Number of groups of a convolution from which whole groups are deleted, by `--grouped`; narrower groups save no time."""
+"""Number of groups of a convolution from which whole groups are deleted, by `--grouped`."""
 
 
 def trace(
@@ -110,7 +110,7 @@ def node_labels(graph: gs.Graph) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Shapes of inputs and tensors where every dynamic axis has a size, and small integer tensors computed at run time."""
+    """Shapes where every dynamic axis has a size, and small integer tensors computed at run time."""
 
     batch: int
     inputs: dict[str, tuple[int, ...]]
@@ -149,7 +149,8 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
             failures.append((inputs, failure))
             continue
         shapes |= {name: np.shape(value) for name, value in seen.items()}
-        return _Shapes(batch, inputs, shapes, {k: v for k, v in seen.items() if _is_small_integer(v, np.shape(v))})
+        small = {k: v for k, v in seen.items() if isinstance(v, np.ndarray) and v.size <= OBSERVED_ELEMENTS}
+        return _Shapes(batch, inputs, shapes, {k: v for k, v in small.items() if v.dtype.kind == "i"})
     raise no_shape_runs(failures)
 
 
@@ -173,16 +174,14 @@ def _computed(
     return {**shapes, **{name: value.shape for name, value in found.items() if name in computed}}, values
 
 
-def _is_small_integer(kind: Any, shape: tuple[int, ...] | None) -> bool:
-    """Tell whether a tensor can hold a shape; `kind` is an ONNX element type or a value."""
-    if isinstance(kind, np.ndarray):
-        return kind.dtype.kind == "i" and kind.size <= OBSERVED_ELEMENTS
+def _is_small_integer(kind: int | None, shape: tuple[int, ...] | None) -> bool:
+    """Tell whether a tensor of an ONNX element type can hold a shape."""
     integer = kind in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     return integer and (shape is None or math.prod(shape) <= OBSERVED_ELEMENTS)
 
 
 def _walk(state: TraceState) -> None:
-    """Apply the rule of every node, in graph order."""
+    """Apply the rule of every node, in graph order, and pin the outputs."""
     for tensor in state.graph.inputs:
         state.ids[tensor.name] = nothing(len(state.shapes[tensor.name]))
     for n, node in enumerate(state.graph.nodes):
@@ -204,7 +203,12 @@ def _walk(state: TraceState) -> None:
             if tensor.name:
                 state.ids[tensor.name] = ids
                 state.facts.see(ids, n)
-    _pin_outputs(state)
+    producers = {tensor.name: n for n, node in enumerate(state.graph.nodes) for tensor in node.outputs}
+    for tensor in state.graph.outputs:
+        if tensor.name in producers:
+            ctx = RuleContext(state, producers[tensor.name])
+            _pin_sizes(ctx, tensor.name, f"the number of channels is the model output {tensor.name}")
+            ctx.pin(state.ids[tensor.name], f"the channel is in the model output {tensor.name}")
 
 
 def _follow_sizes(ctx: RuleContext, spec: OperatorSpec, node: gs.Node, operator: str) -> bool:
@@ -228,17 +232,8 @@ def _pin_sizes(ctx: RuleContext, name: str, reason: str) -> None:
             ctx.pin(size.ids, reason)
 
 
-def _pin_outputs(state: TraceState) -> None:
-    producers = {tensor.name: n for n, node in enumerate(state.graph.nodes) for tensor in node.outputs}
-    for tensor in state.graph.outputs:
-        if tensor.name in producers:
-            ctx = RuleContext(state, producers[tensor.name])
-            _pin_sizes(ctx, tensor.name, f"the number of channels is the model output {tensor.name}")
-            ctx.pin(state.ids[tensor.name], f"the channel is in the model output {tensor.name}")
-
-
 def matching(graph: gs.Graph, labels: Sequence[str], pattern: str) -> set[int]:
-    """Return the numbers of the nodes with a label, or with the name of a constant input, that matches a glob pattern."""
+    """Return the numbers of the nodes whose label, or the name of a constant input, matches a glob pattern."""
     return {
         n
         for n, node in enumerate(graph.nodes)

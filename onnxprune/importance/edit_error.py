@@ -1,12 +1,11 @@
-"""The error of a layer's output when weights go and the others are adjusted: second order, on the Gram matrix of its input.
+"""Error of a layer's output after weights are removed and the others are adjusted: second order, on the Gram matrix of its input.
 
-With H the covariance of the rows that a layer reads and W its matrix, the squared error of its output is
+With H the covariance of the input rows of a layer and W its matrix, the squared error of the output is the minimum of
 
     tr( (W - W') H (W - W')' )
 
-at least over all W' that an edit allows. For taps of a kernel the minimum is a regression on what stays, the closed form of Optimal Brain
-Surgeon for many weights at once (Hassibi and Stork, 1993, eq. 5). For directions it is the reduced rank regression, see
-`onnxprune.surgery.edits.low_rank`.
+over all W' that an edit allows. For taps of a kernel this is a regression on the remaining taps, the closed form of Optimal Brain Surgeon
+for several weights (Hassibi and Stork, 1993, eq. 5). For directions it is the reduced rank regression of `onnxprune.surgery.edits.low_rank`.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class Gram:
 
     Args:
         layer: the layer.
-        covariance: (groups, features, features), damped; or (groups, features), its diagonal, where the whole would take too much memory.
-        mean: (groups, features) of its input.
+        covariance: damped covariance of the input, (groups, features, features), or its diagonal, (groups, features).
+        mean: mean of the input, (groups, features).
     """
 
     def __init__(self, layer: Linear, covariance: FloatArray, mean: FloatArray) -> None:
@@ -42,11 +41,11 @@ class Gram:
         self._leading: dict[str, tuple[FloatArray, FloatArray]] = {}
 
     def bias(self, matrix: FloatArray) -> FloatArray:
-        """Return the bias that keeps the mean of the output with another matrix, (groups, outputs)."""
+        """Return the bias with which another matrix keeps the mean of the output, (groups, outputs)."""
         return np.asarray(self._bias + np.einsum("gof,gf->go", self.matrix - matrix, self.mean))
 
     def regressed(self, features: IntArray) -> tuple[FloatArray, float]:
-        """Return the best matrix on some input features, and its error as a share of the variance of the output."""
+        """Return the best matrix that reads only `features`, and its error as a share of the output variance."""
         right = self.product[:, :, features]
         if self.covariance.ndim == 2:
             part = right / self.covariance[:, None, features]
@@ -63,13 +62,9 @@ class Gram:
         return matrix, max(0.0, 1 - float(np.einsum("gof,gof->", right, part)) / self.total)
 
     def leading(self, form: str) -> tuple[FloatArray, FloatArray]:
-        """Return directions of the output and errors.
+        """Return (groups, n, n) directions of the output by descending importance, and (n + 1,) errors of the first r directions.
 
-        Args:
-            form: `channel`, or `spatial`: those of `onnxprune.surgery.edits.low_rank.laid_out`.
-
-        Returns:
-            (groups, n, n) directions, the most important one first, and (n + 1,) the error of the first r, as a share of the variance.
+        Errors are shares of the output variance; `form` is `channel` or `spatial`, see `onnxprune.surgery.edits.low_rank.laid_out`.
         """
         if form not in self._leading:
             parts, product = (self.matrix, self.product) if form == "channel" else self._separable()
@@ -80,7 +75,7 @@ class Gram:
         return self._leading[form]
 
     def _separable(self) -> tuple[FloatArray, FloatArray]:
-        """Return the matrix as laid out, and its product with the covariance of what one column of the kernel reads."""
+        """Return the `spatial` matrix, and its product with the mean covariance of the inputs of one kernel column."""
         layer = self.layer
         parts = laid_out(self.matrix, layer, "spatial")
         assert isinstance(layer, Conv)
@@ -94,7 +89,7 @@ class Gram:
 
 
 def weighing(seen: second_order.Statistics, importance: str) -> FloatArray:
-    """Return the covariance of an input, damped; its diagonal, or for an importance of the weights alone ones."""
+    """Return the damped covariance of an input, or its diagonal; ones for an importance of the weights alone."""
     groups, features = seen.variance.shape
     mean = seen.variance.mean(axis=1, keepdims=True)
     damping = seen.damping * mean + 1e-12

@@ -52,8 +52,8 @@ from onnxprune.types import FloatArray, IntArray, Trace
 
 DRAWS = {"taylor": 1, "fisher": 4, "hessian": 16}
 """Random vectors per sample."""
-HELD = {"taylor": 3, "fisher": 3, "hessian": 9}
-"""Memory of torch while it differentiates, about, in sizes of all activations of a batch."""
+HELD, HELD_TWICE = 3, 9
+"""Memory of torch for first and second derivatives, about, in sizes of all activations of a batch."""
 LEAST_DIRECTIONS, DIRECTIONS = 4, 32
 """Range of the number of random vectors, for all samples together, that changes of weights are judged by; memory decides."""
 TINY = 1e-12
@@ -140,7 +140,7 @@ def scores(inputs: ScoringInputs, draws: int | None = None) -> FloatArray:
     assert inputs.workspace is not None
     trace, method, calibration = inputs.trace, inputs.method, inputs.workspace.calibration
     masked = _Masked(inputs.model, trace)
-    size = masked.samples_at_once(inputs.workspace.memory / HELD[method])
+    size = masked.samples_at_once(inputs.workspace.memory / (HELD_TWICE if method == "hessian" else HELD))
     loss = _Loss(masked.executor, _chunks(calibration, size), inputs.seed)
     draws = draws or DRAWS[method]
     total = np.zeros(trace.n_channels)
@@ -193,7 +193,7 @@ def of_weights(
     """
     stored = {n: model.graph.nodes[n].inputs[i].values for n, i in weights.items()}
     masked = _Masked(model, trace)
-    size = masked.samples_at_once(memory / 2 / HELD[method])
+    size = masked.samples_at_once(memory / 2 / (HELD_TWICE if method == "hessian" else HELD))
     loss = _Loss(masked.executor, _chunks(calibration, size), seed)
     elements = sum(value.size for value in stored.values())
     draws = 1 if method == "taylor" else int(np.clip(memory / 2 / (4 * max(1, elements)), LEAST_DIRECTIONS, DIRECTIONS))

@@ -1,4 +1,4 @@
-"""The table of importances: what each method needs, where its function is, and its paper.
+"""The table of importances: needs, function and paper of each method.
 
 Light to import: the options list these names. A new method is one row here; its function may stand below the table.
 """

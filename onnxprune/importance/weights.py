@@ -21,12 +21,12 @@ from onnxprune.types import BoolArray, FloatArray, Slice, Trace
 
 FloatTensor = np.ndarray[Any, Any]
 CHUNK = 2**24
-"""Entries of a distance matrix held at once by FPGM."""
+"""Largest number of entries of a distance matrix of FPGM in memory."""
 
 
 @dataclass(frozen=True)
 class ScoringInputs:
-    """What the function of a method may look at.
+    """Inputs of the function of a method.
 
     Attributes:
         method: name of the method.
@@ -87,7 +87,7 @@ def score(model: Model, trace: Trace, method: str, keep: BoolArray | None = None
 
 
 def relative(trace: Trace, raw: FloatArray, keep: BoolArray) -> FloatArray:
-    """Divide each importance by the mean over what is left of its group; NaN for a channel of no group."""
+    """Divide each importance by the mean over the remaining channels of its group; NaN for a channel of no group."""
     result = np.full(trace.n_channels, np.nan)
     for group in trace.groups:
         left = group.channels[keep[group.channels]]

@@ -1,9 +1,9 @@
-"""How much memory the activations of a model take."""
+"""The memory of the activations of a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from onnxprune.graph.shapes import infer_shapes, observe_tensors
 DEFAULT_ITEMSIZE = 4
 """Bytes of an element of an unknown type."""
 LARGE = 1024
-"""Elements of an initializer from which only its shape is looked at."""
+"""Elements of an initializer above which shape inference sees only its shape."""
 
 
 def itemsizes(types: Mapping[str, int]) -> dict[str, int]:
@@ -30,34 +30,45 @@ def _itemsize(kind: int) -> int:
         return DEFAULT_ITEMSIZE
 
 
-def peak(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the most bytes of activations that are alive at once.
+def peak(model: Model | onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the largest number of bytes of activations that are alive at once.
 
-    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees at once and computes
-    nothing in place needs this much; weights and the runtime itself come on top.
+    Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees tensors at once and computes nothing in place
+    needs this much, plus weights and the runtime itself.
 
     Args:
-        model: any.
+        model: a loaded model, or a proto.
         input_shapes: shape of every input.
 
     Raises:
-        ModelError: its shapes can neither be inferred nor observed.
+        ModelError: shapes can neither be inferred nor observed.
     """
     return round(max(alive(model, input_shapes).values(), default=0.0))
 
 
-def alive(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    """Return the bytes of activations that are alive at each node, by its first output; see `peak`."""
-    return _alive(weightless(model), input_shapes, model.to_proto)
-
-
-def peak_of_proto(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the same for a model that was not loaded; see `peak`."""
-    return round(max(_alive(_light(proto), input_shapes, lambda: proto).values(), default=0.0))
+def alive(model: Model | onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Return the bytes of activations that are alive at each node, by the first output of the node; see `peak`."""
+    light = weightless(model) if isinstance(model, Model) else _light(model)
+    found = infer_shapes(light, dict(input_shapes))
+    shapes, size = dict(found.full), itemsizes(found.types)
+    nodes = light.graph.node
+    missing = [name for node in nodes for name in node.output if name and name not in shapes]
+    if missing:
+        whole = model.to_proto() if isinstance(model, Model) else model
+        seen = observe_tensors(whole, dict(input_shapes), missing, "the model")
+        shapes |= {name: np.shape(value) for name, value in seen.items()}
+        size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
+    lives = lifetimes(
+        [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
+    )
+    bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
+    spans = np.array(list(lives.values()), dtype=np.int64).reshape(-1, 2)
+    amounts = alive_at(np.array(bytes_of, dtype=np.float64), spans)
+    return {next(filter(None, node.output), ""): float(amounts[n]) for n, node in enumerate(nodes)}
 
 
 def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with its large initializers turned into inputs."""
+    """Return a model whose large initializers are inputs."""
     graph = proto.graph
     large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > LARGE]
     small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= LARGE]
@@ -66,25 +77,3 @@ def _light(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.helper.make_model(
         light, ir_version=proto.ir_version, opset_imports=proto.opset_import, functions=proto.functions
     )
-
-
-def _alive(
-    light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], whole: Callable[[], onnx.ModelProto]
-) -> dict[str, float]:
-    found = infer_shapes(light, dict(input_shapes))
-    shapes = dict(found.full)
-    size = itemsizes(found.types)
-    nodes = light.graph.node
-    missing = [name for node in nodes for name in node.output if name and name not in shapes]
-    if missing:
-        seen = observe_tensors(whole(), dict(input_shapes), missing, "the model")
-        shapes |= {name: np.shape(value) for name, value in seen.items()}
-        size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
-
-    lives = lifetimes(
-        [(node.input, node.output) for node in nodes], input_shapes, [value.name for value in light.graph.output]
-    )
-    bytes_of = [math.prod(shapes[name]) * size.get(name, DEFAULT_ITEMSIZE) for name in lives]
-    spans = np.array(list(lives.values()), dtype=np.int64).reshape(-1, 2)
-    amounts = alive_at(np.array(bytes_of, dtype=np.float64), spans)
-    return {next(filter(None, node.output), ""): float(amounts[n]) for n, node in enumerate(nodes)}

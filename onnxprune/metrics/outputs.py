@@ -1,62 +1,72 @@
-"""Compare the outputs of a model with those of another, or with labels."""
+"""Compare the outputs of a model with those of the original, or with labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import DataError
-from onnxprune.metrics.table import METRICS
+from onnxprune.metrics.table import of_kind
+from onnxprune.types import FloatArray
 
 Outputs = list[np.ndarray[Any, Any]]
 JITTER_BITS = 4
+"""Units in the last place by which inputs are jittered."""
 ROUNDING_FACTOR = 10
-"""A difference up to this many times that of jittered inputs is attributed to rounding."""
+"""A difference of up to this many times the one that jittered inputs cause is attributed to rounding."""
+TOLERANCE = 1e-4
+"""Largest difference between equivalent models, as a share of the range of an output."""
+INPUT_SCALES = (1.0, 0.1, 0.01)
+"""Factors of the inputs, tried in turn until rounding does not hide the difference."""
 
 
 @dataclass(frozen=True)
 class OutputPair:
-    """The outputs of a model beside those of the original, on the same inputs."""
+    """The outputs of a model and of the original on the same inputs; (n, …) arrays."""
 
     candidate: Outputs
     original: Outputs
     labels: np.ndarray[Any, Any] | None = None
 
     def top(self, k: int) -> float | None:
-        """Return the percentage of samples whose label is among the k largest scores; None without labels or with k classes or fewer."""
+        """Return the percentage of samples whose label is among the k largest scores; None without labels, or with k or fewer classes."""
         scores = class_scores(self.candidate)
         if scores is None or self.labels is None or (k > 1 and scores.shape[1] <= k):
             return None
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return 100.0 * float((order == self.labels[: len(scores), None]).any(axis=1).mean())
 
-    def cosine(self) -> float | None:
-        """Return the cosine of the angle between flattened outputs, mean over samples, then over outputs; None without floats."""
-        cosines = []
-        for a, b in zip(self.original, self.candidate, strict=True):
-            if a.shape == b.shape and a.dtype.kind == "f" and a.size:
-                x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
-                norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-                dots = np.einsum("ij,ij->i", x, y)
-                found = np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1))
-                cosines.append(float(found.mean()))
-        return float(np.mean(cosines)) if cosines else None
+    def mean(self, measure: Callable[[Any, Any], Any]) -> float | None:
+        """Return the mean over floating-point outputs of a function of the original and the candidate, (n, values) in float64.
+
+        Outputs whose shapes differ are left out; None where none is left.
+        """
+        found = [
+            float(measure(*(output.reshape(*output.shape[:1], -1).astype(np.float64) for output in (a, b))))
+            for a, b in zip(self.original, self.candidate, strict=True)
+            if a.shape == b.shape and a.dtype.kind == "f" and a.size
+        ]
+        return float(np.mean(found)) if found else None
+
+    @staticmethod
+    def cosine(x: FloatArray, y: FloatArray) -> float:
+        """Return the cosine of the angle between rows, mean over rows; rows of zeros count 1 where they are equal, else 0."""
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        dots = np.einsum("ij,ij->i", x, y)
+        return float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1)).mean())
 
     def agreement(self) -> float | None:
-        """Return the percentage of samples with the same top-1; None for models that are no classifiers."""
+        """Return the percentage of samples with the same top-1; None without class scores."""
         scores = self._scores()
         if scores is None:
             return None
         return 100.0 * float((scores[0].argmax(axis=1) == scores[1].argmax(axis=1)).mean())
 
     def kl(self) -> float | None:
-        """Return the mean Kullback-Leibler divergence KL(original || candidate) in nats; None for models that are no classifiers.
-
-        Scores pass through softmax unless rows are probabilities already.
-        """
+        """Return the mean Kullback-Leibler divergence KL(original || candidate) in nats; None without class scores."""
         scores = self._scores()
         if scores is None:
             return None
@@ -69,15 +79,9 @@ class OutputPair:
         return None if p is None or q is None or p.shape != q.shape else (p, q)
 
     def amounts(self, kind: str) -> dict[str, float]:
-        """Return the amounts of all metrics of a kind that apply."""
-        found = {name: metric.measure(self) for name, metric in METRICS.items() if metric.kind == kind}
+        """Return the metrics of a kind that apply."""
+        found = {metric.name: metric.measure(self) for metric in of_kind(kind)}
         return {name: amount for name, amount in found.items() if amount is not None}
-
-
-TOLERANCE = 1e-4
-"""Largest difference between two models that should be the same, as a share of the range of an output."""
-INPUT_SCALES = (1.0, 0.1, 0.01)
-"""Factors of the inputs that are tried in turn, until a comparison is not blurred by rounding."""
 
 
 def class_scores(outputs: Outputs) -> np.ndarray[Any, Any] | None:
@@ -112,11 +116,11 @@ def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> d
 
 
 def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
-    """Compare the outputs of two models on the same inputs; return the fidelity metrics that apply, see `OutputPair`.
+    """Return the fidelity metrics that apply to the outputs of two models on the same inputs.
 
     >>> scores = [np.array([[0.0, 1.0], [2.0, 0.0]])]
     >>> compare_outputs(scores, scores)
-    {'cosine': 1.0, 'agreement': 100.0, 'kl': 0.0}
+    {'agreement': 100.0, 'cosine': 1.0, 'kl': 0.0}
     """
     return OutputPair(candidate, original).amounts("fidelity")
 
@@ -124,24 +128,20 @@ def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
 def output_divergence(original: Outputs, candidate: Outputs) -> float:
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
-    For a classifier the mean Kullback-Leibler divergence in nats (see `OutputPair.kl`), for any other model the squared error of its
-    floating point outputs as a share of their variance, mean over outputs. Infinite where an output is not finite.
+    For a classifier the divergence is `OutputPair.kl`, for other models the squared error of the floating-point outputs as a share of
+    their variance, mean over outputs. It is infinite where an output is not finite.
     """
     if any(not np.isfinite(b).all() for b in candidate if b.dtype.kind == "f"):
         return float("inf")
-    kl = OutputPair(candidate, original).kl()
+    pair = OutputPair(candidate, original)
+    kl = pair.kl()
     if kl is not None:
         return max(kl, 0.0)
-    errors = []
-    for a, b in zip(original, candidate, strict=True):
-        if a.dtype.kind == "f" and a.shape == b.shape and a.size:
-            x, y = a.astype(np.float64), b.astype(np.float64)
-            errors.append(float(((x - y) ** 2).mean() / max(float(x.var()), 1e-30)))
-    return float(np.mean(errors)) if errors else 0.0
+    return pair.mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30)) or 0.0
 
 
 def log_probabilities(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the logarithm of the probabilities that (n, classes) scores stand for; rows that are probabilities already are taken as such."""
+    """Return the logarithms of softmax, (n, classes); scores that are probabilities already pass through no softmax."""
     x = scores.astype(np.float64)
     if (x >= 0).all() and np.allclose(x.sum(axis=1), 1, atol=1e-3):
         return np.asarray(np.log(np.maximum(x, 1e-12)))
@@ -155,12 +155,12 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
 
     Args:
         expected: an output.
-        found: what should be the same.
-        original: the same output of the unpruned model. Its range counts where it is the larger one: a pruned network that
-            was not repaired may saturate, and what is left of its range is then rounding.
+        found: the same output of an equivalent model.
+        original: the same output of the original. The larger range of the two counts: the outputs of a pruned model without repair may
+            saturate, so that rounding makes up their range.
 
     Returns:
-        max |expected - found| / range; infinity where shapes, types, or the places of NaN and infinity differ.
+        max |expected - found| / range; infinity where shapes, types, or positions of NaN and infinity differ.
     """
     a, b = np.asarray(expected), np.asarray(found)
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -179,18 +179,18 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
 
 
 def largest_difference(expected: Outputs, found: Outputs, original: Outputs | None = None) -> float:
-    """Return the largest `relative_difference` of any output."""
+    """Return the largest `relative_difference` over the outputs."""
     rows = zip(expected, found, expected if original is None else original, strict=True)
     return max((relative_difference(*row) for row in rows), default=0.0)
 
 
 def scaled(inputs: Mapping[str, np.ndarray[Any, Any]], scale: float) -> dict[str, np.ndarray[Any, Any]]:
-    """Multiply floating point inputs."""
+    """Multiply floating-point inputs."""
     return {name: x if x.dtype.kind in "iub" else (x * scale).astype(x.dtype) for name, x in inputs.items()}
 
 
 def jittered(inputs: Mapping[str, np.ndarray[Any, Any]], seed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Change the last bits of floating point inputs."""
+    """Change the last bits of floating-point inputs."""
     result = dict(inputs)
     for name, x in inputs.items():
         if x.dtype.kind == "f":
@@ -200,7 +200,7 @@ def jittered(inputs: Mapping[str, np.ndarray[Any, Any]], seed: int) -> dict[str,
 
 
 def _range(values: np.ndarray[Any, Any]) -> float:
-    """Return max - min of the finite values; for a single value, or equal ones, their magnitude."""
+    """Return max - min of the finite values; their magnitude where all are equal."""
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0

@@ -1,4 +1,4 @@
-"""What can be said of two models from the samples that both were run on: paired tests, classes, calibration."""
+"""Statistics of two models on the same samples: paired tests, classes, calibration."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from onnxprune.types import BoolArray, FloatArray, IntArray
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 BINS = 15
-"""Of the calibration error, as in its source."""
+"""Number of bins of the calibration error, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """How much fewer samples the second of two models gets right.
+    """The drop in accuracy from the first to the second of two models.
 
     Attributes:
         drop: points.
-        low, high: two-sided bootstrap interval of it at `CONFIDENCE`.
-        upper: one-sided upper bound at `CONFIDENCE`: no worse than this.
-        p: of McNemar's exact test that both are right equally often.
-        lost, gained: samples that only the first gets right, and only the second.
-        samples: all.
+        low, high: two-sided bootstrap interval of the drop at `CONFIDENCE`.
+        upper: one-sided upper bound of the drop at `CONFIDENCE`.
+        p: p-value of McNemar's exact test that both models are right equally often.
+        lost, gained: samples that only the first model gets right, and only the second.
+        samples: all samples.
     """
 
     drop: float
@@ -41,12 +41,12 @@ class Paired:
 def paired(first: BoolArray, second: BoolArray, seed: int = 0) -> Paired:
     """Compare two models on the same samples.
 
-    Samples that both get right or wrong say nothing of a difference. The bootstrap over samples is one over how often each of the three
-    cases occurs, which is multinomial, so that it costs the same for any number of samples.
+    The bootstrap draws the counts of lost, gained and other samples from their multinomial distribution, so that its cost does not depend
+    on the number of samples.
 
     Args:
-        first: (n,) whether the first model is right.
-        second: (n,) whether the second one is.
+        first: whether the first model is right, (n,).
+        second: whether the second model is right, (n,).
         seed: of the bootstrap.
 
     Source: McNemar, 1947, "Note on the sampling error of the difference between correlated proportions"; Efron and Tibshirani, 1993, "An
@@ -54,20 +54,24 @@ def paired(first: BoolArray, second: BoolArray, seed: int = 0) -> Paired:
     """
     from scipy.stats import binomtest
 
-    n = first.size
-    lost, gained = int((first & ~second).sum()), int((~first & second).sum())
-    shares = np.array([lost, gained, n - lost - gained]) / n
-    counts = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
-    drops = 100 * (counts[:, 0] - counts[:, 1]) / n
+    lost, gained, drops = _resampled(first, second, np.random.default_rng(seed))
     outside = 100 * (1 - CONFIDENCE)
     low, high, upper = np.percentile(drops, [outside / 2, 100 - outside / 2, 100 - outside])
     p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
-    return Paired(100 * (lost - gained) / n, float(low), float(high), float(upper), p, lost, gained, n)
+    drop = 100 * (lost - gained) / first.size
+    return Paired(drop, float(low), float(high), float(upper), p, lost, gained, first.size)
+
+
+def _resampled(first: BoolArray, second: BoolArray, rng: np.random.Generator) -> tuple[int, int, FloatArray]:
+    """Return how many samples are lost and gained, and the drop in each resample, (RESAMPLES,) points."""
+    n, lost, gained = first.size, int((first & ~second).sum()), int((~first & second).sum())
+    counts = rng.multinomial(n, np.array([lost, gained, n - lost - gained]) / n, RESAMPLES)
+    return lost, gained, 100 * (counts[:, 0] - counts[:, 1]) / n
 
 
 @dataclass(frozen=True)
 class ClassDrop:
-    """How much less of one class is recognised: points, with the lower end of what may be by chance; see `class_drops`."""
+    """The drop in recall of one class, in points, with its lower bound; see `class_drops`."""
 
     label: int
     before: float
@@ -78,15 +82,14 @@ class ClassDrop:
 
 
 def class_drops(first: BoolArray, second: BoolArray, labels: IntArray, seed: int = 0) -> tuple[ClassDrop, ...]:
-    """Return what every class loses of its recall, most first.
+    """Return the drop in recall of every class, the largest first.
 
-    `low` is the lower end of a one-sided interval at `CONFIDENCE` over all classes together (Bonferroni), so that with many small classes none
-    fails by chance.
+    `low` is a one-sided lower bound at `CONFIDENCE` over all classes together (Bonferroni), so that no small class fails by chance.
 
     Args:
-        first: (n,) whether the first model is right.
-        second: (n,) whether the second one is.
-        labels: (n,) classes.
+        first: whether the first model is right, (n,).
+        second: whether the second model is right, (n,).
+        labels: classes, (n,).
         seed: of the bootstrap.
     """
     classes = np.unique(labels)
@@ -94,17 +97,14 @@ def class_drops(first: BoolArray, second: BoolArray, labels: IntArray, seed: int
     found = []
     for label in classes:
         a, b = first[labels == label], second[labels == label]
-        lost, gained = int((a & ~b).sum()), int((~a & b).sum())
-        counts = rng.multinomial(a.size, np.array([lost, gained, a.size - lost - gained]) / a.size, RESAMPLES)
-        drops = 100 * (counts[:, 0] - counts[:, 1]) / a.size
-        low = float(np.percentile(drops, 100 * (1 - CONFIDENCE) / classes.size))
+        low = float(np.percentile(_resampled(a, b, rng)[2], 100 * (1 - CONFIDENCE) / classes.size))
         before, after = 100 * float(a.mean()), 100 * float(b.mean())
         found.append(ClassDrop(int(label), before, after, before - after, low, int(a.size)))
     return tuple(sorted(found, key=lambda one: -one.drop))
 
 
 def calibration_error(log_probabilities: FloatArray, labels: IntArray) -> float:
-    """Return the expected calibration error in points: how far confidence and accuracy lie apart, mean over bins of confidence.
+    """Return the expected calibration error in points: the mean over bins of |confidence - accuracy|.
 
     Source: Guo et al., 2017, "On calibration of modern neural networks", equation 3.
 
@@ -121,5 +121,5 @@ def calibration_error(log_probabilities: FloatArray, labels: IntArray) -> float:
 
 
 def right(scores: np.ndarray[Any, Any], labels: IntArray) -> BoolArray:
-    """Return which samples get their label as top-1, (n,)."""
+    """Return whether the top-1 of each sample is its label, (n,)."""
     return np.asarray(np.argsort(-scores, axis=1, kind="stable")[:, 0] == labels)

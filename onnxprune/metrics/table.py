@@ -1,6 +1,6 @@
-"""The metric table: what targets, limits, sweep columns and report rows are about. A new metric is one row.
+"""The metric table, which targets, limits, sweep columns and report rows read. A new metric is one row.
 
-Light to import: rows ask what they are given for what they need.
+Light to import: rows call methods of their argument.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-"""Milliseconds in a unit of time; `s` ends all of them and comes last."""
+"""Milliseconds per unit of time; `s` is the end of the others and comes last."""
 
 
 class Costs(Protocol):
-    """A selection of channels whose costs are predicted, or a model whose costs are measured."""
+    """Costs of a model: predicted for a selection, or measured."""
 
     @property
     def macs(self) -> float:
@@ -31,11 +31,11 @@ class Costs(Protocol):
 
     @property
     def memory(self) -> float:
-        """Bytes of the activations that are alive at once."""
+        """Largest number of bytes of activations that are alive at once."""
 
     @property
     def latency(self) -> float:
-        """Milliseconds of a run."""
+        """Milliseconds per run."""
 
 
 def _amount(text: str) -> float:
@@ -57,26 +57,27 @@ def _milliseconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """What can be said of a model in one number.
+    """A quantity of a model.
 
     Attributes:
-        name: in options, plans and reports.
-        unit: of the amounts.
-        label: in sentences.
-        direction: `lower` or `higher` is better.
-        predict: amount of a selection, before its model exists; None: it cannot be a target.
-        measure: amount of a model: of its `Costs`, or of an `onnxprune.metrics.outputs.OutputPair`; None where it does not apply.
-        parse: reads an absolute amount, in lower case; raises ValueError.
-        format: how amounts are written in sentences.
-        estimated: whether `predict` is an estimate, which measurements of the result correct.
-        margin: share of a bound that is aimed at, where two measurements of one model differ.
+        name: in options, plans and JSON.
+        unit: of the amounts; empty for plain numbers, and where the label says it.
+        label: in tables, checks and sentences.
+        predict: returns the amount of a selection, before its model exists; None: the metric cannot be a target.
+        measure: returns the amount of a model, from its `Costs` or from an `onnxprune.metrics.outputs.OutputPair`; None where the metric
+            does not apply.
+        parse: reads an absolute amount in lower case; raises ValueError.
+        format: format specification of the amounts.
+        estimated: whether `predict` is an estimate, which is corrected by measuring the result.
+        margin: share of a budget that is aimed at, where two measurements of one model differ.
         kind: `cost`, `accuracy` (against labels) or `fidelity` (to the outputs of the original).
+        ideal: amount of a perfect model; larger amounts are better where it is above 0.
+        needs: what a limit on the metric requires.
     """
 
     name: str
     unit: str
     label: str
-    direction: str = "lower"
     predict: Callable[[Costs], float] | None = None
     measure: Callable[[Any], float | None] = lambda subject: None
     parse: Callable[[str], float] = float
@@ -84,33 +85,56 @@ class Metric:
     estimated: bool = False
     margin: float = 1.0
     kind: str = "cost"
+    ideal: float = 0.0
+    needs: str = ""
+
+    @property
+    def direction(self) -> str:
+        """Whether `lower` or `higher` amounts are better."""
+        return "higher" if self.ideal > 0 else "lower"
+
+    @property
+    def title(self) -> str:
+        """Label and unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def text(self, amount: float) -> str:
+        """Write an amount with its unit."""
+        return f"{amount:{self.format}} {self.unit}".rstrip()
 
 
-def _row(name: str, unit: str, label: str, get: Callable[[Costs], float], **more: Any) -> Metric:
+def _cost(name: str, unit: str, label: str, get: Callable[[Costs], float], **more: Any) -> Metric:
     return Metric(name, unit, label, predict=get, measure=get, **more)
 
 
+def _output(name: str, unit: str, label: str, measure: Callable[[Any], float | None], **more: Any) -> Metric:
+    return Metric(name, unit, label, measure=measure, **{"kind": "fidelity", "format": ".4f", **more})
+
+
+SCORES = "outputs of the form (samples, classes)"
+PERCENT: dict[str, Any] = {"ideal": 100.0, "format": ".2f"}
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        _row("flops", "FLOPs", "FLOPs", lambda s: 2 * s.macs, parse=_amount, format=",.0f"),
-        _row("params", "", "parameters", lambda s: s.params, parse=_amount, format=",.0f"),
-        _row("size", "bytes", "bytes", lambda s: s.size, parse=_bytes, format=",.0f", estimated=True),
-        _row(
-            "memory", "bytes", "bytes of activations", lambda s: s.memory, parse=_bytes, format=",.0f", estimated=True
-        ),
-        _row("latency", "ms", "milliseconds", lambda s: s.latency, parse=_milliseconds, estimated=True, margin=0.985),
-        Metric("top1", "%", "top-1", "higher", measure=lambda pair: pair.top(1), kind="accuracy"),
-        Metric("top5", "%", "top-5", "higher", measure=lambda pair: pair.top(5), kind="accuracy"),
-        Metric("cosine", "", "cosine similarity", "higher", measure=lambda pair: pair.cosine(), kind="fidelity"),
-        Metric(
-            "agreement", "%", "agreement of top-1", "higher", measure=lambda pair: pair.agreement(), kind="fidelity"
-        ),
-        Metric("kl", "nats", "Kullback-Leibler divergence", measure=lambda pair: pair.kl(), kind="fidelity"),
+        _cost("flops", "", "FLOPs", lambda s: 2 * s.macs, parse=_amount, format=",.0f"),
+        _cost("params", "", "parameters", lambda s: s.params, parse=_amount, format=",.0f"),
+        _cost("size", "bytes", "file size", lambda s: s.size, parse=_bytes, format=",.0f", estimated=True),
+        _cost("memory", "bytes", "activation memory", lambda s: s.memory, parse=_bytes, format=",.0f", estimated=True),
+        _cost("latency", "ms", "latency", lambda s: s.latency, parse=_milliseconds, estimated=True, margin=0.985),
+        _output("top1", "%", "top-1", lambda p: p.top(1), kind="accuracy", **PERCENT),
+        _output("top5", "%", "top-5", lambda p: p.top(5), kind="accuracy", **PERCENT),
+        _output("agreement", "%", "agreement", lambda p: p.agreement(), needs=SCORES, **PERCENT),
+        _output("cosine", "", "cosine", lambda p: p.mean(p.cosine), needs="outputs of numbers", ideal=1.0),
+        _output("kl", "nats", "KL", lambda p: p.kl(), needs=SCORES),
     )
 }
 """All metrics, by name. FLOPs are 2 x MACs per sample."""
 TARGETS = tuple(name for name, metric in METRICS.items() if metric.predict is not None)
-"""Metrics that targets can be set for."""
+"""Metrics that can be targets."""
 ESTIMATED = tuple(name for name, metric in METRICS.items() if metric.estimated)
-"""Targets that are predicted while channels are chosen, and then measured of the result."""
+"""Targets that are estimated during the selection and measured on the result."""
+
+
+def of_kind(kind: str) -> list[Metric]:
+    """Return the metrics of a kind."""
+    return [metric for metric in METRICS.values() if metric.kind == kind]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnxprune.allocation.cost_estimator import write_table
 from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.output import check_destination
+from onnxprune.fileio import check_destination
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.results import BenchResult
 from onnxprune.progress import ProgressCallback, quiet

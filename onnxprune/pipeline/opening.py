@@ -13,13 +13,13 @@ from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.calibration.workspace import opened, workspace_for
 from onnxprune.data.dataset import Data, inputs_of, load_data
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
-from onnxprune.dials import AUTO
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.evaluation import structure
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
 from onnxprune.options import ResolvedTraining, Training
+from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.torch_backend import require_torch

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune import output as outputs
+from onnxprune import fileio
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -116,5 +116,5 @@ def _with_plan(destinations: Destinations, replayed: Path | None) -> Destination
         return destinations
     plan = destinations.model.with_suffix(".plan.json")
     return (
-        destinations if replayed is not None and outputs.same_file(plan, replayed) else replace(destinations, plan=plan)
+        destinations if replayed is not None and fileio.same_file(plan, replayed) else replace(destinations, plan=plan)
     )

@@ -10,8 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from onnxprune import output as outputs
-from onnxprune import plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.allocation.latency_model import Table
 from onnxprune.evaluation.benchmark import Bench
 from onnxprune.evaluation.gate import Judgement
@@ -138,9 +137,9 @@ class InspectResult(Result):
         found = self.report
         return {
             "FLOPs": f"{2 * found.macs:.4g}",
-            "parameters": f"{found.params:,}",
-            "groups": str(len(found.trace.groups)),
-            "prunable share": f"{found.prunable_share:.0%}",
+            "parameters": f"{found.analysis.model.params:,}",
+            "groups": str(len(found.analysis.trace.groups)),
+            "prunable share": f"{found.analysis.cost.prunable_share():.0%}",
         }
 
 
@@ -252,5 +251,5 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _save_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    with outputs.staged(Path(path)) as temporary:
-        temporary.write_text(json.dumps(outputs.plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with fileio.atomic_write(Path(path)) as temporary:
+        temporary.write_text(json.dumps(fileio.jsonable(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")

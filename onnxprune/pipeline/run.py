@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune import output as outputs
+from onnxprune import fileio
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
@@ -62,8 +62,8 @@ class Destinations:
             saving.check_format(self.report)
         for target in (self.model, self.plan, self.checkpoint, self.report):
             if target is not None:
-                outputs.check_destination(target, *(path for path in inputs if path.exists()))
-        if self.model is not None and self.plan is not None and outputs.same_file(self.model, self.plan):
+                fileio.check_destination(target, *(path for path in inputs if path.exists()))
+        if self.model is not None and self.plan is not None and fileio.same_file(self.model, self.plan):
             raise OutputError(
                 "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
             )

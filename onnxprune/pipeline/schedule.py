@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import Scorer, part_of_the_way, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.problem import part_of_the_way, refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data
@@ -69,9 +69,8 @@ def allocate(run: Run) -> Run:
     options, meter, share = run.options, run.meter, run.step / run.options.rounds
     assert meter is not None
     run.on_stage("score", share)
-    scorer = Scorer(options, meter, run.workspace, run.on_stage)
     scored = run.scored
-    problem = scorer.problem(run.edited.analysis, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
+    problem = score(meter, options, run.workspace, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
     if share < 1:
         keep = problem.allocate(part_of_the_way(meter, options, share))
     elif options.max_drop is None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import output, plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from onnxprune.pipeline.arguments import Fields
+
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -161,8 +162,7 @@ class Family:
         hardest = replace(options, reduce={self.quantity: max(shares)})
         meter = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
         everything = np.ones(analysis.trace.n_channels, dtype=bool)
-        scorer = Scorer(hardest, meter, run.workspace, run.on_stage)
-        problem = scorer.problem(analysis, everything, analysis, everything)
+        problem = score(meter, hardest, run.workspace, everything, analysis, everything)
         for number, share in enumerate(shares):
             run.on_stage("plan", number / len(shares))
             goal = meter.with_targets(replace(options, reduce={self.quantity: share}))
@@ -244,7 +244,7 @@ def make_member(job: Job) -> dict[str, Any]:
             measure=job.measure,
         )
     report = result.report.to_dict()
-    with output.staged(job.folder / f"{job.name}.json") as temporary:
+    with fileio.atomic_write(job.folder / f"{job.name}.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 

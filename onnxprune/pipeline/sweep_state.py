@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune import output
+from onnxprune import fileio
 from onnxprune.errors import OutputError
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
@@ -57,7 +57,7 @@ class SweepState:
         self._write()
 
     def _write(self) -> None:
-        with output.staged(self._file) as temporary:
+        with fileio.atomic_write(self._file) as temporary:
             temporary.write_text(json.dumps(self._content, indent=1), encoding="utf-8")
 
     def is_planned(self, share: float) -> bool:

@@ -89,7 +89,7 @@ class LayerFit:
     def sums(self, parts: list[Sampled], at: Weights | None, like: Any = None) -> Any:
         """Sum the errors of the first weights; targets on flat parts move onto the outputs of the weights `at`."""
         outputs = self.start[0].shape[1]
-        result = self.kind(np.zeros_like(self.shift), outputs, centre=self.layer.has_bias, like=like)
+        result = self.kind(np.zeros_like(self.shift), outputs, center=self.layer.has_bias, like=like)
         for seen in parts:
             there = None
             if at is not None and self.flat != UNBOUNDED:

@@ -1,4 +1,4 @@
-"""Plots that answer to the pointer: values of Bokeh, which the page embeds with Bokeh's own script."""
+"""Interactive plots, which the page embeds as JSON and Bokeh's script draws."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from onnxprune.report.text import PREFIXES, human, relative
 
 HEIGHT = 340
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#bf6f9b", "#b87a00", "#3a94c9", "#9a6fd0", "#8c8c00")
-"""Of series: near Okabe and Ito's, told apart by the color-blind, and with a contrast of 3 at least on light and dark pages."""
+"""Colors of series: close to Okabe and Ito's for the color-blind, with a contrast of at least 3 on light and dark pages."""
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x", "star")
 BEFORE, AFTER, MUTED = "#7d8894", "#2f7fc4", "#7d8894"
 MOST_NAMED = 40
-"""Bars whose names stand at the axis, at most; numbers do where there are more."""
+"""Largest number of bars with names at the axis; more bars have numbers."""
 MANY = 4
-"""Names from which on a legend stands below a plot, in two columns."""
+"""Largest number of names in a legend above the plot; longer legends are below it, in two columns."""
 BEHIND, BESIDE = (0.8, 0.8, 0.0), (0.4, 0.4, 0.2)
-"""Width of the first and of the second bar, and how far they are moved apart."""
+"""Width of the first and of the second bar, and the shift of each from the center."""
 
 
 def script() -> str:
@@ -36,12 +36,12 @@ def script() -> str:
 
 
 def embedded(plot: Plot | Bars) -> dict[str, Any]:
-    """Return what Bokeh's script draws into the element that has the name of the plot."""
+    """Return a plot as JSON; Bokeh's script draws it into the element whose id is the name of the plot."""
     from bokeh.core.types import ID
     from bokeh.embed import json_item
 
     figure = _bars(plot) if isinstance(plot, Bars) else _points(plot)
-    if len(figure.legend):  # beside the plot there would be no room on a telephone
+    if len(figure.legend):  # beside the plot there is no room on a phone
         legend = figure.legend[0]
         if len(legend.items) > MANY:
             figure.height += 80
@@ -68,7 +68,7 @@ def _points(plot: Plot) -> Any:
 def _draw(figure: Any, plot: Plot, series: Series, color: str, marker: str) -> None:
     from bokeh.models import HoverTool
 
-    source = {"x": list(series.x), "y": list(series.y), **{key: list(told) for key, told in series.tips.items()}}
+    source = {"x": list(series.x), "y": list(series.y), **{key: list(values) for key, values in series.tips.items()}}
     look = {"source": source, "color": color, "legend_label": series.label}
     if series.line:
         figure.line("x", "y", line_width=1 if series.muted else 2, line_alpha=0.5 if series.muted else 1, **look)
@@ -99,8 +99,8 @@ def _bars(bars: Bars) -> Any:
         "kind": list(bars.kinds),
         "before": [(a or 0.0) / factor for a, _ in bars.pairs],
         "after": [(b or 0.0) / factor for _, b in bars.pairs],
-        "was": [_told(a, bars.unit) for a, _ in bars.pairs],
-        "is": [_told(b, bars.unit) for _, b in bars.pairs],
+        "was": [_amount(a, bars.unit) for a, _ in bars.pairs],
+        "is": [_amount(b, bars.unit) for _, b in bars.pairs],
         "change": [_change(a, b, bars.unit) for a, b in bars.pairs],
     }
     source = ColumnDataSource(columns)
@@ -110,7 +110,9 @@ def _bars(bars: Bars) -> Any:
     hatch = {"hatch_pattern": "right_diagonal_line", "hatch_color": "white", "hatch_alpha": 0.45, "hatch_scale": 6}
     figure.vbar(x="left", top="before", width=first, color=BEFORE, legend_label="before", source=source, **hatch)
     figure.vbar(x="right", top="after", width=second, color=AFTER, legend_label="after", source=source)
-    whole = figure.vbar(x="place", top="before", width=1, alpha=0, source=source)  # both bars, and what lies between
+    whole = figure.vbar(
+        x="place", top="before", width=1, alpha=0, source=source
+    )  # both bars and the space between them
     tips = [("layer" if bars.kind == "operator" else "class", "@name"), (bars.kind, "@kind")]
     tips += [("before", "@was"), ("after", "@is"), ("change", "@change")]
     figure.add_tools(HoverTool(renderers=[whole], tooltips=tips, mode="vline", point_policy="follow_mouse"))
@@ -125,7 +127,7 @@ def _bars(bars: Bars) -> Any:
     return figure
 
 
-def _told(amount: Amount, unit: str) -> str:
+def _amount(amount: Amount, unit: str) -> str:
     if amount is None:
         return "not by itself"
     return f"{amount:.1f} %" if unit == "percent" else human(amount, unit if unit == "µs" else "")
@@ -138,7 +140,7 @@ def _change(before: Amount, after: Amount, unit: str) -> str:
 
 
 def _blank(x: str, y: str, *, logarithmic: bool = False) -> Any:
-    """Return a figure without anything in it, by the labels of its axes."""
+    """Return an empty figure with labels at the axes."""
     from bokeh.models import NoOverlap
     from bokeh.plotting import figure
 

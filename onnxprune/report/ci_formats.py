@@ -1,4 +1,4 @@
-"""A verdict as other programs read it: JUnit XML, SARIF, and annotations of GitHub."""
+"""A verdict in the formats of CI systems: JUnit XML, SARIF, and annotations of GitHub."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from onnxprune.types import Verdict
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"FAILED": "error", "UNDECIDED": "warning"}
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that no XML document may hold."""
+"""Characters that are not allowed in XML."""
 
 
-def junit(verdict: Verdict, candidate: str, seconds: float = 0.0) -> str:
-    """Return JUnit XML: a test case per check; one that is undecided counts as skipped."""
+def junit(verdict: Verdict, candidate: str) -> str:
+    """Return JUnit XML with a test case per check; undecided checks count as skipped."""
     statuses = Counter(check.status for check in verdict.checks)
-    counts = {"tests": str(len(verdict.checks)), "failures": str(statuses["FAILED"]), "errors": "0"}
-    counts["time"] = f"{seconds:.3f}"
+    counts = {"tests": str(len(verdict.checks)), "failures": str(statuses["FAILED"]), "errors": "0", "time": "0.000"}
     root = ElementTree.Element("testsuites", counts)
     named = {"name": "onnxprune check", "skipped": str(statuses["UNDECIDED"]), **counts}
     suite = ElementTree.SubElement(root, "testsuite", named)
@@ -43,14 +42,9 @@ def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:
     names = {check.name: "".join(c if c.isalnum() else "-" for c in check.name).strip("-") for check in verdict.checks}
     place = {"physicalLocation": {"artifactLocation": {"uri": quote(candidate.replace("\\", "/"))}}}
     results = [
-        {
-            "ruleId": names[check.name],
-            "level": LEVELS[check.status],
-            "message": {"text": str(check)},
-            "locations": [place],
-        }
-        for check in verdict.checks
-        if check.status in LEVELS
+        {"ruleId": names[c.name], "level": LEVELS[c.status], "message": {"text": str(c)}, "locations": [place]}
+        for c in verdict.checks
+        if c.status in LEVELS
     ]
     rules = [{"id": rule, "shortDescription": {"text": name}} for name, rule in names.items()]
     driver = {"name": "onnxprune", "version": version, "rules": rules}
@@ -58,7 +52,7 @@ def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:
 
 
 def github(verdict: Verdict, candidate: str) -> list[str]:
-    """Return workflow commands that GitHub shows as annotations."""
+    """Return workflow commands, which GitHub shows as annotations."""
     escapes = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
     return [
         f"::{LEVELS[check.status]} file={candidate},title=onnxprune check::{str(check).translate(escapes)}"

@@ -1,4 +1,4 @@
-"""The report at the terminal."""
+"""The report on the terminal."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 
 Parts = list[RenderableType]
 LAYER_COLUMNS = slice(1, 8)
-"""Of the table of layers, those that a terminal has room for."""
+"""Columns of the table of layers that fit a terminal."""
 
 
 def grid(table: tables.Table) -> Grid:
-    """Return a table as rich prints it: numbers to the right and whole, words folded."""
+    """Return a table of rich: numbers are right-aligned and never broken, words are folded."""
     made = Grid(show_edge=False, pad_edge=False)
     for column, numeric in zip(table.columns, table.numeric(), strict=True):
-        if numeric:
-            made.add_column(column, justify="right", no_wrap=True)
-        else:
-            made.add_column(column, overflow="fold")
+        made.add_column(
+            column, justify="right" if numeric else "left", no_wrap=numeric, overflow="ellipsis" if numeric else "fold"
+        )
     for row in table.texts():
         made.add_row(*map(Text, row))
     return made
@@ -46,17 +45,17 @@ def _dim(lines: Iterable[str]) -> Parts:
 
 
 def written(path: Path | str | None) -> Parts:
-    """Say where a file was written, if it was."""
+    """Return a line with the path of a written file; nothing without one."""
     return [] if path is None else [Text(f"written: {path}")]
 
 
 def verdict_parts(verdict: Verdict) -> Parts:
-    """Return what `check` prints."""
+    """Return the output of `check`."""
     return [*(Text(str(check)) for check in verdict.checks), Text(text.summary(verdict))]
 
 
 def report_parts(report: Report) -> Parts:
-    """Return what `prune` and `finetune` print."""
+    """Return the output of `prune` and `finetune`."""
     remarks = [*text.sources(report), *text.edits(report.blocks), *text.changes(report)]
     return [
         grid(tables.layers(report.layers).only(LAYER_COLUMNS)),
@@ -71,7 +70,7 @@ def report_parts(report: Report) -> Parts:
 
 
 def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None) -> Parts:
-    """Return what `sensitivity` prints."""
+    """Return the output of `sensitivity`."""
     pinned = [group.name for group in trace.groups if trace.pinned[group.channels].all()]
     remarks = [
         "loss: KL divergence of the output in nats (for other outputs: squared error / variance); bars are logarithmic"
@@ -82,7 +81,7 @@ def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None) -> Part
 
 
 def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> Parts:
-    """Return what `plan` prints."""
+    """Return the output of `plan`."""
     flops, params = plan.path[-1]
     removed = f"{int((~plan.keep).sum())} of {plan.keep.size} channels removed"
     return [
@@ -95,7 +94,7 @@ def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> Parts:
 
 
 def bench_parts(found: Bench, a: str, b: str, layers: int) -> Parts:
-    """Return what `bench` prints: the latency of whole runs, and of the slowest layers."""
+    """Return the output of `bench`: the latency of whole runs and of the slowest layers."""
     parts: Parts = [grid(tables.latencies(found, (a, b))), ""]
     if layers and found.layers:
         parts.append(grid(tables.layer_times(found.layers[:layers], two=found.latency.b is not None)))
@@ -107,13 +106,13 @@ def bench_parts(found: Bench, a: str, b: str, layers: int) -> Parts:
 
 
 def latency_table_parts(table: latencies.Table, path: Path) -> Parts:
-    """Say what was measured for `--latency-table`, and where it was written."""
+    """Return a line on the measurement and the path of a latency table."""
     cost = f"{len(table.measured)} variants in {table.seconds:.0f} s, median error {table.error:.1%}"
     return written(f"{path} ({cost})")
 
 
 def sweep_parts(found: Sweep, folder: str, plot: str | None) -> Parts:
-    """Return what `sweep` prints."""
+    """Return the output of `sweep`."""
     remarks = [
         f"lost: points of top-1, or without labels of agreement with the original, on {found.data}; KL in nats",
         "*: no other model is both faster (or smaller, where latency was not measured) and more accurate",
@@ -123,28 +122,29 @@ def sweep_parts(found: Sweep, folder: str, plot: str | None) -> Parts:
 
 
 def inspect_parts(found: Inspection) -> Parts:
-    """Return what `inspect` prints: layers, groups, pins, and a summary."""
+    """Return the output of `inspect`: layers, groups, pins and a summary."""
+    model, trace, cost = found.analysis.model, found.analysis.trace, found.analysis.cost
     shapes = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
-    cost = f"FLOPs {text.human(2 * found.macs)}, MACs {text.human(found.macs)} per sample"
+    flops = f"FLOPs {text.human(2 * found.macs)}, MACs {text.human(found.macs)} per sample"
     summary = [
-        f"{cost}; {found.params:,} parameters; {text.size(found.size)}",
+        f"{flops}; {model.params:,} parameters; {text.size(model.size)}",
         f"inputs while tracing: {shapes}",
-        f"{found.prunable_share:.1%} of the FLOPs are in layers that can lose channels",
+        f"{cost.prunable_share():.1%} of the FLOPs are in layers that can lose channels",
         *(
             f"{pin.share:7.1%} more, with {pin.channels} channels, without the pin: {pin.reason} ({pin.nodes} {pin.operator})"
             for pin in found.held
         ),
-        *(f"note: {note}" for note in found.notes),
+        *(f"note: {note}" for note in model.notes),
         *(f"{key}: {value}" for key, value in found.provenance.items()),
     ]
     parts: Parts = []
-    for table in (tables.costs(found), tables.traced(found.trace), tables.pins(pinned_of(found.trace))):
+    for table in (tables.costs(found), tables.traced(trace), tables.pins(pinned_of(trace))):
         parts += [grid(table), ""]
     return [*parts, *map(Text, summary)]
 
 
 def show(parts: Sequence[RenderableType], console: Console | None = None) -> None:
-    """Print to stdout; a pipe gets plain text of a fixed width."""
+    """Print to stdout; a pipe or a file gets plain text of a fixed width."""
     console = console or Console(soft_wrap=False)
     plain = not console.is_terminal
     if plain:
@@ -160,15 +160,15 @@ def show(parts: Sequence[RenderableType], console: Console | None = None) -> Non
 
 
 WIDTH = 160
-"""Columns of what goes into a pipe or a file."""
+"""Columns of text in a pipe or a file."""
 FOLDABLE = 16
-"""Columns that a cell of words should have at least; figures need as many as they are long."""
+"""Smallest number of columns of a cell of words; numbers need their whole length."""
 BETWEEN = 3
-"""Columns between two cells."""
+"""Columns between cells."""
 
 
 def least_width(table: Grid) -> int:
-    """Return how many columns a table takes whose figures are whole."""
+    """Return the smallest width of a table, in columns."""
     widths = []
     for column in table.columns:
         longest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
@@ -177,30 +177,30 @@ def least_width(table: Grid) -> int:
 
 
 NAMES = ("figure", "layer", "group", "model", "operator", "node")
-"""Headings of a first column that says what a row is about."""
+"""Headings that are left out in a folded table."""
 GLUED = re.compile(r"(?<=[\d:]) (?=\S)")
-"""Where no line may end: between a figure and its unit, and between a heading and its value."""
+"""Spaces that a line is not broken at: between a number and its unit, and between a heading and its value."""
 WHOLE = 36
-"""Columns of a cell and its heading up to which they are not broken."""
+"""Columns of a cell with its heading up to which it is not broken."""
 GLUE = "\N{NO-BREAK SPACE}"
 
 
 def folded(table: Grid) -> Iterator[Text]:
-    """Yield a table as lines for a narrow terminal: what a row is about, and below it the other cells, each behind its heading."""
+    """Yield a table for a narrow terminal: the first cell of each row, and below it the other cells with their headings."""
     heads = [str(column.header) for column in table.columns]
     for place, head in enumerate(heads):
-        if head == "after" and heads[place - 1] != "before":  # "after" alone says nothing away from its neighbor
+        if head == "after" and heads[place - 1] != "before":  # name the quantity
             heads[place] = f"{heads[place - 1]} after"
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         first, *others = (str(cell) for cell in cells)
         yield Text(first if heads[0] in NAMES else f"{heads[0]}: {first}")
-        told = [f"{head}: {cell}" for head, cell in zip(heads[1:], others, strict=True) if cell]
-        if told:
-            yield Text(f"  {', '.join(each if len(each) > WHOLE else each.replace(' ', GLUE) for each in told)}")
+        named = [f"{head}: {cell}" for head, cell in zip(heads[1:], others, strict=True) if cell]
+        if named:
+            yield Text(f"  {', '.join(each if len(each) > WHOLE else each.replace(' ', GLUE) for each in named)}")
 
 
 def wrapped(line: Text, width: int) -> Text:
-    """Break a text into lines between words, but not between a figure and its unit."""
+    """Wrap a text between words, but not between a number and its unit."""
     indent = "  " if line.plain.startswith("  ") else ""
     lines = textwrap.wrap(GLUED.sub(GLUE, line.plain), width, subsequent_indent=indent, break_on_hyphens=False)
     return Text("\n".join(lines).replace(GLUE, " "), style=line.style)

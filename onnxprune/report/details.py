@@ -1,4 +1,4 @@
-"""What is measured only for a report: latency of each layer, classes, samples whose prediction changed, groups."""
+"""Details that only a report needs: latency of each layer, classes, samples whose prediction changed, groups."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.types import FloatArray, IntArray
 
 SECONDS = 10.0
-"""Time limit of profiling one model."""
+"""Time limit of profiling a model."""
 MOST_CHANGED = 24
-"""Samples that are shown."""
+"""Largest number of samples that are shown."""
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A sample that the second of two models puts into another class than the first.
+    """A sample whose prediction differs between the two models.
 
     Attributes:
-        sample: its number in the data.
-        label: name of its class; None where it is not known.
-        before, after: names of the classes that it was and is put into.
-        confidence_before, confidence_after: percent that each model gave to its own choice.
-        moved: points of probability that went from the one class to the other, at most 200; those that most went with come first.
+        sample: number of the sample in the data.
+        label: name of the class; None without labels.
+        before, after: names of the predicted classes.
+        confidence_before, confidence_after: probability of the predicted class in percent.
+        moved: points of probability that moved from the one class to the other, at most 200.
         picture: the sample as a data URI; empty where it is no image.
     """
 
@@ -51,9 +51,9 @@ class Changed:
 
 @dataclass(frozen=True)
 class ClassRate:
-    """How often samples of a class are put into it, in percent: by its name, with the drop in points and its lower bound.
+    """Recall of a class in percent, with the drop in points and its lower bound; see `onnxprune.metrics.paired_tests.ClassDrop`.
 
-    See `onnxprune.metrics.paired_tests.ClassDrop`. Without labels a class holds the samples that the first model puts into it.
+    Without labels, the predictions of the first model are the classes.
     """
 
     name: str
@@ -66,15 +66,15 @@ class ClassRate:
 
 @dataclass(frozen=True)
 class Details:
-    """What only a report shows.
+    """Details of a run.
 
     Attributes:
-        layer_times: microseconds of each node in both models, from onnxruntime's profiler; empty where latency is not measured.
-        labelled: whether classes are those of labels; else they are those that the first model predicts.
-        classes: how often each is recognised, in the order of the classes.
-        changed: samples whose prediction changed, those that changed most first, at most `MOST_CHANGED`.
-        changes: how many there are.
-        groups: layers that belong together.
+        layer_times: times of the nodes of both models; empty where latency is not measured.
+        labelled: whether classes come from labels; else they are the predictions of the first model.
+        classes: recall of each class, in order.
+        changed: samples whose prediction changed, the largest changes first, at most `MOST_CHANGED`.
+        changes: number of all samples whose prediction changed.
+        groups: graph of the groups.
     """
 
     layer_times: tuple[benchmark.LayerTime, ...] = ()
@@ -85,7 +85,7 @@ class Details:
     groups: tuple[GroupNode, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, without the pictures."""
+        """Return plain values for JSON, without pictures."""
         content = asdict(self)
         for sample in content["changed"]:
             del sample["picture"]
@@ -99,14 +99,9 @@ def details(
     config: SessionConfig,
     groups: Sequence[GroupNode],
 ) -> Details:
-    """Look closer at two models that were compared.
+    """Return the details of two models, after their comparison on `data` (None: random inputs).
 
-    Args:
-        sources: the original, and what came of it.
-        found: what the comparison has found; kernels are timed where it measured latency.
-        data: what they were compared on; None where inputs were random.
-        config: how models are executed.
-        groups: of the original.
+    Layers are timed where the comparison measured latency.
     """
     times = _layer_times(sources, found.feeds, config) if found.latency is not None else ()
     first, second = (class_scores(outputs) for outputs in found.outputs)
@@ -126,19 +121,17 @@ def details(
 def _layer_times(
     sources: tuple[str | Model, str | Model], feeds: Feeds, config: SessionConfig
 ) -> tuple[benchmark.LayerTime, ...]:
-    """Time each model twice, interleaved so that machine noise affects both equally; the lower time of each node counts."""
-    first, second = sources
+    """Time each model twice, interleaved so that machine noise affects both equally; return the lower time of each node."""
     with machine.pinned(config.threads):
-        a, b, d, c = (benchmark.layer_times(one, feeds, config, SECONDS / 2) for one in (first, second, second, first))
-    least = [
+        a, b, d, c = (benchmark.layer_times(one, feeds, config, SECONDS / 2) for one in (*sources, *reversed(sources)))
+    lower = [
         {name: (op, min(time, again.get(name, (op, time))[1])) for name, (op, time) in once.items()}
         for once, again in ((a, c), (b, d))
     ]
-    return benchmark.side_by_side(least)
+    return benchmark.side_by_side(lower)
 
 
 def _classes(labels: IntArray | None, first: FloatArray, second: FloatArray, data: Data) -> tuple[ClassRate, ...]:
-    """Return the rate of each class; without labels the first model's predictions stand in for them."""
     truth = first.argmax(axis=1) if labels is None else labels
     before, after = (paired_tests.right(scores, truth) for scores in (first, second))
     drops = sorted(paired_tests.class_drops(before, after, truth), key=lambda one: one.label)
@@ -150,7 +143,7 @@ def _classes(labels: IntArray | None, first: FloatArray, second: FloatArray, dat
 def _changed(
     numbers: IntArray, first: FloatArray, second: FloatArray, labels: IntArray | None, data: Data
 ) -> tuple[Changed, ...]:
-    """Return the samples between whose two predictions most probability moved; of equals the earlier one."""
+    """Return the samples with the largest `Changed.moved`."""
     p, q = (np.exp(log_probabilities(scores[numbers])) for scores in (first, second))
     each, old, new = np.arange(numbers.size), first[numbers].argmax(axis=1), second[numbers].argmax(axis=1)
     moved = 100 * (p[each, old] - q[each, old] + q[each, new] - p[each, new])

@@ -1,4 +1,4 @@
-"""What a run has found out, as one value; every format is made from it."""
+"""The result of a run as one value, which every format is rendered from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from onnxprune.allocation.latency_model import Table
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Layer
+from onnxprune.metrics.table import of_kind
 from onnxprune.report.details import Details
 from onnxprune.runtime.timing import Latency
 from onnxprune.surgery.proof import Proof
@@ -20,24 +21,35 @@ SWEEP_SCHEMA = "onnxprune.sweep/1"
 
 @dataclass(frozen=True)
 class Figures:
-    """One column of the table. FLOPs and MACs per sample, `size` in bytes, accuracies in percent, latency in milliseconds."""
+    """Figures of one model: FLOPs and MACs per sample, bytes, accuracy metrics by name, and latency where it is measured."""
 
     flops: float
     macs: float
     params: int
     size: int
-    top1: float | None = None
-    top5: float | None = None
+    accuracy: Mapping[str, float] = field(default_factory=dict)
     latency_ms: float | None = None
     latency_interval_ms: tuple[float, float] | None = None
+
+    @property
+    def top1(self) -> float | None:
+        """Top-1 in percent; None without labels."""
+        return self.accuracy.get("top1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; accuracy metrics that do not apply are None."""
+        content = asdict(self)
+        accuracy = content.pop("accuracy")
+        return {**content, **{metric.name: accuracy.get(metric.name) for metric in of_kind("accuracy")}}
 
 
 def figures(
     found: Comparison, before: tuple[float, int, int], after: tuple[float, int, int]
 ) -> tuple[Figures, Figures]:
-    """Return both columns: MACs, parameters and bytes of each model as given, the rest as measured."""
-    first = Figures(2 * before[0], *before, *found.accuracy_a)
-    second = Figures(2 * after[0], *after, *found.accuracy_b)
+    """Return the figures of both models, from their MACs, parameters and bytes, and from the comparison."""
+    first, second = (
+        Figures(2 * c[0], *c, accuracy) for c, accuracy in zip((before, after), found.accuracy, strict=True)
+    )
     if (latency := found.latency) is not None:
         first = replace(first, latency_ms=latency.a, latency_interval_ms=latency.a_interval)
         second = replace(second, latency_ms=latency.b, latency_interval_ms=latency.b_interval)
@@ -46,31 +58,30 @@ def figures(
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run of `prune`, or of `finetune`: then without a proof, and with the teacher as the original.
+    """A run of `prune`, or of `finetune`, where the original is the teacher.
 
     Attributes:
         model, sha256: the original.
-        output: where the result was written; None when it was not.
+        output: path of the result; None where it was not written.
         settings: options of the run.
-        before, after: the figures.
-        fidelity: candidate against original on the same inputs; see `onnxprune.metrics.outputs.compare_outputs`.
-        data: what fidelity and accuracy were measured on.
-        samples: how many.
-        latency: how latency was measured, with the speed-up; None when it was not.
-        layers: in graph order.
-        prunable_share: share of MACs in layers that may lose channels.
-        pinned: (reason, node, channels) of everything that had to stay.
-        proof: pruned against masked.
+        before, after: figures of the original and of the result.
+        fidelity: fidelity metrics of the result, by name.
+        data, samples: name and number of the samples of accuracy and fidelity.
+        latency: of both models; None where it was not measured.
+        layers: layers with a weight, in graph order.
+        prunable_share: share of MACs in layers that have prunable channels.
+        pinned: (reason, node, channels) of each pin.
+        proof: pruned against masked; None where no channel was pruned.
         verdict: all checks.
         path: (share of FLOPs removed, share of parameters removed) after each step.
-        notes: what a reader should know.
-        repair: what was done at each layer, in order.
-        curves: what each group loses, where that was measured.
-        training: what fine-tuning did; see `onnxprune.training.distill.TrainingResult`. None where there was none.
+        notes: remarks for the reader.
+        repair: error of each repaired layer, in order.
+        curves: sensitivity of each group; empty where it was not measured.
+        training: see `onnxprune.training.distill.TrainingResult`; None without training.
         versions: of onnxprune, onnxruntime and onnx.
-        latency_table: what latency was predicted from; None where it was no target.
-        blocks: layers that were given another form, in rounds, as they stand in the plan.
-        details: what takes time of its own; None where no report was asked for.
+        latency_table: table that latency was predicted from; None where latency was no target.
+        blocks: layer edits, in rounds, as in the plan.
+        details: details that only a report needs; None where no report was asked for.
     """
 
     model: str
@@ -99,23 +110,22 @@ class Report:
     details: Details | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, with the schema's name and the relative changes."""
+        """Return plain values for JSON, with the relative changes."""
         content = asdict(replace(self, details=None))
+        content["before"], content["after"] = self.before.to_dict(), self.after.to_dict()
         content["details"] = None if self.details is None else self.details.to_dict()
         content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
         content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
         content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}
         content["latency_table"] = None if self.latency_table is None else self.latency_table.summary()
         content["curves"] = [curve_dict(curve) for curve in self.curves]
-        change = {
-            "flops_removed": 1 - self.after.flops / self.before.flops if self.before.flops else 0.0,
-            "params_removed": 1 - self.after.params / self.before.params if self.before.params else 0.0,
-            "size_removed": 1 - self.after.size / self.before.size if self.before.size else 0.0,
-            "speedup": self.latency.speedup if self.latency else None,
-        }
-        for key in ("top1", "top5"):
-            old, new = getattr(self.before, key), getattr(self.after, key)
-            change[f"{key}_points"] = None if old is None or new is None else new - old
+        change: dict[str, float | None] = {"speedup": self.latency.speedup if self.latency else None}
+        for key in ("flops", "params", "size"):
+            before, after = getattr(self.before, key), getattr(self.after, key)
+            change[f"{key}_removed"] = 1 - after / before if before else 0.0
+        for metric in of_kind("accuracy"):
+            old, new = self.before.accuracy.get(metric.name), self.after.accuracy.get(metric.name)
+            change[f"{metric.name}_points"] = None if old is None or new is None else new - old
         return {"schema": SCHEMA, "change": change, **content}
 
 
@@ -131,19 +141,19 @@ def curve_dict(curve: Curve) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a family.
+    """One model of a sweep.
 
     Attributes:
-        name: of its files in the folder: `<name>.onnx`, `<name>.plan.json`, `<name>.json` (its report).
-        target: the share of the quantity that was asked to go.
-        flops_removed, params_removed: shares that went.
+        name: of its files in the folder: `<name>.onnx`, `<name>.plan.json`, `<name>.json` (the report).
+        target: share of the quantity to remove.
+        flops_removed, params_removed: shares that were removed.
         size: bytes.
-        drop: points of top-1 lost, without labels of agreement; None where neither is known.
-        kl: divergence of the output in nats; None where it is none of classes.
-        latency_ms, speedup, speedup_interval: as measured in turn with the original; None where it was not.
+        drop: points of top-1, without labels of agreement, that were lost; None where neither is known.
+        kl: divergence of the output in nats; None without class scores.
+        latency_ms, speedup, speedup_interval: from runs interleaved with those of the original; None where latency was not measured.
         verdict: whether all checks passed.
-        pareto: whether no other one is both smaller (or faster, where latency was measured) and no worse.
-        note: why there is no such model; empty where there is one.
+        pareto: whether no other model is both smaller (or faster, where latency was measured) and as accurate.
+        note: why the model does not exist; else empty.
     """
 
     name: str
@@ -163,7 +173,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A family: the quantity that its targets are of, its members from the largest on, and the figures of the original."""
+    """The models of a sweep, from the largest to the smallest, the quantity of their targets, and figures of the original."""
 
     model: str
     quantity: str

@@ -1,4 +1,4 @@
-"""The graph of groups: which layers belong together, and which groups lie between them."""
+"""The graph of groups, for the page."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from onnxprune.types import BoolArray, IntArray, Trace
 
 @dataclass(frozen=True)
 class GroupNode:
-    """A group: layers whose channels can only go together.
+    """A group, with its layers and neighbors.
 
     Attributes:
         name: as in the plan.
-        writers: layers that write its channels.
-        followers: layers that are cut along: depthwise convolutions, normalisations.
-        readers: layers that read its channels.
-        before, after: channels; `after` is None where it is not known.
-        pinned: channels that must stay.
-        reasons: why, each once.
-        feeds: numbers of the groups that its readers write.
+        writers: layers that write channels of the group.
+        followers: layers that lose the same channels: depthwise convolutions, normalizations.
+        readers: layers that read channels of the group.
+        before, after: number of channels; `after` is None where it is not known.
+        pinned: number of pinned channels.
+        reasons: distinct reasons of the pins.
+        feeds: numbers of the groups that the readers write.
     """
 
     name: str
@@ -39,17 +39,12 @@ class GroupNode:
 
 
 def survivors(trace: Trace, keep: BoolArray) -> dict[str, int]:
-    """Return how many channels of each group are kept, by its name."""
+    """Return how many channels of each group are kept, by name."""
     return {group.name: int(keep[group.channels].sum()) for group in trace.groups}
 
 
 def groups(trace: Trace, left: Mapping[str, int]) -> tuple[GroupNode, ...]:
-    """Return all groups in graph order, with what lies around them.
-
-    Args:
-        trace: of the original.
-        left: channels that are kept of each group, by its name.
-    """
+    """Return all groups of the original in graph order; `left` holds the number of kept channels by name."""
     of_channel = np.full(trace.n_channels + 1, -1)
     for number, group in enumerate(trace.groups):
         of_channel[group.channels] = number

@@ -1,4 +1,4 @@
-"""The report as a short page of Markdown."""
+"""The report in Markdown."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from onnxprune.report.tables import Table
 from onnxprune.types import Verdict
 
 MOST_CLASSES = 20
-"""Classes that are listed; a pull request is no place for a thousand."""
+"""Largest number of classes that are listed."""
 SPECIAL = str.maketrans({sign: f"\\{sign}" for sign in "<>|`*_[]\\"})
 
 
 def report_text(report: Report, command: str) -> str:
-    """Return verdict, figures, layers and notes of a run."""
+    """Return the report of a run."""
     details = report.details or Details()
     lines = [f"# onnxprune: {_plain(report.model)}", "", f"**{text.summary(report.verdict)}**", ""]
     lines += [f"{_plain(text.result(report))}.", "", *_list(map(str, report.verdict.checks))]
@@ -42,7 +42,7 @@ def report_text(report: Report, command: str) -> str:
 
 
 def sweep_text(found: Sweep, command: str) -> str:
-    """Return the members of a sweep."""
+    """Return the report of a sweep."""
     lines = [f"# onnxprune sweep: {_plain(found.model)}", "", f"Targets of {found.quantity}; {_plain(found.data)}.", ""]
     return "\n".join([*lines, *_table(tables.members(found)), "", *_code(command)])
 
@@ -64,7 +64,7 @@ def _table(table: Table) -> list[str]:
 
 
 def _plain(line: str) -> str:
-    """Return a text on one line that means nothing in Markdown."""
+    """Return a text on one line, escaped for Markdown."""
     return " ".join(line.split()).translate(SPECIAL)
 
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import OptionError
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
 from onnxprune.report.plots import Plot
 
 
 def draw(plots: Sequence[Plot], path: Path) -> None:
-    """Draw the first of some plots into a file; the ending says which format.
+    """Draw the first of some plots into a file, whose ending selects the format.
 
     Raises:
-        OptionError: matplotlib is missing, or does not know the format.
+        OptionError: matplotlib is missing, or the format is unknown.
         OutputError: the file cannot be written.
     """
     try:
@@ -43,12 +43,12 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
         axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title, yscale="log" if plot.logarithmic else "linear")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        with staged(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format=kind, dpi=150)
     finally:
         pyplot.close(figure)
 
 
 def _literal(name: str) -> str:
-    """Return a name in which matplotlib finds no formula."""
+    """Escape a name so that matplotlib reads no formula."""
     return name.replace("$", r"\$")

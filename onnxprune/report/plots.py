@@ -1,10 +1,11 @@
-"""What the plots of a report show, as values; Bokeh draws them on a page, matplotlib into a file."""
+"""The plots of a report as values; Bokeh draws them on a page, matplotlib into a file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from onnxprune.report.details import Details
@@ -12,25 +13,24 @@ from onnxprune.report.document import Report, Sweep
 from onnxprune.types import Curve
 
 LONGEST = 20
-"""Characters of a name at the axis or in a legend; names differ at their ends."""
+"""Characters of a name at an axis or in a legend."""
 MOST_NAMED = 8
-"""Curves that the legend names, the most sensitive ones."""
+"""Number of curves in the legend: the most sensitive ones."""
 LEAST = 1e-12
-"""Of a loss on a logarithmic scale."""
+"""Smallest loss on a logarithmic scale."""
 Amount = float | None
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name.
+    """Points with a label in the legend.
 
     Attributes:
-        label: of the legend.
-        x, y: of the points; NaN breaks the line.
-        tips: what is told of each point, beside x and y.
-        line: whether a line joins them.
-        muted: whether they are drawn in grey, behind the others.
-        cross: whether they are one reference point.
+        x, y: coordinates; NaN breaks the line.
+        tips: further values of each point in the tooltip, by name.
+        line: whether a line joins the points.
+        muted: whether the points are gray and behind the others.
+        cross: whether the series is one reference point.
     """
 
     label: str
@@ -44,15 +44,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Points over two axes.
+    """Series over two axes.
 
     Attributes:
         name: unique on the page.
-        title, text: what is seen.
+        title, text: caption.
         x, y: labels of the axes.
-        series: what is drawn.
-        logarithmic: whether y is.
-        mark: where a vertical line stands; None: nowhere.
+        logarithmic: whether the y axis is logarithmic.
+        mark: position of a vertical line; None: no line.
     """
 
     name: str
@@ -67,16 +66,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Bars:
-    """Two bars for each name, before and after; None where an amount is not known.
+    """Two bars, before and after, for each name.
 
     Attributes:
-        name, title, text: as of a `Plot`.
-        axis: label of the axis with the names.
+        name, title, text: as in `Plot`.
+        axis: label of the axis of names.
         unit: of the amounts.
-        names: of what is shown.
-        kind, kinds: what else is told of each, and its heading.
-        pairs: amounts before and after.
-        beside: whether the bars stand side by side, or the second one in front of the first.
+        kind, kinds: heading and value, per name, of a further line of the tooltip.
+        pairs: amounts before and after; None where an amount is not known.
+        beside: whether the bars are side by side, or the second one is in front of the first.
     """
 
     name: str
@@ -92,7 +90,7 @@ class Bars:
 
 
 def curve_plots(curves: Sequence[Curve]) -> list[Plot]:
-    """Return the loss of each group against the share of its channels that is removed; the most sensitive groups by name."""
+    """Return a plot of the loss of each group against the share of channels that is removed."""
     ranked = sorted((curve for curve in curves if curve.counts.size > 1), key=lambda curve: -float(curve.losses[-1]))
     if not ranked:
         return []
@@ -114,7 +112,7 @@ def _curve(curve: Curve, label: str) -> Series:
 
 
 def _joined(series: Sequence[Series]) -> Series:
-    """Return many lines as a single muted one, with breaks between them."""
+    """Join many lines into a muted one with breaks."""
     x = [value for one in series for value in (*one.x, math.nan)]
     y = [value for one in series for value in (*one.y, math.nan)]
     tips = {key: [value for one in series for value in (*one.tips[key], "")] for key in series[0].tips}
@@ -122,15 +120,16 @@ def _joined(series: Sequence[Series]) -> Series:
 
 
 def training_plots(report: Report) -> list[Plot]:
-    """Return divergence, agreement and accuracy over the steps of a training."""
+    """Return plots of divergence, agreement and accuracy over the steps of a training."""
     if report.training is None:
         return []
     looks, best = report.training["looks"], report.training["best_step"]
     text = f"On held-out samples; the weights are those of step {best}, at the dashed line."
     found = []
+    percent = {"agreement": "agreement with the original", "top1": "top-1"}
     for name, title, keys in (
-        ("divergence", "Divergence while training", {"divergence": "divergence"}),
-        ("percent", "Agreement while training", {"agreement": "agreement with the original", "top1": "top-1"}),
+        ("divergence", "Divergence", {"divergence": "divergence"}),
+        ("percent", "Agreement", percent),
     ):
         series = []
         for key, label in keys.items():
@@ -139,12 +138,14 @@ def training_plots(report: Report) -> list[Plot]:
                 steps, values = zip(*points, strict=True)
                 series.append(Series(label, steps, values, {"of": [label] * len(points)}))
         if series:
-            found.append(Plot(name, title, text, "step", name, tuple(series), name == "divergence", best))
+            found.append(
+                Plot(name, f"{title} while training", text, "step", name, tuple(series), name == "divergence", best)
+            )
     return found
 
 
 def front_plots(found: Sweep) -> list[Plot]:
-    """Return the loss of each model of a sweep against its latency, where that was measured, and against its FLOPs."""
+    """Return plots of the loss of the models of a sweep against latency, where measured, and against FLOPs."""
     members = [member for member in found.members if not member.note]
     if not members:
         return []
@@ -153,7 +154,7 @@ def front_plots(found: Sweep) -> list[Plot]:
     lost = [(member.drop if dropped else member.kl) or 0.0 for member in members]
 
     def front(name: str, quantity: str, axis: str, better: str, costs: list[float], original: float | None) -> Plot:
-        own = timed == (quantity == "latency")  # whether the Pareto set is that of this cost: then a line joins it
+        own = timed == (quantity == "latency")  # whether the Pareto set is that of this cost
         points = sorted(zip(costs, lost, members, strict=True), key=lambda point: point[0])
         series = []
         for pareto, label in ((True, "Pareto set"), (False, "others")):
@@ -165,9 +166,8 @@ def front_plots(found: Sweep) -> list[Plot]:
             series.append(Series("original", [original], [0.0], {"model": ["the original"]}, line=False, cross=True))
         text = f"Further left is {better}, further down is more accurate; the cross is the original."
         text += "" if own else " The Pareto set is that of latency."
-        return Plot(
-            name, f"Loss against {quantity}", text, axis, "points lost" if dropped else "KL, nats", tuple(series)
-        )
+        lost_in = "points lost" if dropped else "KL, nats"
+        return Plot(name, f"Loss against {quantity}", text, axis, lost_in, tuple(series))
 
     flops = [100 * (1 - member.flops_removed) for member in members]
     plots = [front("front-flops", "FLOPs", "FLOPs left, %", "smaller", flops, 100.0)]
@@ -177,39 +177,36 @@ def front_plots(found: Sweep) -> list[Plot]:
     return plots
 
 
-SIDES = "Side by side: before in grey and hatched on the left, after in blue on the right."
+SIDES = "Side by side: before in gray and hatched on the left, after in blue on the right."
 
 
 def layer_plots(report: Report) -> list[Bars]:
-    """Return channels, FLOPs and, where it was measured, latency of each layer."""
+    """Return plots of channels, FLOPs and, where measured, latency of each layer."""
     layers = report.layers
     if not layers:
         return []
-    names, ops = [layer.name for layer in layers], [layer.op for layer in layers]
-
-    def bars(
-        name: str, title: str, text: str, unit: str, pairs: Sequence[tuple[Amount, Amount]], *, beside: bool = True
-    ) -> Bars:
-        axis = "layer, in graph order"
-        return Bars(name, f"{title} per layer", text, axis, unit, names, "operator", ops, pairs, beside)
-
-    front = "Grey and hatched: before; blue, in front of it: after."
+    names = [layer.name for layer in layers]
+    bars = partial(
+        Bars, axis="layer, in graph order", names=names, kind="operator", kinds=[layer.op for layer in layers]
+    )
+    front = "Gray and hatched: before; blue, in front of it: after."
     channels = [(layer.channels_before, layer.channels_after) for layer in layers]
     flops = [(2 * layer.macs_before, 2 * layer.macs_after) for layer in layers]
     plots = [
-        bars("channels", "Channels", front, "channels", channels, beside=False),
-        bars("flops", "FLOPs", SIDES, "FLOPs", flops),
+        bars("channels", "Channels per layer", front, unit="channels", pairs=channels, beside=False),
+        bars("flops", "FLOPs per layer", SIDES, unit="FLOPs", pairs=flops),
     ]
     times = {} if report.details is None else {row.name: (row.a, row.b) for row in report.details.layer_times}
     if times:
         how = "From onnxruntime's profiler: mean of the middle half of the runs, the lower one of two turns."
         latency = [times.get(name, (None, None)) for name in names]
-        plots.append(bars("latency", "Latency", f"{SIDES} {how} {_rest(times, latency)}", "µs", latency))
+        text = f"{SIDES} {how} {_rest(times, latency)}"
+        plots.append(bars("latency", "Latency per layer", text, unit="µs", pairs=latency))
     return plots
 
 
 def _rest(times: Mapping[str, tuple[Amount, Amount]], shown: Sequence[tuple[Amount, Amount]]) -> str:
-    """Say what share of the time the layers with a weight take."""
+    """Return a sentence on the share of time that the layers with a weight take."""
     (a, b), (all_a, all_b) = (
         [sum(pair[i] or 0.0 for pair in some) for i in (0, 1)] for some in (shown, times.values())
     )
@@ -218,7 +215,7 @@ def _rest(times: Mapping[str, tuple[Amount, Amount]], shown: Sequence[tuple[Amou
 
 
 def class_plots(found: Details) -> list[Bars]:
-    """Return how often each class is recognized."""
+    """Return a plot of the accuracy, or the agreement, of each class."""
     if not found.classes:
         return []
     title = "Accuracy per class" if found.labelled else "Agreement per predicted class"
@@ -228,9 +225,9 @@ def class_plots(found: Details) -> list[Bars]:
 
 
 def short(names: Sequence[str], longest: int = LONGEST) -> list[str]:
-    """Return the ends of names without the parts of the path that they share; no two are alike, since a legend would merge them.
+    """Return the ends of names without the parts of the path that they share, made unique for a legend.
 
-    Two dollar signs would make Bokeh look for a typesetter in the network.
+    Two dollar signs are set apart: they would make Bokeh load a typesetter.
     """
     paths = [name.replace("$$", "$ $").strip("/").split("/") for name in names]
     for end in (0, -1):

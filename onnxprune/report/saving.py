@@ -1,4 +1,4 @@
-"""Write reports in the format that the name of the file asks for."""
+"""Write reports; the ending of the file name selects the format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.evaluation.gate import Judgement
-from onnxprune.output import plain, same_file, staged
+from onnxprune.fileio import atomic_write, jsonable, same_file
 from onnxprune.report import markdown
 from onnxprune.report.document import Report, Sweep
 from onnxprune.runtime import machine
@@ -24,15 +24,14 @@ Found = Report | Sweep | Judgement
 
 
 def check_format(path: Path) -> None:
-    """Refuse a report that cannot be written, before any work is done.
+    """Refuse a report that cannot be written, before the run starts.
 
     Raises:
-        OptionError: an unknown ending, or a package is missing.
+        OptionError: the format is unknown, or a package is missing.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise OptionError(
-            f"--report {path} is of an unknown format", hint=f"give a name that ends in {', '.join(ENDINGS)}"
-        )
+        hint = f"give a name that ends in {', '.join(ENDINGS)}"
+        raise OptionError(f"--report {path} is of an unknown format", hint=hint)
     if path.suffix.lower() == ".html":
         missing = [name for name in ("jinja2", "bokeh") if importlib.util.find_spec(name) is None]
         if missing:
@@ -42,17 +41,16 @@ def check_format(path: Path) -> None:
 def refuse_same(path: Path | None, *others: Path | None) -> None:
     """Raise OutputError where a report would overwrite another result of the run."""
     if path is not None and any(other is not None and same_file(path, other) for other in others):
-        raise OutputError(
-            "the report would overwrite another result", where=str(path), hint="give another path with --report"
-        )
+        hint = "give another path with --report"
+        raise OutputError("the report would overwrite another result", where=str(path), hint=hint)
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> str:
-    """Write a call of the Python interface, without arguments that are None or False; arrays and functions by their type."""
+    """Return a call of the Python interface as text, without arguments that are None or False; arrays appear as their type."""
     given = {key: value for key, value in arguments.items() if key not in ("on_stage", "command", "fields")}
     given |= arguments.get("fields", {})
-    told = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
-    return f"onnxprune.{name}({', '.join(told)})"
+    parts = [f"{key}={_argument(value)}" for key, value in given.items() if value is not None and value is not False]
+    return f"onnxprune.{name}({', '.join(parts)})"
 
 
 def _argument(value: Any) -> str:
@@ -68,29 +66,28 @@ def _argument(value: Any) -> str:
 
 
 def save(path: Path, found: Found, command: str, plan: Mapping[str, Any] | None = None) -> None:
-    """Write a report.
+    """Write a report in the format of the file name, one of `ENDINGS`.
 
     Args:
-        path: the ending says which format; see `ENDINGS`.
-        found: what is reported.
-        command: the command line, or the call, that led to it.
-        plan: as it is written to plan.json; None where there is none.
+        path: of the file.
+        found: the result to report.
+        command: the command line, or the call, of the run.
+        plan: the content of plan.json; None where there is no plan.
 
     Raises:
-        OptionError: an unknown ending, or a package is missing.
+        OptionError: the format is unknown, or a package is missing.
         OutputError: the file cannot be written.
     """
     check_format(path)
-    formats = {".json": _json, ".md": _markdown, ".html": _html}
-    with staged(path) as temporary:
-        temporary.write_text(formats[path.suffix.lower()](found, command, plan), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        if path.suffix.lower() == ".json":
+            content = json.dumps(jsonable(found.to_dict()), indent=1, allow_nan=False) + "\n"
+        else:
+            content = _markdown(found, command) if path.suffix.lower() == ".md" else _html(found, command, plan)
+        temporary.write_text(content, encoding="utf-8")
 
 
-def _json(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
-    return json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
-
-
-def _markdown(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
+def _markdown(found: Found, command: str) -> str:
     if isinstance(found, Sweep):
         return markdown.sweep_text(found, command)
     if isinstance(found, Judgement):

@@ -1,4 +1,4 @@
-"""The tables of a report, as values; the console, HTML and Markdown are rendered from them."""
+"""The tables of a report as values, which the console, HTML and Markdown are rendered from."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 
 from onnxprune.evaluation.benchmark import Bench, LayerTime
 from onnxprune.graph.analysis import Inspection, Layer
+from onnxprune.metrics.table import METRICS, of_kind
 from onnxprune.report.details import Details
 from onnxprune.report.document import Member, Report, Sweep
-from onnxprune.report.text import human, relative, size, speedup, told
+from onnxprune.report.text import human, option_value, relative, size, speedup
 from onnxprune.types import Curve, Trace, Verdict
 
 SHOWN = (0.125, 0.25, 0.5, 0.75, 0.875)
-"""Shares of the prunable channels of a group at which its loss is told."""
+"""Shares of the prunable channels of a group at which its loss is shown."""
 LEVELS = " ▁▂▃▄▅▆▇█"
 STATUSES = {"FAILED": "✗ FAILED", "UNDECIDED": "? UNDECIDED", "PASSED": "✓ PASSED"}
-"""In the order of a table, each with a sign, which needs no color."""
+"""Statuses of checks in the order of a table, with signs that are legible without color."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """Several names in one cell; the page folds them where there are many."""
+    """Several names in one cell; the page folds long lists."""
 
     names: tuple[str, ...]
 
@@ -33,7 +34,7 @@ class Names:
 
 
 Cell = str | tuple[str, float] | Names
-"""A text, a text and the number that its column is sorted by, or names."""
+"""A text, a text with the number that the column is sorted by, or names."""
 Row = tuple[Cell, ...]
 
 
@@ -47,11 +48,11 @@ class Table:
     rows: tuple[Row, ...]
 
     def texts(self) -> list[list[str]]:
-        """Return the rows as they are read."""
+        """Return the rows as text."""
         return [[cell[0] if isinstance(cell, tuple) else str(cell) for cell in row] for row in self.rows]
 
     def numeric(self) -> list[bool]:
-        """Tell of each column whether it holds numbers."""
+        """Return whether each column holds numbers."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
         return [any(isinstance(cell, tuple) for cell in column) for column in columns]
 
@@ -61,11 +62,11 @@ class Table:
 
 
 Column = tuple[str, Callable[[Any], Any], str]
-"""A heading, what it shows of a row, and the format of its numbers; without one the value is a cell."""
+"""A heading, the function that returns the value of a row, and the format of numbers; without a format, the value is a cell."""
 
 
 def number(value: float | None, spec: str = ",") -> Cell:
-    """Return the cell of a number, by its format; an empty one where it is not known."""
+    """Return the cell of a formatted number; an empty cell where it is not known."""
     return "" if value is None else (format(value, spec), float(value))
 
 
@@ -75,12 +76,8 @@ def build(name: str, caption: str, items: Iterable[Any], columns: Sequence[Colum
     return Table(name, caption, tuple(heading for heading, _, _ in columns), rows)
 
 
-def _pair(name: str, before: float, after: float, spec: str, change: Cell) -> Row:
-    return (name, (spec.format(before), before), (spec.format(after), after), change)
-
-
 def figures(report: Report) -> Table:
-    """Return every figure of both models."""
+    """Return the figures of both models; accuracy and fidelity as the metric table has them."""
     a, b, latency = report.before, report.after, report.latency
     rows: list[Row] = [
         (name, (show(old), old), (show(new), new), (relative(old, new), new - old))
@@ -91,20 +88,23 @@ def figures(report: Report) -> Table:
             ("file size", size, a.size, b.size),
         )
     ]
-    for name, old, new in (("top-1", a.top1, b.top1), ("top-5", a.top5, b.top5)):
-        if old is not None and new is not None:
-            rows.append(_pair(name, old, new, "{:.2f} %", (f"{new - old:+.2f} points", new - old)))
+    for metric in of_kind("accuracy"):
+        if metric.name in a.accuracy and metric.name in b.accuracy:
+            old, new = a.accuracy[metric.name], b.accuracy[metric.name]
+            points = (f"{new - old:+.2f} points", new - old)
+            rows.append((metric.label, (metric.text(old), old), (metric.text(new), new), points))
     if latency is not None and latency.b is not None:
-        change = speedup(latency.speedup, latency.speedup_interval)
-        rows.append(_pair("latency", latency.a, latency.b, "{:.3f} ms", change))
-    for name, same, spec in (("agreement", 100.0, "{:.2f} %"), ("cosine", 1.0, "{:.4f}"), ("KL", 0.0, "{:.4f} nats")):
-        if name.lower() in report.fidelity:
-            rows.append(_pair(name, same, report.fidelity[name.lower()], spec, ""))
+        old, new, change = latency.a, latency.b, speedup(latency.speedup, latency.speedup_interval)
+        rows.append(("latency", (f"{old:.3f} ms", old), (f"{new:.3f} ms", new), change))
+    for metric in of_kind("fidelity"):
+        if metric.name in report.fidelity:
+            old, new = metric.ideal, report.fidelity[metric.name]
+            rows.append((metric.label, (metric.text(old), old), (metric.text(new), new), ""))
     return Table("figures", "Before and after", ("figure", "before", "after", "change"), tuple(rows))
 
 
 def layers(found: Sequence[Layer], times: Sequence[LayerTime] = ()) -> Table:
-    """Return channels, FLOPs, parameters and, where it was measured, latency of each layer."""
+    """Return channels, FLOPs, parameters and, where measured, latency of each layer."""
     of_layer = {row.name: row for row in times}
     none = LayerTime("", "", None, None)
     columns: tuple[Column, ...] = (
@@ -138,18 +138,16 @@ TIMES: tuple[Column, ...] = (
 
 
 def layer_times(found: Sequence[LayerTime], *, two: bool) -> Table:
-    """Return the latency of each layer in one model or in two."""
+    """Return the latency of each layer in one or two models."""
     named: tuple[Column, ...] = (("layer", lambda row: row.name, ""), ("operator", lambda row: row.op, ""))
     return build("times", "Latency of each layer", found, (*named, *(TIMES if two else TIMES[:1])))
 
 
 def latencies(found: Bench, names: Sequence[str]) -> Table:
-    """Return the latency of one model or of two."""
-    latency = found.latency
-    rows: list[Row] = []
-    for name, median, interval in zip(
-        names, (latency.a, latency.b), (latency.a_interval, latency.b_interval), strict=False
-    ):
+    """Return the latency of one or two models."""
+    latency, rows = found.latency, list[Row]()
+    pairs = ((latency.a, latency.a_interval), (latency.b, latency.b_interval))
+    for name, (median, interval) in zip(names, pairs, strict=False):
         if median is not None and interval is not None:
             ratio = speedup(latency.speedup, latency.speedup_interval) if rows else ""
             span = f"{interval[0]:.3f} to {interval[1]:.3f} ms"
@@ -158,7 +156,7 @@ def latencies(found: Bench, names: Sequence[str]) -> Table:
 
 
 def classes(found: Details) -> Table:
-    """Return how often each class is recognized."""
+    """Return the accuracy, or the agreement, of each class."""
     columns: tuple[Column, ...] = (
         ("class", lambda one: one.name, ""),
         ("samples", lambda one: one.samples, ","),
@@ -172,7 +170,7 @@ def classes(found: Details) -> Table:
 
 
 def changed(found: Details) -> Table:
-    """Return the samples whose prediction changed."""
+    """Return samples whose prediction changed."""
     columns: tuple[Column, ...] = (
         ("sample", lambda one: one.sample, ","),
         ("label", lambda one: one.label or "", ""),
@@ -208,7 +206,7 @@ def pins(pinned: Iterable[tuple[str, str, int]]) -> Table:
 
 
 def costs(found: Inspection) -> Table:
-    """Return what each layer of a model costs."""
+    """Return the costs of each layer of a model."""
     columns: tuple[Column, ...] = (
         ("layer", lambda layer: layer.label, ""),
         ("operator", lambda layer: layer.op, ""),
@@ -242,7 +240,7 @@ def edits(report: Report) -> Table:
 
 
 def repair(report: Report) -> Table:
-    """Return what repair did at each layer."""
+    """Return the error of each layer before and after repair."""
     columns: tuple[Column, ...] = (
         ("#", lambda row: row[0], ","),
         ("layer", lambda row: row[1].label, ""),
@@ -284,19 +282,19 @@ def pairs(name: str, caption: str, values: Mapping[str, Any]) -> Table:
     flat: list[Row] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat += [(f"{key}.{inner}", told(entry)) for inner, entry in value.items()]
+            flat += [(f"{key}.{inner}", option_value(entry)) for inner, entry in value.items()]
         else:
-            flat.append((key, told(value)))
+            flat.append((key, option_value(value)))
     return Table(name, caption, ("name", "value"), tuple(flat))
 
 
 def checks(verdict: Verdict) -> Table:
-    """Return all checks, those that failed first."""
+    """Return all checks, failed ones first."""
     columns: tuple[Column, ...] = (
         ("status", lambda check: STATUSES[check.status], ""),
         ("check", lambda check: check.name, ""),
-        ("value", lambda check: told(check.value), ""),
-        ("limit", lambda check: "" if check.limit is None else told(check.limit), ""),
+        ("value", lambda check: option_value(check.value), ""),
+        ("limit", lambda check: "" if check.limit is None else option_value(check.limit), ""),
         ("detail", lambda check: check.detail, ""),
     )
     order = list(STATUSES)
@@ -305,14 +303,14 @@ def checks(verdict: Verdict) -> Table:
 
 
 def members(found: Sweep) -> Table:
-    """Return the original and the models of a sweep; a model that cannot be made has a note in place of its verdict."""
+    """Return the original and the models of a sweep; a model that does not exist has a note in place of the verdict."""
     columns: tuple[Column, ...] = (
         ("model", lambda one: one.name, ""),
-        ("FLOPs", lambda one: -one.flops_removed if one.size and one.target else None, ".1%"),
-        ("parameters", lambda one: -one.params_removed if one.size and one.target else None, ".1%"),
+        (METRICS["flops"].label, lambda one: -one.flops_removed if one.size and one.target else None, ".1%"),
+        (METRICS["params"].label, lambda one: -one.params_removed if one.size and one.target else None, ".1%"),
         ("size", lambda one: (size(one.size), one.size) if one.size else "", ""),
         ("lost", lambda one: one.drop, ".2f"),
-        ("KL", lambda one: one.kl, ".4f"),
+        (METRICS["kl"].label, lambda one: one.kl, METRICS["kl"].format),
         ("latency, ms", lambda one: one.latency_ms, ".3f"),
         ("speed-up", lambda one: (speedup(one.speedup, one.speedup_interval), one.speedup or 0.0), ""),
         ("verdict", lambda one: one.note or ("PASSED" if one.verdict else "FAILED"), ""),
@@ -323,5 +321,5 @@ def members(found: Sweep) -> Table:
 
 
 def operators(support: Iterable[tuple[str, str]]) -> Table:
-    """Return what becomes of channels at each operator."""
+    """Return what happens to channels at each operator."""
     return Table("operators", "Operators", ("operator", "what becomes of channels there"), tuple(support))

@@ -33,37 +33,35 @@ def relative(before: float, after: float) -> str:
 
 
 def speedup(ratio: float | None, interval: tuple[float, float] | None) -> str:
-    """Write a speed-up with its interval; nothing where it was not measured."""
+    """Write a speed-up with its interval; empty where it was not measured."""
     return "" if ratio is None or interval is None else f"{ratio:.2f}x ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
-def told(value: Any) -> str:
+def option_value(value: Any) -> str:
     """Write the value of an option."""
     if value is None or value in ("", (), []) or value == {}:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={told(entry)}" for key, entry in value.items() if entry is not None)
+        return " ".join(f"{key}={option_value(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, list | tuple):
-        return ", ".join(map(told, value))
+        return ", ".join(map(option_value, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def summary(verdict: Verdict) -> str:
-    """Sum up a verdict in a line."""
+    """Summarize a verdict in a line."""
     failed = sum(not check for check in verdict.checks)
     undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
     total = len(verdict.checks)
-    if failed:
-        line = f"FAILED: {failed} of {total} checks"
-    else:
-        line = f"PASSED: {total if undecided else f'all {total}'} checks"
+    passed = f"PASSED: {total if undecided else f'all {total}'} checks"
+    line = f"FAILED: {failed} of {total} checks" if failed else passed
     return f"{line}, {undecided} undecided" if undecided else line
 
 
 def result(report: Report) -> str:
-    """Say in a line what was removed, and what it cost."""
+    """Return a line with the FLOPs removed and the change in accuracy or agreement."""
     a, b = report.before, report.after
     removed = f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted"
     if a.top1 is not None and b.top1 is not None:
@@ -74,7 +72,7 @@ def result(report: Report) -> str:
 
 
 def sources(report: Report) -> list[str]:
-    """Say how the figures were measured."""
+    """Return lines on how the figures were measured."""
     found = [f"measured on {report.samples} samples of {report.data}"]
     if report.latency is not None:
         found.append(timing(report.latency))
@@ -84,28 +82,27 @@ def sources(report: Report) -> list[str]:
 
 
 def timing(latency: Latency) -> str:
-    """Say how a latency was measured."""
+    """Return a line on how latency was measured."""
     turns = "interleaved runs" if latency.b is not None else "runs"
-    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
-    threads = threads if latency.threads else "onnxruntime's choice of threads"
+    threads = f"{latency.threads or 'default'} thread{'' if latency.threads == 1 else 's'}"
     return f"latency: median of {latency.runs} {turns}, batch {latency.batch}, {threads}, 95 % bootstrap interval"
 
 
 def changes(report: Report) -> list[str]:
-    """Say what was done to the weights that are left."""
+    """Return lines on repair and training."""
     found = [repair(report.repair)] if report.repair else []
     return found if report.training is None else [*found, training(report.training)]
 
 
 def repair(layers: Sequence[Repaired]) -> str:
-    """Say what repair did: how much of the error on held-out rows is left, geometric mean over the layers."""
+    """Return a line on repair, with the error on held-out rows that is left: geometric mean over the layers."""
     better = [layer.after / layer.before for layer in layers if layer.after < layer.before]
     left = f", error left on held-out rows: {np.exp(np.mean(np.log(np.maximum(better, 1e-12)))):.0%}" if better else ""
     return f"repaired: {len(better)} of {len(layers)} layers behind a cut{left}"
 
 
 def training(found: Mapping[str, Any]) -> str:
-    """Say what fine-tuning did, as measured on held-out samples."""
+    """Return a line on training, with the change in divergence on held-out samples."""
     looks = found["looks"]
     last = min(looks, key=lambda look: float(look["divergence"]))
     first, best = looks[0], next((look for look in looks if look["step"] == found["best_step"]), last)
@@ -118,7 +115,7 @@ def training(found: Mapping[str, Any]) -> str:
 
 
 def edits(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Say which layers were edited, one line for each kind of edit."""
+    """Return a line for each kind of edit, with the edited layers."""
     layers: dict[str, list[str]] = {}
     for entry in (entry for part in rounds for entry in part):
         layers.setdefault(str(entry["what"]), []).append(str(entry["layer"]))
@@ -126,20 +123,17 @@ def edits(rounds: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
 
 
 def settings(values: Mapping[str, Any]) -> list[str]:
-    """Say what each option was set to, or resolved to where it was `auto`."""
-    given = [f"{key} {told(value)}" for key, value in values.items() if value not in (None, "", (), [], {})]
+    """Return a line with the resolved options."""
+    given = [f"{key} {option_value(value)}" for key, value in values.items() if value not in (None, "", (), [], {})]
     return [f"decided: {'; '.join(given)}"] if given else []
 
 
 def pins(pinned: Sequence[tuple[str, str, int]]) -> list[str]:
-    """Say which channels are pinned, and why; from (reason, node, channels)."""
+    """Return a line for each pin, from (reason, node, channels)."""
     return [f"pinned: {count} channels at {node}: {reason}" for reason, node, count in pinned]
 
 
 def decisions(report: Report) -> list[str]:
-    """Say what a run decided, and why."""
-    repaired = [
-        f"repaired: {layer.label}, error {layer.before:.3g} -> {layer.after:.3g} on held-out rows"
-        for layer in report.repair
-    ]
-    return [*settings(report.settings), *pins(report.pinned), *repaired]
+    """Return the decisions of a run: options, pins and repair, line by line."""
+    line = "repaired: {0.label}, error {0.before:.3g} -> {0.after:.3g} on held-out rows"
+    return [*settings(report.settings), *pins(report.pinned), *map(line.format, report.repair)]

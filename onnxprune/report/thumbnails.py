@@ -1,4 +1,4 @@
-"""Samples as small pictures that a page can hold."""
+"""Samples as small images for a page."""
 
 from __future__ import annotations
 
@@ -11,39 +11,35 @@ import numpy as np
 from onnxprune.data.dataset import Data
 
 SIDE = 96
-"""Pixels of the longer side, at most; smaller ones stay as they are."""
+"""Largest number of pixels of the longer side."""
 LOSSLESS = 48
-"""Pixels of the longer side up to which nothing is lost."""
+"""Pixels of the longer side up to which compression is lossless."""
 QUALITY = 80
-COLOURS = (1, 3)
+COLORS = (1, 3)
 
 
 def thumbnail(data: Data, sample: int) -> str:
-    """Return a sample as a data URI; empty where it is no image.
+    """Return a sample as a data URI; empty where not exactly one input is an image.
 
-    Bytes are shown as stored, a folder's images after resizing and cropping. Other numbers are scaled: the least is black, the largest white,
-    which undoes most preprocessing except the contrast.
-
-    Args:
-        data: whose only input of the form (colours, height, width) or (height, width, colours), with 1 or 3 colours, is an image.
-        sample: number.
+    An image has the shape (colors, height, width) or (height, width, colors), with 1 or 3 colors. Bytes are shown as stored, images of a
+    folder after resizing and cropping. Other numbers are scaled from the smallest (black) to the largest (white).
     """
-    pictures = [found for spec in data.inputs if (found := _pixels(data.stored(spec.name, sample))) is not None]
-    if len(pictures) != 1:
+    images = [found for spec in data.inputs if (found := _pixels(data.stored(spec.name, sample))) is not None]
+    if len(images) != 1:
         return ""
-    pixels = pictures[0]
+    pixels = images[0]
     if data.preprocess is not None and data.preprocess.color == "BGR":
         pixels = pixels[..., ::-1]
     return _uri(pixels)
 
 
 def _pixels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-    """Return bytes (height, width, colours); None for what is no image."""
+    """Return bytes, (height, width, colors); None where the values are no image."""
     if values.ndim != 3 or min(values.shape) < 1 or values.dtype.kind not in "fui":
         return None
-    if values.shape[0] in COLOURS:
+    if values.shape[0] in COLORS:
         values = np.moveaxis(values, 0, 2)
-    elif values.shape[2] not in COLOURS:
+    elif values.shape[2] not in COLORS:
         return None
     if min(values.shape[:2]) < 2:
         return None  # a row of numbers

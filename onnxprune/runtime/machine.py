@@ -1,4 +1,4 @@
-"""The machine at hand: what a latency depends on beside the model, and where measurements are kept."""
+"""The machine: its name, the load of other processes, pinning, and the folder where measurements are cached."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import platformdirs
 import psutil
 
 from onnxprune.errors import OutputError
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
 from onnxprune.runtime.session import CPU_PROVIDER, ORT_VERSION, SessionConfig
 
 MIN_SECONDS = 0.1
-"""Shortest time of which the system's count of processor time, in hundredths of a second, says anything."""
+"""Shortest time over which load is measured: the system counts processor time in hundredths of a second."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Environment:
 
 
 def environment(config: SessionConfig, batch: int) -> Environment:
-    """Describe this machine and how a model is executed on it."""
+    """Return the environment of models that are executed on this machine."""
     return Environment(_processor(), ORT_VERSION, config.threads, batch, config.provider)
 
 
@@ -50,64 +50,55 @@ def _processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Return where tables are kept from run to run."""
+    """Return the folder of tables that are kept from run to run."""
     return Path(os.environ.get("ONNXPRUNE_CACHE") or platformdirs.user_cache_dir("onnxprune", appauthor=False))
 
 
 def keep(path: Path, text: str) -> None:
-    """Write a file of the cache; one that cannot be written costs time at the next run, nothing else."""
+    """Write a file of the cache; if that fails, the next run measures again."""
     with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[tuple[int, ...]]:
-    """Keep this process on as many processors as it has threads, so that it does not move from one to another while it is timed.
+    """Pin this process, and the sessions opened inside, to as many processors as it has threads.
 
-    Sessions opened inside inherit it. Where the system does not allow it, nothing happens.
-
-    Args:
-        threads: of onnxruntime; 0: its own choice, which is left alone.
+    A process that moves between processors is timed less reliably. Nothing is pinned where `threads` is 0 (onnxruntime's own choice),
+    or where the system does not allow it.
 
     Yields:
-        The processors; empty where nothing was pinned.
+        The processors; empty where nothing is pinned.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        yield ()
-        return
-    allowed = sorted(os.sched_getaffinity(0))
-    if not 0 < threads < len(allowed):
-        yield ()
-        return
-    chosen = tuple(allowed[-threads:])  # the first one serves most interrupts
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    chosen = tuple(allowed[-threads:]) if 0 < threads < len(allowed) else ()  # the first one serves most interrupts
     try:
-        os.sched_setaffinity(0, chosen)
+        if chosen:
+            os.sched_setaffinity(0, chosen)
     except OSError:
-        yield ()
-        return
+        chosen = ()
     try:
         yield chosen
     finally:
-        os.sched_setaffinity(0, allowed)
+        if chosen:
+            os.sched_setaffinity(0, allowed)
 
 
-@contextlib.contextmanager
-def watched() -> Iterator[Callable[[], float | None]]:
-    """Watch what other processes take of the processors.
+def watch_others() -> Callable[[], float | None]:
+    """Start to measure the load of other processes.
 
-    Yields:
-        A function that returns, at the end, how many processors they kept busy on average; None where the system does not tell.
+    Returns:
+        A function that returns how many processors they have kept busy since, on average; None where the system does not tell.
     """
-    begin, first = _seconds_of_others(), time.perf_counter()
-    found: list[float | None] = [None]
-    try:
-        yield lambda: found[0]
-    finally:
-        end, seconds = _seconds_of_others(), time.perf_counter() - first
-        if begin is not None and end is not None and seconds >= MIN_SECONDS:
-            found[0] = max(0.0, end - begin) / seconds
+    begin, start = _seconds_of_others(), time.perf_counter()
+
+    def busy() -> float | None:
+        end, seconds = _seconds_of_others(), time.perf_counter() - start
+        return None if begin is None or end is None or seconds < MIN_SECONDS else max(0.0, end - begin) / seconds
+
+    return busy
 
 
 def _seconds_of_others() -> float | None:

@@ -1,9 +1,8 @@
-"""Compare the latency of two models so that neither chance nor a busy machine decides.
+"""Compare the latency of two models in rounds, with an interval.
 
-Two sessions of one and the same model differ, too: by where their memory lies, and by what else the machine does. Each round opens
-sessions of its own and interleaves their runs. The interval is the range of the ratios of all rounds: it misses the median with a
-probability of 2 ** -ROUNDS on each side, whatever the distribution of the times. A model that is as fast as its rival is reported as
-slower once in 4,096 times.
+Two sessions of the same model differ, too: their memory lies elsewhere, and the machine is not idle. Each round opens new sessions and
+interleaves their runs. The interval is the range of the ratios of all rounds. It misses the median with probability 2 ** -ROUNDS on
+each side, for any distribution of the times: a model that is as fast as the other one is reported as slower once in 4,096 times.
 """
 
 from __future__ import annotations
@@ -26,17 +25,16 @@ ROUNDS = 12
 MIN_RUNS = 3
 """Runs of each model in a round, at least."""
 BUSY = 0.2
-"""Processors that other processes keep busy, above which an absolute time is not reliable."""
+"""Processors that other processes keep busy, above which absolute times are unreliable."""
 
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """Two models, timed in rounds.
+    """Median milliseconds per run of two models, by round.
 
     Attributes:
-        a, b: median milliseconds per run of each round.
-        runs: of each model, in all rounds together.
-        others: processors that other processes kept busy meanwhile; None where the system does not tell.
+        runs: runs of each model, in all rounds together.
+        others: processors that other processes kept busy; None where the system does not tell.
     """
 
     a: tuple[float, ...]
@@ -46,12 +44,12 @@ class PairedTiming:
 
     @property
     def ratios(self) -> FloatArray:
-        """Speed-up of b over a, by round."""
+        """Speed-up of b over a, (rounds,)."""
         return np.asarray(self.a, dtype=np.float64) / np.asarray(self.b, dtype=np.float64)
 
     @property
     def busy(self) -> bool:
-        """Whether other processes took processors from it."""
+        """Whether other processes disturbed the timing."""
         return self.others is not None and self.others > BUSY
 
 
@@ -64,31 +62,31 @@ def time_pair(
     seconds: float,
     progress: Callable[[float], None],
 ) -> PairedTiming:
-    """Time two models.
+    """Time two models on the same inputs.
 
     Args:
-        openers: open a session of each.
-        feeds: inputs of both.
+        openers: functions that open a session of each model.
+        feeds: inputs.
         runs: counted runs of each model, in all rounds together.
         warmup: uncounted runs of each model, in all rounds together.
-        seconds: the counted runs stop early when they take longer, after three in every round.
-        progress: called with the share that is done.
+        seconds: time limit of the counted runs; at least `MIN_RUNS` are made in every round.
+        progress: called with the share of rounds that is done.
     """
     medians = np.empty((2, ROUNDS))
     count = 0
-    with machine.watched() as others:
-        for number in range(ROUNDS):
-            order = [0, 1] if number % 2 else [1, 0]  # the order of opening and running must not matter
-            samples = sample_times(
-                [openers[index]() for index in order],
-                (feeds, feeds),
-                runs=max(MIN_RUNS, -(-runs // ROUNDS)),
-                warmup=max(1, -(-warmup // ROUNDS)),
-                seconds=seconds / ROUNDS,
-                min_runs=MIN_RUNS,
-            )
-            medians[order, number] = np.median(samples, axis=1)
-            count += samples.shape[1]
-            progress((number + 1) / ROUNDS)
+    others = machine.watch_others()
+    for number in range(ROUNDS):
+        order = [0, 1] if number % 2 else [1, 0]  # the order of opening and running must not matter
+        samples = sample_times(
+            [openers[index]() for index in order],
+            (feeds, feeds),
+            runs=max(MIN_RUNS, -(-runs // ROUNDS)),
+            warmup=max(1, -(-warmup // ROUNDS)),
+            seconds=seconds / ROUNDS,
+            min_runs=MIN_RUNS,
+        )
+        medians[order, number] = np.median(samples, axis=1)
+        count += samples.shape[1]
+        progress((number + 1) / ROUNDS)
     a, b = medians.tolist()
     return PairedTiming(tuple(a), tuple(b), count, others())

@@ -1,4 +1,4 @@
-"""Memory that a process needs to run a model, measured in a process of its own."""
+"""Memory that a process needs to run a model, measured in a new process."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ import psutil
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, run_batch
 
 SECONDS = 120.0
-"""After which a process is given up."""
+"""Time limit of the process."""
 
 
 def measure(path: str | os.PathLike[str], feeds: Feeds, config: SessionConfig) -> int | None:
-    """Return by how many bytes loading a model and running it once raises the peak of a process that holds onnxruntime and the inputs.
+    """Return how many bytes loading and running a model once add to the peak memory of a process.
 
-    That counts weights, activations, what onnxruntime takes, and what it takes only while it loads and optimizes the model.
-
-    Args:
-        path: of the model.
-        feeds: inputs.
-        config: how the model is executed.
-
-    Returns:
-        None where the system does not tell, or the process failed.
+    The bytes cover weights, activations and buffers of onnxruntime, those of loading and optimizing included. None where the system does
+    not tell, or the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         inputs = Path(folder, "inputs.npz")
@@ -45,7 +38,7 @@ def measure(path: str | os.PathLike[str], feeds: Feeds, config: SessionConfig) -
 
 
 def _peak() -> int:
-    """Return the peak of this process in bytes: from psutil on Windows, from /proc on Linux, where psutil does not know it."""
+    """Return the peak memory of this process in bytes: from psutil on Windows, from /proc on Linux."""
     now = psutil.Process().memory_info()
     if hasattr(now, "peak_wset"):
         return int(now.peak_wset)
@@ -54,7 +47,7 @@ def _peak() -> int:
 
 
 def main(path: str, inputs: str, config: str) -> None:
-    """Load and run a model, and print the bytes."""
+    """Load and run a model, and print how many bytes that takes."""
     with np.load(inputs) as stored:
         feeds = dict(stored)
     before = psutil.Process().memory_info().rss

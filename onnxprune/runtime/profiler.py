@@ -1,4 +1,4 @@
-"""Where onnxruntime spends its time, kernel by kernel, from its own profiler."""
+"""The latency of each kernel, from onnxruntime's profiler."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from onnxprune.runtime.session import Feeds, SessionConfig, open_session, run_ba
 from onnxprune.runtime.timing import sample_times
 
 MARK = re.compile(r"(?<![A-Za-z0-9])node(\d+)(?!\d)")
-"""How most kernels name the node that they came from: onnxruntime adds to the names of nodes that it replaces."""
+"""Number of the original node in the name of a kernel: onnxruntime adds to the names of nodes that it replaces."""
 BLOCKED = "_nchwc"
-"""What it adds to the name of an output instead, where it computes in blocks of channels."""
+"""Suffix of the output name by which onnxruntime calls a kernel that computes in blocks of channels."""
 MIN_RUNS, WARMUP = 4, 2
 FUSED = 4
-"""Nodes that are fused into one, at most, where it goes by the name of the last output."""
+"""Largest number of nodes that are fused into one kernel with the name of the last output."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What onnxruntime ran for one node of its optimised graph, in the order of execution.
+    """A kernel: one node of onnxruntime's optimized graph.
 
     Attributes:
-        node: number of the node of the model that it came from; None for what onnxruntime put in, and where it does not say.
-        op: its operator there: Conv, ReorderOutput, FusedMatMul, …
-        microseconds: mean of the middle half of the runs; each is told as a whole number.
+        node: number of the original node; None where onnxruntime inserted the kernel, or its name does not tell.
+        op: operator in the optimized graph: Conv, ReorderOutput, FusedMatMul, …
+        microseconds: mean of the middle half of the runs; the profiler rounds each run to whole microseconds.
     """
 
     node: int | None
@@ -45,11 +45,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Profile:
-    """Kernels of a model, and milliseconds of a run with the profiler off: median over the same number of runs."""
+    """Kernels of a model in the order of execution, and median milliseconds of a run with the profiler off."""
 
     kernels: tuple[Kernel, ...]
     milliseconds: float
-    runs: int
 
 
 def profile(
@@ -65,13 +64,13 @@ def profile(
     """Run a model under onnxruntime's profiler, then without it.
 
     Args:
-        proto: the model; its nodes are named anew.
+        proto: the model; its nodes are renamed.
         feeds: inputs.
         config: how the model is executed.
-        weights: see `onnxprune.runtime.session.open_session`.
-        runs: counted runs of each kind, at most; `MIN_RUNS` at least.
-        seconds: that all of it should take.
-        where: how to call the model in an error.
+        weights: as for `onnxprune.runtime.session.open_session`.
+        runs: counted runs with and without the profiler, at most; `MIN_RUNS` at least.
+        seconds: time limit of all runs.
+        where: name of the model in errors.
 
     Raises:
         ModelError: it cannot be loaded or run.
@@ -88,32 +87,29 @@ def profile(
             run_batch(opened, feeds, where=where)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     milliseconds = float(np.median(sample_times([opened], [feeds], runs=runs)))
-    return Profile(tuple(_kernels(events, _Origin(proto.graph), WARMUP + 1, runs)), milliseconds, runs)
+    return Profile(tuple(_kernels(events, _origins(proto.graph), WARMUP + 1, runs)), milliseconds)
 
 
-class _Origin:
-    """Finds the node that a kernel came from, by its name and operator."""
+def _origins(graph: onnx.GraphProto) -> Callable[[str, str], int | None]:
+    """Return a function that finds the original node of a kernel, by name and operator."""
+    writers = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._nodes = graph.node
-        self._makes = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
-
-    def __call__(self, name: str, op: str) -> int | None:
-        """Return its number."""
-        mark = MARK.search(name)
-        if mark:
+    def find(name: str, op: str) -> int | None:
+        if mark := MARK.search(name):
             return int(mark[1])
-        last = self._makes.get(name.removesuffix(BLOCKED))
+        last = writers.get(name.removesuffix(BLOCKED))
         if last is None:
             return None
-        nearest = [last]  # a Conv goes by the name of what its activation writes
+        nearest = [last]  # a Conv with a fused activation has the name of the output of the activation
         for _ in range(FUSED):
-            found = next((number for number in nearest if self._nodes[number].op_type == op), None)
+            found = next((number for number in nearest if graph.node[number].op_type == op), None)
             if found is not None:
                 return found
-            before = (self._makes.get(name) for number in nearest for name in self._nodes[number].input)
-            nearest = [number for number in before if number is not None]
+            inputs = (name for number in nearest for name in graph.node[number].input)
+            nearest = [writers[name] for name in inputs if name in writers]
         return last
+
+    return find
 
 
 def _kernels(
@@ -127,9 +123,7 @@ def _kernels(
             times[name].append(float(event["dur"]))
             ops[name] = event["args"]["op_name"]
     for name, durations in times.items():
-        each = len(durations) // (
-            warmup + runs
-        )  # more than 1 in a body that runs several times, and where names are not unique
+        each = len(durations) // (warmup + runs)  # more than 1 in the body of a loop, and where names are not unique
         rows = np.array(durations[: each * (warmup + runs)]).reshape(warmup + runs, each)[warmup:].sum(axis=1)
         low, high = np.percentile(rows, [25, 75])
         node = origin(name.removesuffix("_kernel_time"), ops[name])

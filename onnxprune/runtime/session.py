@@ -11,21 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, first_line
 
 Feeds = dict[str, np.ndarray[Any, Any]]
-ELEMENT_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-    "tensor(int16)": np.int16,
-    "tensor(uint16)": np.uint16,
-}
 CPU_PROVIDER = "CPUExecutionProvider"
 
 ort.set_default_logger_severity(4)
@@ -39,8 +27,8 @@ class SessionConfig:
     Attributes:
         provider: execution provider.
         threads: threads within an operator; 0: onnxruntime's default.
-        optimize: whether onnxruntime may rewrite the graph; off, two models are compared operator by operator.
-        spinning: whether threads spin between runs. Off, they leave the processors to numpy's linear algebra between runs.
+        optimize: whether onnxruntime may rewrite the graph; off, models are compared operator by operator.
+        spinning: whether threads spin between runs; off, the processors are free for numpy between runs.
     """
 
     provider: str = CPU_PROVIDER
@@ -52,7 +40,7 @@ class SessionConfig:
 DEFAULT = SessionConfig()
 UNOPTIMIZED = SessionConfig(optimize=False)
 ALTERNATING = SessionConfig(spinning=False)
-"""For runs that alternate with numpy."""
+"""Config of runs that alternate with numpy."""
 
 
 def open_session(
@@ -67,9 +55,9 @@ def open_session(
 
     Args:
         model: a proto, its bytes, or a path.
-        config: how it is executed.
-        where: name of the model in an error.
-        weights: values of initializers that the proto names as stored elsewhere; the session shares their memory.
+        config: how the model is executed.
+        where: name of the model in errors.
+        weights: values of initializers that the proto stores externally; the session shares their memory.
         profile: prefix of the file that onnxruntime's profiler writes; None: the profiler is off.
 
     Raises:
@@ -90,7 +78,7 @@ def open_session(
         options.add_external_initializers(list(shared), list(shared.values()))
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     if isinstance(source, str):
-        source = os.path.realpath(source)  # external data lie beside the file, not beside a link to it
+        source = os.path.realpath(source)  # external data are stored beside the file, not beside a link to it
     available = ort.get_available_providers()
     if config.provider not in available:
         raise ModelError(
@@ -105,17 +93,17 @@ def open_session(
         raise ModelError(
             "onnxruntime cannot load the model",
             where=where,
-            why=str(error).strip().splitlines()[0][:400],
+            why=first_line(error),
             hint="check that the file runs in onnxruntime before pruning it",
         ) from error
-    opened.onnxprune_weights = shared  # they have to live as long as the session
+    opened.onnxprune_weights = shared  # keep them as long as the session
     return opened
 
 
 def run_batch(
     opened: ort.InferenceSession, feeds: Feeds, *, where: str = "the model", names: list[str] | None = None
 ) -> list[Any]:
-    """Run one batch; return the outputs in order.
+    """Run one batch and return the outputs in order.
 
     Raises:
         ModelError: onnxruntime fails on these inputs.
@@ -127,13 +115,13 @@ def run_batch(
         raise ModelError(
             "onnxruntime cannot run the model",
             where=where,
-            why=f"on {shapes}: {str(error).strip().splitlines()[0][:400]}",
+            why=f"on {shapes}: {first_line(error)}",
             hint="check the shapes and dtypes of the inputs",
         ) from error
 
 
 def concatenate_outputs(parts: Sequence[Sequence[Any]]) -> list[np.ndarray[Any, Any]]:
-    """Concatenate the outputs of several batches along the samples, output by output."""
+    """Concatenate each output of several batches along the samples."""
     return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
 
 

@@ -35,12 +35,12 @@ def sample_times(
 
     Args:
         sessions: one or more.
-        feeds: inputs of each.
-        runs: counted runs of each.
-        warmup: uncounted runs of each.
-        seconds: the counted runs stop early when they take longer.
-        min_runs: runs of each that are made regardless of `seconds`.
-        progress: called now and then, between runs, with the share that is done.
+        feeds: inputs of each session.
+        runs: counted runs of each session.
+        warmup: uncounted runs of each session.
+        seconds: time limit of the counted runs.
+        min_runs: runs of each session that are made regardless of `seconds`.
+        progress: called between runs, every `PROGRESS_INTERVAL`, with the share that is done.
 
     Returns:
         (sessions, runs) milliseconds.
@@ -70,14 +70,14 @@ def sample_times(
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run of one or two models, measured in turn.
+    """Milliseconds per run of one or two models, whose runs are interleaved; the second is None where one model is timed.
 
     Attributes:
-        a, b: median milliseconds of each; `b` is None when only one model was timed.
+        a, b: median of each model.
         a_interval, b_interval: 95 % bootstrap interval of each median.
-        speedup: median of a / median of b: above 1, b is faster.
-        speedup_interval: 95 % bootstrap interval of it, over pairs of runs.
-        runs, batch, threads: how it was measured; threads 0 is onnxruntime's own choice.
+        speedup: a / b; above 1, b is faster.
+        speedup_interval: 95 % bootstrap interval of the speed-up, over pairs of runs.
+        threads: of onnxruntime; 0: its own choice.
     """
 
     a: float

@@ -1,4 +1,4 @@
-"""Run independent jobs: here, on several processors, or on a Dask cluster, with the same results."""
+"""Run independent jobs in this process, in several, or on a Dask cluster, with the same results."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from onnxprune.errors import OptionError
+from onnxprune.errors import OptionError, first_line
 
 T = TypeVar("T")
 ATTEMPTS = 3
-"""How often jobs are handed out again whose worker was lost."""
+"""Times that a job is handed out before the loss of its worker is an error."""
 
 
 def run(
@@ -21,38 +21,29 @@ def run(
     scheduler: str | None = None,
     done: Callable[[int, Any], None] | None = None,
 ) -> list[Any]:
-    """Call a function once for each job.
+    """Call a function once for each job and return the results in the order of the jobs.
 
     Args:
-        function: at the top level of a module, so that another process finds it. What it raises ends the run.
-        jobs: its arguments; they and the results can be pickled.
-        workers: processes; 1: this one.
-        scheduler: address of a Dask scheduler whose workers have onnxprune installed and see the same files; `workers` then has no say.
-        done: called with the number of a job and its result, as they come.
-
-    Returns:
-        The results, in the order of the jobs.
+        function: defined at the top level of a module; an exception in it ends the run.
+        jobs: arguments of the function; they and the results can be pickled.
+        workers: number of processes; 1: this one.
+        scheduler: address of a Dask scheduler, used in place of `workers`; its workers have onnxprune installed and see the same files.
+        done: called with the number and the result of each job when it is done.
 
     Raises:
         OptionError: Dask is not installed, or does not answer.
     """
     results: dict[int, Any] = {}
-
-    def take(number: int, result: Any) -> None:
-        results[number] = result
-        if done:
-            done(number, result)
-
-    if scheduler is None and (workers == 1 or len(jobs) < 2):
-        for number, job in enumerate(jobs):
-            take(number, function(job))
-        return [results[number] for number in range(len(jobs))]
-    with _backend(workers, scheduler) as parallel:
+    with contextlib.ExitStack() as scope:
+        here = scheduler is None and (workers == 1 or len(jobs) < 2)
+        parallel = _serial if here else scope.enter_context(_backend(workers, scheduler))
         for attempt in range(1, ATTEMPTS + 1):
-            left = [number for number in range(len(jobs)) if number not in results]
+            left = [(number, job) for number, job in enumerate(jobs) if number not in results]
             try:
-                for number, result in parallel(function, [(number, jobs[number]) for number in left]):
-                    take(number, result)
+                for number, result in parallel(function, left):
+                    results[number] = result
+                    if done:
+                        done(number, result)
                 break
             except Exception as error:
                 if attempt == ATTEMPTS or type(error).__name__ not in LOST:
@@ -61,8 +52,12 @@ def run(
 
 
 LOST = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker")
-"""What joblib and Dask raise when a worker is gone."""
+"""Names of the exceptions of joblib and Dask where a worker is lost."""
 Parallel = Callable[[Callable[[Any], Any], Sequence[tuple[int, Any]]], Iterator[tuple[int, Any]]]
+
+
+def _serial(function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    return ((number, function(job)) for number, job in jobs)
 
 
 @contextlib.contextmanager
@@ -87,7 +82,7 @@ def _backend(workers: int, scheduler: str | None) -> Iterator[Parallel]:
     except (OSError, ValueError, TimeoutError) as error:
         raise OptionError(
             f"no Dask scheduler answers at {scheduler}",
-            why=str(error).splitlines()[0][:200],
+            why=first_line(error),
             hint="start one with `dask scheduler`",
         ) from error
     try:

@@ -50,9 +50,9 @@ def _leave_out(
 ) -> None:
     """Change an operand in place so that a statistic over all its channels equals the statistic over the kept channels.
 
-    With m of n channels kept (`flags`), zeros leave a sum unchanged and scale a mean by m/n. An operand that is divided by
-    its root mean square is multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is first centered by
-    the mean over the m. For a window the kept channels are gathered in front of the zeros, and moved back behind it.
+    With m of n channels kept (`flags`), zeros leave a sum unchanged and scale a mean by m/n. An operand that is divided
+    by its root mean square is multiplied by sqrt(n/m) before, and by sqrt(m/n) after; for a variance it is first
+    centered by the mean over the m. For a window the kept channels are gathered in front of the zeros, and moved back after it.
     `types` holds ONNX element types by tensor.
     """
     node = graph.nodes[summed.node]

@@ -57,10 +57,10 @@ def prove(
 ) -> Proof:
     """Run models on the same seeded inputs, without graph optimization, and compare every output.
 
-    The pruned model must equal the masked model, and the original as loaded must equal its file. A network that amplifies
-    rounding (large activations into an exponential) can exceed the tolerance though both models are right. A difference
-    no larger than the effect of a jitter in the last bits of the input is therefore attributed to rounding, and the
-    comparison is repeated on smaller inputs, where it must hold.
+    The pruned model must equal the masked model, and the original as loaded must equal its file. A network that
+    amplifies rounding (large activations into an exponential) can exceed the tolerance though both models are right. A
+    difference no larger than the effect of a jitter in the last bits of the input is therefore attributed to rounding,
+    and the comparison is repeated on smaller inputs, where it must hold.
 
     A model with quantized activations must also pass with quantizers that clip without rounding: rounding hides small
     errors. With rounding, a sum close to a tie can round either way, depending on the order of additions; such a
@@ -109,9 +109,12 @@ def _proto(source: Source) -> onnx.ModelProto:
 def _compare(
     sources: Sequence[Source], unit: list[Feeds], batches: tuple[int, ...], seed: int, path: str
 ) -> tuple[Proof, ProofError | None]:
-    """Compare the file with the loaded model, and the masked model with the pruned model, on inputs of every scale in turn.
+    """Compare file and loaded model, and masked and pruned model, on inputs of every scale in turn.
 
-    Returns the differences, and an error where they are no proof. Raises ProofError where the pruned model does not run.
+    Returns the differences, and an error where they are no proof.
+
+    Raises:
+        ProofError: the pruned model does not run.
     """
     file_, original, masked, pruned = sources
     for scale in INPUT_SCALES:

@@ -33,7 +33,7 @@ class Batches:
     """
 
     def __init__(self, data: Data, training: ResolvedTraining, seed: int, memory: float) -> None:
-        """Split the samples; where all of them take more than `memory` bytes, each batch is preprocessed anew.
+        """Split the samples; if all of them take more than `memory` bytes, each batch is preprocessed again.
 
         Raises:
             ModelError: the model takes no batches of samples.

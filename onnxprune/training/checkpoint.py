@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from onnxprune.errors import OutputError, first_line
-from onnxprune.output import staged
+from onnxprune.fileio import atomic_write
 
 State = dict[str, Any]
 VERSION = 2
@@ -21,7 +21,7 @@ def save(path: Path, key: str, state: State) -> None:
         OutputError: the state cannot be written.
     """
     try:
-        with staged(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save({"version": VERSION, "key": key, **state}, temporary)
     except RuntimeError as error:  # torch raises it on a full disk
         raise OutputError(

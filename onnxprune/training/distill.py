@@ -102,9 +102,7 @@ class Setting:
     on_progress: Callable[[float, str], None] | None = None
 
 
-def distill(
-    student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting | None = None
-) -> TrainingResult:
+def distill(student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting) -> TrainingResult:
     """Train a model toward the outputs of another one.
 
     The same seed gives the same weights on the same machine with the same number of threads, unless the training is limited in minutes.
@@ -125,7 +123,7 @@ def distill(
     """
     try:
         keep_memory()
-        return _Run(student, teacher, data, training, setting or Setting()).go()
+        return _Run(student, teacher, data, training, setting).go()
     except (MemoryError, RuntimeError) as problem:  # on a CPU torch raises RuntimeError
         text = str(problem)
         if isinstance(problem, RuntimeError) and "allocate memory" not in text and "out of memory" not in text:
@@ -183,7 +181,12 @@ class _Run:
         self.constraints = Constraints(self.executor, training.bounds)
         self.notes = [*filter(None, compared), *self.constraints.notes]
         self.frozen = None if training.freeze_below is None else Frozen(self.weights, training.freeze_below)
-        self.gates = None if training.gate_below is None else self._make_gates(training.gate_below)
+        self.gates: Gates | None = None
+        if training.gate_below is not None:
+            if setting.trace is None:
+                raise OptionError("--gate-below needs the groups of the model", hint="give the trace of the model")
+            patience = PATIENCE if training.unit == "min" else max(1, min(PATIENCE, self._steps() // WINDOWS))
+            self.gates = Gates(self.executor, setting.trace, training.gate_below, patience=patience)
         self.optimizer = Optimizer(self.weights, training, filters_of(student.graph))
         self.key = self._key()
         self.progress = _Progress()
@@ -345,13 +348,6 @@ class _Run:
                     "gradients are rounding"
                 )
         return notes
-
-    def _make_gates(self, threshold: float) -> Gates:
-        if self.setting.trace is None:
-            raise OptionError("--gate-below needs the groups of the model", hint="give the trace of the model")
-        timed = self.training.unit == "min"
-        patience = PATIENCE if timed else max(1, min(PATIENCE, self._steps() // WINDOWS))
-        return Gates(self.executor, self.setting.trace, threshold, patience=patience)
 
     def _key(self) -> str:
         """Return a digest of everything that the result depends on."""

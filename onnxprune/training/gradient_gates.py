@@ -125,9 +125,9 @@ class Gates:
     def _choose(self) -> BoolArray:
         """Return the channels to gate, (n_channels,)."""
         quiet = np.flatnonzero(self._free & ~self.gated & (self.peaks < self.threshold))
-        room = [int((~self.gated[members]).sum()) - least for members, least in self._floors]
-        floors_of: dict[int, list[int]] = {int(channel): [] for channel in quiet}
-        for number, (members, _) in enumerate(self._floors):
+        room, floors_of = [], {int(channel): list[int]() for channel in quiet}
+        for number, (members, least) in enumerate(self._floors):
+            room.append(int((~self.gated[members]).sum()) - least)
             for channel in np.intersect1d(members, quiet).tolist():
                 floors_of[channel].append(number)
         new = np.zeros_like(self.gated)

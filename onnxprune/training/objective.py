@@ -96,7 +96,7 @@ class Objective:
     def _checked_labels(self, data: Data) -> tuple[Array | None, float]:
         """Return the labels, or None if the loss does not use them, and their share of the loss."""
         asked = self._training.labels
-        classes = class_scores(self.targets) if self._distance.classes is not None else None
+        classes = class_scores(self.targets)
         if data.labels is None or classes is None:
             if asked:
                 why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"

@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH, required=False)
 @click.option(
-    "--layers", type=click.IntRange(0), default=10, show_default=True, help="Show so many layers, dearest first."
+    "--layers", type=click.IntRange(0), default=10, show_default=True, help="Number of layers to show, slowest first."
 )
 @click.option(
-    "--latency-table",
-    type=PATH,
-    help="BenchmarkConfig what each layer takes with fewer channels, and write it here for `prune`.",
+    "--latency-table", type=PATH, help="Time each layer at fewer channels, and write the table here for `prune`."
 )
 @TIMING
 @TERMINAL
 def bench(
     a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
 ) -> None:
-    """Measure the latency of a model, or of two in turn, on random inputs, as a whole and layer by layer."""
+    """Time a model, or two in alternating runs.
+
+    The inputs are random; the result has the latency of the whole model and of each layer.
+    """
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:

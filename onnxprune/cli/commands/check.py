@@ -11,37 +11,37 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
-from onnxprune.cli.dials import LIMITS
 from onnxprune.cli.group import FAILED, examples
+from onnxprune.cli.options import LIMITS
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import init
-from onnxprune.output import check_destination, plain, staged
+from onnxprune.fileio import atomic_write, check_destination, jsonable
 
 
 @click.command(
     epilog=examples(
         "onnxprune check small.onnx --baseline model.onnx --data eval.npz --max-drop 0.5 --min-speedup 1.3",
         "onnxprune check --init policy.toml",
-        "onnxprune check quantised.onnx --baseline model.onnx --data images/ --preprocess imagenet --policy policy.toml --junit check.xml",
+        "onnxprune check quantized.onnx --baseline model.onnx --data images/ --preprocess imagenet --policy policy.toml --junit check.xml",
     )
 )
 @click.argument("candidate", type=PATH, required=False)
-@click.option("--baseline", type=PATH, help="The model the candidate should replace.")
+@click.option("--baseline", type=PATH, help="Model that the candidate replaces.")
 @DATA
-@click.option("--init", "template", type=PATH, help="Write a commented policy here, and do nothing else.")
+@click.option("--init", "template", type=PATH, help="Write a commented policy here, and stop.")
 @LIMITS
-@click.option("--strict", is_flag=True, help="Checks that are undecided fail as well.")
+@click.option("--strict", is_flag=True, help="Count undecided checks as failed.")
 @click.option(
     "--provider",
     "providers",
     multiple=True,
     metavar="NAME",
-    help="Provider of onnxruntime that it must load on; may be repeated. The first runs it.",
+    help="Execution provider that must load the candidate; may be repeated. The first one runs it.",
 )
 @click.option("--junit", type=PATH, help="Write JUnit XML here.")
 @click.option("--sarif", type=PATH, help="Write a SARIF log here.")
-@click.option("--markdown", type=PATH, help="Write a summary for a pull request here.")
+@click.option("--markdown", type=PATH, help="Write a Markdown summary for a pull request here.")
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
 @REPORT
 @MEASURE
@@ -60,11 +60,14 @@ def check(
     terminal: Terminal,
     **asked: Any,
 ) -> None:
-    """Judge a candidate against the model it should replace; exit code 3 when a limit fails."""
+    """Check a candidate against the model that it replaces.
+
+    Exit code 3 where a limit fails.
+    """
     from importlib.metadata import version
 
     from onnxprune.report import ci_formats, console, saving
-    from onnxprune.report import markdown as markdowns
+    from onnxprune.report.markdown import check_text
 
     if template is not None:
         init(template)
@@ -83,10 +86,9 @@ def check(
             candidate, baseline, strict=strict, providers=providers or ("CPU",), on_stage=on_stage, **asked
         )
     verdict = result.verdict
-    log = plain(ci_formats.sarif(verdict, str(candidate), version("onnxprune")))
     _write(junit, ci_formats.junit(verdict, str(candidate)))
-    _write(sarif, json.dumps(log, indent=1))
-    _write(markdown, markdowns.check_text(verdict, str(candidate), str(baseline)))
+    _write(sarif, json.dumps(jsonable(ci_formats.sarif(verdict, str(candidate), version("onnxprune"))), indent=1))
+    _write(markdown, check_text(verdict, str(candidate), str(baseline)))
     if report is not None:
         saving.save(report, result.report, command_line())
     terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
@@ -99,5 +101,5 @@ def check(
 
 def _write(path: Path | None, text: str) -> None:
     if path is not None:
-        with staged(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

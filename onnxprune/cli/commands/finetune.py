@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, output
-from onnxprune.cli.dials import CHECKPOINT, SEED, kept, trained
-from onnxprune.cli.group import FAILED, examples
+from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
+from onnxprune.cli.group import examples
+from onnxprune.cli.options import CHECKPOINT, SEED, kept, trained
+from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
-from onnxprune.cli.texts import parse_memory
 from onnxprune.errors import OptionError
 from onnxprune.options import Options
 
@@ -25,16 +24,16 @@ from onnxprune.options import Options
     )
 )
 @MODEL
-@click.option("--teacher", type=PATH, required=True, help="The model that it was pruned from.")
+@click.option("--teacher", type=PATH, required=True, help="Model that MODEL was pruned from.")
 @output("Where to write the trained model.")
 @DATA
 @EVALUATION
-@trained("--for", default="2epochs", show_default=True, help="How long: 300steps, 2epochs or 3min.")
+@trained("--for", default="2epochs", show_default=True, help="Length of the training: 300steps, 2epochs or 3min.")
 @CHECKPOINT
 @click.option(
-    "--plan", type=PATH, help="The plan.json it was pruned by; with it --features compares channels that are left."
+    "--plan", type=PATH, help="The plan.json of the pruning; --features needs it to compare the remaining channels."
 )
-@click.option("--memory", default="2GB", show_default=True, help="For preprocessed samples, beside the models.")
+@click.option("--memory", default="2GB", show_default=True, help="Memory for preprocessed samples, beside the models.")
 @SEED
 @MEASURE
 @REPORT
@@ -48,9 +47,10 @@ def finetune(
     terminal: Terminal,
     **asked: Any,
 ) -> None:
-    """Train a pruned model towards the one it came from, without labels or with, and write it."""
-    from onnxprune.report import console, text
+    """Distill the original model into a pruned one.
 
+    Labels are optional; --label-weight sets their share.
+    """
     if asked["data"] is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
@@ -64,8 +64,4 @@ def finetune(
             command=command_line(),
             **asked,
         )
-    found = result.report
-    terminal.explain(lambda: text.decisions(found))
-    terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
-    if not found.verdict:
-        sys.exit(FAILED)
+    conclude(terminal, result.report, report)

@@ -8,8 +8,8 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import MODEL
-from onnxprune.cli.dials import IGNORE
 from onnxprune.cli.group import examples
+from onnxprune.cli.options import IGNORE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
@@ -18,7 +18,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @IGNORE
 @TERMINAL
 def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
-    """Show groups, what must stay and why, and what each layer costs."""
+    """Show groups, pinned channels with reasons, and costs."""
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:

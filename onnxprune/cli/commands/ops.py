@@ -11,7 +11,7 @@ from onnxprune.cli.terminal import ANSWER, Terminal
 @click.command(epilog=examples("onnxprune ops", "onnxprune ops --json | jq 'keys'"))
 @ANSWER
 def ops(terminal: Terminal) -> None:
-    """Show the support matrix: each operator, and what becomes of channels there."""
+    """Show for each operator what it does to channels."""
     from onnxprune.graph.operators import support
     from onnxprune.report import console, tables
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, LATENCY_TABLE, MEASURE, MODEL, PATH, REPORT, command_line, output
-from onnxprune.cli.dials import CHECKPOINT, PLANNED, kept, trained
-from onnxprune.cli.group import FAILED, examples
+from onnxprune.cli.common import (
+    DATA,
+    EVALUATION,
+    LATENCY_TABLE,
+    MEASURE,
+    MODEL,
+    PATH,
+    REPORT,
+    command_line,
+    conclude,
+    output,
+)
+from onnxprune.cli.group import examples
+from onnxprune.cli.options import CHECKPOINT, PLANNED, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
@@ -30,37 +40,27 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @DATA
 @EVALUATION
 @PLANNED
-@click.option(
-    "--plan",
-    type=PATH,
-    help="Replay this plan.json; options above that select channels have no effect then.",
-)
-@click.option("--plan-output", type=PATH, help="Where to write the plan; beside the output when not given.")
+@click.option("--plan", type=PATH, help="Replay this plan.json; the options that select channels have no effect then.")
+@click.option("--plan-output", type=PATH, help="Where to write the plan; the default is beside the output.")
 @trained(
     "--finetune",
-    help="Train the pruned model towards the original: 300steps, 2epochs or 3min; needs --data, and torch. Options below say how.",
+    help="Distill the original into the pruned model for 300steps, 2epochs or 3min; needs --data and torch.",
 )
 @CHECKPOINT
 @LATENCY_TABLE
 @MEASURE
-@click.option("--force", is_flag=True, help="Write a result even where it is measured to be slower than the original.")
+@click.option(
+    "--force", is_flag=True, help="Write the result even where it is measured to be slower than the original."
+)
 @REPORT
 @TERMINAL
 def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: Terminal, **asked: Any) -> None:
-    """Prune a model, prove it equal to the masked one, measure it, and write it."""
-    from onnxprune.report import console, text
+    """Prune a model, prove and repair the result, and write it.
 
+    The proof: the pruned model equals the model with the same channels masked, before any weight changes.
+    """
     with terminal.progress(lambda: kept(checkpoint)) as on_stage:
         result = onnxprune.prune(
-            model,
-            checkpoint=checkpoint,
-            on_stage=on_stage,
-            report_output=report,
-            command=command_line(),
-            **asked,
+            model, checkpoint=checkpoint, on_stage=on_stage, report_output=report, command=command_line(), **asked
         )
-    found = result.report
-    terminal.explain(lambda: text.decisions(found))
-    terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
-    if not found.verdict:
-        sys.exit(FAILED)
+    conclude(terminal, result.report, report)

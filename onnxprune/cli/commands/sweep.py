@@ -18,13 +18,14 @@ from onnxprune.cli.common import (
     REPORT,
     WORKERS,
     command_line,
+    draw,
     output,
 )
-from onnxprune.cli.dials import SWEPT, trained
 from onnxprune.cli.group import examples
+from onnxprune.cli.options import SWEPT, trained
+from onnxprune.cli.parameters import Words
+from onnxprune.cli.parsers import parse_shares
 from onnxprune.cli.terminal import NOTHING, TERMINAL, Terminal
-from onnxprune.cli.texts import parse_shares
-from onnxprune.cli.values import Words
 from onnxprune.options import QUANTITIES
 
 
@@ -35,19 +36,21 @@ from onnxprune.options import QUANTITIES
     )
 )
 @MODEL
-@output("Folder for all models, plans and reports; an interrupted sweep goes on there.")
+@output("Folder for all models, plans and reports; an interrupted sweep resumes there.")
 @click.option(
     "--targets",
     type=Words([f"{quantity}=" for quantity in QUANTITIES]),
     default="flops=10%,20%,30%,40%,50%,60%,70%,80%",
     show_default=True,
     metavar="WHAT=SHARES",
-    help=f"Shares to remove, one model each; of {', '.join(QUANTITIES)}.",
+    help=f"Shares to remove, one model for each share; of {', '.join(QUANTITIES)}.",
 )
 @DATA
 @EVALUATION
 @SWEPT
-@trained("--finetune", help="Train each of them: 300steps, 2epochs or 3min; needs --data, and torch.")
+@trained(
+    "--finetune", help="Distill the original into each model for 300steps, 2epochs or 3min; needs --data and torch."
+)
 @LATENCY_TABLE
 @WORKERS
 @PLOT
@@ -57,9 +60,12 @@ from onnxprune.options import QUANTITIES
 def sweep(
     model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
 ) -> None:
-    """Make models of several sizes in one run, each repaired and measured, and say which of them are worth having."""
-    from onnxprune.output import check_destination
-    from onnxprune.report import console
+    """Prune a model to several sizes in one run.
+
+    Each model is repaired and measured; the result shows the Pareto set.
+    """
+    from onnxprune.fileio import check_destination
+    from onnxprune.report import console, plots
 
     if plot is not None:
         check_destination(plot, model)
@@ -76,15 +82,11 @@ def sweep(
             **asked,
         )
     found = result.report
-    if plot is not None:
-        from onnxprune.report import matplotlib_plots, plots
-
-        matplotlib_plots.draw(plots.front_plots(found), plot)
-    drawn = None if plot is None else str(plot)
+    drawn = draw(lambda: plots.front_plots(found), plot)
     terminal.show(found.to_dict, lambda: [*console.sweep_parts(found, str(output), drawn), *console.written(report)])
 
 
 def _left(folder: Path, wanted: int) -> str:
-    """Say what an interrupted sweep leaves behind."""
+    """Say what an interrupted sweep leaves on disk."""
     whole = len(list(folder.glob("*.onnx")))
     return f"{whole} of {wanted} models are in {folder}; the same command goes on there" if whole else NOTHING

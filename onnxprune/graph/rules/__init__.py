@@ -1,5 +1,5 @@
-"""Rules: the numpy operation that an operator does, done on channel ids.
+"""Rules: the numpy operation of an operator, applied to channel ids.
 
-A rule sees one node through a `RuleContext` and returns one id array per output. What it finds on the way (ties,
-pins, slices, counts) it tells the context. `onnxprune.graph.operators` lists which operator has which rule.
+A rule sees one node through a `RuleContext`, reports facts (ties, pins, slices, counts) to it, and returns one id array
+per output. `onnxprune.graph.operators` lists the rule of each operator.
 """

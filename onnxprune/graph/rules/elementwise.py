@@ -1,4 +1,4 @@
-"""Operators that treat every element by itself, and pools and reductions that leave channels alone."""
+"""Operators on each element by itself, pools and reductions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def elementwise(ctx: RuleContext) -> list[Ids]:
 
 
 def pool(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; those on an axis that is pooled over are pinned."""
+    """Each channel by itself; channels on an axis that is pooled over are pinned."""
     ids = ctx.activation()
     if ctx.n_outputs > 1:
         return ctx.refuse("the indices that this MaxPool returns count channels")
@@ -38,17 +38,17 @@ def pool(ctx: RuleContext) -> list[Ids]:
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; those that are reduced away are pinned."""
+    """Each channel by itself; channels that are reduced are pinned."""
     return _reduced(ctx, None)
 
 
 def reduce_sum(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; a sum over channels, of powers too, is exact without the deleted ones."""
+    """Each channel by itself; a sum over channels, of powers too, is exact without deleted channels."""
     return _reduced(ctx, "sum")
 
 
 def reduce_mean(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; a mean over channels pins them, or with norms cut runs over the survivors."""
+    """Each channel by itself; a mean over channels pins them, or runs over the survivors (`--norms cut`)."""
     return _reduced(ctx, "mean" if ctx.state.cut_norms else None)
 
 
@@ -77,7 +77,7 @@ FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 
 
 def along(ctx: RuleContext) -> list[Ids]:
-    """Channels on the axis it works along are pinned; on other axes they pass through."""
+    """Channels on the axis of the operator are pinned; on other axes they pass through."""
     ids = ctx.activation()
     rank = ids.ndim
     if ctx.op in ("CumSum", "CumProd"):
@@ -93,7 +93,7 @@ def along(ctx: RuleContext) -> list[Ids]:
 
 
 def lp_norm(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; the norm over those on its axis is exact without the deleted ones."""
+    """Channels pass through; the norm over channels is exact without deleted channels."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", -1)) % ids.ndim
     if varying(ids) == [axis]:
@@ -103,7 +103,7 @@ def lp_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def argmax(ctx: RuleContext) -> list[Ids]:
-    """Channels on its axis are pinned, since it returns their positions; on other axes they pass through."""
+    """Channels on the axis of the operator are pinned, as positions are returned; on other axes they pass through."""
     ids = ctx.activation()
     axis = int(ctx.attr("axis", 0)) % ids.ndim
     ids = pin_axes(ctx, 0, [axis], f"{ctx.op} returns positions of channels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def conv(ctx: RuleContext) -> list[Ids]:
 
 
 def gemm(ctx: RuleContext) -> list[Ids]:
-    """Reads channels with a constant matrix on either side, with any attributes; what it adds is tied."""
+    """Reads channels with a constant matrix on either side; the added tensor is tied."""
     side = next((i for i in (1, 0) if ctx.const(i) is not None and ctx.ids(1 - i) is not None), None)
     if side is None:
         return ctx.refuse("this Gemm has no constant weight", range(3))
@@ -76,7 +77,6 @@ def gemm(ctx: RuleContext) -> list[Ids]:
 
 def matmul(ctx: RuleContext) -> list[Ids]:
     """Reads channels with a constant matrix, on either side; two activations tie their attention heads."""
-    a, b = ctx.const(0), ctx.const(1)
     rank = len(ctx.out_shape())
     for w, x, contracted in ((1, 0, -1), (0, 1, -2)):
         weight, ids = ctx.const(w), ctx.ids(x)
@@ -94,27 +94,24 @@ def matmul(ctx: RuleContext) -> list[Ids]:
         ctx.slice(w, w, out, "writes")
         ctx.work(w, positions)
         return [on_axis(out, rank + contracted, rank)]
-    if a is None and b is None and ctx.ids(0) is not None and ctx.ids(1) is not None:
-        ranks = [len(ctx.shape(i)) for i in range(2)]
-        if min(ranks) >= 2:
-            batch = LABELS[: rank - 2]
-            terms = (batch[rank - ranks[0] :] + "ik", batch[rank - ranks[1] :] + "kj")
-            return [_product(ctx, terms, batch + "ij")]
+    ranks = [len(ctx.shape(i)) for i in range(2) if ctx.ids(i) is not None]
+    if len(ranks) == 2 and min(ranks) >= 2:
+        batch = LABELS[: rank - 2]
+        terms = (batch[rank - ranks[0] :] + "ik", batch[rank - ranks[1] :] + "kj")
+        return [_product(ctx, terms, batch + "ij")]
     return ctx.refuse("this MatMul's weight is no constant matrix", range(2))
 
 
 def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
     """Multiply two activations, given the labels of their axes as in Einsum.
 
-    Channels on a label that both share and keep (attention heads) are tied and go whole: removing head h removes all
-    that is computed from it. With `head_width`, or where there are no heads, channels that are summed over are tied
-    between the two factors, and go together. Both are exact.
+    Channels on a label that both factors share and the result keeps (attention heads) are tied, so that whole heads are
+    deleted. With `head_width`, or without heads, channels that are summed over are tied between the factors. Both are
+    exact.
     """
     shared = [label for label in terms[0] if label in terms[1]]
     summed = [label for label in shared if label not in result]
-    both = [ctx.ids(0), ctx.ids(1)]
-    a, b = (ids if ids is not None else nothing(len(term)) for ids, term in zip(both, terms, strict=True))
-    factors = [a, b]
+    factors = [nothing(len(term)) if (ids := ctx.ids(i)) is None else ids for i, term in enumerate(terms)]
     for i, term in enumerate(terms):
         on = {term[axis] for axis in varying(factors[i])}
         heads = [label for label in shared if label in on and label in result]
@@ -125,25 +122,18 @@ def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
     if any(term[axis] in summed for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)):
         _tie_summed(ctx, factors, terms, summed)
         factors = [nothing(ids.ndim) for ids in factors]
-    operands = []
+    operands: list[Any] = []  # ids and sizes of both factors, on the axes of the result
     for i, (ids, term) in enumerate(zip(factors, terms, strict=True)):
         order = [term.index(label) for label in result if label in term]
-        rest = tuple(axis for axis, label in enumerate(term) if label not in result)
-        arranged = np.transpose(ids, [*order, *rest])
+        order += [axis for axis, label in enumerate(term) if label not in result]
         lengths, sizes = (dict(zip(term, shape, strict=True)) for shape in (ids.shape, ctx.shape(i)))
-        operands.append(
-            (
-                arranged.reshape([lengths.get(label, 1) for label in result]),
-                tuple(sizes.get(label, 1) for label in result),
-            )
-        )
-    (a, a_dims), (b, b_dims) = operands
-    return tie_broadcast(ctx, a, a_dims, b, b_dims)[0]
+        operands.append(np.transpose(ids, order).reshape([lengths.get(label, 1) for label in result]))
+        operands.append(tuple(sizes.get(label, 1) for label in result))
+    return tie_broadcast(ctx, *operands)[0]
 
 
 def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
-    """Tie channels that two activations are summed over; pin those that lie on other axes at the same time."""
-    reason = f"this {ctx.op} sums over the channel and a tensor whose channels are pinned"
+    """Tie channels that two activations are summed over; pin channels that lie on other axes, too."""
     lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
     if len(lie_on) > 1 or len(summed) > 1:
         for ids in factors:
@@ -155,12 +145,12 @@ def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str]
         np.broadcast_to(rows(ids, axis), (ctx.shape(i)[axis],))
         for i, (ids, axis) in enumerate(zip(factors, axes, strict=True))
     ]
-    ctx.tie(lanes[0], lanes[1], reason)
+    ctx.tie(lanes[0], lanes[1], f"this {ctx.op} sums over the channel and a tensor whose channels are pinned")
     ctx.summed(0, axes[0], lanes[0])
 
 
 def batchnorm(ctx: RuleContext) -> list[Ids]:
-    """Folded where exact; else its parameters follow each channel."""
+    """Folded where exact; else the parameters follow each channel."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     if not _constant_parameters(ctx, ids, 5):
@@ -183,10 +173,7 @@ def _constant_parameters(ctx: RuleContext, ids: Ids, end: int) -> bool:
 
 
 def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
-    """Tie everything that a group of a convolution reads and writes; return the ids it writes.
-
-    Nothing else is left that reads what a removed group read, so this is exact.
-    """
+    """Tie all channels that a group of a convolution reads and writes; return the ids that the convolution writes."""
     out = ctx.mint(n_out)
     reads, writes = ids.reshape(groups, -1), out.reshape(groups, -1)
     for blocks in (reads, writes):
@@ -196,13 +183,12 @@ def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
 
 
 def instance_norm(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself; its parameters follow. One group of channels, written as one map, may be cut."""
+    """Each channel by itself; parameters follow. One group of channels in one map is prunable with `--norms cut`."""
     rank = len(ctx.shape(0))
     whole, maps = ctx.ids(0), list(range(2, rank))
     on = [] if whole is None else varying(whole)
     if whole is not None and ctx.state.cut_norms and len(on) == 1 and on[0] in maps:
-        axis = on[0]
-        ctx.summed(0, axis, rows(whole, axis), "variance", maps, scale=1)
+        ctx.summed(0, on[0], rows(whole, on[0]), "variance", maps, scale=1)
         return [whole]
     ids = lane(ctx, 0, 1)
     if not _constant_parameters(ctx, ids, 3):
@@ -213,7 +199,7 @@ def instance_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def channel_norm(ctx: RuleContext) -> list[Ids]:
-    """Statistics run over channels, which are pinned unless norms may be cut: deleting one changes all others."""
+    """Statistics run over channels, so deleting one changes all others: pinned without `--norms cut`."""
     ids = ctx.activation()
     rank = ids.ndim
     if ctx.op in ("LayerNormalization", "RMSNormalization"):
@@ -234,7 +220,7 @@ def channel_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def local_response_norm(ctx: RuleContext) -> list[Ids]:
-    """Each channel is divided by its neighbors: they are pinned unless norms may be cut, which changes neighbors."""
+    """Each channel is divided by its neighbors, so deleting one changes them: pinned without `--norms cut`."""
     ids = ctx.activation()
     if ctx.state.cut_norms and varying(ids) == [1]:
         ctx.summed(0, 1, rows(ids, 1), "window")
@@ -243,7 +229,7 @@ def local_response_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def group_norm(ctx: RuleContext) -> list[Ids]:
-    """Channels of a group share statistics and are deleted together; of a single group only if norms may be cut."""
+    """Channels of a group share statistics and are deleted together; a single group is pinned without `--norms cut`."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     groups = int(ctx.attr("num_groups"))
@@ -265,7 +251,7 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
 
 
 def recurrent(ctx: RuleContext) -> list[Ids]:
-    """Reads the channels of its input; its own state is pinned.
+    """Reads the channels of the input; the state is pinned.
 
     The input weight is (directions, gates x hidden, inputs).
     """
@@ -281,13 +267,13 @@ def recurrent(ctx: RuleContext) -> list[Ids]:
 
 
 def roi_align(ctx: RuleContext) -> list[Ids]:
-    """Each channel by itself, at positions that another input gives."""
+    """Each channel by itself, at positions from another input."""
     ctx.refuse(f"{ctx.op} reads positions from the channel", range(1, ctx.n_inputs))
     return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
 
 
 def einsum(ctx: RuleContext) -> list[Ids]:
-    """Contracted labels of a constant read, its own labels write; two activations tie as in MatMul."""
+    """Contracted labels of a constant read, its own labels write; two activations are tied as in MatMul."""
     equation = str(ctx.attr("equation")).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")

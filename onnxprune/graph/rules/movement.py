@@ -9,7 +9,7 @@ from onnxprune.graph.rule_context import RuleContext, lane, match_axes, pin_axes
 
 
 def reshape(ctx: RuleContext) -> list[Ids]:
-    """Channels are reshaped; numbers of channels in its target are rewritten."""
+    """Channels are reshaped; numbers of channels in the target shape are rewritten."""
     ids = ctx.activation()
     before = ctx.shape(0)
     out = reshape_ids(ids, before, ctx.out_shape())
@@ -41,7 +41,7 @@ def transpose(ctx: RuleContext) -> list[Ids]:
 
 
 def concat(ctx: RuleContext) -> list[Ids]:
-    """Channels are joined on its axis, and tied on the others."""
+    """Channels are joined on the axis of the operator, and tied on other axes."""
     rank = len(ctx.out_shape())
     axis = int(ctx.attr("axis", 1)) % rank
     arrays = [ctx.ids(i) for i in range(ctx.n_inputs)]
@@ -71,7 +71,7 @@ def concat(ctx: RuleContext) -> list[Ids]:
 
 
 def pad(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; what it adds to a channel axis is fixed."""
+    """Channels pass through; padding on a channel axis is pinned."""
     ids = ctx.activation()
     pads = ctx.value(1) if ctx.has(1) else ctx.attr("pads")
     if pads is None:
@@ -93,7 +93,7 @@ def pad(ctx: RuleContext) -> list[Ids]:
 
 
 def expand(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; numbers of channels in its target are rewritten."""
+    """Channels pass through; numbers of channels in the target shape are rewritten."""
     ids = aligned(ctx.activation(), len(ctx.out_shape()))
     match_axes(ctx, 1, ids, lambda axis, literal: literal == 1)
     return [ids]
@@ -109,7 +109,7 @@ def tile(ctx: RuleContext) -> list[Ids]:
 
 
 def resize(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; those on an axis that changes its size are pinned."""
+    """Channels pass through; channels on an axis that changes its size are pinned."""
     ids = ctx.activation()
     before, after = ctx.shape(0), ctx.out_shape()
     changed = [axis for axis in range(ids.ndim) if before[axis] != after[axis]]
@@ -180,7 +180,7 @@ def slice_(ctx: RuleContext) -> list[Ids]:
 
 
 def _bound(ctx: RuleContext, name: str, i: int, position: int, bound: int, ids: Ids) -> None:
-    """Count what lies before a bound. A bound that counts from the end becomes positive, since -0 would be the start."""
+    """Count the ids before a bound. A negative bound becomes positive, since -0 would be the start."""
     before = bound if bound >= 0 else len(ids) + bound
     if 0 < before <= len(ids):
         ctx.count(name, ids[:before], input=i if ctx.n_inputs > 1 else None, index=position)
@@ -212,7 +212,7 @@ def gather(ctx: RuleContext) -> list[Ids]:
 
 
 def depth_to_space(ctx: RuleContext) -> list[Ids]:
-    """The sub-pixels of an output channel go together."""
+    """The sub-pixels of an output channel are tied."""
     ids = lane(ctx, 0, 1)
     block = int(ctx.attr("blocksize"))
     crd = ctx.attr("mode", "DCR") == "CRD"
@@ -222,5 +222,5 @@ def depth_to_space(ctx: RuleContext) -> list[Ids]:
 
 
 def space_to_depth(ctx: RuleContext) -> list[Ids]:
-    """Each channel comes out once per sub-pixel."""
+    """Each channel is repeated once per sub-pixel."""
     return [on_axis(np.tile(lane(ctx, 0, 1), int(ctx.attr("blocksize")) ** 2), 1, 4)]

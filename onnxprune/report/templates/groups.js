@@ -6,7 +6,7 @@
   const list = document.getElementById("navigator-list");
   const scroll = document.getElementById("navigator-scroll");
   const lines = document.getElementById("navigator-lines");
-  const told = document.getElementById("navigator-told");
+  const description = document.getElementById("navigator-description");
   const field = document.getElementById("navigator-search");
   const cut = document.getElementById("navigator-cut");
   const count = box.querySelector("output");
@@ -80,7 +80,7 @@
     const node = nodes[number];
     const change = node.after === null ? "" : ` → ${node.after} (${(100 * (node.after / node.before - 1)).toFixed(1)} %)`;
     const pinned = node.pinned ? `${node.pinned} pinned${node.reasons.length ? `: ${node.reasons.join("; ")}` : ""}` : "none pinned";
-    told.replaceChildren(
+    description.replaceChildren(
       element("h3", node.name),
       element("p", `Group ${number + 1} of ${nodes.length}. Channels: ${node.before}${change}; ${pinned}.`),
       ...names("Writers", node.writers, (name) => name),
@@ -89,7 +89,7 @@
       ...names("Computed from groups", before[number], link),
       ...names("Groups computed from it", behind[number], link),
     );
-    told.scrollTop = 0;
+    description.scrollTop = 0;
   }
 
   function mark(number, on) {

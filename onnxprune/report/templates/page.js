@@ -6,7 +6,7 @@
   const drawn = globalThis.Bokeh ?? { documents: [], index: [] }; // a page without plots goes without it
   let chosen = null; // by the button; until then the system decides
 
-  // Canvases take no colours from style sheets: they are told.
+  // Canvases take no colors from style sheets, so that they are set here.
   function look(type) {
     const style = getComputedStyle(root);
     const [page, text, dim, line, grid] = ["--page", "--text", "--dim", "--line", "--grid"].map((name) => style.getPropertyValue(name).trim());
@@ -52,7 +52,7 @@
   const paper = new CSSStyleSheet();
   paper.replaceSync("@media print { .bk-Toolbar { visibility: hidden; } }");
 
-  // What Bokeh shows under the pointer takes the colours of the page; its own are too pale to read.
+  // Tooltips take the colors of the page; those of Bokeh are too pale to read.
   const tips = new CSSStyleSheet();
   tips.replaceSync(".bk-tooltip-row-label { color: inherit !important; font-weight: 600; }");
   new MutationObserver((found) => {
@@ -91,11 +91,11 @@
   }
 
   show(wanted());
-  const coloured = (key, value) => {
+  const colored = (key, value) => {
     if (value?.attributes) Object.assign(value.attributes, look(value.name));
     return value;
   };
-  const plots = [...document.querySelectorAll(".plot-data")].map((data) => Bokeh.embed.embed_item(JSON.parse(data.textContent, coloured)));
+  const plots = [...document.querySelectorAll(".plot-data")].map((data) => Bokeh.embed.embed_item(JSON.parse(data.textContent, colored)));
 
   // Bokeh's buttons are boxes without a name: give them what a button has, and the plot what a picture has.
   function name(plot) {

@@ -19,7 +19,7 @@ def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Binder:
 
 def clip(node: Node) -> Run:
     """Bounds are attributes before opset 11, and inputs since."""
-    if not (node.known(1) and node.known(2)):
+    if any(node.has(i) and node.constant(i) is None for i in (1, 2)):
         return _clamp
     low, high = ((node.numbers(i, name)(()) or [None])[0] for i, name in ((1, "min"), (2, "max")))
     if low == 0 and high is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnxprune.torch_backend.operators import spatial
 from onnxprune.torch_backend.operators.node import Node, Run, unsupported
 
 Ints = Sequence[int]
@@ -64,10 +65,7 @@ def pad(x: Tensor, *, pads: Ints, value: Sequence[float] | None, axes: Ints | No
     for axis, b, a in zip(axes or range(x.ndim), pads[:half], pads[half:], strict=True):
         before[axis], after[axis] = b, a
     if mode == "constant":
-        flat = [width for axis in reversed(range(x.ndim)) for width in (before[axis], after[axis])]
-        while len(flat) > 2 and not any(flat[-2:]):
-            flat = flat[:-2]
-        return functional.pad(x, flat, value=(value or [0])[0])
+        return spatial.pad(x, before, after, (value or [0])[0])
     for axis, (b, a) in enumerate(zip(before, after, strict=True)):
         x = _continued(x, axis, b, a, mode)
     return x

@@ -82,10 +82,6 @@ class Node:
             return lambda inputs: known
         return lambda inputs: None if (tensor := inputs[i]) is None else tensor.reshape(-1).tolist()
 
-    def known(self, i: int) -> bool:
-        """Tell whether input i is absent or a constant."""
-        return not self.has(i) or self.constant(i) is not None
-
     @property
     def n_outputs(self) -> int:
         """Number of outputs, including unused ones."""

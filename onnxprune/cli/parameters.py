@@ -1,15 +1,40 @@
-"""Types of what options take, where click has none, and what a shell completes for them."""
+"""Parameter types of the command line, their shell completion, and groups of options that become one argument."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from onnxprune.dials import AUTO
+from onnxprune.options.metadata import AUTO
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """Return one decorator for several options; `--help` lists the options in this order."""
+    return lambda function: functools.reduce(lambda made, decorator: decorator(made), reversed(decorators), function)
+
+
+def option_group(argument: str, build: Callable[[dict[str, Any]], Any], *options: Decorator) -> Decorator:
+    """Return a decorator for options whose values, by name, `build` turns into one argument of the command."""
+    decorate = together(*options)
+    names = [parameter.name for parameter in click.command()(decorate(lambda: None)).params if parameter.name]
+
+    def wrap(function: Command) -> Command:
+        @functools.wraps(function)
+        def call(**values: Any) -> Any:
+            own = {name: values.pop(name) for name in names}
+            return function(**{argument: build(own)}, **values)
+
+        return decorate(call)
+
+    return wrap
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
@@ -18,7 +43,7 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since 
     name = "integer|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return one of both."""
+        """Return `auto` or the number."""
         return value if value == AUTO else click.INT.convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -27,22 +52,18 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since 
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]
-    """A text of which some beginnings, or whole words, are known.
+    """Any text; a shell completes the known words.
 
     Args:
-        known: what a shell completes.
-        separator: between several of them; none where one is all.
-        file: whether it may be the name of a file as well.
+        known: words, or beginnings of the text.
+        separator: between several words; empty where the text is one word.
+        file: whether the text may be a file name as well.
     """
 
     name = "text"
 
     def __init__(self, known: Sequence[str], *, separator: str = "", file: bool = False) -> None:
         self._known, self._separator, self._file = known, separator, file
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the text as it is."""
-        return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Complete the last word."""
@@ -54,10 +75,10 @@ class Words(click.ParamType):  # type: ignore[type-arg]
 
 
 class File(click.Path):
-    """A path, which those who open it can say better what is wrong with than click.
+    """A path that click does not check: the function that opens it has the better message.
 
     Args:
-        also: words that are no file, and are completed as well.
+        also: words that are completed as well.
     """
 
     def __init__(self, *also: str) -> None:
@@ -65,6 +86,6 @@ class File(click.Path):
         self._also = also
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Complete files, and the words."""
+        """Complete files and the words."""
         words = [CompletionItem(word) for word in self._also if incomplete and word.startswith(incomplete)]
         return words or super().shell_complete(ctx, param, incomplete)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.errors import OutputError
-from onnxprune.output import check_destination, same_file, staged
+from onnxprune.fileio import atomic_write, check_destination, same_file
 
 
 def names(folder: Path) -> list[str]:
@@ -17,7 +17,7 @@ def names(folder: Path) -> list[str]:
 
 def test_file_appears_when_the_block_succeeds(tmp_path):
     target = tmp_path / "a.txt"
-    with staged(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("new")
         assert not target.exists()
         assert temporary.parent == target.parent
@@ -32,7 +32,7 @@ def test_nothing_changes_when_the_block_fails(error, tmp_path):
     target.write_text("old")
 
     def write_half() -> None:
-        with staged(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.write_text("half")
             raise error
 
@@ -43,14 +43,14 @@ def test_nothing_changes_when_the_block_fails(error, tmp_path):
 
 
 def test_system_error_becomes_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match=r"cannot write a\.txt") as caught, staged(tmp_path / "a.txt"):
+    with pytest.raises(OutputError, match=r"cannot write a\.txt") as caught, atomic_write(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
     assert caught.value.why == "No space left on device"
     assert names(tmp_path) == []
 
 
 def test_folder_that_went_away_is_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match="cannot write"), staged(tmp_path / "gone" / "a.txt"):
+    with pytest.raises(OutputError, match="cannot write"), atomic_write(tmp_path / "gone" / "a.txt"):
         pytest.fail("the block must not run")
 
 
@@ -58,7 +58,7 @@ def test_folder_that_went_away_is_an_output_error(tmp_path):
 def test_permissions_follow_the_umask(umask, tmp_path):
     before = os.umask(umask)
     try:
-        with staged(tmp_path / "a.txt") as temporary:
+        with atomic_write(tmp_path / "a.txt") as temporary:
             temporary.write_text("new")
     finally:
         os.umask(before)
@@ -68,7 +68,7 @@ def test_permissions_follow_the_umask(umask, tmp_path):
 def test_long_name_is_no_obstacle(tmp_path):
     target = tmp_path / ("x" * 255)
     check_destination(target)
-    with staged(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("new")
     assert target.read_text() == "new"
 
@@ -76,7 +76,7 @@ def test_long_name_is_no_obstacle(tmp_path):
 def test_link_is_replaced_and_what_it_points_to_stays(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "a.txt")
-    with staged(tmp_path / "link") as temporary:
+    with atomic_write(tmp_path / "link") as temporary:
         temporary.write_text("new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert (tmp_path / "link").read_text() == "new"

@@ -1,8 +1,7 @@
-"""Read what a person writes on the command line: targets, amounts, lengths of training, constraints."""
+"""Parsers of option values: targets, amounts, length of a training, weight constraints. A bad value raises `OptionError`."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Iterable
@@ -14,14 +13,14 @@ from onnxprune.options import AUGMENTATIONS, QUANTITIES, Bound
 
 
 def parse_budget(text: str) -> dict[str, Any]:
-    """Read how long to train: 300steps, 2epochs, 3min.
+    """Parse the length of a training into `amount` and `unit`.
 
-    Raises:
-        OptionError: not of that form.
+    >>> parse_budget("300steps"), parse_budget("2h")
+    ({'amount': 300.0, 'unit': 'steps'}, {'amount': 120.0, 'unit': 'min'})
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|min(?:utes?)?|h(?:ours?)?)\s*", text.lower())
     if found is None:
-        raise OptionError(f"{text!r} does not say how long to train", hint="for instance 300steps, 2epochs or 3min")
+        raise OptionError(f"{text!r} is not a length of a training", hint="for instance 300steps, 2epochs or 3min")
     amount, unit = float(found[1]), found[2]
     if unit.startswith("h"):
         return {"amount": 60 * amount, "unit": "min"}
@@ -29,18 +28,19 @@ def parse_budget(text: str) -> dict[str, Any]:
 
 
 def parse_bounds(clamps: Iterable[str], norms: Iterable[str]) -> tuple[Bound, ...]:
-    """Read constraints: `lo,hi` or `GLOB=lo,hi`, and `R` or `GLOB=R`.
+    """Parse weight constraints: `LO,HI` or `GLOB=LO,HI`, and `R` or `GLOB=R`.
 
-    Raises:
-        OptionError: not of that form.
+    >>> parse_bounds(["-1,1"], ["conv*=3"])
+    (Bound(pattern='*', low=-1.0, high=1.0, norm=None), Bound(pattern='conv*', low=-inf, high=inf, norm=3.0))
     """
     bounds = []
-    for option, text in (*(("clamp", text) for text in clamps), *(("max-norm", text) for text in norms)):
+    for option, text in [*(("clamp", text) for text in clamps), *(("max-norm", text) for text in norms)]:
         pattern, equals, amount = text.rpartition("=")
-        numbers = []
-        with contextlib.suppress(ValueError):
-            numbers = [float(part) for part in amount.split(",")]
         pattern = pattern if equals else "*"
+        try:
+            numbers = [float(part) for part in amount.split(",")]
+        except ValueError:
+            numbers = []
         if option == "clamp" and len(numbers) == 2 and numbers[0] <= numbers[1]:
             bounds.append(Bound(pattern, numbers[0], numbers[1]))
         elif option == "max-norm" and len(numbers) == 1 and 0 < numbers[0] < math.inf:
@@ -52,10 +52,10 @@ def parse_bounds(clamps: Iterable[str], norms: Iterable[str]) -> tuple[Bound, ..
 
 
 def parse_shares(text: str) -> tuple[str, list[float]]:
-    """Read the targets of a sweep: `flops=10%,30%,0.5`.
+    """Parse the targets of a sweep.
 
-    Raises:
-        OptionError: not of that form.
+    >>> parse_shares("flops=10%,0.5")
+    ('flops', [0.1, 0.5])
     """
     quantity, equals, amounts = (part.strip().lower() for part in text.partition("="))
     if not equals:
@@ -66,10 +66,10 @@ def parse_shares(text: str) -> tuple[str, list[float]]:
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """Read kinds of augmentation: `none`, or names separated by commas; return them in the order of `AUGMENTATIONS`.
+    """Parse kinds of augmentation into the order of `AUGMENTATIONS`.
 
-    Raises:
-        OptionError: an unknown kind.
+    >>> parse_kinds("noise, flip"), parse_kinds("none")
+    (('flip', 'noise'), ())
     """
     names = [name.strip().lower() for name in text.split(",")]
     for name in names:
@@ -82,10 +82,10 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 
 
 def parse_memory(text: str) -> float:
-    """Read an amount of memory: 2GB, 500M, or bytes.
+    """Parse an amount of memory into bytes.
 
-    Raises:
-        OptionError: not of that form.
+    >>> parse_memory("2GB")
+    2000000000.0
     """
     try:
         return METRICS["memory"].parse(text.strip().lower())
@@ -94,14 +94,12 @@ def parse_memory(text: str) -> float:
 
 
 def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
-    """Read targets as a person writes them.
+    """Parse targets: shares for the option `reduce`, absolute amounts (ms, bytes, counts) for `limit`.
 
-    Args:
-        option: `reduce` (`flops=50%`, `latency=0.3`) or `limit` (`flops=300M`, `size=4MB`, `latency=3ms`).
-        texts: what was given.
-
-    Raises:
-        OptionError: not of that form, or the same quantity twice.
+    >>> parse_targets("reduce", ["flops=50%", "latency=0.3"])
+    {'flops': 0.5, 'latency': 0.3}
+    >>> parse_targets("limit", ["size=4MB", "latency=3ms"])
+    {'size': 4000000.0, 'latency': 3.0}
     """
     example = "flops=50%" if option == "reduce" else "flops=300M"
     result: dict[str, float] = {}

@@ -1,7 +1,4 @@
-"""Options of a run. Each field says once what it takes, how it is written, and what help and docs say of it: see `onnxprune.dials`.
-
-Light to import: the command line reads it before anything else.
-"""
+"""Options of pruning and of training; `onnxprune.options.metadata` describes each field. Imports neither numpy nor onnx."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from onnxprune.dials import AUTO, check, dial, documented
 from onnxprune.errors import OptionError
 from onnxprune.importance.methods import METHODS
 from onnxprune.metrics.table import TARGETS
+from onnxprune.options.metadata import AUTO, check, documented, option
 
 WITH_GRADIENTS = tuple(name for name, method in METHODS.items() if method.torch)
 """Importances that need torch."""
@@ -21,33 +18,36 @@ WITH_DATA = tuple(name for name, method in METHODS.items() if method.data)
 """Importances that need calibration samples."""
 IMPORTANCES = (AUTO, *METHODS)
 GRANULARITIES = ("filter", "kernel", "rank", "depth")
-"""What goes: channels; taps of kernels; directions of a layer; branches, and layers between others."""
+"""What is removed: channels; taps of kernels; directions of a layer; branches and layers."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
 REPAIRS = (AUTO, "lstsq", "bias", "none")
 QUANTITIES = TARGETS
-"""Metrics that targets are set for; see `onnxprune.metrics.table`."""
 AUGMENTATIONS = ("flip", "crop", "scale", "rotate", "detail", "jitter", "noise", "erase")
-"""Kinds of augmentation, in the order in which they are applied."""
+"""Kinds of augmentation, in the order of their application."""
 RATES = {"adamw": 3e-3, "sgd": 5e-3}
-"""Highest learning rate, by optimizer; for adamw as a share of the norm of a filter, see `onnxprune.training.relative`."""
+"""Highest learning rate by optimizer; for adamw as a share of the norm of a filter."""
 LABELS = 0.3
-"""Share of the loss that is cross-entropy, where there are labels."""
+"""Default weight of the cross-entropy in the loss, where there are labels."""
 PRESETS = ("unit", "imagenet", "tf")
-"""Presets of `onnxprune.data.Preprocess`."""
+"""Presets of `onnxprune.data.preprocess.Preprocess`."""
 MANY = "many"
-"""What `grouped` is where it was `auto`: whole groups from eight groups on, positions below."""
+"""Resolved `auto` of `grouped`: whole groups of convolutions with eight groups or more, positions of the others."""
 DEFERRED = {"grouped": MANY, "augment": None, "round_to": None}
-"""Values of `ResolvedOptions` that a later stage decides by: each convolution, the samples, the machine."""
+"""Values of `ResolvedOptions` that a later stage decides: by each convolution, by the samples, by the machine."""
 
 
 @documented
 @dataclass(frozen=True)
 class Options:
-    """How to prune."""
+    """How to prune.
 
-    reduce: Mapping[str, float] = dial(
+    >>> Options(reduce={"flops": 0.5}).resolved(data=False).importance
+    'l2'
+    """
+
+    reduce: Mapping[str, float] = option(
         dict,
-        "Share to remove: flops=50%, latency=30%; of flops, params, size, memory, latency. All targets hold.",
+        "Share to remove, more than 0 and less than 1: flops=50%, latency=0.3. All targets hold.",
         more="`size`, `memory` (activations) and `latency` hold [as measured](docs/targets.md)",
         group="targets",
         metavar="WHAT=SHARE",
@@ -57,9 +57,9 @@ class Options:
         high=1,
         example="more than 0 % and less than 100 %, for instance --reduce {}=50%",
     )
-    limit: Mapping[str, float] = dial(
+    limit: Mapping[str, float] = option(
         dict,
-        "Absolute bound: flops=300M, params=1.2M, size=4MB, memory=64MB, latency=3ms.",
+        "Absolute budget, more than 0: flops=300M, params=1.2M, size=4MB, memory=64MB, latency=3ms.",
         more="FLOPs are 2 x MACs",
         group="targets",
         metavar="WHAT=AMOUNT",
@@ -68,16 +68,18 @@ class Options:
         above=True,
         example="a number above 0",
     )
-    max_drop: float | None = dial(
+    max_drop: float | None = option(
         None,
-        "Points of top-1 (without labels: of agreement with the original) that may be lost; the smallest such model is taken.",
+        "Largest loss in points of top-1 (without labels: of agreement with the original); the smallest model within it is taken.",
         group="targets",
         metavar="POINTS",
         low=0,
         high=100,
     )
-    minimise: str = dial(QUANTITIES[0], "The quantity that --max-drop minimizes.", group="targets", choices=QUANTITIES)
-    granularity: tuple[str, ...] = dial(
+    minimise: str = option(
+        QUANTITIES[0], "The quantity that --max-drop minimizes.", group="targets", choices=QUANTITIES
+    )
+    granularity: tuple[str, ...] = option(
         GRANULARITIES[:1],
         "What is removed: channels (filter), taps of kernels, directions of a layer (rank), branches and "
         "layers (depth); several compete by measured loss per saving. auto: all of them.",
@@ -90,7 +92,7 @@ class Options:
         low=1,
         shown=GRANULARITIES[0],
     )
-    importance: str = dial(
+    importance: str = option(
         AUTO,
         "Importance of a channel.",
         more="With calibration samples `obs` (second order), `activation` (variance x weight), `apoz`, and by gradients "
@@ -100,38 +102,38 @@ class Options:
         choices=IMPORTANCES,
         decided="obs with calibration samples, else l2",
     )
-    schedule: str = dial(
+    schedule: str = option(
         "block",
-        "One shot (block), or weakest first in --steps steps, with importances computed anew after each (progressive).",
+        "One shot (block), or --steps steps with new importances after each (progressive).",
         more="With `--finetune` the model is trained between steps",
         group="selection",
         choices=("block", "progressive"),
     )
-    steps: int = dial(5, "Steps of the progressive schedule.", group="selection", low=1)
-    pace: str = dial(
+    steps: int = option(5, "Steps of the progressive schedule.", group="selection", low=1)
+    pace: str = option(
         "linear",
         "Pace of the progressive schedule: equal steps (linear), or large steps first (cubic).",
         group="selection",
         choices=("linear", "cubic"),
     )
-    scope: str = dial(
+    scope: str = option(
         AUTO,
-        "How groups compete: by the measured loss of the output (sensitivity), all channels in one ranking (global), or the same share "
-        "of every group (uniform).",
+        "How groups compete: by measured loss of the output (sensitivity), by one ranking of all channels (global), or "
+        "with the same share of every group (uniform).",
         group="selection",
         choices=SCOPES,
         decided="sensitivity with calibration samples (with --threshold global), else global",
     )
-    repair: str = dial(
+    repair: str = option(
         AUTO,
-        "Least-squares fit of every layer behind a cut to its original output (lstsq), or of its bias alone (bias); none: weights stay.",
+        "Least-squares refit of each reader of removed channels to its original output (lstsq), or of its bias alone (bias); none: weights stay.",
         more="Without `--data` inputs are generated for it, unless it is `none`",
         group="repair",
         choices=REPAIRS,
         decided="lstsq; none where inputs cannot be generated",
     )
-    samples: int = dial(512, "Calibration samples, at most.", group="structure", low=1)
-    augment: tuple[str, ...] | str = dial(
+    samples: int = option(512, "Number of calibration samples, at most.", group="structure", low=1)
+    augment: tuple[str, ...] | str = option(
         AUTO,
         f"Augmentation of the calibration samples for the repair: none, or some of {', '.join(AUGMENTATIONS)}.",
         group="structure",
@@ -142,71 +144,73 @@ class Options:
         auto=True,
         decided="crop, scale, rotate where layers have fewer rows than unknowns, and detail where images were enlarged",
     )
-    memory: float = dial(
+    memory: float = option(
         2e9,
-        "Bytes for statistics and activations, beside the models; what exceeds them goes to temporary files.",
+        "Bytes for statistics and activations, beside the models; activations beyond it go to temporary files.",
         group="structure",
         metavar="AMOUNT",
         low=64e6,
         shown="2GB",
     )
-    round_to: int | str = dial(
+    round_to: int | str = option(
         AUTO,
-        "Channel multiple: channels are removed in batches of it, and each group keeps a multiple of it.",
+        "Channel multiple: each group keeps a multiple of so many channels; 1: any number.",
         group="selection",
         low=1,
         auto=True,
         decided="measured on this machine (8 or 16), finer where the target needs it",
     )
-    min_channels: int = dial(1, "Channels that every group keeps at least.", group="selection", low=1)
-    max_ratio: float = dial(
-        0.9, "Share of a group that is removed at most.", group="selection", low=0, above=True, high=1
+    min_channels: int = option(1, "Channels that every group keeps, at least.", group="selection", low=1)
+    max_ratio: float = option(
+        0.9,
+        "Share of a group that is removed, at most; 1: all but --min-channels.",
+        group="selection",
+        low=0,
+        above=True,
+        high=1,
     )
-    threshold: float | None = dial(
+    threshold: float | None = option(
         None,
-        "Remove every channel whose importance, divided by the mean of its group, is below.",
+        "Remove every channel whose importance / mean importance of its group is below T; 0: none.",
         group="targets",
         metavar="T",
         low=0,
     )
-    ignore: tuple[str, ...] = dial(
+    ignore: tuple[str, ...] = option(
         (),
         "Glob pattern of layers (node or weight names) that keep all channels; may be repeated.",
         group="structure",
         metavar="GLOB",
         listed=True,
     )
-    grouped: str = dial(
+    grouped: str = option(
         AUTO,
         "What is removed from grouped convolutions: the same positions of every group, or whole groups.",
         group="structure",
         choices=(AUTO, "positions", "whole"),
         decided="whole from eight groups on, which runs faster",
     )
-    heads: str = dial(
+    heads: str = option(
         "whole",
-        "What is removed from attention: whole heads, or width of every head.",
+        "What is removed from attention: whole heads, or channels of every head (width).",
         group="structure",
         choices=("whole", "width"),
     )
-    norms: str = dial(
+    norms: str = option(
         AUTO,
-        "Whether channels that a LayerNormalization, RMSNormalization, LRN or mean runs over stay (keep), or may be removed (cut).",
+        "Channels that a LayerNormalization, RMSNormalization, LRN or mean runs over: pinned (keep), or prunable (cut).",
         more="Removing them (the embedding of a transformer) is not exact, and needs `--repair lstsq`",
         group="structure",
         choices=(AUTO, "keep", "cut"),
         decided="cut with --repair lstsq, else keep",
     )
-    seed: int = dial(0, "Seed of everything random.", group="structure", low=0)
+    seed: int = option(0, "Seed of all random numbers.", group="structure", low=0)
 
     def __post_init__(self) -> None:
         check(self)
 
     def resolved(self, data: bool) -> ResolvedOptions:
-        """Return the options without `auto`.
-
-        Args:
-            data: whether there are calibration samples, given or generated.
+        """Return the options without `auto`; `data` says whether there are calibration samples, given or generated.
 
         Raises:
             OptionError: a method that needs calibration samples, without any; or two that exclude each other.
@@ -244,28 +248,28 @@ class Options:
 
     @property
     def blocks(self) -> frozenset[str]:
-        """What is removed beside channels."""
+        """Kinds of removal besides `filter`."""
         return frozenset(self.granularity) - {GRANULARITIES[0]}
 
     @property
     def rounds(self) -> int:
-        """Steps in which the target is approached: one, unless the schedule is progressive."""
+        """Number of steps of the schedule."""
         return self.steps if self.schedule == "progressive" else 1
 
     @property
     def has_target(self) -> bool:
-        """Whether anything says how much to remove."""
+        """Whether any option sets a target."""
         return bool(self.reduce or self.limit or self.threshold is not None or self.max_drop is not None)
 
 
 @dataclass(frozen=True)
 class ResolvedOptions(Options):
-    """Options without `auto`, as every stage takes them; `Options.resolved` makes them.
+    """Options without `auto`, as every stage takes them; made by `Options.resolved`.
 
     Attributes:
-        grouped: `positions`, `whole`, or `many`: whole groups of convolutions with eight groups or more, positions of the others.
+        grouped: `positions`, `whole` or `many` (see `MANY`).
         augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
-        round_to: the channel multiple; None: `onnxprune.allocation.channel_multiple` measures one for each group.
+        round_to: channel multiple; None: `onnxprune.allocation.channel_multiple` measures one for each group.
     """
 
     importance: str = "l2"
@@ -278,19 +282,16 @@ class ResolvedOptions(Options):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return plain values for plans and reports, with `auto` where a stage decides case by case."""
+        """The options as JSON values, with `auto` where a later stage decides."""
         values = {**asdict(self), "reduce": dict(self.reduce), "limit": dict(self.limit)}
         return {**values, **{name: AUTO for name, later in DEFERRED.items() if values[name] == later}}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Constraint on weights after each step of training: a range of their elements, or a norm of each of their filters.
+    """Constraint on the initializers that match `pattern` (a glob), after each step of training.
 
-    Attributes:
-        pattern: glob on names of initializers.
-        low, high: range of the elements.
-        norm: Euclidean norm of a filter, at most; None where the range is meant.
+    `low` and `high` bound the elements; where `norm` is not None, it bounds the Euclidean norm of each filter instead.
     """
 
     pattern: str
@@ -300,71 +301,75 @@ class Bound:
 
     @property
     def option(self) -> str:
-        """The option that sets it."""
+        """Name of the click option."""
         return "clamp" if self.norm is None else "max-norm"
 
     @property
     def text(self) -> str:
-        """The bound, as it was written."""
+        """The value of the click option."""
         return f"{self.low:g},{self.high:g}" if self.norm is None else f"{self.norm:g}"
 
 
 @documented
 @dataclass(frozen=True)
 class Training:
-    """How to fine-tune."""
+    """How to fine-tune.
 
-    amount: float = dial(2.0, "Length of the training, in units.", flag=None)
-    unit: str = dial(
+    >>> Training(amount=3, unit="min").schedule
+    'onecycle'
+    """
+
+    amount: float = option(2.0, "Length of the training in `unit`; more than 0.", flag=None)
+    unit: str = option(
         "epochs", "Unit of the amount: steps, epochs or min (minutes).", choices=("steps", "epochs", "min"), flag=None
     )
-    batch: int = dial(64, "Samples per gradient.", flag="train-batch", low=1)
-    accumulate: int = dial(
-        1, "Gradients that are averaged before a step: the gradient of a batch that many times as large.", low=1
+    batch: int = option(64, "Samples per gradient.", flag="train-batch", low=1)
+    accumulate: int = option(
+        1, "Number of gradients that are averaged for one step: a batch that many times as large.", low=1
     )
-    optimizer: str = dial(
+    optimizer: str = option(
         "adamw",
         "Optimizer; sgd has Nesterov momentum 0.9.",
-        more="The rate of `adamw` is what an element moves in a step, as a share of the norm of its filter",
+        more="The rate of `adamw` is the change of an element in a step, as a share of the norm of its filter",
         choices=("adamw", "sgd"),
     )
-    rate: float | None = dial(
+    rate: float | None = option(
         None,
         "Highest learning rate.",
         flag="lr",
         low=0,
         decided=", ".join(f"{rate:g} for {name}" for name, rate in RATES.items()),
     )
-    schedule: str = dial(
+    schedule: str = option(
         "onecycle",
         "Schedule of the learning rate: up for 15 % of the time, then down (onecycle), down (cosine), or constant.",
         flag="lr-schedule",
         choices=("onecycle", "cosine", "constant"),
     )
-    decay: float = dial(1e-4, "Weight decay of weights with two axes or more.", flag="weight-decay", low=0)
-    clip: float = dial(1.0, "Largest norm of the whole gradient; 0: any.", flag="clip-norm", low=0)
-    ema: float = dial(
+    decay: float = option(1e-4, "Weight decay of weights with two axes or more.", flag="weight-decay", low=0)
+    clip: float = option(1.0, "Largest norm of the whole gradient; 0: no limit.", flag="clip-norm", low=0)
+    ema: float = option(
         0.99,
-        "Decay per step of the running mean of the weights, which is what is written; 0: the last weights.",
+        "Decay per step of the running mean of the weights, which is written; 0: the last weights.",
         low=0,
         high=1,
     )
-    temperature: float = dial(2.0, "Temperature of the distillation.", low=1e-3)
-    features: float = dial(
+    temperature: float = option(2.0, "Temperature of the distillation.", low=1e-3)
+    features: float = option(
         0.0,
-        "Weight of the squared error of activations at the end of groups, beside the distance of the outputs.",
+        "Weight of the squared error of the activations of groups in the loss; 0: the outputs alone.",
         low=0,
     )
-    labels: float | None = dial(
+    labels: float | None = option(
         None,
-        "Share of the loss that is cross-entropy to labels.",
+        "Share of the cross-entropy to labels in the loss, the rest is distillation; 1: labels alone.",
         flag="label-weight",
         low=0,
         high=1,
         decided=f"{LABELS:g} where --data has labels, else 0",
     )
-    smoothing: float = dial(0.0, "Label smoothing.", low=0, high=1)
-    augment: tuple[str, ...] | str = dial(
+    smoothing: float = option(0.0, "Label smoothing.", low=0, high=1)
+    augment: tuple[str, ...] | str = option(
         AUTO,
         f"Augmentation while training: none, or some of {', '.join(AUGMENTATIONS)}.",
         flag="train-augment",
@@ -375,37 +380,41 @@ class Training:
         auto=True,
         decided="crop, scale, rotate, and detail where images were enlarged",
     )
-    hold_out: float = dial(
+    hold_out: float = option(
         0.1,
-        "Share of the samples that is held out: the best weights are chosen by it.",
-        more="It is evaluated twenty times; what is written is never worse on it than the weights at the start",
+        "Share of held-out samples, on which the best weights are chosen; 0: they are chosen on training samples.",
+        more="It is evaluated twenty times; the result is never worse on it than the weights at the start",
         low=0,
         high=0.9,
     )
-    patience: int = dial(0, "Evaluations without an improvement that end the training; 0: none does.", low=0)
-    freeze_below: float | None = dial(
+    patience: int = option(
+        0, "Evaluations without an improvement that end the training; 0: the training runs to its end.", low=0
+    )
+    freeze_below: float | None = option(
         None, "Weights with |accumulated gradient| < T are not updated in this step.", metavar="T", low=0
     )
-    gate_below: float | None = dial(
+    gate_below: float | None = option(
         None,
         "Channels whose gradients all have magnitudes below T are gated to zero, and deleted at the end.",
         metavar="T",
         low=0,
     )
-    bounds: tuple[Bound, ...] = dial((), "Constraints on weights, which hold after each step.", listed=True, flag=None)
-    batchnorm: str = dial(
+    bounds: tuple[Bound, ...] = option(
+        (), "Constraints on weights, which hold after each step.", listed=True, flag=None
+    )
+    batchnorm: str = option(
         "eval",
-        "Statistics of each BatchNormalization that could not be folded: the stored ones (eval), or those of the batch (train).",
+        "Statistics of each BatchNormalization that is not folded: stored (eval), or of the batch (train).",
         choices=("eval", "train"),
     )
-    device: str = dial(
+    device: str = option(
         "cpu",
         "Device of torch: cpu, cuda, mps.",
         more="Only `cpu` is tested here",
         known=("cpu", "cuda", "mps"),
         metavar="NAME",
     )
-    precision: str = dial(
+    precision: str = option(
         "float32", "Precision of the training; bfloat16 is mixed precision.", choices=("float32", "bfloat16")
     )
 
@@ -415,13 +424,13 @@ class Training:
         check(self)
 
     def resolved(self, kinds: tuple[str, ...]) -> ResolvedTraining:
-        """Return the same with kinds of augmentation where it is `auto`."""
+        """Return the training options with `kinds` where `augment` is `auto`."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return ResolvedTraining(**{**values, "augment": kinds if self.augment == AUTO else self.augment})
 
 
 @dataclass(frozen=True)
 class ResolvedTraining(Training):
-    """How to fine-tune, without `auto`, as torch takes it."""
+    """Training options without `auto`."""
 
     augment: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Output files: written whole or not at all, checked before a run, and the values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from onnxprune.errors import OutputError
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `target`; on success it takes the place of `target`, else it vanishes.
-
-    An interrupt counts as no success.
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `target`; it replaces `target` on success, and is deleted on an error or interrupt.
 
     Raises:
         OutputError: the file cannot be written.
@@ -45,7 +43,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def check_destination(target: Path, *originals: Path) -> None:
-    """Refuse a destination that cannot be written, or that is one of `originals`, before any work is done.
+    """Refuse, before any work is done, a path that cannot be written or is one of `originals`.
 
     Raises:
         OutputError: with the reason.
@@ -69,7 +67,7 @@ def check_destination(target: Path, *originals: Path) -> None:
             raise OutputError("the output folder does not exist", where=str(target.parent), hint="create it first")
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        with tempfile.TemporaryFile(dir=target.parent):  # only trying tells: root may write anywhere, but not in /proc
+        with tempfile.TemporaryFile(dir=target.parent):  # permissions do not tell: root cannot write in /proc
             pass
     except OSError as error:
         raise OutputError(
@@ -81,16 +79,20 @@ def check_destination(target: Path, *originals: Path) -> None:
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Tell whether two paths lead to one file, through links as well."""
+    """Tell whether two paths name one file, directly or through links."""
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
-def plain(value: Any) -> Any:
-    """Turn a value into what JSON knows: numpy scalars into numbers, NaN and infinity into null."""
+def jsonable(value: Any) -> Any:
+    """Return a value as JSON can hold it: numpy scalars as numbers, NaN and infinity as None.
+
+    >>> jsonable({"loss": float("nan"), "keep": (1, 2)})
+    {'loss': None, 'keep': [1, 2]}
+    """
     if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
