@@ -1,8 +1,8 @@
-"""Prune exported ONNX CNNs, and prove it with onnxruntime.
+"""Prune exported ONNX CNNs, and prove the result with onnxruntime.
 
 >>> import onnxprune
->>> result = onnxprune.prune("model.onnx", data="calibration.npz", reduce={"flops": 0.5})  # doctest: +SKIP
->>> result.save("pruned.onnx")  # doctest: +SKIP
+>>> result = onnxprune.prune("model.onnx", data="samples.npz", reduce={"flops": 0.4}, round_to=1, latency=False)
+>>> result.save("pruned.onnx")
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HOMES = {
 }
 """Module of each public name."""
 _ARGUMENTS = {"BenchmarkConfig": "evaluation.benchmark", "Preprocess": "data.preprocess"}
-"""Types of some arguments, which may be given as plain values as well."""
+"""Types of some arguments, which also take plain values."""
 __all__ = [
     "GateLimits",
     "OnnxPruneError",
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first used, so that `import onnxprune` stays light."""
+    """Import a public name at its first use, so that `import onnxprune` stays light."""
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("onnxprune")
     home = {**_HOMES, **_ARGUMENTS}.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import tempfile
@@ -16,7 +17,7 @@ from onnxprune.errors import OutputError
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `target`; it replaces `target` on success, and is deleted on an error or interrupt.
+    """Yield a temporary path beside `target`; the file replaces `target` on success, else it is deleted.
 
     Raises:
         OutputError: the file cannot be written.
@@ -40,6 +41,16 @@ def atomic_write(target: Path) -> Iterator[Path]:
             why=error.strerror or str(error),
             hint="make room there, or give another path",
         ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON; NaN and infinity become null.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_destination(target: Path, *originals: Path) -> None:

@@ -55,11 +55,6 @@ def test_unknown_kind_is_refused_with_the_known_ones(text):
     assert all(kind in caught.value.hint for kind in ("none", *KINDS))
 
 
-def test_unknown_kind_is_refused_from_python():
-    with pytest.raises(OptionError, match="'blur'"):
-        augmented(pictures(2, 1, 8, 8), "flip", "blur")
-
-
 # ---------------------------------------------------------------------------------------------------------- contracts
 
 

@@ -64,18 +64,21 @@ def test_what_changes_move(build):
     assert len(block.layers) == len(linear_layers(model.graph))
     (given,) = run(model, feeds)
     samples = block_reconstruction.Samples({name: feeds[name] for name in block.taken}, given + 1)
-    linearised = block_reconstruction._Linearised(block, stream, UNBOUNDED, samples)
-    linearised._look()
+    linearised = block_reconstruction.Linearized(block, stream, UNBOUNDED, samples)
+    linearised.observe()
     rng = np.random.default_rng(0)
     changes = {}
     for n, layer in block.layers.items():
         matrix, bias = (rng.standard_normal(part.shape) for part in layer.effective())
         changes[n] = matrix, bias * layer.has_bias
-    moved = linearised._forward(changes)
+    moved = linearised.forward(changes)
 
     back = rng.standard_normal(moved.shape).astype(np.float32)
     there = float((moved * back).sum())
-    assert block_reconstruction._dot(changes, linearised._backward(back)) == pytest.approx(there, rel=1e-3, abs=1e-2)
+    pairs = ((changes[n], pulled) for n, pulled in linearised.backward(back).items())
+    assert sum(
+        float((a * b).sum()) for change, pulled in pairs for a, b in zip(change, pulled, strict=True)
+    ) == pytest.approx(there, rel=1e-3, abs=1e-2)
 
     start = {n: layer.effective() for n, layer in block.layers.items()}
     size = 1e-3

@@ -35,13 +35,15 @@ def made_up(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Analysis:
     cost = ActivationCost(analysis.model.graph, analysis.trace, analysis.cost)
     rng = np.random.default_rng(3)
     costs = rng.random((len(analysis.trace.labels), len(FEATURES))) * [5, 1e-3, 2e-3, 1e-5, 1e-4]
-    variants = iter(list(latency_model._variants(analysis.trace, RULES, 0)))
+    variants = iter(list(latency_model.variants(analysis.trace, RULES, 0)))
 
-    def profiled(*_: object) -> tuple[np.ndarray, float]:
+    def profile(*_: object, **__: object) -> profiler.Profile:
         times = (cost.features(next(variants)) * costs).sum(axis=1)
-        return np.append(times, 7.0), 1e-3 * (1.1 * (times.sum() + 7.0)) + 0.02
+        kernels = [profiler.Kernel(n, "", float(time)) for n, time in enumerate(times)]
+        kernels.append(profiler.Kernel(None, "", 7.0))
+        return profiler.Profile(tuple(kernels), 1e-3 * (1.1 * (times.sum() + 7.0)) + 0.02, 1)
 
-    monkeypatch.setattr(latency_model, "_profiled", profiled)
+    monkeypatch.setattr(profiler, "profile", profile)
     return analysis
 
 
@@ -60,7 +62,7 @@ def test_fits_find_what_times_are_made_of(made_up: Analysis) -> None:
 def test_predictions_of_other_plans(made_up: Analysis) -> None:
     table = table_of(made_up)
     predictor = latency_model.Predictor(made_up, table)
-    keeps = list(latency_model._variants(made_up.trace, RULES, 0))
+    keeps = list(latency_model.variants(made_up.trace, RULES, 0))
     assert [predictor.predict(keep) for keep in keeps] == pytest.approx(table.predicted)
 
 
@@ -72,7 +74,7 @@ def test_a_staircase_is_found() -> None:
     }
     for step in latency_model.STEPS:
         times = 3 + 0.05 * features[step][:, 3]
-        fit = latency_model._fit("conv", "Conv", features, times)
+        fit = latency_model.fit_node("conv", "Conv", features, times)
         assert fit.step == step
         assert fit.coefficients[3] == pytest.approx(0.05)
 

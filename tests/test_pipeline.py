@@ -60,9 +60,8 @@ def test_results_are_short_to_read(name: str, tiny_path: Path, samples: Path, tm
     assert len(repr(result)) < 240
     assert "\n" not in repr(result)
     assert result._repr_html_().startswith("<table>")
-    if hasattr(result, "save"):
-        result.save(tmp_path / "saved")
-        assert (tmp_path / "saved").stat().st_size > 0
+    result.save(tmp_path / "saved")
+    assert (tmp_path / "saved").stat().st_size > 0
 
 
 def test_a_plan_that_is_saved_is_replayed(tiny_path: Path, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
 def test_of_equal_solutions_the_one_with_fewer_edits_is_taken(less, taken, tiny_path):
     analysis = analyse(load(tiny_path))
     estimator = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
-    base = Run(Sources(tiny_path), meter=estimator, edited=EditedModel(analysis, analysis.model))
+    base = Run(Sources(tiny_path), estimator=estimator, edited=EditedModel(analysis, analysis.model))
     edited = replace(base, edited=replace(base.edited, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),)))
     found = [contest.Solution(base, loss=1.0), contest.Solution(edited, loss=1.0 - less)]
     assert bool(contest.fewest_edits(found).base.edits) == taken

@@ -77,7 +77,7 @@ def test_an_interrupted_sweep_goes_on(call: dict, tmp_path: Path, monkeypatch: p
         onnxprune.sweep(output_folder=tmp_path / "s", **call)
     assert len(files(tmp_path / "s")) == 1
     monkeypatch.setattr(sweeping, "make_member", lambda job: made.append(job.name) or original(job))
-    monkeypatch.setattr(sweeping.Family, "plan", lambda *_, **__: pytest.fail("plans are there already"))
+    monkeypatch.setattr(sweeping, "plan_members", lambda *_, **__: pytest.fail("plans are there already"))
     onnxprune.sweep(output_folder=tmp_path / "s", **call)
     assert made == ["flops-20", "flops-35", "flops-50"]
     assert files(tmp_path / "s") == files(tmp_path / "whole")

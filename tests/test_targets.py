@@ -68,7 +68,7 @@ def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
         estimator = Rigged(found, options.resolved(False), QUICK)
         estimator.factor = factor
-        return schedule.make_plan(found, estimator.options, meter=estimator).keep, estimator
+        return schedule.make_plan(found, estimator.options, estimator=estimator).keep, estimator
 
     return choose
 
@@ -322,7 +322,7 @@ def test_the_step_is_measured_once(monkeypatch, tmp_path: Path) -> None:
         assert found in channel_multiple.MULTIPLES
         assert list(json.loads((tmp_path / "c" / "step.json").read_text()).values()) == [found]
         channel_multiple.machine_multiple.cache_clear()
-        monkeypatch.setattr(channel_multiple, "_measured", lambda: pytest.fail("it was measured again"))
+        monkeypatch.setattr(channel_multiple, "sample_times", lambda *_, **__: pytest.fail("it was measured again"))
         assert channel_multiple.machine_multiple() == found
     finally:
         channel_multiple.machine_multiple.cache_clear()

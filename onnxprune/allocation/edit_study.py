@@ -55,7 +55,7 @@ def study(
     model, trace = analysis.model, analysis.trace
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
     multiple = max(multiples(trace)[0], FINER[0]) if options.round_to is None else options.round_to
-    found = [c for c in candidates(model, options.blocks, multiple) if ignored.isdisjoint(c.nodes)]
+    found = [c for c in candidates(model, options.edits, multiple) if ignored.isdisjoint(c.nodes)]
     found.sort(key=lambda candidate: candidate.nodes)
     timer = EditTimer(analysis, config)
     timed: list[tuple[Candidate, Saving]] = []

@@ -196,7 +196,7 @@ def measure(
     activations = ActivationCost(model.graph, trace, analysis.cost)
     shapes = concrete_shapes(model.header, config.batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, SEED)
-    keeps = list(_variants(trace, rules, SEED))
+    keeps = list(variants(trace, rules, SEED))
     start = time.perf_counter()
     times = np.zeros((len(keeps), len(trace.labels) + 1))
     measured = np.zeros(len(keeps))
@@ -210,11 +210,11 @@ def measure(
     features = {step: np.stack([activations.features(keep, step) for keep in keeps]) for step in STEPS}
     everywhere = {step: rows.sum(axis=1) * [1 / len(trace.labels), 1, 1, 1, 1] for step, rows in features.items()}
     fits = tuple(
-        _fit(trace.labels[n], trace.ops[n], {step: rows[:, n] for step, rows in features.items()}, times[:, n])
+        fit_node(trace.labels[n], trace.ops[n], {step: rows[:, n] for step, rows in features.items()}, times[:, n])
         for n in range(len(trace.labels))
         if times[:, n].any()
     )
-    rest = _fit("the rest", "", everywhere, times[:, -1])
+    rest = fit_node("the rest", "", everywhere, times[:, -1])
     where = machine.environment(config.session, config.batch)
     table = Table(architecture(analysis), where, fits, rest, 1.0, 0.0, tuple(measured.tolist()), (), 0.0)
     predictor = Predictor(analysis, table)
@@ -225,7 +225,7 @@ def measure(
     return replace(table, scale=scale, offset=offset, predicted=predicted, seconds=time.perf_counter() - start)
 
 
-def _variants(trace: Trace, rules: PruningRules, seed: int) -> Iterator[BoolArray]:
+def variants(trace: Trace, rules: PruningRules, seed: int) -> Iterator[BoolArray]:
     """Yield the channels that stay, (n_channels,): all, then those without the same share of every group, then `random_plans`."""
     keep, batches = _batches(trace, rules, seed)
     yield keep
@@ -263,7 +263,7 @@ def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float)
     return row, found.milliseconds
 
 
-def _fit(label: str, op: str, features: dict[int, FloatArray], times: FloatArray) -> Fit:
+def fit_node(label: str, op: str, features: dict[int, FloatArray], times: FloatArray) -> Fit:
     """Fit times, (variants,) microseconds, to features, (variants, `FEATURES`) by step.
 
     The fit is non-negative least squares, weighted by the inverse of the times.

@@ -36,7 +36,7 @@ CHECKED = 64
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration samples; iteration yields the same batches each time, first the samples as they are, then augmented copies.
+    """Calibration samples; iteration yields the same batches each time, augmented copies last.
 
     Attributes:
         data: samples.
@@ -80,7 +80,7 @@ class Calibration:
 
     @property
     def plain(self) -> Calibration:
-        """The samples without augmentation, for scores: copies help to fit layers with few rows, but bias importances."""
+        """The samples without augmentation, for scores: copies help layers with few rows, but bias importances."""
         return replace(self, kinds=())
 
     @property
@@ -123,7 +123,7 @@ def is_enlarged_data(data: Data) -> bool:
 def hold_out(n: int, share: float, multiple: int, seed: int) -> tuple[IntArray, IntArray]:
     """Split n samples into training and held-out samples; return the ascending indices of both.
 
-    Calibration gets the training samples only: layers fitted to held-out samples would make the initial weights look best.
+    Calibration gets the training samples only: layers fitted to held-out samples make the initial weights look best.
 
     Args:
         n: number of samples.

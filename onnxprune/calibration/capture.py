@@ -1,4 +1,4 @@
-"""Run a model piece by piece over calibration batches; between the pieces, activations are read and weights are changed."""
+"""Run a model piece by piece over calibration batches, so that weights can change in between."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class ActivationStore:
 class LayerwiseRunner:
     """A model that is run layer by layer over all batches.
 
-    The store keeps, per batch, the tensors that the rest of the model needs. So each node runs once, and the weights of a node may
-    change until it runs, or after `rewind`.
+    The store keeps, per batch, the tensors that the rest of the model needs. So each node runs once, and the weights
+    of a node may change until it runs, or after `rewind`.
 
     Attributes:
         lasting: names of tensors that are kept from their computation on.
@@ -171,7 +171,7 @@ class LayerwiseRunner:
                     self.store.drop(value)
 
     def finish(self, model: Model) -> list[Array]:
-        """Run the remaining nodes with the weights of `model`, which has the same graph; return the outputs, batches concatenated."""
+        """Run the remaining nodes with the weights of `model`, of the same graph; return the concatenated outputs."""
         order = [n for n in range(len(self.nodes)) if n not in self.done]
         names = [t.name for t in model.graph.outputs]
         taken = sorted(self.kept.keys() & {*names, *(name for n in order for name in self.inputs[n])})

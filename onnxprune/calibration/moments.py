@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -55,25 +55,11 @@ def choose(positions: int, wanted: int, rng: np.random.Generator) -> IntArray:
     return np.sort(rng.choice(positions, wanted, replace=False))
 
 
-class Regression(Protocol):
-    """Rows x (features) and r (targets), in the form that regressing r on x needs."""
-
-    def error(self, solution: Solution) -> float:
-        """Return the mean over rows of ||r - matrix x - bias||^2, summed over outputs and groups."""
-
-    def solver(self, penalty: float) -> Callable[[Regression], FloatArray]:
-        """Return a function that solves for the matrix with the x of these rows and the r of its argument."""
-
-    def bias(self, matrix: FloatArray) -> FloatArray:
-        """Return the best bias for a matrix."""
-
-
 class Moments:
     """First and second moments of rows x and r, per group, accumulated in float64: groups x features^2 x 8 bytes.
 
     Args:
-        shift: (groups, 1, features), near the mean of x, subtracted from x: keeps precision where the mean is much larger than the
-            spread.
+        shift: (groups, 1, features), near the mean of x, subtracted from x for precision.
         outputs: elements of r; 0: moments of x alone.
         center: fit a bias; without it, `shift` must be zero.
         like: moments of the same rows x, whose sums are shared.
@@ -113,7 +99,7 @@ class Moments:
         return np.asarray(self.x / self.n + self.shift[:, 0])
 
     def error(self, solution: Solution) -> float:
-        """See `Regression`; the solution is for shifted rows."""
+        """Return the mean over shifted rows of ||r - matrix x - bias||^2, summed over outputs and groups."""
         matrix, bias = solution
         n = self.n
         square = self.rr / n + float((bias * bias).sum()) - 2 * float(np.einsum("go,go->", bias, self.r)) / n
@@ -124,7 +110,7 @@ class Moments:
         return square
 
     def solver(self, penalty: float) -> Callable[[Moments], FloatArray]:
-        """See `Regression`."""
+        """Return a function that solves for the matrix with the x of these rows and the r of its argument."""
         from scipy.linalg import cho_factor, cho_solve
 
         n, (groups, features) = self.n, self.x.shape
@@ -153,7 +139,7 @@ class Moments:
         return solve
 
     def bias(self, matrix: FloatArray) -> FloatArray:
-        """See `Regression`."""
+        """Return the best bias for a matrix."""
         if not self.center:
             return np.zeros_like(self.r)
         return np.asarray((self.r - np.einsum("gof,gf->go", matrix, self.x)) / self.n)
@@ -188,14 +174,14 @@ class Rows:
         return np.concatenate(self._x(), axis=1), np.concatenate(self.parts[1], axis=1)
 
     def error(self, solution: Solution) -> float:
-        """See `Regression`."""
+        """See `Moments.error`."""
         matrix, bias = solution
         weights, offset = np.swapaxes(matrix, 1, 2).astype(np.float32), bias[:, None, :]
         left = [r - offset - x @ weights for x, r in zip(self._x(), self.parts[1], strict=True)]
         return sum(float(np.einsum("gno,gno->", part, part, dtype=np.float64)) for part in left) / self.n
 
     def solver(self, penalty: float) -> Callable[[Rows], FloatArray]:
-        """See `Regression`."""
+        """See `Moments.solver`."""
         x, _ = self._arrays()
         if self.center:
             x = x - x.mean(axis=1, keepdims=True)
@@ -214,7 +200,7 @@ class Rows:
         return solve
 
     def bias(self, matrix: FloatArray) -> FloatArray:
-        """See `Regression`."""
+        """See `Moments.bias`."""
         x, r = self._arrays()
         if not self.center:
             return np.zeros((r.shape[0], r.shape[2]))
@@ -226,7 +212,7 @@ class Fit:
     """The change of a layer by a ridge regression.
 
     Attributes:
-        solution: addends to the matrix and, for shifted rows, to the bias; zeros where no penalty lowers the held-out error.
+        solution: addends to matrix and bias, for shifted rows; zeros where no penalty lowers the held-out error.
         before, after: mean squared errors on the held-out rows.
         penalty: chosen ridge penalty; infinite where the matrix stays.
     """

@@ -52,7 +52,7 @@ class Workspace:
 
 @contextlib.contextmanager
 def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> Iterator[Workspace]:
-    """Yield a workspace for some data, with the augmentation that `auto` stands for; its files are deleted at the end."""
+    """Yield a workspace for some data, with the augmentation that `auto` stands for; delete its files at the end."""
     notes = []
     if data.name == GENERATED_NAME:
         notes.append(DATA_FREE)

@@ -1,7 +1,7 @@
 """The command line: results on stdout, progress and errors on stderr. Heavy imports wait until a command runs.
 
-Each module of `commands` calls the public function of its name. Commands share groups of options, each of which becomes one argument:
-`options`, `training`, `limits` (`cli.options`), `measure` (`cli.common`), `terminal` (`cli.terminal`).
+Each module of `commands` calls the public function of its name. Commands share groups of options, each of which
+becomes one argument: `options`, `training`, `limits` (`cli.options`), `measure` (`cli.common`), `terminal`.
 """
 
 from __future__ import annotations

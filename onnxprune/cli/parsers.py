@@ -1,4 +1,4 @@
-"""Parsers of option values: targets, amounts, length of a training, weight constraints. A bad value raises `OptionError`."""
+"""Parsers of option values: targets, amounts, length of a training, constraints. A bad value raises `OptionError`."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Terminal:
     def progress(self, left: Callable[[], str] = lambda: NOTHING) -> Iterator[ProgressCallback]:
         """Show on stderr the current stage and, where known, its share and the time left.
 
-        A terminal gets a bar, anything else a few plain lines in a long run. After an interrupt, `left` says what is on disk.
+        A terminal gets a bar, anything else a few plain lines. After an interrupt, `left` says what is on disk.
         """
         with ExitStack() as stack:
             if self.quiet:

@@ -125,9 +125,9 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
     """Read data and check them against the inputs of a model.
 
     Args:
-        path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of images, with
-            a sub-folder per class where they are labeled; arrays; or an iterable of batches (a list, a generator, a DataLoader of
-            torch), each as in `Batch`. An iterable is read once, to its end, and its batches are joined.
+        path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of
+            images, with a sub-folder per class where they are labeled; arrays; or an iterable of batches (a list, a
+            generator, a DataLoader of torch), each as in `Batch`. An iterable is read to its end, its batches joined.
         inputs: inputs of the model.
         preprocess: a `Preprocess`, the name of a preset, or a TOML file.
 

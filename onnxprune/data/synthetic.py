@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.data.augment import channel_axis
 from onnxprune.data.dataset import Data, InputSpec
-from onnxprune.errors import DataError, OptionError
+from onnxprune.errors import DataError
 
 Array = np.ndarray[Any, Any]
 NAME = "generated inputs"
@@ -31,12 +31,12 @@ CHUNK = 2**20
 def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], samples: int, seed: int) -> Data:
     """Return generated samples for the inputs of a model.
 
-    4-D floats are taken for images and get noise with the spectrum of natural images: the amplitude falls with about 1/f (Field,
-    1987, "Relations between the statistics of natural images and the response properties of cortical cells"), channels share most of
-    the noise, and half of the samples are clipped, which gives flat areas and edges. The preprocessing of the training is not known,
-    except that it mostly brings values to mean 0 and standard deviation 1; so gain (0.5 … 1.5) and offset (-0.5 … 0.5) differ between
-    samples. The channel axis is the second or the last, whichever has size 1, 3 or 4, else the second. Other floats, and images of
-    one pixel, are standard normal; integers and booleans are 0 or 1.
+    4-D floats are taken for images and get noise with the spectrum of natural images: the amplitude falls with about
+    1/f (Field, 1987, "Relations between the statistics of natural images and the response properties of cortical
+    cells"), channels share most of the noise, and half of the samples are clipped, which gives flat areas and edges.
+    Preprocessing mostly brings values to mean 0 and standard deviation 1; gain (0.5 … 1.5) and offset (-0.5 … 0.5)
+    differ between samples. `channel_axis` guesses the channel axis. Other floats, and images of one pixel, are
+    standard normal; integers and booleans are 0 or 1.
 
     Args:
         specs: inputs of the model.
@@ -45,15 +45,12 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
         seed: 0 or more. The samples of an input depend on the seed and the position of the input only.
 
     Raises:
-        OptionError: fewer than one sample.
         DataError: an axis without a size, an input without a batch axis, or an input of another type.
 
     >>> spec = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
     >>> generate([spec], {}, samples=4, seed=0).shapes()
     {'x': (1, 3, 8, 8)}
     """
-    if samples < 1:
-        raise OptionError(f"{samples} generated samples are too few", hint="give 1 or more")
     fixed = math.lcm(*(spec.shape[0] or 1 for spec in specs if spec.shape))
     n = math.ceil(samples / fixed) * fixed
     seeds = np.random.SeedSequence(seed).spawn(len(specs))
@@ -65,7 +62,7 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
 
 
 def why_not_generated(specs: Sequence[InputSpec]) -> str | None:
-    """Return why generated inputs do not suit a model (an input of integers, or without a batch); None where they do."""
+    """Return why generated inputs do not suit a model (integers, or an input without a batch), else None."""
     for spec in specs:
         if "float" not in spec.dtype.name:
             return f"input {spec.name} is of type {spec.dtype.name}, and its values are not known"
@@ -80,13 +77,6 @@ def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tup
     if not spec.shape:
         raise DataError("nothing can be generated for a scalar", where=where, why="it has no batch", hint="give --data")
     full = shapes.get(spec.name, spec.shape)
-    if len(full) != len(spec.shape):
-        raise DataError(
-            "the shape to generate has another rank",
-            where=where,
-            why=f"it is {list(full)}, the model wants {len(spec.shape)} axes",
-            hint="give a size for every axis",
-        )
     sizes = [have if want is None else want for want, have in zip(spec.shape[1:], full[1:], strict=True)]
     known = tuple(size for size in sizes if size is not None and size > 0)
     if len(known) < len(sizes):

@@ -1,12 +1,12 @@
-"""Which channels can the others best make up for, and what is lost then: Optimal Brain Surgeon on the readers of a group.
+"""Optimal Brain Surgeon on the readers of a group: the order in which channels go, the loss, and the refitted weights.
 
-For a reader y = W x the least loss of output when the features S of x are gone, the other weights being adjusted, is
+For a reader y = W x the least squared error of the output without the features S of x, with all other weights adjusted, is
 
     L(S) = tr( W_S [(H^-1)_SS]^-1 W_S' ),    H = covariance of x + damping
 
-(Hassibi and Stork, 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 5, for several weights at once). The
-channel with the least sum of L over all readers of its group goes first, its weights are spread over the others, H^-1 is downdated,
-and so on. H is the exact Hessian of the squared error of the reader's output.
+(Hassibi and Stork, 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 5, for several weights at once).
+H is the exact Hessian of the squared error. The channel with the least sum of L over all readers of its group goes first; then the
+other weights are adjusted, H^-1 is downdated, and the next channel is chosen.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from onnxprune.types import FloatArray, Group, IntArray, Trace
 
 Array = np.ndarray[Any, Any]
 DAMPING = 1e-2
-"""Added to the diagonal of the covariance, as a share of its mean, at least; with few rows for the features it is their ratio: the
-covariance of fewer rows than features says of every channel that the others make up for it."""
+"""Least damping of the covariance, as a share of its mean diagonal. With few rows the damping is features / rows, since in a
+covariance of fewer rows than features every channel is a combination of the others."""
 LEAST_ROWS = 20_000
 ROWS_PER_FEATURE = 10
 CONSTANT = 1e-6
-"""Share of the mean variance below which a feature is always the same."""
+"""Share of the mean variance below which a feature counts as constant."""
 SAME = 1e-10
-"""The same of an output, as a share of its mean square."""
+"""Share of its mean square below which the variance of an output counts as zero."""
 COMPACT = 0.75
-"""Share of features left below which those that have gone are left out of the sums."""
+"""Share of features left below which matrices are compacted."""
 AT_ONCE = 48
-"""Of so many channels that are left one goes at a time; of more, several do between two looks at all of them."""
+"""Channels go one by one while fewer than twice as many are left, otherwise 1 / AT_ONCE of those left at a time."""
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-"""Shares of a group at which its readers' weights are kept for a closer look."""
+"""Shares of a group at which the refitted weights of its readers are kept."""
 Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was seen of the input of a reader: `variance` and `zeros` (share of exact zeros) per feature, (groups, features).
+    """Statistics of the input of a reader, per feature (groups, features); `zeros` is the share of exact zeros.
 
-    `covariance` is None where it would take too much memory; `damping` is to be added to its diagonal, as a share of the mean.
+    `covariance`, (groups, features, features), is None where it exceeds the memory; `damping` is a share of its mean diagonal.
     """
 
     mean: FloatArray
@@ -63,13 +63,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Removal:
-    """How a group loses its channels.
+    """The removal of a group's channels, one after the other.
 
     Attributes:
-        group: which.
-        order: its channels that may go, first to go first.
-        losses: (n,) squared error of the readers' outputs, as shares of their variance, added up as channels go.
-        weights: for some numbers of channels gone, the weights of the readers: node -> (matrix, bias), kept in a `ActivationStore`.
+        group: the group.
+        order: (n,) its prunable channels, first to go first.
+        losses: (n,) squared error of the readers' outputs, as shares of their variance, summed up as channels go.
+        weights: number of channels gone -> node of a reader -> its (matrix, bias), kept in an `ActivationStore`.
     """
 
     group: Group
@@ -78,7 +78,7 @@ class Removal:
     weights: dict[int, dict[int, tuple[Kept, Kept]]]
 
     def drop(self, store: ActivationStore) -> None:
-        """Forget the weights."""
+        """Drop the weights from the store."""
         for matrix, bias in (pair for of_node in self.weights.values() for pair in of_node.values()):
             store.drop(matrix)
             store.drop(bias)
@@ -93,15 +93,9 @@ def collect(
     hold_out: bool = False,
     apart: bool = False,
 ) -> Iterator[tuple[int, Statistics]]:
-    """Yield the statistics of each reader's input, in graph order; the model runs once.
+    """Yield node and input statistics of each reader, in graph order; the model runs once.
 
-    Args:
-        model: the original.
-        trace: its facts.
-        workspace: calibration samples, and the memory for activations and one covariance with its copies.
-        readers: by node.
-        hold_out: whether to leave out the samples that the calibration holds out.
-        apart: whether the sampled positions of a reader are independent of the other readers.
+    `hold_out` leaves out the held-out samples; with `apart` the sampled positions of a reader do not depend on the other readers.
     """
     calibration = workspace.calibration
     stream = LayerwiseRunner(model, calibration, workspace.store)
@@ -126,7 +120,7 @@ def collect(
 
 
 class _Sums:
-    """Sums over rows of a reader's input; `whole`: the covariance fits into memory."""
+    """Sums over rows of a reader's input; `whole`: with the covariance."""
 
     def __init__(self, groups: int, features: int, *, whole: bool) -> None:
         self.whole = whole
@@ -137,7 +131,7 @@ class _Sums:
         self.waiting: list[Array] = []
 
     def add(self, rows: Array, *, last: bool) -> None:
-        """Add rows, (groups, n, features); few rows wait for others, as the cost of a small product is that of its result."""
+        """Add rows, (groups, n, features); few rows wait for others, since their product costs as much as one of many."""
         self.waiting.append(rows)
         if sum(part.shape[1] for part in self.waiting) < ROWS_TOGETHER and not last:
             return
@@ -165,7 +159,7 @@ class _Sums:
 
 
 def _positions(layer: Linear, traced: tuple[int, ...], x: Array) -> int:
-    """Return how many positions the output has for this input, from the shape it had while tracing."""
+    """Return the number of output positions for an input, from the traced shape of the output."""
     axis = layer.channel_axis % len(traced)
     return int(np.prod([x.shape[0] if a == 0 and axis != 0 else size for a, size in enumerate(traced) if a != axis]))
 
@@ -181,10 +175,7 @@ def removals(
     names: Container[str] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Removal]:
-    """Take every group apart, channel by channel.
-
-    Weights that are to be measured on what the calibration holds out must not have seen it: where there are few rows for the
-    features, a covariance of the same inputs makes a wide layer look five to ten times cheaper than it is.
+    """Remove the channels of every group, one after the other.
 
     Args:
         model: the original.
@@ -192,8 +183,9 @@ def removals(
         workspace: calibration samples, and the memory for activations, weights and covariances.
         scores: (n_channels,) importance that gives the order; None: second order.
         fallback: (n_channels,) importance that gives the order in groups that no linear layer reads.
-        hold_out: whether to leave out the samples that the calibration holds out.
-        names: of the groups to take apart; None: all.
+        hold_out: leave out the held-out samples, so that weights can be judged on them: on its own rows, with few per feature, a wide
+            layer looks five to ten times cheaper.
+        names: of the groups; None: all.
         progress: called with the share that is done.
     """
     by_group = {name: found for name, found in readers_of(model, trace).items() if names is None or name in names}
@@ -209,7 +201,7 @@ def removals(
             found = by_group.pop(name)
             with threads_for(max((reader.channels.shape[1] for reader in found), default=0)):
                 parts = [_Part(reader, seen[reader.node], groups[name]) for reader in found]
-                removal = _take_apart(trace, groups[name], parts, scores, fallback, workspace.store)
+                removal = _remove_all(trace, groups[name], parts, scores, fallback, workspace.store)
             yield removal
         left = {reader.node for found in by_group.values() for reader in found}
         for old in [number for number in seen if number not in left]:
@@ -225,10 +217,10 @@ def removals(
 
 
 def scores_of(trace: Trace, found: Iterable[Removal], fallback: FloatArray) -> FloatArray:
-    """Return the importance of every channel by second order, divided by the mean of its group.
+    """Return the second order importance of every channel, (n_channels,), divided by the mean of its group.
 
-    It is what the outputs of the readers lose when the channel goes, at its place in the order, never less than what went
-    before; channels that are not in the order get infinity. Groups that no linear layer reads keep `fallback`.
+    The importance is the rise of the loss when the channel goes, at its place in the order, made non-decreasing; pinned channels get
+    infinity. Groups that no linear layer reads keep `fallback`.
     """
     result = fallback.copy()
     for removal in found:
@@ -241,10 +233,10 @@ def scores_of(trace: Trace, found: Iterable[Removal], fallback: FloatArray) -> F
 
 
 def activation_scores(model: Model, trace: Trace, workspace: Workspace, kind: str) -> FloatArray:
-    """Return an importance that looks at activations, divided by the mean of the group; NaN where no linear layer reads.
+    """Return an importance from reader inputs, (n_channels,), divided by the mean of the group; NaN where no linear layer reads.
 
-    `activation`: variance of what the readers see of a channel times the square of their weights, summed over its features: OBS with a
-    diagonal Hessian. `apoz`: share of non-zeros there, averaged (Hu et al., 2016, "Network Trimming", eq. 1, turned round).
+    `activation`: input variance times squared weight, summed over the features of a channel: OBS with a diagonal Hessian.
+    `apoz`: mean share of non-zeros (one minus eq. 1 of Hu et al., 2016, "Network Trimming").
     """
     by_group = readers_of(model, trace)
     readers = {reader.node: reader for found in by_group.values() for reader in found}
@@ -274,18 +266,17 @@ def activation(inputs: ScoringInputs) -> FloatArray:
 
 
 class _Part:
-    """One reader of a group, while its channels go."""
+    """One reader of a group: its weights and inverse Hessian as channels go."""
 
     def __init__(self, reader: Reader, statistics: Statistics, group: Group) -> None:
         self.reader, self.statistics = reader, statistics
         self.matrix0, self.bias0 = reader.layer.effective()
         self.matrix = self.matrix0.copy()
         n_groups, features = reader.channels.shape
-        covariance = statistics.covariance
-        variance = statistics.variance
+        covariance, variance = statistics.covariance, statistics.variance
         self.inverse: Any = None
         mean = variance.mean(axis=1, keepdims=True)
-        varies = np.where(variance > CONSTANT * mean, 1, CONSTANT)  # a bias makes up for the others: they cost nothing
+        varies = np.where(variance > CONSTANT * mean, 1, CONSTANT)  # a bias replaces constant features at no cost
         damping = statistics.damping * mean * varies + 1e-12
         if covariance is not None:
             lifted = covariance.copy()
@@ -296,13 +287,13 @@ class _Part:
             self.diagonal = variance + damping
             spread = float(np.einsum("gof,gf,gof->", self.matrix, variance, self.matrix))
         energy = float(np.einsum("gof,gf,gof->", self.matrix, variance + statistics.mean**2, self.matrix))
-        self.spread = spread if spread > SAME * energy else np.inf  # an output that is always the same loses nothing
+        self.spread = spread if spread > SAME * energy else np.inf  # a constant output loses nothing
         self.columns = np.arange(features)  # of the matrix, in the layer
         self.live = np.ones((n_groups, features), dtype=bool)
         self._index(group, n_groups)
 
     def _index(self, group: Group, n_groups: int) -> None:
-        """Lay out the features of each channel of the group, (groups, channels, most features of a channel)."""
+        """Index the features of each channel of the group: (groups, channels, most features of a channel)."""
         local = np.full(max(int(group.channels.max()), int(self.reader.channels.max())) + 2, -1)
         local[group.channels] = np.arange(group.channels.size)
         place = local[self.reader.channels]
@@ -317,7 +308,7 @@ class _Part:
             self.there[g, row[order], slot] = True
 
     def losses(self, channels: IntArray) -> FloatArray:
-        """Return what each of these channels would cost, as a share of the variance of the output."""
+        """Return the loss when each of these channels alone goes, as a share of the variance of the output."""
         total = np.zeros(channels.size)
         for g, (features, there) in enumerate(zip(self.features, self.there, strict=True)):
             where, mask = features[channels], there[channels]
@@ -337,7 +328,7 @@ class _Part:
         return total / self.spread
 
     def remove(self, channels: IntArray) -> None:
-        """Take channels away, and let the other weights make up for them."""
+        """Remove channels, adjust the other weights, and downdate the inverse Hessian."""
         for g, (features, there) in enumerate(zip(self.features, self.there, strict=True)):
             gone = features[channels][there[channels]]
             if self.inverse is not None and gone.size:
@@ -352,7 +343,7 @@ class _Part:
             self._compact()
 
     def _compact(self) -> None:
-        """Leave out what has gone: the work for each channel grows with the square of the features."""
+        """Drop the removed features: the work for each channel grows with the square of their number."""
         live = self.live[0]
         self.matrix, self.columns = self.matrix[:, :, live], self.columns[live]
         if self.inverse is not None:
@@ -363,14 +354,14 @@ class _Part:
         self.live = self.live[:, live]
 
     def weights(self) -> tuple[FloatArray, FloatArray]:
-        """Return the matrix as it is now, and the bias that keeps the mean of the output."""
+        """Return the current matrix, and the bias that keeps the mean of the output."""
         matrix = np.zeros_like(self.matrix0)
         matrix[:, :, self.columns] = self.matrix
         return matrix, self.bias0 + np.einsum("gof,gf->go", self.matrix0 - matrix, self.statistics.mean)
 
 
 def points_of(trace: Trace) -> int:
-    """Return the numbers of channels, over all groups, for which a removal has weights."""
+    """Return over how many numbers of channels, in all groups, removals keep weights."""
     free = ((group.channels.size, int((~trace.pinned[group.channels]).sum())) for group in trace.groups)
     return sum(1 for size, left in free for count in _wanted(size) if count <= min(left, size - 1))
 
@@ -379,7 +370,7 @@ def _wanted(size: int) -> list[int]:
     return sorted({max(1, round(size * share)) for share in SHARES})
 
 
-def _take_apart(
+def _remove_all(
     trace: Trace,
     group: Group,
     parts: list[_Part],
@@ -401,11 +392,12 @@ def _take_apart(
         costs = np.zeros(left.size)
         for part in parts:
             costs += part.losses(left)
-        at_once = max(1, left.size // AT_ONCE)
-        stop = next((count for count in wanted if count > gone), size)  # weights are kept at just these numbers
-        at_once = min(at_once, stop - gone, size - 1 - gone)
-        chosen = np.sort(np.argpartition(costs, at_once - 1)[:at_once]) if second_order else np.arange(at_once)
-        chosen = chosen[np.argsort(costs[chosen], kind="stable")] if second_order else chosen
+        stop = next((count for count in wanted if count > gone), size)  # weights are kept at exactly these numbers
+        at_once = min(max(1, left.size // AT_ONCE), stop - gone, size - 1 - gone)
+        chosen = np.arange(at_once)
+        if second_order:
+            chosen = np.sort(np.argpartition(costs, at_once - 1)[:at_once])
+            chosen = chosen[np.argsort(costs[chosen], kind="stable")]
         for part in parts:
             part.remove(left[chosen])
         order.append(left[chosen])
@@ -417,6 +409,5 @@ def _take_apart(
             for part in parts:
                 matrix, bias = part.weights()
                 weights[gone][part.reader.node] = (store.put(matrix.astype(np.float32)), store.put(bias))
-    picked = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
-    total = np.cumsum(np.concatenate(losses)) if losses else np.zeros(0)
-    return Removal(group, group.channels[picked], total, weights)
+    picked = np.concatenate(order or [np.zeros(0, dtype=np.int64)])
+    return Removal(group, group.channels[picked], np.cumsum(np.concatenate(losses or [np.zeros(0)])), weights)

@@ -1,4 +1,4 @@
-"""Options of pruning and of training; `onnxprune.options.metadata` describes each field. Imports neither numpy nor onnx."""
+"""Options of pruning and of training, with metadata for each field. Imports neither numpy nor onnx."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Options:
     )
     max_drop: float | None = option(
         None,
-        "Largest loss in points of top-1 (without labels: of agreement with the original); the smallest model within it is taken.",
+        "Largest loss in points of top-1 (without labels: of agreement); the smallest model within it is taken.",
         group="targets",
         metavar="POINTS",
         low=0,
@@ -126,7 +126,7 @@ class Options:
     )
     repair: str = option(
         AUTO,
-        "Least-squares refit of each reader of removed channels to its original output (lstsq), or of its bias alone (bias); none: weights stay.",
+        "Least-squares refit of each reader of removed channels to its original output (lstsq), or of its bias (bias).",
         more="Without `--data` inputs are generated for it, unless it is `none`",
         group="repair",
         choices=REPAIRS,
@@ -198,7 +198,7 @@ class Options:
     )
     norms: str = option(
         AUTO,
-        "Channels that a LayerNormalization, RMSNormalization, LRN or mean runs over: pinned (keep), or prunable (cut).",
+        "Channels that LayerNormalization, RMSNormalization, LRN or a mean runs over: pinned (keep), or prunable (cut).",
         more="Removing them (the embedding of a transformer) is not exact, and needs `--repair lstsq`",
         group="structure",
         choices=(AUTO, "keep", "cut"),
@@ -226,8 +226,8 @@ class Options:
         }
         found = ResolvedOptions(**{name: meant[name] if value == AUTO else value for name, value in asked.items()})
         if not data:
-            for option, value, needs in (
-                ("granularity", ",".join(sorted(found.blocks)), bool(found.blocks)),
+            for name, value, needs in (
+                ("granularity", ",".join(sorted(found.edits)), bool(found.edits)),
                 ("importance", found.importance, found.importance in WITH_DATA),
                 ("scope", found.scope, found.scope == "sensitivity"),
                 ("repair", found.repair, found.repair != "none"),
@@ -235,8 +235,8 @@ class Options:
             ):
                 if needs:
                     raise OptionError(
-                        f"--{option} {value} needs inputs of the model",
-                        hint="give --data; `--data generated` makes some up where there are none",
+                        f"--{name} {value} needs inputs of the model",
+                        hint="give --data; `--data generated` generates inputs",
                     )
         if found.norms == "cut" and repair != "lstsq":
             raise OptionError(
@@ -247,9 +247,9 @@ class Options:
         return found
 
     @property
-    def blocks(self) -> frozenset[str]:
-        """Kinds of removal besides `filter`."""
-        return frozenset(self.granularity) - {GRANULARITIES[0]}
+    def edits(self) -> frozenset[str]:
+        """Granularities besides `filter`."""
+        return frozenset(self.granularity) - {"filter"}
 
     @property
     def rounds(self) -> int:
@@ -349,16 +349,11 @@ class Training:
     decay: float = option(1e-4, "Weight decay of weights with two axes or more.", flag="weight-decay", low=0)
     clip: float = option(1.0, "Largest norm of the whole gradient; 0: no limit.", flag="clip-norm", low=0)
     ema: float = option(
-        0.99,
-        "Decay per step of the running mean of the weights, which is written; 0: the last weights.",
-        low=0,
-        high=1,
+        0.99, "Decay per step of the running mean of the weights, which is written; 0: the last weights.", low=0, high=1
     )
     temperature: float = option(2.0, "Temperature of the distillation.", low=1e-3)
     features: float = option(
-        0.0,
-        "Weight of the squared error of the activations of groups in the loss; 0: the outputs alone.",
-        low=0,
+        0.0, "Weight of the squared error of the activations of groups in the loss; 0: the outputs alone.", low=0
     )
     labels: float | None = option(
         None,

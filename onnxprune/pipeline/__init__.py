@@ -1,4 +1,4 @@
-"""The commands as lists of stages: each stage takes a `Run` and returns it with what the stage adds.
+"""The commands as lists of stages: each stage takes a `Run` and returns a changed copy.
 
 May import everything below; only the command line imports it.
 """

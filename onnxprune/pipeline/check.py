@@ -34,22 +34,32 @@ def check(
     on_stage: ProgressCallback = quiet,
     **fields: Unpack[Fields],
 ) -> CheckResult:
-    """Hold a candidate against the model that it should replace.
+    """Check a candidate against the model that it should replace.
 
     Args:
         candidate: path of the model to judge.
         baseline: path of the model that it should replace.
-        data: samples to run both on; None: seeded random inputs.
-        preprocess: a `Preprocess`, a preset, or a TOML file.
-        limits: what the candidate must keep.
-        strict: let undecided checks fail as well.
-        providers: of onnxruntime, on which the candidate must load; the first one runs the comparison.
-        measure: benchmark config.
-        on_stage: progress callback.
-        fields: in place of `measure`, its fields one by one: threads=2, runs=50, …
+        data: samples to run both models on, as for `onnxprune.prune`; None: seeded random inputs, on which no accuracy is measured.
+        preprocess: as for `onnxprune.prune`.
+        limits: limits on accuracy, fidelity, latency and cost; None: structure and finite outputs alone are checked.
+        strict: let undecided checks fail as well: those whose interval holds the limit.
+        providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first one runs both models.
+        measure: as for `onnxprune.prune`.
+        on_stage: as for `onnxprune.prune`.
+        **fields: in place of `measure`, its fields: threads=2, runs=50, …
+
+    Returns:
+        The verdict: truthy when every check passed; `checks` holds each measured value beside its limit.
 
     Raises:
-        OnnxPruneError: a file or the data cannot be used at all, or a limit has nothing to be held against.
+        OptionError: a limit needs data or timings that are not there.
+        OnnxPruneError: a file or the data cannot be used at all.
+
+    Examples:
+        >>> import onnxprune
+        >>> verdict = onnxprune.check("model.onnx", "model.onnx", limits=onnxprune.GateLimits(max_size=1e6), latency=False)
+        >>> bool(verdict)
+        True
     """
     verdict = gate.check(
         candidate,

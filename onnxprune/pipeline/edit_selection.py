@@ -1,4 +1,4 @@
-"""Choose channels, edits, or both."""
+"""Select edits, alone or together with channels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from onnxprune.types import BoolArray, Plan
 
 
 def select_edits(run: Run) -> Run:
-    """Choose edits, and channels where the granularities allow them.
+    """Select edits, and channels where `filter` is among the granularities.
 
     Raises:
         OptionError: the latency table may be of another machine.
         TargetError: the targets cannot be met.
     """
-    assert run.workspace is not None  # `Options.resolved` has seen to it
-    assert run.meter is not None
+    assert run.workspace is not None  # `Options.resolved` refuses edits without data
+    assert run.estimator is not None
     if run.sources.latency_table is not None:
         raise OptionError(
             "--latency-table does not go with other granularities than filter",
@@ -39,32 +39,32 @@ def select_edits(run: Run) -> Run:
             hint="run it on the target machine without --latency-table, or leave out --granularity",
         )
     if "filter" in run.options.granularity:
-        found = best_solution(run, run.meter)
+        found = best_solution(run, run.estimator)
     else:
-        base = edits_alone(run.edited, run.options, run.workspace, run.meter, run.on_stage)
-        found = replace(from_model(run, base), meter=run.meter.for_model(base.analysis))
+        base = edits_alone(run.edited, run.options, run.workspace, run.estimator, run.on_stage)
+        found = replace(from_model(run, base), estimator=run.estimator.for_model(base.analysis))
         plan = Plan(found.keep, run.original.model.digest, settings(run.original, run.options))
         found = replace(found, plan=plan)
     path = (*found.path[:-1], removed(found.edited.analysis, found.keep, run.original))
-    return replace(found, path=path, plan=replace(found.plan, path=path, blocks=found.edited.blocks))
+    return replace(found, path=path, plan=replace(found.plan, path=path, blocks=found.edited.edit_dicts))
 
 
 def edits_alone(
     base: EditedModel,
     options: ResolvedOptions,
     workspace: Workspace,
-    meter: CostEstimator,
+    estimator: CostEstimator,
     on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
-    """Choose edits that meet the targets, while all channels stay; with the progressive schedule in rounds, each scored on what the last one left.
+    """Select edits that meet the targets, while all channels stay; the progressive schedule scores each round on the result of the last.
 
     Raises:
         TargetError: the targets cannot be met.
     """
-    original = meter
+    original = estimator
     for number in range(1, options.rounds + 1):
-        scored, _ = study(base.analysis, options, workspace, meter.config, on_stage)
-        costs = EditEstimator(meter, scored)
+        scored, _ = study(base.analysis, options, workspace, estimator.config, on_stage)
+        costs = EditEstimator(estimator, scored)
 
         def build(chosen: BoolArray, base: EditedModel = base, costs: EditEstimator = costs) -> Model:
             return edited(base, costs.taken(chosen), options)[0].analysis.model
@@ -74,5 +74,5 @@ def edits_alone(
         else:
             chosen = least_loss(costs, part_of_the_way(original, options, number / options.rounds))
         base = apply(base, costs.taken(chosen), options, workspace, on_stage)
-        meter = original.for_model(base.analysis)
+        estimator = original.for_model(base.analysis)
     return base

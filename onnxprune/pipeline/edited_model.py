@@ -1,4 +1,4 @@
-"""Apply edits to a model, prove them, and repair what is left: once, or round after round."""
+"""Apply edits to a model, prove them, and repair the result: once, or in rounds."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class EditedModel:
     """The model that channel pruning starts from: the original, or the original after layer edits.
 
     Attributes:
-        analysis: of the model, repaired.
-        reference: the original, which repair aims at.
-        chosen: the edits, in rounds; each round names the layers of the model that the round before left.
+        analysis: of the repaired model.
+        reference: the original, the target of the repair.
+        chosen: the edits, in rounds; each round names layers of the result of the round before.
         proof: the largest difference between rewritten and masked models; None without edits.
-        changed: names of tensors that edited layers write: the layers were fitted one by one, and are still to be fitted together.
-        layers: what repair did.
-        notes: what a reader should know.
-        loss: divergence of the output from the original on held-out samples; NaN where that was not measured.
+        changed: tensors that edited layers write; these layers are not yet fitted together.
+        layers: one record for each repaired layer.
+        notes: for the report.
+        loss: divergence of the output from the original on held-out samples; NaN where not measured.
     """
 
     analysis: Analysis
@@ -52,7 +52,7 @@ class EditedModel:
 
     @property
     def teacher(self) -> Analysis:
-        """The original as the target of training, with the facts of what is left of it."""
+        """The original as the target of training, with the trace of the edited model."""
         return replace(self.analysis, model=self.reference)
 
     @property
@@ -61,8 +61,8 @@ class EditedModel:
         return tuple(edit for part in self.chosen for edit in part)
 
     @property
-    def blocks(self) -> tuple[tuple[dict[str, Any], ...], ...]:
-        """The edits as they stand in a plan."""
+    def edit_dicts(self) -> tuple[tuple[dict[str, Any], ...], ...]:
+        """The edits as a plan holds them."""
         return tuple(tuple(edit.to_dict() for edit in part) for part in self.chosen)
 
     def repaired(
@@ -75,7 +75,7 @@ class EditedModel:
         *,
         depth: int = DEPTH,
     ) -> RepairResult:
-        """Repair this model without the channels that are not in `keep`; see `onnxprune.repair.network`."""
+        """Repair `pruned`, which is this model with the channels of `keep` alone; see `onnxprune.repair.network`."""
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
             return RepairResult(pruned, notes=workspace.notes)
         task = RepairTask(self.reference, pruned, self.analysis.trace, keep, self.changed, depth)
@@ -101,9 +101,7 @@ def apply(
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
-    """Apply one round of edits, prove them, and repair what is left layer by layer, without augmented samples.
-
-    More repair follows when channels have gone.
+    """Apply one round of edits, prove them, and repair the result layer by layer, without augmented samples.
 
     Raises:
         PlanError: an edit cannot be made.
@@ -128,15 +126,15 @@ def apply(
     if workspace is None or options.repair not in ("lstsq", "bias"):
         return replace(after, proof=proof, changed=changed)
     keep = np.ones(after.analysis.trace.n_channels, dtype=bool)
-    mended = after.repaired(model, keep, workspace.plain, options, on_stage, depth=1)
+    result = after.repaired(model, keep, workspace.plain, options, on_stage, depth=1)
     return replace(
         after,
-        analysis=analysed(mended.model, options, known),
+        analysis=analysed(result.model, options, known),
         proof=proof,
         changed=changed,
-        layers=mended.layers,
-        notes=(*base.notes, *(note for note in mended.notes if note not in (*base.notes, *workspace.notes))),
-        loss=mended.loss,
+        layers=result.layers,
+        notes=(*base.notes, *(note for note in result.notes if note not in (*base.notes, *workspace.notes))),
+        loss=result.loss,
     )
 
 
@@ -147,7 +145,7 @@ def replayed(
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
-    """Apply the edits of a plan; directions follow from the data, or without any from the weights.
+    """Apply the edits of a plan; the directions of low-rank edits follow from the data, or without data from the weights.
 
     Raises:
         PlanError: an edit cannot be made.
@@ -163,13 +161,13 @@ def replayed(
 def refitted(
     analysis: Analysis, chosen: Sequence[ScoredEdit], options: ResolvedOptions, workspace: Workspace
 ) -> list[ScoredEdit]:
-    """Return edits with what they take from the data of a model; one that does not fit the model stays as it is."""
+    """Return edits refitted to the layer inputs of a model; an edit that does not fit the model stays as it is."""
     layers = linear_layers(analysis.model.graph)
     numbers = {label: n for n, label in enumerate(analysis.trace.labels)}
     wanted = {numbers.get(scored.edit.layer, -1): scored for scored in chosen if scored.edit.needs_data}
     wanted = {n: scored for n, scored in wanted.items() if n in layers}
     found: dict[str, ScoredEdit] = {}
     for n, gram in grams(analysis, {n: layers[n] for n in wanted}, options, workspace):
-        with contextlib.suppress(RefusalError):  # applying the edit says why
+        with contextlib.suppress(RefusalError):  # `apply` raises with the reason
             found[wanted[n].edit.layer] = replace(wanted[n], edit=wanted[n].edit.refit(gram)[0])
     return [found.get(scored.edit.layer, scored) if scored.edit.needs_data else scored for scored in chosen]

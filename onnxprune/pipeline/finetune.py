@@ -9,7 +9,7 @@ from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
-from onnxprune.pipeline.distillation import DELETE_GATED, TRAIN_STUDENT
+from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD_PAIR
 from onnxprune.pipeline.reporting import CHECK_FINITE, CHECK_TRAINED, MEASURE, NOTE_SAMPLES, REPORT, WRITE
 from onnxprune.pipeline.results import ModelResult
@@ -37,27 +37,43 @@ def finetune(
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
 ) -> ModelResult:
-    """Train a model towards the outputs of another one, verify it, and write it when `output` is given.
+    """Train a model towards the outputs of its teacher, verify it, and write it where `output` is given.
+
+    The loss is the distillation of Hinton et al., 2015, "Distilling the Knowledge in a Neural Network", with a term for the labels and one
+    for activations; see `Training`. Needs torch.
 
     Args:
         model: path of the model to train; it is not changed.
-        teacher: path of the model to train towards; "before" in the report is this one.
-        data: samples to train on; labels are used where there are some.
-        output: where to write the result.
-        evaluation: samples to verify on; `data` when None.
-        preprocess: a `Preprocess`, a preset, or a TOML file.
-        plan: the plan.json that the model was pruned by: says which of the teacher's channels are left, for `Training.features`.
-        training: how to train.
-        checkpoint: file that keeps the state, so that the same call goes on after an interrupt.
-        seed: for everything random.
-        memory: bytes for preprocessed samples.
-        measure: benchmark config.
-        on_stage: progress callback.
-        report_output: where to write the report: .html, .md or .json.
-        command: what the report says it was made by; this call when None.
+        teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the report.
+        data: samples to train on, as for `onnxprune.prune`; their labels are used where there are some.
+        output: path of the result; None: nothing is written. A result whose verdict is FAILED is not written.
+        evaluation: samples to verify the result on; None: `data`, which training has seen.
+        preprocess: as for `onnxprune.prune`.
+        plan: path of the plan.json that the model was pruned by: names the channels of the teacher for `Training.features`; None: only
+            activations of equal shape are compared.
+        training: length, loss and optimizer; None: `Training()`, two epochs.
+        checkpoint: as for `onnxprune.prune`.
+        seed: of everything random; default 0.
+        memory: bytes for preprocessed samples; half of them for the training.
+        measure: as for `onnxprune.prune`.
+        on_stage: as for `onnxprune.prune`.
+        report_output: as for `onnxprune.prune`.
+        command: as for `onnxprune.prune`.
+
+    Returns:
+        The trained model and its report.
 
     Raises:
-        OnnxPruneError: with a reason; nothing is written then.
+        OptionError: torch is not installed.
+        ModelError: `model` and `teacher` differ in inputs or outputs.
+        DataError: there are no samples.
+        OnnxPruneError: base of all errors; nothing is written then.
+
+    Examples:
+        >>> import onnxprune
+        >>> short = onnxprune.Training(amount=3, unit="steps", batch=8)
+        >>> result = onnxprune.finetune("pruned.onnx", "model.onnx", data="samples.npz", training=short)  # doctest: +SKIP
+        >>> result.save("trained.onnx")  # doctest: +SKIP
     """
     command = command or saving.call("finetune", locals())
     require_torch("finetune")
@@ -69,9 +85,6 @@ def finetune(
         measure or BenchmarkConfig(),
         on_stage,
         command,
-        "the trained model",
     )
-    run = execute(
-        run, (LOAD_PAIR, TRAIN_STUDENT, DELETE_GATED, CHECK_TRAINED, MEASURE, CHECK_FINITE, NOTE_SAMPLES, REPORT, WRITE)
-    )
+    run = execute(run, (LOAD_PAIR, TRAIN, CHECK_TRAINED, MEASURE, CHECK_FINITE, NOTE_SAMPLES, REPORT, WRITE))
     return ModelResult(run.model, run.report, None, run.edited.analysis.trace)

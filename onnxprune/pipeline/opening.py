@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import replace
 
 import numpy as np
@@ -47,8 +46,6 @@ def load(run: Run) -> Run:
                 hint="give --data; `--data generated` makes some up where there are none",
             )
         require_torch("training")
-    share = original.cost.prunable_share()
-    few = f"only {share:.0%} of the FLOPs can move; `onnxprune inspect` says why"
     run = replace(
         run,
         options=options,
@@ -56,31 +53,25 @@ def load(run: Run) -> Run:
         data=data,
         evaluation=evaluation,
         shapes=original.trace.input_shapes if evaluation is None else evaluation.shapes(),
-        notes=(*original.model.notes, *((few,) if share < WARN_BELOW else ())),
+        notes=original.model.notes,
     )
+    share = original.cost.prunable_share()
+    if share < WARN_BELOW:
+        run = run.noted(f"only {share:.0%} of the FLOPs are prunable; `onnxprune inspect` says why")
     return from_model(run, EditedModel(original, original.model))
 
 
 def from_model(run: Run, edited: EditedModel) -> Run:
-    """Return the run at its beginning: all channels of a model are there."""
+    """Return the run with all channels of a model, before any is selected."""
     keep = np.ones(edited.analysis.trace.n_channels, dtype=bool)
     start = PartialModel(edited, keep)
     return replace(
-        run,
-        edited=edited,
-        start=start,
-        scored=start,
-        keep=keep,
-        facts=edited.analysis.trace,
-        proof=edited.proof,
-        step=1,
-        path=(),
-        curves=(),
+        run, edited=edited, start=start, scored=start, keep=keep, proof=edited.proof, step=1, path=(), curves=()
     )
 
 
 def load_pair(run: Run) -> Run:
-    """Load and trace a model and its teacher, and the samples to train on."""
+    """Load and trace a model and its teacher, and load the samples to train on."""
     sources, teacher_path = run.sources, run.sources.teacher
     assert teacher_path is not None
     assert sources.data is not None
@@ -89,9 +80,9 @@ def load_pair(run: Run) -> Run:
     student, teacher = io.load(sources.model), io.load(teacher_path)
     run.destinations.check(*sources.paths, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
-    read = functools.partial(load_data, inputs=inputs_of(teacher.header), preprocess=sources.preprocess)
-    data = read(sources.data)
-    evaluation = data if sources.evaluation is None else read(sources.evaluation)
+    inputs = inputs_of(teacher.header)
+    data = load_data(sources.data, inputs, sources.preprocess)
+    evaluation = data if sources.evaluation is None else load_data(sources.evaluation, inputs, sources.preprocess)
     if not len(data):
         raise DataError("there are no samples to train on", where=data.name, hint="give some")
     original, shapes = analyse(teacher, known=data.shapes()), data.shapes()
@@ -105,10 +96,8 @@ def load_pair(run: Run) -> Run:
         evaluation=evaluation,
         shapes=shapes,
         model=student,
-        strict=structure.full_check(teacher) is None,
     )
-    edited = EditedModel(analyse(student, known=shapes), teacher)
-    return replace(from_model(run, edited), facts=original.trace)
+    return from_model(run, EditedModel(analyse(student, known=shapes), teacher))
 
 
 def _refuse_unlike(student: Model, teacher: Model) -> None:
@@ -123,35 +112,27 @@ def _refuse_unlike(student: Model, teacher: Model) -> None:
 
 
 def with_augmentation(training: Training, data: Data) -> ResolvedTraining:
-    """Return how to train with its augmentation resolved."""
+    """Return the training settings with `augment="auto"` resolved; generated samples are not augmented."""
     kinds: tuple[str, ...] = ()
     if training.augment == AUTO and data.name != GENERATED_NAME:
         kinds = (*AUTOMATIC, "detail") if is_enlarged_data(data) else AUTOMATIC
     return training.resolved(kinds)
 
 
-def calibrate(run: Run, scope: contextlib.ExitStack) -> Run:
-    """Prepare calibration on the data, without samples that training holds out; `scope` closes it."""
-    if run.data is None:
-        return run
-    seen = run.data if run.training is None else _trained_on(run.data, run.training, run.options.seed)
-    return replace(run, workspace=scope.enter_context(workspace_for(seen, run.original, run.options)))
+def calibration(scope: contextlib.ExitStack) -> Stage:
+    """Return the stage that prepares calibration, without the samples that training holds out; `scope` closes it."""
 
+    def calibrate(run: Run) -> Run:
+        data, training = run.data, run.training
+        if data is None:
+            return run
+        if training is not None:
+            multiple = next(iter(data.inputs[0].shape), None) or 1
+            data = data.take(hold_out(len(data), training.hold_out, multiple, run.options.seed)[0])
+        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options)))
 
-def _trained_on(data: Data, training: Training, seed: int) -> Data:
-    shape = data.inputs[0].shape
-    multiple = (shape[0] if shape else None) or 1
-    return data.take(hold_out(len(data), training.hold_out, multiple, seed)[0])
+    return Stage(calibrate, requires=("original",))
 
 
 LOAD = Stage(load)
 LOAD_PAIR = Stage(load_pair)
-
-
-def calibration(scope: contextlib.ExitStack) -> Stage:
-    """Return the stage that prepares calibration, until `scope` closes."""
-
-    def prepare(run: Run) -> Run:
-        return calibrate(run, scope)
-
-    return Stage(prepare, requires=("original",))

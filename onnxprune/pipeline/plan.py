@@ -1,4 +1,4 @@
-"""`plan`: choose what would go, and write nothing but the plan."""
+"""`plan`: select channels and edits, and write nothing but the plan."""
 
 from __future__ import annotations
 
@@ -37,21 +37,34 @@ def plan(
     options: Options | None = None,
     **fields: Unpack[Fields],
 ) -> PlanResult:
-    """Choose what would go; `prune(model, plan=…)` replays it.
+    """Select the channels and edits that `prune` would delete and make, and write nothing but the plan.
+
+    `prune(model, plan=…)` replays the plan.
 
     Args:
         model: path of an ONNX file.
-        output: where to write plan.json; None: nowhere.
+        output: path of plan.json; None: nothing is written.
         data: as for `onnxprune.prune`.
         preprocess: as for `onnxprune.prune`.
         latency_table: as for `onnxprune.prune`.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
         options: as for `onnxprune.prune`.
-        fields: as for `onnxprune.prune`.
+        **fields: as for `onnxprune.prune`.
+
+    Returns:
+        The plan; `layers` lists every layer before and after, `report` is the content of plan.json.
 
     Raises:
-        OnnxPruneError: with a reason; nothing is written then.
+        TargetError: the targets cannot be met.
+        OnnxPruneError: base of all errors; nothing is written then.
+
+    Examples:
+        >>> import onnxprune
+        >>> planned = onnxprune.plan("model.onnx", output="plan.json", reduce={"flops": 0.4}, round_to=1)
+        >>> flops_removed, params_removed = planned.plan.path[-1]
+        >>> flops_removed >= 0.4
+        True
     """
     options, measure = parted(fields, options, measure)
     run = Run(

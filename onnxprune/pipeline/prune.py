@@ -14,14 +14,14 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.pipeline.arguments import parted
-from onnxprune.pipeline.distillation import DELETE_GATED, TRAIN
+from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.reporting import (
-    CHECK_ORIGINAL,
     CHECK_PRUNED,
     FINISH_PLAN,
     HOLD_TARGETS,
     MEASURE,
+    NEVER_SLOWER,
     NOTE_SAMPLES,
     REPORT,
     WRITE,
@@ -60,61 +60,71 @@ def prune(
     command: str | None = None,
     **fields: Unpack[Fields],
 ) -> ModelResult:
-    """Prune a model, prove it, verify it, and write it when `output` is given.
+    """Prune a model, prove the result equal to the masked model, repair it, verify it, and write it where `output` is given.
+
+    The stages: load, trace, calibrate, select (or replay a plan), rewrite and prove, repair, optionally train, check, measure, report,
+    write. Repair is the least squares reconstruction of He et al., 2017, "Channel Pruning for Accelerating Very Deep Neural Networks",
+    eq. 2, and the default importance with data is Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5).
 
     Args:
         model: path of an ONNX file; it is not changed.
-        output: where to write the result; the plan goes beside it as `<name>.plan.json` unless `plan_output` says otherwise.
-        data: calibration samples: a path as for `--data`, or arrays.
-        evaluation: samples to verify on; `data` when None.
-        preprocess: a `Preprocess`, a preset, or a TOML file.
-        plan: a plan.json to replay; options that choose channels have no say then.
-        plan_output: where to write the plan.
-        measure: benchmark config.
-        on_stage: progress callback.
-        options: all options of the selection and the repair in one value.
-        training: how to train what is left towards the original, on all of `data`; None: not at all.
-        checkpoint: file that keeps the state of the training, so that the same call goes on after an interrupt.
-        latency_table: file with a table that was measured on the target machine; None: one is measured here where latency is a target.
+        output: path of the result; None: nothing is written. The plan goes beside it as `<name>.plan.json`, unless `plan_output` is given.
+        data: calibration samples: a path as for `--data`, an array (samples, …), or a mapping of arrays by input. None: inputs are
+            generated, except with `repair="none"`. Few samples (below some hundred) make the repair overfit.
+        evaluation: samples to verify the result on; None: `data`, which repair has seen.
+        preprocess: a `Preprocess`, the name of a preset, or the path of a TOML file; None: samples are taken as they are.
+        plan: path of a plan.json to replay; the options that select channels are not used then.
+        plan_output: path of the plan; None: beside `output`.
+        measure: how to time models; default: `BenchmarkConfig()`.
+        on_stage: progress callback, called with the name of a stage, the share that is done (0 to 1, or None), and a detail.
+        options: all options of selection and repair as one value; None: they are taken from `fields`.
+        training: how to train the pruned model towards the original, on `data`; None: no training. Needs torch.
+        checkpoint: path of a file for the state of the training, from which the same call continues after an interrupt.
+        latency_table: path of a latency table of the target machine, written by `bench`; None: measured here where latency is a target.
         force: write a result even where it is measured to be slower than the original.
-        report_output: where to write the report: .html, .md or .json.
-        command: what the report says it was made by; this call when None.
-        fields: in place of `options` and `measure`, their fields one by one: reduce={"flops": 0.5}, importance="l2", …
+        report_output: path of the report, .html, .md or .json; None: no report is written.
+        command: command line for the report; None: this call.
+        **fields: fields of `Options` and `BenchmarkConfig`, one by one. `reduce={"flops": 0.5}` removes at least half of the FLOPs: shares
+            lie between 0 and 1; near 1 no plan meets the target, as every group keeps `min_channels`. `limit={"size": 4e6}` bounds the
+            result absolutely: FLOPs, parameters, bytes, or milliseconds.
+
+    Returns:
+        The model, its plan and its report; `save(path)` writes the model.
 
     Raises:
-        OnnxPruneError: with a reason; nothing is written then. `LatencyError`: the result is slower.
+        ModelError: the model cannot be read, run or pruned.
+        DataError: the data does not fit the model.
+        OptionError: an option is unknown, out of range, or excluded by another one.
+        TargetError: the targets cannot be met.
+        ProofError: the deleted channels change the outputs.
+        LatencyError: the result is slower than the original, and `force` is not set.
+        OnnxPruneError: base of all of these. No file is left behind where one is raised.
+
+    Examples:
+        >>> import onnxprune
+        >>> result = onnxprune.prune("model.onnx", output="pruned.onnx", reduce={"flops": 0.4}, round_to=1, latency=False)
+        >>> result.report.after.flops < 0.6 * result.report.before.flops
+        True
+        >>> bool(result.report.verdict)
+        True
     """
     command = command or saving.call("prune", locals())
     options, measure = parted(fields, options, measure)
-    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), None, path_of(latency_table))
+    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), latency_table=path_of(latency_table))
     files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
-    destinations = _with_plan(Destinations(*files), sources.plan)
-    run = Run(sources, destinations, options, training, measure, on_stage, command, force=force)
+    run = Run(sources, _with_plan(Destinations(*files), sources.plan), options, training, measure, on_stage, command)
     with contextlib.ExitStack() as scope:
-        run = execute(run, (LOAD, calibration(scope), CHECK_ORIGINAL, REPLAY if plan else SELECT, REWRITE, REPAIR))
-    run = execute(run, TRAINED_AND_WRITTEN)
+        run = execute(run, (LOAD, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
+    held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
+    run = execute(run, (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, *held, NOTE_SAMPLES, REPORT, WRITE))
     return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
 
 
-TRAINED_AND_WRITTEN = (
-    TRAIN,
-    DELETE_GATED,
-    FINISH_PLAN,
-    CHECK_PRUNED,
-    MEASURE,
-    HOLD_TARGETS,
-    NOTE_SAMPLES,
-    REPORT,
-    WRITE,
-)
-"""Stages after the repair, when calibration is over."""
-
-
 def _with_plan(destinations: Destinations, replayed: Path | None) -> Destinations:
-    """Let the plan lie beside the model; one that lies there already is replayed, and left as it is."""
+    """Put the plan beside the model, unless the replayed plan lies there already."""
     if destinations.model is None or destinations.plan is not None:
         return destinations
     plan = destinations.model.with_suffix(".plan.json")
-    return (
-        destinations if replayed is not None and fileio.same_file(plan, replayed) else replace(destinations, plan=plan)
-    )
+    if replayed is not None and fileio.same_file(plan, replayed):
+        return destinations
+    return replace(destinations, plan=plan)

@@ -1,4 +1,4 @@
-"""Stages that verify a result, hold it against the targets, report it and write it."""
+"""Stages that check a result, measure it, report it and write it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,19 @@ from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.runtime.session import open_session
-from onnxprune.types import Check, Plan, Verdict
+from onnxprune.types import Check, Verdict
 
 SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"
 TRAINED_ON = "accuracy and agreement were measured on the samples that were trained on; --eval takes others"
 
 
-def check_original(run: Run) -> Run:
-    """Tell whether the original passes onnx's full check: the result is held to it then."""
-    if structure.full_check(run.original.model) is None:
-        return run
-    return replace(run, strict=False).noted(
-        "the original does not pass onnx's full check, so the result was not held to it"
-    )
-
-
 def check_structure(run: Run) -> Run:
-    """Check that the result is well-formed, and has the inputs and outputs of the original."""
+    """Check that the result is well-formed, and has the inputs and outputs of the original; both pass onnx's full check or neither."""
     run.on_stage("verify", None)
-    return replace(run, checks=tuple(structure.check_structure(run.model, run.original.model, strict=run.strict)))
+    strict = structure.full_check(run.original.model) is None
+    if not strict:
+        run = run.noted("the original does not pass onnx's full check, so the result was not held to it")
+    return replace(run, checks=tuple(structure.check_structure(run.model, run.original.model, strict=strict)))
 
 
 def well_formed(run: Run) -> Run:
@@ -53,13 +47,10 @@ def well_formed(run: Run) -> Run:
     proof = run.proof
     assert proof is not None
     where = f"batch {', '.join(map(str, proof.batches))}" + (f"; {proof.note}" if proof.note else "")
-    limit = f"{proof.tolerance:.0e}"
-    checks = (
-        *run.checks,
-        Check("loaded equals file", proof.normalized, limit, True, where),
-        Check("pruned equals masked", proof.difference, limit, True, where),
-    )
-    failed = [check for check in checks if not check]
+    amounts = {"loaded equals file": proof.normalized, "pruned equals masked": proof.difference}
+    proven = (Check(name, amount, f"{proof.tolerance:.0e}", True, where) for name, amount in amounts.items())
+    run = replace(run, checks=(*run.checks, *proven))
+    failed = [check for check in run.checks if not check]
     if failed:
         raise ProofError(
             "the pruned model is not well-formed",
@@ -67,21 +58,16 @@ def well_formed(run: Run) -> Run:
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
         )
-    return replace(run, checks=checks)
+    return run
 
 
 def measure(run: Run) -> Run:
-    """Run the result and the original, as users run it, on the same inputs; measure accuracy, fidelity and latency."""
+    """Measure accuracy, fidelity and latency of the original and the result, with the user's session settings, on the same inputs."""
     path, config = str(run.original.model.path), run.measure.session
     original = open_session(path, config, where=path)
-    candidate = run.model.session(config, where=run.name)
+    candidate = run.model.session(config, where=f"the {'pruned' if run.sources.teacher is None else 'trained'} model")
     found = compare(original, candidate, run.model.header, run.evaluation, run.measure, run.on_stage, run.options.seed)
-    run = replace(run, comparison=found)
-    if run.destinations.report is None:
-        return run
-    run.on_stage("profile", None)
-    around = grouping.groups(run.facts, grouping.survivors(run.edited.analysis.trace, run.keep))
-    return replace(run, details=details((path, run.model), found, run.evaluation, config, around))
+    return replace(run, comparison=found)
 
 
 def check_finite(run: Run) -> Run:
@@ -91,29 +77,37 @@ def check_finite(run: Run) -> Run:
 
 
 def hold_targets(run: Run) -> Run:
-    """Hold the result against the targets that are measured, and refuse to write it where it is slower than the original.
+    """Check the result against the targets that are measured."""
+    estimator = run.estimator
+    if estimator is None or not estimator.measured:
+        return run
+    return replace(run, checks=(*run.checks, *estimator.checks(run.comparison.latency, run.model)))
+
+
+def never_slower(run: Run) -> Run:
+    """Refuse to write a result that is slower than the original.
 
     Raises:
         LatencyError: the result is slower.
     """
-    latency, meter = run.comparison.latency, run.meter
-    if meter is not None and meter.measured:
-        run = replace(run, checks=(*run.checks, *meter.checks(latency, run.model)))
-    if run.destinations.model is not None and not run.force:
-        refuse_slower(run.original.model, run.model, latency, run.shapes, run.measure)
+    if run.destinations.model is not None:
+        refuse_slower(run.original.model, run.model, run.comparison.latency, run.shapes, run.measure)
     return run
 
 
 def report(run: Run) -> Run:
-    """Make the report."""
+    """Make the report; with the details of layers and samples where a file is asked for."""
     original, model, found, plan = run.original, run.original.model, run.comparison, run.plan
-    analysis, meter, tuned = run.edited.analysis, run.meter, run.tuned
-    (macs0, _), (macs1, params1) = (
-        original.cost.totals(np.ones(original.trace.n_channels, dtype=bool)),
-        analysis.cost.totals(run.keep),
-    )
+    analysis, estimator = run.edited.analysis, run.estimator
+    macs0, _ = original.cost.totals(np.ones(original.trace.n_channels, dtype=bool))
+    macs1, params1 = analysis.cost.totals(run.keep)
     before, after = figures(found, (macs0, model.params, model.size), (macs1, round(params1), run.model.byte_size()))
     trained = {"training": asdict(run.training)} if run.training is not None else {}
+    more = None
+    if run.destinations.report is not None:
+        run.on_stage("profile", None)
+        around = grouping.groups(run.traced, grouping.survivors(analysis.trace, run.keep))
+        more = details((str(model.path), run.model), found, run.evaluation, run.measure.session, around)
     made = Report(
         model=str(model.path),
         sha256=model.digest,
@@ -127,24 +121,24 @@ def report(run: Run) -> Run:
         latency=found.latency,
         layers=layers_of(analysis, run.keep, original),
         prunable_share=original.cost.prunable_share(),
-        pinned=pinned_of(run.facts),
+        pinned=pinned_of(run.traced),
         proof=run.proof,
         verdict=Verdict(run.checks),
         path=() if plan is None else plan.path,
         notes=run.notes,
         repair=run.repaired,
         curves=() if plan is None else plan.curves,
-        training=None if tuned is None else tuned.to_dict(),
+        training=None if run.tuned is None else run.tuned.to_dict(),
         versions=versions(),
-        latency_table=meter.table if meter is not None and meter.measured else None,
+        latency_table=estimator.table if estimator is not None and estimator.measured else None,
         blocks=() if plan is None else plan.blocks,
-        details=run.details,
+        details=more,
     )
     return replace(run, report=made)
 
 
 def note_samples(run: Run) -> Run:
-    """Note that the figures were measured on the calibration samples, where they were."""
+    """Note where the figures were measured on the calibration samples or the training samples."""
     if run.sources.evaluation is not None:
         return run
     if run.plan is None:
@@ -153,54 +147,49 @@ def note_samples(run: Run) -> Run:
 
 
 def finish_plan(run: Run) -> Run:
-    """Give the plan the channels that stay in the end, and the steps that led there."""
+    """Set the channels that stay in the end, and the steps that led there, in the plan."""
     return replace(run, plan=replace(run.plan, keep=run.keep, path=run.path))
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """Return what a written model says of how it was made, beside its version and its original; nothing for one that was only trained."""
+    """Return metadata of a pruned model, beside version and original; none for a model that was only trained."""
     plan, data = run.plan, run.data
     if plan is None:
         return {}
     target = {key: plan.settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if plan.settings.get(key)}
+    edits = json.dumps([list(map(dict, part)) for part in plan.blocks]).encode() if plan.blocks else b""
     return {
-        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + _edits_text(plan)).hexdigest(),
+        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + edits).hexdigest(),
         "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
         "verdict": "PASSED" if run.report.verdict else "FAILED",
     }
 
 
-def _edits_text(plan: Plan) -> bytes:
-    return json.dumps([list(map(dict, part)) for part in plan.blocks]).encode() if plan.blocks else b""
-
-
 def write(run: Run) -> Run:
     """Write the model and the plan, both or none of them, then the report; a model that was only trained has to pass its verdict."""
-    output, page = run.destinations.model, run.destinations.report
+    output, page, plan, made = run.destinations.model, run.destinations.report, run.plan, run.report
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
-    made = run.report
     with contextlib.ExitStack() as both:
-        if run.plan is not None and run.destinations.plan is not None:
-            both.enter_context(plan_file.written(run.destinations.plan, run.plan, trace, name))
-        if output is not None and (run.plan is not None or made.verdict):
+        if plan is not None and run.destinations.plan is not None:
+            both.enter_context(plan_file.written(run.destinations.plan, plan, trace, name))
+        if output is not None and (plan is not None or made.verdict):
             run.on_stage("write", None)
             size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
             made = replace(made, output=str(output), after=replace(made.after, size=size))
     if page is not None:
-        plan = None if run.plan is None else plan_file.to_dict(run.plan, trace, name)
-        saving.save(page, made, run.command, plan)
+        saving.save(page, made, run.command, None if plan is None else plan_file.to_dict(plan, trace, name))
     if run.tuned is not None:
         forget_states(run)
     return replace(run, report=made)
 
 
-CHECK_ORIGINAL = Stage(check_original, requires=("original",))
 CHECK_TRAINED = Stage(check_structure, requires=("original", "model"))
 CHECK_PRUNED = Stage(check_structure, requires=("original", "model"), ensures=well_formed)
-MEASURE = Stage(measure, requires=("original", "model", "facts"))
+MEASURE = Stage(measure, requires=("original", "model"))
 CHECK_FINITE = Stage(check_finite, requires=("comparison",))
 HOLD_TARGETS = Stage(hold_targets, requires=("comparison",))
+NEVER_SLOWER = Stage(never_slower, requires=("comparison",))
 NOTE_SAMPLES = Stage(note_samples)
 FINISH_PLAN = Stage(finish_plan, requires=("plan", "keep"))
 REPORT = Stage(report, requires=("comparison", "edited"))

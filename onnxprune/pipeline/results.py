@@ -1,10 +1,8 @@
-"""What the public functions return: a report, short in a console and a small table in a notebook, and what can be saved."""
+"""The results of the public functions."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -25,14 +23,23 @@ SENSITIVITY_SCHEMA = "onnxprune.sensitivity/1"
 
 
 class Result:
-    """Base of all results."""
+    """Base of all results: a report, one line in a console, a small table in a notebook, and `save`."""
+
+    report: Any
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report to `path` as JSON, where no other file is named.
+
+        Raises:
+            OutputError: it cannot be written there.
+        """
+        fileio.write_json(Path(path), self.report if isinstance(self.report, dict) else self.report.to_dict())
 
     def _figures(self) -> dict[str, str]:
-        """Return the few figures that a line shows, by name."""
+        """Return the figures of the line and the table, by name."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        """Return one line."""
         return f"{type(self).__name__}({', '.join(f'{name}: {value}' for name, value in self._figures().items())})"
 
     def _repr_html_(self) -> str:
@@ -48,9 +55,9 @@ class ModelResult(Result):
     Attributes:
         model: the result.
         report: of the run.
-        plan: which channels stay; None where the model was only trained.
-        trace: facts of the model that the plan speaks of.
-        provenance: what a file says of how it was made.
+        plan: the kept channels; None where the model was only trained.
+        trace: of the model that the plan speaks of.
+        provenance: entries for the metadata of a saved file.
     """
 
     model: Model
@@ -84,13 +91,13 @@ class ModelResult(Result):
 
 @dataclass(frozen=True, repr=False)
 class PlanResult(Result):
-    """A plan: what `prune` would delete.
+    """A plan that `prune` can replay.
 
     Attributes:
-        plan: which channels stay.
+        plan: the kept channels, and the edits.
         original: the model, its trace and its costs.
-        analysis: the same after the edits of the plan.
-        notes: what a reader should know.
+        analysis: the model after the edits of the plan, its trace and its costs.
+        notes: of the run.
     """
 
     plan: Plan
@@ -100,7 +107,7 @@ class PlanResult(Result):
 
     @property
     def report(self) -> dict[str, Any]:
-        """The plan as it stands in plan.json."""
+        """The content of plan.json."""
         return plan_file.to_dict(self.plan, self.analysis.trace, self.original.model.path.name)
 
     @property
@@ -145,7 +152,7 @@ class InspectResult(Result):
 
 @dataclass(frozen=True, repr=False)
 class SensitivityResult(Result):
-    """What the output loses as each group by itself loses channels.
+    """Loss of the output as each group by itself loses channels.
 
     Attributes:
         curves: one per group.
@@ -168,17 +175,13 @@ class SensitivityResult(Result):
             ],
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the curves to `path`, as JSON."""
-        _save_json(path, self.report)
-
     def _figures(self) -> dict[str, str]:
         return {"groups": str(len(self.curves)), "model": self.analysis.model.path.name}
 
 
 @dataclass(frozen=True, repr=False)
 class SweepResult(Result):
-    """A family of models: figures of each, and where their files are."""
+    """A family of models: figures of each, and the folder of their files."""
 
     report: Sweep
     folder: Path
@@ -203,10 +206,6 @@ class BenchResult(Result):
 
     report: Bench
     table: Table | None = None
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the timings to `path`, as JSON."""
-        _save_json(path, self.report.to_dict())
 
     def _figures(self) -> dict[str, str]:
         found = self.report.latency
@@ -233,10 +232,6 @@ class CheckResult(Result):
     def __bool__(self) -> bool:
         return bool(self.verdict)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the verdict to `path`, as JSON."""
-        _save_json(path, self.report.to_dict())
-
     def _figures(self) -> dict[str, str]:
         failed = [check.name for check in self.verdict.checks if not check]
         return {
@@ -248,8 +243,3 @@ class CheckResult(Result):
 
 def _verdict(verdict: Verdict) -> str:
     return "PASSED" if verdict else "FAILED"
-
-
-def _save_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    with fileio.atomic_write(Path(path)) as temporary:
-        temporary.write_text(json.dumps(fileio.jsonable(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ def delete(run: Run) -> Run:
 
 
 def proven(run: Run) -> Run:
-    """Prove that the deleted channels leave the outputs that they leave when they are masked.
+    """Prove that the model without the channels has the outputs of the masked model.
 
     Raises:
         ProofError: the outputs differ.
@@ -33,19 +33,19 @@ def proven(run: Run) -> Run:
     run.on_stage("prove", None)
     start = run.start.model.analysis
     masked = mask(start.model, start.trace, run.left)
-    in_memory = run.proof is not None  # edits or training have changed what the file holds
-    return with_proof(run, prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=in_memory))
+    changed = run.proof is not None  # by edits or training, so that the file holds other weights
+    return with_proof(run, prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=changed))
 
 
 def with_proof(run: Run, found: Proof) -> Run:
-    """Return the run with one more proof: the largest of the differences counts."""
+    """Return the run with one more proof: the larger difference counts."""
     if run.proof is not None:
         found = replace(run.proof, difference=max(run.proof.difference, found.difference))
     return replace(run, proof=found)
 
 
 def repair(run: Run) -> Run:
-    """Repair the result on the calibration samples; keep that only where held-out samples say that it is better."""
+    """Repair the result on the calibration samples, unless that increases the divergence on held-out samples."""
     layers, notes = run.edited.layers, run.edited.notes
     run = replace(run, repaired=layers).noted(*notes)
     if run.workspace is None:
@@ -57,7 +57,7 @@ def repair(run: Run) -> Run:
 
 
 def reconstruct(run: Run) -> Run:
-    """Repair the result of a step of the schedule: another step follows, so held-out samples are not asked."""
+    """Repair the result of a step that another one follows, without a look at held-out samples."""
     assert run.workspace is not None
     start = run.start.model
     task = RepairTask(start.reference, run.model, start.analysis.trace, run.left)
@@ -65,7 +65,7 @@ def reconstruct(run: Run) -> Run:
 
 
 def rescore(run: Run) -> Run:
-    """Let the next step take its scores from the result of this one.
+    """Score the next step on the result of this one.
 
     Raises:
         TargetError: the channels of the result are coupled in another way than before.
@@ -81,7 +81,7 @@ def rescore(run: Run) -> Run:
 
 
 def restart(run: Run) -> Run:
-    """Let the next step start from the trained result of this one, and repair towards it."""
+    """Start the next step from the trained result of this one; repair then aims at that."""
     run = rescore(run)
     return replace(run, start=run.scored)
 

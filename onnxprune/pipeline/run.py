@@ -1,4 +1,4 @@
-"""`Run`, the one value that a command builds up, and `Stage`, a step that takes a run and returns it with what the step adds."""
+"""`Run`, the value that the stages of a command build up, and `Stage`, a step that takes a run and returns a changed copy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
-from onnxprune.report.details import Details
 from onnxprune.report.document import Report
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
 
 if TYPE_CHECKING:
     from onnxprune.training.distill import TrainingResult
+
 
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
@@ -72,17 +72,7 @@ class Destinations:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run reads.
-
-    Attributes:
-        model: path of the ONNX file.
-        data: calibration samples, as for --data.
-        evaluation: samples to verify on, as for --eval.
-        preprocess: of both.
-        plan: plan.json to replay, or that the model was pruned by.
-        teacher: path of the model to train towards, for `finetune`.
-        latency_table: file with a table that was measured on the target machine.
-    """
+    """Files and data that a run reads; see `onnxprune.prune` and, for `teacher`, `onnxprune.finetune`."""
 
     model: Path
     data: DataLike | None = None
@@ -101,7 +91,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class PartialModel:
-    """A model, and the channels of `Run.edited` that it holds: a mask over the channels of that one."""
+    """A model, and the mask over the channels of `Run.edited` that says which of them the model still holds."""
 
     model: EditedModel
     held: BoolArray
@@ -112,41 +102,34 @@ class Run:
     """All that a command knows, from its arguments to its report; stages return changed copies.
 
     Attributes:
-        sources, destinations: files.
-        asked: options as they were given.
-        training: how to train; None: not at all.
+        sources, destinations: files that are read and written.
+        asked: options as given.
+        training: settings of the training; None: no training.
         measure: benchmark config.
         on_stage: progress callback.
         command: command line or call, for the report.
-        name: of the result, for messages.
-        force: write a result even where it is measured to be slower than the original.
         options: without `auto`.
         original: the model as loaded, its trace and its costs.
-        data, evaluation: calibration samples, and those that the result is verified on.
-        shapes: of the inputs, where data or the trace say so.
+        data, evaluation: calibration samples, and the samples that the result is verified on.
+        shapes: of the inputs, from the data or else from the trace.
         workspace: calibration samples and activations; None without data.
-        meter: predicts and measures costs; None where a plan is replayed.
+        estimator: predicts and measures costs; None where a plan is replayed.
         edited: the original after layer edits: the model that the plan speaks of.
-        start: the model that channels are deleted from: `edited`, or what training has left of it.
-        scored: the model that scores come from: `start`, or what a step of the schedule has left of it.
-        keep: (n_channels of `edited`,) channels that stay.
+        start: the model that channels are deleted from: `edited`, or the result of training it.
+        scored: the model that scores come from: `start`, or the result of a step of the schedule.
+        keep: (n_channels of `edited`,) True where a channel stays.
         step: step of the schedule, from 1.
-        path: shares of FLOPs and of parameters that are gone, after each step.
+        path: removed shares of FLOPs and of parameters, after each step.
         curves: measured losses of the groups.
-        plan: what is written as plan.json.
+        plan: content of plan.json; None where a model is only trained.
         model: the result so far.
-        strict: whether the original passes onnx's full check.
-        proof: deleted against masked.
-        ready: repair of the selection that has won against others; None: repair has still to be done.
+        proof: comparison of the deleted with the masked channels.
+        ready: repair of the selection that won against others; None: repair is still to be done.
         repaired: one record for each repaired layer.
-        gates: trace of the model that is trained, where training may gate channels.
-        tuned: what training has done.
-        facts: the trace whose groups and pins the report shows.
+        tuned: result of the training.
         checks: of the verdict.
         comparison: of the result with the original.
-        details: what a report in a file shows beside.
-        notes: for the report.
-        report: the report.
+        notes, report: notes of the stages, and the report.
     """
 
     sources: Sources
@@ -156,15 +139,13 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
-    name: str = "the pruned model"
-    force: bool = False
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET
     data: Data | None = None
     evaluation: Data | None = None
     shapes: dict[str, tuple[int, ...]] = UNSET
     workspace: Workspace | None = None
-    meter: CostEstimator | None = None
+    estimator: CostEstimator | None = None
     edited: EditedModel = UNSET
     start: PartialModel = UNSET
     scored: PartialModel = UNSET
@@ -174,16 +155,12 @@ class Run:
     curves: tuple[Curve, ...] = ()
     plan: Plan = UNSET
     model: Model = UNSET
-    strict: bool = True
     proof: Proof | None = None
     ready: RepairResult | None = None
     repaired: tuple[Repaired, ...] = ()
-    gates: Trace | None = None
     tuned: TrainingResult | None = None
-    facts: Trace = UNSET
     checks: tuple[Check, ...] = ()
     comparison: Comparison = UNSET
-    details: Details | None = None
     notes: tuple[str, ...] = ()
     report: Report = UNSET
 
@@ -192,14 +169,14 @@ class Run:
         """Channels of `start` that stay."""
         return self.keep[self.start.held]
 
+    @property
+    def traced(self) -> Trace:
+        """The trace whose groups and pins the report shows: of the model that the plan speaks of, or of the teacher."""
+        return (self.edited.analysis if self.sources.teacher is None else self.original).trace
+
     def noted(self, *notes: str) -> Run:
         """Return the run with more notes."""
         return replace(self, notes=(*self.notes, *notes))
-
-
-def unchecked(run: Run) -> Run:
-    """Return the run as it is: the postcondition of a stage without one."""
-    return run
 
 
 @dataclass(frozen=True)
@@ -207,15 +184,14 @@ class Stage:
     """One step of a run, as a value.
 
     Attributes:
-        call: takes the run, returns it with what the stage adds.
-        requires: fields of the run that earlier stages have set.
-        ensures: checks what the stage has made, before anything changes it, and returns the run with the evidence; it raises where the
-            check fails.
+        call: takes the run, returns a changed copy.
+        requires: fields of the run that earlier stages set.
+        ensures: postcondition: checks the run that `call` returns and adds the evidence; raises where the check fails.
     """
 
     call: Callable[[Run], Run]
     requires: tuple[str, ...] = ()
-    ensures: Callable[[Run], Run] = unchecked
+    ensures: Callable[[Run], Run] | None = None
 
     def __call__(self, run: Run) -> Run:
         """Check what is required, do the step, ensure its result.
@@ -228,7 +204,8 @@ class Stage:
             raise RuntimeError(f"{self.call.__name__} comes before a stage that sets {', '.join(missing)}")
         loaded = run.original is not UNSET
         with unless_it_does_not_run(run.original.model, run.shapes) if loaded else contextlib.nullcontext():
-            return self.ensures(self.call(run))
+            run = self.call(run)
+            return run if self.ensures is None else self.ensures(run)
 
 
 def execute(run: Run, stages: Iterable[Stage]) -> Run:

@@ -1,14 +1,14 @@
-"""Choose channels, in one step or by a schedule: score, allocate, and where another step follows, look at what is left."""
+"""Select channels, in one step or by a schedule: score, allocate, and where another step follows, rewrite, repair and trace again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import part_of_the_way, refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import Data
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import predict
@@ -22,14 +22,15 @@ from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.runtime.session import SessionConfig
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
 
 
 def select_channels(run: Run) -> Run:
-    """Choose channels of `Run.edited` by the schedule of the options, so that the goals of `Run.meter` are met.
+    """Select channels of `Run.edited` by the schedule of the options, so that the targets of `Run.estimator` are met.
 
-    Each step goes a part of the way from the original to the goals, so that steps do not compound.
+    Each step has its part of the way from the original to the targets, so that the shares of steps do not compound.
 
     Raises:
         ModelError: nothing can be pruned.
@@ -42,8 +43,8 @@ def select_channels(run: Run) -> Run:
         raise OptionError(
             "nothing says how much to remove", hint="give --reduce flops=50%, a --limit, or a --threshold"
         )
-    assert run.meter is not None
-    run = replace(run, options=with_multiple(run.meter, run.options))
+    assert run.estimator is not None
+    run = replace(run, options=with_multiple(run.estimator, run.options))
     for step in range(1, run.options.rounds + 1):
         run = once(replace(run, step=step))
     plan = Plan(run.keep, run.original.model.digest, settings(analysis, run.options), run.path, run.curves)
@@ -53,8 +54,8 @@ def select_channels(run: Run) -> Run:
 def once(run: Run) -> Run:
     """Take one step of the schedule.
 
-    With data, what the step leaves is repaired, and the next step takes its scores from that. The result of the last step alone is
-    written: it starts from the original weights, or where the run trains between steps, from the trained ones.
+    With data, the result of the step is repaired, and the next step is scored on it. The last step deletes channels of the original
+    weights, or where the run trains between steps, of the trained ones.
     """
     run = ALLOCATE(run)
     if run.step == run.options.rounds or run.workspace is None:
@@ -65,62 +66,49 @@ def once(run: Run) -> Run:
 
 
 def allocate(run: Run) -> Run:
-    """Score the channels that are left, and choose which of them stay after this step."""
-    options, meter, share = run.options, run.meter, run.step / run.options.rounds
-    assert meter is not None
+    """Score the channels that are left, and select those that stay after this step."""
+    options, estimator, share = run.options, run.estimator, run.step / run.options.rounds
+    assert estimator is not None
     run.on_stage("score", share)
-    scored = run.scored
-    problem = score(meter, options, run.workspace, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
+    data, scored = run.workspace, run.scored
+    problem = score(estimator, options, data, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
     if share < 1:
-        keep = problem.allocate(part_of_the_way(meter, options, share))
+        keep = problem.allocate(part_of_the_way(estimator, options, share))
     elif options.max_drop is None:
-        keep = meet(problem.allocate, problem.build, meter)
+        keep = meet(problem.allocate, problem.build, estimator)
     elif run.workspace is not None and run.evaluation is not None:
-        keep = within(problem.allocate, MeasuredDrop.of(run, run.workspace, run.evaluation), meter, options.max_drop)
+        keep = within(problem.allocate, _measured_drop(run), estimator, options.max_drop)
     else:
         raise OptionError("--max-drop needs data to measure it on", hint="give --data to `prune`")
     path = (*run.path, removed(run.edited.analysis, keep))
     return replace(run, keep=keep, path=path, curves=run.curves or problem.curves)
 
 
-ALLOCATE = Stage(allocate, requires=("original", "edited", "scored", "keep", "meter"))
+ALLOCATE = Stage(allocate, requires=("original", "edited", "scored", "keep", "estimator"))
 
 
-@dataclass(frozen=True)
-class MeasuredDrop:
-    """Points of top-1, or without labels of agreement, that a selection loses after repair.
+def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
+    """Return a function of a selection: the points of top-1, without labels of agreement, that it loses after repair."""
+    edited, workspace, data = run.edited, run.workspace, run.evaluation
+    assert workspace is not None
+    assert data is not None
 
-    Attributes:
-        run: whose channels are selected.
-        workspace: calibration samples.
-        data: evaluation samples.
-        reference: outputs of the original on them.
-    """
+    def outputs_of(model: Model) -> Outputs:
+        return predict(
+            model.session(SessionConfig(run.measure.provider)), data, run.measure.eval_batch, str(model.path)
+        )
 
-    run: Run
-    workspace: Workspace
-    data: Data
-    reference: Outputs
+    reference = outputs_of(run.original.model)
 
-    @classmethod
-    def of(cls, run: Run, workspace: Workspace, data: Data) -> MeasuredDrop:
-        """Run the original on the evaluation samples."""
-        return cls(run, workspace, data, _outputs(run.original.model, run, data))
-
-    def __call__(self, keep: BoolArray) -> float:
-        """Return the points."""
-        run = self.run
-        edited = run.edited
+    def drop(keep: BoolArray) -> float:
         pruned = rewrite.delete(edited.analysis.model, edited.analysis.trace, keep)
-        result = edited.repaired(pruned, keep, self.workspace, run.options, run.on_stage).model
+        result = edited.repaired(pruned, keep, workspace, run.options, run.on_stage).model
         run.on_stage("evaluate", None)
-        outputs = _outputs(result, run, self.data)
-        if self.data.labels is not None:
-            before, after = (
-                classification_accuracy(found, self.data.labels)["top1"] for found in (self.reference, outputs)
-            )
+        outputs = outputs_of(result)
+        if data.labels is not None:
+            before, after = (classification_accuracy(found, data.labels)["top1"] for found in (reference, outputs))
             return before - after
-        agreement = compare_outputs(self.reference, outputs).get("agreement")
+        agreement = compare_outputs(reference, outputs).get("agreement")
         if agreement is None:
             raise OptionError(
                 "there is nothing to hold --max-drop against",
@@ -129,9 +117,7 @@ class MeasuredDrop:
             )
         return 100 - agreement
 
-
-def _outputs(model: Model, run: Run, data: Data) -> Outputs:
-    return predict(model.session(), data, run.measure.eval_batch, str(model.path))
+    return drop
 
 
 def make_plan(
@@ -139,11 +125,11 @@ def make_plan(
     options: Options,
     on_stage: ProgressCallback = quiet,
     workspace: Workspace | None = None,
-    meter: CostEstimator | None = None,
+    estimator: CostEstimator | None = None,
 ) -> Plan:
-    """Choose the channels of a model that is traced already, without edits; see `select_channels`."""
+    """Select channels of a traced model, without edits; see `select_channels`."""
     resolved = options.resolved(workspace is not None)
-    meter = meter or CostEstimator(analysis, resolved, BenchmarkConfig(), on_stage=on_stage)
+    estimator = estimator or CostEstimator(analysis, resolved, BenchmarkConfig(), on_stage=on_stage)
     run = Run(
         Sources(analysis.model.path),
         options=resolved,
@@ -151,6 +137,6 @@ def make_plan(
         original=analysis,
         shapes=analysis.trace.input_shapes,
         workspace=workspace,
-        meter=meter,
+        estimator=estimator,
     )
     return select_channels(from_model(run, EditedModel(analysis, analysis.model))).plan

@@ -1,10 +1,8 @@
-"""Stages that choose what goes: channels, edits of layers or both, or what a plan says."""
+"""Stages that select channels and edits, by the targets or from a plan."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-
-import numpy as np
 
 from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
@@ -20,16 +18,16 @@ from onnxprune.surgery import edits
 
 
 def select(run: Run) -> Run:
-    """Choose channels, edits, or what the two come to together, so that the targets are met."""
+    """Select channels, edits, or both, so that the targets are met."""
     options, table = run.options, run.sources.latency_table
-    meter = CostEstimator(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
-    run = replace(run, meter=meter)
-    found = select_edits(run) if options.blocks else select_channels(run)
-    return _with_facts(replace(found, options=options, step=options.rounds))
+    estimator = CostEstimator(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
+    run = replace(run, estimator=estimator)
+    found = select_edits(run) if options.edits else select_channels(run)
+    return _noted(replace(found, options=options, step=options.rounds))
 
 
 def replay(run: Run) -> Run:
-    """Take the selection and the edits of a plan."""
+    """Take the selection and the edits from a plan."""
     path = run.sources.plan
     assert path is not None
     digest = run.original.model.digest
@@ -39,21 +37,20 @@ def replay(run: Run) -> Run:
         refuse_unprunable(run.original)
     trace = edited.analysis.trace
     plan = plan_file.read(path, trace, digest)
-    gone = np.flatnonzero(trace.inexact() & ~plan.keep)
-    if run.options.repair != "lstsq" and gone.size:
+    inexact = int((trace.inexact() & ~plan.keep).sum())
+    if run.options.repair != "lstsq" and inexact:
         raise PlanError(
             "the plan cuts channels that a normalisation runs over, which takes repair",
             where=str(path),
-            why=f"without {gone.size} of them all others change",
+            why=f"without {inexact} of them all others change",
             hint="give --data, and --repair lstsq or auto",
         )
-    gone_shares = removed(edited.analysis, plan.keep, run.original)  # the plan may have been edited
-    run = replace(from_model(run, edited), keep=plan.keep, plan=plan, path=(gone_shares,), step=run.options.rounds)
-    return _with_facts(run)
+    gone = (removed(edited.analysis, plan.keep, run.original),)  # counted, as the plan may have been edited by hand
+    return _noted(replace(from_model(run, edited), keep=plan.keep, plan=plan, path=gone, step=run.options.rounds))
 
 
-def _with_facts(run: Run) -> Run:
-    """Return the run with what a report says of the selection."""
+def _noted(run: Run) -> Run:
+    """Return the run with notes on inexact channels and missing repair."""
     keep, notes = run.keep, []
     cut = int((run.edited.analysis.trace.inexact() & ~keep).sum())
     if cut:

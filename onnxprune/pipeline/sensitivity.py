@@ -1,4 +1,4 @@
-"""`sensitivity`: what the output loses as each group by itself loses channels, on one worker or several."""
+"""`sensitivity`: the loss of the output as each group by itself loses channels, on one worker or several."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from onnxprune.pipeline.arguments import Fields
 
+
 PARTS = 2
-"""Parts for each worker, about: the last ones then do not wait long for each other."""
+"""Parts of the work per worker: several, so that no worker idles long at the end."""
 
 
 def sensitivity(
@@ -47,21 +48,33 @@ def sensitivity(
     options: Options | None = None,
     **fields: Unpack[Fields],
 ) -> SensitivityResult:
-    """Measure what the output loses as each group by itself loses channels, while its readers are repaired.
+    """Measure the loss of the output as each group by itself loses channels, while the readers of the group are refitted.
+
+    Channels go in the order of Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5); the loss is the divergence of the output from
+    that of the model, on held-out samples.
 
     Args:
         model: path of an ONNX file.
-        data: samples, as for `onnxprune.prune`; they are needed.
+        data: samples, as for `onnxprune.prune`; required, `"generated"` makes some.
         preprocess: as for `onnxprune.prune`.
+        jobs: number of processes; default 1. Results do not depend on it.
+        scheduler: address of a Dask scheduler that runs the work instead; None: processes on this machine.
+        on_stage: as for `onnxprune.prune`.
         options: as for `onnxprune.prune`.
-        fields: as for `onnxprune.prune`.
-        jobs: processes that work at a time.
-        scheduler: address of a Dask scheduler, in place of them.
-        on_stage: progress callback.
+        **fields: as for `onnxprune.prune`.
+
+    Returns:
+        One curve per group: numbers of channels that are gone, and the loss at each.
 
     Raises:
         OptionError: no data.
         ModelError: nothing can be pruned.
+
+    Examples:
+        >>> import onnxprune
+        >>> found = onnxprune.sensitivity("model.onnx", data="samples.npz", augment=())
+        >>> [curve.group for curve in found.curves]
+        ['conv1', 'conv2']
     """
     options = replace(parted(fields, options, None)[0], importance="obs", scope="sensitivity")
     if data is None:
@@ -75,7 +88,7 @@ def sensitivity(
 
 
 def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]:
-    """Measure some groups at a time on each of several workers."""
+    """Measure the groups on several workers, some at a time on each."""
     trace = run.original.trace
     free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
     parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]

@@ -1,4 +1,4 @@
-"""`sweep`: a family of models of several sizes, from one analysis and one look at the data."""
+"""`sweep`: a family of models of several sizes, planned from one analysis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxprune import fileio, plan_file
+from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
@@ -22,6 +22,7 @@ from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
+from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline.arguments import parted
@@ -29,10 +30,9 @@ from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, Stage, execute, path_of
-from onnxprune.pipeline.sweep_state import SweepState, name_of
+from onnxprune.pipeline.sweep_state import Family
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
-from onnxprune.report.document import Sweep
 from onnxprune.runtime import workers
 from onnxprune.types import Plan
 
@@ -65,45 +65,61 @@ def sweep(
     command: str | None = None,
     **fields: Unpack[Fields],
 ) -> SweepResult:
-    """Make a family of models, each repaired and measured.
+    """Make a family of models of several sizes, each pruned, repaired, proven and measured.
 
-    An interrupted sweep goes on where it stopped. All plans come from one analysis; each member is then one independent job.
+    All plans come from one analysis of the model; each member is then an independent job. The same call continues an interrupted sweep.
 
     Args:
         model: path of an ONNX file.
-        output_folder: where all files go; it is made.
+        output_folder: folder of all files, which is made: `<member>.onnx`, `<member>.plan.json`, `<member>.json`, and `sweep.json`.
         data: as for `onnxprune.prune`.
         evaluation: as for `onnxprune.prune`.
         preprocess: as for `onnxprune.prune`.
-        latency_table: as for `onnxprune.prune`.
+        quantity: quantity that is removed, one of `QUANTITIES`; default "flops".
+        shares: shares to remove, one member each, above 0 and below 1; default 0.1 to 0.8. A share that no plan reaches gets a note.
+        options: options of selection and repair, without targets; None: they are taken from `fields`.
+        training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.
+        latency_table: as for `onnxprune.prune`.
+        jobs: number of processes that make members; default 1. Results do not depend on it.
+        scheduler: address of a Dask scheduler that makes the members instead; None: processes on this machine.
         on_stage: as for `onnxprune.prune`.
         report_output: as for `onnxprune.prune`.
         command: as for `onnxprune.prune`.
-        quantity: what shares are of, one of `QUANTITIES`.
-        shares: to remove, each above 0 and below 1.
-        options: of the selection and the repair; without targets.
-        training: how to train each member; None: not at all.
-        jobs: processes that work at a time.
-        scheduler: address of a Dask scheduler, in place of them.
-        fields: in place of `options` and `measure`, their fields one by one.
+        **fields: in place of `options` and `measure`, their fields.
+
+    Returns:
+        Figures of all members, those of the Pareto set marked.
 
     Raises:
-        OnnxPruneError: with a reason; members that were made stay.
+        OptionError: a share, the quantity, the schedule or a target is refused.
+        OutputError: the folder holds another sweep.
+        OnnxPruneError: base of all errors; members that were made stay.
+
+    Examples:
+        >>> import onnxprune
+        >>> family = onnxprune.sweep("model.onnx", "sizes", shares=(0.2, 0.4), round_to=1, repair="none", latency=False)
+        >>> [member.name for member in family.report.members]
+        ['flops-20', 'flops-40']
     """
     command = command or saving.call("sweep", locals())
     options, measure = parted(fields, options, measure)
     _refuse(options, quantity, shares, jobs)
-    Destinations(report=path_of(report_output)).check(Path(model))
-    sources = Sources(Path(model), data, evaluation, preprocess, None, None, path_of(latency_table))
+    page = path_of(report_output)
+    Destinations(report=page).check(Path(model))
+    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=path_of(latency_table))
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
-    state = SweepState(Path(output_folder), quantity, _digest(run, quantity))
-    family = Family(state, Path(output_folder), quantity, sorted(set(shares)), jobs, scheduler)
-    with contextlib.ExitStack() as scope:
-        planned = (LOAD, calibration(scope), Stage(family.plan, ("original",))) if family.unplanned else ()
-        execute(replace(run, training=None), planned)
-    execute(run, (Stage(family.make), Stage(family.time)))
-    return SweepResult(family.finished(run, path_of(report_output), command), family.folder)
+    family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
+    if family.unplanned:
+        with contextlib.ExitStack() as scope:
+            plan = Stage(lambda run: plan_members(run, family), requires=("original",))
+            execute(replace(run, training=None), (LOAD, calibration(scope), plan))
+    make_members(run, family, jobs, scheduler)
+    time_members(run, family)
+    found = family.finished(str(run.sources.model))
+    if page is not None:
+        saving.save(page, found, command)
+    return SweepResult(found, family.folder)
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:
@@ -125,101 +141,60 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
         )
 
 
-@dataclass(frozen=True)
-class Family:
-    """The members of a sweep; its methods are the stages that plan, make and time them.
+def plan_members(run: Run, family: Family) -> Run:
+    """Select the channels of every member from one problem, and write the plans."""
+    analysis, options, shares = run.original, run.options, family.unplanned
+    refuse_unprunable(analysis)
+    hardest = replace(options, reduce={family.quantity: max(shares)})
+    estimator = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
+    everything = np.ones(analysis.trace.n_channels, dtype=bool)
+    problem = score(estimator, hardest, run.workspace, everything, analysis, everything)
+    for number, share in enumerate(shares):
+        run.on_stage("plan", number / len(shares))
+        goal = estimator.with_targets(replace(options, reduce={family.quantity: share}))
+        try:
+            rounded = with_multiple(goal, goal.options)
+            here = problem if rounded.round_to is None else problem.rounded_to(rounded.round_to)
+            keep = meet(here.allocate, here.build, goal)
+        except TargetError as error:
+            family.set(share, note=f"{error.what}: {error.why}")
+            continue
+        gone = removed(analysis, keep)
+        found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
+        plan_file.write(family.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
+        family.set(share, removed=gone)
+    return run
 
-    Attributes:
-        state: what is done.
-        folder: where all files go.
-        quantity: what shares are of.
-        shares: to remove, ascending.
-        jobs: processes that work at a time.
-        scheduler: address of a Dask scheduler, in place of them.
-    """
 
-    state: SweepState
-    folder: Path
-    quantity: str
-    shares: Sequence[float]
-    jobs: int
-    scheduler: str | None
+def make_members(run: Run, family: Family, jobs: int, scheduler: str | None) -> None:
+    """Make the members that are not there, each by its plan, on some processes or a Dask cluster."""
+    waiting = [share for share in family.planned if not family.is_made(share)]
+    plain = replace(run.asked, reduce={}, limit={}, max_drop=None)
+    measure = BenchmarkConfig(latency=False, eval_batch=run.measure.eval_batch)
+    work = [Job(family.name(share), family.folder, run.sources, plain, run.training, measure) for share in waiting]
+    run.on_stage("prune", 0.0 if work else None, f"0 of {len(waiting)}" if work else "")
 
-    @property
-    def unplanned(self) -> list[float]:
-        """Shares that have no plan yet."""
-        return [share for share in self.shares if not self.state.is_planned(share)]
+    def made(number: int, report: dict[str, Any]) -> None:
+        family.made(waiting[number], report)
+        done = sum(family.is_made(share) for share in waiting)
+        run.on_stage("prune", done / len(waiting), f"{done} of {len(waiting)}")
 
-    @property
-    def planned(self) -> list[float]:
-        """Shares that have a plan."""
-        return [share for share in self.shares if self.state.has_plan(share)]
+    workers.run(make_member, work, workers=jobs, scheduler=scheduler, done=made)
 
-    def plan(self, run: Run) -> Run:
-        """Choose what goes for every target, from one look at the model, and write the plans."""
-        analysis, options, shares = run.original, run.options, self.unplanned
-        refuse_unprunable(analysis)
-        hardest = replace(options, reduce={self.quantity: max(shares)})
-        meter = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
-        everything = np.ones(analysis.trace.n_channels, dtype=bool)
-        problem = score(meter, hardest, run.workspace, everything, analysis, everything)
-        for number, share in enumerate(shares):
-            run.on_stage("plan", number / len(shares))
-            goal = meter.with_targets(replace(options, reduce={self.quantity: share}))
-            try:
-                rounded = with_multiple(goal, goal.options)
-                here = problem if rounded.round_to is None else problem.rounded_to(rounded.round_to)
-                keep = meet(here.allocate, here.build, goal)
-            except TargetError as error:
-                self.state.set(share, note=f"{error.what}: {error.why}")
-                continue
-            gone = removed(analysis, keep)
-            found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
-            plan_file.write(self.state.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
-            self.state.set(share, removed=gone)
-        return run
 
-    def make(self, run: Run) -> Run:
-        """Make the members that are not there, each by its plan."""
-        waiting = [share for share in self.planned if not self.state.is_made(share)]
-        plain = replace(run.asked, reduce={}, limit={}, max_drop=None)
-        measure = BenchmarkConfig(latency=False, eval_batch=run.measure.eval_batch)
-        work = [
-            Job(name_of(self.quantity, share), self.folder, run.sources, plain, run.training, measure)
-            for share in waiting
-        ]
-        run.on_stage("prune", 0.0 if work else None, f"0 of {len(waiting)}" if work else "")
-
-        def made(number: int, report: dict[str, Any]) -> None:
-            self.state.made(waiting[number], report)
-            done = sum(self.state.is_made(share) for share in waiting)
-            run.on_stage("prune", done / len(waiting), f"{done} of {len(waiting)}")
-
-        workers.run(make_member, work, workers=self.jobs, scheduler=self.scheduler, done=made)
-        return run
-
-    def time(self, run: Run) -> Run:
-        """Time each member in turn with the original."""
-        planned = self.planned if run.measure.latency else []
-        for number, share in enumerate(planned):
-            run.on_stage("time", number / len(planned))
-            if not self.state.is_timed(share):
-                pair = (run.sources.model, self.state.path(share, ".onnx"))
-                self.state.set(share, latency=asdict(bench(pair, run.measure, layers=False).latency))
-        return run
-
-    def finished(self, run: Run, report: Path | None, command: str) -> Sweep:
-        """Write all figures beside the state, and into a report where one is asked for."""
-        found = self.state.family(str(run.sources.model), self.quantity, self.shares)
-        self.state.save(found)
-        if report is not None:
-            saving.save(report, found, command)
-        return found
+def time_members(run: Run, family: Family) -> None:
+    """Time each member interleaved with the original."""
+    planned = family.planned if run.measure.latency else []
+    for number, share in enumerate(planned):
+        run.on_stage("time", number / len(planned))
+        if "latency" not in family.of(share):
+            pair = (run.sources.model, family.path(share, ".onnx"))
+            family.set(share, latency=asdict(bench(pair, run.measure, layers=False).latency))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to make one member."""
+    """The arguments of one member, for a worker."""
 
     name: str
     folder: Path
@@ -230,7 +205,7 @@ class Job:
 
 
 def make_member(job: Job) -> dict[str, Any]:
-    """Prune by a plan, repair, prove, verify and write one member; return its report."""
+    """Make one member by its plan, and write it and its report; return the report."""
     with threadpool_limits(1):  # sums come out the same, however many members are made at a time
         result = prune(
             job.sources.model,
@@ -244,13 +219,12 @@ def make_member(job: Job) -> dict[str, Any]:
             measure=job.measure,
         )
     report = result.report.to_dict()
-    with fileio.atomic_write(job.folder / f"{job.name}.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_json(job.folder / f"{job.name}.json", report)
     return report
 
 
 def _digest(run: Run, quantity: str) -> str:
-    """Return a digest of what members depend on; the shares have no say, so that some can be added."""
+    """Return a digest of what members depend on, without the shares, so that a folder can get further members."""
     sources, training = run.sources, run.training
     digest = hashlib.sha256(sources.model.read_bytes())
     identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]
@@ -260,7 +234,7 @@ def _digest(run: Run, quantity: str) -> str:
 
 
 def _identity(value: Any) -> str:
-    """Identify data: files by path, size and time of change; arrays by their bytes."""
+    """Identify files by path, size and time of change, arrays by their bytes."""
     if isinstance(value, str | os.PathLike) and os.path.exists(value):
         status = os.stat(value)
         return f"{os.path.abspath(value)} {status.st_size} {status.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""What of a sweep is done, kept in its folder after every step, and the Pareto set of its members."""
+"""The members of a sweep: their state, written into the folder after every step, and the Pareto set."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune import fileio
 from onnxprune.errors import OutputError
+from onnxprune.fileio import write_json
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"
 
 
-def name_of(quantity: str, share: float) -> str:
-    """Return the name of a member's files."""
-    return f"{quantity}-{100 * share:g}".replace(".", "_")
+class Family:
+    """The members of a sweep: plans, models and timings that are there already.
 
+    Args:
+        folder: of all files; it is made.
+        quantity: quantity of the shares.
+        shares: to remove, ascending; they name the members.
+        settings: digest of everything else that members depend on.
 
-class SweepState:
-    """State of a sweep: plans, models and timings that are there already."""
+    Raises:
+        OutputError: the folder cannot be made, or holds a sweep of other settings.
+    """
 
-    def __init__(self, folder: Path, quantity: str, settings: str) -> None:
-        _make(folder)
-        self._folder, self._file, self._quantity = folder, folder / STATE, quantity
+    def __init__(self, folder: Path, quantity: str, shares: Sequence[float], settings: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise OutputError(
+                "the folder cannot be made", where=str(folder), why=why, hint="give another one"
+            ) from error
+        self.folder, self.quantity, self.shares = folder, quantity, shares
+        self._file = folder / STATE
         self._content: dict[str, Any] = {"schema": SWEEP_SCHEMA, "settings": settings, "state": {}}
         if not self._file.exists():
             return
@@ -38,46 +50,45 @@ class SweepState:
             raise OutputError(
                 "the folder holds another sweep",
                 where=str(folder),
-                why="its model, data or dials are others",
+                why="its model, data or options differ",
                 hint="give another folder, or remove this one",
             )
         self._content["state"] = found["state"]
 
+    def name(self, share: float) -> str:
+        """Return the name of a member's files."""
+        return f"{self.quantity}-{100 * share:g}".replace(".", "_")
+
     def path(self, share: float, ending: str) -> Path:
         """Return a file of a member."""
-        return self._folder / f"{name_of(self._quantity, share)}{ending}"
+        return self.folder / f"{self.name(share)}{ending}"
 
-    def _of(self, share: float) -> dict[str, Any]:
+    def of(self, share: float) -> dict[str, Any]:
+        """Return the state of a member."""
         members: dict[str, dict[str, Any]] = self._content["state"]
-        return members.setdefault(name_of(self._quantity, share), {"target": share})
+        return members.setdefault(self.name(share), {"target": share})
 
     def set(self, share: float, **values: Any) -> None:
-        """Note what is known of a member."""
-        self._of(share).update(values)
-        self._write()
+        """Update the state of a member, and write it."""
+        self.of(share).update(values)
+        write_json(self._file, self._content)
 
-    def _write(self) -> None:
-        with fileio.atomic_write(self._file) as temporary:
-            temporary.write_text(json.dumps(self._content, indent=1), encoding="utf-8")
+    @property
+    def planned(self) -> list[float]:
+        """Shares that have a plan."""
+        return [s for s in self.shares if "removed" in self.of(s) and self.path(s, ".plan.json").exists()]
 
-    def is_planned(self, share: float) -> bool:
-        """Whether it is known what goes, or that the target cannot be reached."""
-        return "note" in self._of(share) or self.has_plan(share)
-
-    def has_plan(self, share: float) -> bool:
-        """Whether there is a plan."""
-        return "removed" in self._of(share) and self.path(share, ".plan.json").exists()
+    @property
+    def unplanned(self) -> list[float]:
+        """Shares that have no plan yet, and are not known to be out of reach."""
+        return [s for s in self.shares if s not in self.planned and "note" not in self.of(s)]
 
     def is_made(self, share: float) -> bool:
         """Whether the model is there, with its report."""
-        return "report" in self._of(share) and self.path(share, ".onnx").exists()
-
-    def is_timed(self, share: float) -> bool:
-        """Whether its latency is known."""
-        return "latency" in self._of(share)
+        return "report" in self.of(share) and self.path(share, ".onnx").exists()
 
     def made(self, share: float, report: dict[str, Any]) -> None:
-        """Note the figures of a model."""
+        """Put the figures of a report into the state of a member."""
         before, after, fidelity = report["before"], report["after"], report["fidelity"]
         drop = None if before["top1"] is None else before["top1"] - after["top1"]
         if drop is None and "agreement" in fidelity:
@@ -86,12 +97,12 @@ class SweepState:
         figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": passed}
         self.set(share, report=figures, before={"size": before["size"]}, data=data)
 
-    def family(self, model: str, quantity: str, shares: Sequence[float]) -> Sweep:
-        """Return all members, with the Pareto set marked."""
+    def finished(self, model: str) -> Sweep:
+        """Return all members, with the Pareto set marked, and write them beside the state."""
         members = []
-        for share in shares:
-            state = self._of(share)
-            member = Member(name_of(quantity, share), share, note=state.get("note", ""))
+        for share in self.shares:
+            state = self.of(share)
+            member = Member(self.name(share), share, note=state.get("note", ""))
             if "report" in state:
                 timed = state.get("latency", {})
                 member = replace(
@@ -104,24 +115,22 @@ class SweepState:
                     **state["report"],
                 )
             members.append(member)
-        first: dict[str, Any] = next((self._of(share) for share in shares if "report" in self._of(share)), {})
-        return Sweep(
+        first: dict[str, Any] = next((self.of(share) for share in self.shares if "report" in self.of(share)), {})
+        found = Sweep(
             model,
-            quantity,
+            self.quantity,
             tuple(replace(member, pareto=is_on_front(member, members)) for member in members),
             first.get("before", {}).get("size", 0),
             first.get("latency", {}).get("a"),
             first.get("data", ""),
         )
-
-    def save(self, found: Sweep) -> None:
-        """Write the result beside what is done."""
         self._content.update(found.to_dict())
-        self._write()
+        write_json(self._file, self._content)
+        return found
 
 
 def is_on_front(member: Member, others: Sequence[Member]) -> bool:
-    """Tell whether no other member is at least as good in both respects, and better in one."""
+    """Tell whether no other member is at least as good in both respects, latency and loss, and better in one."""
 
     def costs(one: Member) -> tuple[float, float]:
         size = 1 - one.flops_removed if one.latency_ms is None else one.latency_ms
@@ -133,12 +142,3 @@ def is_on_front(member: Member, others: Sequence[Member]) -> bool:
         for other in (costs(one) for one in others if not one.note)
     )
     return not member.note and not any(better)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "the folder cannot be made", where=str(folder), why=error.strerror or str(error), hint="give another one"
-        ) from error

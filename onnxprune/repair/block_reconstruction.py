@@ -1,19 +1,16 @@
-"""Several layers fitted together to what the last of them gave in the original.
+"""Block reconstruction: the layers of a chain are fitted together to the output of the last of them in the original.
 
-A layer that is fitted by itself gives its survivors back what they were. But with fewer channels between two layers
-these need not be what they were, only what the layers behind make most of. So the layers up to some tensor are fitted
-to what that was,
+A layer that is fitted alone restores its surviving channels to their old values. With fewer channels between two layers these
+values need not be the old ones, only those that serve the layers behind best. So all layers up to a target tensor are fitted to it,
 
-    min over changes D of all layers of |f(W + D) - Y|^2 + lambda |D|^2,
+    min over changes D of all layers of |f(W + D) - Y|^2 + lambda |D|^2
 
-f being what they give together. That is solved by turns (the method of Gauss and Newton): with the slopes of all
-activations fixed, what changes move is linear in them, so each turn is a linear least squares problem. Aiming at what
-a block of layers gives, not each layer, is the reconstruction of Li et al., 2021, "BRECQ: Pushing the Limit of
-Post-Training Quantization by LayerChain Reconstruction", section 3.2; here by least squares, as in
-`onnxprune.repair.least_squares`, with no labels, no rates and no schedule. The unknowns are too many to be solved for
-directly, so that is done by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of
-what each layer sees and by what its outputs move. Turns are judged on samples held out, and end where these gain
-nothing.
+with f the function of the chain, by the method of Gauss and Newton: with the slopes of all activations fixed, f is linear in D,
+so each turn is a linear least squares problem. The target is that of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training
+Quantization by Block Reconstruction", section 3.2; here by least squares, as in `onnxprune.repair.least_squares`, without labels,
+learning rates or schedule. The linear problems are solved by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by
+the covariance of each layer's input and by the sensitivity of the target to each of its outputs. Turns are judged on held-out
+samples, and end where the error on these stops falling.
 """
 
 from __future__ import annotations
@@ -43,37 +40,31 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Changes = dict[int, Change]
 LEAST_GAIN = 5e-3
-"""Share of the error held out that a turn has to take away, or it is the last one."""
+"""Share of the held-out error that a turn must remove; otherwise it is the last one."""
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-"""Shares of the mean variance of a feature; the next one is tried where a turn gains nothing."""
+"""Ridge penalties, as shares of the mean variance of a feature; the next one is tried where a turn gains nothing."""
 SHARES = (1.0, 0.5, 0.25)
-"""How far a turn goes along the changes that it finds: the first that gains something."""
+"""Step lengths along the changes of a turn; the first that gains something is taken."""
 SLOPE = 1e-3
-"""Half the distance over which the slope of an activation is measured, as a share of the spread of what it takes."""
+"""Half the distance over which the slope of an activation is measured, as a share of the spread of its input."""
 EXACT = 1e-10
-"""Error that is none, as a share of the square of what is wanted."""
+"""Error that counts as zero, as a share of the mean square of the target."""
 TINY = 1e-12
 
 
 def fit(
-    block: LayerChain, stream: LayerwiseRunner, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
+    chain: LayerChain, stream: LayerwiseRunner, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Fit the layers of a block and write them, as far as that predicts the samples held out better.
+    """Fit the layers of a chain in at most `turns` turns, and write weights that lower the error on the held-out samples.
 
-    Args:
-        block: the layers.
-        stream: of the model.
-        flat: bounds beyond which the target does not count.
-        train: samples to fit.
-        held: samples to judge by.
-        turns: how many, at most.
-        seed: of the signs by which it is estimated what each output moves.
+    `flat` are the bounds beyond which no reader distinguishes values of the target; `seed` is of the random signs by which the
+    sensitivity of the target to each output is estimated.
 
     Returns:
-        The squared error of a sample held out, on average, before and after.
+        The mean squared error of a held-out sample, before and after.
     """
     rng = np.random.default_rng(seed)
-    fitted, judged = _Linearised(block, stream, flat, train), _Linearised(block, stream, flat, held)
+    fitted, judged = Linearized(chain, stream, flat, train), Linearized(chain, stream, flat, held)
     best = at_first = judged.error()
     penalties = list(PENALTIES)
     nothing = EXACT * float(np.square(held.wanted, dtype=np.float64).sum()) / len(held.wanted)
@@ -82,17 +73,17 @@ def fit(
     for _ in range(turns):
         if not best > nothing:
             break
-        start = {n: layer.effective() for n, layer in block.layers.items()}
+        start = {n: layer.effective() for n, layer in chain.layers.items()}
         with np.errstate(over="ignore", invalid="ignore"):
             changes = fitted.turn(penalties[0], rng)
         for share in SHARES:
-            _write(block, {n: (start[n][0] + share * d, start[n][1] + share * s) for n, (d, s) in changes.items()})
+            _write(chain, {n: (start[n][0] + share * d, start[n][1] + share * s) for n, (d, s) in changes.items()})
             gain = 1 - judged.error() / best
             if gain > 0:
                 best *= 1 - gain
                 break
         else:
-            _write(block, start)
+            _write(chain, start)
         if not gain > LEAST_GAIN:
             penalties.pop(0)
             if gain > 0 or not penalties:
@@ -100,61 +91,61 @@ def fit(
     return at_first, best
 
 
-def _write(block: LayerChain, weights: Mapping[int, Change]) -> None:
+def _write(chain: LayerChain, weights: Mapping[int, Change]) -> None:
     for n, (matrix, bias) in weights.items():
-        layer = block.layers[n]
+        layer = chain.layers[n]
         layer.write(matrix, bias if layer.has_bias else None)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a block takes, by name, and what it is to give."""
+    """Inputs of a chain, by name, and its target; samples on the first axis."""
 
     taken: Mapping[str, Array]
     wanted: Array
 
 
 def joined(parts: list[Samples]) -> Samples:
-    """Put samples together."""
+    """Concatenate samples."""
     taken = {name: np.concatenate([part.taken[name] for part in parts]) for name in parts[0].taken}
     return Samples(taken, np.concatenate([part.wanted for part in parts]))
 
 
-class _Linearised:
-    """A block near some weights, on some samples: what changes of its layers move, and the transpose of that."""
+class Linearized:
+    """A chain, linearized at its weights on some samples: the derivative of the target by the weights, and its transpose."""
 
-    def __init__(self, block: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:
-        self.block, self.stream, self.flat, self.samples = block, stream, flat, samples
-        self.made = {t.name for n in block.nodes for t in stream.nodes[n].outputs if t.name}
+    def __init__(self, chain: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:
+        self.chain, self.stream, self.flat, self.samples = chain, stream, flat, samples
+        self.made = {t.name for n in chain.nodes for t in stream.nodes[n].outputs if t.name}
         self.layers: dict[int, LayerMap] = {}
         self.values: dict[str, Array] = {}
         self.slopes: dict[int, Array] = {}
 
     def error(self) -> float:
-        """Return the mean squared error of a sample with the weights as they are, what is cut off not counting."""
-        missed, _ = self._missed(self._run([self.block.target])[0])
+        """Return the mean squared error of a sample with the current weights, errors on flat parts excluded."""
+        missed, _ = self._missed(self._run([self.chain.target])[0])
         return float(np.einsum("n,n->", missed.ravel(), missed.ravel(), dtype=np.float64)) / len(missed)
 
     def turn(self, penalty: float, rng: np.random.Generator) -> Changes:
-        """Return the changes of all layers that are best as far as slopes stay as they are."""
-        missed = self._look()
+        """Return the best changes of all layers for fixed slopes, by preconditioned conjugate gradients."""
+        missed = self.observe()
         signs = rng.choice(np.array([-1, 1], np.float32), missed.shape)
-        eases = {n: _Ease(self.layers[n], rows, penalty) for n, rows in self._pulled(signs).items()}
-        left = self._backward(missed)
+        preconditioners = {n: _Preconditioner(self.layers[n], rows, penalty) for n, rows in self._pulled(signs).items()}
+        left = self.backward(missed)
         solution = {n: (np.zeros_like(d), np.zeros_like(s)) for n, (d, s) in left.items()}
-        ahead = {n: eases[n](change) for n, change in left.items()}
+        ahead = {n: preconditioners[n](change) for n, change in left.items()}
         along, power = ahead, _dot(left, ahead)
         for _ in range(STEPS):
             if not power > 0:
                 break
-            image = self._backward(self._forward(along))
-            curved = {n: eases[n].ridged(image[n], along[n]) for n in along}
+            image = self.backward(self.forward(along))
+            curved = {n: preconditioners[n].ridged(image[n], along[n]) for n in along}
             curvature = _dot(along, curved)
             if not curvature > 0:
                 break
             solution = _plus(solution, power / curvature, along)
             left = _plus(left, -power / curvature, curved)
-            ahead = {n: eases[n](change) for n, change in left.items()}
+            ahead = {n: preconditioners[n](change) for n, change in left.items()}
             old, power = power, _dot(left, ahead)
             along = _plus(ahead, power / old, along)
         return {n: self.layers[n].unshifted(change) for n, change in solution.items()}
@@ -162,7 +153,7 @@ class _Linearised:
     def _run(self, names: list[str]) -> list[Array]:
         taken = self.samples.taken
         kinds = {name: (value.dtype, value.ndim) for name, value in taken.items()}
-        return run_batch(self._session(self.block.nodes, kinds, names), dict(taken), names=names)
+        return run_batch(self._session(self.chain.nodes, kinds, names), dict(taken), names=names)
 
     def _session(
         self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
@@ -171,24 +162,24 @@ class _Linearised:
         return open_session(proto, ALTERNATING, weights=weights)
 
     def _missed(self, given: Array) -> tuple[Array, BoolArray]:
-        """Return what is wanted less what is given, 0 where both lie on a flat part, and where they do not."""
+        """Return target less output, 0 where both lie on the same flat part, and a mask of the other elements."""
         (low, high), wanted = self.flat, self.samples.wanted
         counts = ~(((wanted <= low) & (given <= low)) | ((wanted >= high) & (given >= high)))
         return np.where(counts, wanted.astype(np.float32) - given, np.float32(0)), counts
 
-    def _look(self) -> Array:
-        """Look at everything with the weights as they are; return what is missed."""
+    def observe(self) -> Array:
+        """Run the chain with the current weights, measure all slopes, and return target less output."""
         names = sorted(self.made)
         self.values = {**self.samples.taken, **dict(zip(names, self._run(names), strict=True))}
-        missed, self.counts = self._missed(self.values[self.block.target])
-        for n in self.block.nodes:
+        missed, self.counts = self._missed(self.values[self.chain.target])
+        for n in self.chain.nodes:
             node, name = self.stream.nodes[n], self.stream.inputs[n][0]
             x, y = self.values[name], self.values[node.outputs[0].name]
-            layer = self.block.layers.get(n) or linear_of(node)
+            layer = self.chain.layers.get(n) or linear_of(node)
             if layer is not None and not isinstance(layer, Norm):
                 if n not in self.layers:
                     self.layers[n] = LayerMap(layer, x, y)
-                self.layers[n].look(x, rows=n in self.block.layers)
+                self.layers[n].look(x, rows=n in self.chain.layers)
             elif spec_of(node).chain == "elementwise" and name in self.made:
                 self.slopes[n] = self._slope(n, name, x)
         return missed
@@ -200,10 +191,10 @@ class _Linearised:
         up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
-    def _forward(self, changes: Changes) -> Array:
-        """Return what some changes move."""
+    def forward(self, changes: Changes) -> Array:
+        """Return the change of the target for changes of weights."""
         moved: dict[str, Array] = {}
-        for n in self.block.nodes:
+        for n in self.chain.nodes:
             node, names = self.stream.nodes[n], self.stream.inputs[n]
             name = node.outputs[0].name
             parts = {p: moved[p] for p in names if p in moved}
@@ -215,7 +206,7 @@ class _Linearised:
                     moved[name] = sum(terms[1:], terms[0])
             elif parts:
                 moved[name] = self._passed(n, parts)
-        return np.where(self.counts, moved[self.block.target], np.float32(0))
+        return np.where(self.counts, moved[self.chain.target], np.float32(0))
 
     def _passed(self, n: int, parts: Mapping[str, Array]) -> Array:
         node = self.stream.nodes[n]
@@ -233,20 +224,20 @@ class _Linearised:
             one = one.mean(axis=tuple(range(2, one.ndim)))
         return np.asarray(one.reshape(shape))
 
-    def _backward(self, given: Array) -> Changes:
-        """Return the transpose of `_forward`."""
+    def backward(self, given: Array) -> Changes:
+        """Return the transpose of `forward`."""
         return {n: self.layers[n].products(rows) for n, rows in self._pulled(given).items()}
 
     def _pulled(self, given: Array) -> dict[int, Array]:
-        """Return what comes back to the outputs of the layers that are fitted, as rows."""
-        pulled: dict[str, Array] = {self.block.target: np.where(self.counts, given, np.float32(0))}
+        """Return the transposed derivative of the target by the output of each fitted layer, applied to `given`, as rows."""
+        pulled: dict[str, Array] = {self.chain.target: np.where(self.counts, given, np.float32(0))}
         result: dict[int, Array] = {}
-        for n in reversed(self.block.nodes):
+        for n in reversed(self.chain.nodes):
             node = self.stream.nodes[n]
             back = pulled.pop(node.outputs[0].name, None)
             if back is None:
                 continue
-            if n in self.block.layers:
+            if n in self.chain.layers:
                 result[n] = self.layers[n].rows_of(back)
             for i, tensor in enumerate(node.inputs):
                 if tensor.name in self.made:
@@ -277,7 +268,7 @@ class _Linearised:
 
 
 def _summed(values: Array, shape: tuple[int, ...]) -> Array:
-    """Return the transpose of broadcasting from a shape."""
+    """Return the transpose of broadcasting from a shape: the sum over the broadcast axes."""
     axes = tuple(a for a, (one, two) in enumerate(zip(values.shape, shape, strict=True)) if one != two)
     return values.sum(axis=axes, keepdims=True) if axes else values
 
@@ -290,13 +281,13 @@ def _plus(u: Changes, factor: float, v: Changes) -> Changes:
     return {n: (u[n][0] + factor * v[n][0], u[n][1] + factor * v[n][1]) for n in u}
 
 
-class _Ease:
-    """What makes the unknowns of a layer alike: an estimate of the inverse of their squares."""
+class _Preconditioner:
+    """An estimate of the inverse of a layer's normal equations: inverse input covariance times inverse output sensitivity."""
 
     def __init__(self, layer: LayerMap, signed: Array, penalty: float) -> None:
-        moved = (signed.astype(np.float64) ** 2).sum(
+        moved = np.square(signed, dtype=np.float64).sum(
             axis=1
-        )  # random signs: of each output, what it moves of the target
+        )  # of the target by each output, estimated by random signs
         self.weight: FloatArray = np.maximum(moved, TINY + 1e-6 * moved.max())
         covariance = (np.swapaxes(layer.x, 1, 2) @ layer.x).astype(np.float64) / layer.x.shape[1]
         features = covariance.shape[1]
@@ -308,5 +299,6 @@ class _Ease:
         return change[0] @ self.inverse / self.weight[:, :, None], change[1] / self.weight
 
     def ridged(self, image: Change, change: Change) -> Change:
+        """Return the image of a change with the term of the ridge added."""
         matrix, bias = self.ridge
         return image[0] + matrix[:, :, None] * change[0], image[1] + bias * change[1]

@@ -1,4 +1,4 @@
-"""Layer chains: which layers lead to one tensor and can be fitted together."""
+"""Layer chains: layers that lead to one tensor and to nothing else, and can be fitted together."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class LayerChain:
-    """A part of a network.
+    """Layers that are fitted together.
 
     Attributes:
-        nodes: what depends on its layers, up to the target, in order.
-        layers: those to fit, by node.
-        taken: tensors that come from outside.
-        target: what it gives.
-        work: multiply-accumulates that a turn takes, for one sample.
-        bytes: memory that it takes.
+        nodes: the layers and all nodes between them and the target, in graph order.
+        layers: the layers to fit, by node.
+        taken: input tensors, from outside the chain.
+        target: output tensor.
+        work: multiply-accumulates of a turn, for one sample.
+        bytes: memory of a turn, for one sample.
     """
 
     nodes: tuple[int, ...]
@@ -46,16 +46,18 @@ def chain_of(
     shapes: Mapping[str, tuple[int, ...]],
     depth: int,
 ) -> LayerChain | None:
-    """Return at most `depth` layers that lead to a tensor and to nothing else, with all between them linearizable.
+    """Return a chain of at most `depth` layers that ends at `target`; None where only `node`, the last of them, can be in it.
+
+    All nodes between the layers can be linearized, and only the target is read from outside.
 
     Args:
         stream: of the model; nothing that depends on the target has run.
-        node: the layer that gives the target, by itself or with a sum.
-        target: the tensor.
-        layers: all that are linear, by node.
-        free: those that may change.
+        node: the layer whose output, by itself or in a sum, is the target.
+        target: name of a tensor.
+        layers: all linear layers, by node.
+        free: nodes of layers that may change.
         shapes: of all tensors, with the samples on the first axis.
-        depth: number of layers, at most.
+        depth: largest number of layers.
     """
     before = stream.ancestors([target])
     found = None
@@ -69,7 +71,7 @@ def chain_of(
         made = {t.name for m in inside for t in stream.nodes[m].outputs}
         seen = {name for m in behind if m not in before for name in stream.inputs[m]} | stream.results
         if not seen.isdisjoint(made - {target}):
-            break  # something else sees what would change, and not for its good
+            break  # another branch reads a tensor that would change
         if not all(_is_known(stream, m, layers, shapes) for m in inside) or not all(_is_free(layers[m]) for m in trial):
             break
         chosen = trial
@@ -83,16 +85,16 @@ def chain_of(
 def _cost(
     stream: LayerwiseRunner, nodes: list[int], layers: Mapping[int, Linear], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, float]:
-    """Return the multiply-accumulates of a turn, and the bytes it takes, for one sample."""
+    """Return the multiply-accumulates and the bytes of a turn, for one sample."""
     macs = size = 0.0
     for n in nodes:
         elements = math.prod(shapes[stream.nodes[n].outputs[0].name][1:])
-        size += 8 * elements  # the value, its slope, what moves and what comes back
+        size += 8 * elements  # value, slope, derivative and its transpose
         if n in layers:
             _, outputs, features = layers[n].effective()[0].shape
             macs += elements * features
             size += elements / outputs * features
-    return 4 * (STEPS + 2) * macs, 4 * size  # with the weights and with their change, each there and back
+    return 4 * (STEPS + 2) * macs, 4 * size  # weights and their change, each forward and backward
 
 
 def _behind(stream: LayerwiseRunner, nodes: list[int]) -> list[int]:

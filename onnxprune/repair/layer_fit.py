@@ -1,4 +1,4 @@
-"""The fit of one layer: rows of its input and of its target, and the weights that map one to the other best."""
+"""The least squares fit of one layer to its target, on sampled rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from onnxprune.types import BoolArray, FloatArray
 
 Array = np.ndarray[Any, Any]
 LEAST_ROWS, LEAST_ROWS_OF_GROUPS = 20_000, 4_000
-"""Smallest number of rows for a fit, where the samples have so many; for layers in groups the second one, as each small matrix sees all rows."""
+"""Smallest number of rows for a fit, where the samples have so many: of plain layers, and of grouped ones, whose matrices are small."""
 ROWS_PER_FEATURE = 40
 FEWEST_ROWS = 512
-"""Smallest number of rows whatever the memory, where the samples have so many."""
+"""Smallest number of rows for any memory, where the samples have so many."""
 TURNS = 6
-"""How often targets on flat parts of an activation are moved."""
+"""Number of times that targets on flat parts of an activation are moved."""
 STRIDE = 1.5
-"""How far each turn goes along the change that it finds. Between 1 and 2 the turns converge, and faster than with 1."""
+"""Over-relaxation of each turn. Between 1 and 2 the turns converge, and faster than with 1."""
 Weights = tuple[FloatArray, FloatArray]
 """A matrix (groups, outputs, features) and a bias (groups, outputs)."""
 
@@ -67,7 +67,7 @@ class Sampled:
 
 
 def row_budget(layer: Linear, memory: float) -> tuple[int, bool]:
-    """Return the number of rows for a fit, and whether its sums are too large for `memory` bytes, so that rows are kept instead."""
+    """Return the number of rows for a fit, and whether its sums exceed `memory` bytes, so that the rows are kept instead."""
     groups, outputs, features = layer.matrix(layer.values).shape
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
     least = LEAST_ROWS if groups == 1 else LEAST_ROWS_OF_GROUPS
@@ -76,7 +76,7 @@ def row_budget(layer: Linear, memory: float) -> tuple[int, bool]:
 
 
 class LayerFit:
-    """The regression of one layer on sampled rows, in terms of rows shifted by their mean."""
+    """The regression of one layer on sampled rows, which are shifted by their mean."""
 
     def __init__(self, job: LayerTarget, train: list[Sampled], held: list[Sampled], wide: bool) -> None:
         layer = self.layer = job.layer
@@ -87,13 +87,11 @@ class LayerFit:
         self.train, self.held = ([_started(seen, self.shift, self.start) for seen in part] for part in (train, held))
 
     def sums(self, parts: list[Sampled], at: Weights | None, like: Any = None) -> Any:
-        """Sum the errors of the first weights; targets on flat parts move onto the outputs of the weights `at`."""
+        """Sum the errors of the first weights, with targets on flat parts moved onto the outputs of the weights `at`."""
         outputs = self.start[0].shape[1]
         result = self.kind(np.zeros_like(self.shift), outputs, center=self.layer.has_bias, like=like)
         for seen in parts:
-            there = None
-            if at is not None and self.flat != UNBOUNDED:
-                there = seen.given if at is self.start else _given(seen, at)
+            there = None if at is None else seen.given if at is self.start else _given(seen, at)
             result.add(seen.x, _missed(seen, seen.given, self.flat, there))
         return result
 
@@ -109,7 +107,7 @@ class LayerFit:
 
     def solve(self, only_bias: bool) -> tuple[Weights | None, float]:
         """Return the best weights and their penalty; no weights where no penalty predicts the held-out rows better."""
-        # the first fit takes all targets as they are: moved ones would hold it where the pruned weights are
+        # targets are not moved in the first fit: moved ones would hold it at the pruned weights
         seen_sums = self.sums(self.train, None)
         fit = ridge(seen_sums, self.sums(self.held, None), only_bias=only_bias)
         if self.flat != UNBOUNDED and not fit.after < fit.before:
@@ -166,7 +164,7 @@ def sample_rows(
 
 
 def _joined(parts: list[Sampled]) -> list[Sampled]:
-    """Concatenate small parts: the cost of a product of few rows is that of writing its result."""
+    """Concatenate small parts, since a product of few rows costs as much as one of many."""
     result: list[Sampled] = []
     waiting: list[Sampled] = []
     for number, seen in enumerate(parts):
@@ -181,7 +179,7 @@ def _joined(parts: list[Sampled]) -> list[Sampled]:
 
 
 def _started(seen: Sampled, shift: Array, start: Weights) -> Sampled:
-    """Shift rows in place, and add the outputs of the first weights, which are read often."""
+    """Shift rows in place, and keep the outputs of the first weights, which are read often."""
     np.subtract(seen.x, shift, out=seen.x)
     return replace(seen, given=_given(seen, start))
 

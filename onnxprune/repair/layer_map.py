@@ -14,11 +14,11 @@ from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
-"""Of a matrix, (groups, outputs, features), and of a bias, (groups, outputs)."""
+"""Change of a matrix, (groups, outputs, features), and of a bias, (groups, outputs)."""
 
 
 class LayerMap:
-    """One layer on all positions of some samples."""
+    """One layer on all positions of some samples: derivatives by input and by weights, and their transposes."""
 
     def __init__(self, layer: Linear, x: Array, y: Array) -> None:
         self.layer, self.shape = layer, y.shape
@@ -26,12 +26,12 @@ class LayerMap:
         self.fast = _Convolution.of(layer, x.shape, y.shape)
         size = math.prod(x.shape[1:])
         index = layer.rows(np.arange(1.0, size + 1).reshape(1, *x.shape[1:]), self.every[: self.every.size // len(x)])
-        self.index = index.astype(np.int64)  # where each feature of a row comes from in its sample; 0: from the padding
+        self.index = index.astype(np.int64)  # position of each feature of a row in its sample, from 1; 0: padding
         self.x_shape = x.shape
         self.sources: Array | None = None
 
     def look(self, x: Array, *, rows: bool) -> None:
-        """Take the weights as they are, and the input; as rows, too, where the layer is to be fitted."""
+        """Set the point of linearization: the current weights and the input, also as rows where the layer is to be fitted."""
         self.matrix = self.layer.effective()[0].astype(np.float32)
         self.input = x
         if rows:
@@ -42,23 +42,22 @@ class LayerMap:
             self.x -= self.mean
 
     def forward(self, moved: Array) -> Array:
-        """Return what the layer makes of a change of its input."""
+        """Return the change of the output for a change of the input."""
         if self.fast is not None:
-            return self.fast.forward(moved, self.matrix)
+            return self.fast.run(moved, self.matrix)
         return self._laid(self._gathered(moved) @ np.swapaxes(self.matrix, 1, 2))
 
     def changed(self, change: Change) -> Array:
-        """Return what a change of the layer makes of its input."""
+        """Return the change of the output for a change of the weights."""
         if self.fast is not None:
             matrix, bias = self.unshifted(change)
-            return self.fast.forward(self.input, matrix) + bias.reshape(-1, *(1,) * (len(self.shape) - 2)).astype(
-                np.float32
-            )
+            shape = (-1, *(1,) * (len(self.shape) - 2))
+            return self.fast.run(self.input, matrix) + bias.reshape(shape).astype(np.float32)
         matrix, bias = (part.astype(np.float32) for part in change)
         return self._laid(self.x @ np.swapaxes(matrix, 1, 2) + bias[:, None])
 
     def unshifted(self, change: Change) -> Change:
-        """Return a change for rows as they are, of one for rows less their mean."""
+        """Return the change for plain rows that equals a change for rows less their mean."""
         matrix, bias = change
         return matrix, bias - np.einsum("gof,gf->go", matrix, self.mean[:, 0])
 
@@ -74,7 +73,7 @@ class LayerMap:
     def backward(self, back: Array) -> Array:
         """Return the transpose of `forward`."""
         if self.fast is not None:
-            return self.fast.backward(back, self.matrix)
+            return self.fast.run(back, self.matrix, backward=True)
         return self._scattered(self.rows_of(back) @ self.matrix)
 
     def _laid(self, rows: Array) -> Array:
@@ -90,7 +89,7 @@ class LayerMap:
         return np.stack([flat.take(part.ravel(), axis=1).reshape(n * positions, features) for part in self.index])
 
     def _scattered(self, rows: Array) -> Array:
-        """Return the transpose of `_gathered`: every element gets the sum over the rows that it is in."""
+        """Return the transpose of `_gathered`: each element is the sum over the rows that hold it."""
         groups, positions, features = self.index.shape
         n = rows.shape[1] // positions
         if self.sources is None:
@@ -110,7 +109,7 @@ class LayerMap:
 
 
 class _Convolution:
-    """A Conv and its transpose with weights for an input, run by onnxruntime: several times faster than by rows."""
+    """A Conv and its transpose in onnxruntime, with the weights as an input: several times faster than by rows."""
 
     def __init__(self, layer: Conv, attributes: dict[str, Any], rest: list[int]) -> None:
         self.layer = layer
@@ -118,7 +117,7 @@ class _Convolution:
 
     @classmethod
     def of(cls, layer: Linear, x: tuple[int, ...], y: tuple[int, ...]) -> _Convolution | None:
-        """Return one for a layer with these shapes, if it is a plain Conv."""
+        """Return one for a layer with these shapes of input and output; None where it is no plain Conv."""
         if not isinstance(layer, Conv) or layer.transposed or isinstance(layer.pads, str):
             return None
         kernel, strides, dilations, pads = layer.kernel, layer.strides, layer.dilations, layer.pads
@@ -131,18 +130,11 @@ class _Convolution:
         attributes = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads}
         return cls(layer, {**{k: [int(v) for v in vs] for k, vs in attributes.items()}, "group": layer.groups}, rest)
 
-    def forward(self, x: Array, matrix: Array) -> Array:
-        """Return the Conv of x."""
-        return self._run(0, x, matrix)
-
-    def backward(self, y: Array, matrix: Array) -> Array:
-        """Return the transpose of that for y."""
-        return self._run(1, y, matrix)
-
-    def _run(self, which: int, value: Array, matrix: Array) -> Array:
-        weight = self.layer.unmatrix(matrix)
-        feeds = {name: np.ascontiguousarray(part, np.float32) for name, part in (("x", value), ("w", weight))}
-        result: Array = run_batch(self.opened[which], feeds)[0]
+    def run(self, value: Array, matrix: Array, *, backward: bool = False) -> Array:
+        """Return the Conv of a value, or its transpose."""
+        feeds = {"x": value, "w": self.layer.unmatrix(matrix)}
+        feeds = {name: np.ascontiguousarray(part, np.float32) for name, part in feeds.items()}
+        result: Array = run_batch(self.opened[backward], feeds)[0]
         return result
 
 

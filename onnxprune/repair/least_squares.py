@@ -10,8 +10,8 @@ sequence and on every coupled layer). Four refinements:
 
 - where a layer feeds an Add, the target is the sum less the other term, so that a residual branch also corrects the error of the stream;
 - errors on the flat part of a Relu or a saturating activation do not count: where the original lies on it, so may the repaired model,
-  anywhere (Zhang et al., 2015, "Accelerating Very Deep Convolutional Networks", eq. 8). That is solved by turns: targets move onto the
-  prediction where both are flat, then the fit is made again with the same factorized matrix;
+  anywhere (Zhang et al., 2015, "Accelerating Very Deep Convolutional Networks", eq. 8). The problem is solved by turns: targets move onto
+  the prediction where both are flat, then the fit is repeated with the same factorized matrix;
 - the penalty is chosen on held-out rows, and a layer whose error on them does not fall keeps its weights;
 - the layers of a chain, between which no other layer reads, are then fitted to their last output together, since survivors in between
   need not keep their values (`onnxprune.repair.block_reconstruction`); the last of them is fitted once more.
@@ -41,28 +41,28 @@ from onnxprune.types import BoolArray, Repaired, Trace
 LEAST_GAIN = 1e-6
 """Share of the error that a change must remove."""
 DEPTH = 5
-"""Largest number of layers that are fitted together; more take longer and gain less and less."""
+"""Largest number of layers that are fitted together; more take longer and gain little."""
 CHAIN_TURNS = 3
-"""How often each layer chain is fitted, at most; a layer is in as many chains as layers are fitted together."""
+"""Largest number of turns of each layer chain; a layer is in as many chains as layers are fitted together."""
 CHAIN_ROWS = 50_000
-"""Positions of its target on which a chain is fitted, about; whole samples are taken."""
+"""Approximate number of target positions on which a chain is fitted; whole samples are taken."""
 LEAST_SAMPLES = 32
-"""Samples for a chain, at least; with fewer the chain is not fitted."""
+"""Smallest number of samples for a chain; with fewer the chain is not fitted."""
 WORK = 3e12
-"""Multiply-accumulates that the fits of all chains together may take; beyond that chains are shortened, then turns are dropped."""
+"""Largest number of multiply-accumulates of all chain fits; beyond it chains are shortened, then turns are dropped."""
 
 
 @dataclass(frozen=True)
 class RepairTask:
-    """What is repaired, towards what.
+    """The models of a repair, and the selection.
 
     Attributes:
-        reference: model whose tensors are the targets, by name; a layer whose output it lacks is only fitted as part of a chain.
+        reference: model whose tensors are the targets, by name; a layer whose output the reference lacks is only fitted in a chain.
         pruned: the traced model without the channels that are not in `keep`.
         trace: facts of the traced model: the reference, or the reference after layer edits.
         keep: (n_channels,) True where a channel stays.
-        changed: tensors whose layers differ from those of the reference, and have not been repaired yet.
-        depth: largest number of layers that are fitted together; 1: each by itself.
+        changed: tensors whose layers differ from those of the reference, and are not repaired yet.
+        depth: largest number of layers that are fitted together; 1: each layer alone.
     """
 
     reference: Model
@@ -95,7 +95,7 @@ def repair(
 
 
 class _Repair:
-    """The state of one repair: both models, run layer by layer."""
+    """One repair: both models, run layer by layer."""
 
     def __init__(self, task: RepairTask, workspace: Workspace, only_bias: bool) -> None:
         self.trace, self.changed, self.only_bias = task.trace, task.changed, only_bias
@@ -129,7 +129,9 @@ class _Repair:
                         again = self._fit(job)
                         found = replace(again, before=found.before, after=min(again.after, found.before))
                         for n, layer in chain.layers.items():
-                            together.setdefault(n, _of_chain(self.trace.labels[n], layer, found.rows, errors))
+                            features = layer.effective()[0].shape[2]
+                            record = Repaired(self.trace.labels[n], found.rows, features, *errors, np.inf)
+                            together.setdefault(n, record)
             done[job.node] = found
             if progress:
                 progress((number + 1) / len(self.targets))
@@ -140,7 +142,7 @@ class _Repair:
         return self.model, tuple(layer for _, layer in sorted({**done, **together, **own}.items()))
 
     def _targets(self) -> Iterator[LayerTarget]:
-        """Yield every linear layer that changed, or whose input changed, if the reference has its output."""
+        """Yield every linear layer that changed, or whose input changed, where the reference has its output."""
         stream, trace, alive = self.after, self.trace, self.alive
         layers = linear_layers(stream.model.graph)
         reads = {f.node for f in trace.slices if f.role == "reads" and not alive[f.channels].all()}
@@ -180,7 +182,7 @@ class _Repair:
         return Repaired(label, n_rows, features, at_first, at_last, penalty)
 
     def _chains(self, depth: int) -> dict[int, LayerChain]:
-        """Return the chain that ends at each layer, of layers that pruning changed, shortened until all fit into `WORK`."""
+        """Return the chain that ends at each layer, of layers that pruning changed, shortened until the work is below `WORK`."""
         stream, trace = self.after, self.trace
         layers = linear_layers(stream.model.graph)
         free = {f.node for f in trace.slices if not self.alive[f.channels].all()} | {job.node for job in self.targets}
@@ -264,10 +266,6 @@ class _Repair:
 
 def _samples_of(chain: LayerChain, positions: int, there: int, memory: float = np.inf) -> int:
     return min(there, max(LEAST_SAMPLES, -(-CHAIN_ROWS // max(1, positions))), int(min(there, memory / chain.bytes)))
-
-
-def _of_chain(label: str, layer: Linear, rows: int, errors: tuple[float, float]) -> Repaired:
-    return Repaired(label, rows, layer.effective()[0].shape[2], *errors, np.inf)
 
 
 def _sum_of(stream: LayerwiseRunner, trace: Trace, layers: dict[int, Linear], n: int, y: str) -> tuple[str | None, str]:

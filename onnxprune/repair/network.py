@@ -1,4 +1,4 @@
-"""Repair a pruned network, and keep the repair only where held-out samples say that it is better."""
+"""Repair a pruned network, and undo the repair where it increases the divergence on held-out samples."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refit(
 def refit_if_better(
     task: RepairTask, workspace: Workspace, options: ResolvedOptions, on_stage: ProgressCallback = quiet
 ) -> RepairResult:
-    """Refit all layers; undo that where it moves the output on held-out samples further from the reference."""
+    """Refit all layers, unless that increases the divergence of the output from the reference on held-out samples."""
     model, layers = refit(task, workspace, options, on_stage)
     before, after = divergences(task.reference, (task.pruned, model), workspace.calibration)
     notes = list(workspace.notes)
@@ -69,7 +69,7 @@ def divergences(model: Model, candidates: Sequence[Model], calibration: Calibrat
 
 
 def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
-    """Return held-out batches, up to a number of samples; augmented samples count as well."""
+    """Return held-out batches, up to a number of samples, augmented ones included."""
     numbers = [batch for batch in range(len(calibration)) if calibration.is_held(batch)]
     wanted = max(1, min(len(numbers), samples // calibration.batch))
     chosen = {numbers[i * len(numbers) // wanted] for i in range(wanted)}

@@ -39,13 +39,7 @@ from onnxprune.options import Options
 @REPORT
 @TERMINAL
 def finetune(
-    model: Path,
-    checkpoint: Path | None,
-    memory: str,
-    seed: int,
-    report: Path | None,
-    terminal: Terminal,
-    **asked: Any,
+    model: Path, checkpoint: Path | None, memory: str, seed: int, report: Path | None, terminal: Terminal, **asked: Any
 ) -> None:
     """Distill the original model into a pruned one.
 
