@@ -41,7 +41,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, found: Analysis) -> Analysis:
         times = (cost.features(next(variants)) * costs).sum(axis=1)
         kernels = [profiler.Kernel(n, "", float(time)) for n, time in enumerate(times)]
         kernels.append(profiler.Kernel(None, "", 7.0))
-        return profiler.Profile(tuple(kernels), 1e-3 * (1.1 * (times.sum() + 7.0)) + 0.02, 1)
+        return profiler.Profile(tuple(kernels), 1e-3 * (1.1 * (times.sum() + 7.0)) + 0.02)
 
     monkeypatch.setattr(profiler, "profile", profile)
     return analysis
