@@ -1,4 +1,4 @@
-"""Compare ways to meet the targets: channels alone, and channels after edits that are chosen at several Lagrange multipliers."""
+"""Compare ways to meet the targets: channels alone, and channels after edits chosen at several multipliers."""
 
 from __future__ import annotations
 
@@ -73,25 +73,22 @@ class Solution:
         return self.estimator.predict(self.run.plan.keep)[options.minimise]
 
 
-def best_solution(run: Run, estimator: CostEstimator) -> Run:
+def best_solution(run: Run) -> Run:
     """Let edits compete with channels, and return the solution with the least loss.
 
-    The Lagrange multiplier is the cost of the last channels that went: divergence of the output per share of the bound quantity. At some
-    shares of it the edits with the largest net gain are applied, channels do the rest, and the results, repaired, are compared on held-out
-    samples. The first edits are looked for in the original, those of further rounds in the best solution after its deletion; all are
-    applied to the original.
+    The Lagrange multiplier is the cost of the last channels that went: divergence of the output per share of the bound
+    quantity. At some shares of it the edits with the largest net gain are applied, channels do the rest, and the
+    results, repaired, are compared on held-out samples. The first edits are looked for in the original, those of
+    further rounds in the best solution after its deletion; all are applied to the original.
 
-    Each step of the progressive schedule does this for its part of the way, and starts from the edits of the step before. The last
-    solutions, and channels alone, then lose their channels by steps.
-
-    Args:
-        run: with the original.
-        estimator: of the original.
+    Each step of the progressive schedule does this for its part of the way, and starts from the edits of the step
+    before. The last solutions, and channels alone, then lose their channels by steps.
 
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    options = run.options
+    options, estimator = run.options, run.estimator
+    assert estimator is not None
     search = Search(run)
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
@@ -121,7 +118,8 @@ class Search:
         return self.run.workspace
 
     def step(self, goal: CostEstimator, start: Solution | None) -> Solution:
-        """Return the best solution that meets the targets of `goal`, an estimator of the original; `start` is that of the step before.
+        """Return the best solution for the targets of `goal`, an estimator of the original; `start` is of the step
+        before.
 
         Raises:
             TargetError: the targets cannot be met.
@@ -171,7 +169,7 @@ class Search:
         return found
 
     def with_further_edits(self, best: Solution, goal: CostEstimator) -> Solution | None:
-        """Look for edits in the pruned model of the best solution, and return the best solution with some of them or without."""
+        """Look for edits in the pruned model of the best solution, and return the best solution then."""
         assert best.repaired is not None
         original = self.run.edited.analysis.trace
         analysis = analysed(best.repaired.model, self.run.options, original.input_shapes)

@@ -1,4 +1,4 @@
-"""Select channels, in one step or by a schedule: score, allocate, and where another step follows, rewrite, repair and trace again."""
+"""Select channels, in one step or by a schedule whose steps score, allocate, rewrite, repair and trace again."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def select_channels(run: Run) -> Run:
 def once(run: Run) -> Run:
     """Take one step of the schedule.
 
-    With data, the result of the step is repaired, and the next step is scored on it. The last step deletes channels of the original
-    weights, or where the run trains between steps, of the trained ones.
+    With data, the result of the step is repaired, and the next step is scored on it. The last step deletes channels of
+    the original weights, or where the run trains between steps, of the trained ones.
     """
     run = ALLOCATE(run)
     if run.step == run.options.rounds or run.workspace is None:
@@ -88,7 +88,7 @@ ALLOCATE = Stage(allocate, requires=("original", "edited", "scored", "keep", "es
 
 
 def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
-    """Return a function of a selection: the points of top-1, without labels of agreement, that it loses after repair."""
+    """Return a function of a selection: its loss after repair, in points of top-1, without labels of agreement."""
     edited, workspace, data = run.edited, run.workspace, run.evaluation
     assert workspace is not None
     assert data is not None

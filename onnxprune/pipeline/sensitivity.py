@@ -48,10 +48,10 @@ def sensitivity(
     options: Options | None = None,
     **fields: Unpack[Fields],
 ) -> SensitivityResult:
-    """Measure the loss of the output as each group by itself loses channels, while the readers of the group are refitted.
+    """Measure the loss of the output as each group by itself loses channels, while its readers are refitted.
 
-    Channels go in the order of Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5); the loss is the divergence of the output from
-    that of the model, on held-out samples.
+    Channels go in the order of Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5); the loss is the divergence of
+    the output from that of the model, on held-out samples.
 
     Args:
         model: path of an ONNX file.

@@ -67,16 +67,19 @@ def sweep(
 ) -> SweepResult:
     """Make a family of models of several sizes, each pruned, repaired, proven and measured.
 
-    All plans come from one analysis of the model; each member is then an independent job. The same call continues an interrupted sweep.
+    All plans come from one analysis of the model; each member is then an independent job. The same call continues an
+    interrupted sweep.
 
     Args:
         model: path of an ONNX file.
-        output_folder: folder of all files, which is made: `<member>.onnx`, `<member>.plan.json`, `<member>.json`, and `sweep.json`.
+        output_folder: folder of all files, which is made: `<member>.onnx`, `<member>.plan.json`, `<member>.json`, and
+            `sweep.json`.
         data: as for `onnxprune.prune`.
         evaluation: as for `onnxprune.prune`.
         preprocess: as for `onnxprune.prune`.
         quantity: quantity that is removed, one of `QUANTITIES`; default "flops".
-        shares: shares to remove, one member each, above 0 and below 1; default 0.1 to 0.8. A share that no plan reaches gets a note.
+        shares: shares to remove, one member each, above 0 and below 1; default 0.1 to 0.8. A share that no plan reaches
+            gets a note.
         options: options of selection and repair, without targets; None: they are taken from `fields`.
         training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.

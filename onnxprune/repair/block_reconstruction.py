@@ -1,16 +1,18 @@
 """Block reconstruction: the layers of a chain are fitted together to the output of the last of them in the original.
 
-A layer that is fitted alone restores its surviving channels to their old values. With fewer channels between two layers these
-values need not be the old ones, only those that serve the layers behind best. So all layers up to a target tensor are fitted to it,
+A layer that is fitted alone restores its surviving channels to their old values. With fewer channels between two layers
+these values need not be the old ones, only those that serve the layers behind best. So all layers up to a target tensor
+are fitted to it,
 
     min over changes D of all layers of |f(W + D) - Y|^2 + lambda |D|^2
 
-with f the function of the chain, by the method of Gauss and Newton: with the slopes of all activations fixed, f is linear in D,
-so each turn is a linear least squares problem. The target is that of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training
-Quantization by Block Reconstruction", section 3.2; here by least squares, as in `onnxprune.repair.least_squares`, without labels,
-learning rates or schedule. The linear problems are solved by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by
-the covariance of each layer's input and by the sensitivity of the target to each of its outputs. Turns are judged on held-out
-samples, and end where the error on these stops falling.
+with f the function of the chain, by the method of Gauss and Newton: with the slopes of all activations fixed, f is
+linear in D, so each turn is a linear least squares problem. The target is that of Li et al., 2021, "BRECQ: Pushing the
+Limit of Post-Training Quantization by Block Reconstruction", section 3.2; here by least squares, as in
+`onnxprune.repair.least_squares`, without labels, learning rates or schedule. The linear problems are solved by
+conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of each layer's input and by the
+sensitivity of the target to each of its outputs. Turns are judged on held-out samples, and end where the error on these
+stops falling.
 """
 
 from __future__ import annotations
@@ -31,13 +33,12 @@ from onnxprune.graph.saturation import Flat
 from onnxprune.repair.layer_chain import STEPS, LayerChain
 from onnxprune.repair.layer_map import Change, LayerMap
 from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
-from onnxprune.types import BoolArray, FloatArray
+from onnxprune.types import Array, BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-Array = np.ndarray[Any, Any]
 Changes = dict[int, Change]
 LEAST_GAIN = 5e-3
 """Share of the held-out error that a turn must remove; otherwise it is the last one."""
@@ -55,10 +56,10 @@ TINY = 1e-12
 def fit(
     chain: LayerChain, stream: LayerwiseRunner, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Fit the layers of a chain in at most `turns` turns, and write weights that lower the error on the held-out samples.
+    """Fit the layers of a chain in at most `turns` turns; write weights that lower the error on the held-out samples.
 
-    `flat` are the bounds beyond which no reader distinguishes values of the target; `seed` is of the random signs by which the
-    sensitivity of the target to each output is estimated.
+    `flat` are the bounds beyond which no reader distinguishes values of the target; `seed` is of the random signs by
+    which the sensitivity of the target to each output is estimated.
 
     Returns:
         The mean squared error of a held-out sample, before and after.
@@ -112,7 +113,7 @@ def joined(parts: list[Samples]) -> Samples:
 
 
 class Linearized:
-    """A chain, linearized at its weights on some samples: the derivative of the target by the weights, and its transpose."""
+    """A chain, linearized at its weights on some samples: the derivative by the weights, and its transpose."""
 
     def __init__(self, chain: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:
         self.chain, self.stream, self.flat, self.samples = chain, stream, flat, samples
@@ -229,7 +230,7 @@ class Linearized:
         return {n: self.layers[n].products(rows) for n, rows in self._pulled(given).items()}
 
     def _pulled(self, given: Array) -> dict[int, Array]:
-        """Return the transposed derivative of the target by the output of each fitted layer, applied to `given`, as rows."""
+        """Return the transposed derivative by the output of each fitted layer, applied to `given`, as rows."""
         pulled: dict[str, Array] = {self.chain.target: np.where(self.counts, given, np.float32(0))}
         result: dict[int, Array] = {}
         for n in reversed(self.chain.nodes):
@@ -282,7 +283,7 @@ def _plus(u: Changes, factor: float, v: Changes) -> Changes:
 
 
 class _Preconditioner:
-    """An estimate of the inverse of a layer's normal equations: inverse input covariance times inverse output sensitivity."""
+    """Inverse input covariance times inverse output sensitivity of a layer."""
 
     def __init__(self, layer: LayerMap, signed: Array, penalty: float) -> None:
         moved = np.square(signed, dtype=np.float64).sum(
