@@ -16,6 +16,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+Array = np.ndarray[Any, Any]
 
 Role = Literal["writes", "follows", "scales", "reads"]
 """Role of a tensor for a channel: a filter *writes* the channel, a bias or depthwise kernel *follows* it, the factor of

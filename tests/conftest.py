@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
@@ -33,6 +36,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXPRUNE_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_per_worker() -> Iterator[None]:
+    """Let sessions of parallel test workers use one thread each, unless they ask for a number."""
+    plain = onnxruntime.InferenceSession
+
+    def opened(source: Any, options: Any = None, **how: Any) -> Any:
+        if options is not None and not options.intra_op_num_threads:
+            options.intra_op_num_threads = 1
+        return plain(source, options, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setattr(onnxruntime, "InferenceSession", opened)
+        yield
 
 
 @pytest.fixture(scope="session")

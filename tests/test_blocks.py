@@ -1,4 +1,4 @@
-"""Layers fitted together: what is linearised is the network, and the fit is better than that of each by itself."""
+"""Layer chains: the linearization matches the network, and layers fitted together do better than each alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def channels_last(b: Builder) -> str:
 
 
 def whole(model: Model, depth: int = 9) -> tuple[Any, layer_chain.LayerChain | None, Feeds]:
-    """Return a model, run up to nothing, and the block of its last layer."""
+    """Return a model, run up to nothing, and the chain of its last layer."""
     feeds = random_feeds(model.header, concrete_shapes(model.header, 3), 1)
     stream = LayerwiseRunner(model, [feeds], ActivationStore(1e9))
     layers = linear_layers(model.graph)
@@ -59,32 +59,35 @@ def test_what_changes_move(build):
     """The derivative is that of the network, and its transpose is its transpose."""
     b = Builder((3, 8, 8))
     model = load(b.build(build(b)))
-    stream, block, feeds = whole(model)
-    assert block is not None
-    assert len(block.layers) == len(linear_layers(model.graph))
+    stream, chain, feeds = whole(model)
+    assert chain is not None
+    assert len(chain.layers) == len(linear_layers(model.graph))
     (given,) = run(model, feeds)
-    samples = block_reconstruction.Samples({name: feeds[name] for name in block.taken}, given + 1)
-    linearised = block_reconstruction._Linearised(block, stream, UNBOUNDED, samples)
-    linearised._look()
+    samples = block_reconstruction.Samples({name: feeds[name] for name in chain.taken}, given + 1)
+    linearized = block_reconstruction.Linearized(chain, stream, UNBOUNDED, samples)
+    linearized.observe()
     rng = np.random.default_rng(0)
     changes = {}
-    for n, layer in block.layers.items():
+    for n, layer in chain.layers.items():
         matrix, bias = (rng.standard_normal(part.shape) for part in layer.effective())
         changes[n] = matrix, bias * layer.has_bias
-    moved = linearised._forward(changes)
+    moved = linearized.forward(changes)
 
     back = rng.standard_normal(moved.shape).astype(np.float32)
     there = float((moved * back).sum())
-    assert block_reconstruction._dot(changes, linearised._backward(back)) == pytest.approx(there, rel=1e-3, abs=1e-2)
+    pairs = ((changes[n], pulled) for n, pulled in linearized.backward(back).items())
+    assert sum(
+        float((a * b).sum()) for change, pulled in pairs for a, b in zip(change, pulled, strict=True)
+    ) == pytest.approx(there, rel=1e-3, abs=1e-2)
 
-    start = {n: layer.effective() for n, layer in block.layers.items()}
+    start = {n: layer.effective() for n, layer in chain.layers.items()}
     size = 1e-3
     both = []
     for sign in (1, -1):
         for n, change in changes.items():
-            matrix, bias = linearised.layers[n].unshifted(change)
+            matrix, bias = linearized.layers[n].unshifted(change)
             weights = start[n][0] + sign * size * matrix, start[n][1] + sign * size * bias
-            block.layers[n].write(weights[0], weights[1] if block.layers[n].has_bias else None)
+            chain.layers[n].write(weights[0], weights[1] if chain.layers[n].has_bias else None)
         both.append(run(model, feeds)[0])
     np.testing.assert_allclose((both[0] - both[1]) / (2 * size), moved, rtol=0.02, atol=0.02 * np.abs(moved).max())
 
@@ -96,23 +99,23 @@ def test_what_something_else_sees_is_left():
     beside = b.conv(stem, 4, name="beside")
     last = b.conv(b.node("Relu", [b.conv(stem, 6, 3)]), 4, 3)
     model = load(b.build(last, beside))
-    _, block, _ = whole(model)
-    assert block is not None
-    assert sorted(block.layers) == [n for n, node in enumerate(model.graph.nodes) if node.op == "Conv"][-2:]
+    _, chain, _ = whole(model)
+    assert chain is not None
+    assert sorted(chain.layers) == [n for n, node in enumerate(model.graph.nodes) if node.op == "Conv"][-2:]
 
 
 def test_no_further_than_what_is_known():
     b = Builder((3, 8, 8))
     x = b.node("Softmax", [b.conv("x", 6, 3)], axis=1)
     model = load(b.build(b.conv(b.node("Relu", [b.conv(x, 6, 3)]), 4, 3)))
-    _, block, _ = whole(model)
-    assert block is not None
-    assert len(block.layers) == 2
+    _, chain, _ = whole(model)
+    assert chain is not None
+    assert len(chain.layers) == 2
     assert whole(model, depth=1)[1] is None
 
 
 def test_layers_fitted_together_do_better():
-    """What is between two layers need not be what it was: with a third of it gone, more of the output is kept."""
+    """Fitted together, layers keep more of the output: survivors between two layers need not keep their values."""
     b = Builder((3, 8, 8))
     x = b.node("Relu", [b.conv("x", 12, 3)])
     y = b.conv(b.node("Relu", [b.conv(x, 12, 3)]), 12, 3)
@@ -131,7 +134,7 @@ def test_layers_fitted_together_do_better():
 
 
 def test_no_work_allowed(monkeypatch):
-    """Without the work that blocks take, each layer is fitted by itself."""
+    """Without the work that chains take, each layer is fitted by itself."""
     b = Builder((3, 8, 8))
     model = load(b.build(b.conv(b.node("Relu", [b.conv("x", 8, 3)]), 4, 3)))
     trace = trace_model(model)

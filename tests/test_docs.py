@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from test_imports import LAYERS
@@ -76,3 +80,88 @@ def test_architecture_lists_every_package_and_module_in_the_order_of_imports() -
         }
         there -= {"__init__", "__pycache__/", "templates/"}
         assert set(re.findall(r"`([\w/]+)`", row)) & (there | {f"{path}/" for path in there}) == there, name
+
+
+# ---------------------------------------------------------------------------------------------------------------- executed
+
+NOT_RUN = {
+    "--granularity": "forms of layers are timed; tests/test_granularity.py and test_reforming.py",
+    "latency": "the machine is measured for a minute; tests/test_latency.py and test_targets.py",
+    "prune model.onnx -o small.onnx --data data.npz --max-drop": "many sizes are tried; tests/test_budget_by_loss.py",
+    "sweep": "many sizes are made; tests/test_sweeping.py",
+}
+"""Commands of the documentation that are not executed here, by what they contain: why, and what executes them."""
+SMALLER = {
+    "images/ --preprocess imagenet": "data.npz",
+    "--finetune 3min": "--finetune 2steps",
+    "--for 2epochs": "--for 2steps",
+    "--max-drop 0.5 --min-speedup 1.3": "--max-drop 100 --min-speedup 0.001",
+}
+"""What takes long, hangs on the machine, or needs files that are not there, and what stands in for it."""
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+
+def commands_of(page: str) -> list[str]:
+    return re.findall(r"^ *(onnxprune .*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def needs_what_is_missing(text: str) -> bool:
+    extras = {"finetune": "torch", "--report": "bokeh", "--plot": "matplotlib"}
+    return any(word in text and importlib.util.find_spec(module) is None for word, module in extras.items())
+
+
+@pytest.fixture
+def folder(tiny_path: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working folder, with the files that the documentation names: a small classifier, and samples for it."""
+    for name in ("model.onnx", "candidate.onnx", "small.onnx"):
+        shutil.copy(tiny_path, tmp_path / name)
+    with np.load(samples) as content:
+        x = content["x"]
+    for name in ("data.npz", "test.npz", "eval.npz"):
+        np.savez(tmp_path / name, x=x, labels=np.arange(len(x)) % 4)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+def test_commands_of_the_documentation_run(page: str, folder: Path) -> None:
+    for command in commands_of(page):
+        if any(part in command for part in NOT_RUN) or needs_what_is_missing(command):
+            continue
+        for part, smaller in SMALLER.items():
+            command = command.replace(part, smaller)
+        done = CliRunner().invoke(main, shlex.split(command, comments=True)[1:])
+        assert done.exit_code == 0, f"{command}\n{done.output}"
+
+
+def test_what_is_not_run_or_stood_in_for_is_there() -> None:
+    text = "\n".join(command for page in PAGES for command in commands_of(page))
+    assert [part for part in (*NOT_RUN, *SMALLER) if part not in text] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)])
+def test_python_of_the_documentation_runs(page: str, folder: Path) -> None:
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), {})
+    assert (folder / "small.onnx").read_bytes() != (folder / "model.onnx").read_bytes()
+
+
+def modules_with_examples() -> list[str]:
+    found = [path for path in (ROOT / "onnxprune").rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")]
+    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in found)
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_examples_in_docstrings(name: str, folder: Path) -> None:
+    """As `pytest --doctest-modules onnxprune`, in a folder with the files that the examples name."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"needs {error.name}")
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted
+    assert not found.failed

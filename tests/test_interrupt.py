@@ -60,7 +60,7 @@ def interrupted(tmp_path: Path) -> Callable[..., tuple[int, str]]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Return a file of labelled samples for the tiny model, enough to keep it busy for a while."""
+    """Return a file of labeled samples for the tiny model, enough to keep it busy for a while."""
     rng = np.random.default_rng(3)
     path = tmp_path / "data.npz"
     np.savez(path, x=rng.normal(size=(4000, 3, 8, 8)).astype(np.float32), labels=rng.integers(0, 4, 4000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -85,20 +84,3 @@ def test_a_failed_verdict_is_falsy(tiny_path: Path) -> None:
 def test_values_are_given_once(tiny_path: Path) -> None:
     with pytest.raises(OptionError, match="round_to and `options` are both given"):
         onnxprune.prune(tiny_path, options=onnxprune.Options(reduce={"flops": 0.4}), round_to=1)
-
-
-@pytest.mark.parametrize(
-    "name", ["__doc__", "prune", "plan", "inspect", "bench", "check", "sweep", "sensitivity", "finetune"]
-)
-def test_examples_of_the_public_functions(
-    name: str, tiny_path: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The examples in the docstrings run in a folder with the files that they name."""
-    tiny_path.rename(tmp_path / "model.onnx")
-    assert samples == tmp_path / "samples.npz"
-    monkeypatch.chdir(tmp_path)
-    documented = onnxprune if name == "__doc__" else getattr(onnxprune, name)
-    (example,) = doctest.DocTestFinder(recurse=False).find(documented, name)
-    assert example.examples
-    failed, _ = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(example)
-    assert failed == 0

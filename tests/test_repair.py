@@ -585,7 +585,7 @@ def test_activations_that_are_not_finite_change_nothing():
         assert all(np.isfinite(t.values).all() for t in node.inputs if isinstance(t, gs.Constant))
 
 
-def quantised(proto: onnx.ModelProto) -> onnx.ModelProto:
+def quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Store the weights of all Conv as int8, behind a DequantizeLinear."""
     nodes = []
     weights = {t.name: t for t in proto.graph.initializer}
@@ -607,8 +607,8 @@ def quantised(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def test_quantised_weights_stay(tmp_path):
-    proto = quantised(proto_of(line))
+def test_quantized_weights_stay(tmp_path):
+    proto = quantized(proto_of(line))
     path = tmp_path / "q.onnx"
     path.write_bytes(proto.SerializeToString())
     data = np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)

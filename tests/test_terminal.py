@@ -126,14 +126,21 @@ def test_a_long_time_is_told_in_minutes(monkeypatch, capsys):
     assert capsys.readouterr().err == "train: 10%, about 9 min left\n"
 
 
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_bar_counts_down_however_slow_the_stage_is(monkeypatch):
     """A stage that reports every minute has a time left as well."""
     now = [0.0]
     for clock in ("monotonic", "perf_counter"):
         monkeypatch.setattr(terminals.time, clock, lambda: now[0])
-    stream = io.StringIO()
+    stream = Screen()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=stream, width=70, force_terminal=True))
-    with terminals._bar(False) as stages:
+    with Terminal().progress() as stages:
         stages("prune", 0.0, "0 of 4")
         for done in (1, 2):
             now[0] = 60.0 * done

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run everything a change must pass: ruff, mypy and the tests. Further arguments go to pytest.
 
-Without any, every test runs, on as many workers as there are cores, four at most.
+Without any, every test runs, on as many workers as there are cores, four at most. Each worker computes with one thread.
 
 Where there is a browser, or CI is set, the tests that need one fail instead of being left out.
 """
@@ -29,6 +29,8 @@ def main() -> int:
     environment = dict(os.environ)
     if os.environ.get("CI") or any(map(shutil.which, BROWSERS)):
         environment.setdefault("ONNXPRUNE_BROWSER", "required")
+    if not sys.argv[1:]:
+        environment.setdefault("OMP_NUM_THREADS", "1")
     for module, *arguments in (*STEPS, ("pytest", *(sys.argv[1:] or WORKERS))):
         print(f"== {module} {' '.join(arguments)}", flush=True)
         code = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment).returncode

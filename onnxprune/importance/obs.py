@@ -1,12 +1,13 @@
 """Optimal Brain Surgeon on the readers of a group: the order in which channels go, the loss, and the refitted weights.
 
-For a reader y = W x the least squared error of the output without the features S of x, with all other weights adjusted, is
+For a reader y = W x the least squared error of the output without the features S of x, with all other weights adjusted,
+is
 
     L(S) = tr( W_S [(H^-1)_SS]^-1 W_S' ),    H = covariance of x + damping
 
-(Hassibi and Stork, 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 5, for several weights at once).
-H is the exact Hessian of the squared error. The channel with the least sum of L over all readers of its group goes first; then the
-other weights are adjusted, H^-1 is downdated, and the next channel is chosen.
+(Hassibi and Stork, 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", eq. 5, for several
+weights at once). H is the exact Hessian of the squared error. The channel with the least sum of L over all readers of
+its group goes first; then the other weights are adjusted, H^-1 is downdated, and the next channel is chosen.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import Reader, readers_of
 from onnxprune.importance.weights import ScoringInputs
-from onnxprune.types import FloatArray, Group, IntArray, Trace
+from onnxprune.types import Array, FloatArray, Group, IntArray, Trace
 
-Array = np.ndarray[Any, Any]
 DAMPING = 1e-2
-"""Least damping of the covariance, as a share of its mean diagonal. With few rows the damping is features / rows, since in a
-covariance of fewer rows than features every channel is a combination of the others."""
+"""Least damping of the covariance, as a share of its mean diagonal. With few rows the damping is features / rows, since
+in a covariance of fewer rows than features every channel is a combination of the others."""
 LEAST_ROWS = 20_000
 ROWS_PER_FEATURE = 10
 CONSTANT = 1e-6
@@ -44,14 +44,14 @@ AT_ONCE = 48
 """Channels go one by one while fewer than twice as many are left, otherwise 1 / AT_ONCE of those left at a time."""
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Shares of a group at which the refitted weights of its readers are kept."""
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Statistics of the input of a reader, per feature (groups, features); `zeros` is the share of exact zeros.
 
-    `covariance`, (groups, features, features), is None where it exceeds the memory; `damping` is a share of its mean diagonal.
+    `covariance`, (groups, features, features), is None where it exceeds the memory; `damping` is a share of its mean
+    diagonal.
     """
 
     mean: FloatArray
@@ -95,7 +95,8 @@ def collect(
 ) -> Iterator[tuple[int, Statistics]]:
     """Yield node and input statistics of each reader, in graph order; the model runs once.
 
-    `hold_out` leaves out the held-out samples; with `apart` the sampled positions of a reader do not depend on the other readers.
+    `hold_out` leaves out the held-out samples; with `apart` the sampled positions of a reader do not depend on the
+    other readers.
     """
     calibration = workspace.calibration
     stream = LayerwiseRunner(model, calibration, workspace.store)
@@ -124,37 +125,37 @@ class _Sums:
 
     def __init__(self, groups: int, features: int, *, whole: bool) -> None:
         self.whole = whole
-        self.centre: Array | None = None
+        self.center: Array | None = None
         self.moments: Moments | None = None
         self.sums, self.squares, self.zeros = np.zeros((3, groups, features))
         self.n = 0
         self.waiting: list[Array] = []
 
     def add(self, rows: Array, *, last: bool) -> None:
-        """Add rows, (groups, n, features); few rows wait for others, since their product costs as much as one of many."""
+        """Add rows, (groups, n, features); few rows wait for others, as their product costs as much as one of many."""
         self.waiting.append(rows)
         if sum(part.shape[1] for part in self.waiting) < ROWS_TOGETHER and not last:
             return
         rows = np.concatenate(self.waiting, axis=1)
         self.waiting = []
         self.zeros += np.count_nonzero(rows == 0, axis=1)
-        if self.centre is None:
-            self.centre = rows.mean(axis=1, keepdims=True)
-            self.moments = Moments(self.centre, 0) if self.whole else None
+        if self.center is None:
+            self.center = rows.mean(axis=1, keepdims=True)
+            self.moments = Moments(self.center, 0) if self.whole else None
         if self.moments is not None:
             self.moments.add(rows, rows[:, :, :0])
-        rows = rows - self.centre
+        rows = rows - self.center
         self.sums += rows.sum(axis=1, dtype=np.float64)
         self.squares += np.einsum("gnf,gnf->gf", rows, rows, dtype=np.float64)
         self.n += rows.shape[1]
 
     def statistics(self) -> Statistics:
         """Return the statistics of all rows."""
-        assert self.centre is not None
+        assert self.center is not None
         n, features = self.n, self.sums.shape[1]
         variance = np.maximum(self.squares / n - (self.sums / n) ** 2, 0)
         covariance = None if self.moments is None else self.moments.covariance()
-        mean = self.sums / n + self.centre[:, 0]
+        mean = self.sums / n + self.center[:, 0]
         return Statistics(mean, variance, self.zeros / n, covariance, max(DAMPING, features / n))
 
 
@@ -173,7 +174,7 @@ def removals(
     *,
     hold_out: bool = False,
     names: Container[str] | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Iterator[Removal]:
     """Remove the channels of every group, one after the other.
 
@@ -183,8 +184,8 @@ def removals(
         workspace: calibration samples, and the memory for activations, weights and covariances.
         scores: (n_channels,) importance that gives the order; None: second order.
         fallback: (n_channels,) importance that gives the order in groups that no linear layer reads.
-        hold_out: leave out the held-out samples, so that weights can be judged on them: on its own rows, with few per feature, a wide
-            layer looks five to ten times cheaper.
+        hold_out: leave out the held-out samples, so that weights can be judged on them: on its own rows, with few per
+            feature, a wide layer looks five to ten times cheaper.
         names: of the groups; None: all.
         progress: called with the share that is done.
     """
@@ -219,8 +220,8 @@ def removals(
 def scores_of(trace: Trace, found: Iterable[Removal], fallback: FloatArray) -> FloatArray:
     """Return the second order importance of every channel, (n_channels,), divided by the mean of its group.
 
-    The importance is the rise of the loss when the channel goes, at its place in the order, made non-decreasing; pinned channels get
-    infinity. Groups that no linear layer reads keep `fallback`.
+    The importance is the rise of the loss when the channel goes, at its place in the order, made non-decreasing; pinned
+    channels get infinity. Groups that no linear layer reads keep `fallback`.
     """
     result = fallback.copy()
     for removal in found:
@@ -233,10 +234,12 @@ def scores_of(trace: Trace, found: Iterable[Removal], fallback: FloatArray) -> F
 
 
 def activation_scores(model: Model, trace: Trace, workspace: Workspace, kind: str) -> FloatArray:
-    """Return an importance from reader inputs, (n_channels,), divided by the mean of the group; NaN where no linear layer reads.
+    """Return an importance from reader inputs, (n_channels,), divided by the mean of the group.
 
-    `activation`: input variance times squared weight, summed over the features of a channel: OBS with a diagonal Hessian.
-    `apoz`: mean share of non-zeros (one minus eq. 1 of Hu et al., 2016, "Network Trimming").
+    Channels that no linear layer reads get NaN.
+
+    `activation`: input variance times squared weight, summed over the features of a channel: OBS with a diagonal
+    Hessian. `apoz`: mean share of non-zeros (one minus eq. 1 of Hu et al., 2016, "Network Trimming").
     """
     by_group = readers_of(model, trace)
     readers = {reader.node: reader for found in by_group.values() for reader in found}

@@ -36,7 +36,7 @@ def bench(
     Args:
         a: path of an ONNX file.
         b: path of another one; None: `a` alone.
-        latency_table: where to write the latency of the layers of `a` at several numbers of channels, for `prune`; None: not measured.
+        latency_table: path of a latency table of the layers of `a` to write, for `prune`; None: not measured.
         measure: as for `onnxprune.prune`; default: `BenchmarkConfig()`.
         on_stage: as for `onnxprune.prune`.
         **fields: in place of `measure`, its fields: threads=2, batch=8, runs=50, …; few runs give wide intervals.

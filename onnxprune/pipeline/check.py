@@ -39,11 +39,13 @@ def check(
     Args:
         candidate: path of the model to judge.
         baseline: path of the model that it should replace.
-        data: samples to run both models on, as for `onnxprune.prune`; None: seeded random inputs, on which no accuracy is measured.
+        data: samples to run both models on, as for `onnxprune.prune`; None: seeded random inputs, on which no accuracy
+            is measured.
         preprocess: as for `onnxprune.prune`.
         limits: limits on accuracy, fidelity, latency and cost; None: structure and finite outputs alone are checked.
         strict: let undecided checks fail as well: those whose interval holds the limit.
-        providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first one runs both models.
+        providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first
+            one runs both models.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
         **fields: in place of `measure`, its fields: threads=2, runs=50, …
@@ -57,7 +59,8 @@ def check(
 
     Examples:
         >>> import onnxprune
-        >>> verdict = onnxprune.check("model.onnx", "model.onnx", limits=onnxprune.GateLimits(max_size=1e6), latency=False)
+        >>> limits = onnxprune.GateLimits(max_size=1e6)
+        >>> verdict = onnxprune.check("model.onnx", "model.onnx", limits=limits, latency=False)
         >>> bool(verdict)
         True
     """

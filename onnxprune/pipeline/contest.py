@@ -1,4 +1,4 @@
-"""Compare ways to meet the targets: channels alone, and channels after edits that are chosen at several Lagrange multipliers."""
+"""Compare ways to meet the targets: channels alone, and channels after edits chosen at several multipliers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
-from onnxprune.allocation.edit_study import Study, study
+from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditEstimator, ScoredEdit, multiplier_of, worth
+from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.problem import paced
 from onnxprune.allocation.targets import too_far
@@ -73,25 +73,22 @@ class Solution:
         return self.estimator.predict(self.run.plan.keep)[options.minimise]
 
 
-def best_solution(run: Run, estimator: CostEstimator) -> Run:
+def best_solution(run: Run) -> Run:
     """Let edits compete with channels, and return the solution with the least loss.
 
-    The Lagrange multiplier is the cost of the last channels that went: divergence of the output per share of the bound quantity. At some
-    shares of it the edits with the largest net gain are applied, channels do the rest, and the results, repaired, are compared on held-out
-    samples. The first edits are looked for in the original, those of further rounds in the best solution after its deletion; all are
-    applied to the original.
+    The Lagrange multiplier is the cost of the last channels that went: divergence of the output per share of the bound
+    quantity. At some shares of it the edits with the largest net gain are applied, channels do the rest, and the
+    results, repaired, are compared on held-out samples. The first edits are looked for in the original, those of
+    further rounds in the best solution after its deletion; all are applied to the original.
 
-    Each step of the progressive schedule does this for its part of the way, and starts from the edits of the step before. The last
-    solutions, and channels alone, then lose their channels by steps.
-
-    Args:
-        run: with the original.
-        estimator: of the original.
+    Each step of the progressive schedule does this for its part of the way, and starts from the edits of the step
+    before. The last solutions, and channels alone, then lose their channels by steps.
 
     Raises:
         TargetError: the targets cannot be met, neither by channels alone nor with any of these edits.
     """
-    options = run.options
+    options, estimator = run.options, run.estimator
+    assert estimator is not None
     search = Search(run)
     at_once = replace(options, schedule="block")
     steps = options.rounds if options.max_drop is None else 1
@@ -121,7 +118,8 @@ class Search:
         return self.run.workspace
 
     def step(self, goal: CostEstimator, start: Solution | None) -> Solution:
-        """Return the best solution that meets the targets of `goal`, an estimator of the original; `start` is that of the step before.
+        """Return the best solution for the targets of `goal`, an estimator of the original; `start` is of the step
+        before.
 
         Raises:
             TargetError: the targets cannot be met.
@@ -139,9 +137,8 @@ class Search:
             with contextlib.suppress(TargetError):
                 best = _better(best, self.tried(start.base, start.estimator.with_targets(goal.options, goal.share)))
         if start is None or best is None:
-            found = self.studied(self.run.edited.analysis, goal)
-            self.notes = found.notes
-            best = self.with_edits(best, goal, EditMeter(goal if best is None else best.estimator, found.scored))
+            scored, self.notes = self.studied(self.run.edited.analysis, goal)
+            best = self.with_edits(best, goal, EditEstimator(goal if best is None else best.estimator, scored))
         for _ in range(ROUNDS):
             if best is None:
                 break
@@ -153,9 +150,9 @@ class Search:
             raise unmet
         return best
 
-    def studied(self, analysis: Analysis, goal: CostEstimator) -> Study:
-        """Score the edits of a model."""
-        return study(analysis, self.run.options, self.workspace, goal.how, self.run.on_stage)
+    def studied(self, analysis: Analysis, goal: CostEstimator) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
+        """Score the edits of a model; return them, and notes."""
+        return study(analysis, self.run.options, self.workspace, goal.config, self.run.on_stage)
 
     def tried(self, base: EditedModel, estimator: CostEstimator) -> Solution:
         """Select channels, repair the result layer by layer, and measure the loss.
@@ -172,25 +169,25 @@ class Search:
         return found
 
     def with_further_edits(self, best: Solution, goal: CostEstimator) -> Solution | None:
-        """Look for edits in the pruned model of the best solution, and return the best solution with some of them or without."""
+        """Look for edits in the pruned model of the best solution, and return the best solution then."""
         assert best.repaired is not None
         original = self.run.edited.analysis.trace
         analysis = analysed(best.repaired.model, self.run.options, original.input_shapes)
-        found = self.studied(analysis, goal)
+        found, _ = self.studied(analysis, goal)
         there = set(original.labels)
         unedited = there - {scored.edit.layer for scored in best.base.edits}
         free = [
             scored
-            for scored in found.scored
+            for scored in found
             if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
         ]
-        return self.with_edits(best, goal, EditMeter(best.estimator, free, analysis.model), best.base.edits)
+        return self.with_edits(best, goal, EditEstimator(best.estimator, free, analysis.model), best.base.edits)
 
     def with_edits(
         self,
         start: Solution | None,
         goal: CostEstimator,
-        costs: EditMeter,
+        costs: EditEstimator,
         earlier: tuple[ScoredEdit, ...] | None = None,
     ) -> Solution | None:
         """Choose some of the edits of `costs` at several multipliers, and return the best solution; see `chosen`."""
@@ -215,7 +212,7 @@ class Search:
         return best
 
     def chosen(
-        self, goal: CostEstimator, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
+        self, goal: CostEstimator, costs: EditEstimator, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
     ) -> tuple[ScoredEdit, ...]:
         """Choose edits at a multiplier; fewer of them where they alone are measured to go beyond the targets.
 
@@ -229,7 +226,7 @@ class Search:
             picked = worth(costs, budget, multiplier)
             if not picked.any():
                 return ()
-            edits = taken(costs.scored, picked)
+            edits = costs.taken(picked)
             if earlier is not None:
                 edits = tuple(refitted(self.run.edited.analysis, edits, self.run.options, self.workspace))
                 gone = {label for scored in edits if scored.edit.removes_nodes for label in scored.layers}

@@ -12,8 +12,8 @@ from onnxprune import plan_file
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import Analysis, analyse, analysed, removed
 from onnxprune.graph.model import Model
+from onnxprune.pipeline.edited_model import worst
 from onnxprune.pipeline.opening import with_augmentation
-from onnxprune.pipeline.rewriting import with_proof
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.proof import prove
@@ -26,7 +26,9 @@ Features = Mapping[str, tuple[int, IntArray | None]]
 
 
 def train(run: Run) -> Run:
-    """Train the result towards the original, then delete the gated channels; between steps of a schedule a part of the time, ungated.
+    """Train the result towards the original, then delete the gated channels.
+
+    Between steps of a schedule training takes a part of the time, and gates nothing.
 
     Raises:
         TargetError: the channels of the pruned model are coupled in another way than before.
@@ -85,7 +87,8 @@ def gates_proven(run: Run) -> Run:
         return run
     run.on_stage("prove", None)
     tuned = run.tuned.model
-    return with_proof(run, prove(tuned, run.model, tuned, run.shapes, run.options.seed, loaded=True))
+    found = prove(tuned, run.model, tuned, run.shapes, run.options.seed, loaded=True)
+    return replace(run, proof=worst(run.proof, found))
 
 
 def state_file(run: Run, step: int) -> Path | None:
@@ -103,7 +106,7 @@ def forget_states(run: Run) -> None:
 
 
 def boundaries(original: Analysis, keep: BoolArray, model: Model) -> Features:
-    """Return the last activation of every group that both models have: its channel axis, and the positions of the kept channels."""
+    """Return the last common activation of every group: its channel axis, and the positions of the kept channels."""
     order = {tensor.name: n for n, node in enumerate(original.model.graph.nodes) for tensor in node.outputs}
     there = {tensor.name for node in model.graph.nodes for tensor in node.outputs}
     trace = original.trace
@@ -123,7 +126,7 @@ def boundaries(original: Analysis, keep: BoolArray, model: Model) -> Features:
 
 
 def _features(run: Run) -> Features:
-    """Return the activations to compare; for a model that was pruned earlier, without its plan, those of equal shape in both."""
+    """Return the activations to compare; those of equal shape for a student whose plan is not given."""
     if run.sources.teacher is None:
         return boundaries(run.edited.teacher, run.keep, run.model)
     teacher, student, plan = run.original, run.edited.analysis, run.sources.plan

@@ -83,7 +83,7 @@ class EditedModel:
 
 
 def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: ResolvedOptions) -> tuple[EditedModel, Model]:
-    """Apply one round of edits; return the result, neither proven nor repaired, and the masked model that it must equal.
+    """Apply one round of edits; return the unproven, unrepaired result, and the masked model that it must equal.
 
     Raises:
         PlanError: an edit cannot be made.
@@ -116,12 +116,7 @@ def apply(
     before, model = base.analysis.model, after.analysis.model
     with unless_it_does_not_run(before, known):
         proof = prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
-    if base.proof is not None:
-        proof = replace(
-            proof,
-            difference=max(proof.difference, base.proof.difference),
-            normalized=max(proof.normalized, base.proof.normalized),
-        )
+    proof = worst(base.proof, proof)
     changed = base.changed | after.changed
     if workspace is None or options.repair not in ("lstsq", "bias"):
         return replace(after, proof=proof, changed=changed)
@@ -138,6 +133,14 @@ def apply(
     )
 
 
+def worst(one: Proof | None, two: Proof) -> Proof:
+    """Return one proof of two changes, with the larger differences."""
+    if one is None:
+        return two
+    difference, normalized = max(one.difference, two.difference), max(one.normalized, two.normalized)
+    return replace(one, difference=difference, normalized=normalized)
+
+
 def replayed(
     base: EditedModel,
     rounds: Sequence[Sequence[Edit]],
@@ -145,7 +148,7 @@ def replayed(
     workspace: Workspace | None,
     on_stage: ProgressCallback = quiet,
 ) -> EditedModel:
-    """Apply the edits of a plan; the directions of low-rank edits follow from the data, or without data from the weights.
+    """Apply the edits of a plan; directions of low-rank edits come from the data, or without data from the weights.
 
     Raises:
         PlanError: an edit cannot be made.

@@ -39,18 +39,19 @@ def finetune(
 ) -> ModelResult:
     """Train a model towards the outputs of its teacher, verify it, and write it where `output` is given.
 
-    The loss is the distillation of Hinton et al., 2015, "Distilling the Knowledge in a Neural Network", with a term for the labels and one
-    for activations; see `Training`. Needs torch.
+    The loss is the distillation of Hinton et al., 2015, "Distilling the Knowledge in a Neural Network", with a term for
+    the labels and one for activations; see `Training`. Needs torch.
 
     Args:
         model: path of the model to train; it is not changed.
-        teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the report.
+        teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the
+            report.
         data: samples to train on, as for `onnxprune.prune`; their labels are used where there are some.
         output: path of the result; None: nothing is written. A result whose verdict is FAILED is not written.
         evaluation: samples to verify the result on; None: `data`, which training has seen.
         preprocess: as for `onnxprune.prune`.
-        plan: path of the plan.json that the model was pruned by: names the channels of the teacher for `Training.features`; None: only
-            activations of equal shape are compared.
+        plan: path of the plan.json that the model was pruned by: names the channels of the teacher for
+            `Training.features`; None: only activations of equal shape are compared.
         training: length, loss and optimizer; None: `Training()`, two epochs.
         checkpoint: as for `onnxprune.prune`.
         seed: of everything random; default 0.
@@ -72,8 +73,10 @@ def finetune(
     Examples:
         >>> import onnxprune
         >>> short = onnxprune.Training(amount=3, unit="steps", batch=8)
-        >>> result = onnxprune.finetune("pruned.onnx", "model.onnx", data="samples.npz", training=short)  # doctest: +SKIP
-        >>> result.save("trained.onnx")  # doctest: +SKIP
+        >>> trained = onnxprune.finetune(  # doctest: +SKIP
+        ...     "pruned.onnx", "model.onnx", data="samples.npz", training=short
+        ... )
+        >>> trained.save("trained.onnx")  # doctest: +SKIP
     """
     command = command or saving.call("finetune", locals())
     require_torch("finetune")

@@ -21,7 +21,8 @@ def inspect(
         on_stage: as for `onnxprune.prune`.
 
     Returns:
-        The facts; `report.macs` are multiply-accumulates for one sample (FLOPs are twice that), `report.trace` has groups and pins.
+        The facts: `report.macs` are multiply-accumulates for one sample (FLOPs are twice that);
+        `report.analysis.trace` has groups and pins.
 
     Raises:
         ModelError: the model cannot be read or traced.
@@ -30,7 +31,7 @@ def inspect(
     Examples:
         >>> import onnxprune
         >>> found = onnxprune.inspect("model.onnx").report
-        >>> [(group.name, group.channels.size) for group in found.trace.groups][0]
+        >>> [(group.name, group.channels.size) for group in found.analysis.trace.groups][0]
         ('conv1', 16)
     """
     on_stage("load", None)

@@ -60,33 +60,39 @@ def prune(
     command: str | None = None,
     **fields: Unpack[Fields],
 ) -> ModelResult:
-    """Prune a model, prove the result equal to the masked model, repair it, verify it, and write it where `output` is given.
+    """Prune a model, prove the deletion, repair and verify the result, and write it where `output` is given.
 
-    The stages: load, trace, calibrate, select (or replay a plan), rewrite and prove, repair, optionally train, check, measure, report,
-    write. Repair is the least squares reconstruction of He et al., 2017, "Channel Pruning for Accelerating Very Deep Neural Networks",
-    eq. 2, and the default importance with data is Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5).
+    The stages: load, trace, calibrate, select (or replay a plan), rewrite and prove, repair, optionally train, check,
+    measure, report, write. Repair is the least squares reconstruction of He et al., 2017, "Channel Pruning for
+    Accelerating Very Deep Neural Networks", eq. 2, and the default importance with data is Optimal Brain Surgeon
+    (Hassibi and Stork, 1993, eq. 5).
 
     Args:
         model: path of an ONNX file; it is not changed.
-        output: path of the result; None: nothing is written. The plan goes beside it as `<name>.plan.json`, unless `plan_output` is given.
-        data: calibration samples: a path as for `--data`, an array (samples, …), or a mapping of arrays by input. None: inputs are
-            generated, except with `repair="none"`. Few samples (below some hundred) make the repair overfit.
+        output: path of the result; None: nothing is written. The plan goes beside it as `<name>.plan.json`, unless
+            `plan_output` is given.
+        data: calibration samples: a path as for `--data`, an array (samples, …), or a mapping of arrays by input. None:
+            inputs are generated, except with `repair="none"`. Few samples (below some hundred) make the repair overfit.
         evaluation: samples to verify the result on; None: `data`, which repair has seen.
-        preprocess: a `Preprocess`, the name of a preset, or the path of a TOML file; None: samples are taken as they are.
+        preprocess: a `Preprocess`, the name of a preset, or the path of a TOML file; None: samples are taken as they
+            are.
         plan: path of a plan.json to replay; the options that select channels are not used then.
         plan_output: path of the plan; None: beside `output`.
         measure: how to time models; default: `BenchmarkConfig()`.
-        on_stage: progress callback, called with the name of a stage, the share that is done (0 to 1, or None), and a detail.
+        on_stage: progress callback, called with the name of a stage, the share that is done (0 to 1, or None), and a
+            detail.
         options: all options of selection and repair as one value; None: they are taken from `fields`.
         training: how to train the pruned model towards the original, on `data`; None: no training. Needs torch.
         checkpoint: path of a file for the state of the training, from which the same call continues after an interrupt.
-        latency_table: path of a latency table of the target machine, written by `bench`; None: measured here where latency is a target.
+        latency_table: path of a latency table of the target machine, written by `bench`; None: measured here where
+            latency is a target.
         force: write a result even where it is measured to be slower than the original.
         report_output: path of the report, .html, .md or .json; None: no report is written.
         command: command line for the report; None: this call.
-        **fields: fields of `Options` and `BenchmarkConfig`, one by one. `reduce={"flops": 0.5}` removes at least half of the FLOPs: shares
-            lie between 0 and 1; near 1 no plan meets the target, as every group keeps `min_channels`. `limit={"size": 4e6}` bounds the
-            result absolutely: FLOPs, parameters, bytes, or milliseconds.
+        **fields: fields of `Options` and `BenchmarkConfig`, one by one. `reduce={"flops": 0.5}` removes at least half
+            of the FLOPs: shares lie between 0 and 1; near 1 no plan meets the target, as every group keeps
+            `min_channels`. `limit={"size": 4e6}` bounds the result absolutely: FLOPs, parameters, bytes, or
+            milliseconds.
 
     Returns:
         The model, its plan and its report; `save(path)` writes the model.
@@ -102,7 +108,8 @@ def prune(
 
     Examples:
         >>> import onnxprune
-        >>> result = onnxprune.prune("model.onnx", output="pruned.onnx", reduce={"flops": 0.4}, round_to=1, latency=False)
+        >>> options = onnxprune.Options(reduce={"flops": 0.4}, round_to=1)
+        >>> result = onnxprune.prune("model.onnx", output="pruned.onnx", options=options, latency=False)
         >>> result.report.after.flops < 0.6 * result.report.before.flops
         True
         >>> bool(result.report.verdict)

@@ -30,7 +30,7 @@ TRAINED_ON = "accuracy and agreement were measured on the samples that were trai
 
 
 def check_structure(run: Run) -> Run:
-    """Check that the result is well-formed, and has the inputs and outputs of the original; both pass onnx's full check or neither."""
+    """Check that the result is well-formed, as far as the original is, with its inputs and outputs."""
     run.on_stage("verify", None)
     strict = structure.full_check(run.original.model) is None
     if not strict:
@@ -62,7 +62,7 @@ def well_formed(run: Run) -> Run:
 
 
 def measure(run: Run) -> Run:
-    """Measure accuracy, fidelity and latency of the original and the result, with the user's session settings, on the same inputs."""
+    """Measure accuracy, fidelity and latency of both models on the same inputs, as the benchmark config says."""
     path, config = str(run.original.model.path), run.measure.session
     original = open_session(path, config, where=path)
     candidate = run.model.session(config, where=f"the {'pruned' if run.sources.teacher is None else 'trained'} model")
@@ -167,7 +167,7 @@ def provenance(run: Run) -> dict[str, str]:
 
 
 def write(run: Run) -> Run:
-    """Write the model and the plan, both or none of them, then the report; a model that was only trained has to pass its verdict."""
+    """Write model and plan, both or none, then the report; a model that was only trained must pass its verdict."""
     output, page, plan, made = run.destinations.model, run.destinations.report, run.plan, run.report
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
     with contextlib.ExitStack() as both:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import analysed
-from onnxprune.pipeline.edited_model import EditedModel
+from onnxprune.pipeline.edited_model import EditedModel, worst
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.repair.least_squares import RepairTask
 from onnxprune.repair.network import refit
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
-from onnxprune.surgery.proof import Proof, prove
+from onnxprune.surgery.proof import prove
 
 
 def delete(run: Run) -> Run:
@@ -34,14 +34,8 @@ def proven(run: Run) -> Run:
     start = run.start.model.analysis
     masked = mask(start.model, start.trace, run.left)
     changed = run.proof is not None  # by edits or training, so that the file holds other weights
-    return with_proof(run, prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=changed))
-
-
-def with_proof(run: Run, found: Proof) -> Run:
-    """Return the run with one more proof: the larger difference counts."""
-    if run.proof is not None:
-        found = replace(run.proof, difference=max(run.proof.difference, found.difference))
-    return replace(run, proof=found)
+    found = prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=changed)
+    return replace(run, proof=worst(run.proof, found))
 
 
 def repair(run: Run) -> Run:

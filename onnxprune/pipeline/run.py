@@ -1,4 +1,4 @@
-"""`Run`, the value that the stages of a command build up, and `Stage`, a step that takes a run and returns a changed copy."""
+"""`Run`, the value that the stages of a command build up, and `Stage`, which takes a run and returns a changed copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Select channels, in one step or by a schedule: score, allocate, and where another step follows, rewrite, repair and trace again."""
+"""Select channels, in one step or by a schedule whose steps score, allocate, rewrite, repair and trace again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import Scorer, part_of_the_way, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.problem import part_of_the_way, refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
@@ -22,6 +22,7 @@ from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.runtime.session import SessionConfig
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
 
@@ -53,8 +54,8 @@ def select_channels(run: Run) -> Run:
 def once(run: Run) -> Run:
     """Take one step of the schedule.
 
-    With data, the result of the step is repaired, and the next step is scored on it. The last step deletes channels of the original
-    weights, or where the run trains between steps, of the trained ones.
+    With data, the result of the step is repaired, and the next step is scored on it. The last step deletes channels of
+    the original weights, or where the run trains between steps, of the trained ones.
     """
     run = ALLOCATE(run)
     if run.step == run.options.rounds or run.workspace is None:
@@ -69,9 +70,8 @@ def allocate(run: Run) -> Run:
     options, estimator, share = run.options, run.estimator, run.step / run.options.rounds
     assert estimator is not None
     run.on_stage("score", share)
-    scorer = Scorer(options, estimator, run.workspace, run.on_stage)
-    scored = run.scored
-    problem = scorer.problem(run.edited.analysis, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
+    data, scored = run.workspace, run.scored
+    problem = score(estimator, options, data, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
     if share < 1:
         keep = problem.allocate(part_of_the_way(estimator, options, share))
     elif options.max_drop is None:
@@ -88,13 +88,15 @@ ALLOCATE = Stage(allocate, requires=("original", "edited", "scored", "keep", "es
 
 
 def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
-    """Return a function of a selection: the points of top-1, without labels of agreement, that it loses after repair."""
+    """Return a function of a selection: its loss after repair, in points of top-1, without labels of agreement."""
     edited, workspace, data = run.edited, run.workspace, run.evaluation
     assert workspace is not None
     assert data is not None
 
     def outputs_of(model: Model) -> Outputs:
-        return predict(model.session(), data, run.measure.eval_batch, str(model.path))
+        return predict(
+            model.session(SessionConfig(run.measure.provider)), data, run.measure.eval_batch, str(model.path)
+        )
 
     reference = outputs_of(run.original.model)
 

@@ -40,7 +40,7 @@ def replay(run: Run) -> Run:
     inexact = int((trace.inexact() & ~plan.keep).sum())
     if run.options.repair != "lstsq" and inexact:
         raise PlanError(
-            "the plan cuts channels that a normalisation runs over, which takes repair",
+            "the plan cuts channels that a normalization runs over, which takes repair",
             where=str(path),
             why=f"without {inexact} of them all others change",
             hint="give --data, and --repair lstsq or auto",
@@ -55,8 +55,9 @@ def _noted(run: Run) -> Run:
     cut = int((run.edited.analysis.trace.inexact() & ~keep).sum())
     if cut:
         notes.append(
-            f"inexact: {cut} of the channels that went lie under a normalisation, whose statistics now run over what is left: that "
-            "equals the masked model with its statistics over the same channels, and repair makes up for it; --norms keep leaves them"
+            f"inexact: {cut} of the deleted channels lie under a normalization, whose statistics now run over the kept "
+            "ones: the result equals the masked model with statistics over the same channels, and repair reduces the "
+            "difference; --norms keep pins such channels"
         )
     if run.options.repair == "none" and not (keep.all() and not run.plan.blocks):
         notes.append("nothing was repaired: the weights that survive are as they were")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from onnxprune.pipeline.arguments import Fields
 
+
 PARTS = 2
 """Parts of the work per worker: several, so that no worker idles long at the end."""
 
@@ -47,10 +48,10 @@ def sensitivity(
     options: Options | None = None,
     **fields: Unpack[Fields],
 ) -> SensitivityResult:
-    """Measure the loss of the output as each group by itself loses channels, while the readers of the group are refitted.
+    """Measure the loss of the output as each group by itself loses channels, while its readers are refitted.
 
-    Channels go in the order of Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5); the loss is the divergence of the output from
-    that of the model, on held-out samples.
+    Channels go in the order of Optimal Brain Surgeon (Hassibi and Stork, 1993, eq. 5); the loss is the divergence of
+    the output from that of the model, on held-out samples.
 
     Args:
         model: path of an ONNX file.
@@ -117,16 +118,8 @@ def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]
         assert workspace is not None
         keep = np.ones(original.trace.n_channels, dtype=bool)
         _, removals = calibrated_scores(original, run.options, keep, run.on_stage, workspace, names)
-        curves = losses.curves(
-            original.model,
-            original.trace,
-            removals,
-            workspace.calibration.plain,
-            original.cost.totals(keep)[0],
-            workspace.store,
-            share_of(run.on_stage, "measure"),
-            second_order.points_of(original.trace),
-        )
+        progress, of = share_of(run.on_stage, "measure"), second_order.points_of(original.trace)
+        curves = losses.curves(original, removals, workspace, progress, of)
         return replace(run, curves=curves)
 
     with contextlib.ExitStack() as scope:

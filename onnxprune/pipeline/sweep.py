@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -67,16 +67,19 @@ def sweep(
 ) -> SweepResult:
     """Make a family of models of several sizes, each pruned, repaired, proven and measured.
 
-    All plans come from one analysis of the model; each member is then an independent job. The same call continues an interrupted sweep.
+    All plans come from one analysis of the model; each member is then an independent job. The same call continues an
+    interrupted sweep.
 
     Args:
         model: path of an ONNX file.
-        output_folder: folder of all files, which is made: `<member>.onnx`, `<member>.plan.json`, `<member>.json`, and `sweep.json`.
+        output_folder: folder of all files, which is made: `<member>.onnx`, `<member>.plan.json`, `<member>.json`, and
+            `sweep.json`.
         data: as for `onnxprune.prune`.
         evaluation: as for `onnxprune.prune`.
         preprocess: as for `onnxprune.prune`.
         quantity: quantity that is removed, one of `QUANTITIES`; default "flops".
-        shares: shares to remove, one member each, above 0 and below 1; default 0.1 to 0.8. A share that no plan reaches gets a note.
+        shares: shares to remove, one member each, above 0 and below 1; default 0.1 to 0.8. A share that no plan reaches
+            gets a note.
         options: options of selection and repair, without targets; None: they are taken from `fields`.
         training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.
@@ -148,8 +151,7 @@ def plan_members(run: Run, family: Family) -> Run:
     hardest = replace(options, reduce={family.quantity: max(shares)})
     estimator = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
-    scorer = Scorer(hardest, estimator, run.workspace, run.on_stage)
-    problem = scorer.problem(analysis, everything, analysis, everything)
+    problem = score(estimator, hardest, run.workspace, everything, analysis, everything)
     for number, share in enumerate(shares):
         run.on_stage("plan", number / len(shares))
         goal = estimator.with_targets(replace(options, reduce={family.quantity: share}))

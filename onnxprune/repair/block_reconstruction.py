@@ -1,16 +1,18 @@
 """Block reconstruction: the layers of a chain are fitted together to the output of the last of them in the original.
 
-A layer that is fitted alone restores its surviving channels to their old values. With fewer channels between two layers these
-values need not be the old ones, only those that serve the layers behind best. So all layers up to a target tensor are fitted to it,
+A layer that is fitted alone restores its surviving channels to their old values. With fewer channels between two layers
+these values need not be the old ones, only those that serve the layers behind best. So all layers up to a target tensor
+are fitted to it,
 
     min over changes D of all layers of |f(W + D) - Y|^2 + lambda |D|^2
 
-with f the function of the chain, by the method of Gauss and Newton: with the slopes of all activations fixed, f is linear in D,
-so each turn is a linear least squares problem. The target is that of Li et al., 2021, "BRECQ: Pushing the Limit of Post-Training
-Quantization by Block Reconstruction", section 3.2; here by least squares, as in `onnxprune.repair.least_squares`, without labels,
-learning rates or schedule. The linear problems are solved by conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by
-the covariance of each layer's input and by the sensitivity of the target to each of its outputs. Turns are judged on held-out
-samples, and end where the error on these stops falling.
+with f the function of the chain, by the method of Gauss and Newton: with the slopes of all activations fixed, f is
+linear in D, so each turn is a linear least squares problem. The target is that of Li et al., 2021, "BRECQ: Pushing the
+Limit of Post-Training Quantization by Block Reconstruction", section 3.2; here by least squares, as in
+`onnxprune.repair.least_squares`, without labels, learning rates or schedule. The linear problems are solved by
+conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by the covariance of each layer's input and by the
+sensitivity of the target to each of its outputs. Turns are judged on held-out samples, and end where the error on these
+stops falling.
 """
 
 from __future__ import annotations
@@ -31,13 +33,12 @@ from onnxprune.graph.saturation import Flat
 from onnxprune.repair.layer_chain import STEPS, LayerChain
 from onnxprune.repair.layer_map import Change, LayerMap
 from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
-from onnxprune.types import BoolArray, FloatArray
+from onnxprune.types import Array, BoolArray, FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-Array = np.ndarray[Any, Any]
 Changes = dict[int, Change]
 LEAST_GAIN = 5e-3
 """Share of the held-out error that a turn must remove; otherwise it is the last one."""
@@ -55,16 +56,16 @@ TINY = 1e-12
 def fit(
     chain: LayerChain, stream: LayerwiseRunner, flat: Flat, train: Samples, held: Samples, turns: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Fit the layers of a chain in at most `turns` turns, and write weights that lower the error on the held-out samples.
+    """Fit the layers of a chain in at most `turns` turns; write weights that lower the error on the held-out samples.
 
-    `flat` are the bounds beyond which no reader distinguishes values of the target; `seed` is of the random signs by which the
-    sensitivity of the target to each output is estimated.
+    `flat` are the bounds beyond which no reader distinguishes values of the target; `seed` is of the random signs by
+    which the sensitivity of the target to each output is estimated.
 
     Returns:
         The mean squared error of a held-out sample, before and after.
     """
     rng = np.random.default_rng(seed)
-    fitted, judged = _Linearised(chain, stream, flat, train), _Linearised(chain, stream, flat, held)
+    fitted, judged = Linearized(chain, stream, flat, train), Linearized(chain, stream, flat, held)
     best = at_first = judged.error()
     penalties = list(PENALTIES)
     nothing = EXACT * float(np.square(held.wanted, dtype=np.float64).sum()) / len(held.wanted)
@@ -111,8 +112,8 @@ def joined(parts: list[Samples]) -> Samples:
     return Samples(taken, np.concatenate([part.wanted for part in parts]))
 
 
-class _Linearised:
-    """A chain, linearized at its weights on some samples: the derivative of the target by the weights, and its transpose."""
+class Linearized:
+    """A chain, linearized at its weights on some samples: the derivative by the weights, and its transpose."""
 
     def __init__(self, chain: LayerChain, stream: LayerwiseRunner, flat: Flat, samples: Samples) -> None:
         self.chain, self.stream, self.flat, self.samples = chain, stream, flat, samples
@@ -128,17 +129,17 @@ class _Linearised:
 
     def turn(self, penalty: float, rng: np.random.Generator) -> Changes:
         """Return the best changes of all layers for fixed slopes, by preconditioned conjugate gradients."""
-        missed = self._look()
+        missed = self.observe()
         signs = rng.choice(np.array([-1, 1], np.float32), missed.shape)
         preconditioners = {n: _Preconditioner(self.layers[n], rows, penalty) for n, rows in self._pulled(signs).items()}
-        left = self._backward(missed)
+        left = self.backward(missed)
         solution = {n: (np.zeros_like(d), np.zeros_like(s)) for n, (d, s) in left.items()}
         ahead = {n: preconditioners[n](change) for n, change in left.items()}
         along, power = ahead, _dot(left, ahead)
         for _ in range(STEPS):
             if not power > 0:
                 break
-            image = self._backward(self._forward(along))
+            image = self.backward(self.forward(along))
             curved = {n: preconditioners[n].ridged(image[n], along[n]) for n in along}
             curvature = _dot(along, curved)
             if not curvature > 0:
@@ -167,7 +168,7 @@ class _Linearised:
         counts = ~(((wanted <= low) & (given <= low)) | ((wanted >= high) & (given >= high)))
         return np.where(counts, wanted.astype(np.float32) - given, np.float32(0)), counts
 
-    def _look(self) -> Array:
+    def observe(self) -> Array:
         """Run the chain with the current weights, measure all slopes, and return target less output."""
         names = sorted(self.made)
         self.values = {**self.samples.taken, **dict(zip(names, self._run(names), strict=True))}
@@ -191,7 +192,7 @@ class _Linearised:
         up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
-    def _forward(self, changes: Changes) -> Array:
+    def forward(self, changes: Changes) -> Array:
         """Return the change of the target for changes of weights."""
         moved: dict[str, Array] = {}
         for n in self.chain.nodes:
@@ -224,12 +225,12 @@ class _Linearised:
             one = one.mean(axis=tuple(range(2, one.ndim)))
         return np.asarray(one.reshape(shape))
 
-    def _backward(self, given: Array) -> Changes:
-        """Return the transpose of `_forward`."""
+    def backward(self, given: Array) -> Changes:
+        """Return the transpose of `forward`."""
         return {n: self.layers[n].products(rows) for n, rows in self._pulled(given).items()}
 
     def _pulled(self, given: Array) -> dict[int, Array]:
-        """Return the transposed derivative of the target by the output of each fitted layer, applied to `given`, as rows."""
+        """Return the transposed derivative by the output of each fitted layer, applied to `given`, as rows."""
         pulled: dict[str, Array] = {self.chain.target: np.where(self.counts, given, np.float32(0))}
         result: dict[int, Array] = {}
         for n in reversed(self.chain.nodes):
@@ -282,7 +283,7 @@ def _plus(u: Changes, factor: float, v: Changes) -> Changes:
 
 
 class _Preconditioner:
-    """An estimate of the inverse of a layer's normal equations: inverse input covariance times inverse output sensitivity."""
+    """Inverse input covariance times inverse output sensitivity of a layer."""
 
     def __init__(self, layer: LayerMap, signed: Array, penalty: float) -> None:
         moved = np.square(signed, dtype=np.float64).sum(

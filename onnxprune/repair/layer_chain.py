@@ -46,7 +46,7 @@ def chain_of(
     shapes: Mapping[str, tuple[int, ...]],
     depth: int,
 ) -> LayerChain | None:
-    """Return a chain of at most `depth` layers that ends at `target`; None where only `node`, the last of them, can be in it.
+    """Return a chain of at most `depth` layers that ends at `target`; None where only the last of them can be in it.
 
     All nodes between the layers can be linearized, and only the target is read from outside.
 

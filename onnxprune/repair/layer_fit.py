@@ -12,11 +12,10 @@ from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.moments import ROWS_TOGETHER, Moments, Rows, choose, ridge
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.saturation import UNBOUNDED, Flat
-from onnxprune.types import BoolArray, FloatArray
+from onnxprune.types import Array, BoolArray, FloatArray
 
-Array = np.ndarray[Any, Any]
 LEAST_ROWS, LEAST_ROWS_OF_GROUPS = 20_000, 4_000
-"""Smallest number of rows for a fit, where the samples have so many: of plain layers, and of grouped ones, whose matrices are small."""
+"""Smallest number of rows for a fit, where the samples have so many: of plain layers, and of grouped ones."""
 ROWS_PER_FEATURE = 40
 FEWEST_ROWS = 512
 """Smallest number of rows for any memory, where the samples have so many."""
@@ -67,7 +66,7 @@ class Sampled:
 
 
 def row_budget(layer: Linear, memory: float) -> tuple[int, bool]:
-    """Return the number of rows for a fit, and whether its sums exceed `memory` bytes, so that the rows are kept instead."""
+    """Return the number of rows for a fit, and whether its sums exceed `memory` bytes: rows are kept then instead."""
     groups, outputs, features = layer.matrix(layer.values).shape
     wide = 8.0 * groups * features * (features * 4 + outputs * 3) > memory
     least = LEAST_ROWS if groups == 1 else LEAST_ROWS_OF_GROUPS
@@ -87,7 +86,7 @@ class LayerFit:
         self.train, self.held = ([_started(seen, self.shift, self.start) for seen in part] for part in (train, held))
 
     def sums(self, parts: list[Sampled], at: Weights | None, like: Any = None) -> Any:
-        """Sum the errors of the first weights, with targets on flat parts moved onto the outputs of the weights `at`."""
+        """Sum the errors of the first weights, targets on flat parts moved onto the outputs of the weights `at`."""
         outputs = self.start[0].shape[1]
         result = self.kind(np.zeros_like(self.shift), outputs, center=self.layer.has_bias, like=like)
         for seen in parts:
@@ -167,13 +166,12 @@ def _joined(parts: list[Sampled]) -> list[Sampled]:
     """Concatenate small parts, since a product of few rows costs as much as one of many."""
     result: list[Sampled] = []
     waiting: list[Sampled] = []
-    for number, seen in enumerate(parts):
+    for number, seen in enumerate(parts, start=1):
         waiting.append(seen)
-        if sum(some.x.shape[1] for some in waiting) >= ROWS_TOGETHER or number == len(parts) - 1:
-            arrays = [np.concatenate([getattr(s, name) for s in waiting], axis=1) for name in ("x", "wanted")]
-            others = [some.other for some in waiting]
-            other = 0.0 if isinstance(others[0], float) else np.concatenate(others, axis=1)
-            result.append(Sampled(arrays[0], arrays[1], other))
+        if sum(part.x.shape[1] for part in waiting) >= ROWS_TOGETHER or number == len(parts):
+            x, wanted = (np.concatenate([getattr(part, name) for part in waiting], axis=1) for name in ("x", "wanted"))
+            others = [part.other for part in waiting]
+            result.append(Sampled(x, wanted, 0.0 if isinstance(others[0], float) else np.concatenate(others, axis=1)))
             waiting = []
     return result
 

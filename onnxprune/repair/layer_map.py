@@ -11,8 +11,8 @@ from onnx import helper
 
 from onnxprune.graph.linear import Conv, Linear
 from onnxprune.runtime.session import ALTERNATING, open_session, run_batch
+from onnxprune.types import Array
 
-Array = np.ndarray[Any, Any]
 Change = tuple[Array, Array]
 """Change of a matrix, (groups, outputs, features), and of a bias, (groups, outputs)."""
 
@@ -31,7 +31,7 @@ class LayerMap:
         self.sources: Array | None = None
 
     def look(self, x: Array, *, rows: bool) -> None:
-        """Set the point of linearization: the current weights and the input, also as rows where the layer is to be fitted."""
+        """Linearize at the current weights and an input; `rows`: for a layer that is to be fitted."""
         self.matrix = self.layer.effective()[0].astype(np.float32)
         self.input = x
         if rows:

@@ -1,20 +1,23 @@
 """Closed-form repair: every layer behind a cut is refitted, in order, to its output in the original model.
 
-With X the rows of a layer's input in the pruned model so far and Y the rows of its output in the original, restricted to the surviving
-channels,
+With X the rows of a layer's input in the pruned model so far and Y the rows of its output in the original, restricted
+to the surviving channels,
 
     min over D, c of |(W + D) X + b + c - Y|^2 + lambda |D|^2
 
-(DESIGN.md, "Repair"; the reconstruction of He et al., 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", eq. 2, made in
-sequence and on every coupled layer). Four refinements:
+(DESIGN.md, "Repair"; the reconstruction of He et al., 2017, "Channel Pruning for Accelerating Very Deep Neural
+Networks", eq. 2, made in sequence and on every coupled layer). Four refinements:
 
-- where a layer feeds an Add, the target is the sum less the other term, so that a residual branch also corrects the error of the stream;
-- errors on the flat part of a Relu or a saturating activation do not count: where the original lies on it, so may the repaired model,
-  anywhere (Zhang et al., 2015, "Accelerating Very Deep Convolutional Networks", eq. 8). The problem is solved by turns: targets move onto
-  the prediction where both are flat, then the fit is repeated with the same factorized matrix;
+- where a layer feeds an Add, the target is the sum less the other term, so that a residual branch also corrects the
+  error of the stream;
+- errors on the flat part of a Relu or a saturating activation do not count: where the original lies on it, so may the
+  repaired model, anywhere (Zhang et al., 2015, "Accelerating Very Deep Convolutional Networks", eq. 8). The problem is
+  solved by turns: targets move onto the prediction where both are flat, then the fit is repeated with the same
+  factorized matrix;
 - the penalty is chosen on held-out rows, and a layer whose error on them does not fall keeps its weights;
-- the layers of a chain, between which no other layer reads, are then fitted to their last output together, since survivors in between
-  need not keep their values (`onnxprune.repair.block_reconstruction`); the last of them is fitted once more.
+- the layers of a chain, between which no other layer reads, are then fitted to their last output together, since
+  survivors in between need not keep their values (`onnxprune.repair.block_reconstruction`); the last of them is fitted
+  once more.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.saturation import UNBOUNDED, Flat
 from onnxprune.repair import block_reconstruction
 from onnxprune.repair.layer_chain import LayerChain, chain_of
-from onnxprune.repair.layer_fit import Array, LayerFit, LayerTarget, row_budget, sample_rows
-from onnxprune.types import BoolArray, Repaired, Trace
+from onnxprune.repair.layer_fit import LayerFit, LayerTarget, row_budget, sample_rows
+from onnxprune.types import Array, BoolArray, Repaired, Trace
 
 LEAST_GAIN = 1e-6
 """Share of the error that a change must remove."""
@@ -57,7 +60,8 @@ class RepairTask:
     """The models of a repair, and the selection.
 
     Attributes:
-        reference: model whose tensors are the targets, by name; a layer whose output the reference lacks is only fitted in a chain.
+        reference: model whose tensors are the targets, by name; a layer whose output the reference lacks is only fitted
+            in a chain.
         pruned: the traced model without the channels that are not in `keep`.
         trace: facts of the traced model: the reference, or the reference after layer edits.
         keep: (n_channels,) True where a channel stays.
@@ -104,6 +108,7 @@ class _Repair:
         self.before = LayerwiseRunner(task.reference, self.calibration, workspace.store)
         self.after = LayerwiseRunner(self.model, self.calibration, workspace.store)
         self.alive = np.append(task.keep, True)
+        self.cut = {f.node for f in self.trace.slices if not self.alive[f.channels].all()}
         self.targets = list(self._targets())
         self.chains = {} if only_bias else self._chains(task.depth)
 
@@ -146,11 +151,10 @@ class _Repair:
         stream, trace, alive = self.after, self.trace, self.alive
         layers = linear_layers(stream.model.graph)
         reads = {f.node for f in trace.slices if f.role == "reads" and not alive[f.channels].all()}
-        cut = {f.node for f in trace.slices if not alive[f.channels].all()}
         touched: set[str] = set()
         for n, names in enumerate(stream.inputs):
             new = any(t.name in self.changed for t in stream.nodes[n].outputs)
-            if n in cut or new or not touched.isdisjoint(names):
+            if n in self.cut or new or not touched.isdisjoint(names):
                 touched |= {t.name for t in stream.nodes[n].outputs}
             layer = layers.get(n)
             if layer is None or not (new or n in reads or stream.nodes[n].inputs[layer.x].name in touched):
@@ -161,7 +165,7 @@ class _Repair:
                 yield LayerTarget(n, layer, x, target, other, _flat(stream, target))
 
     def _fit(self, job: LayerTarget) -> Repaired:
-        """Fit one layer, and write it if it predicts held-out rows better."""
+        """Fit one layer, and write the weights if their error on held-out rows is lower."""
         groups, outputs, features = job.layer.matrix(job.layer.values).shape
         label = self.trace.labels[job.node]
         survivors = self._survivors(job)
@@ -182,10 +186,10 @@ class _Repair:
         return Repaired(label, n_rows, features, at_first, at_last, penalty)
 
     def _chains(self, depth: int) -> dict[int, LayerChain]:
-        """Return the chain that ends at each layer, of layers that pruning changed, shortened until the work is below `WORK`."""
+        """Return the chain of changed layers that ends at each layer, shortened until all work is below `WORK`."""
         stream, trace = self.after, self.trace
         layers = linear_layers(stream.model.graph)
-        free = {f.node for f in trace.slices if not self.alive[f.channels].all()} | {job.node for job in self.targets}
+        free = self.cut | {job.node for job in self.targets}
         free |= {n for n in layers if stream.nodes[n].outputs[0].name not in self.before.producer}
 
         def chain(job: LayerTarget, depth: int) -> LayerChain | None:
@@ -242,7 +246,7 @@ class _Repair:
         return (first / positions, last / positions) if last < first else None
 
     def _survivors(self, job: LayerTarget) -> BoolArray | None:
-        """Return which outputs of the reference's layer survive; None where they lie on another axis than the layer writes.
+        """Return the mask of outputs that survive; None where these lie on another axis than the layer writes.
 
         Raises:
             ProofError: the target has other channels than the trace.
@@ -269,7 +273,7 @@ def _samples_of(chain: LayerChain, positions: int, there: int, memory: float = n
 
 
 def _sum_of(stream: LayerwiseRunner, trace: Trace, layers: dict[int, Linear], n: int, y: str) -> tuple[str | None, str]:
-    """Return the other term and the name of the sum that is the only reader of y, if that term is final when layer n is fitted."""
+    """Return the other term and the name of the sum that alone reads y, if the term is final when layer n is fitted."""
     users = stream.users.get(y, [])
     if len(users) != 1 or y in stream.results or stream.nodes[users[0]].op not in ("Add", "Sum"):
         return None, y

@@ -53,7 +53,8 @@ def refit_if_better(
     before, after = divergences(task.reference, (task.pruned, model), workspace.calibration)
     notes = list(workspace.notes)
     if after > before:
-        text = f"repair was undone: on held-out samples it moves the output further from the original ({after:.3g} after {before:.3g})"
+        rise = f"({after:.3g} after {before:.3g})"
+        text = f"repair was undone: on held-out samples it moves the output further from the original {rise}"
         return RepairResult(task.pruned, (), (*notes, text), before)
     kept = sum(1 for layer in layers if layer.after >= layer.before)
     if kept:
