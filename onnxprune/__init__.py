@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxprune.data.preprocess import Preprocess as Preprocess
-    from onnxprune.errors import OnnxPruneError
+    from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.evaluation.benchmark import BenchmarkConfig as BenchmarkConfig
-    from onnxprune.evaluation.policy import GateLimits
-    from onnxprune.options import Options, Training
-    from onnxprune.pipeline.bench import bench
-    from onnxprune.pipeline.check import check
-    from onnxprune.pipeline.finetune import finetune
-    from onnxprune.pipeline.inspect import inspect
-    from onnxprune.pipeline.plan import plan
-    from onnxprune.pipeline.prune import prune
-    from onnxprune.pipeline.sensitivity import sensitivity
-    from onnxprune.pipeline.sweep import sweep
+    from onnxprune.evaluation.policy import GateLimits as GateLimits
+    from onnxprune.options import Options as Options
+    from onnxprune.options import Training as Training
+    from onnxprune.pipeline.bench import bench as bench
+    from onnxprune.pipeline.check import check as check
+    from onnxprune.pipeline.finetune import finetune as finetune
+    from onnxprune.pipeline.inspect import inspect as inspect
+    from onnxprune.pipeline.plan import plan as plan
+    from onnxprune.pipeline.prune import prune as prune
+    from onnxprune.pipeline.sensitivity import sensitivity as sensitivity
+    from onnxprune.pipeline.sweep import sweep as sweep
 
 
 _HOMES = {
@@ -43,20 +44,7 @@ _HOMES = {
 """Module of each public name."""
 _ARGUMENTS = {"BenchmarkConfig": "evaluation.benchmark", "Preprocess": "data.preprocess"}
 """Types of some arguments, which also take plain values."""
-__all__ = [
-    "GateLimits",
-    "OnnxPruneError",
-    "Options",
-    "Training",
-    "bench",
-    "check",
-    "finetune",
-    "inspect",
-    "plan",
-    "prune",
-    "sensitivity",
-    "sweep",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -185,10 +185,10 @@ def test_without_torch_the_extra_is_named(refused, tiny_path, samples, out, monk
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--finetune", "fast"), "does not say how long"),
+        (("--finetune", "fast"), "is not a length of a training"),
         (("--finetune", "0steps"), "make no sense"),
-        (("--lr", "0.1"), "nothing to train"),
-        (("--clamp", "0,1"), "nothing to train"),
+        (("--lr", "0.1"), "options of a training, but no training"),
+        (("--clamp", "0,1"), "options of a training, but no training"),
         (("--finetune", "2steps", "--clamp", "2,1"), "not a bound"),
         (("--finetune", "2steps", "--max-norm", "nothing*=1"), "names no filters"),
         (("--finetune", "2steps", "--ema", "2"), "out of range"),

@@ -44,7 +44,6 @@ AT_ONCE = 48
 """Channels go one by one while fewer than twice as many are left, otherwise 1 / AT_ONCE of those left at a time."""
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Shares of a group at which the refitted weights of its readers are kept."""
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def removals(
     *,
     hold_out: bool = False,
     names: Container[str] | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Iterator[Removal]:
     """Remove the channels of every group, one after the other.
 

@@ -21,8 +21,8 @@ def inspect(
         on_stage: as for `onnxprune.prune`.
 
     Returns:
-        The facts; `report.macs` are multiply-accumulates for one sample (FLOPs are twice that), `report.trace` has
-        groups and pins.
+        The facts: `report.macs` are multiply-accumulates for one sample (FLOPs are twice that);
+        `report.analysis.trace` has groups and pins.
 
     Raises:
         ModelError: the model cannot be read or traced.
