@@ -1,6 +1,7 @@
 """Channel multiples.
 
-A runtime computes several channels at once. It pads, or leaves its fast path, where the channels of a layer are no multiple of that number.
+A runtime computes several channels at once. It pads, or leaves its fast path, where the channels of a layer are no
+multiple of that number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FINER = (8, 4, 2, 1)
 WIDTHS = (48, 56, 64)
 """Channels of the timed networks: multiples of 16, with a multiple of 8 between them."""
 CHEAPER = 0.96
-"""Time with a multiple of 8 channels, as a share of the time with the next multiple of 16, below which 8 is the channel multiple."""
+"""Largest ratio of the times with 56 and 64 channels at which the channel multiple is 8."""
 SHARES = 4
 """Fewest channel multiples in a group that is not narrow."""
 MOST = 0.5
@@ -52,9 +53,10 @@ def machine_multiple() -> int:
 def multiples(trace: Trace) -> tuple[int, dict[str, int]]:
     """Return the channel multiple of a model, and the one of each group, by name.
 
-    A network with most of its work in narrow groups takes half the multiple of the machine. With the whole multiple its groups would stay
-    whole or lose a quarter and more at once, which costs more accuracy than the time is worth (measured in docs/targets.md). Wide groups
-    take a larger multiple: a kernel computes up to four times the multiple at once, and a remainder takes longer.
+    A network with most of its work in narrow groups takes half the multiple of the machine. With the whole multiple its
+    groups would stay whole or lose a quarter and more at once, which costs more accuracy than the time is worth
+    (measured in docs/targets.md). Wide groups take a larger multiple: a kernel computes up to four times the multiple
+    at once, and a remainder takes longer.
     """
     base = machine_multiple()
     if _share_below(trace, SHARES * base) > MOST:

@@ -102,7 +102,8 @@ class CostEstimator:
         shapes: of the inputs, where data give them.
         table: file with a latency table; None: the table is measured, and kept in the user's cache.
         on_stage: progress callback.
-        original: estimator of the original model with the same targets, where `analysis` is of the model after other edits.
+        original: estimator of the original model with the same targets, where `analysis` is of the model after other
+            edits.
     """
 
     def __init__(
@@ -177,13 +178,13 @@ class CostEstimator:
         return self.original._amounts
 
     def with_targets(self, options: ResolvedOptions, share: float = 1.0) -> CostEstimator:
-        """Return an estimator for other targets of the same metrics, or a share of the way to them; nothing is measured again."""
+        """Return an estimator for other targets of the same metrics, or a share of the way to them."""
         other = copy.copy(self)
         other.options, other.share, other._original = options, share, self.original
         return other
 
     def for_model(self, analysis: Analysis) -> CostEstimator:
-        """Return an estimator for the model after other edits, with the same targets; its latency table is measured here."""
+        """Return an estimator for the model after other edits, with the same targets and a latency table of its own."""
         return CostEstimator(
             analysis, self.options, self.config, shapes=self._known, on_stage=self.on_stage, original=self
         )
@@ -216,7 +217,8 @@ class CostEstimator:
     def checks(self, timed: Latency | None, result: Model) -> list[Check]:
         """Compare a result with the targets that are measured.
 
-        A latency passes when the lower end of its interval meets the bound: a target is met within the noise of the machine.
+        A latency passes when the lower end of its interval meets the bound: a target is met within the noise of the
+        machine.
         """
         budget, found = self.budget(), []
         for name in self.measured:

@@ -1,7 +1,8 @@
 """Choose edits: at most one for each node, with the least expected loss of the output under all budgets.
 
-This is a multiple-choice knapsack, which `scipy.optimize.milp` solves. Where channels are pruned as well, edits and channels share the budgets
-through a Lagrange multiplier: the loss of the last removed channels per share of the cost that they save.
+This is a multiple-choice knapsack, which `scipy.optimize.milp` solves. Where channels are pruned as well, edits and
+channels share the budgets through a Lagrange multiplier: the loss of the last removed channels per share of the cost
+that they save.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class ScoredEdit:
 class EditEstimator:
     """Predicts and measures the costs of selections of edits, as `CostEstimator` does for channels.
 
-    A predicted amount is the largest of some rows, in each of which savings add up: one row for most metrics, and for memory one row for
-    each node of a run.
+    A predicted amount is the largest of some rows, in each of which savings add up: one row for most metrics, and for
+    memory one row for each node of a run.
 
     Args:
         costs: estimator of the model that is edited.
@@ -109,7 +110,7 @@ class EditEstimator:
         return tuple(compress(self.scored, chosen))
 
     def gains(self) -> FloatArray:
-        """Return the saving of each edit, summed over the metrics of the budget (FLOPs without one), as shares of the whole."""
+        """Return the saving of each edit as a share of the whole, summed over the metrics of the budget or FLOPs."""
         gains = np.zeros(len(self.scored))
         for name in self.budget() or QUANTITIES[:1]:
             base, saved = self.rows[name]
@@ -127,7 +128,7 @@ class EditEstimator:
 
 
 def _alive(costs: CostEstimator, model: Model, edits: Sequence[Edit]) -> tuple[FloatArray, FloatArray]:
-    """Return the bytes of activations that are alive at each node, (nodes,), and those that each edit saves, (nodes, edits)."""
+    """Return the bytes of activations alive at each node, (nodes,), and the savings of each edit, (nodes, edits)."""
     start, before = memory.alive(costs.analysis.model, costs.shapes), memory.alive(model, costs.shapes)
     after = [memory.alive(apply_edits(model, [edit]).model, costs.shapes) for edit in edits]
     names = list(dict.fromkeys(name for alive in (start, before, *after) for name in alive))
@@ -149,7 +150,7 @@ def least_loss(costs: EditEstimator, budget: Budget) -> BoolArray:
         if chosen is None:
             break
         worst = float(objective[chosen].clip(0).sum() + gains.clip(0).sum())
-        # solved again without edits that lose more, because losses of very different size exceed the precision of the solver
+        # solved again without edits that lose more: losses of very different size exceed the precision of the solver
         again = _solved(np.where(objective > worst, np.inf, objective), costs.scored, shares, needed + margin)
         chosen = chosen if again is None else again
         if holds(costs.predict(chosen), budget):
@@ -172,7 +173,7 @@ def net_gain(costs: EditEstimator, multiplier: float) -> BoolArray:
 
 
 def worth(costs: EditEstimator, budget: Budget, multiplier: float) -> BoolArray:
-    """Choose the edits with the largest net gain; where they keep the budget, those with the least loss that keep it."""
+    """Choose the edits with the largest net gain; where they keep the budget, those with the least loss."""
     chosen = net_gain(costs, multiplier)
     return least_loss(costs, budget) if holds(costs.predict(chosen), budget) else chosen
 
@@ -180,7 +181,7 @@ def worth(costs: EditEstimator, budget: Budget, multiplier: float) -> BoolArray:
 def _solved(
     objective: FloatArray, scored: Sequence[ScoredEdit], shares: FloatArray, needed: FloatArray
 ) -> BoolArray | None:
-    """Minimize an objective over selections that save enough, with at most one edit for each node; None: no selection does.
+    """Minimize an objective over selections that save enough, with at most one edit for each node; else None.
 
     An infinite coefficient forbids an edit.
     """
@@ -212,7 +213,7 @@ def _solved(
 
 
 def multiplier_of(plan: Plan, costs: CostEstimator) -> float:
-    """Return the loss of the last removed channels per share of the bound cost that they save, the median over the groups."""
+    """Return the median over the groups of the last removed channels' loss per share of the bound cost."""
     curves = {curve.group: curve for curve in plan.curves}
     bound = list(costs.budget() or QUANTITIES[:1])
 

@@ -31,7 +31,7 @@ from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray
 
 USUAL = 0.03
-"""Typical error of a chosen edit, as a share of its output's variance. The edit nearest to it is measured for all of its family."""
+"""Typical error of a chosen edit, as a share of its output's variance. The nearest edit of a family is measured."""
 MOST_LOST = 1e3
 """Loss of the output from which an edit is left out."""
 ROOM = 1.25
@@ -48,9 +48,10 @@ def study(
 ) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
     """Return the edits that are measured to be faster, scored, and notes on the others.
 
-    Each layer is timed by itself before and after its edit; an edit that is not faster is left out. The error of the others follows from
-    the Gram matrix of the layer's input, with the remaining weights refitted. For one edit of each family in each layer the loss of the
-    output is measured; the losses of the others are taken to be proportional to their errors. `config` is that of the timing.
+    Each layer is timed by itself before and after its edit; an edit that is not faster is left out. The error of the
+    others follows from the Gram matrix of the layer's input, with the remaining weights refitted. For one edit of each
+    family in each layer the loss of the output is measured; the losses of the others are taken to be proportional to
+    their errors. `config` is that of the timing.
     """
     model, trace = analysis.model, analysis.trace
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
@@ -112,7 +113,7 @@ def _of_node(
     probe: sensitivity.Probe,
     slope: Slope | None,
 ) -> list[ScoredEdit]:
-    """Measure the loss of one edit of each family; scale it by the error, or with gradients by the rise of the loss, for the others."""
+    """Measure the loss of one edit of each family; scale it by error, or by the rise of the loss, for the others."""
 
     def mean_of(tensor: gs.Tensor) -> FloatArray:
         usual = min(1, len(analysis.trace.shapes[tensor.name]) - 1)
@@ -147,7 +148,7 @@ def _slopes(
     workspace: Workspace,
     on_stage: ProgressCallback,
 ) -> dict[int, Slope]:
-    """Return a function for each layer that gives the rise of the loss with a change of its weight, where the importance takes gradients."""
+    """Return the rise of the loss as a function of the change of each layer's weight, for gradient importances."""
     if options.importance not in WITH_GRADIENTS:
         return {}
     require_torch(f"--importance {options.importance}")
@@ -169,7 +170,7 @@ def _slopes(
 def grams(
     analysis: Analysis, layers: Mapping[int, Linear], options: ResolvedOptions, workspace: Workspace
 ) -> Iterator[tuple[int, Gram]]:
-    """Yield (node, Gram) of some layers in graph order, on the samples that are not held out; threads fit the work of the caller."""
+    """Yield (node, Gram) of some layers in graph order; the thread pool fits the work of the caller meanwhile."""
     readers = {}
     for n, layer in layers.items():
         parts, _, features = layer.matrix(layer.values).shape

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RUNS, WARMUP, SECONDS = 40, 3, 0.25
 """Runs of each layer, and their time limit."""
 FASTER = 0.95
-"""Time after an edit, as a share of the time before, below which the layer is faster: measurements of one layer differ by some percent."""
+"""Share of the time before an edit below which the layer is faster; measurements differ by some percent."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def layer_times(layers: Sequence[LayerModel]) -> list[float]:
 
 
 class EditTimer:
-    """Times the edits of a model by itself, equal ones once; `config` gives the batch and how onnxruntime executes the layers."""
+    """Times each edit of a model by itself, equal ones once; `config` gives the batch, provider and threads."""
 
     def __init__(self, analysis: Analysis, config: BenchmarkConfig) -> None:
         self.model, self.trace, self.config = analysis.model, analysis.trace, config

@@ -16,7 +16,7 @@ from onnxprune.options import ResolvedOptions
 from onnxprune.types import BoolArray, Curve, FloatArray, Group, IntArray, Trace
 
 ATTEMPTS = 8
-"""Largest number of selections, each without the last channel batch of the one before, among which the nearest to the budget is taken."""
+"""Largest number of selections among which the nearest to the budget is taken."""
 NEAR = 0.01
 """Overshoot, as a share of the budget, at which the search ends."""
 LOOK_AHEAD = (1, 2, 4, 8)
@@ -66,7 +66,8 @@ class PruningRules:
         round_to: channel multiple of the survivors of a group, and the number of filters in a channel batch.
         min_channels: fewest channels of a group.
         max_ratio: largest share of a group's channels that is removed.
-        scope: `global` ranks all channel batches of the network together; any other removes the same share of each group.
+        scope: `global` ranks all channel batches of the network together; any other removes the same share of each
+            group.
         multiples: channel multiples of single groups, by name, in place of `round_to`.
     """
 
@@ -103,8 +104,8 @@ class ChannelBatch:
 def channel_batches(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules) -> list[ChannelBatch]:
     """Return the channel batches that the rules allow to remove, least important first.
 
-    Channels of a group are sorted by importance and cut into batches of the channel multiple. The first batch is shorter where the group
-    is no multiple. Pinned channels and channels without a score are in no batch.
+    Channels of a group are sorted by importance and cut into batches of the channel multiple. The first batch is
+    shorter where the group is no multiple. Pinned channels and channels without a score are in no batch.
     """
     batches: list[ChannelBatch] = []
     for group in trace.groups:
@@ -167,9 +168,9 @@ def allocate(
 ) -> BoolArray:
     """Remove the fewest channel batches, least important first, with which the budget holds.
 
-    Costs fall with every batch, so bisection finds the number of batches. Where the last batch overshoots the budget (a coarse group can
-    hold a fifth of the network), the selection without this batch and the later ones of its group is tried as well. It is taken when it
-    lies nearer to the budget and removes no more importance.
+    Costs fall with every batch, so bisection finds the number of batches. Where the last batch overshoots the budget (a
+    coarse group can hold a fifth of the network), the selection without this batch and the later ones of its group is
+    tried as well. It is taken when it lies nearer to the budget and removes no more importance.
 
     Args:
         trace: facts of the model.
@@ -216,10 +217,11 @@ def allocate_by_loss(
 ) -> BoolArray:
     """Remove channel batches with the least sum of measured losses with which the budget holds.
 
-    This is a knapsack whose weights depend on each other, because the cost of a layer is a product. It is solved greedily. The batches with
-    the least loss per saved cost are removed first, up to eight of a group at once, so that the lower convex hull of a curve counts.
-    Savings shrink as other batches are removed, so the best batches are weighed again before they are taken. Then unneeded batches are
-    restored, most expensive first, and single batches are exchanged between groups while that reduces the loss.
+    This is a knapsack whose weights depend on each other, because the cost of a layer is a product. It is solved
+    greedily. The batches with the least loss per saved cost are removed first, up to eight of a group at once, so that
+    the lower convex hull of a curve counts. Savings shrink as other batches are removed, so the best batches are
+    weighed again before they are taken. Then unneeded batches are restored, most expensive first, and single batches
+    are exchanged between groups while that reduces the loss.
 
     The arguments are those of `allocate`; groups without a curve stay whole.
     """

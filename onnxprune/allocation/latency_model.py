@@ -1,7 +1,7 @@
 """Predict the latency of a model with fewer channels from a table that is measured on this machine.
 
-Layers are timed inside the network: variants of the whole model, pruned at random, run under onnxruntime's profiler. The times so include
-fusion with neighbors, the layouts that onnxruntime chooses, and the state of the caches.
+Layers are timed inside the network: variants of the whole model, pruned at random, run under onnxruntime's profiler.
+The times so include fusion with neighbors, the layouts that onnxruntime chooses, and the state of the caches.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCHEMA = "onnxprune.latency/1"
 STEPS = (1, 8, 16)
 """Channel counts are rounded up to multiples of these before a fit."""
 BETTER = 0.9
-"""Error of a fit with a larger step, as a share of the error with a smaller step, below which the larger step is taken."""
+"""Share of the error with a smaller step below which a larger step is taken."""
 EXACT = 0.005
 """Error of a fit, as a share of the times, from which larger steps are not tried."""
 UNIFORM = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
@@ -226,7 +226,7 @@ def measure(
 
 
 def variants(trace: Trace, rules: PruningRules, seed: int) -> Iterator[BoolArray]:
-    """Yield the channels that stay, (n_channels,): all, then those without the same share of every group, then `random_plans`."""
+    """Yield the channels that stay, (n_channels,): all, then equal shares of all groups, then `random_plans`."""
     keep, batches = _batches(trace, rules, seed)
     yield keep
     for share in UNIFORM:
@@ -254,7 +254,7 @@ def _left(keep: BoolArray, batches: list[list[ChannelBatch]], shares: Sequence[f
 
 
 def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float) -> tuple[FloatArray, float]:
-    """Return the microseconds of every node and, last, of all other kernels; and the milliseconds of a run without profiler."""
+    """Return the microseconds of every node and, last, of other kernels; and the milliseconds of a plain run."""
     proto, weights = model.stub()
     found = profiler.profile(proto, feeds, config, weights=weights, seconds=seconds)
     row = np.zeros(len(proto.graph.node) + 1)

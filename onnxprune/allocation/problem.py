@@ -31,8 +31,8 @@ SAVES_NOTHING = 1e-12
 class AllocationProblem:
     """Which channels of a model stay within a budget.
 
-    Scores may come from a model with fewer channels, which an earlier step of a schedule has pruned and repaired. They are indexed by
-    channels of the model that the budget is meant for.
+    Scores may come from a model with fewer channels, which an earlier step of a schedule has pruned and repaired. They
+    are indexed by channels of the model that the budget is meant for.
 
     Attributes:
         estimator: of the model that the budget is meant for.
@@ -41,7 +41,8 @@ class AllocationProblem:
         keep: (n_channels,) channels that are left before.
         rules: what a group must keep.
         scores: (n_channels,) importance; NaN where a channel is removed.
-        savings: of MACs and of parameters, (n_channels,) each, to divide the scores by; None: scores are ranked as they are.
+        savings: of MACs and of parameters, (n_channels,) each, to divide the scores by; None: scores are ranked as they
+            are.
         curves: measured losses of the groups; empty where they are not measured.
         by_loss: whether the curves, and not the scores, decide.
     """
@@ -142,7 +143,8 @@ def _spread(values: FloatArray, held: BoolArray) -> FloatArray:
 def _per_saving(scores: FloatArray, savings: tuple[FloatArray, FloatArray], budget: Budget) -> FloatArray:
     """Divide losses by what a channel saves of the budget: Liu et al., 2021, "Group Fisher Pruning", section 3.3.
 
-    Losses in one unit over the whole network are the values of a knapsack. Undivided, they would remove all channels of a cheap layer.
+    Losses in one unit over the whole network are the values of a knapsack. Undivided, they would remove all channels of
+    a cheap layer.
     """
     macs, params = savings
     of_params = bool({"params", "size"} & budget.keys())
@@ -197,7 +199,8 @@ def with_multiple(estimator: CostEstimator, options: ResolvedOptions) -> Resolve
 def paced(options: ResolvedOptions, share: float) -> float:
     """Return the share of the way to the target after a share of the steps.
 
-    Source: Zhu and Gupta, 2017, "To prune, or not to prune", equation 1, for the cubic pace, which removes most in the first steps.
+    Source: Zhu and Gupta, 2017, "To prune, or not to prune", equation 1, for the cubic pace, which removes most in the
+    first steps.
     """
     return 1 - (1 - share) ** 3 if options.pace == "cubic" else share
 

@@ -35,8 +35,9 @@ def curves(
 ) -> tuple[Curve, ...]:
     """Measure the loss of every group at the numbers of channels for which its removal has weights.
 
-    The part of the network before a group runs once. Between measurements a curve rises as the error of the readers does, which is as
-    convex as the loss of the output. On straight lines the measured numbers would look better than those between.
+    The part of the network before a group runs once. Between measurements a curve rises as the error of the readers
+    does, which is as convex as the loss of the output. On straight lines the measured numbers would look better than
+    those between.
 
     Args:
         analysis: of the original.

@@ -63,7 +63,7 @@ def _measured(estimator: Estimator, candidate: Model, predicted: Amounts) -> _Me
 
 
 def too_far(estimator: Estimator, candidate: Model, predicted: Amounts) -> Budget | None:
-    """Return a looser budget for predictions, where a model is measured to lie further below its bounds than `NEAR`; else None."""
+    """Return a looser budget for predictions, where a model lies further below its bounds than `NEAR`; else None."""
     if not estimator.measured:
         return None
     found = _measured(estimator, candidate, predicted)
@@ -73,10 +73,10 @@ def too_far(estimator: Estimator, candidate: Model, predicted: Amounts) -> Budge
 def _between(
     allocate: Callable[[Budget], BoolArray], budget: Budget, around: dict[bool, Budget], seen: Mapping[bytes, bool]
 ) -> tuple[BoolArray, Budget] | None:
-    """Return a selection that is not measured yet, between bounds that held and bounds that did not, and its bounds; else None.
+    """Return an unmeasured selection between bounds that held and bounds that did not, and its bounds; else None.
 
-    `around` holds the last bounds that held (True) and that did not (False), and is brought closer together; `seen` says whether each
-    measured selection held.
+    `around` holds the last bounds that held (True) and that did not (False), and is brought closer together; `seen`
+    says whether each measured selection held.
     """
     if len(around) < 2:
         return None
@@ -95,9 +95,9 @@ def meet(
 ) -> BoolArray:
     """Select so that the measured result meets every target: select, measure, correct, repeat.
 
-    The bound on predicted amounts is corrected by the ratio of the last measurement and its prediction. Where this leads back to a
-    measured selection, a middle between bounds that held and bounds that did not is taken. The result is the selection with the most
-    FLOPs among those that are measured to hold.
+    The bound on predicted amounts is corrected by the ratio of the last measurement and its prediction. Where this
+    leads back to a measured selection, a middle between bounds that held and bounds that did not is taken. The result
+    is the selection with the most FLOPs among those that are measured to hold.
 
     `allocate` selects under bounds on predicted amounts, and `build` makes the model of a selection.
 
@@ -139,7 +139,8 @@ def meet(
     if best is None:
         assert nearest is not None
         parts = [
-            f"{name} came to {nearest.amounts[name]:.4g}, {budget[name]:.4g} was asked ({estimator.whole[name]:.4g} before)"
+            f"{name} came to {nearest.amounts[name]:.4g}, {budget[name]:.4g} was asked "
+            f"({estimator.whole[name]:.4g} before)"
             for name, aim in _aims(estimator).items()
             if nearest.amounts[name] > aim
         ]
@@ -153,7 +154,7 @@ def within(
     estimator: CostEstimator,
     max_drop: float,
 ) -> BoolArray:
-    """Select channels by bisection so that the result is as small (or fast) as possible and loses at most `max_drop` points.
+    """Select channels by bisection so that the result is as small as possible and loses at most `max_drop` points.
 
     `allocate` selects under bounds on predicted amounts, and `lost` measures the points that a selection loses.
 

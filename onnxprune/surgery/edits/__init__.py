@@ -1,7 +1,7 @@
 """Edits of layers: one file per granularity, the protocol that they share, and the registry.
 
-A granularity is one file and one row of `GRANULARITIES`, named in `onnxprune.options.GRANULARITIES`. See `protocol` for the methods of an
-edit, and `apply` for how edits are applied.
+A granularity is one file and one row of `GRANULARITIES`, named in `onnxprune.options.GRANULARITIES`. See `protocol` for
+the methods of an edit, and `apply` for how edits are applied.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def _only_for(
 
 
 def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], FloatArray, FloatArray]:
-    """Return attributes, weight and bias of the product of two convolutions, one of them of a single tap, or of two Gemms.
+    """Return attributes, weight and bias of the product of two Gemms, or of two convolutions, one with a single tap.
 
     Raises:
         RefusalError: no single layer is equal, or another node reads the tensor between the layers.

@@ -18,7 +18,7 @@ from onnxprune.types import BoolArray, FloatArray
 Taps = tuple[int, int, int]
 """The first kept tap along an axis, the step to the next, and the number of kept taps."""
 ALL_TAPS = 9
-"""Taps of a kernel up to which every combination along its axes is a candidate. A larger kernel is cut along one axis, or along all alike."""
+"""Largest kernel, in taps, with all combinations along its axes; larger ones are cut along one axis or all alike."""
 ARGUMENTS_ARE_INPUTS = 10
 """Opset from which Slice takes its bounds as inputs."""
 FAR = 2**31 - 1

@@ -1,9 +1,9 @@
 """The `rank` granularity: directions of a layer's output are removed, and the layer becomes two thinner ones.
 
-W' = V V' W, with V the leading eigenvectors of W H W' and H the covariance of the input, is the reduced rank regression (Izenman, 1975,
-"Reduced-rank regression for the multivariate linear model", eq. 2.9; used on convolutions by Zhang et al., 2015, "Accelerating Very Deep
-Convolutional Networks", section 3.1). The `spatial` form is the separable kernel of Jaderberg et al., 2014, "Speeding up Convolutional Neural
-Networks with Low Rank Expansions", section 2.1.
+W' = V V' W, with V the leading eigenvectors of W H W' and H the covariance of the input, is the reduced rank regression
+(Izenman, 1975, "Reduced-rank regression for the multivariate linear model", eq. 2.9; used on convolutions by Zhang et
+al., 2015, "Accelerating Very Deep Convolutional Networks", section 3.1). The `spatial` form is the separable kernel of
+Jaderberg et al., 2014, "Speeding up Convolutional Neural Networks with Low Rank Expansions", section 2.1.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class LowRank(LayerEdit):
 
     Attributes:
         rank: number of kept directions.
-        form: `channel`: the same kernel with fewer filters, then a kernel of one tap; `spatial`: a kernel along the first spatial axis, then
-            one along the others.
-        directions: (groups, outputs, rank) orthonormal, see `laid_out`; None: the leading singular vectors of the weight.
+        form: `channel`: the same kernel with fewer filters, then a kernel of one tap; `spatial`: a kernel along the
+            first spatial axis, then one along the others.
+        directions: (groups, outputs, rank) orthonormal, see `laid_out`; None: the leading singular vectors of the
+            weight.
     """
 
     kind: ClassVar[str] = "rank"
@@ -104,7 +105,7 @@ class LowRank(LayerEdit):
         return replace(self, directions=np.broadcast_to(np.eye(size)[:, : self.rank], (groups, size, self.rank)))
 
     def _factors(self, layer: Linear) -> tuple[FloatArray, FloatArray]:
-        """Return (groups, outputs, rank) and (groups, rank, features), whose product is the masked matrix as laid out."""
+        """Return (groups, outputs, rank) and (groups, rank, features) with the masked matrix as product."""
         parts = laid_out(layer.effective()[0], layer, self.form)
         if not 1 <= self.rank <= min(parts.shape[1:]):
             raise RefusalError(f"the layer has {min(parts.shape[1:])} directions, {self.rank} cannot be kept")
@@ -134,7 +135,8 @@ def _ranks(whole: float, multiple: int) -> list[int]:
 def laid_out(matrix: FloatArray, layer: Linear, form: Form) -> FloatArray:
     """Return the matrix whose rank a form reduces.
 
-    The form `channel` takes the matrix of the layer, `spatial` (1, outputs x taps of the other axes, inputs x taps of the first axis).
+    The form `channel` takes the matrix of the layer, `spatial` (1, outputs x taps of the other axes, inputs x taps of
+    the first axis).
     """
     if form == "channel":
         return matrix
@@ -155,7 +157,7 @@ def gathered(parts: FloatArray, layer: Linear, form: Form) -> FloatArray:
 
 
 def directions(scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the eigenvalues of a symmetric matrix, largest first, and its eigenvectors, each with a positive largest element."""
+    """Return the eigenvalues of a symmetric matrix, largest first, and eigenvectors with a positive largest element."""
     values, vectors = np.linalg.eigh((scatter + np.swapaxes(scatter, -1, -2)) / 2)
     vectors = vectors[..., ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=-2, keepdims=True), axis=-2)

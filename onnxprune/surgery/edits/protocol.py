@@ -1,7 +1,8 @@
 """The protocol of an edit.
 
-An edit has two sides. `mask` sets weights of the dense model to zero; `rewrite` makes smaller operators of the other weights. Both models
-must give the same output, which `onnxprune.surgery.proof.prove` checks on every run before any weight is refitted.
+An edit has two sides. `mask` sets weights of the dense model to zero; `rewrite` makes smaller operators of the other
+weights. Both models must give the same output, which `onnxprune.surgery.proof.prove` checks on every run before any
+weight is refitted.
 
 Methods that take a `Place` or a `Linear` raise RefusalError where the edit does not fit it.
 """
@@ -64,7 +65,7 @@ class Statistics(Protocol):
         """Return the matrix with the least error that reads only some input features, and its relative error."""
 
     def leading(self, form: str) -> tuple[FloatArray, FloatArray]:
-        """Return directions of the output, most important first, and the relative error of the first r directions for each r."""
+        """Return directions of the output, most important first, and the relative error of the first r for each r."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Edit(ABC):
     def substitute(
         self, node: gs.Node, statistics: Statistics | None, mean_of: Callable[[gs.Tensor], FloatArray]
     ) -> None:
-        """Change a node of the dense model to the least error that the edit allows; `mean_of` gives the mean of an activation."""
+        """Change a node of the dense model to the least error of the edit; `mean_of` gives means of activations."""
         raise NotImplementedError
 
     @property
