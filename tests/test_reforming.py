@@ -17,7 +17,7 @@ from test_granularity import residual
 import onnxprune
 from onnxprune.allocation import edit_timing
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import EditMeter, ScoredEdit, least_loss, net_gain, worth
+from onnxprune.allocation.edit_choice import EditEstimator, ScoredEdit, least_loss, net_gain, worth
 from onnxprune.allocation.edit_timing import Saving
 from onnxprune.allocation.knapsack import holds
 from onnxprune.errors import TargetError
@@ -67,7 +67,7 @@ def test_a_target_is_met_without_any_channel_going(kind, tiny_path, samples):
     assert any(str(entry["what"]) in str(result.report.to_dict()["blocks"]) for entry in entries)
 
 
-def test_a_plan_with_blocks_is_replayed_to_the_same_model(tiny_path, samples, out):
+def test_a_plan_with_edits_is_replayed_to_the_same_model(tiny_path, samples, out):
     first = onnxprune.prune(
         tiny_path, data=samples, measure=FAST, granularity=("rank", "kernel"), reduce={"flops": 0.4}, round_to=2,
         output=out / "a.onnx",
@@ -94,7 +94,7 @@ def test_taps_that_say_nothing_go_before_any_channel(planted, samples):
     assert result.plan.keep.all()
 
 
-def test_a_plan_with_blocks_and_channels_is_replayed_to_the_same_model(planted, samples, out):
+def test_a_plan_with_edits_and_channels_is_replayed_to_the_same_model(planted, samples, out):
     dials = {"data": samples, "measure": FAST, "round_to": 1}
     first = onnxprune.prune(
         planted, granularity=("filter", "kernel"), reduce={"flops": 0.9}, output=out / "a.onnx", **dials
@@ -105,7 +105,7 @@ def test_a_plan_with_blocks_and_channels_is_replayed_to_the_same_model(planted, 
     assert onnx.load(out / "a.onnx").graph == onnx.load(out / "b.onnx").graph
 
 
-def test_an_edited_block_counts(tiny_path, samples, out):
+def test_a_changed_edit_of_a_plan_counts(tiny_path, samples, out):
     onnxprune.prune(
         tiny_path,
         data=samples,
@@ -127,7 +127,7 @@ def test_an_edited_block_counts(tiny_path, samples, out):
     assert weight.shape == (16, 16, 1, 3)
 
 
-def test_a_block_of_a_plan_that_cannot_be_made_is_refused(tiny_path, samples, out, refused):
+def test_an_edit_of_a_plan_that_cannot_be_made_is_refused(tiny_path, samples, out, refused):
     onnxprune.prune(tiny_path, data=samples, measure=FAST, reduce={"flops": 0.4}, round_to=2, output=out / "a.onnx")
     path = out / "a.plan.json"
     plan = json.loads(path.read_text())
@@ -160,7 +160,7 @@ def test_what_takes_data_says_so(tiny_path, out, refused):
     )
 
 
-def test_a_target_that_blocks_alone_cannot_reach_is_refused(tiny_path, samples, out, refused):
+def test_a_target_that_edits_alone_cannot_meet_is_refused(tiny_path, samples, out, refused):
     refused(
         "prune", tiny_path, "-o", out / "b.onnx", "--granularity", "depth", "--reduce", "flops=30%", "--data", samples,
         says=("the target cannot be reached", "--granularity auto"),
@@ -179,13 +179,13 @@ def test_all_compete(tiny_path, samples):
         assert (result.plan.keep == alone.plan.keep).all()
 
 
-def test_progressive_steps_take_blocks_by_blocks(tiny_path, samples):
+def test_progressive_steps_take_edits_by_rounds(tiny_path, samples):
     result = pruned(tiny_path, samples, ("rank", "kernel"), schedule="progressive", steps=2)
     assert 1 <= len(result.plan.blocks) <= 2
     assert result.report.after.flops <= 0.6 * result.report.before.flops
 
 
-def test_progressive_steps_take_blocks_beside_channels(planted, samples, out):
+def test_progressive_steps_take_edits_beside_channels(planted, samples, out):
     """The first step is met by taps that say nothing; channels go later, and the plan gives the same again."""
     dials = {"data": samples, "measure": FAST, "round_to": 1}
     result = onnxprune.prune(
@@ -231,8 +231,8 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
 @pytest.mark.parametrize(("less", "taken"), [(0.01, False), (0.05, True)])
 def test_of_equal_solutions_the_one_with_fewer_edits_is_taken(less, taken, tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
-    base = Run(Sources(tiny_path), estimator=meter, edited=EditedModel(analysis, analysis.model))
+    estimator = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
+    base = Run(Sources(tiny_path), estimator=estimator, edited=EditedModel(analysis, analysis.model))
     edited = replace(base, edited=replace(base.edited, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),)))
     found = [contest.Solution(base, loss=1.0), contest.Solution(edited, loss=1.0 - less)]
     assert bool(contest.fewest_edits(found).base.edits) == taken
@@ -258,22 +258,22 @@ def test_what_a_later_round_starts_from_is_what_is_left(models):
     model = load(models / "small.onnx")
     analysis = analyse(model)
     options = Options(reduce={"latency": 0.5}).resolved(False)
-    meter = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
+    estimator = CostEstimator(analysis, options, onnxprune.BenchmarkConfig(runs=10, warmup=2, seconds=2))
     keep = np.ones(analysis.trace.n_channels, dtype=bool)
     keep[np.concatenate([group.channels[1::2] for group in analysis.trace.groups])] = False
     keep[analysis.trace.pinned] = True
-    left = meter.for_model(analyse(rewrite.delete(model, analysis.trace, keep)))
-    assert EditMeter(left, ()).start["flops"] < 0.6 * EditMeter(meter, ()).start["flops"]
-    assert EditMeter(left, ()).start["latency"] < 0.9 * EditMeter(meter, ()).start["latency"]
-    assert left.budget() == meter.budget()
+    left = estimator.for_model(analyse(rewrite.delete(model, analysis.trace, keep)))
+    assert EditEstimator(left, ()).start["flops"] < 0.6 * EditEstimator(estimator, ()).start["flops"]
+    assert EditEstimator(left, ()).start["latency"] < 0.9 * EditEstimator(estimator, ()).start["latency"]
+    assert left.budget() == estimator.budget()
 
 
 def test_edits_go_no_further_than_the_goals(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
-    macs = meter.whole["flops"] / 2
+    estimator = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
+    macs = estimator.whole["flops"] / 2
     found = [scored(LowRank(str(n), 4, "channel"), (n,), 0.1 * (n + 1), macs=macs * 0.2) for n in range(5)]
-    costs = EditMeter(meter, found)
+    costs = EditEstimator(estimator, found)
     assert least_loss(costs, costs.budget()).tolist() == [True, True, True, False, False]
     assert worth(costs, costs.budget(), 9.0).tolist() == [True, True, True, False, False], "no more than needed"
     assert worth(costs, costs.budget(), 1.1).tolist() == [True, True, False, False, False], "channels do the rest"
@@ -292,7 +292,7 @@ def test_a_layer_is_ignored_by_the_name_of_its_weight_as_well(tiny_path, samples
     assert "conv2" not in layers
 
 
-def test_importances_weigh_blocks(tiny_path, samples):
+def test_importances_weigh_edits(tiny_path, samples):
     forms = {}
     for importance in ("obs", "l2", "activation"):
         result = pruned(tiny_path, samples, ("kernel",), importance=importance, scope="global")
@@ -302,7 +302,7 @@ def test_importances_weigh_blocks(tiny_path, samples):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("importance", ["taylor", "fisher", "hessian"])
-def test_gradients_weigh_blocks(importance, tiny_path, samples):
+def test_gradients_weigh_edits(importance, tiny_path, samples):
     result = pruned(tiny_path, samples, ("kernel", "rank"), importance=importance)
     assert result.report.after.flops <= 0.6 * result.report.before.flops
     assert all(entry["why"]["divergence"] >= 0 for entry in result.plan.blocks[0])
@@ -349,14 +349,14 @@ def scored(edit, nodes, loss, macs=0.0, params=0.0, milliseconds=0.5):
 
 def test_the_multiplier_decides(tiny_path):
     analysis = analyse(load(tiny_path))
-    meter = CostEstimator(analysis, Options(reduce={"flops": 0.9}).resolved(False), FAST)
+    estimator = CostEstimator(analysis, Options(reduce={"flops": 0.9}).resolved(False), FAST)
 
     def chosen(gains, multiplier):
         found = [
-            scored(edit, nodes, loss, macs=gain * meter.whole["flops"] / 2)
+            scored(edit, nodes, loss, macs=gain * estimator.whole["flops"] / 2)
             for (edit, nodes, loss), gain in zip(edits, gains, strict=True)
         ]
-        return net_gain(EditMeter(meter, found), multiplier).tolist()
+        return net_gain(EditEstimator(estimator, found), multiplier).tolist()
 
     edits = [
         (LowRank("a", 4, "channel"), (0,), 0.1),
@@ -392,10 +392,10 @@ def test_no_other_selection_loses_less(seed, tiny_path):
     for _ in range(12):
         targets = {"flops": rng.uniform(0.05, 0.6), "params": rng.uniform(0.05, 0.6)}
         names = [name for name in targets if rng.random() < 0.7] or ["flops"]
-        meter = original.with_targets(Options(reduce={name: targets[name] for name in names}).resolved(False))
+        estimator = original.with_targets(Options(reduce={name: targets[name] for name in names}).resolved(False))
         whole = {**original.whole, "flops": original.whole["flops"] / 2}  # edits save multiplications
         found = drawn(rng, whole)
-        costs, budget = EditMeter(meter, found), meter.budget()
+        costs, budget = EditEstimator(estimator, found), estimator.budget()
         fitting = []
         for choice in itertools.product((False, True), repeat=len(found)):
             nodes = [n for edit in itertools.compress(found, choice) for n in edit.nodes]

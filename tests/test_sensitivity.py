@@ -21,6 +21,7 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_of
@@ -44,23 +45,20 @@ class Study:
     def __init__(self, proto: onnx.ModelProto, n: int = 32) -> None:
         self.model: Model = load(proto)
         self.trace: Trace = trace_model(self.model)
+        self.analysis = Analysis(self.model, self.trace, CostModel(self.trace))
         shapes = concrete_shapes(self.model.header, n)
         feeds = random_feeds(self.model.header, shapes, 7)
         self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model.header)), 10_000)
         self.store = ActivationStore(1e9)
+        self.workspace = Workspace(self.calibration, self.store, 1e9)
         self.removals: list[Removal] = list(
-            second_order.removals(
-                self.model,
-                self.trace,
-                Workspace(self.calibration, self.store, 1e9),
-                None,
-                np.ones(self.trace.n_channels),
-            )
+            second_order.removals(self.model, self.trace, self.workspace, None, np.ones(self.trace.n_channels))
         )
-        macs = CostModel(self.trace).totals(np.ones(self.trace.n_channels, dtype=bool))[0]
-        how = self.model, self.trace, self.removals, self.calibration, macs, self.store
         self.shares: list[float] = []
-        self.curves = {curve.group: curve for curve in sensitivity.curves(*how, self.shares.append)}
+        self.curves = {
+            curve.group: curve
+            for curve in sensitivity.curves(self.analysis, self.removals, self.workspace, self.shares.append)
+        }
 
     def held(self) -> list[Feeds]:
         return [feeds for number, feeds in enumerate(self.calibration) if self.calibration.is_held(number)]
@@ -186,8 +184,7 @@ def test_the_part_before_a_group_runs_once(monkeypatch):
     study = Study(proto_of(residual))
     results = {value.name for value in study.model.graph.outputs}
     monkeypatch.setattr(capture, "open_session", session)
-    macs = CostModel(study.trace).totals(np.ones(study.trace.n_channels, dtype=bool))[0]
-    sensitivity.curves(study.model, study.trace, study.removals, study.calibration, macs, study.store)
+    sensitivity.curves(study.analysis, study.removals, study.workspace)
     assert runs
     assert set(runs.values()) == {1}
 

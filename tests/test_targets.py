@@ -15,7 +15,7 @@ from graphs import Builder
 
 import onnxprune
 from onnxprune.allocation import channel_multiple, cost_estimator, knapsack, latency_model, targets
-from onnxprune.allocation.cost_estimator import CostEstimator, rules_of
+from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.never_slower import refuse_slower
@@ -66,9 +66,9 @@ class Rigged(CostEstimator):
 @pytest.fixture
 def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
     def choose(factor: float, options: Options) -> tuple[BoolArray, Rigged]:
-        meter = Rigged(found, options.resolved(False), QUICK)
-        meter.factor = factor
-        return schedule.make_plan(found, meter.options, estimator=meter).keep, meter
+        estimator = Rigged(found, options.resolved(False), QUICK)
+        estimator.factor = factor
+        return schedule.make_plan(found, estimator.options, estimator=estimator).keep, estimator
 
     return choose
 
@@ -76,16 +76,18 @@ def rigged(found: Analysis) -> Callable[[float, Options], BoolArray]:
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.6])
 @pytest.mark.parametrize("share", [0.2, 0.4])
 def test_wrong_predictions_are_corrected(rigged, found: Analysis, factor: float, share: float) -> None:
-    keep, meter = rigged(factor, Options(reduce={"latency": share}, round_to=1))
-    left = meter.measure(rewrite.delete(found.model, found.trace, keep))["latency"] / meter.whole["latency"]
+    keep, estimator = rigged(factor, Options(reduce={"latency": share}, round_to=1))
+    left = estimator.measure(rewrite.delete(found.model, found.trace, keep))["latency"] / estimator.whole["latency"]
     assert 0.9 * (1 - share) < left <= 1 - share
 
 
 def test_latency_and_another_target_both_hold(rigged, found: Analysis) -> None:
     options = Options(reduce={"latency": 0.2, "params": 0.5}, round_to=1)
-    keep, meter = rigged(1.3, options)
+    keep, estimator = rigged(1.3, options)
     assert found.cost.totals(keep)[1] <= 0.5 * found.model.params
-    assert meter.measure(rewrite.delete(found.model, found.trace, keep))["latency"] <= 0.8 * meter.whole["latency"]
+    assert (
+        estimator.measure(rewrite.delete(found.model, found.trace, keep))["latency"] <= 0.8 * estimator.whole["latency"]
+    )
 
 
 class Steps:
@@ -134,12 +136,12 @@ def test_what_goes_too_far_says_what_is_enough() -> None:
 
 def test_a_part_of_the_way(found: Analysis) -> None:
     options = Options(reduce={"params": 0.5}, limit={"flops": 1e9}).resolved(False)
-    meter = CostEstimator(found, options, UNTIMED)
-    half = meter.with_targets(options, 0.5)
+    estimator = CostEstimator(found, options, UNTIMED)
+    half = estimator.with_targets(options, 0.5)
     assert half.budget()["params"] == pytest.approx(0.75 * found.model.params)
     assert half.for_model(found).budget() == half.budget()
-    assert half.budget()["flops"] == meter.budget()["flops"] == 1e9, "what holds already is no further away"
-    assert meter.budget()["params"] == 0.5 * found.model.params
+    assert half.budget()["flops"] == estimator.budget()["flops"] == 1e9, "what holds already is no further away"
+    assert estimator.budget()["params"] == 0.5 * found.model.params
 
 
 def test_what_cannot_be_met_says_how_far_it_got(rigged) -> None:
@@ -383,20 +385,22 @@ def test_max_drop_needs_data(models: Path) -> None:
 
 def test_within_finds_the_largest_share(found: Analysis) -> None:
     options = Options(max_drop=10.0, round_to=1).resolved(False)
-    meter = CostEstimator(found, options, UNTIMED)
+    estimator = CostEstimator(found, options, UNTIMED)
     keep = np.ones(found.trace.n_channels, dtype=bool)
     scores = importance.score(found.model, found.trace, "l2", keep, 0)
     whole = found.cost.totals(keep)[0]
 
     def allocate(budget: knapsack.Budget) -> BoolArray:
-        return knapsack.allocate(found.trace, meter.predict, scores, keep, rules_of(found.trace, options), budget)
+        return knapsack.allocate(
+            found.trace, estimator.predict, scores, keep, knapsack.PruningRules.of(found.trace, options), budget
+        )
 
     def lost(left: BoolArray) -> float:
         return 20 * (1 - found.cost.totals(left)[0] / whole)
 
-    best = targets.within(allocate, lost, meter, 10.0)
+    best = targets.within(allocate, lost, estimator, 10.0)
     assert 0.46 < 1 - found.cost.totals(best)[0] / whole <= 0.5
-    tight = meter.with_targets(replace(options, reduce={"flops": 0.8}))
+    tight = estimator.with_targets(replace(options, reduce={"flops": 0.8}))
     with pytest.raises(TargetError, match="cannot be reached"):
         targets.within(allocate, lost, tight, 10.0)
 

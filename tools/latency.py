@@ -139,6 +139,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     """Measure a table; hold its predictions against plans it has not seen; then ask for 30 % less latency."""
     import onnxprune
     from onnxprune.allocation import cost_estimator, latency_model
+    from onnxprune.allocation.knapsack import PruningRules
     from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.options import Options
     from onnxprune.runtime.session import random_feeds
@@ -148,21 +149,20 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     options = Options(reduce={"latency": 0.3}).resolved(False)
     measured = how(job.threads)
     analysis, begin = _analysed(path), time.perf_counter()
-    meter = cost_estimator.CostEstimator(analysis, options, measured)
+    estimator = cost_estimator.CostEstimator(analysis, options, measured)
     built, begin = time.perf_counter() - begin, time.perf_counter()
-    assert meter.table is not None
-    read = meter.read_table()
-    predictor = latency_model.Predictor(analysis.model, analysis.trace, analysis.cost, read)
+    assert estimator.table is not None
+    read = estimator.read_table()
+    predictor = latency_model.Predictor(analysis, read)
     again = time.perf_counter() - begin
     errors = []
-    for keep in latency_model.random_plans(
-        analysis.trace, cost_estimator.rules_of(analysis.trace, options), FRESH, seed=99
-    ):
+    rules = PruningRules.of(analysis.trace, options)
+    for keep in latency_model.random_plans(analysis.trace, rules, FRESH, seed=99):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
         feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
         times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)
         errors.append(predictor.predict(keep) / float(np.median(times)) - 1)
-    found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": meter.table.error}
+    found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": estimator.table.error}
     try:
         result = onnxprune.prune(path, reduce={"latency": 0.3}, measure=measured, force=True)
     except onnxprune.OnnxPruneError as error:

@@ -1,4 +1,8 @@
-"""Channel multiples: a runtime pads, or leaves its fast path, where the channels of a layer are not a multiple of what it computes at once."""
+"""Channel multiples.
+
+A runtime computes several channels at once. It pads, or leaves its fast path, where the channels of a layer are no
+multiple of that number.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +19,26 @@ from onnxprune.runtime.timing import sample_times
 from onnxprune.types import Trace
 
 MULTIPLES = (16, 8)
-"""Channel multiples that are told apart."""
+"""Channel multiples of machines."""
 FINER = (8, 4, 2, 1)
-"""Channel multiples to try where a target cannot be met with a larger one."""
+"""Channel multiples that are tried where a larger one cannot meet the target."""
 WIDTHS = (48, 56, 64)
-"""Channels that are timed: multiples of 16, with a multiple of 8 between them."""
+"""Channels of the timed networks: multiples of 16, with a multiple of 8 between them."""
 CHEAPER = 0.96
-"""Time at a multiple of 8, as a share of that at the next multiple of 16, below which multiples of 8 pay."""
+"""Largest ratio of the times with 56 and 64 channels at which the channel multiple is 8."""
 SHARES = 4
-"""Channel multiples in a group, at least, where it is not narrow."""
+"""Fewest channel multiples in a group that is not narrow."""
 MOST = 0.5
-"""Share of the work in narrow groups from which the network is narrow."""
+"""Share of the multiply-accumulates in narrow groups above which a network is narrow."""
 SIZE, RUNS, WARMUP = 28, 42, 2
 SINGLE = SessionConfig(threads=1)
 
 
 @functools.cache
 def machine_multiple() -> int:
-    """Return 16 or 8: measured once for a processor and a version of onnxruntime, and kept in the user's cache."""
-    where = machine.environment(SINGLE, 1)
+    """Return 16 or 8, measured once for a processor and a version of onnxruntime and kept in the user's cache."""
     path = machine.cache_folder() / "step.json"
-    key = json.dumps(asdict(where))
+    key = json.dumps(asdict(machine.environment(SINGLE, 1)))
     try:
         known: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
         if known[key] in MULTIPLES:
@@ -48,14 +51,12 @@ def machine_multiple() -> int:
 
 
 def multiples(trace: Trace) -> tuple[int, dict[str, int]]:
-    """Return the channel multiple of a model, and of each of its groups, by name.
+    """Return the channel multiple of a model, and the one of each group, by name.
 
-    A network that is narrow where it works takes half the multiple of the machine: with the whole one its groups would stay whole or lose
-    a quarter and more at once, which costs more accuracy than the time is worth (measured: docs/targets.md). Wide groups take a larger
-    one: a kernel works on up to four times the multiple at once, and a remainder takes longer.
-
-    Args:
-        trace: facts of the model.
+    A network with most of its work in narrow groups takes half the multiple of the machine. With the whole multiple its
+    groups would stay whole or lose a quarter and more at once, which costs more accuracy than the time is worth
+    (measured in docs/targets.md). Wide groups take a larger multiple: a kernel computes up to four times the multiple
+    at once, and a remainder takes longer.
     """
     base = machine_multiple()
     if _share_below(trace, SHARES * base) > MOST:
@@ -70,16 +71,13 @@ def multiples(trace: Trace) -> tuple[int, dict[str, int]]:
 def _share_below(trace: Trace, filters: int) -> float:
     """Return the share of all multiply-accumulates in layers that write groups of fewer filters."""
     narrow = {label for group in trace.groups if group.channels.size * group.width < filters for label in group.layers}
-    total = inside = 0.0
-    for work in trace.works:
-        macs = float(trace.weight_sizes[work.node, work.input]) * work.positions
-        total += macs
-        inside += macs if trace.labels[work.layer] in narrow else 0.0
-    return inside / total if total else 0.0
+    macs = np.array([trace.weight_sizes[work.node, work.input] * work.positions for work in trace.works], dtype=float)
+    inside = np.array([trace.labels[work.layer] in narrow for work in trace.works], dtype=bool)
+    return float(macs[inside].sum() / macs.sum()) if macs.any() else 0.0
 
 
 def _measured() -> int:
-    """Time a small network at three widths, in turn; the least time of each counts."""
+    """Return the channel multiple that follows from the least times of a small network at three widths."""
     sessions = [open_session(_network(width), SINGLE) for width in WIDTHS]
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 32, SIZE, SIZE)).astype(np.float32)}
     times = sample_times(sessions, [feeds] * len(sessions), runs=RUNS, warmup=WARMUP).min(axis=1)
@@ -87,7 +85,7 @@ def _measured() -> int:
 
 
 def _network(width: int) -> onnx.ModelProto:
-    """Return what mobile and residual networks are made of: 1x1, depthwise 3x3, 3x3 and 1x1, with Relu between."""
+    """Return a 1x1, a depthwise 3x3, a 3x3 and a 1x1 Conv with Relu between, as in mobile and residual networks."""
     helper, real = onnx.helper, onnx.TensorProto.FLOAT
     layers = (((width, 32, 1, 1), 1), ((width, 1, 3, 3), width), ((width, width, 3, 3), 1), ((32, width, 1, 1), 1))
     nodes, weights, last = [], [], "x"

@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.allocation import channel_multiple, latency_model
+from onnxprune.allocation import latency_model
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
-from onnxprune.graph.cost import CostModel
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import concrete_shapes, infer_shapes
-from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import ESTIMATED, METRICS
 from onnxprune.options import Options, ResolvedOptions
@@ -29,7 +27,7 @@ from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import open_session, random_feeds
 from onnxprune.runtime.timing import Latency, sample_times
-from onnxprune.types import BoolArray, Check, Trace
+from onnxprune.types import BoolArray, Check, FloatArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -37,19 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Selected:
-    """Costs of a selection, as a `CostEstimator` predicts them."""
+    """Predicted costs of a selection, for the rows of the metric table."""
 
     estimator: CostEstimator
     keep: BoolArray
-    counts: tuple[float, float]
-
-    @property
-    def macs(self) -> float:
-        return self.counts[0]
-
-    @property
-    def params(self) -> float:
-        return self.counts[1]
+    macs: float
+    params: float
 
     @property
     def size(self) -> float:
@@ -58,7 +49,7 @@ class _Selected:
     @property
     def memory(self) -> float:
         activations, itemsizes = self.estimator.activations
-        return float(activations.peak(self.keep, itemsizes) * self.estimator.how.batch)
+        return float(activations.peak(self.keep, itemsizes) * self.estimator.config.batch)
 
     @property
     def latency(self) -> float:
@@ -67,78 +58,67 @@ class _Selected:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Costs of a model, measured beside the original."""
+    """Measured costs of a model, for the rows of the metric table whose predictions are estimates."""
 
     estimator: CostEstimator
     model: Model
 
     @property
-    def macs(self) -> float:
-        known = self.estimator.analysis
-        cost = known.cost if self.model is known.model else CostModel(trace_model(self.model))
-        return cost.totals(np.ones(cost.trace.n_channels, dtype=bool))[0]
-
-    @property
-    def params(self) -> float:
-        return float(self.model.params)
+    def _is_original(self) -> bool:
+        return self.model is self.estimator.original.analysis.model
 
     @property
     def size(self) -> float:
-        return float(self.model.size if self.estimator.is_original(self.model) else self.model.byte_size())
+        return float(self.model.size if self._is_original else self.model.byte_size())
 
     @property
     def memory(self) -> float:
-        return float(activation_memory.peak(self.model, self.estimator.shapes()))
+        return float(activation_memory.peak(self.model, self.estimator.shapes))
 
     @property
     def latency(self) -> float:
-        """Milliseconds; runs are interleaved with the original, so that machine noise affects both equally."""
-        estimator = self.estimator
-        original = estimator.session()
-        if estimator.is_original(self.model):
-            return float(np.median(estimator.times([original])[0]))
-        estimator.on_stage("time", None)
-        candidate = self.model.session(estimator.how.session, where="the pruned model")
-        a, b = (float(np.median(row)) for row in estimator.times([original, candidate]))
-        return estimator.whole["latency"] * b / a if "latency" in estimator.options.reduce else b
-
-
-@dataclass
-class _Original:
-    """What is measured of the original model once: its session and its amounts."""
-
-    model: Model
-    session: ort.InferenceSession | None = None
-    amounts: Amounts = field(default_factory=dict)
+        """Milliseconds; runs are interleaved with the original, so that machine noise affects both models equally."""
+        estimator, config = self.estimator, self.estimator.config
+        sessions = [estimator.original.session]
+        if not self._is_original:
+            sessions.append(self.model.session(config.session, where="the pruned model"))
+        feeds = [random_feeds(estimator.analysis.model.header, estimator.shapes, 0)] * len(sessions)
+        times = sample_times(sessions, feeds, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 2)
+        medians = [float(np.median(row)) for row in times]
+        if not self._is_original and "latency" in estimator.options.reduce:
+            return estimator.whole["latency"] * medians[1] / medians[0]
+        return medians[-1]
 
 
 class CostEstimator:
     """Predicts the costs of selections of channels, and measures those of models.
 
-    Metrics without a target are neither predicted nor measured: without a target for latency no table is measured.
+    Only metrics with a target are predicted and measured: without a target for latency no table is measured.
 
     Args:
         analysis: of the model that channels are selected from.
         options: with the targets.
-        how: to measure latency.
+        config: how latency is measured.
         shapes: of the inputs, where data give them.
-        table: file with a latency table; None: one is measured, and kept in the user's cache.
+        table: file with a latency table; None: the table is measured, and kept in the user's cache.
         on_stage: progress callback.
-        original: estimator of the original model, where `analysis` is of the model after other edits; it has the same targets.
+        original: estimator of the original model with the same targets, where `analysis` is of the model after other
+            edits.
     """
 
     def __init__(
         self,
         analysis: Analysis,
         options: ResolvedOptions,
-        how: BenchmarkConfig,
+        config: BenchmarkConfig,
         *,
         shapes: dict[str, tuple[int, ...]] | None = None,
         table: str | os.PathLike[str] | None = None,
         on_stage: ProgressCallback = quiet,
         original: CostEstimator | None = None,
     ) -> None:
-        self.analysis, self.options, self.how, self.on_stage = analysis, options, how, on_stage
+        self.analysis, self.options, self.config, self.on_stage = analysis, options, config, on_stage
+        self._original = None if original is None else original.original  # None: this one, without a reference cycle
         self.share: float = 1.0 if original is None else original.share
         self._known = shapes or analysis.trace.input_shapes
         self._table_path = table
@@ -146,12 +126,16 @@ class CostEstimator:
         wanted = {"flops", "params", *self.measured, *((options.minimise,) if options.max_drop is not None else ())}
         self._predicted = tuple(name for name in METRICS if name in wanted)
         self.table = self.read_table() if "latency" in wanted else None
-        self._original: _Original = original._original if original else _Original(analysis.model)
         if original is None:
-            self._original.amounts = self._measure(analysis.model, ("flops", "params", *self.measured))
+            self._amounts = {**self.start, **self.measure(analysis.model)}
 
     @functools.cached_property
-    def activations(self) -> tuple[ActivationCost, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    def start(self) -> Amounts:
+        """Predicted costs of the model that channels are selected from."""
+        return self.predict(np.ones(self.analysis.trace.n_channels, dtype=bool))
+
+    @functools.cached_property
+    def activations(self) -> tuple[ActivationCost, FloatArray]:
         """The activations of the model, and bytes per element of each."""
         model, trace = self.analysis.model, self.analysis.trace
         activations = ActivationCost(model.graph, trace, self.analysis.cost)
@@ -170,33 +154,44 @@ class CostEstimator:
     def predictor(self) -> latency_model.Predictor:
         """Predicts latency from the table."""
         assert self.table is not None
-        return latency_model.Predictor(self.analysis.model, self.analysis.trace, self.analysis.cost, self.table)
+        return latency_model.Predictor(self.analysis, self.table)
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs of a timed run."""
+        return concrete_shapes(self.analysis.model.header, self.config.batch, known=self._known)
+
+    @functools.cached_property
+    def session(self) -> ort.InferenceSession:
+        """A session of the model's file."""
+        path = str(self.analysis.model.path)
+        return open_session(path, self.config.session, where=path)
+
+    @property
+    def original(self) -> CostEstimator:
+        """Estimator of the original model."""
+        return self._original or self
 
     @property
     def whole(self) -> Amounts:
-        """Amounts of the original."""
-        return self._original.amounts
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether the latency table may be of another machine."""
-        return self._table_path is not None
+        """Amounts of the original, measured where predictions are estimates."""
+        return self.original._amounts
 
     def with_targets(self, options: ResolvedOptions, share: float = 1.0) -> CostEstimator:
-        """Return an estimator for other amounts of the same metrics, or for a part of the way there; nothing is measured again."""
+        """Return an estimator for other targets of the same metrics, or a share of the way to them."""
         other = copy.copy(self)
-        other.options, other.share = options, share
+        other.options, other.share, other._original = options, share, self.original
         return other
 
     def for_model(self, analysis: Analysis) -> CostEstimator:
-        """Return an estimator for the model after other edits, with the same targets; its latency table is measured here."""
+        """Return an estimator for the model after other edits, with the same targets and a latency table of its own."""
         return CostEstimator(
-            analysis, self.options, self.how, shapes=self._known, on_stage=self.on_stage, original=self
+            analysis, self.options, self.config, shapes=self._known, on_stage=self.on_stage, original=self
         )
 
     def predict(self, keep: BoolArray) -> Amounts:
-        """Predict the costs of a selection: FLOPs, parameters, and what has a target."""
-        selected = _Selected(self, keep, self.analysis.cost.totals(keep))
+        """Predict the costs of a selection: FLOPs, parameters, and the metrics with a target."""
+        selected = _Selected(self, keep, *self.analysis.cost.totals(keep))
         return {name: row.predict(selected) for name in self._predicted if (row := METRICS[name]).predict}
 
     def budget(self) -> Budget:
@@ -211,21 +206,21 @@ class CostEstimator:
         return found if self.share == 1 else part_way(self.whole, found, self.share)
 
     def measure(self, candidate: Model) -> Amounts:
-        """Measure the metrics that predictions only estimate."""
-        return self._measure(candidate, self.measured)
+        """Measure the metrics with a target whose predictions are estimates."""
+        return {name: self._measured(name, candidate) for name in self.measured}
 
-    def _measure(self, model: Model, names: tuple[str, ...]) -> Amounts:
-        found = {name: METRICS[name].measure(_Candidate(self, model)) for name in names}
-        return {name: amount for name, amount in found.items() if amount is not None}
+    def _measured(self, name: str, model: Model) -> float:
+        found = METRICS[name].measure(_Candidate(self, model))
+        assert found is not None
+        return found
 
     def checks(self, timed: Latency | None, result: Model) -> list[Check]:
-        """Hold a result against the targets that are measured.
+        """Compare a result with the targets that are measured.
 
-        A latency passes when its interval reaches down to the bound: a target is met within the noise of the machine.
+        A latency passes when the lower end of its interval meets the bound: a target is met within the noise of the
+        machine.
         """
-        budget = self.budget()
-        counted = self._measure(result, tuple(name for name in self.measured if name != "latency"))
-        found = []
+        budget, found = self.budget(), []
         for name in self.measured:
             bound, before = budget[name], self.whole[name]
             detail = f"{before:.6g} before"
@@ -236,41 +231,15 @@ class CostEstimator:
                 value, low, high = (factor * ms for ms in (timed.b, *timed.b_interval))
                 detail += f", 95 % interval {low:.4g} to {high:.4g}"
             else:
-                value = low = counted[name]
+                value = low = self._measured(name, result)
             detail += f", {1 - value / before:.1%} less"
             title = f"{name} ({METRICS[name].unit})"
             found.append(Check(title, value, float(f"{bound:.6g}"), low <= bound, detail))
         return found
 
-    def is_original(self, model: Model) -> bool:
-        """Whether a model is the original."""
-        return model is self._original.model
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the inputs of a timed run."""
-        return concrete_shapes(self.analysis.model.header, self.how.batch, known=self._known)
-
-    def session(self) -> ort.InferenceSession:
-        """Return a session of the original, opened once."""
-        original = self._original
-        if original.session is None:
-            path = str(original.model.path)
-            original.session = open_session(path, self.how.session, where=path)
-        return original.session
-
-    def times(self, sessions: list[ort.InferenceSession]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        """Time sessions on random inputs; return (sessions, runs) milliseconds."""
-        how, feeds = self.how, random_feeds(self.analysis.model.header, self.shapes(), 0)
-        return sample_times(
-            sessions, [feeds] * len(sessions), runs=how.runs, warmup=how.warmup, seconds=how.seconds / 2
-        )
-
     def read_table(self) -> latency_model.Table:
-        """Return the latency table: from the file that was named, from the cache, or measured and put there."""
-        model, trace = self.analysis.model, self.analysis.trace
-        where = machine.environment(self.how.session, self.how.batch)
-        rules = rules_of(trace, self.options)
-        digest = latency_model.architecture(model, trace)
+        """Return the latency table: from the given file, from the cache, or measured and put there."""
+        digest = latency_model.architecture(self.analysis)
         if self._table_path is not None:
             table = latency_model.read(Path(self._table_path))
             if table.architecture != digest:
@@ -281,56 +250,26 @@ class CostEstimator:
                     hint="make one with `onnxprune bench MODEL --latency-table FILE` on the target machine",
                 )
             return table
-        o = self.options
-        path = latency_model.cached(digest, where, rules, (o.grouped, o.heads, o.norms))
+        options, where = self.options, machine.environment(self.config.session, self.config.batch)
+        rules = PruningRules.of(self.analysis.trace, options)
+        path = latency_model.cached(digest, where, rules, (options.grouped, options.heads, options.norms))
         if path.exists():
             try:
                 return latency_model.read(path)
             except LatencyError:
                 pass  # damaged: it is measured again
-        table = _measured_table(self.analysis, self.options, self.how, self.on_stage)
+        table = latency_model.measure(self.analysis, rules, self.config, share_of(self.on_stage, "table"))
         machine.keep(path, latency_model.text(table))
         return table
 
 
-def _measured_table(
-    analysis: Analysis, options: ResolvedOptions, how: BenchmarkConfig, on_stage: ProgressCallback
-) -> latency_model.Table:
-    return latency_model.measure(
-        analysis.model,
-        analysis.trace,
-        analysis.cost,
-        rules_of(analysis.trace, options),
-        config=how.session,
-        batch=how.batch,
-        progress=share_of(on_stage, "table"),
-    )
-
-
 def write_table(
-    path: str | os.PathLike[str],
-    output: Path,
-    how: BenchmarkConfig,
-    on_stage: ProgressCallback = quiet,
-    options: Options | None = None,
+    path: str | os.PathLike[str], output: Path, config: BenchmarkConfig, on_stage: ProgressCallback = quiet
 ) -> latency_model.Table:
-    """Measure a latency table of a model file, and write it.
-
-    Args:
-        path: of the model.
-        output: where to write the table.
-        how: to measure.
-        on_stage: called as it goes on.
-        options: with `ignore`, `round_to` and what else says which channels may go.
-    """
-    resolved = (options or Options()).resolved(True)
-    analysis = analysed(load(path), replace(resolved, norms="cut"), None)
-    table = _measured_table(analysis, resolved, how, on_stage)
+    """Measure a latency table of a model file, and write it to `output`."""
+    options = replace(Options().resolved(True), norms="cut")
+    analysis = analysed(load(path), options, None)
+    rules = PruningRules.of(analysis.trace, options)
+    table = latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
     latency_model.write(table, output)
     return table
-
-
-def rules_of(trace: Trace, options: ResolvedOptions, scope: str = "global") -> PruningRules:
-    """Return what every group must keep."""
-    multiple, multiples = channel_multiple.multiples(trace) if options.round_to is None else (options.round_to, {})
-    return PruningRules(multiple, options.min_channels, options.max_ratio, scope, multiples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,63 +20,46 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.readers import Reader, linear_layers
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import matching
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.edit_error import Gram, weighing
 from onnxprune.options import WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.surgery.edits import candidates
-from onnxprune.surgery.edits.protocol import Candidate, LayerEdit
+from onnxprune.surgery.edits.protocol import Candidate, Edit, LayerEdit
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray
 
 USUAL = 0.03
-"""Error of a layer, as a share of its output's variance, of the edit that is measured for all of its family: about what will be chosen."""
+"""Typical error of a chosen edit, as a share of its output's variance. The nearest edit of a family is measured."""
 MOST_LOST = 1e3
 """Loss of the output from which an edit is left out."""
 ROOM = 1.25
 """Factor on the memory for sums: here a covariance has fewer copies beside it than where its inverse is needed."""
 Slope = Callable[[FloatArray], float]
-Timed = tuple[Candidate, Saving]
-
-
-@dataclass(frozen=True)
-class Study:
-    """The edits that are measured to be faster, and notes on the others."""
-
-    scored: tuple[ScoredEdit, ...]
-    notes: tuple[str, ...]
 
 
 def study(
     analysis: Analysis,
     options: ResolvedOptions,
     workspace: Workspace,
-    measure: BenchmarkConfig,
+    config: BenchmarkConfig,
     on_stage: ProgressCallback = quiet,
-) -> Study:
-    """Time and score every edit that a model allows.
+) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
+    """Return the edits that are measured to be faster, scored, and notes on the others.
 
-    Each layer is timed by itself before and after; an edit that is not faster is left out. The error of the others follows from the Gram
-    matrix of the layer's input, the weights that stay being adjusted. For one edit of each family in each layer the loss of the output is
-    measured; the losses of the others are taken to be proportional to their errors.
-
-    Args:
-        analysis: of the model.
-        options: the dials.
-        workspace: calibration data.
-        measure: batch and threads of the timing.
-        on_stage: called as it goes on.
+    Each layer is timed by itself before and after its edit; an edit that is not faster is left out. The error of the
+    others follows from the Gram matrix of the layer's input, with the remaining weights refitted. For one edit of each
+    family in each layer the loss of the output is measured; the losses of the others are taken to be proportional to
+    their errors. `config` is that of the timing.
     """
     model, trace = analysis.model, analysis.trace
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
     multiple = max(multiples(trace)[0], FINER[0]) if options.round_to is None else options.round_to
     found = [c for c in candidates(model, options.edits, multiple) if ignored.isdisjoint(c.nodes)]
     found.sort(key=lambda candidate: candidate.nodes)
-    shapes = concrete_shapes(model.header, measure.batch, known=trace.input_shapes)
-    timer = EditTimer(model, trace, shapes, measure.batch, measure.session)
-    timed: list[Timed] = []
+    timer = EditTimer(analysis, config)
+    timed: list[tuple[Candidate, Saving]] = []
     slower = 0
     for number, candidate in enumerate(found):
         on_stage("time layers", number / len(found))
@@ -87,12 +70,12 @@ def study(
             slower += 1
     notes = (f"{slower} of {len(found)} edits are left out: they are not measured to be faster",) if slower else ()
     scored = _scored(analysis, timed, options, workspace, on_stage)
-    return Study(tuple(edit for edit in scored if edit.loss < MOST_LOST), notes)
+    return tuple(edit for edit in scored if edit.loss < MOST_LOST), notes
 
 
 def _scored(
     analysis: Analysis,
-    timed: Sequence[Timed],
+    timed: Sequence[tuple[Candidate, Saving]],
     options: ResolvedOptions,
     workspace: Workspace,
     on_stage: ProgressCallback,
@@ -106,9 +89,8 @@ def _scored(
         (scored if edit.edit.is_exact else by_node.setdefault(candidate.nodes[-1], [])).append(edit)
     layers = {n: layer for n, layer in linear_layers(model.graph).items() if n in by_node}
     slopes = _slopes(analysis, layers, options, workspace, on_stage)
-    macs = analysis.cost.totals(np.ones(trace.n_channels, dtype=bool))[0]
     points = sum(len({s.edit.family for s in found}) for found in by_node.values())
-    probe = sensitivity.Probe(model, workspace.calibration.plain, macs * max(points, 1), workspace.store)
+    probe = sensitivity.Probe(analysis, workspace, max(points, 1))
     statistics = grams(analysis, layers, options, workspace)
     for number, n in enumerate(sorted(by_node)):
         on_stage("score layers", number / len(by_node))
@@ -131,14 +113,11 @@ def _of_node(
     probe: sensitivity.Probe,
     slope: Slope | None,
 ) -> list[ScoredEdit]:
-    """Measure the loss of one edit of each family, and estimate those of the others by error, or with gradients by the rise of the loss."""
+    """Measure the loss of one edit of each family; scale it by error, or by the rise of the loss, for the others."""
 
     def mean_of(tensor: gs.Tensor) -> FloatArray:
-        shape = analysis.trace.shapes[tensor.name]
-        axis = analysis.trace.carried.get(tensor.name, (1 if len(shape) > 1 else 0, None))[0]
-        around = [1] * len(shape)
-        around[axis] = -1
-        return probe.mean(tensor.name, axis).reshape(around)
+        usual = min(1, len(analysis.trace.shapes[tensor.name]) - 1)
+        return probe.mean(tensor.name, analysis.trace.carried.get(tensor.name, (usual, None))[0])
 
     families: dict[str, list[ScoredEdit]] = {}
     for edit in found:
@@ -149,18 +128,17 @@ def _of_node(
         variant = analysis.model.copy()
         measured.edit.substitute(variant.graph.nodes[n], gram, mean_of)
         loss = probe.loss(variant)
-        sizes = [edit.error if slope is None or gram is None else slope(_change(gram, edit)) for edit in family]
+        sizes = [s.error if slope is None or gram is None else slope(_change(gram, s.edit)) for s in family]
         least = 1e-12 if slope is None else 1e-30
         whole = max(sizes[family.index(measured)], least)
         scored += [replace(edit, loss=loss * size / whole) for edit, size in zip(family, sizes, strict=True)]
     return scored
 
 
-def _change(gram: Gram, scored: ScoredEdit) -> FloatArray:
-    """Return what an edit adds to the weight of a layer, nothing being adjusted."""
-    assert isinstance(scored.edit, LayerEdit)
-    layer = gram.layer
-    return np.asarray(layer.unmatrix((scored.edit.masked(layer) - gram.matrix) / layer.alpha))
+def _change(gram: Gram, edit: Edit) -> FloatArray:
+    """Return the change of a layer's weight by an edit, without a refit."""
+    assert isinstance(edit, LayerEdit)
+    return np.asarray(gram.layer.unmatrix((edit.masked(gram.layer) - gram.matrix) / gram.layer.alpha))
 
 
 def _slopes(
@@ -170,7 +148,7 @@ def _slopes(
     workspace: Workspace,
     on_stage: ProgressCallback,
 ) -> dict[int, Slope]:
-    """Return how much the loss rises with a change of the weight of each layer, where the importance takes gradients."""
+    """Return the rise of the loss as a function of the change of each layer's weight, for gradient importances."""
     if options.importance not in WITH_GRADIENTS:
         return {}
     require_torch(f"--importance {options.importance}")
@@ -192,15 +170,12 @@ def _slopes(
 def grams(
     analysis: Analysis, layers: Mapping[int, Linear], options: ResolvedOptions, workspace: Workspace
 ) -> Iterator[tuple[int, Gram]]:
-    """Yield (node, Gram) of some layers in graph order, on samples that are not held out; with threads as the caller's work suits."""
-    readers = {n: reader_of(n, layer) for n, layer in layers.items()}
+    """Yield (node, Gram) of some layers in graph order; the thread pool fits the work of the caller meanwhile."""
+    readers = {}
+    for n, layer in layers.items():
+        parts, _, features = layer.matrix(layer.values).shape
+        readers[n] = Reader(n, layer, np.zeros((parts, features), dtype=np.int64))  # the whole input is observed
     roomy = replace(workspace.plain, memory=workspace.memory * ROOM)
     for n, seen in second_order.collect(analysis.model, analysis.trace, roomy, readers, hold_out=True, apart=True):
         with threads_for(seen.mean.shape[1]):
             yield n, Gram(layers[n], weighing(seen, options.importance), seen.mean)
-
-
-def reader_of(n: int, layer: Linear) -> Reader:
-    """Return a layer as one whose whole input is observed."""
-    groups, _, features = layer.matrix(layer.values).shape
-    return Reader(n, layer, np.zeros((groups, features), dtype=np.int64))

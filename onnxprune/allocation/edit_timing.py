@@ -1,9 +1,9 @@
-"""Time layers by themselves before and after an edit, and count what they multiply and store."""
+"""Time layers by themselves before and after an edit, and count their multiplications and parameters."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,34 +12,35 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.readers import linear_layers
-from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.shapes import concrete_shapes, infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
 from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery.edits.apply import apply_edits
-from onnxprune.surgery.edits.protocol import Candidate
-from onnxprune.types import Trace
+from onnxprune.surgery.edits.protocol import Candidate, RefusalError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 RUNS, WARMUP, SECONDS = 40, 3, 0.25
-"""Runs of each layer, and seconds that they take at most."""
+"""Runs of each layer, and their time limit."""
 FASTER = 0.95
-"""Time after an edit, as a share of that before, below which the layer counts as faster: two measurements of one layer differ by some percent."""
+"""Share of the time before an edit below which the layer is faster; measurements differ by some percent."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What an edit saves by itself.
+    """What one edit saves.
 
     Attributes:
         before, after: milliseconds of the layer.
-        macs, params: multiplications per sample and parameters that go.
+        macs, params: removed multiplications per sample, and removed parameters.
     """
 
     before: float
@@ -55,7 +56,7 @@ class Saving:
 
 @dataclass
 class LayerModel:
-    """Some nodes as a model of their own."""
+    """Some nodes as a model."""
 
     model: Model
     config: SessionConfig
@@ -88,32 +89,23 @@ def layer_times(layers: Sequence[LayerModel]) -> list[float]:
 
 
 class EditTimer:
-    """Times edits of a model; equal ones once.
+    """Times each edit of a model by itself, equal ones once; `config` gives the batch, provider and threads."""
 
-    Args:
-        model: the model.
-        trace: its facts.
-        shapes: of its inputs.
-        batch: samples per run.
-        config: how onnxruntime executes the layers.
-    """
-
-    def __init__(
-        self, model: Model, trace: Trace, shapes: Mapping[str, tuple[int, ...]], batch: int, config: SessionConfig
-    ) -> None:
-        self.model, self.trace, self.config, self.batch = model, trace, config, batch
-        inferred = infer_shapes(weightless(model), shapes)
-        self._partial, self._types = inferred.partial, inferred.types
+    def __init__(self, analysis: Analysis, config: BenchmarkConfig) -> None:
+        self.model, self.trace, self.config = analysis.model, analysis.trace, config
+        shapes = concrete_shapes(self.model.header, config.batch, known=self.trace.input_shapes)
+        self._inferred = infer_shapes(weightless(self.model), shapes)
         self._known: dict[str, Saving | None] = {}
-        self._original: tuple[tuple[int, ...], LayerModel | None] = (), None  # one at a time: they take memory
+        self._original: tuple[tuple[int, ...], LayerModel] | None = None  # one at a time: they take memory
 
     def saving(self, candidate: Candidate) -> Saving | None:
-        """Measure what an edit saves; None where the edit cannot be made or its shapes are not known."""
-        key = repr((candidate.edit.cost_signature, *map(self._signature, candidate.nodes)))
+        """Measure what an edit saves; None: the edit cannot be made, or its shapes are not known."""
+        form = {name: value for name, value in candidate.edit.to_dict().items() if name != "layer"}
+        key = repr((form, *map(self._signature, candidate.nodes)))
         if key not in self._known:
             try:
                 self._known[key] = self._measured(candidate)
-            except OnnxPruneError:
+            except (OnnxPruneError, RefusalError):
                 self._known[key] = None
         return self._known[key]
 
@@ -122,63 +114,48 @@ class EditTimer:
         sizes = [tuple(t.shape) if isinstance(t, gs.Constant) else self._shape(t.name) for t in node.inputs]
         return node.op, sorted((k, str(v)[:200]) for k, v in node.attrs.items()), sizes
 
-    def _measured(self, candidate: Candidate) -> Saving | None:
-        if self._original[0] != candidate.nodes:
-            alone = self._alone(candidate.nodes)
-            self._original = candidate.nodes, None if alone is None else LayerModel(alone, self.config)
+    def _measured(self, candidate: Candidate) -> Saving:
+        if self._original is None or self._original[0] != candidate.nodes:
+            self._original = candidate.nodes, LayerModel(self._alone(candidate.nodes), self.config.session)
         original = self._original[1]
-        if original is None:
-            return None
         macs, params = original.counts
         if candidate.edit.removes_nodes:
             return Saving(layer_times([original])[0], 0.0, macs, params)
         numbers = {label: n for n, label in enumerate(node_labels(original.model.graph))}
         layer = linear_layers(original.model.graph).get(numbers.get(candidate.edit.layer, -1))
         edit = candidate.edit if layer is None else candidate.edit.timed(layer)
-        edited = LayerModel(apply_edits(original.model, [edit]).model, self.config)
+        edited = LayerModel(apply_edits(original.model, [edit]).model, self.config.session)
         before, after = layer_times([original, edited])
         return Saving(before, after, macs - edited.counts[0], params - edited.counts[1])
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a tensor in a run; None where it is not known."""
-        partial = self._partial.get(name)
+        """Return the shape of a tensor in a timed run, where it is known."""
+        partial = self._inferred.partial.get(name)
         if partial is not None and None not in partial:
             return tuple(int(size or 0) for size in partial)
         traced = self.trace.shapes.get(name)
         if not traced:
             return traced
-        head = traced[0] // self.trace.batch * self.batch if traced[0] % self.trace.batch == 0 else traced[0]
-        return (head, *traced[1:])
+        samples, rest = divmod(traced[0], self.trace.batch)
+        return (traced[0] if rest else samples * self.config.batch, *traced[1:])
 
-    def _alone(self, nodes: Sequence[int]) -> Model | None:
-        """Return some nodes as a model of their own; None where a shape is not known."""
-        graph = self.model.graph
-        originals = [graph.nodes[n] for n in nodes]
-        copies: dict[str, gs.Tensor] = {}
-
-        def copied(tensor: gs.Tensor) -> gs.Tensor:
-            return copies.setdefault(tensor.name, tensor.copy()) if tensor.name else gs.Variable.empty()
-
-        own = [node.copy([*map(copied, node.inputs)], [*map(copied, node.outputs)]) for node in originals]
-        written = [t for node in originals for t in node.outputs if t.name]
-        read = {t.name for node in originals for t in node.inputs if t.name and not isinstance(t, gs.Constant)}
-        inside, results = {id(node) for node in originals}, {id(t) for t in graph.outputs}
-        inputs = sorted(read - {t.name for t in written})
-        outputs = [t.name for t in written if id(t) in results or any(id(user) not in inside for user in t.outputs)]
-        header = onnx.ModelProto(ir_version=self.model.header.ir_version, opset_import=self.model.header.opset_import)
-        header.graph.name = "layer"
-        for names, values in ((inputs, header.graph.input), (outputs, header.graph.output)):
-            for name in names:
-                shape, kind = self._shape(name), self._types.get(name) or onnx.TensorProto.FLOAT
+    def _alone(self, nodes: Sequence[int]) -> Model:
+        """Return some nodes as a model, or raise RefusalError."""
+        graph, header = self.model.graph, self.model.header
+        own = [graph.nodes[n] for n in nodes]
+        inside, results = {id(node) for node in own}, {id(t) for t in graph.outputs}
+        written = {t.name: t for node in own for t in node.outputs if t.name}
+        read = {t.name: t for node in own for t in node.inputs if t.name and not isinstance(t, gs.Constant)}
+        inputs = [read[name] for name in sorted(read.keys() - written.keys())]
+        outputs = [t for t in written.values() if id(t) in results or any(id(n) not in inside for n in t.outputs)]
+        proto = onnx.ModelProto(ir_version=header.ir_version, opset_import=header.opset_import)
+        proto.graph.name = "layer"
+        for tensors, values in ((inputs, proto.graph.input), (outputs, proto.graph.output)):
+            for tensor in tensors:
+                shape = self._shape(tensor.name)
                 if shape is None:
-                    return None
-                values.append(onnx.helper.make_tensor_value_info(name, kind, shape))
-        alone = gs.Graph(
-            own,
-            [copies[name] for name in inputs],
-            [copies[name] for name in outputs],
-            opset=graph.opset,
-            import_domains=graph.import_domains,
-            ir_version=graph.ir_version,
-        )
-        return replace(self.model, graph=alone, header=header, batchnorms={})
+                    raise RefusalError(f"the shape of {tensor.name} is not known")
+                kind = self._inferred.types.get(tensor.name) or onnx.TensorProto.FLOAT
+                values.append(onnx.helper.make_tensor_value_info(tensor.name, kind, shape))
+        alone = gs.Graph(own, inputs, outputs, opset=graph.opset)
+        return replace(self.model, graph=alone, header=proto, batchnorms={}).copy()

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.errors import OptionError, TargetError
+from onnxprune.allocation import channel_multiple
+from onnxprune.errors import TargetError
 from onnxprune.metrics.table import METRICS
-from onnxprune.options import SCOPES
+from onnxprune.options import ResolvedOptions
 from onnxprune.types import BoolArray, Curve, FloatArray, Group, IntArray, Trace
 
 ATTEMPTS = 8
-"""How often a channel batch that overshoots the budget is left out to look for a nearer selection."""
+"""Largest number of selections among which the nearest to the budget is taken."""
 NEAR = 0.01
-"""Overshoot, as a share of the budget, that needs no further look."""
+"""Overshoot, as a share of the budget, at which the search ends."""
+LOOK_AHEAD = (1, 2, 4, 8)
+"""Numbers of batches of a group that are weighed together: a loss curve may be steep at first and flat after."""
+SWEEPS = 4
+"""Largest number of passes that exchange batches between groups."""
+RELAX = "ask for less, or relax --min-channels, --max-ratio, --round-to or --ignore"
 Amounts = dict[str, float]
 """Amounts by metric, see `onnxprune.metrics.table.METRICS`."""
 Budget = dict[str, float]
@@ -39,13 +45,13 @@ def overshoot(amounts: Amounts, budget: Budget) -> float:
 def excess(amounts: Amounts, budget: Budget) -> float:
     """Return how far amounts lie above the budget, as shares of the bounds, summed; 0 where all hold.
 
-    With the largest one alone, a removal that helps with another bound would count for nothing.
+    The sum, and not the largest, is used because a removal may help with any of the bounds.
     """
     return sum(max(amounts[name] / bound - 1, 0.0) for name, bound in budget.items())
 
 
 def part_way(amounts: Amounts, budget: Budget, share: float) -> Budget:
-    """Return bounds some share of the way from these amounts to a budget; a bound that holds already stays."""
+    """Return bounds a share of the way from these amounts to a budget; a bound that already holds stays."""
     return {
         name: bound if bound >= amounts[name] else amounts[name] - share * (amounts[name] - bound)
         for name, bound in budget.items()
@@ -54,13 +60,14 @@ def part_way(amounts: Amounts, budget: Budget, share: float) -> Budget:
 
 @dataclass(frozen=True)
 class PruningRules:
-    """What a group must keep.
+    """What every group must keep.
 
     Attributes:
-        round_to: channel multiple: survivors of a group are a multiple of it, and channels are removed in batches of it.
-        min_channels: channels that every group keeps at least.
+        round_to: channel multiple of the survivors of a group, and the number of filters in a channel batch.
+        min_channels: fewest channels of a group.
         max_ratio: largest share of a group's channels that is removed.
-        scope: `global` ranks all channel batches of the network together; `uniform` takes the same share of each group.
+        scope: `global` ranks all channel batches of the network together; any other removes the same share of each
+            group.
         multiples: channel multiples of single groups, by name, in place of `round_to`.
     """
 
@@ -70,24 +77,24 @@ class PruningRules:
     scope: str = "global"
     multiples: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, trace: Trace, options: ResolvedOptions, scope: str = "global") -> PruningRules:
+        """Return the rules of the options; without `round_to` the channel multiples are those of the machine."""
+        multiple, multiples = channel_multiple.multiples(trace) if options.round_to is None else (options.round_to, {})
+        return cls(multiple, options.min_channels, options.max_ratio, scope, multiples)
+
     def multiple(self, group: Group) -> int:
-        """Return the multiple of the survivors of a group, in channels: the runtime counts filters."""
+        """Return the multiple of the survivors of a group, in channels."""
         return -(-self.multiples.get(group.name, self.round_to) // group.width)
 
-    def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise OptionError(f"unknown scope {self.scope!r}", hint=f"choose one of {', '.join(SCOPES)}")
-        if self.round_to < 1 or self.min_channels < 1 or not 0 < self.max_ratio <= 1:
-            raise OptionError(
-                "a pruning rule is out of range",
-                why=f"round_to={self.round_to}, min_channels={self.min_channels}, max_ratio={self.max_ratio}",
-                hint="round_to and min_channels are 1 or more, max_ratio lies above 0 and at most at 1",
-            )
+    def rounded_to(self, multiple: int) -> PruningRules:
+        """Return the rules with one channel multiple for all groups."""
+        return replace(self, round_to=multiple, multiples={})
 
 
 @dataclass(frozen=True)
 class ChannelBatch:
-    """Channels of one group that are removed together, and the key that orders batches."""
+    """Channels of one group that are removed together; batches are removed in the order of `key`."""
 
     group: str
     channels: IntArray
@@ -95,10 +102,10 @@ class ChannelBatch:
 
 
 def channel_batches(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules) -> list[ChannelBatch]:
-    """Return every channel batch that the rules allow to remove, least important first.
+    """Return the channel batches that the rules allow to remove, least important first.
 
-    Within a group channels are sorted by importance and cut into batches of `round_to` filters, the first one shorter where
-    that makes the survivors a multiple of it. A channel that is pinned, or has no score, is in no batch.
+    Channels of a group are sorted by importance and cut into batches of the channel multiple. The first batch is
+    shorter where the group is no multiple. Pinned channels and channels without a score are in no batch.
     """
     batches: list[ChannelBatch] = []
     for group in trace.groups:
@@ -122,8 +129,24 @@ def channel_batches(trace: Trace, scores: FloatArray, keep: BoolArray, rules: Pr
     return _nonempty(trace, keep, batches)
 
 
+def by_group(batches: Iterable[ChannelBatch]) -> dict[str, list[ChannelBatch]]:
+    """Return the channel batches of each group, in their order."""
+    found: dict[str, list[ChannelBatch]] = {}
+    for batch in batches:
+        found.setdefault(batch.group, []).append(batch)
+    return found
+
+
+def without(keep: BoolArray, batches: Iterable[ChannelBatch]) -> BoolArray:
+    """Return the channels that stay, (n_channels,), after the removal of some batches."""
+    result = keep.copy()
+    for batch in batches:
+        result[batch.channels] = False
+    return result
+
+
 def _nonempty(trace: Trace, keep: BoolArray, batches: list[ChannelBatch]) -> list[ChannelBatch]:
-    """Drop batches that would leave some tensor (a part of a Split, a branch of a Concat) without any channel."""
+    """Drop batches that would leave a tensor (a part of a Split, a branch of a Concat) without channels."""
     left = [int(keep[extent].sum()) for extent in trace.extents]
     members: list[list[int]] = [[] for _ in range(trace.n_channels)]
     for number, extent in enumerate(trace.extents):
@@ -145,9 +168,9 @@ def allocate(
 ) -> BoolArray:
     """Remove the fewest channel batches, least important first, with which the budget holds.
 
-    Costs fall with every batch, so the number of batches is found by bisection. Where the last batch overshoots the budget
-    (a coarse group can hold a fifth of the network), the selection is also tried without that batch and what follows in its
-    group. That is taken when it lands nearer and removes no more importance.
+    Costs fall with every batch, so bisection finds the number of batches. Where the last batch overshoots the budget (a
+    coarse group can hold a fifth of the network), the selection without this batch and the later ones of its group is
+    tried as well. It is taken when it lies nearer to the budget and removes no more importance.
 
     Args:
         trace: facts of the model.
@@ -155,7 +178,7 @@ def allocate(
         scores: (n_channels,) importance.
         keep: (n_channels,) channels that are left before.
         rules: what a group must keep.
-        budget: what may be left.
+        budget: largest amounts.
 
     Returns:
         (n_channels,) channels that stay.
@@ -166,19 +189,17 @@ def allocate(
     if holds(predict(keep), budget):
         return keep.copy()
     batches = channel_batches(trace, scores, keep, rules)
-    smallest = _without(keep, batches)
-    if not holds(predict(smallest), budget):
-        raise _unreachable(trace, predict, smallest, budget, rules)
-    best, least, allowed = smallest, np.inf, np.inf
+    best = _smallest(trace, predict, keep, batches, rules, budget)
+    least, allowed = np.inf, np.inf
     for _ in range(ATTEMPTS):
-        if not holds(predict(_without(keep, batches)), budget):
+        if not holds(predict(without(keep, batches)), budget):
             break
         low, high = 0, len(batches)
         while high - low > 1:
             middle = (low + high) // 2
-            enough = holds(predict(_without(keep, batches[:middle])), budget)
+            enough = holds(predict(without(keep, batches[:middle])), budget)
             low, high = (low, middle) if enough else (middle, high)
-        result = _without(keep, batches[:high])
+        result = without(keep, batches[:high])
         gap = overshoot(predict(result), budget)
         lost = float(scores[keep & ~result].sum())
         if gap < least and lost <= allowed:
@@ -191,53 +212,32 @@ def allocate(
     return best
 
 
-LOOK_AHEAD = (1, 2, 4, 8)
-"""Batches of a group that are weighed together: a curve may be steep at first and flat after."""
-SWEEPS = 4
-"""How often the selection is searched for exchanges, at most."""
-
-
 def allocate_by_loss(
     trace: Trace, predict: Predict, curves: Sequence[Curve], keep: BoolArray, rules: PruningRules, budget: Budget
 ) -> BoolArray:
     """Remove channel batches with the least sum of measured losses with which the budget holds.
 
-    A knapsack whose weights depend on each other, as the cost of a layer is a product. Solved greedily: the batches with the least loss
-    per saved cost are removed first, up to eight of a group at once, so that the lower convex hull of a curve counts; savings shrink
-    as others are removed, so the best is weighed anew before it is taken. Then batches that need not go come back, most expensive
-    first, and single batches are exchanged between groups while that loses less.
+    This is a knapsack whose weights depend on each other, because the cost of a layer is a product. It is solved
+    greedily. The batches with the least loss per saved cost are removed first, up to eight of a group at once, so that
+    the lower convex hull of a curve counts. Savings shrink as other batches are removed, so the best batches are
+    weighed again before they are taken. Then unneeded batches are restored, most expensive first, and single batches
+    are exchanged between groups while that reduces the loss.
 
-    Args:
-        trace: facts of the model.
-        predict: costs of a selection.
-        curves: loss of each group; groups without one stay whole.
-        keep: (n_channels,) channels that are left before.
-        rules: what a group must keep; `scope` is not used.
-        budget: what may be left.
-
-    Returns:
-        (n_channels,) channels that stay.
-
-    Raises:
-        TargetError: the budget cannot be met.
+    The arguments are those of `allocate`; groups without a curve stay whole.
     """
     rank = np.full(trace.n_channels, np.nan)
     for curve in curves:
         rank[curve.order] = np.arange(curve.order.size)
-    batches: dict[str, list[ChannelBatch]] = {}
-    for batch in channel_batches(trace, rank, keep, rules):
-        batches.setdefault(batch.group, []).append(batch)
-    smallest = _without(keep, [batch for found in batches.values() for batch in found])
-    if not holds(predict(smallest), budget):
-        raise _unreachable(trace, predict, smallest, budget, rules)
-    knapsack = GreedyKnapsack(predict, budget, keep, batches, {curve.group: curve for curve in curves})
+    batches = channel_batches(trace, rank, keep, rules)
+    _smallest(trace, predict, keep, batches, rules, budget)
+    knapsack = GreedyKnapsack(predict, budget, keep, by_group(batches), {curve.group: curve for curve in curves})
     knapsack.fill()
     knapsack.exchange()
     return knapsack.left()
 
 
 class GreedyKnapsack:
-    """How many channel batches of each group are removed, and what that costs and saves."""
+    """The number of channel batches that are removed from each group, with the loss and the excess over the budget."""
 
     def __init__(
         self,
@@ -270,7 +270,7 @@ class GreedyKnapsack:
         return float(self.losses[name][count] - self.losses[name][self.gone[name]])
 
     def _best_step(self, name: str, excess: float) -> tuple[float, int]:
-        """Return the least loss per saving of a group, and the number of its batches that are removed then."""
+        """Return the least loss per saving of a group, and the number of removed batches that reaches it."""
         best = (np.inf, 0)
         for ahead in LOOK_AHEAD:
             count = self.gone[name] + ahead
@@ -297,11 +297,11 @@ class GreedyKnapsack:
             self.gone[name] = count
             excess = self.excess()
             heapq.heappush(waiting, (self._best_step(name, excess)[0], name))
-        if excess > 0:  # batches that save nothing by themselves are left: remove all
+        if excess > 0:  # the other batches save nothing by themselves: remove all
             self.gone = {name: ends.size - 1 for name, ends in self.ends.items()}
 
     def exchange(self) -> None:
-        """Give back batches that need not go, then exchange batches between groups while that loses less."""
+        """Restore unneeded batches, then exchange batches between groups while that reduces the loss."""
         self._give_back()
         for _ in range(SWEEPS):
             if not self._exchange_once():
@@ -312,18 +312,18 @@ class GreedyKnapsack:
         changed = True
         while changed:
             changed = False
-            dearest = sorted(
-                (name for name, count in self.gone.items() if count),
-                key=lambda name: self._rise(name, self.gone[name] - 1),
-            )
-            for name in dearest:
+            for name in self._most_expensive():
                 if self.excess({name: self.gone[name] - 1}) <= 0:
                     self.gone[name] -= 1
                     changed = True
 
+    def _most_expensive(self) -> list[str]:
+        """Return the groups with removed batches, the group whose last removed batch lost most first."""
+        return sorted((n for n, count in self.gone.items() if count), key=lambda n: self._rise(n, self.gone[n] - 1))
+
     def _exchange_once(self) -> bool:
         improved = False
-        for back in sorted((n for n, c in self.gone.items() if c), key=lambda n: self._rise(n, self.gone[n] - 1)):
+        for back in self._most_expensive():
             gain = -self._rise(back, self.gone[back] - 1)
             others = [
                 (self._rise(n, c + 1), n) for n, c in self.gone.items() if n != back and c + 1 < len(self.losses[n])
@@ -339,37 +339,32 @@ class GreedyKnapsack:
         return improved
 
 
-def _without(keep: BoolArray, batches: Sequence[ChannelBatch]) -> BoolArray:
-    result = keep.copy()
-    if batches:
-        result[np.concatenate([batch.channels for batch in batches])] = False
-    return result
-
-
 def below(trace: Trace, scores: FloatArray, keep: BoolArray, rules: PruningRules, threshold: float) -> BoolArray:
-    """Remove every channel whose normalized importance lies below `threshold`, as far as the rules allow.
-
-    Each group loses what lies below, less the channels needed to end on a multiple of `round_to`.
-    """
-    result = keep.copy()
-    for batch in channel_batches(trace, scores, keep, rules):
-        if (scores[batch.channels] < threshold).all():
-            result[batch.channels] = False
-    return result
+    """Remove every channel batch whose normalized importances all lie below `threshold`."""
+    batches = channel_batches(trace, scores, keep, rules)
+    return without(keep, (batch for batch in batches if (scores[batch.channels] < threshold).all()))
 
 
-def refuse_unreachable(trace: Trace, predict: Predict, keep: BoolArray, rules: PruningRules, budget: Budget) -> None:
+def refuse_unreachable(trace: Trace, predict: Predict, rules: PruningRules, budget: Budget) -> None:
     """Raise TargetError when the budget cannot be met, in whatever order channels are removed."""
-    smallest = _without(keep, channel_batches(trace, np.zeros(trace.n_channels), keep, rules))
-    if not holds(predict(smallest), budget):
-        raise _unreachable(trace, predict, smallest, budget, rules)
+    keep = np.ones(trace.n_channels, dtype=bool)
+    _smallest(trace, predict, keep, channel_batches(trace, np.zeros(keep.size), keep, rules), rules, budget)
 
 
-def _unreachable(
-    trace: Trace, predict: Predict, smallest: BoolArray, budget: Budget, rules: PruningRules
-) -> TargetError:
-    dense, least = predict(np.ones(trace.n_channels, dtype=bool)), predict(smallest)
-    parts = []
+def _smallest(
+    trace: Trace,
+    predict: Predict,
+    keep: BoolArray,
+    batches: Sequence[ChannelBatch],
+    rules: PruningRules,
+    budget: Budget,
+) -> BoolArray:
+    """Return the selection without any of the batches; raise TargetError where the budget does not hold even then."""
+    smallest = without(keep, batches)
+    least = predict(smallest)
+    if holds(least, budget):
+        return smallest
+    dense, parts = predict(np.ones(trace.n_channels, dtype=bool)), []
     for name, bound in budget.items():
         metric, whole, value = METRICS[name], dense[name], least[name]
         if value > bound:
@@ -378,24 +373,23 @@ def _unreachable(
                 f"{metric.label} can fall to {value:{form}} (-{1 - value / whole:.1%}), "
                 f"{bound:{form}} (-{1 - bound / whole:.1%}) was asked"
             )
-    return TargetError(
-        "the target cannot be reached",
-        why="; ".join([*parts, *holders(trace, rules)]),
-        hint="ask for less, or relax --min-channels, --max-ratio, --round-to or --ignore",
-    )
+    raise unreachable(*parts, *holders(trace, rules))
+
+
+def unreachable(*reasons: str, hint: str = RELAX) -> TargetError:
+    """Return the error of a target that cannot be met."""
+    return TargetError("the target cannot be reached", why="; ".join(reasons), hint=hint)
 
 
 def holders(trace: Trace, rules: PruningRules) -> Sequence[str]:
     """Return the main reasons why channels are pinned, most channels first."""
-    held: dict[str, int] = {}
+    held: Counter[str] = Counter()
     for pin in trace.pins:
-        held[f"{pin.reason} ({pin.node})"] = held.get(f"{pin.reason} ({pin.node})", 0) + pin.channels.size
-    ranked = sorted(held.items(), key=lambda item: -item[1])[:3]
-    lines = [f"{count} channels stay because {reason}" for reason, count in ranked]
+        held[f"{pin.reason} ({pin.node})"] += pin.channels.size
+    lines = [f"{count} channels stay because {reason}" for reason, count in held.most_common(3)]
     small = sum(
-        1
+        not trace.pinned[group.channels].all() and group.channels.size <= rules.multiple(group)
         for group in trace.groups
-        if not trace.pinned[group.channels].all() and group.channels.size <= rules.multiple(group)
     )
     if small and max(rules.round_to, *rules.multiples.values(), 1) > 1:
         lines.append(f"{small} groups have no more channels than they are rounded to, and stay whole")

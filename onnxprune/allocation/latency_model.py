@@ -1,12 +1,13 @@
-"""How long a model would take with fewer channels: a table that is measured on this machine, and what follows from it.
+"""Predict the latency of a model with fewer channels from a table that is measured on this machine.
 
-Layers are not timed by themselves but where they stand: some variants of the whole model, pruned at random, run under onnxruntime's
-profiler. So neighbours count as the runtime fuses them, layouts are those it chooses, and caches are as warm as they will be.
+Layers are timed inside the network: variants of the whole model, pruned at random, run under onnxruntime's profiler.
+The times so include fusion with neighbors, the layouts that onnxruntime chooses, and the state of the caches.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from onnxprune.allocation import knapsack
+from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
 from onnxprune.errors import LatencyError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
-from onnxprune.graph.cost import CostModel
+from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime import machine, profiler
@@ -31,24 +33,24 @@ from onnxprune.types import BoolArray, FloatArray, Trace
 
 SCHEMA = "onnxprune.latency/1"
 STEPS = (1, 8, 16)
-"""Channel counts may cost as much as the next multiple of these."""
+"""Channel counts are rounded up to multiples of these before a fit."""
 BETTER = 0.9
-"""Error of a fit with a larger step, as a share of that with a smaller one, from which the larger one is believed."""
+"""Share of the error with a smaller step below which a larger step is taken."""
 EXACT = 0.005
-"""Error of a fit, as a share of the times, that no larger step need improve on."""
+"""Error of a fit, as a share of the times, from which larger steps are not tried."""
 UNIFORM = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""Shares of what may go that go from every group, in the first variants."""
+"""Shares of the removable channel batches that every group loses alike, one variant each."""
 RANDOM = 14
 """Variants in which every group loses a share of its own."""
 SECONDS = 120.0
-"""What measuring a table should take at most."""
+"""Time limit of a table's measurement."""
 SEED = 0
-"""Of the variants and of the inputs."""
+"""Seed of the variants and of the inputs."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The time of a node: microseconds per unit of each of `FEATURES`, channels counted in whole steps."""
+    """The time of a node: microseconds per unit of each of `FEATURES`, channels rounded up to multiples of `step`."""
 
     label: str
     op: str
@@ -59,16 +61,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured of a model on a machine, as fits.
+    """The latency model of one architecture on one machine.
 
     Attributes:
-        architecture: what must be equal for a model to use it; weights have no say.
-        environment: where it was measured.
+        architecture: digest of the model without its weights; see `architecture`.
+        environment: the machine and how models are executed on it.
         fits: one per node that takes time.
-        rest: the same for kernels that belong to no node.
-        scale, offset: milliseconds of a run per millisecond of its kernels, and beside them.
+        rest: the fit of all kernels that belong to no node.
+        scale, offset: milliseconds of a run are `scale` times those of its kernels, plus `offset`.
         measured, predicted: milliseconds of each variant.
-        seconds: what measuring took.
+        seconds: duration of the measurement.
     """
 
     architecture: str
@@ -83,11 +85,20 @@ class Table:
 
     @property
     def error(self) -> float:
-        """Median of the relative errors of whole variants."""
-        return float(np.median(np.abs(np.array(self.predicted) / np.array(self.measured) - 1)))
+        """Median of the relative errors of the variants."""
+        return float(np.median(self._errors))
+
+    @property
+    def worst(self) -> float:
+        """Largest of the relative errors of the variants."""
+        return float(np.max(self._errors))
+
+    @property
+    def _errors(self) -> FloatArray:
+        return np.asarray(np.abs(np.array(self.predicted) / np.array(self.measured) - 1))
 
     def summary(self) -> dict[str, Any]:
-        """Return what a report says of it."""
+        """Return the part of the table that stands in a report."""
         return {
             "environment": asdict(self.environment),
             "variants": len(self.measured),
@@ -95,30 +106,20 @@ class Table:
             "worst_error": self.worst,
         }
 
-    @property
-    def worst(self) -> float:
-        """Largest of the relative errors of whole variants."""
-        return float(np.max(np.abs(np.array(self.predicted) / np.array(self.measured) - 1)))
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, "features": FEATURES, **asdict(self)}
 
 
-def from_dict(content: Any, where: str) -> Table:
-    """Read a table.
-
-    Raises:
-        LatencyError: it is none.
-    """
+def _from_dict(content: Any, where: str) -> Table:
     try:
         if content["schema"] != SCHEMA or tuple(content["features"]) != FEATURES:
             raise ValueError(f"its schema is {content['schema']!r}, {SCHEMA!r} is known")
         return Table(
-            architecture=str(content["architecture"]),
-            environment=machine.Environment(**content["environment"]),
-            fits=tuple(_fit_from(entry) for entry in content["fits"]),
-            rest=_fit_from(content["rest"]),
+            str(content["architecture"]),
+            machine.Environment(**content["environment"]),
+            tuple(map(_fit_from, content["fits"])),
+            _fit_from(content["rest"]),
             scale=float(content["scale"]),
             offset=float(content["offset"]),
             measured=tuple(map(float, content["measured"])),
@@ -141,30 +142,24 @@ def _fit_from(entry: Any) -> Fit:
     return fit
 
 
-def architecture(model: Model, trace: Trace) -> str:
-    """Return a digest of all that the time of a model depends on but its weights: operators, attributes, shapes, connections."""
-    digest = hashlib.sha256()
-    for node in model.graph.nodes:
+def architecture(analysis: Analysis) -> str:
+    """Return a digest of a model without its weights: operators, attributes, shapes and connections."""
+    shapes, digest = analysis.trace.shapes, hashlib.sha256()
+    for node in analysis.model.graph.nodes:
         attributes = {key: str(value)[:200] for key, value in sorted(node.attrs.items())}
-        shapes = [trace.shapes.get(t.name) or getattr(t, "shape", None) for t in node.inputs]
+        sizes = [str(shapes.get(t.name) or getattr(t, "shape", None)) for t in node.inputs]
         names = [t.name for t in (*node.inputs, *node.outputs)]
-        digest.update(repr((node.op, node.domain, attributes, [str(s) for s in shapes], names)).encode())
+        digest.update(repr((node.op, node.domain, attributes, sizes, names)).encode())
     return digest.hexdigest()[:32]
 
 
 class Predictor:
-    """Predict the time of a model from a table.
+    """Predicts the latency of selections of channels from the table of their model."""
 
-    Args:
-        model: what was traced.
-        trace: its facts.
-        cost: its cost model.
-        table: made for it.
-    """
-
-    def __init__(self, model: Model, trace: Trace, cost: CostModel, table: Table) -> None:
-        self._cost, self._table = cost, table
-        self._activations = ActivationCost(model.graph, trace, cost)
+    def __init__(self, analysis: Analysis, table: Table) -> None:
+        trace = analysis.trace
+        self._cost, self._table = analysis.cost, table
+        self._activations = ActivationCost(analysis.model.graph, trace, analysis.cost)
         self._number = {label: n for n, label in enumerate(trace.labels)}
         self._layers = np.array([work.layer for work in trace.works], dtype=np.int64)
         steps = sorted({fit.step for fit in (*table.fits, table.rest)})
@@ -192,57 +187,27 @@ class Predictor:
             total += float(elements @ per_tensor + macs @ per_mac + weights @ per_weight)
         return float(self._table.scale * total / 1e3 + self._table.offset)
 
-    def nodes(self, keep: BoolArray) -> dict[str, float]:
-        """Return microseconds of each node that takes time, by label."""
-        features = {step: self._activations.features(keep, step) for step, *_ in self._parts}
-        return {
-            fit.label: float(features[fit.step][self._number[fit.label]] @ fit.coefficients) * self._table.scale
-            for fit in self._table.fits
-            if fit.label in self._number
-        }
-
-
-# ---------------------------------------------------------------------------------------------------------------- measure
-
 
 def measure(
-    model: Model,
-    trace: Trace,
-    cost: CostModel,
-    rules: knapsack.PruningRules,
-    *,
-    config: SessionConfig,
-    batch: int = 1,
-    seconds: float = SECONDS,
-    progress: Callable[[float], None] | None = None,
+    analysis: Analysis, rules: PruningRules, config: BenchmarkConfig, progress: Callable[[float], None] | None = None
 ) -> Table:
-    """Measure a table for a model on this machine.
-
-    Args:
-        model: what was traced.
-        trace: its facts.
-        cost: its cost model.
-        rules: which channel counts are candidates.
-        config: how models are executed.
-        batch: samples per run, where the batch is dynamic.
-        seconds: after which no further variant is begun, if there are enough.
-        progress: called with the share that is done.
-    """
-    traffic = ActivationCost(model.graph, trace, cost)
-    shapes = concrete_shapes(model.header, batch, known=trace.input_shapes)
+    """Measure the table of a model on this machine; the variants lose the channel batches of `rules`."""
+    model, trace = analysis.model, analysis.trace
+    activations = ActivationCost(model.graph, trace, analysis.cost)
+    shapes = concrete_shapes(model.header, config.batch, known=trace.input_shapes)
     feeds = random_feeds(model.header, shapes, SEED)
     keeps = list(variants(trace, rules, SEED))
     start = time.perf_counter()
     times = np.zeros((len(keeps), len(trace.labels) + 1))
-    whole = []
+    measured = np.zeros(len(keeps))
     for number, keep in enumerate(keeps):
-        left = (seconds - (time.perf_counter() - start)) / (len(keeps) - number)
-        row, milliseconds = _profiled(rewrite.delete(model, trace, keep), feeds, config, left)
+        left = (SECONDS - (time.perf_counter() - start)) / (len(keeps) - number)
+        pruned = rewrite.delete(model, trace, keep)
+        row, measured[number] = _profiled(pruned, feeds, config.session, left)
         times[number, : len(trace.labels)], times[number, -1] = row[:-1], row[-1]
-        whole.append(milliseconds)
         if progress:
             progress((number + 1) / len(keeps))
-    features = {step: np.stack([traffic.features(keep, step) for keep in keeps]) for step in STEPS}
+    features = {step: np.stack([activations.features(keep, step) for keep in keeps]) for step in STEPS}
     everywhere = {step: rows.sum(axis=1) * [1 / len(trace.labels), 1, 1, 1, 1] for step, rows in features.items()}
     fits = tuple(
         fit_node(trace.labels[n], trace.ops[n], {step: rows[:, n] for step, rows in features.items()}, times[:, n])
@@ -250,58 +215,46 @@ def measure(
         if times[:, n].any()
     )
     rest = fit_node("the rest", "", everywhere, times[:, -1])
-    table = Table(
-        architecture(model, trace), machine.environment(config, batch), fits, rest, 1.0, 0.0, tuple(whole), (), 0.0
-    )
-    kernels = np.array([Predictor(model, trace, cost, table).predict(keep) for keep in keeps])
-    measured = np.array(whole)
-    (scale, offset), _ = nnls(
-        np.stack([kernels, np.ones_like(kernels)], axis=1) / measured[:, None], np.ones(len(keeps))
-    )
-    return replace(
-        table,
-        scale=float(scale),
-        offset=float(offset),
-        predicted=tuple((scale * kernels + offset).tolist()),
-        seconds=time.perf_counter() - start,
-    )
+    where = machine.environment(config.session, config.batch)
+    table = Table(architecture(analysis), where, fits, rest, 1.0, 0.0, tuple(measured.tolist()), (), 0.0)
+    predictor = Predictor(analysis, table)
+    kernels = np.array([predictor.predict(keep) for keep in keeps])
+    rows = np.stack([kernels, np.ones_like(kernels)], axis=1) / measured[:, None]
+    scale, offset = nnls(rows, np.ones(len(keeps)))[0].tolist()
+    predicted = tuple((scale * kernels + offset).tolist())
+    return replace(table, scale=scale, offset=offset, predicted=predicted, seconds=time.perf_counter() - start)
 
 
-def variants(trace: Trace, rules: knapsack.PruningRules, seed: int) -> Iterator[BoolArray]:
-    """Yield what is left in each variant: everything, the same share of every group, a share of its own of each."""
-    yield np.ones(trace.n_channels, dtype=bool)
-    blocks = _blocks(trace, rules, seed)
+def variants(trace: Trace, rules: PruningRules, seed: int) -> Iterator[BoolArray]:
+    """Yield the channels that stay, (n_channels,): all, then equal shares of all groups, then `random_plans`."""
+    keep, batches = _batches(trace, rules, seed)
+    yield keep
     for share in UNIFORM:
-        yield _left(trace, blocks, np.full(len(blocks), share))
+        yield _left(keep, batches, [share] * len(batches))
     yield from random_plans(trace, rules, RANDOM, seed)
 
 
-def random_plans(trace: Trace, rules: knapsack.PruningRules, count: int, seed: int) -> Iterator[BoolArray]:
-    """Yield what is left, (n_channels,), when every group loses a random share of what may go."""
-    blocks, rng = _blocks(trace, rules, seed), np.random.default_rng(seed)
-    for shares in rng.random((count, len(blocks))):
-        yield _left(trace, blocks, shares)
+def random_plans(trace: Trace, rules: PruningRules, count: int, seed: int) -> Iterator[BoolArray]:
+    """Yield the channels that stay, (n_channels,), when every group loses a random share of its channel batches."""
+    keep, batches = _batches(trace, rules, seed)
+    for shares in np.random.default_rng(seed).random((count, len(batches))):
+        yield _left(keep, batches, shares)
 
 
-def _blocks(trace: Trace, rules: knapsack.PruningRules, seed: int) -> dict[str, list[knapsack.ChannelBatch]]:
-    """Return blocks that may go, in a random order, by group."""
-    scores = np.random.default_rng(seed).permutation(trace.n_channels).astype(np.float64)
-    blocks: dict[str, list[knapsack.ChannelBatch]] = {}
-    for block in knapsack.channel_batches(trace, scores, np.ones(trace.n_channels, dtype=bool), rules):
-        blocks.setdefault(block.group, []).append(block)
-    return blocks
-
-
-def _left(trace: Trace, blocks: dict[str, list[knapsack.ChannelBatch]], shares: FloatArray) -> BoolArray:
+def _batches(trace: Trace, rules: PruningRules, seed: int) -> tuple[BoolArray, list[list[ChannelBatch]]]:
+    """Return all channels, (n_channels,), and the removable channel batches of each group in a random order."""
     keep = np.ones(trace.n_channels, dtype=bool)
-    for found, share in zip(blocks.values(), shares, strict=True):
-        for block in found[: round(float(share) * len(found))]:
-            keep[block.channels] = False
-    return keep
+    scores = np.random.default_rng(seed).permutation(trace.n_channels).astype(np.float64)
+    return keep, list(by_group(channel_batches(trace, scores, keep, rules)).values())
+
+
+def _left(keep: BoolArray, batches: list[list[ChannelBatch]], shares: Sequence[float] | FloatArray) -> BoolArray:
+    removed = [found[: round(float(share) * len(found))] for found, share in zip(batches, shares, strict=True)]
+    return without(keep, itertools.chain(*removed))
 
 
 def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float) -> tuple[FloatArray, float]:
-    """Return the microseconds of every node, and at the end of all other kernels, and the milliseconds of a run without profiler."""
+    """Return the microseconds of every node and, last, of other kernels; and the milliseconds of a plain run."""
     proto, weights = model.stub()
     found = profiler.profile(proto, feeds, config, weights=weights, seconds=seconds)
     row = np.zeros(len(proto.graph.node) + 1)
@@ -311,13 +264,9 @@ def _profiled(model: Model, feeds: Feeds, config: SessionConfig, seconds: float)
 
 
 def fit_node(label: str, op: str, features: dict[int, FloatArray], times: FloatArray) -> Fit:
-    """Fit times by non-negative least squares on features, each as a share of the time.
+    """Fit times, (variants,) microseconds, to features, (variants, `FEATURES`) by step.
 
-    Args:
-        label: of the node.
-        op: of the node.
-        features: (variants, `FEATURES`) by step.
-        times: (variants,) microseconds.
+    The fit is non-negative least squares, weighted by the inverse of the times.
     """
     best: Fit | None = None
     weight = 1 / np.maximum(times, max(1.0, 0.02 * times.max()))
@@ -332,14 +281,9 @@ def fit_node(label: str, op: str, features: dict[int, FloatArray], times: FloatA
     return best
 
 
-# ------------------------------------------------------------------------------------------------------------------ cache
-
-
-def cached(
-    table_for: str, where: machine.Environment, rules: knapsack.PruningRules, structure: Sequence[str] = ()
-) -> Path:
-    """Return the file in which a table lies or would lie; `structure` is what says what a channel is, beside the model."""
-    key = json.dumps([table_for, asdict(where), [*structure, rules.round_to, rules.min_channels, rules.max_ratio]])
+def cached(digest: str, where: machine.Environment, rules: PruningRules, structure: Sequence[str] = ()) -> Path:
+    """Return the path of a table in the cache; `structure` are the options that decide what one channel is."""
+    key = json.dumps([digest, asdict(where), [*structure, rules.round_to, rules.min_channels, rules.max_ratio]])
     return machine.cache_folder() / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
@@ -347,7 +291,7 @@ def read(path: Path) -> Table:
     """Read a table from a file.
 
     Raises:
-        LatencyError: it cannot be read, or is none.
+        LatencyError: the file cannot be read, or holds no table.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -355,11 +299,11 @@ def read(path: Path) -> Table:
         raise LatencyError(
             "the latency table cannot be read", where=str(path), why=str(error), hint="check the path"
         ) from error
-    return from_dict(content, str(path))
+    return _from_dict(content, str(path))
 
 
 def text(table: Table) -> str:
-    """Return a table as it stands in a file."""
+    """Return a table as JSON."""
     return json.dumps(table.to_dict(), indent=1)
 
 

@@ -7,25 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.knapsack import Amounts, Budget
+from onnxprune.allocation.knapsack import Amounts, Budget, unreachable
 from onnxprune.errors import TargetError
 from onnxprune.graph.model import Model
 from onnxprune.metrics.table import METRICS
 from onnxprune.types import BoolArray
 
 ATTEMPTS = 6
-"""How often a selection is measured and corrected."""
+"""Largest number of selections that are measured."""
 HALVINGS = 8
-"""Models that are tried to find the smallest one within a loss: the removed share is then known to 1/256. As many middles between bounds."""
+"""Steps of a bisection: a removed share is then known to 1/256."""
 NEAR = 0.02
-"""Share below a bound that needs no further correction: about what two measurements of one model differ by."""
+"""Share below a bound that needs no further correction: two measurements of one model differ by about as much."""
 
 
 class Estimator(Protocol):
-    """Predicts and measures what a selection costs; `CostEstimator` does, for channels."""
+    """Predicts the costs of selections, and measures those of models, as `CostEstimator` does for channels."""
 
     measured: tuple[str, ...]
 
@@ -45,7 +43,7 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class _Measurement:
-    """A measured selection: its amounts, the largest of them as a share of what is aimed at, and the corrected bounds on predictions."""
+    """Measured amounts, the largest of them as a share of its aim, and the corrected bounds on predictions."""
 
     amounts: Amounts
     largest: float
@@ -53,18 +51,19 @@ class _Measurement:
 
 
 def _aims(estimator: Estimator) -> Budget:
+    """Return the bounds on measured amounts, less a margin for the noise of measurements."""
     budget = estimator.budget()
     return {name: budget[name] * METRICS[name].margin for name in estimator.measured}
 
 
 def _measured(estimator: Estimator, candidate: Model, predicted: Amounts) -> _Measurement:
-    found, aims = estimator.measure(candidate), _aims(estimator)
-    shares = {name: found[name] / aim for name, aim in aims.items()}
-    return _Measurement(found, max(shares.values()), {name: predicted[name] / shares[name] for name in aims})
+    found = estimator.measure(candidate)
+    shares = {name: found[name] / aim for name, aim in _aims(estimator).items()}
+    return _Measurement(found, max(shares.values()), {name: predicted[name] / share for name, share in shares.items()})
 
 
 def too_far(estimator: Estimator, candidate: Model, predicted: Amounts) -> Budget | None:
-    """Measure a model; return a budget for predictions that is enough, where the model goes further than every measured target asks for."""
+    """Return a looser budget for predictions, where a model lies further below its bounds than `NEAR`; else None."""
     if not estimator.measured:
         return None
     found = _measured(estimator, candidate, predicted)
@@ -74,13 +73,10 @@ def too_far(estimator: Estimator, candidate: Model, predicted: Amounts) -> Budge
 def _between(
     allocate: Callable[[Budget], BoolArray], budget: Budget, around: dict[bool, Budget], seen: Mapping[bytes, bool]
 ) -> tuple[BoolArray, Budget] | None:
-    """Return a selection that was not measured, between bounds that held and bounds that did not, and its bounds; None where there is none.
+    """Return an unmeasured selection between bounds that held and bounds that did not, and its bounds; else None.
 
-    Args:
-        allocate: selects channels under bounds on predicted amounts.
-        budget: other bounds.
-        around: the last bounds that held (True), and that did not (False); brought closer together.
-        seen: which of the measured selections held.
+    `around` holds the last bounds that held (True) and that did not (False), and is brought closer together; `seen`
+    says whether each measured selection held.
     """
     if len(around) < 2:
         return None
@@ -97,19 +93,16 @@ def _between(
 def meet(
     allocate: Callable[[Budget], BoolArray], build: Callable[[BoolArray], Model], estimator: Estimator
 ) -> BoolArray:
-    """Select channels so that the measured result meets every target: select, measure, correct, repeat.
+    """Select so that the measured result meets every target: select, measure, correct, repeat.
 
-    A bound on predicted amounts is moved by as much as the last measurement differs from its prediction; where that leads back to a
-    measured selection, to a middle between bounds that held and bounds that did not. Of the selections that were measured to hold, the
-    one with the most FLOPs is taken.
+    The bound on predicted amounts is corrected by the ratio of the last measurement and its prediction. Where this
+    leads back to a measured selection, a middle between bounds that held and bounds that did not is taken. The result
+    is the selection with the most FLOPs among those that are measured to hold.
 
-    Args:
-        allocate: selects channels under bounds on predicted amounts.
-        build: makes the model of a selection.
-        estimator: with the targets.
+    `allocate` selects under bounds on predicted amounts, and `build` makes the model of a selection.
 
     Raises:
-        TargetError: no selection that was tried holds; the message gives the nearest amounts.
+        TargetError: no measured selection holds; the message gives the nearest amounts.
     """
     budget = estimator.budget()
     if not estimator.measured:
@@ -117,7 +110,7 @@ def meet(
     bounds = _aims(estimator)
     best: tuple[float, BoolArray] | None = None
     nearest: _Measurement | None = None
-    around: dict[bool, Budget] = {}  # the last bounds that held, and that did not
+    around: dict[bool, Budget] = {}
     seen: dict[bytes, bool] = {}
     for _ in range(ATTEMPTS):
         try:
@@ -145,22 +138,14 @@ def meet(
         bounds = found.corrected
     if best is None:
         assert nearest is not None
-        raise _unmet(estimator, nearest.amounts, len(seen))
+        parts = [
+            f"{name} came to {nearest.amounts[name]:.4g}, {budget[name]:.4g} was asked "
+            f"({estimator.whole[name]:.4g} before)"
+            for name, aim in _aims(estimator).items()
+            if nearest.amounts[name] > aim
+        ]
+        raise unreachable(f"{'; '.join(parts)}, after {len(seen)} attempts")
     return best[1]
-
-
-def _unmet(estimator: Estimator, nearest: Amounts, attempts: int) -> TargetError:
-    budget = estimator.budget()
-    parts = [
-        f"{name} came to {nearest[name]:.4g}, {budget[name]:.4g} was asked ({estimator.whole[name]:.4g} before)"
-        for name, aim in _aims(estimator).items()
-        if nearest[name] > aim
-    ]
-    return TargetError(
-        "the target cannot be reached",
-        why=f"{'; '.join(parts)}, after {attempts} attempts",
-        hint="ask for less, or relax --min-channels, --max-ratio, --round-to or --ignore",
-    )
 
 
 def within(
@@ -169,24 +154,19 @@ def within(
     estimator: CostEstimator,
     max_drop: float,
 ) -> BoolArray:
-    """Select channels so that the result is as small (or fast) as possible while it loses no more than `max_drop`, by bisection.
+    """Select channels by bisection so that the result is as small as possible and loses at most `max_drop` points.
 
-    Args:
-        allocate: selects channels under bounds on predicted amounts.
-        lost: measures the points that a selection loses.
-        estimator: with the other targets, and with the metric to minimize.
-        max_drop: points that may be lost.
+    `allocate` selects under bounds on predicted amounts, and `lost` measures the points that a selection loses.
 
     Raises:
-        TargetError: another target cannot be met, or not without losing more.
+        TargetError: another target cannot be met, or only with a larger loss.
     """
     name, budget = estimator.options.minimise, estimator.budget()
-    whole = estimator.predict(np.ones(estimator.analysis.trace.n_channels, dtype=bool))[name]
+    whole = estimator.start[name]
     best, drop = allocate(budget), 0.0
     if not best.all() and (drop := lost(best)) > max_drop:
-        raise TargetError(
-            "the target cannot be reached",
-            why=f"the model that keeps the other limits loses {drop:.2f} points, {max_drop:g} are allowed",
+        raise unreachable(
+            f"the model that keeps the other limits loses {drop:.2f} points, {max_drop:g} are allowed",
             hint="ask for less, allow a larger --max-drop, or give more data or --finetune",
         )
     low, high = 1 - estimator.predict(best)[name] / whole, 1.0
@@ -198,8 +178,8 @@ def within(
         except TargetError:
             high = share
             continue
-        drop = seen[keep.tobytes()] if keep.tobytes() in seen else lost(keep)
-        seen[keep.tobytes()] = drop
+        key = keep.tobytes()
+        drop = seen[key] = seen[key] if key in seen else lost(keep)
         if drop <= max_drop:
             best, low = keep, share
         else:

@@ -269,7 +269,7 @@ class ResolvedOptions(Options):
     Attributes:
         grouped: `positions`, `whole` or `many` (see `MANY`).
         augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
-        round_to: channel multiple; None: `onnxprune.allocation.cost_estimator.rules_of` decides for each group.
+        round_to: channel multiple; None: `onnxprune.allocation.channel_multiple` measures one for each group.
     """
 
     importance: str = "l2"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditMeter, ScoredEdit, multiplier_of, taken, worth
-from onnxprune.allocation.edit_study import Study, study
+from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditEstimator, ScoredEdit, multiplier_of, worth
+from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.problem import paced
 from onnxprune.allocation.targets import too_far
@@ -137,9 +137,8 @@ class Search:
             with contextlib.suppress(TargetError):
                 best = _better(best, self.tried(start.base, start.estimator.with_targets(goal.options, goal.share)))
         if start is None or best is None:
-            found = self.studied(self.run.edited.analysis, goal)
-            self.notes = found.notes
-            best = self.with_edits(best, goal, EditMeter(goal if best is None else best.estimator, found.scored))
+            scored, self.notes = self.studied(self.run.edited.analysis, goal)
+            best = self.with_edits(best, goal, EditEstimator(goal if best is None else best.estimator, scored))
         for _ in range(ROUNDS):
             if best is None:
                 break
@@ -151,9 +150,9 @@ class Search:
             raise unmet
         return best
 
-    def studied(self, analysis: Analysis, goal: CostEstimator) -> Study:
-        """Score the edits of a model."""
-        return study(analysis, self.run.options, self.workspace, goal.how, self.run.on_stage)
+    def studied(self, analysis: Analysis, goal: CostEstimator) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
+        """Score the edits of a model; return them, and notes."""
+        return study(analysis, self.run.options, self.workspace, goal.config, self.run.on_stage)
 
     def tried(self, base: EditedModel, estimator: CostEstimator) -> Solution:
         """Select channels, repair the result layer by layer, and measure the loss.
@@ -174,21 +173,21 @@ class Search:
         assert best.repaired is not None
         original = self.run.edited.analysis.trace
         analysis = analysed(best.repaired.model, self.run.options, original.input_shapes)
-        found = self.studied(analysis, goal)
+        found, _ = self.studied(analysis, goal)
         there = set(original.labels)
         unedited = there - {scored.edit.layer for scored in best.base.edits}
         free = [
             scored
-            for scored in found.scored
+            for scored in found
             if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
         ]
-        return self.with_edits(best, goal, EditMeter(best.estimator, free, analysis.model), best.base.edits)
+        return self.with_edits(best, goal, EditEstimator(best.estimator, free, analysis.model), best.base.edits)
 
     def with_edits(
         self,
         start: Solution | None,
         goal: CostEstimator,
-        costs: EditMeter,
+        costs: EditEstimator,
         earlier: tuple[ScoredEdit, ...] | None = None,
     ) -> Solution | None:
         """Choose some of the edits of `costs` at several multipliers, and return the best solution; see `chosen`."""
@@ -213,7 +212,7 @@ class Search:
         return best
 
     def chosen(
-        self, goal: CostEstimator, costs: EditMeter, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
+        self, goal: CostEstimator, costs: EditEstimator, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
     ) -> tuple[ScoredEdit, ...]:
         """Choose edits at a multiplier; fewer of them where they alone are measured to go beyond the targets.
 
@@ -227,7 +226,7 @@ class Search:
             picked = worth(costs, budget, multiplier)
             if not picked.any():
                 return ()
-            edits = taken(costs.scored, picked)
+            edits = costs.taken(picked)
             if earlier is not None:
                 edits = tuple(refitted(self.run.edited.analysis, edits, self.run.options, self.workspace))
                 gone = {label for scored in edits if scored.edit.removes_nodes for label in scored.layers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from onnxprune.allocation.edit_choice import EditMeter, least_loss, taken
+from onnxprune.allocation.edit_choice import EditEstimator, least_loss
 from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.problem import part_of_the_way, settings
 from onnxprune.allocation.targets import meet
@@ -27,7 +27,7 @@ def select_edits(run: Run) -> Run:
         TargetError: the targets cannot be met.
     """
     assert run.estimator is not None
-    if run.estimator.is_elsewhere:
+    if run.sources.latency_table is not None:
         raise OptionError(
             "--latency-table does not go with other granularities than filter",
             why="edits are timed on this machine, the table holds the times of channels on another one",
@@ -51,17 +51,17 @@ def edits_alone(run: Run) -> Run:
     assert original is not None
     base, estimator = run.edited, original
     for number in range(1, options.rounds + 1):
-        found = study(base.analysis, options, workspace, estimator.how, run.on_stage)
-        costs = EditMeter(estimator, found.scored)
+        scored, _ = study(base.analysis, options, workspace, estimator.config, run.on_stage)
+        costs = EditEstimator(estimator, scored)
 
-        def build(chosen: BoolArray, base: EditedModel = base, costs: EditMeter = costs) -> Model:
-            return edited(base, taken(costs.scored, chosen), options)[0].analysis.model
+        def build(chosen: BoolArray, base: EditedModel = base, costs: EditEstimator = costs) -> Model:
+            return edited(base, costs.taken(chosen), options)[0].analysis.model
 
         if number == options.rounds:
             chosen = meet(partial(least_loss, costs), build, costs)
         else:
             chosen = least_loss(costs, part_of_the_way(original, options, number / options.rounds))
-        base = apply(base, taken(found.scored, chosen), options, workspace, run.on_stage)
+        base = apply(base, costs.taken(chosen), options, workspace, run.on_stage)
         estimator = original.for_model(base.analysis)
     run = replace(from_model(run, base), estimator=estimator)
     return replace(run, plan=Plan(run.keep, run.original.model.digest, settings(run.original, options)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import Scorer, part_of_the_way, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.problem import part_of_the_way, refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
@@ -70,9 +70,8 @@ def allocate(run: Run) -> Run:
     options, estimator, share = run.options, run.estimator, run.step / run.options.rounds
     assert estimator is not None
     run.on_stage("score", share)
-    scorer = Scorer(options, estimator, run.workspace, run.on_stage)
-    scored = run.scored
-    problem = scorer.problem(run.edited.analysis, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
+    data, scored = run.workspace, run.scored
+    problem = score(estimator, options, data, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
     if share < 1:
         keep = problem.allocate(part_of_the_way(estimator, options, share))
     elif options.max_drop is None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from onnxprune.pipeline.arguments import Fields
 
+
 PARTS = 2
 """Parts of the work per worker: several, so that no worker idles long at the end."""
 
@@ -117,16 +118,8 @@ def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]
         assert workspace is not None
         keep = np.ones(original.trace.n_channels, dtype=bool)
         _, removals = calibrated_scores(original, run.options, keep, run.on_stage, workspace, names)
-        curves = losses.curves(
-            original.model,
-            original.trace,
-            removals,
-            workspace.calibration.plain,
-            original.cost.totals(keep)[0],
-            workspace.store,
-            share_of(run.on_stage, "measure"),
-            second_order.points_of(original.trace),
-        )
+        progress, of = share_of(run.on_stage, "measure"), second_order.points_of(original.trace)
+        curves = losses.curves(original, removals, workspace, progress, of)
         return replace(run, curves=curves)
 
     with contextlib.ExitStack() as scope:

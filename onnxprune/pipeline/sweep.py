@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import Scorer, refuse_unprunable, settings, with_multiple
+from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -151,8 +151,7 @@ def plan_members(run: Run, family: Family) -> Run:
     hardest = replace(options, reduce={family.quantity: max(shares)})
     estimator = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
-    scorer = Scorer(hardest, estimator, run.workspace, run.on_stage)
-    problem = scorer.problem(analysis, everything, analysis, everything)
+    problem = score(estimator, hardest, run.workspace, everything, analysis, everything)
     for number, share in enumerate(shares):
         run.on_stage("plan", number / len(shares))
         goal = estimator.with_targets(replace(options, reduce={family.quantity: share}))

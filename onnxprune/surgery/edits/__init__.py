@@ -1,6 +1,7 @@
 """Edits of layers: one file per granularity, the protocol that they share, and the registry.
 
-A granularity is one file and one row of `GRANULARITIES`. See `protocol` for what an edit must do and `apply` for how edits are made.
+A granularity is one file and one row of `GRANULARITIES`, named in `onnxprune.options.GRANULARITIES`. See `protocol` for
+the methods of an edit, and `apply` for how edits are applied.
 """
 
 from __future__ import annotations
@@ -20,18 +21,12 @@ GRANULARITIES: Mapping[str, tuple[type[Edit], ...]] = {
     "rank": (LowRank,),
     "depth": (DropBranch, Merge),
 }
-"""Kinds of edits by the value of `--granularity` that allows them."""
+"""Kinds of edits by value of `--granularity`."""
 KINDS: Mapping[str, type[Edit]] = {kind.kind: kind for kinds in GRANULARITIES.values() for kind in kinds}
 
 
 def candidates(model: Model, granularities: Iterable[str], multiple: int) -> Iterator[Candidate]:
-    """Yield the edits that a model allows.
-
-    Args:
-        model: the model.
-        granularities: keys of `GRANULARITIES`.
-        multiple: channel multiple that runs best.
-    """
+    """Yield the edits of some keys of `GRANULARITIES` that a model allows, for a channel multiple."""
     for name in granularities:
         for kind in GRANULARITIES[name]:
             yield from kind.candidates(model, multiple)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -20,11 +19,11 @@ from onnxprune.surgery.edits.protocol import Edit, Place, RefusalError
 
 @dataclass(frozen=True)
 class Applied:
-    """A model before and after edits.
+    """A model after edits.
 
     Attributes:
-        masked: dense, with what goes set to zero.
-        model: with smaller layers; equal to `masked`.
+        masked: the dense model with the removed weights set to zero.
+        model: the model with smaller layers; equal to `masked`.
         changed: names of the tensors that rewritten layers write.
     """
 
@@ -41,28 +40,23 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
     """
     masked, result = model.copy(), model.copy()
     labels = node_labels(model.graph)
-    numbers = {label: n for n, label in enumerate(labels)}
-    layers = linear_layers(model.graph)
+    layers = {labels[n] for n in linear_layers(model.graph)}
     shapes = infer_shapes(weightless(model), {}).partial
-    before = _named(result.graph)
+    before = [*_tensors(result.graph), *result.graph.nodes]
     graphs = [(graph, dict(zip(labels, graph.nodes, strict=True))) for graph in (masked.graph, result.graph)]
 
-    def places(label: str) -> list[Place]:
-        if label not in numbers:
+    def place(graph: gs.Graph, nodes: Mapping[str, gs.Node], label: str) -> Place:
+        if label not in nodes:
             raise RefusalError("there is no such layer")
-        n = numbers[label]
-        found = []
-        for graph, nodes in graphs:
-            node = nodes[label]
-            layer = linear_of(node) if n in layers else None
-            shape = None if layer is None else shapes.get(node.inputs[layer.x].name)
-            found.append(Place(graph, node, layer, shape, nodes))
-        return found
+        node = nodes[label]
+        layer = linear_of(node) if label in layers else None
+        shape = None if layer is None else shapes.get(node.inputs[layer.x].name)
+        return Place(graph, node, layer, shape, nodes)
 
     changed: set[str] = set()
     for edit in edits:
         try:
-            dense, small = places(edit.layer)
+            dense, small = (place(graph, nodes, edit.layer) for graph, nodes in graphs)
             edit.mask(dense)
             changed |= edit.rewrite(small)
         except RefusalError as reason:
@@ -79,26 +73,17 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
     return Applied(masked, result, frozenset(changed))
 
 
-def _named(graph: gs.Graph) -> dict[int, Any]:
-    """Return the tensors and nodes of a graph that have a name, by identity."""
-    found = {id(t): t for node in graph.nodes for t in (*node.inputs, *node.outputs)} | {id(n): n for n in graph.nodes}
-    return {key: thing for key, thing in found.items() if thing.name}
+def _tensors(graph: gs.Graph) -> list[gs.Tensor]:
+    return list({id(t): t for node in graph.nodes for t in (*node.inputs, *node.outputs)}.values())
 
 
-def _rename_new(graph: gs.Graph, before: Mapping[int, Any]) -> None:
-    """Give new tensors and nodes names of their own: a layer that an edit made may be edited again."""
-    found = _named(graph)
-    taken: dict[bool, set[str]] = {True: set(), False: set()}  # nodes and tensors may share names
-    for key, thing in found.items():
-        if key in before:
-            taken[isinstance(thing, gs.Node)].add(thing.name)
-    for key, thing in found.items():
-        if key not in before:
-            others = taken[isinstance(thing, gs.Node)]
-            thing.name = _free(thing.name, others)
-            others.add(thing.name)
-
-
-def _free(name: str, taken: Collection[str]) -> str:
-    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-    return next(candidate for candidate in names if candidate not in taken)
+def _rename_new(graph: gs.Graph, before: Sequence[gs.Tensor | gs.Node]) -> None:
+    """Give new tensors and nodes unique names: a layer that an edit made may be edited again."""
+    known = set(map(id, before))
+    for things in (_tensors(graph), graph.nodes):
+        taken = {thing.name for thing in things if id(thing) in known}
+        for thing in things:
+            if thing.name and id(thing) not in known:
+                names = itertools.chain([thing.name], (f"{thing.name}_{number}" for number in itertools.count(2)))
+                thing.name = next(name for name in names if name not in taken)
+                taken.add(thing.name)

@@ -1,4 +1,4 @@
-"""The `depth` granularity: a branch of a sum goes, or two layers with nothing between them become one."""
+"""The `depth` granularity: a branch of a sum is removed, or two layers with nothing between them become one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onnxprune.types import FloatArray
 
 @dataclass(frozen=True)
 class DropBranch(Edit):
-    """A branch goes: of the sum `layer` only the operand at input `stays` is left."""
+    """The sum `layer` without one branch: only the operand at input `stays` is kept."""
 
     kind: ClassVar[str] = "depth"
     removes_nodes: ClassVar[bool] = True
@@ -33,12 +33,12 @@ class DropBranch(Edit):
 
     @property
     def family(self) -> str:
-        """The operand that stays."""
+        """The kept operand."""
         return f"depth {self.stays}"
 
     @classmethod
     def candidates(cls, model: Model, multiple: int) -> Iterator[Candidate]:
-        """Yield the operands of sums that nothing else takes and that hold a layer."""
+        """Yield the branches of sums that nothing else reads and that hold a layer."""
         graph = model.graph
         labels = node_labels(graph)
         number = {id(node): n for n, node in enumerate(graph.nodes)}
@@ -55,7 +55,7 @@ class DropBranch(Edit):
                     yield Candidate(cls(labels[n], stays), (*sorted(inside), n))
 
     def mask(self, place: Place) -> None:
-        """Multiply the operand that goes by zero."""
+        """Multiply the removed operand by zero."""
         self._check(place)
         graph, node = place.graph, place.node
         constants = (t.values.dtype for other in graph.nodes for t in other.inputs if isinstance(t, gs.Constant))
@@ -66,7 +66,7 @@ class DropBranch(Edit):
         node.inputs[1 - self.stays] = zero
 
     def rewrite(self, place: Place) -> set[str]:
-        """Let all readers of the sum read the operand that stays; return what they write."""
+        """Let all readers of the sum read the kept operand; return what they write."""
         self._check(place)
         node = place.node
         total = node.outputs[0]
@@ -81,19 +81,19 @@ class DropBranch(Edit):
 
     def _check(self, place: Place) -> None:
         if self.stays not in (0, 1) or not _is_sum(place.graph, place.node):
-            raise RefusalError("it is no sum of two activations, or an output of the model")
+            raise RefusalError("the node is no sum of two activations, or is an output of the model")
 
     def substitute(
         self, node: gs.Node, statistics: Statistics | None, mean_of: Callable[[gs.Tensor], FloatArray]
     ) -> None:
-        """Replace the branch by its mean, which later layers can make up for."""
+        """Replace the branch by its mean, which later layers can compensate for."""
         mean = mean_of(node.inputs[1 - self.stays]).astype(np.float32)
         node.inputs[1 - self.stays] = gs.Constant(f"{node.outputs[0].name}__mean", mean)
 
 
 @dataclass(frozen=True)
 class Merge(Edit):
-    """Two layers with nothing between them become one, which is exact."""
+    """One layer in place of two with nothing between them, which is exact."""
 
     kind: ClassVar[str] = "merged"
     is_exact: ClassVar[bool] = True
@@ -103,14 +103,9 @@ class Merge(Edit):
     def __str__(self) -> str:
         return f"merged into {self.into}"
 
-    @property
-    def cost_signature(self) -> tuple[Any, ...]:
-        """The kind."""
-        return (self.kind,)
-
     @classmethod
     def candidates(cls, model: Model, multiple: int) -> Iterator[Candidate]:
-        """Yield pairs of layers that can be merged, no layer twice."""
+        """Yield pairs of layers that can be merged; no layer is in two pairs."""
         labels = node_labels(model.graph)
         number = {id(node): n for n, node in enumerate(model.graph.nodes)}
         layers = linear_layers(model.graph)
@@ -128,14 +123,14 @@ class Merge(Edit):
                 yield Candidate(cls(labels[n], labels[second]), (n, second))
 
     def mask(self, place: Place) -> None:
-        """Leave the dense model as it is: nothing goes."""
+        """Leave the dense model as it is."""
 
     def rewrite(self, place: Place) -> set[str]:
-        """Put one layer in the place of the second."""
+        """Replace the second layer by the product of both."""
         first = place.layer
         second = linear_of(place.nodes[self.into]) if self.into in place.nodes else None
         if first is None or second is None:
-            raise RefusalError("one of the two is no layer with a stored float weight")
+            raise RefusalError("one of the two layers has no stored float weight")
         attrs, weight, bias = _merged(place.graph, first, second)
         node, dtype = second.node, second.values.dtype
         name, x = node.outputs[0].name, first.node.inputs[first.x]
@@ -164,7 +159,7 @@ def _remove(graph: gs.Graph, node: gs.Node) -> None:
 def _only_for(
     tensor: gs.Tensor, reader: gs.Node, number: dict[int, int], kept: set[int], captured: set[str]
 ) -> set[int]:
-    """Return the nodes that compute a tensor for a node and for nothing else; tensors in `kept` are needed elsewhere."""
+    """Return the nodes that compute a tensor for a node and for nothing else; tensors in `kept` are read elsewhere."""
     inside: set[int] = {number[id(reader)]}
     waiting = [tensor]
     while waiting:
@@ -183,16 +178,16 @@ def _only_for(
 
 
 def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], FloatArray, FloatArray]:
-    """Return attributes, weight and bias of the product of two convolutions, one of them of a single tap, or of two Gemms.
+    """Return attributes, weight and bias of the product of two Gemms, or of two convolutions, one with a single tap.
 
     Raises:
-        RefusalError: no single layer gives the same, or something else takes what lies between.
+        RefusalError: no single layer is equal, or another node reads the tensor between the layers.
     """
     middle = a.node.outputs[0]
     if len(middle.outputs) != 1 or any(middle is t for t in graph.outputs):
-        raise RefusalError("something else takes what lies between them")
+        raise RefusalError("another node reads the tensor between the two layers")
     if b.node.inputs[b.x] is not middle:
-        raise RefusalError("they do not follow each other")
+        raise RefusalError("the two layers do not follow each other")
     if isinstance(a, Conv) and isinstance(b, Conv):
         attrs = _conv_attributes(a, b)
     elif a.node.op == b.node.op == "Gemm" and a.weight == b.weight == 1 and not b.node.attrs.get("transA", 0):
@@ -201,16 +196,14 @@ def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], Floa
         raise RefusalError(f"{a.node.op} and {b.node.op} are not merged")
     (inner, inner_bias), (outer, outer_bias) = a.effective(), b.effective()
     cube = outer[0].reshape(outer.shape[1], inner.shape[1], -1)  # (outputs, middle, taps)
-    weight = np.tensordot(cube, inner[0], (1, 0)).swapaxes(
-        1, 2
-    )  # (outputs, inputs, taps); one of the kernels has one tap
+    weight = np.tensordot(cube, inner[0], (1, 0)).swapaxes(1, 2)  # (outputs, inputs, taps): one kernel has one tap
     bias = cube.sum(axis=2) @ inner_bias[0] + outer_bias[0]
     return attrs, weight.reshape(outer.shape[1], -1, *attrs.get("kernel_shape", ())), bias
 
 
 def _conv_attributes(a: Conv, b: Conv) -> dict[str, Any]:
     if a.groups > 1 or b.groups > 1 or a.transposed or b.transposed:
-        raise RefusalError("one of them has groups, or is transposed")
+        raise RefusalError("one of the two layers has groups, or is transposed")
     plain_a, plain_b = (set(layer.kernel) == {1} and layer.pads == (0,) * 2 * len(layer.kernel) for layer in (a, b))
     spatial = a if plain_b else b
     pads = spatial.pads
@@ -220,7 +213,7 @@ def _conv_attributes(a: Conv, b: Conv) -> dict[str, Any]:
         or not (plain_b or first_is_plain)
         or (not plain_b and any(pads) and a.effective()[1].any())
     ):
-        raise RefusalError("what lies between them is padded")
+        raise RefusalError("the tensor between the two layers is padded")
     return {
         "kernel_shape": list(spatial.kernel),
         "strides": [s * t for s, t in zip(a.strides, b.strides, strict=True)],

@@ -1,4 +1,4 @@
-"""The `kernel` granularity: some taps of a kernel go, of all filters."""
+"""The `kernel` granularity: taps of a kernel are removed from all filters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.graph.linear import Conv, Linear
 from onnxprune.surgery.edits.protocol import LayerEdit, Place, RefusalError, Statistics
-from onnxprune.types import BoolArray, FloatArray, IntArray
+from onnxprune.types import BoolArray, FloatArray
 
 Taps = tuple[int, int, int]
-"""Of an axis of a kernel: the first tap that stays, the step to the next, and how many stay."""
+"""The first kept tap along an axis, the step to the next, and the number of kept taps."""
 ALL_TAPS = 9
-"""Taps of a kernel up to which every combination along its axes is a candidate; of a larger kernel, one axis alone or all axes alike."""
+"""Largest kernel, in taps, with all combinations along its axes; larger ones are cut along one axis or all alike."""
 ARGUMENTS_ARE_INPUTS = 10
 """Opset from which Slice takes its bounds as inputs."""
 FAR = 2**31 - 1
@@ -26,10 +26,10 @@ FAR = 2**31 - 1
 
 @dataclass(frozen=True)
 class Kernel(LayerEdit):
-    """Taps of the kernel of a convolution go.
+    """A convolution without some taps of its kernel.
 
     Attributes:
-        taps: which taps stay along each spatial axis.
+        taps: the kept taps along each spatial axis.
     """
 
     kind: ClassVar[str] = "kernel"
@@ -41,7 +41,7 @@ class Kernel(LayerEdit):
 
     @classmethod
     def of_layer(cls, layer: Linear, label: str, multiple: int) -> Iterator[Self]:
-        """Yield a run of taps anywhere, and every other tap."""
+        """Yield runs of neighboring taps, and every second tap."""
         if not isinstance(layer, Conv) or math.prod(layer.kernel) == 1:
             return
         whole = tuple((0, 1, size) for size in layer.kernel)
@@ -52,25 +52,25 @@ class Kernel(LayerEdit):
                 yield cls(label, taps)
 
     def masked(self, layer: Linear) -> FloatArray:
-        """Return the matrix with the other taps set to zero."""
+        """Return the matrix with the removed taps set to zero."""
         return np.asarray(np.where(self._kept(layer), layer.effective()[0], 0.0))
 
     def refit(self, statistics: Statistics | None) -> tuple[Self, float]:
-        """Return the edit, and the error with the weights that stay adjusted."""
+        """Return the edit, and the error with the remaining weights refitted."""
         assert statistics is not None
-        return self, statistics.regressed(self._features(statistics))[1]
+        return self, self._regressed(statistics)[1]
 
     def best(self, statistics: Statistics) -> FloatArray:
-        """Return the regression of the output on what the taps see."""
-        return statistics.regressed(self._features(statistics))[0]
+        """Return the regression of the output on the inputs of the kept taps."""
+        return self._regressed(statistics)[0]
 
-    def _features(self, statistics: Statistics) -> IntArray:
-        return np.flatnonzero(self._kept(statistics.layer))
+    def _regressed(self, statistics: Statistics) -> tuple[FloatArray, float]:
+        return statistics.regressed(np.flatnonzero(self._kept(statistics.layer)))
 
     def _kept(self, layer: Linear) -> BoolArray:
-        """Tell which features the taps that stay see."""
+        """Return which features the kept taps read, (features,)."""
         if not isinstance(layer, Conv) or len(self.taps) != len(layer.kernel):
-            raise RefusalError("it has no kernel of so many axes")
+            raise RefusalError("the layer has no kernel of so many axes")
         keep = np.ones(1, dtype=bool)
         for (first, step, count), size in zip(self.taps, layer.kernel, strict=True):
             if min(first, step - 1, count - 1) < 0 or first + step * (count - 1) >= size:
@@ -81,7 +81,7 @@ class Kernel(LayerEdit):
         return np.tile(keep, layer.matrix(layer.values).shape[2] // keep.size)
 
     def replace_layer(self, place: Place, layer: Linear) -> None:
-        """Crop the kernel; pads shrink by the taps outside, and where a pad becomes negative the input is sliced."""
+        """Crop the kernel and the pads; where a pad becomes negative, slice the input."""
         assert isinstance(layer, Conv)
         weight = layer.values
         for axis, (first, step, count) in enumerate(self.taps):
@@ -103,9 +103,9 @@ class Kernel(LayerEdit):
         node.inputs[1] = gs.Constant(f"{node.outputs[0].name}__taps", np.ascontiguousarray(weight))
 
     def _pads(self, layer: Conv, shape: Sequence[int | None] | None) -> tuple[list[int], list[int]]:
-        """Return the pads with which each tap that stays sees what it saw; they may be negative."""
+        """Return the pads, begins and ends, with which each kept tap reads the same inputs; they may be negative."""
         if layer.transposed and (layer.output_shape or isinstance(layer.pads, str)):
-            raise RefusalError("its padding follows from the size of the output")
+            raise RefusalError("the padding follows from the size of the output")
         pads, n = explicit_pads(layer, shape), len(layer.kernel)
         begins, ends = [], []
         for axis, (first, step, count) in enumerate(self.taps):
@@ -115,14 +115,14 @@ class Kernel(LayerEdit):
         for axis, (low, high) in enumerate(map(sorted, zip(begins, ends, strict=True))):
             size = None if shape is None or len(shape) != n + 2 else shape[axis + 2]
             if not layer.transposed and low < 0 < high and (size is None or size + low <= 0):
-                raise RefusalError("the taps that stay may see nothing but its padding")
+                raise RefusalError("the kept taps may read nothing but padding")
         if layer.transposed and min(begins + ends) < 0:
-            raise RefusalError("taps at its edge reach further than its padding")
+            raise RefusalError("taps at the edge reach further than the padding")
         return begins, ends
 
 
 def _of_axis(size: int) -> list[Taps]:
-    """Return what may stay along one axis, all taps first."""
+    """Return the choices of kept taps along one axis, all taps first."""
     found: list[Taps] = [(0, 1, size)]
     if size > 1:
         found += [(first, 1, size - 1) for first in (0, 1)] if size <= 3 else []
@@ -136,12 +136,12 @@ def explicit_pads(layer: Conv, shape: Sequence[int | None] | None) -> tuple[int,
     """Return the pads of a convolution as numbers, begins and ends.
 
     Raises:
-        RefusalError: they follow from a size that is not known.
+        RefusalError: the pads follow from an unknown size.
     """
     if not isinstance(layer.pads, str):
         return layer.pads
     if layer.transposed:
-        raise RefusalError(f"its padding is {layer.pads}")
+        raise RefusalError(f"the padding is {layer.pads}")
     begins, ends = [], []
     for axis, kernel in enumerate(layer.kernel):
         size = None if shape is None or len(shape) != len(layer.kernel) + 2 else shape[axis + 2]
@@ -149,7 +149,7 @@ def explicit_pads(layer: Conv, shape: Sequence[int | None] | None) -> tuple[int,
         if step == 1:
             missing = span - 1
         elif size is None:
-            raise RefusalError(f"its padding is {layer.pads}, which follows from a size that is dynamic")
+            raise RefusalError(f"the padding is {layer.pads}, which follows from a dynamic size")
         else:
             missing = max(0, (-(-size // step) - 1) * step + span - size)
         begins.append(missing // 2 if layer.pads == "SAME_UPPER" else missing - missing // 2)
@@ -158,14 +158,12 @@ def explicit_pads(layer: Conv, shape: Sequence[int | None] | None) -> tuple[int,
 
 
 def _sliced(graph: gs.Graph, node: gs.Node, starts: list[int], stops: list[int], axes: list[int]) -> gs.Variable:
-    x, output = node.inputs[0], gs.Variable(f"{node.outputs[0].name}__cut")
-    if (graph.opset or ARGUMENTS_ARE_INPUTS) < ARGUMENTS_ARE_INPUTS:
-        attrs = {"starts": starts, "ends": stops, "axes": axes}
-        graph.nodes.append(gs.Node("Slice", f"{output.name}__node", attrs, [x], [output]))
-        return output
-    bounds = [
-        gs.Constant(f"{output.name}__{name}", np.array(values, dtype=np.int64))
-        for name, values in (("starts", starts), ("ends", stops), ("axes", axes))
-    ]
-    graph.nodes.append(gs.Node("Slice", f"{output.name}__node", {}, [x, *bounds], [output]))
+    output = gs.Variable(f"{node.outputs[0].name}__cut")
+    operands, attrs = [node.inputs[0]], {"starts": starts, "ends": stops, "axes": axes}
+    if (graph.opset or ARGUMENTS_ARE_INPUTS) >= ARGUMENTS_ARE_INPUTS:
+        operands += [
+            gs.Constant(f"{output.name}__{name}", np.array(values, dtype=np.int64)) for name, values in attrs.items()
+        ]
+        attrs = {}
+    graph.nodes.append(gs.Node("Slice", f"{output.name}__node", attrs, operands, [output]))
     return output

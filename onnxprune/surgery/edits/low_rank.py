@@ -1,9 +1,9 @@
-"""The `rank` granularity: directions of a layer's output go, and the layer becomes two thinner ones.
+"""The `rank` granularity: directions of a layer's output are removed, and the layer becomes two thinner ones.
 
-W' = V V' W, with V the leading eigenvectors of W H W' and H the covariance of the input, is the reduced rank regression (Izenman, 1975,
-"Reduced-rank regression for the multivariate linear model", eq. 2.9; used on convolutions by Zhang et al., 2015, "Accelerating Very Deep
-Convolutional Networks", section 3.1). The `spatial` form is the separable kernel of Jaderberg et al., 2014, "Speeding up Convolutional Neural
-Networks with Low Rank Expansions", section 2.1.
+W' = V V' W, with V the leading eigenvectors of W H W' and H the covariance of the input, is the reduced rank regression
+(Izenman, 1975, "Reduced-rank regression for the multivariate linear model", eq. 2.9; used on convolutions by Zhang et
+al., 2015, "Accelerating Very Deep Convolutional Networks", section 3.1). The `spatial` form is the separable kernel of
+Jaderberg et al., 2014, "Speeding up Convolutional Neural Networks with Low Rank Expansions", section 2.1.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ SHARES = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625)
 FEWEST = 8
 """Channels of a group below which a layer is too thin to be split."""
 LEAST_GAIN = 0.1
-"""Share of the multiplications that a candidate must save."""
+"""Least share of the multiplications that a candidate saves."""
 BETWEEN = "__rank"
-"""End of the names of what lies between two layers that were one."""
+"""Suffix of the names of the first layer and of its output."""
 
 
 @dataclass(frozen=True)
 class LowRank(LayerEdit):
-    """A layer becomes two, with `rank` channels (of each group) between them.
+    """Two layers in place of one, with `rank` channels (of each group) between them.
 
     Attributes:
-        form: `channel`: the same kernel with fewer filters, then a kernel of one tap; `spatial`: a kernel along the first spatial axis, then
-            one along the others.
-        directions: (groups, outputs, rank) orthonormal, see `laid_out`; None: the leading singular vectors of the weight.
+        rank: number of kept directions.
+        form: `channel`: the same kernel with fewer filters, then a kernel of one tap; `spatial`: a kernel along the
+            first spatial axis, then one along the others.
+        directions: (groups, outputs, rank) orthonormal, see `laid_out`; None: the leading singular vectors of the
+            weight.
     """
 
     kind: ClassVar[str] = "rank"
@@ -81,41 +83,41 @@ class LowRank(LayerEdit):
                 yield cls(label, rank, "spatial")
 
     def masked(self, layer: Linear) -> FloatArray:
-        """Return the matrix without the other directions."""
+        """Return the matrix without the removed directions."""
         left, right = self._factors(layer)
         return gathered(left @ right, layer, self.form)
 
     def refit(self, statistics: Statistics | None) -> tuple[Self, float]:
-        """Return the edit with the directions that matter most for the output, and its error."""
+        """Return the edit with the most important directions of the output, and its error."""
         assert statistics is not None
         found, errors = statistics.leading(self.form)
         if not 1 <= self.rank < errors.size:
-            raise RefusalError(f"it has {errors.size - 1} directions, {self.rank} cannot be left")
+            raise RefusalError(f"the layer has {errors.size - 1} directions, {self.rank} cannot be kept")
         return replace(self, directions=found[:, :, : self.rank]), float(errors[self.rank])
 
     def best(self, statistics: Statistics) -> FloatArray:
-        """Return the matrix without the other directions."""
+        """Return the matrix without the removed directions."""
         return self.refit(statistics)[0].masked(statistics.layer)
 
     def timed(self, layer: Linear) -> Self:
-        """Return the edit with directions that take no decomposition."""
+        """Return the edit with directions that need no decomposition."""
         groups, size, _ = laid_out(layer.matrix(layer.values), layer, self.form).shape
         return replace(self, directions=np.broadcast_to(np.eye(size)[:, : self.rank], (groups, size, self.rank)))
 
     def _factors(self, layer: Linear) -> tuple[FloatArray, FloatArray]:
-        """Return (groups, outputs, rank) and (groups, rank, features), whose product is what is left of the matrix as laid out."""
+        """Return (groups, outputs, rank) and (groups, rank, features) with the masked matrix as product."""
         parts = laid_out(layer.effective()[0], layer, self.form)
         if not 1 <= self.rank <= min(parts.shape[1:]):
-            raise RefusalError(f"it has {min(parts.shape[1:])} directions, {self.rank} cannot be left")
+            raise RefusalError(f"the layer has {min(parts.shape[1:])} directions, {self.rank} cannot be kept")
         left = self.directions
         if left is None:
             left = directions(parts @ parts.swapaxes(1, 2))[1][:, :, : self.rank]
         if left.shape[1:] != (parts.shape[1], self.rank):
-            raise RefusalError("the directions are those of another layer")
+            raise RefusalError("the directions belong to another layer")
         return left, left.swapaxes(1, 2) @ parts
 
     def replace_layer(self, place: Place, layer: Linear) -> None:
-        """Put two layers in the place of one."""
+        """Replace the layer by two."""
         left, right = self._factors(layer)
         if self.form == "spatial":
             assert isinstance(layer, Conv)
@@ -133,12 +135,13 @@ def _ranks(whole: float, multiple: int) -> list[int]:
 def laid_out(matrix: FloatArray, layer: Linear, form: Form) -> FloatArray:
     """Return the matrix whose rank a form reduces.
 
-    For `channel` it is the matrix of the layer; for `spatial` (1, outputs x taps of the other axes, inputs x taps of the first axis).
+    The form `channel` takes the matrix of the layer, `spatial` (1, outputs x taps of the other axes, inputs x taps of
+    the first axis).
     """
     if form == "channel":
         return matrix
     if not isinstance(layer, Conv) or layer.transposed or layer.groups > 1 or len(layer.kernel) < 2:
-        raise RefusalError("it is no convolution of one group with two or more spatial axes")
+        raise RefusalError("the layer is no convolution of one group with two or more spatial axes")
     parts = matrix[0].reshape(matrix.shape[1], -1, layer.kernel[0], math.prod(layer.kernel[1:]))
     return np.asarray(parts.transpose(0, 3, 1, 2).reshape(1, parts.shape[0] * parts.shape[3], -1))
 
@@ -154,7 +157,7 @@ def gathered(parts: FloatArray, layer: Linear, form: Form) -> FloatArray:
 
 
 def directions(scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the eigenvalues of a symmetric matrix, the largest first, and its eigenvectors, each with its largest element above zero."""
+    """Return the eigenvalues of a symmetric matrix, largest first, and eigenvectors with a positive largest element."""
     values, vectors = np.linalg.eigh((scatter + np.swapaxes(scatter, -1, -2)) / 2)
     vectors = vectors[..., ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=-2, keepdims=True), axis=-2)
@@ -162,7 +165,7 @@ def directions(scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _thin_conv(place: Place, layer: Conv, left: FloatArray, right: FloatArray) -> None:
-    """Put the same kernel with fewer filters, and one of a single tap, in the place of a convolution."""
+    """Replace a convolution by the same kernel with fewer filters, and a kernel of one tap."""
     node, n = layer.node, len(layer.kernel)
     _between(place.graph, layer, layer.unmatrix(right), dict(node.attrs))
     node.op = "Conv"
@@ -171,12 +174,12 @@ def _thin_conv(place: Place, layer: Conv, left: FloatArray, right: FloatArray) -
 
 
 def _thin_product(place: Place, layer: Linear, left: FloatArray, right: FloatArray) -> None:
-    """Put two products with matrices in the place of one; a Gemm with factors is refused."""
+    """Replace a matrix product by two; a Gemm with factors is refused."""
     node = layer.node
     if not isinstance(layer, Product) or node.op not in ("Gemm", "MatMul"):
         raise RefusalError(f"{node.op} is not split")
     if node.op == "Gemm" and (layer.weight != 1 or layer.alpha != 1.0 or layer.beta != 1.0):
-        raise RefusalError("its weight is the first operand, or it has factors")
+        raise RefusalError("the weight is the first operand, or the Gemm has factors")
     attrs = {key: value for key, value in node.attrs.items() if key in ("transA", "transB")}
     first, second = layer.unmatrix(right), layer.unmatrix(left)
     _between(place.graph, layer, first, attrs)
@@ -185,7 +188,7 @@ def _thin_product(place: Place, layer: Linear, left: FloatArray, right: FloatArr
 
 
 def _separate(place: Place, layer: Conv, left: FloatArray, right: FloatArray) -> None:
-    """Put a kernel along the first spatial axis, and one along the others, in the place of a convolution."""
+    """Replace a convolution by a kernel along the first spatial axis, and one along the others."""
     pads, kernel = explicit_pads(layer, place.shape), layer.kernel
     n, rank, outputs = len(kernel), left.shape[2], layer.values.shape[0]
 
@@ -207,7 +210,7 @@ def _separate(place: Place, layer: Conv, left: FloatArray, right: FloatArray) ->
 
 
 def _between(graph: gs.Graph, layer: Linear, weight: FloatArray, attrs: dict[str, Any]) -> None:
-    """Put a layer without bias before a node, which then takes its output."""
+    """Insert a layer without bias before a node."""
     node = layer.node
     output = gs.Variable(f"{node.outputs[0].name}{BETWEEN}")
     operands = list(node.inputs[:2])

@@ -1,7 +1,10 @@
 """The protocol of an edit.
 
-An edit has two sides. `mask` sets what goes to zero in the dense model; `rewrite` makes smaller operators of the same weights. Both models
-must give the same output, which `onnxprune.verify.prove` checks on every run, before any weight is refitted.
+An edit has two sides. `mask` sets weights of the dense model to zero; `rewrite` makes smaller operators of the other
+weights. Both models must give the same output, which `onnxprune.surgery.proof.prove` checks on every run before any
+weight is refitted.
+
+Methods that take a `Place` or a `Linear` raise RefusalError where the edit does not fit it.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ class Place:
         graph: changed in place; new nodes go to its end.
         node: the node that the edit is named for.
         layer: the node as a matrix; None where it has no stored float weight.
-        shape: shape of the layer's input, None for each size that is not known; None where nothing is known.
-        nodes: the nodes that were in the graph before any edit, by label.
+        shape: of the layer's input, with None for each unknown size; None where nothing is known.
+        nodes: the nodes of the graph before any edit, by label.
     """
 
     graph: gs.Graph
@@ -42,9 +45,16 @@ class Place:
     shape: Sequence[int | None] | None
     nodes: Mapping[str, gs.Node]
 
+    @property
+    def linear(self) -> Linear:
+        """The node as a matrix, or RefusalError."""
+        if self.layer is None:
+            raise RefusalError(f"{self.node.op} is no layer with a stored float weight")
+        return self.layer
+
 
 class Statistics(Protocol):
-    """What calibration samples say of the input of one layer, see `onnxprune.importance.edit_error.Gram`."""
+    """Statistics of the input of one layer on calibration samples, see `onnxprune.importance.edit_error.Gram`."""
 
     layer: Linear
 
@@ -52,10 +62,10 @@ class Statistics(Protocol):
         """Return the bias that keeps the mean of the output with another matrix."""
 
     def regressed(self, features: IntArray) -> tuple[FloatArray, float]:
-        """Return the best matrix on some input features, and its relative error."""
+        """Return the matrix with the least error that reads only some input features, and its relative error."""
 
     def leading(self, form: str) -> tuple[FloatArray, FloatArray]:
-        """Return directions of the output, the most important first, and the relative error of the first r of them, for each r."""
+        """Return directions of the output, most important first, and the relative error of the first r for each r."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,14 @@ class Candidate:
 
 
 class Edit(ABC):
-    """A layer, or a branch, rewritten into another form. Subclasses are frozen dataclasses.
+    """A layer or a branch in another form. Subclasses are frozen dataclasses, whose fields stand in a plan.
 
     Attributes:
         kind: name of the class in a plan.
-        is_exact: whether the output stays as it was.
+        is_exact: whether the output stays the same.
         needs_data: whether `refit` changes the edit.
-        removes_nodes: whether all nodes of a candidate go.
-        layer: label of the node that the edit is named for.
+        removes_nodes: whether all nodes of a candidate are removed.
+        layer: label of the edited node.
     """
 
     kind: ClassVar[str]
@@ -86,43 +96,30 @@ class Edit(ABC):
     @classmethod
     @abstractmethod
     def candidates(cls, model: Model, multiple: int) -> Iterator[Candidate]:
-        """Yield the edits of this kind that a model allows; `multiple` is the channel multiple that runs best."""
+        """Yield the edits of this kind that a model allows; `multiple` is the channel multiple."""
 
     @abstractmethod
     def mask(self, place: Place) -> None:
-        """Set what goes to zero in the dense model.
-
-        Raises:
-            RefusalError: the edit does not fit the node.
-        """
+        """Set the removed weights of the dense model to zero."""
 
     @abstractmethod
     def rewrite(self, place: Place) -> set[str]:
-        """Replace the node by smaller ones; return the names of the tensors whose values may change.
-
-        Raises:
-            RefusalError: the edit does not fit the node.
-        """
+        """Replace the node by smaller ones; return the names of the tensors that the new nodes write."""
 
     def refit(self, statistics: Statistics | None) -> tuple[Self, float]:
-        """Return the edit with what it takes from data, and the error of the output that remains, as a share of its variance."""
+        """Return the edit fitted to data, and the remaining error of the output as a share of its variance."""
         return self, float(not self.is_exact)
 
     def substitute(
         self, node: gs.Node, statistics: Statistics | None, mean_of: Callable[[gs.Tensor], FloatArray]
     ) -> None:
-        """Change a node of the dense model to the best that the edit allows; `mean_of` gives the mean of an activation."""
+        """Change a node of the dense model to the least error of the edit; `mean_of` gives means of activations."""
         raise NotImplementedError
 
     @property
     def family(self) -> str:
-        """The edits of one layer whose loss of the output is taken to be proportional to their error."""
+        """Edits of one layer and family have losses of the output in proportion to their errors."""
         return self.kind
-
-    @property
-    def cost_signature(self) -> tuple[Any, ...]:
-        """What the time of the edit depends on, beside the nodes that it replaces."""
-        return (self.kind, *(value for name, value in self.to_dict().items() if name != "layer"))
 
     def timed(self, layer: Linear) -> Self:
         """Return an edit of the same cost that is quick to make."""
@@ -143,7 +140,7 @@ class LayerEdit(Edit):
 
     @classmethod
     def candidates(cls, model: Model, multiple: int) -> Iterator[Candidate]:
-        """Yield the edits of this kind that a model allows."""
+        """Yield the edits of all layers."""
         labels = node_labels(model.graph)
         for n, layer in linear_layers(model.graph).items():
             yield from (Candidate(edit, (n,)) for edit in cls.of_layer(layer, labels[n], multiple))
@@ -155,34 +152,24 @@ class LayerEdit(Edit):
 
     @abstractmethod
     def masked(self, layer: Linear) -> FloatArray:
-        """Return the matrix of the layer, (groups, outputs, features), with what goes set to zero.
-
-        Raises:
-            RefusalError: the edit does not fit the layer.
-        """
+        """Return the matrix of the layer, (groups, outputs, features), with the removed weights set to zero."""
 
     @abstractmethod
     def replace_layer(self, place: Place, layer: Linear) -> None:
-        """Replace the layer by smaller ones, the last of which writes the old output.
-
-        Raises:
-            RefusalError: the edit does not fit the layer.
-        """
+        """Replace the layer by smaller ones, the last of which writes the old output."""
 
     @abstractmethod
     def best(self, statistics: Statistics) -> FloatArray:
-        """Return the matrix that the edit allows with the least error of the output."""
+        """Return the matrix with the least error of the output that the edit allows."""
 
     def mask(self, place: Place) -> None:
-        """Set what goes to zero."""
-        layer = _layer(place)
-        layer.write(self.masked(layer), None)
+        """Write the masked matrix."""
+        place.linear.write(self.masked(place.linear), None)
 
     def rewrite(self, place: Place) -> set[str]:
         """Replace the layer by smaller ones."""
-        layer = _layer(place)
-        name = layer.node.outputs[0].name
-        self.replace_layer(place, layer)
+        name = place.node.outputs[0].name
+        self.replace_layer(place, place.linear)
         return {name}
 
     def substitute(
@@ -194,9 +181,3 @@ class LayerEdit(Edit):
         matrix = self.best(statistics)
         adds = getattr(layer, "adds", None)  # its node is that of another graph
         layer.write(matrix, statistics.bias(matrix) if layer.holds_bias and adds is None else None)
-
-
-def _layer(place: Place) -> Linear:
-    if place.layer is None:
-        raise RefusalError(f"{place.node.op} is no layer with a stored float weight")
-    return place.layer
