@@ -90,21 +90,18 @@ def prune(
         report_output: path of the report, .html, .md or .json; None: no report is written.
         command: command line for the report; None: this call.
         **fields: fields of `Options` and `BenchmarkConfig`, one by one. `reduce={"flops": 0.5}` removes at least half
-            of the FLOPs: shares lie between 0 and 1; near 1 no plan meets the target, as every group keeps
-            `min_channels`. `limit={"size": 4e6}` bounds the result absolutely: FLOPs, parameters, bytes, or
-            milliseconds.
+            of the FLOPs (a share above 0 and below 1); `limit={"size": 4e6}` bounds FLOPs, parameters, bytes or
+            milliseconds absolutely.
 
     Returns:
         The model, its plan and its report; `save(path)` writes the model.
 
     Raises:
         ModelError: the model cannot be read, run or pruned.
-        DataError: the data does not fit the model.
-        OptionError: an option is unknown, out of range, or excluded by another one.
+        DataError, OptionError, PlanError: samples, an option or a plan do not fit the model or each other.
         TargetError: the targets cannot be met.
         ProofError: the deleted channels change the outputs.
         LatencyError: the result is slower than the original, and `force` is not set.
-        OnnxPruneError: base of all of these. No file is left behind where one is raised.
 
     Examples:
         >>> import onnxprune
