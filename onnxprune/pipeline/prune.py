@@ -71,16 +71,14 @@ def prune(
         model: path of an ONNX file; it is not changed.
         output: path of the result; None: nothing is written. The plan goes beside it as `<name>.plan.json`, unless
             `plan_output` is given.
-        data: calibration samples: a path as for `--data`, an array (samples, …), or a mapping of arrays by input. None:
-            inputs are generated, except with `repair="none"`. Few samples (below some hundred) make the repair overfit.
+        data: calibration samples: a path as for `--data`, an array (samples, …), or arrays by input; None: generated
+            inputs, or none with `repair="none"`. Below some hundred samples the repair overfits.
         evaluation: samples to verify the result on; None: `data`, which repair has seen.
-        preprocess: a `Preprocess`, the name of a preset, or the path of a TOML file; None: samples are taken as they
-            are.
+        preprocess: a `Preprocess`, the name of a preset, or the path of a TOML file; None: samples stay as they are.
         plan: path of a plan.json to replay; the options that select channels are not used then.
         plan_output: path of the plan; None: beside `output`.
         measure: how to time models; default: `BenchmarkConfig()`.
-        on_stage: progress callback, called with the name of a stage, the share that is done (0 to 1, or None), and a
-            detail.
+        on_stage: progress callback: name of a stage, share that is done (0 to 1, or None), detail.
         options: all options of selection and repair as one value; None: they are taken from `fields`.
         training: how to train the pruned model towards the original, on `data`; None: no training. Needs torch.
         checkpoint: path of a file for the state of the training, from which the same call continues after an interrupt.
