@@ -43,10 +43,10 @@ def one_thread_per_worker() -> Iterator[None]:
     """Let sessions of parallel test workers use one thread each, unless they ask for a number."""
     plain = onnxruntime.InferenceSession
 
-    def opened(source: Any, options: Any = None, **how: Any) -> Any:
-        if options is not None and not options.intra_op_num_threads:
-            options.intra_op_num_threads = 1
-        return plain(source, options, **how)
+    def opened(source: Any, sess_options: Any = None, *more: Any, **how: Any) -> Any:
+        if sess_options is not None and not sess_options.intra_op_num_threads:
+            sess_options.intra_op_num_threads = 1
+        return plain(source, sess_options, *more, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         if "PYTEST_XDIST_WORKER" in os.environ:

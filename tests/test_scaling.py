@@ -70,7 +70,7 @@ def test_cutting_in_blocks(axes, block, monkeypatch):
     rng = np.random.default_rng(0)
     value = rng.standard_normal((13, 7, 5, 3)).astype(np.float16)
     kept = {axis: np.flatnonzero(rng.random(value.shape[axis]) < 0.6) for axis in axes}
-    monkeypatch.setattr(rewrite, "BLOCK", block)
+    monkeypatch.setattr(rewrite, "CUT_BYTES", block)
     found = rewrite._cut(value, list(kept.items()))
     expected = value[np.ix_(*(kept.get(axis, np.arange(size)) for axis, size in enumerate(value.shape)))]
     assert found.dtype == value.dtype
