@@ -177,6 +177,24 @@ def test_counted_targets_are_met(models: Path, quantity: str, share: float, tmp_
     assert result.report.verdict
 
 
+def test_shares_are_of_what_the_file_holds(models: Path) -> None:
+    """Folded BatchNormalization has left the loaded model: a share of its parameters would go too far."""
+    analysis = analyse(load(models / "resnet.onnx"))
+    estimator = CostEstimator(analysis, Options(reduce={"params": 0.4}).resolved(False), BenchmarkConfig())
+    assert estimator.start["params"] < analysis.model.params
+    assert estimator.budget()["params"] == pytest.approx(0.6 * analysis.model.params)
+
+
+def test_latency_is_measured_with_progress(models: Path) -> None:
+    analysis, seen = analyse(load(models / "small.onnx")), []
+    options = Options(reduce={"latency": 0.1}, round_to=8).resolved(False)
+    config = BenchmarkConfig(runs=5, warmup=1, seconds=1)
+    estimator = CostEstimator(analysis, options, config, on_stage=lambda stage, share, detail="": seen.append(stage))
+    seen.clear()
+    estimator.measure(rewrite.delete(analysis.model, analysis.trace, np.ones(analysis.trace.n_channels, dtype=bool)))
+    assert seen == ["time"]
+
+
 def test_limits_in_bytes(models: Path) -> None:
     result = onnxprune.prune(models / "small.onnx", limit={"size": 40e3}, round_to=1, repair="none", measure=UNTIMED)
     assert result.model.byte_size() <= 40e3

@@ -81,6 +81,7 @@ class _Candidate:
         estimator, config = self.estimator, self.estimator.config
         sessions = [estimator.original.session]
         if not self._is_original:
+            estimator.on_stage("time", None)
             sessions.append(self.model.session(config.session, where="the pruned model"))
         feeds = [random_feeds(estimator.analysis.model.header, estimator.shapes, 0)] * len(sessions)
         times = sample_times(sessions, feeds, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 2)
@@ -127,7 +128,8 @@ class CostEstimator:
         self._predicted = tuple(name for name in METRICS if name in wanted)
         self.table = self.read_table() if "latency" in wanted else None
         if original is None:
-            self._amounts = {**self.start, **self.measure(analysis.model)}
+            # the file may hold parameters that loading has folded away
+            self._amounts = {**self.start, "params": float(analysis.model.params), **self.measure(analysis.model)}
 
     @functools.cached_property
     def start(self) -> Amounts:
