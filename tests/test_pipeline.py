@@ -81,6 +81,31 @@ def test_a_failed_verdict_is_falsy(tiny_path: Path) -> None:
     assert replace(found, report=worse)
 
 
+def test_a_result_is_as_true_as_its_verdict(tiny_path: Path) -> None:
+    passed = onnxprune.prune(tiny_path, reduce={"flops": 0.4}, repair="none", round_to=1, **UNTIMED)
+    assert passed
+    failed = replace(passed.report.verdict, checks=(Check("x", 1, 2, False),))
+    assert not replace(passed, report=replace(passed.report, verdict=failed))
+
+
+def test_what_does_not_prune_takes_no_options_of_pruning(tiny_path: Path) -> None:
+    for call in (
+        lambda: onnxprune.bench(tiny_path, reduce={"flops": 0.4}),
+        lambda: onnxprune.check(tiny_path, tiny_path, seed=1),
+    ):
+        with pytest.raises(OptionError, match=r"unknown option (reduce|seed)"):
+            call()
+    with pytest.raises(OptionError, match="ignore is 'conv1'"):
+        onnxprune.inspect(tiny_path, ignore="conv1")
+
+
+def test_check_runs_on_the_provider_that_is_asked_for(tiny_path: Path) -> None:
+    with pytest.raises(onnxprune.OnnxPruneError, match="has no NoSuchExecutionProvider"):
+        onnxprune.check(tiny_path, tiny_path, provider="NoSuchExecutionProvider", **UNTIMED)
+    with pytest.raises(OptionError, match="providers is 'CPU'"):
+        onnxprune.check(tiny_path, tiny_path, providers="CPU")
+
+
 def test_values_are_given_once(tiny_path: Path) -> None:
     with pytest.raises(OptionError, match="round_to and `options` are both given"):
         onnxprune.prune(tiny_path, options=onnxprune.Options(reduce={"flops": 0.4}), round_to=1)

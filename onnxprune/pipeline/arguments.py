@@ -47,19 +47,21 @@ class Fields(TypedDict, total=False):
 
 
 def parted(
-    fields: Mapping[str, Any], options: Options | None, measure: BenchmarkConfig | None
+    fields: Mapping[str, Any], options: Options | None, measure: BenchmarkConfig | None, *, prunes: bool = True
 ) -> tuple[Options, BenchmarkConfig]:
     """Return the options and the benchmark config: as given, else from their fields.
+
+    A function that does not prune (`prunes=False`) takes no field of `Options`.
 
     Raises:
         OptionError: there is no such field, or a value and its fields are both given.
     """
-    of_options, of_measure = set(Options.__dataclass_fields__), set(BenchmarkConfig.__dataclass_fields__)
+    of_options = set(Options.__dataclass_fields__) if prunes else set()
+    of_measure = set(BenchmarkConfig.__dataclass_fields__)
     unknown = set(fields) - of_options - of_measure
     if unknown:
-        raise OptionError(
-            f"unknown option {', '.join(sorted(unknown))}", hint=f"known are {', '.join((*Fields.__annotations__,))}"
-        )
+        known = [name for name in Fields.__annotations__ if name in of_options | of_measure]
+        raise OptionError(f"unknown option {', '.join(sorted(unknown))}", hint=f"known are {', '.join(known)}")
     for value, name, mine in ((options, "options", of_options), (measure, "measure", of_measure)):
         twice = sorted(mine & set(fields))
         if value is not None and twice:

@@ -54,7 +54,7 @@ def bench(
         >>> timed.report.latency.a > 0
         True
     """
-    _, measure = parted(fields, None, measure)
+    _, measure = parted(fields, None, measure, prunes=False)
     paths = [Path(path) for path in (a, b) if path is not None]
     if latency_table is not None:
         check_destination(Path(latency_table), *paths)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OptionError
 from onnxprune.evaluation import gate
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.gate import Judgement
@@ -29,7 +31,7 @@ def check(
     preprocess: Preprocess | str | None = None,
     limits: GateLimits | None = None,
     strict: bool = False,
-    providers: tuple[str, ...] = ("CPU",),
+    providers: Sequence[str] = (),
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     **fields: Unpack[Fields],
@@ -45,7 +47,7 @@ def check(
         limits: limits on accuracy, fidelity, latency and cost; None: structure and finite outputs alone are checked.
         strict: let undecided checks fail as well: those whose interval holds the limit.
         providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first
-            one runs both models.
+            one runs both models; default: that of the benchmark config.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
         **fields: in place of `measure`, its fields: threads=2, runs=50, …
@@ -64,14 +66,18 @@ def check(
         >>> bool(verdict)
         True
     """
+    _, measure = parted(fields, None, measure, prunes=False)
+    if isinstance(providers, str):
+        raise OptionError(f"providers is {providers!r}", hint="give a list of names")
+    names = providers or (measure.provider,)
     verdict = gate.check(
         candidate,
         baseline,
         data=data,
         preprocess=preprocess,
         limits=limits,
-        measure=parted(fields, None, measure)[1],
-        providers=tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in providers),
+        measure=measure,
+        providers=tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in names),
         on_stage=on_stage,
     )
     verdict = gate.strict(verdict) if strict else verdict

@@ -6,6 +6,7 @@ import os
 
 from onnxprune.graph import analysis
 from onnxprune.graph.io import load
+from onnxprune.options import Options
 from onnxprune.pipeline.results import InspectResult
 from onnxprune.progress import ProgressCallback, quiet
 
@@ -37,4 +38,4 @@ def inspect(
     on_stage("load", None)
     loaded = load(model)
     on_stage("trace", None)
-    return InspectResult(analysis.inspect(analysis.analyse(loaded, ignore)))
+    return InspectResult(analysis.inspect(analysis.analyse(loaded, Options(ignore=ignore).ignore)))

@@ -66,6 +66,10 @@ class ModelResult(Result):
     trace: Trace
     provenance: dict[str, str] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether the verdict is PASSED."""
+        return bool(self.report.verdict)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to `path`.
 
@@ -81,7 +85,7 @@ class ModelResult(Result):
             "parameters": f"{after.params:,} of {before.params:,}",
         }
         if after.top1 is not None and before.top1 is not None:
-            found["top-1"] = f"{after.top1:.2f} after {before.top1:.2f}"
+            found["top-1"] = f"{after.top1:.2f} % (was {before.top1:.2f} %)"
         elif "agreement" in self.report.fidelity:
             found["agreement"] = f"{self.report.fidelity['agreement']:.2f} %"
         if latency is not None and latency.speedup is not None:
