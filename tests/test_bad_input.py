@@ -637,7 +637,7 @@ def wait_for_onnxruntime(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((), ("nothing says how much to remove", "--reduce flops=50%")),
+        ((), ("no target is given", "--reduce flops=50%")),
         (("--reduce", "flops=0%"), "out of range"),
         (("--reduce", "flops=100%"), "out of range"),
         (("--reduce", "flops=150%"), "out of range"),

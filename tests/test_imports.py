@@ -20,7 +20,7 @@ LAYERS = (
     ("runtime",),
     ("data",),
     ("graph",),
-    ("plan_file", "plan"),
+    ("plan_file",),
     ("metrics",),
     ("surgery",),
     ("calibration",),
@@ -101,12 +101,6 @@ def test_imports_go_downward_only(module):
 def test_imports_within_a_layer_go_in_no_circle():
     graph = {module: own_imports(path) - {module} for module, path in modules().items()}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
-
-
-def test_stages_of_pruning_never_import_each_other():
-    for module, path in modules().items():
-        if module.startswith("pruning."):
-            assert {name for name in own_imports(path) if name.startswith("pruning")} <= {module}
 
 
 @pytest.mark.parametrize("third_party", sorted(OWNERS))

@@ -1,4 +1,5 @@
 """Which channels stay and which layers are edited, so that the targets are met at the least expected loss.
 
-May import: importance, repair, calibration, surgery, metrics, runtime and everything above them.
+It imports `runtime`, `graph`, `metrics`, `surgery`, `calibration`, `evaluation`, `torch_backend`, `repair` and
+`importance`, and modules of the root.
 """

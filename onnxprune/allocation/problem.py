@@ -162,10 +162,10 @@ def refuse_unprunable(analysis: Analysis) -> None:
     layers = sorted(op for op in ops if OPERATORS.get(op, UNKNOWN).quantized_layer)
     if layers:
         raise ModelError(
-            "the model is quantised: there is nothing to prune",
+            "the model is quantized: there is nothing to prune",
             where=str(analysis.model.path),
             why=f"its layers are {', '.join(layers)}",
-            hint="prune the float model, then quantise the result",
+            hint="prune the float model, then quantize the result",
         )
     raise ModelError(
         "nothing can be pruned",

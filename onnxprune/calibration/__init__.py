@@ -1,4 +1,4 @@
-"""Calibration samples in batches, layer inputs captured batch by batch, and their moments.
+"""Calibration samples in batches, layer inputs captured layer by layer, their moments, and the memory for them.
 
-May import: data, graph, metrics, surgery and everything above them.
+It imports `runtime`, `data` and `graph`, and modules of the root.
 """

@@ -1,4 +1,4 @@
-"""Samples: reading them, preprocessing, augmentation, and generated inputs.
+"""Samples: reading, preprocessing, augmentation and generated inputs; the owner of Pillow, with `report.thumbnails`.
 
-May import: errors, types, progress, options, fileio, runtime. Owner of Pillow (with report/thumbnails).
+It imports modules of the root.
 """

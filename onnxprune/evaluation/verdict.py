@@ -116,7 +116,9 @@ def hold(measured: Measurements) -> Iterator[Check]:
             yield check_.held(found, limit)
         elif limit is not None and check_.needs and measured.compared.finite:
             option = check_.limit.replace("_", "-")
-            raise OptionError(f"--{option} needs {check_.needs}", hint="leave the limit out, or provide them")
+            raise OptionError(
+                f"--{option} needs {check_.needs}", hint=f"provide {check_.needs}, or leave the limit out"
+            )
 
 
 def paired_drop(found: paired_tests.Paired, where: str, name: str = "") -> Measured:

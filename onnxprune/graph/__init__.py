@@ -1,4 +1,4 @@
-"""Read and normalize a model, trace its channels by one rule per operator (`operators`, `rules`), count costs.
+"""Read and normalize a model, trace its channels by one rule per operator (`operators`, `rules`), count its costs.
 
-Imports `errors`, `types`, `output` and `runtime`; nothing here deletes a channel or knows what a run is.
+It imports `runtime`, and modules of the root.
 """

@@ -131,13 +131,7 @@ def analyse(
 
 
 def analysed(model: Model, options: ResolvedOptions, known: dict[str, tuple[int, ...]] | None) -> Analysis:
-    """Trace a model, or what a run has made of it, as the options, resolved, say.
-
-    Args:
-        model: it.
-        options: the dials.
-        known: shapes of its inputs, or of those of the original.
-    """
+    """Trace a model with resolved options; `known` are the shapes of its inputs, for dynamic axes."""
     return analyse(model, options.ignore, known, options.grouped, options.heads, options.norms)
 
 

@@ -1,4 +1,4 @@
-"""Importance of channels and error of edits: `methods` is the table, `registry` calls it, one module per family of functions.
+"""Importance of channels and error of edits: `methods` is the table, which options read as well; `registry` calls it.
 
-May import: calibration, surgery, graph, torch_backend (lazily) and everything above them.
+It imports `runtime`, `graph`, `surgery`, `calibration` and `torch_backend`, and modules of the root.
 """

@@ -1,1 +1,4 @@
-"""What is measured of a model: costs, outputs, and tests of differences. It may import runtime and graph."""
+"""The metric table (`table`, which options read as well), differences of outputs, paired tests, activation memory.
+
+It imports `graph`, and modules of the root.
+"""

@@ -1,4 +1,5 @@
-"""The commands as lists of stages: each stage takes a `Run` and returns a changed copy.
+"""The public functions as lists of stages: each stage takes a `Run` and returns a changed copy.
 
-May import everything below; only the command line imports it.
+It imports `runtime`, `data`, `graph`, `metrics`, `surgery`, `calibration`, `evaluation`, `torch_backend`, `repair`,
+`importance`, `training`, `allocation` and `report`, and modules of the root.
 """

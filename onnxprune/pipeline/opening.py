@@ -43,7 +43,7 @@ def load(run: Run) -> Run:
         if sources.data is None:
             raise OptionError(
                 "training needs inputs of the model",
-                hint="give --data; `--data generated` makes some up where there are none",
+                hint="give --data; `--data generated` generates inputs",
             )
         require_torch("training")
     run = replace(

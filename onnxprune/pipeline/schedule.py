@@ -40,9 +40,7 @@ def select_channels(run: Run) -> Run:
     analysis = run.edited.analysis
     refuse_unprunable(analysis)
     if not run.options.has_target:
-        raise OptionError(
-            "nothing says how much to remove", hint="give --reduce flops=50%, a --limit, or a --threshold"
-        )
+        raise OptionError("no target is given", hint="give --reduce flops=50%, a --limit, or a --threshold")
     assert run.estimator is not None
     run = replace(run, options=with_multiple(run.estimator, run.options))
     for step in range(1, run.options.rounds + 1):
@@ -111,7 +109,7 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
         agreement = compare_outputs(reference, outputs).get("agreement")
         if agreement is None:
             raise OptionError(
-                "there is nothing to hold --max-drop against",
+                "--max-drop needs outputs with class scores",
                 why="no output of the form (samples, classes)",
                 hint="give --reduce or --limit",
             )

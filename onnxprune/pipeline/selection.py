@@ -40,7 +40,7 @@ def replay(run: Run) -> Run:
     inexact = int((trace.inexact() & ~plan.keep).sum())
     if run.options.repair != "lstsq" and inexact:
         raise PlanError(
-            "the plan cuts channels that a normalization runs over, which takes repair",
+            "the plan cuts channels that a normalization runs over, which needs --repair lstsq",
             where=str(path),
             why=f"without {inexact} of them all others change",
             hint="give --data, and --repair lstsq or auto",
@@ -60,7 +60,7 @@ def _noted(run: Run) -> Run:
             "difference; --norms keep pins such channels"
         )
     if run.options.repair == "none" and not (keep.all() and not run.plan.blocks):
-        notes.append("nothing was repaired: the weights that survive are as they were")
+        notes.append("nothing was repaired: the remaining weights are unchanged")
     return run.noted(*notes)
 
 

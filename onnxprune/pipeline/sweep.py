@@ -139,7 +139,7 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
     if options.schedule != "block":
         raise OptionError(
             "a sweep takes the block schedule",
-            why="progressive steps look at the model anew, each on its own way to its target",
+            why="each progressive step scores a different model, so that the members share no analysis",
             hint="leave --schedule out",
         )
 

@@ -1,4 +1,4 @@
 """Closed-form repair: surviving weights are refitted to the outputs of the original.
 
-May import: calibration, surgery, graph and everything above them.
+It imports `runtime`, `graph`, `metrics` and `calibration`, and modules of the root.
 """

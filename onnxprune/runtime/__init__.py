@@ -1,1 +1,4 @@
-"""Sessions of onnxruntime, timing, and the machine; the only importer of onnxruntime. It imports the root modules."""
+"""Sessions of onnxruntime, interleaved timing, profiles, the machine and worker processes; the only importer of onnxruntime.
+
+It imports modules of the root.
+"""

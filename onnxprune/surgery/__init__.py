@@ -1,4 +1,4 @@
-"""Changes to a graph: channels deleted, masks, layer edits, and the proof that a change is exact.
+"""Changes to a graph: deleted channels, masks, edits of layers, and the proof that a change is exact.
 
-May import: graph, runtime, metrics and everything above them.
+It imports `runtime`, `graph` and `metrics`, and modules of the root.
 """

@@ -1,6 +1,7 @@
-"""The graph in torch: executor, operator functions, losses and batches.
+"""The graph in torch: the executor, the operator functions, and the losses and batches that need tensors.
 
-May import errors, types, options, runtime, data, calibration, graph and metrics. Its modules load torch; this one does not.
+It imports `runtime`, `data`, `graph`, `metrics` and `calibration`, and modules of the root. Its modules load torch;
+this one does not.
 """
 
 from __future__ import annotations

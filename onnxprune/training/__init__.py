@@ -1,4 +1,4 @@
-"""Training of a pruned model: distillation, constraints on weights, and gates on channels.
+"""Training of a pruned model: distillation, constraints on weights, gates on channels, checkpoints.
 
-May import `torch_backend`, and what that may import. Loads torch: import its modules where they are used.
+It imports `runtime`, `data`, `graph`, `metrics` and `torch_backend`, and modules of the root.
 """
