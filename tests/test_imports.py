@@ -10,46 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from package_layers import LAYERS, OWNERS
 
 import onnxprune
 from onnxprune.pipeline import arguments
 
 PACKAGE = Path(onnxprune.__file__).parent
-LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio"),
-    ("runtime",),
-    ("data",),
-    ("graph",),
-    ("plan_file", "plan"),
-    ("metrics",),
-    ("surgery",),
-    ("calibration",),
-    ("evaluation",),
-    ("torch_backend",),
-    ("repair",),
-    ("importance",),
-    ("training",),
-    ("allocation",),
-    ("report",),
-    ("pipeline",),
-    ("cli",),
-)
-OWNERS = {
-    "click": {"cli"},
-    "torch": {"torch_backend", "training", "importance.gradients"},
-    "onnxruntime": {"runtime"},
-    "onnx_graphsurgeon": {"graph", "surgery", "repair", "allocation", "torch_backend", "training"},
-    "PIL": {"data", "report.thumbnails"},
-    "joblib": {"runtime.workers"},
-    "dask": {"runtime.workers"},
-    "distributed": {"runtime.workers"},
-    "platformdirs": {"runtime.machine"},
-    "matplotlib": {"report.matplotlib_plots"},
-    "bokeh": {"report.bokeh_plots"},
-    "jinja2": {"report.html"},
-    "rich": {"report.console", "cli"},
-}
-"""Who may import a third party at run time; anybody may where only a type checker looks."""
 
 
 @functools.cache
