@@ -1,4 +1,4 @@
-"""Tiny graphs for each operator, with the expected channels and pins; see `test_rules.py`.
+"""Tiny graphs for each operator, with the expected channels and pins; see `graph/test_rules.py`.
 
 A graph is written in ONNX's text format. Names that no node writes are weights: their shapes stand beside the text, or in
 `STOCK`. A tuple is the shape of random float32 numbers, a list holds int64, anything else is the value itself.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_imports import LAYERS
+from package_layers import LAYERS
 
 from onnxprune.cli import main
 from onnxprune.graph.operators import RULES
@@ -85,10 +85,10 @@ def test_architecture_lists_every_package_and_module_in_the_order_of_imports() -
 # ---------------------------------------------------------------------------------------------------------------- executed
 
 NOT_RUN = {
-    "--granularity": "forms of layers are timed; tests/test_granularity.py and test_reforming.py",
-    "latency": "the machine is measured for a minute; tests/test_latency.py and test_targets.py",
-    "prune model.onnx -o small.onnx --data data.npz --max-drop": "many sizes are tried; tests/test_budget_by_loss.py",
-    "sweep": "many sizes are made; tests/test_sweeping.py",
+    "--granularity": "forms of layers are timed; tests/surgery/test_edits.py and tests/pipeline/test_contest.py",
+    "latency": "the machine is measured for a minute; tests/allocation/test_latency_model.py and test_targets.py",
+    "prune model.onnx -o small.onnx --data data.npz --max-drop": "many sizes are tried; tests/allocation/test_knapsack.py",
+    "sweep": "many sizes are made; tests/pipeline/test_sweep.py",
 }
 """Commands of the documentation that are not executed here, by what they contain: why, and what executes them."""
 SMALLER = {

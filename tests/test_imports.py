@@ -5,51 +5,18 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from package_layers import LAYERS, OWNERS
 
 import onnxprune
 from onnxprune.pipeline import arguments
 
 PACKAGE = Path(onnxprune.__file__).parent
-LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio"),
-    ("runtime",),
-    ("data",),
-    ("graph",),
-    ("plan_file",),
-    ("metrics",),
-    ("surgery",),
-    ("calibration",),
-    ("evaluation",),
-    ("torch_backend",),
-    ("repair",),
-    ("importance",),
-    ("training",),
-    ("allocation",),
-    ("report",),
-    ("pipeline",),
-    ("cli",),
-)
-OWNERS = {
-    "click": {"cli"},
-    "torch": {"torch_backend", "training", "importance.gradients"},
-    "onnxruntime": {"runtime"},
-    "onnx_graphsurgeon": {"graph", "surgery", "repair", "allocation", "torch_backend", "training"},
-    "PIL": {"data", "report.thumbnails"},
-    "joblib": {"runtime.workers"},
-    "dask": {"runtime.workers"},
-    "distributed": {"runtime.workers"},
-    "platformdirs": {"runtime.machine"},
-    "matplotlib": {"report.matplotlib_plots"},
-    "bokeh": {"report.bokeh_plots"},
-    "jinja2": {"report.html"},
-    "rich": {"report.console", "cli"},
-}
-"""Who may import a third party at run time; anybody may where only a type checker looks."""
 
 
 @functools.cache
@@ -152,3 +119,18 @@ def test_version_is_public():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = onnxprune.nothing_like_it
+
+
+@pytest.mark.parametrize("package", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()))
+def test_packages_list_their_imports(package):
+    documented = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8")))
+    listed = re.search(
+        r"^It imports (.*?)(?:,? and modules of the root|modules of the root)\.", documented, re.M | re.S
+    )
+    if listed is None:
+        assert package in ("cli", "options")  # these import what they show
+        return
+    inside = {path for name, path in modules().items() if name.split(".")[0] == package}
+    found = {name.split(".")[0] for path in inside for name in own_imports(path)}
+    packages = {name for name in found if (PACKAGE / name).is_dir()} - {package, "options"}
+    assert set(re.findall(r"`(\w+)`", listed[1])) == packages

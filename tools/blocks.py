@@ -335,21 +335,23 @@ def run(wanted: Sequence[str], folder: Path) -> None:
 def zoo(folder: Path) -> None:
     """Prove random edits of every layer of every network of the zoo, and keep what was found."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import test_granularity as tests
-    import test_zoo
+    import edited_models
+    import graphs
+    import zoo_models
 
     from onnxprune.graph.analysis import analyse
     from onnxprune.surgery.edits.apply import apply_edits
     from onnxprune.surgery.proof import prove
 
     known = {record["id"] for record in read(folder) if record["digest"] == coverage.package_digest()}
-    for name in sorted(test_zoo.PRUNABLE):
-        for exporter in test_zoo.EXPORTERS:
+    networks = {file.name.removesuffix(".onnx.z").partition("-")[2] for file in zoo_models.ZOO.glob("*.z")}
+    for name in sorted(networks):
+        for exporter in zoo_models.EXPORTERS:
             entry = f"zoo/{exporter}-{name}"
             if entry in known:
                 continue
-            model = tests.load(test_zoo.fill(test_zoo.ZOO / f"{exporter}-{name}.onnx.z"))
-            edits = tests.reformable(model, tests.some(model, np.random.default_rng(0), 0.5))
+            model = graphs.load(zoo_models.fill(zoo_models.ZOO / f"{exporter}-{name}.onnx.z"))
+            edits = edited_models.reformable(model, edited_models.some(model, np.random.default_rng(0), 0.5))
             found = apply_edits(model, edits)
             shapes = analyse(model).trace.input_shapes
             proof = prove(model, found.model, found.masked, shapes, loaded=True)

@@ -415,7 +415,7 @@ class Training:
 
     def __post_init__(self) -> None:
         if not 0 < self.amount < math.inf:
-            raise OptionError(f"{self.amount:g} {self.unit} is no length of a training", hint="give more than 0")
+            raise OptionError(f"{self.amount:g} {self.unit} is no length of training", hint="give more than 0")
         check(self)
 
     def resolved(self, kinds: tuple[str, ...]) -> ResolvedTraining:

@@ -282,7 +282,7 @@ def test_nan_is_found_in_half_precision(tiny, tmp_path):
 
 # -------------------------------------------------------------------------------------------------- weights apart
 
-REFERENCE = Path(__file__).parent.parent / "models" / "resnet.onnx"
+REFERENCE = Path(__file__).parent.parent.parent / "models" / "resnet.onnx"
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from test_granularity import residual
+from edited_models import residual
 
 import onnxprune
 from onnxprune.allocation import edit_timing

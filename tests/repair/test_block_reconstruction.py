@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import Builder, load
-from test_repair import repaired, run
+from repaired import repaired, run
 
 from onnxprune.calibration.capture import ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model

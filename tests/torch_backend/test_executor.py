@@ -14,8 +14,8 @@ from cases import CASES, KNOWN, OTHER_CASES, SIZE_CASES, Case, build
 from graphs import DRAWN, cnn_models, load, random_plan
 from hypothesis import given, settings
 from onnx import numpy_helper
-from test_topologies import NETS
-from test_zoo import ZOO, fill
+from topologies import NETS
+from zoo_models import ZOO, fill
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import io

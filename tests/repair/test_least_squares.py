@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from graphs import DRAWN, Builder, cnn_models, load, random_plan
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from repaired import inputs, repaired, run
 
 import onnxprune
 from onnxprune.calibration.batches import Calibration
@@ -24,13 +24,11 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import inputs_of, load_data
 from onnxprune.errors import ProofError
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
 from onnxprune.repair.least_squares import RepairTask, repair
-from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
-from onnxprune.types import BoolArray, Repaired, Trace
+from onnxprune.types import BoolArray, Trace
 
 Array = np.ndarray[Any, Any]
 SETTINGS = settings(
@@ -42,59 +40,10 @@ EXACT = 5e-4
 """Largest difference of an output, as a share of its range; what is left is the penalty on changing a weight."""
 
 
-@dataclass
-class Case:
-    """A model, what goes, and what comes of it."""
-
-    original: Model
-    trace: Trace
-    keep: BoolArray
-    pruned: Model
-    repaired: Model
-    layers: tuple[Repaired, ...]
-
-    def of(self, label: str) -> Repaired:
-        return next(layer for layer in self.layers if layer.label == label)
-
-
-def inputs(model: Model, batch: int, seed: int) -> Feeds:
-    return random_feeds(model.header, concrete_shapes(model.header, batch), seed)
-
-
-def run(model: Model, feeds: Feeds) -> list[Array]:
-    return run_batch(open_session(model.to_proto()), feeds)
-
-
 def difference(one: Model, two: Model, seed: int = 99, batch: int = 16) -> float:
     """Return how far two models are apart on inputs that nobody has seen."""
     feeds = inputs(one, batch, seed)
     return max(relative_difference(a, b) for a, b in zip(run(one, feeds), run(two, feeds), strict=True))
-
-
-def repaired(
-    model: Model,
-    trace: Trace,
-    keep: BoolArray,
-    n: int = 48,
-    *,
-    budget: float = 1e9,
-    memory: float = 1e9,
-    samples: int = 10_000,
-    only_bias: bool = False,
-    seed: int = 0,
-    **how: Any,
-) -> Case:
-    pruned = rewrite.delete(model, trace, keep)
-    fixed = inputs_of(model.header)[0].shape[0]
-    batches = [inputs(model, n, 7)] if fixed is None else [inputs(model, 1, 7 + k) for k in range(n)]
-    feeds = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    calibration = Calibration.of(load_data(feeds, inputs_of(model.header)), samples, seed=seed)
-    store = ActivationStore(budget)
-    task = RepairTask(model, pruned, trace, keep, **how)
-    result, layers = repair(task, Workspace(calibration, store, memory), only_bias=only_bias)
-    assert store.held == 0  # nothing is left behind
-    store.close()
-    return Case(model, trace, keep, pruned, result, layers)
 
 
 def planted(

@@ -39,7 +39,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.torch
 Array = np.ndarray[Any, Any]
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent.parent
 SHORT = Training(amount=12, unit="steps", batch=8, augment=(), clip=0, ema=0)
 
 
@@ -554,10 +554,10 @@ def test_bfloat16_is_close_to_single_precision() -> None:
 CHILD = """
 import sys
 from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-import test_finetune as t
+import test_distill as t
 from onnxprune.training import distill
 distill.SAVED_EVERY = 0.0
 t.resumable(Path(sys.argv[1]), lambda share, text: print(share, flush=True))
@@ -581,7 +581,7 @@ def resumable(state: Path | None, told: Any = None) -> TrainingResult:
 
 def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -> None:
     state = tmp_path / "state.ckpt"
-    code = CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    code = CHILD.format(paths=[str(path) for path in (TESTS.parent, TESTS, TESTS / "training")])
     lasted = []
     for steps in (17, 40):  # twice, and the second time in the resumed run
         with subprocess.Popen([sys.executable, "-c", code, str(state)], stdout=subprocess.PIPE, text=True) as child:
