@@ -35,7 +35,7 @@ KNOWN = {"x": (1, 3, 4, 6)}
 """Sizes for rows and columns that are dynamic."""
 ONE = "float[1,3,6,6] x"
 RATIOS = (0.5, 0.3, 0.95)
-OUTPUT = "the channel is in the model output"
+OUTPUT = "it is a channel of the model output"
 
 A = "a = Conv (x, w, wb)"  # (N, 8, 6, 6), the branch under test
 C = "c = Conv (x, u, ub)"  # another one like it

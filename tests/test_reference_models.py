@@ -80,7 +80,7 @@ def pruned_and_proven(model: Model, trace: Trace, keep: BoolArray, seed: int = 0
 def test_groups_of_the_reference_networks(name: str) -> None:
     trace = analysed(name).trace
     assert table(trace) == GROUPS[name]
-    assert {(pin.op, pin.reason) for pin in trace.pins} == {("Gemm", "the channel is in the model output logits")}
+    assert {(pin.op, pin.reason) for pin in trace.pins} == {("Gemm", "it is a channel of the model output logits")}
 
 
 @pytest.mark.parametrize("name", NAMES)

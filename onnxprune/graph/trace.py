@@ -208,7 +208,7 @@ def _walk(state: TraceState) -> None:
         if tensor.name in producers:
             ctx = RuleContext(state, producers[tensor.name])
             _pin_sizes(ctx, tensor.name, f"the number of channels is the model output {tensor.name}")
-            ctx.pin(state.ids[tensor.name], f"the channel is in the model output {tensor.name}")
+            ctx.pin(state.ids[tensor.name], f"it is a channel of the model output {tensor.name}")
 
 
 def _follow_sizes(ctx: RuleContext, spec: OperatorSpec, node: gs.Node, operator: str) -> bool:

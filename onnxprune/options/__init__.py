@@ -171,7 +171,7 @@ class Options:
     )
     threshold: float | None = option(
         None,
-        "Remove every channel whose importance / mean importance of its group is below T; 0: none.",
+        "Remove every channel whose importance / mean importance of its group is below T; 0: none, 1: the mean.",
         group="targets",
         metavar="T",
         low=0,

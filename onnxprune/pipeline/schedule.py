@@ -77,7 +77,7 @@ def allocate(run: Run) -> Run:
     elif run.workspace is not None and run.evaluation is not None:
         keep = within(problem.allocate, _measured_drop(run), estimator, options.max_drop)
     else:
-        raise OptionError("--max-drop needs data to measure it on", hint="give --data to `prune`")
+        raise OptionError("--max-drop needs data to measure it on", hint="give --data, or `--data generated`")
     path = (*run.path, removed(run.edited.analysis, keep))
     return replace(run, keep=keep, path=path, curves=run.curves or problem.curves)
 

@@ -114,6 +114,8 @@ class Report:
         content = asdict(replace(self, details=None))
         content["before"], content["after"] = self.before.to_dict(), self.after.to_dict()
         content["details"] = None if self.details is None else self.details.to_dict()
+        if self.proof is not None:  # the key is part of the schema, spelled as in its first version
+            content["proof"]["normalised"] = content["proof"].pop("normalized")
         content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
         content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
         content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}

@@ -149,7 +149,7 @@ def _compare(
     return proof, ProofError(
         "the result cannot be proven: this model amplifies rounding",
         where=path,
-        why=f"{_too_far(max(normalized, difference))}, but also where only the last bits of the input change",
+        why=f"{_too_far(max(normalized, difference))}, and as far when only the last bits of the input change",
         hint="nothing was written; check that the model gives stable outputs",
     )
 

@@ -178,6 +178,7 @@ def test_prune_as_json(tiny_path, images, tmp_path, out, run):
     assert content["before"]["size"] == tiny_path.stat().st_size
     assert content["after"]["params"] == sum(value.size for value in weights_of(out / "s.onnx").values())
     assert content["samples"] == 8
+    assert set(content["proof"]) == {"difference", "normalised", "batches", "tolerance", "note"}
     assert content["latency"]["runs"] == 3
     assert 0 <= content["before"]["top1"] <= 100
     assert content["verdict"]["passed"]

@@ -10,7 +10,7 @@ from graphs import Builder, load
 
 from onnxprune.graph.trace import trace as trace_model
 
-OUTPUT = "the channel is in the model output"
+OUTPUT = "it is a channel of the model output"
 ONLY = "the channel is the only one of a tensor"
 Table = dict[str, tuple[int, int]]
 """By the name of the first layer of a group: (prunable channels, pinned channels)."""

@@ -99,7 +99,7 @@ def test_a_plan_is_replayed_with_the_channels_of_its_trace(model: Path, data: di
     assert np.array_equal(first.plan.keep, again.plan.keep)
     assert again.report.fidelity["cosine"] > 0.999
     for dials in ({"repair": "none"}, {"data": data, "repair": "none"}):
-        with pytest.raises(OnnxPruneError, match="takes repair"):
+        with pytest.raises(OnnxPruneError, match="needs --repair lstsq"):
             onnxprune.prune(model, plan=plan, measure=FAST, **dials)
 
 

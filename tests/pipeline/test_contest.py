@@ -134,7 +134,8 @@ def test_an_edit_of_a_plan_that_cannot_be_made_is_refused(tiny_path, samples, ou
     for blocks, says in (
         ([[{"kind": "rank", "layer": "conv2", "rank": 99, "form": "channel"}]], "directions"),
         ([[{"kind": "fold", "layer": "conv2"}]], "cannot be read"),
-        ([[{"kind": "grouped", "layer": "conv2", "groups": 2}]], "kind 'grouped' is none of kernel"),
+        ([[{"kind": "grouped", "layer": "conv2", "groups": 2}]], "(granularity group) are no longer made"),
+        ([[{"kind": "rank", "layer": "conv2", "form": "channel", "ranks": 2}]], "unknown ranks and missing rank"),
         ("all", "no list of rounds"),
     ):
         path.write_text(json.dumps({**plan, "blocks": blocks}))

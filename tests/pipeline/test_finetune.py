@@ -186,7 +186,7 @@ def test_without_torch_the_extra_is_named(refused, tiny_path, samples, out, monk
     ("more", "says"),
     [
         (("--finetune", "fast"), "is not a length of a training"),
-        (("--finetune", "0steps"), "make no sense"),
+        (("--finetune", "0steps"), "is no length of training"),
         (("--lr", "0.1"), "options of a training, but no training"),
         (("--clamp", "0,1"), "options of a training, but no training"),
         (("--finetune", "2steps", "--clamp", "2,1"), "not a bound"),

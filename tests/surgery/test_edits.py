@@ -347,7 +347,7 @@ def test_an_edit_is_what_is_read_back() -> None:
     ):
         with pytest.raises(PlanError, match="cannot be read") as error:
             from_dict({**{key: known[key] for key in known if key != "kind"}, **odd}, "plan.json")
-    assert "KeyError: 'rank'" in str(error.value.why)
+    assert "missing form, rank" in str(error.value.why)
 
 
 def test_the_command_line_lists_the_granularities_of_the_registry() -> None:

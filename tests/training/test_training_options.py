@@ -39,7 +39,7 @@ def test_budget_of_another_form_is_refused_with_an_example(text):
 
 @pytest.mark.parametrize("text", ["0steps", "0.0min"])
 def test_no_training_at_all_is_refused(text):
-    with pytest.raises(OptionError, match="make no sense"):
+    with pytest.raises(OptionError, match="is no length of training"):
         Training(**parse_budget(text))
 
 
@@ -83,7 +83,7 @@ def test_a_bound_says_how_it_was_written(bound, option, text):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"amount": 0}, "0 epochs of training"),
+        ({"amount": 0}, "0 epochs is no length of training"),
         ({"amount": math.nan}, "nan epochs"),
         ({"unit": "days"}, "unknown unit 'days'"),
         ({"optimizer": "adam"}, "unknown optimizer"),

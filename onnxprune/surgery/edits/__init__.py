@@ -22,6 +22,8 @@ GRANULARITIES: Mapping[str, tuple[type[Edit], ...]] = {
     "depth": (DropBranch, Merge),
 }
 """Kinds of edits by value of `--granularity`."""
+REMOVED = {"grouped": "group", "split": "kernel"}
+"""Kinds that plans of earlier versions may hold, and the granularity that they had."""
 KINDS: Mapping[str, type[Edit]] = {kind.kind: kind for kinds in GRANULARITIES.values() for kind in kinds}
 
 
@@ -40,17 +42,20 @@ def from_dict(content: Mapping[str, Any], where: str) -> Edit:
     """
     name = str(content.get("kind"))
     try:
+        if name in REMOVED:
+            raise ValueError(f"edits of the kind {name!r} (granularity {REMOVED[name]}) are no longer made")
         if name not in KINDS:
-            raise ValueError(f"kind {name!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"its kind {name!r} is none of {', '.join(KINDS)}")
         kind = KINDS[name]
+        unknown = set(content) - {"kind", "what", "why", *kind.plan_fields()}
+        missing = set(kind.plan_fields()) - set(content)
+        if unknown or missing:
+            wrong = [f"{word} {', '.join(sorted(s))}" for word, s in (("unknown", unknown), ("missing", missing)) if s]
+            raise ValueError(f"an edit of the kind {name!r} has fields that are {' and '.join(wrong)}")
         return kind(**{field: _frozen(content[field]) for field in kind.plan_fields()})
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanError(
-            "an edit of the plan cannot be read",
-            where=where,
-            why=f"{type(error).__name__}: {error} in {str(content)[:60]}",
-            hint="make a new plan with `onnxprune plan`",
-        ) from error
+    except (TypeError, ValueError) as error:
+        hint = "make a new plan with `onnxprune plan`"
+        raise PlanError("an edit of the plan cannot be read", where=where, why=str(error), hint=hint) from error
 
 
 def _frozen(value: Any) -> Any:
