@@ -101,6 +101,35 @@ def test_import_and_help_stay_light(statement):
     assert done.stdout.splitlines()[-1].strip() == "loaded:"
 
 
+def test_the_main_job_needs_no_extra(tiny_path, samples, tmp_path):
+    """Without the extras (torch, Bokeh, matplotlib, Dask) a model is pruned, repaired, checked and swept."""
+    code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {{"torch", "onnxscript", "bokeh", "jinja2", "matplotlib", "dask", "distributed"}}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from onnxprune.cli import main
+for command in (
+    "prune {tiny_path} -o {tmp_path}/a.onnx --reduce flops=40% --round-to 1 --data {samples} --no-latency",
+    "prune {tiny_path} -o {tmp_path}/b.onnx --reduce flops=40% --round-to 1 --data {samples} --no-latency --schedule progressive --steps 2",
+    "prune {tiny_path} -o {tmp_path}/c.onnx --plan {tmp_path}/a.plan.json --repair none --no-latency --report {tmp_path}/c.md",
+    "sensitivity {tiny_path} --data {samples}",
+    "check {tmp_path}/a.onnx --baseline {tiny_path} --no-latency",
+    "sweep {tiny_path} -o {tmp_path}/sizes --targets flops=30% --round-to 1 --data {samples} --no-latency",
+):
+    try:
+        main([*command.split(), "--quiet"])
+    except SystemExit as end:
+        assert not end.code, command
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", onnxprune.__all__)
 def test_public_name_resolves(name):
     assert getattr(onnxprune, name).__name__ == name

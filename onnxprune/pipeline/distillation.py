@@ -33,11 +33,11 @@ def train(run: Run) -> Run:
     Raises:
         TargetError: the channels of the pruned model are coupled in another way than before.
     """
-    from onnxprune.training.distill import Setting, distill  # only here: torch takes seconds to load
-
     training, rounds = run.training, run.options.rounds
     if training is None:
         return run
+    from onnxprune.training.distill import Setting, distill  # only here: torch is an extra, and takes seconds to load
+
     assert run.data is not None
     is_last = run.step == rounds
     share = 1.0 if rounds == 1 else LAST_SHARE if is_last else (1 - LAST_SHARE) / (rounds - 1)
