@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.printer
-from hypothesis import HealthCheck, note, settings
+from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -28,6 +28,13 @@ DRAWN = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 """For properties of drawn models: the same ones each time, however long they take."""
+THOROUGH = settings(
+    DRAWN,
+    print_blob=True,
+    max_examples=150,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+)
+"""For the properties on which a pruned model depends most: more models, and how to draw a failing one again."""
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
@@ -255,6 +262,17 @@ def load(proto: onnx.ModelProto) -> Model:
     path = Path(folder().name) / f"{hashlib.sha256(content).hexdigest()[:16]}.onnx"
     path.write_bytes(content)
     return io.load(path)
+
+
+def as_half(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Turn the float32 weights, inputs and outputs of a model into float16, in place; return the model."""
+    for tensor in proto.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), tensor.name))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return proto
 
 
 def random_plan(trace: Trace, seed: int, ratio: float) -> BoolArray:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import DRAWN, Builder, cnn_models, load
+from graphs import DRAWN, Builder, as_half, cnn_models, load
 from hypothesis import given as drawn
 from hypothesis import settings
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import helper, numpy_helper, parser
 
 from onnxprune.calibration.capture import FREE, ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
@@ -314,12 +314,7 @@ def test_batches_of_unequal_size(store):
 
 
 def test_half_precision(store):
-    proto = line().to_proto()
-    for tensor in proto.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    model = load(proto)
+    model = load(as_half(line().to_proto()))
     feeds = feeds_of(model)
     stream = LayerwiseRunner(model, feeds, store)
     stream.advance(["b"])

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import DRAWN, Picker, load
-from hypothesis import Phase, given, settings
+from graphs import THOROUGH, Picker, load
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,12 +24,6 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_of
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
-SETTINGS = settings(
-    DRAWN,
-    print_blob=True,
-    max_examples=150,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-)
 SEEDS = st.integers(0, 2**16)
 Array = np.ndarray[Any, Any]
 
@@ -182,7 +176,7 @@ def conv_case(pick: Picker, seed: int, transposed: bool) -> Case:
 def test_convolutions(transposed: bool) -> None:
     seen: Counter[str] = Counter()
 
-    @settings(SETTINGS, max_examples=300)
+    @settings(THOROUGH, max_examples=300)
     @given(st.data(), SEEDS)
     def examples(data: st.DataObject, seed: int) -> None:
         case = conv_case(Picker(data.draw), seed, transposed)
@@ -195,7 +189,7 @@ def test_convolutions(transposed: bool) -> None:
     assert all(seen[kind] >= 8 for kind in wanted), seen
 
 
-@SETTINGS
+@THOROUGH
 @given(st.data(), SEEDS)
 def test_gemm(data: st.DataObject, seed: int) -> None:
     pick = Picker(data.draw)
@@ -222,7 +216,7 @@ def test_gemm(data: st.DataObject, seed: int) -> None:
     assert layer.has_bias == (attrs.get("beta") != 0)
 
 
-@SETTINGS
+@THOROUGH
 @given(st.data(), SEEDS)
 def test_matmul_and_the_add_behind_it(data: st.DataObject, seed: int) -> None:
     pick = Picker(data.draw)
@@ -314,7 +308,7 @@ def test_an_einsum_that_is_no_plain_product_is_none(
     assert linear_of(graph.nodes[0]) is None
 
 
-@SETTINGS
+@THOROUGH
 @given(st.data(), SEEDS)
 def test_batchnorm(data: st.DataObject, seed: int) -> None:
     pick = Picker(data.draw)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import DRAWN, Builder, cnn_models, load, random_plan
+from graphs import DRAWN, Builder, as_half, cnn_models, load, random_plan
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -502,14 +502,7 @@ def test_a_fixed_batch_of_one(build):
 
 @pytest.mark.parametrize("build", [line, residual, matmul, gate])
 def test_half_precision(build):
-    proto = proto_of(build)
-    for tensor in proto.graph.initializer:
-        value = numpy_helper.to_array(tensor)
-        if value.dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), tensor.name))
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    model, trace, keep = planted(proto)
+    model, trace, keep = planted(as_half(proto_of(build)))
     case = repaired(model, trace, keep, n=160)
     assert all(t.data_type != TensorProto.FLOAT for t in case.repaired.to_proto().graph.initializer)
     assert difference(model, case.pruned) > 0.02

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import DRAWN, NORMS, Builder, cnn_models, load, random_plan
-from hypothesis import Phase, assume, given, settings
+from graphs import NORMS, THOROUGH, Builder, cnn_models, load, random_plan
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
@@ -28,12 +28,6 @@ from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, IntArray, Trace
 
-SETTINGS = settings(
-    DRAWN,
-    print_blob=True,
-    max_examples=150,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-)
 SEEDS = st.integers(0, 2**16)
 RATIOS = st.sampled_from((0.5, 0.2, 0.8))
 
@@ -96,7 +90,7 @@ def test_drawn_models_are_valid_and_run() -> None:
     operators: Counter[str] = Counter()
     opsets: set[int] = set()
 
-    @settings(SETTINGS, max_examples=300)
+    @settings(THOROUGH, max_examples=300)
     @given(cnn_models())
     def check(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=True)
@@ -117,7 +111,7 @@ def test_drawn_models_are_valid_and_run() -> None:
 def test_deleting_channels_equals_masking_them() -> None:
     seen: Counter[str] = Counter()
 
-    @SETTINGS
+    @THOROUGH
     @given(cnn_models(), SEEDS, RATIOS)
     def check(proto: onnx.ModelProto, seed: int, ratio: float) -> None:
         model = load(proto)
@@ -152,7 +146,7 @@ def test_deleting_channels_equals_masking_them() -> None:
 def test_what_normalisations_run_over_may_be_cut() -> None:
     seen: Counter[str] = Counter()
 
-    @SETTINGS
+    @THOROUGH
     @given(cnn_models(6, 3 * NORMS), SEEDS, RATIOS)
     def check(proto: onnx.ModelProto, seed: int, ratio: float) -> None:
         model = load(proto)
@@ -174,7 +168,7 @@ def test_what_normalisations_run_over_may_be_cut() -> None:
     assert seen["inexact"] >= 0.15 * seen["examples"]
 
 
-@SETTINGS
+@THOROUGH
 @given(cnn_models(), SEEDS, RATIOS)
 def test_predicted_cost_is_the_cost_of_the_written_model(proto: onnx.ModelProto, seed: int, ratio: float) -> None:
     model = load(proto)
@@ -195,7 +189,7 @@ def test_predicted_cost_is_the_cost_of_the_written_model(proto: onnx.ModelProto,
         assert 0 < after.params <= before.params
 
 
-@settings(SETTINGS, max_examples=100)
+@settings(THOROUGH, max_examples=100)
 @given(cnn_models())
 def test_tracing_is_deterministic_and_explains_itself(proto: onnx.ModelProto) -> None:
     one, two = trace_model(load(proto)), trace_model(load(proto))
@@ -232,7 +226,7 @@ def same_units(before: Trace, keep: BoolArray, after: Trace) -> list[set[int]]:
     return meaning
 
 
-@settings(SETTINGS, max_examples=100)
+@settings(THOROUGH, max_examples=100)
 @given(cnn_models(), SEEDS, RATIOS)
 def test_pruning_twice_equals_pruning_once(proto: onnx.ModelProto, seed: int, ratio: float) -> None:
     model = load(proto)
@@ -281,7 +275,7 @@ def read_channels(trace: Trace) -> BoolArray:
 def test_planted_dead_channels_are_found_and_cost_nothing() -> None:
     planted = Counter[str]()
 
-    @SETTINGS
+    @THOROUGH
     @given(cnn_models(), SEEDS)
     def check(proto: onnx.ModelProto, seed: int) -> None:
         original = load(proto)

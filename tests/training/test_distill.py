@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Builder, load
+from graphs import Builder, as_half, load
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import options
@@ -809,16 +809,6 @@ def test_models_that_amplify_rounding_are_trained_with_a_note(monkeypatch: pytes
 
 
 # ---------------------------------------------------------------------------------------------------- forms of models and data
-
-
-def as_half(proto: onnx.ModelProto) -> onnx.ModelProto:
-    for tensor in proto.graph.initializer:
-        value = numpy_helper.to_array(tensor)
-        if value.dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), tensor.name))
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return proto
 
 
 def test_half_precision_is_trained_and_written_back_as_such() -> None:
