@@ -2,6 +2,7 @@
 
 OnnxPruneError
 ├── ModelError    the .onnx cannot be read, is refused, or has nothing to prune
+│   └── ShapeError  no input shape that was tried runs
 ├── DataError     calibration or evaluation data do not fit the model
 ├── OptionError   an option or a policy has a value that is not allowed (exit 2)
 ├── TargetError   the target cannot be reached; names the nearest reachable amount
@@ -43,6 +44,10 @@ class OnnxPruneError(Exception):
 
 class ModelError(OnnxPruneError):
     """The model cannot be read, is refused, or has nothing to prune."""
+
+
+class ShapeError(ModelError):
+    """No input shape that was tried runs."""
 
 
 class DataError(OnnxPruneError):

@@ -27,6 +27,19 @@ the neighbors of a channel, the others depend on the number of channels."""
 
 
 @dataclass(frozen=True)
+class SampleAxis:
+    """Where samples lie in an input or output of a model.
+
+    Attributes:
+        axis: axis of samples; None: there is none, and each run takes or gives one sample.
+        rows: indices of the axis per sample, as frames of a video that lie on the batch axis.
+    """
+
+    axis: int | None = 0
+    rows: int = 1
+
+
+@dataclass(frozen=True)
 class Slice:
     """Input `input` of node `node` holds `channels` along `axis` (1-D, one entry per index of the axis, -1: pinned).
 
@@ -149,7 +162,7 @@ class Trace:
         extents: arrays of channels along one axis of a tensor; one channel of each must survive.
         shapes: concrete shape of every tensor while tracing.
         input_shapes: shapes of the inputs while tracing.
-        batch: size of the dynamic batch axis while tracing, 1 where the batch is fixed.
+        samples: number of samples while tracing.
         per_tensor_params: elements of each weight, by name; see `onnxprune.graph.model.is_weight`.
         per_tensor_uses: number of node inputs that take each constant, by name.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
@@ -170,7 +183,7 @@ class Trace:
     extents: tuple[IntArray, ...]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    batch: int = 1
+    samples: int = 1
     per_tensor_params: dict[str, int] = field(default_factory=dict)
     per_tensor_uses: dict[str, int] = field(default_factory=dict)
     weight_sizes: dict[tuple[int, int], int] = field(default_factory=dict)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from graphs import load
+from graphs import load, signature_of
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.evaluation.structure import check_structure
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import open_session, random_feeds, run_batch
@@ -204,7 +203,7 @@ def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
 def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
     opened = open_session(proto)
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in proto.graph.input if v.name in trace.input_shapes]))
-    shapes = concrete_shapes(bare, 2, known=trace.input_shapes)
+    shapes = signature_of(proto).input_shapes(2, trace.input_shapes)
     return run_batch(opened, random_feeds(bare, shapes, 5))
 
 

@@ -20,6 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
+from onnxprune.graph.shapes import light
+from onnxprune.graph.signature import Signature, derive
+from onnxprune.runtime.session import open_session
 from onnxprune.types import BoolArray, Trace
 
 DRAWN = settings(
@@ -41,6 +44,14 @@ Array = npt.NDArray[Any]
 OPSETS = (17, 18, 11, 13, 21)
 MOST_CHANNELS = 24
 """No tensor grows wider than this."""
+
+
+def signature_of(proto: onnx.ModelProto) -> Signature:
+    """Return the axes of samples of a model, and input shapes that run."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in stored]
+    header = onnx.ModelProto(graph=onnx.GraphProto(input=inputs, output=proto.graph.output))
+    return derive(light(proto), header, lambda: open_session(proto))
 
 
 class Builder:

@@ -10,11 +10,10 @@ import numpy as np
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import inputs_of, load_data
-from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.data.dataset import load_data
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.repair.least_squares import RepairTask, repair
-from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import Feeds, open_session, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Repaired, Trace
 
@@ -37,7 +36,7 @@ class Case:
 
 
 def inputs(model: Model, batch: int, seed: int) -> Feeds:
-    return random_feeds(model.header, concrete_shapes(model.header, batch), seed)
+    return model.signature.random_feeds(model.header, batch, seed)
 
 
 def run(model: Model, feeds: Feeds) -> list[Array]:
@@ -58,10 +57,10 @@ def repaired(
     **how: Any,
 ) -> Case:
     pruned = rewrite.delete(model, trace, keep)
-    fixed = inputs_of(model.header)[0].shape[0]
+    fixed = inputs_of(model)[0].shape[0]
     batches = [inputs(model, n, 7)] if fixed is None else [inputs(model, 1, 7 + k) for k in range(n)]
     feeds = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    calibration = Calibration.of(load_data(feeds, inputs_of(model.header)), samples, seed=seed)
+    calibration = Calibration.of(load_data(feeds, inputs_of(model)), samples, seed=seed)
     store = ActivationStore(budget)
     task = RepairTask(model, pruned, trace, keep, **how)
     result, layers = repair(task, Workspace(calibration, store, memory), only_bias=only_bias)

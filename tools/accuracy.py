@@ -366,18 +366,22 @@ def text_pages(count: int, seed: int, side: int = 448) -> Array:
 
 def _outputs(proto: Any, data: Any, batch: int = 16) -> list[Array]:
     from onnxprune.evaluation.compare import predict
+    from onnxprune.graph.shapes import light
+    from onnxprune.graph.signature import derive
     from onnxprune.runtime.session import open_session
 
-    return list(predict(open_session(proto), data, batch, "a model"))
+    opened = open_session(proto)
+    signature = derive(light(proto), proto, lambda: opened)
+    return list(predict(opened, data, signature.per_evaluation(batch), signature, "a model"))
 
 
 def _load(folder: Any, proto: Any, how: Any) -> Any:
     import onnx
 
-    from onnxprune.data.dataset import inputs_of, load_data
+    from onnxprune.data.dataset import input_specs, load_data
 
     header = onnx.load(proto) if isinstance(proto, str) else proto
-    return load_data(folder, inputs_of(header), how)
+    return load_data(folder, input_specs(header), how)
 
 
 def _labelled(original: str, pruned: Any, folder: Path, how: Any) -> dict[str, float]:

@@ -236,12 +236,12 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     import onnx
 
     import onnxprune
-    from onnxprune.data.dataset import inputs_of, load_data
+    from onnxprune.data.dataset import load_data
     from onnxprune.errors import TargetError
     from onnxprune.evaluation import benchmark
     from onnxprune.evaluation.compare import predict
     from onnxprune.graph.io import load
-    from onnxprune.graph.shapes import concrete_shapes
+    from onnxprune.graph.model import inputs_of
     from onnxprune.metrics.outputs import compare_outputs
     from onnxprune.runtime.session import SessionConfig, random_feeds
 
@@ -272,7 +272,7 @@ def measure(network: str, mode: str, folder: Path) -> Record:
     report = result.report
     assert report.latency is not None
     blocks = [entry for part in report.blocks for entry in part]
-    shapes = concrete_shapes(result.model.header, 1, known=result.trace.input_shapes)
+    shapes = result.model.signature.input_shapes(1, result.trace.input_shapes)
     feeds = random_feeds(result.model.header, shapes, 0)
     rows = benchmark.side_by_side(
         [benchmark.layer_times(source, feeds, SessionConfig(threads=1)) for source in (str(path), result.model)]
@@ -283,8 +283,10 @@ def measure(network: str, mode: str, folder: Path) -> Record:
         before, after = (sum(t for row in mine if (t := getattr(row, of)) is not None) for of in ("a", "b"))
         times.append((entry["layer"], before, after))
     original = load(path)
-    calibrated = load_data(data, inputs_of(original.header), how)
-    outputs = [predict(model.session(), calibrated, 64, network) for model in (original, result.model)]
+    calibrated = load_data(data, inputs_of(original), how)
+    outputs = [
+        predict(model.session(), calibrated, 64, original.signature, network) for model in (original, result.model)
+    ]
     return {
         "calibration": compare_outputs(*outputs).get("kl"),
         "before": report.before.top1,

@@ -170,9 +170,10 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     import numpy as np
     import onnx
 
-    from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
+    from onnxprune.graph.shapes import light
+    from onnxprune.graph.signature import derive
     from onnxprune.metrics.outputs import relative_difference
-    from onnxprune.runtime.session import SessionConfig, open_session, random_feeds, run_batch
+    from onnxprune.runtime.session import SessionConfig, open_session, run_batch
 
     proto = onnx.load(os.fspath(source))
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -181,9 +182,10 @@ def _latency(record: Record, result: Record, source: Path, target: Path, known: 
     proto.graph.input.extend(inputs)
     record["nodes"] = len(proto.graph.node)
     record["opset"] = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    record["dynamic"] = has_dynamic_batch(proto)
     sessions = [open_session(os.fspath(file), SessionConfig(threads=1)) for file in (source, target)]
-    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known), 0)
+    signature = derive(light(proto), proto, lambda: sessions[0])
+    record["dynamic"] = signature.fixed is None
+    feeds = signature.random_feeds(proto, 1, 0, known)
     del proto
     old, new = (run_batch(opened, feeds) for opened in sessions)
     record["finite"] = all(bool(np.isfinite(a).all()) for a in old if a.dtype.kind == "f")

@@ -43,9 +43,8 @@ from torch.fx.experimental.optimization import fuse
 from onnxprune.errors import OnnxPruneError, first_line
 from onnxprune.graph import io as graph_io
 from onnxprune.graph import model as models
-from onnxprune.graph.shapes import workable_shapes
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
+from onnxprune.runtime.session import SessionConfig, run_batch
 from onnxprune.torch_backend.executor import Executor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,9 +65,8 @@ def parity(path: Path) -> Record:
     try:
         model = graph_io.load(path)
         session = model.session(SessionConfig(threads=1, optimize=False))
-        shapes = workable_shapes(session, model.header, 2)
         names = {value.name for value in model.graph.inputs}
-        feeds = {n: x for n, x in random_feeds(model.header, shapes, 0).items() if n in names}
+        feeds = {n: x for n, x in model.signature.random_feeds(model.header, 2, 0).items() if n in names}
         expected = run_batch(session, feeds)
         executor = Executor(model)
         with torch.no_grad():

@@ -140,7 +140,6 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     import onnxprune
     from onnxprune.allocation import cost_estimator, latency_model
     from onnxprune.allocation.knapsack import PruningRules
-    from onnxprune.graph.shapes import concrete_shapes
     from onnxprune.options import Options
     from onnxprune.runtime.session import random_feeds
     from onnxprune.runtime.timing import sample_times
@@ -159,7 +158,7 @@ def table(job: Job, path: Path, folder: Path) -> Record:
     rules = PruningRules.of(analysis.trace, options)
     for keep in latency_model.random_plans(analysis.trace, rules, FRESH, seed=99):
         model = rewrite.delete(analysis.model, analysis.trace, keep)
-        feeds = random_feeds(model.header, concrete_shapes(model.header, 1, known=analysis.trace.input_shapes), 0)
+        feeds = random_feeds(model.header, model.signature.input_shapes(1, analysis.trace.input_shapes), 0)
         times = sample_times([model.session(measured.session)], [feeds], runs=RUNS, warmup=5, seconds=3.0)
         errors.append(predictor.predict(keep) / float(np.median(times)) - 1)
     found: Record = {"table_seconds": built, "reused_seconds": again, "errors": errors, "fit": estimator.table.error}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
 from onnxprune.graph.model import Model, weightless
-from onnxprune.graph.shapes import concrete_shapes, infer_shapes
+from onnxprune.graph.shapes import infer_shapes
 from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import ESTIMATED, METRICS
 from onnxprune.options import Options, ResolvedOptions
@@ -161,7 +162,7 @@ class CostEstimator:
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the inputs of a timed run."""
-        return concrete_shapes(self.analysis.model.header, self.config.batch, known=self._known)
+        return self.analysis.model.signature.input_shapes(self.config.batch, self._known)
 
     @functools.cached_property
     def session(self) -> ort.InferenceSession:
@@ -266,11 +267,15 @@ class CostEstimator:
 
 
 def write_table(
-    path: str | os.PathLike[str], output: Path, config: BenchmarkConfig, on_stage: ProgressCallback = quiet
+    path: str | os.PathLike[str],
+    output: Path,
+    config: BenchmarkConfig,
+    shape: Mapping[str, tuple[int, ...]] | None = None,
+    on_stage: ProgressCallback = quiet,
 ) -> latency_model.Table:
     """Measure a latency table of a model file, and write it to `output`."""
     options = replace(Options().resolved(True), norms="cut")
-    analysis = analysed(load(path), options, None)
+    analysis = analysed(load(path, shape), options, None)
     rules = PruningRules.of(analysis.trace, options)
     table = latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
     latency_model.write(table, output)

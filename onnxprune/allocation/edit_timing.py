@@ -17,13 +17,15 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.readers import linear_layers
-from onnxprune.graph.shapes import concrete_shapes, infer_shapes
+from onnxprune.graph.shapes import infer_shapes
+from onnxprune.graph.signature import Signature
 from onnxprune.graph.trace import node_labels
 from onnxprune.graph.trace import trace as trace_model
-from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
+from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.protocol import Candidate, RefusalError
+from onnxprune.types import SampleAxis
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -69,10 +71,7 @@ class LayerModel:
     @functools.cached_property
     def feeds(self) -> Feeds:
         """Random inputs."""
-        shapes = {
-            v.name: tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim) for v in self.model.header.graph.input
-        }
-        return random_feeds(self.model.header, shapes, 0)
+        return self.model.signature.random_feeds(self.model.header, 1, 0)
 
     @functools.cached_property
     def counts(self) -> tuple[float, float]:
@@ -93,7 +92,7 @@ class EditTimer:
 
     def __init__(self, analysis: Analysis, config: BenchmarkConfig) -> None:
         self.model, self.trace, self.config = analysis.model, analysis.trace, config
-        shapes = concrete_shapes(self.model.header, config.batch, known=self.trace.input_shapes)
+        shapes = self.model.signature.input_shapes(config.batch, self.trace.input_shapes)
         self._inferred = infer_shapes(weightless(self.model), shapes)
         self._known: dict[str, Saving | None] = {}
         self._original: tuple[tuple[int, ...], LayerModel] | None = None  # one at a time: they take memory
@@ -136,8 +135,9 @@ class EditTimer:
         traced = self.trace.shapes.get(name)
         if not traced:
             return traced
-        samples, rest = divmod(traced[0], self.trace.batch)
-        return (traced[0] if rest else samples * self.config.batch, *traced[1:])
+        samples, rest = divmod(traced[0], self.trace.samples)
+        wanted = self.model.signature.per_run(self.config.batch)
+        return (traced[0] if rest else samples * wanted, *traced[1:])
 
     def _alone(self, nodes: Sequence[int]) -> Model:
         """Return some nodes as a model, or raise RefusalError."""
@@ -158,4 +158,8 @@ class EditTimer:
                 kind = self._inferred.types.get(tensor.name) or onnx.TensorProto.FLOAT
                 values.append(onnx.helper.make_tensor_value_info(tensor.name, kind, shape))
         alone = gs.Graph(own, inputs, outputs, opset=graph.opset)
-        return replace(self.model, graph=alone, header=proto, batchnorms={}).copy()
+        shapes = {t.name: shape for t in inputs if (shape := self._shape(t.name)) is not None}
+        signature = Signature(
+            shapes, dict.fromkeys(shapes, SampleAxis(None)), dict.fromkeys(written, SampleAxis(None)), 1
+        )
+        return replace(self.model, graph=alone, header=proto, batchnorms={}, signature=signature).copy()

@@ -25,9 +25,8 @@ from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import Feeds, SessionConfig, random_feeds
+from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, FloatArray, Trace
 
@@ -194,8 +193,7 @@ def measure(
     """Measure the table of a model on this machine; the variants lose the channel batches of `rules`."""
     model, trace = analysis.model, analysis.trace
     activations = ActivationCost(model.graph, trace, analysis.cost)
-    shapes = concrete_shapes(model.header, config.batch, known=trace.input_shapes)
-    feeds = random_feeds(model.header, shapes, SEED)
+    feeds = model.signature.random_feeds(model.header, config.batch, SEED, trace.input_shapes)
     keeps = list(variants(trace, rules, SEED))
     start = time.perf_counter()
     times = np.zeros((len(keeps), len(trace.labels) + 1))

@@ -63,7 +63,7 @@ class Calibration:
         >>> len(calibration), calibration.batch, [batch for batch in range(8) if calibration.is_held(batch)]
         (8, 4, [3, 7])
         """
-        fixed = data.inputs[0].shape[0] if data.inputs[0].shape else None
+        fixed = data.fixed
         if fixed and len(data) < fixed:
             raise DataError(
                 "too few samples",
@@ -86,8 +86,7 @@ class Calibration:
     @property
     def _per_copy(self) -> int:
         """Number of batches without augmentation; the rest of the samples is left out where the batch is fixed."""
-        shape = self.data.inputs[0].shape
-        return len(self.data) // self.batch if shape and shape[0] else -(-len(self.data) // self.batch)
+        return len(self.data) // self.batch if self.data.fixed else -(-len(self.data) // self.batch)
 
     def __len__(self) -> int:
         """Return the number of batches, augmented ones included."""
@@ -97,10 +96,10 @@ class Calibration:
         rng = np.random.default_rng(self.seed)
         for batch in range(len(self)):
             start = batch % self._per_copy * self.batch
-            feeds = self.data.rows(start, min(start + self.batch, len(self.data)))
+            samples = self.data.samples(start, min(start + self.batch, len(self.data)))
             if batch >= self._per_copy:
-                feeds = {name: augment(x, self.kinds, rng, channel_axis(x.shape)) for name, x in feeds.items()}
-            yield feeds
+                samples = {name: augment(x, self.kinds, rng, channel_axis(x.shape)) for name, x in samples.items()}
+            yield self.data.as_run(samples)
 
     def is_held(self, batch: int) -> bool:
         """Tell whether a batch is held out with all its copies; below `HELD_EVERY` batches, a part of each is."""
@@ -116,7 +115,7 @@ class Calibration:
 
 def is_enlarged_data(data: Data) -> bool:
     """Tell whether an input holds enlarged images; see `onnxprune.data.augment.is_enlarged`."""
-    feeds = data.rows(0, min(CHECKED, len(data)))
+    feeds = data.samples(0, min(CHECKED, len(data)))
     return any(is_enlarged(x, channel_axis(x.shape)) for x in feeds.values() if x.ndim == 4)
 
 

@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import captured_names
-from onnxprune.runtime.session import ALTERNATING, Feeds, concatenate_outputs, open_session, run_batch
+from onnxprune.runtime.session import ALTERNATING, Feeds, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
 Kept = Array | Path | list[Array]
@@ -180,7 +180,7 @@ class LayerwiseRunner:
             run_batch(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
             for batch in range(self.n_batches)
         ]
-        return concatenate_outputs(parts)
+        return model.signature.join(parts)
 
     def read(self, name: str, batch: int) -> Array:
         """Return one batch of a tensor that is kept."""

@@ -11,12 +11,13 @@ from typing import Any
 
 from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
 from onnxprune.calibration.capture import ActivationStore
-from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, hint_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.data.synthetic import generate, why_not_generated
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
+from onnxprune.graph.model import inputs_of
 from onnxprune.graph.readers import readers_of
 from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback
@@ -86,7 +87,7 @@ def _is_short(analysis: Analysis, samples: int) -> bool:
     short = 0
     for reader in found.values():
         shape = trace.shapes[reader.layer.node.outputs[0].name]
-        rows = samples * math.prod(shape) // shape[reader.layer.channel_axis] / max(1, shape[0])
+        rows = samples * math.prod(shape) // shape[reader.layer.channel_axis] / trace.samples
         short += reader.layer.values.size if rows < reader.channels.shape[1] else 0
     return short > analysis.model.params / 2
 
@@ -110,9 +111,10 @@ def opened(
     `repair="auto"` becomes `none`.
     """
     on_stage("load", None)
-    loaded = load(model)
-    specs = inputs_of(loaded.header)
-    given = None if data is None or is_generated(data) else load_data(data, specs, preprocess)
+    stored = None if is_generated(data) else data
+    loaded = load(model, options.shape, hint_of(stored, preprocess))
+    specs = inputs_of(loaded)
+    given = None if stored is None else load_data(stored, specs, preprocess)
     made = given is None and (data is not None or options.repair != "none")
     if made and data is None and (reason := why_not_generated(specs)):
         made = False

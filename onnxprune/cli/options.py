@@ -12,7 +12,7 @@ import click
 
 from onnxprune.cli.common import PATH
 from onnxprune.cli.parameters import Decorator, NumberOrAuto, Words, option_group
-from onnxprune.cli.parsers import parse_bounds, parse_budget, parse_kinds, parse_memory, parse_targets
+from onnxprune.cli.parsers import parse_bounds, parse_budget, parse_kinds, parse_memory, parse_shapes, parse_targets
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import GateLimits, merged, read
@@ -29,6 +29,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "limit": partial(parse_targets, "limit"),
     "granularity": lambda text: GRANULARITIES if text == AUTO else tuple(part.strip() for part in text.split(",")),
     "memory": parse_memory,
+    "shape": parse_shapes,
     "augment": _kinds,
     "train_augment": _kinds,
     "domain": lambda names: names or None,
@@ -37,7 +38,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _type(each: Field[Any], found: OptionMetadata) -> Any:
-    if each.default_factory is not MISSING:
+    if each.default_factory is not MISSING and found.known:
         return Words([f"{word}=" for word in found.known])
     if found.separator:
         return Words((AUTO, *(("none",) if found.auto else ()), *found.choices), separator=found.separator)
@@ -87,8 +88,11 @@ PLANNED = option_group(
 """Options of `plan` and `prune`."""
 SWEPT = option_group("options", _options, *_options_of(Options, "selection", "structure", "repair"))
 """Options of `sweep`, which has its own option for targets."""
-IGNORE, SEED = (_option(*entry) for name in ("ignore", "seed") for entry in option_fields(Options) if entry[2] == name)
+IGNORE, SEED, _SHAPE = (
+    _option(*entry) for name in ("ignore", "seed", "shape") for entry in option_fields(Options) if entry[2] == name
+)
 
+SHAPE = option_group("shape", lambda values: parse_shapes(values["shape"]), _SHAPE)
 CHECKPOINT = click.option(
     "--checkpoint", type=PATH, help="Write the training state here; the same command resumes an interrupted training."
 )

@@ -93,6 +93,26 @@ def parse_memory(text: str) -> float:
         raise OptionError(f"--memory {text!r} is not an amount", hint="for instance --memory 2GB") from None
 
 
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Parse shapes of inputs.
+
+    >>> parse_shapes(["images=1x3x640x640"])
+    {'images': (1, 3, 640, 640)}
+    """
+    result: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            result[name.strip()] = tuple(int(size) for size in re.split("[x,]", sizes.strip().lower()))
+        except ValueError:
+            result = {"": ()}
+        if "" in result:
+            raise OptionError(
+                f"--shape {text!r} is not of the form NAME=SHAPE", hint="for instance --shape images=1x3x640x640"
+            )
+    return result
+
+
 def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
     """Parse targets: shares for the option `reduce`, absolute amounts (ms, bytes, counts) for `limit`.
 

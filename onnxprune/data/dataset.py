@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ import onnx
 
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
 from onnxprune.errors import DataError, first_line
+from onnxprune.types import SampleAxis
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -27,11 +28,55 @@ DIGESTED = 64
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Name, dtype and shape of a model input; None in `shape` is a dynamic axis."""
+    """Name, dtype and shape of a model input, and its axis of samples; None in `shape` is a dynamic axis."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+    samples: SampleAxis = field(default=SampleAxis())
+
+    @property
+    def fixed(self) -> int | None:
+        """Samples that every run takes; None: any number."""
+        if self.samples.axis is None or not self.shape:
+            return 1
+        size = self.shape[self.samples.axis]
+        return None if size is None else size // self.samples.rows
+
+    def by_sample(self, array: Array, where: str) -> Array:
+        """Return an array with samples first; a stack of inputs where every run takes one sample.
+
+        Raises:
+            DataError: the rows do not fill the last sample.
+        """
+        axis, rows = self.samples.axis, self.samples.rows
+        if array.ndim == len(self.shape) + 1 and self.fixed == 1:
+            if axis is None or array.shape[axis + 1] != rows:
+                return array
+            moved = np.moveaxis(array, axis + 1, 1)
+            return moved if rows > 1 else moved[:, 0]
+        if array.ndim != len(self.shape):
+            return array
+        if axis is None:
+            return array[None]
+        moved = np.moveaxis(array, axis, 0)
+        if rows == 1:
+            return moved
+        if len(moved) % rows:
+            raise DataError(
+                f"input {self.name} does not hold whole samples",
+                where=where,
+                why=f"a sample takes {rows} rows of axis {axis}, there are {len(moved)}",
+                hint=f"give a multiple of {rows} rows",
+            )
+        return moved.reshape(-1, rows, *moved.shape[1:])
+
+    def by_run(self, batch: Array) -> Array:
+        """Return samples, (n x rows, …), as the model takes them."""
+        if self.samples.axis is not None:
+            return np.moveaxis(batch, 0, self.samples.axis)
+        (sample,) = batch
+        return np.asarray(sample)
 
 
 @dataclass(frozen=True)
@@ -39,7 +84,7 @@ class Data:
     """Samples by input name, with or without labels.
 
     Attributes:
-        arrays: per input, an array or a list of image files, one entry per sample.
+        arrays: per input, an array with samples first, or a list of image files.
         labels: (n,) class numbers, or None.
         preprocess: None: values are used as stored.
         inputs: inputs of the model.
@@ -57,13 +102,21 @@ class Data:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def batches(self, size: int) -> Iterator[Feeds]:
-        """Yield preprocessed batches, one at a time in memory."""
-        for start in range(0, len(self), size):
-            yield self.rows(start, min(start + size, len(self)))
+    @property
+    def fixed(self) -> int | None:
+        """Samples that every run of the model takes; None: any number."""
+        return next((spec.fixed for spec in self.inputs if spec.fixed is not None), None)
 
     def rows(self, start: int, stop: int) -> Feeds:
-        """Return samples start … stop - 1, preprocessed, in the dtypes of the model.
+        """Return samples start … stop - 1, preprocessed, as the model takes them; one sample where it takes one."""
+        return self.as_run(self.samples(start, stop))
+
+    def as_run(self, samples: Feeds) -> Feeds:
+        """Return samples, as from `samples`, as the model takes them."""
+        return {spec.name: np.ascontiguousarray(spec.by_run(samples[spec.name])) for spec in self.inputs}
+
+    def samples(self, start: int, stop: int) -> Feeds:
+        """Return samples start … stop - 1, preprocessed, in the dtypes of the model; samples, or their rows, come first.
 
         Raises:
             DataError: an image cannot be read, or a shape does not fit.
@@ -73,9 +126,11 @@ class Data:
             source = self.arrays[spec.name]
             part = source[start:stop]
             batch: Array = part if isinstance(part, np.ndarray) else _stack(part, self.preprocess or Preprocess())
+            if spec.samples.rows > 1:
+                batch = batch.reshape(-1, *batch.shape[2:])
             if self.preprocess is not None:
                 batch = self.preprocess.apply(batch)
-            feeds[spec.name] = np.ascontiguousarray(batch.astype(spec.dtype, copy=False))
+            feeds[spec.name] = batch.astype(spec.dtype, copy=False)
         return feeds
 
     def stored(self, name: str, sample: int) -> Array:
@@ -96,7 +151,7 @@ class Data:
     def digest(self) -> str:
         """Return a digest of the number of samples and of the first of them, preprocessed."""
         digest = hashlib.sha256(str(len(self)).encode())
-        for name, values in sorted(self.rows(0, min(DIGESTED, len(self))).items()):
+        for name, values in sorted(self.samples(0, min(DIGESTED, len(self))).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
@@ -106,8 +161,16 @@ class Data:
         return {name: value.shape for name, value in self.rows(0, 1).items()}
 
 
-def inputs_of(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """Return the inputs of a model, without its initializers."""
+def input_specs(
+    proto: onnx.ModelProto, samples: Mapping[str, SampleAxis] | None = None, fixed: int | None = None
+) -> tuple[InputSpec, ...]:
+    """Return the inputs of a model, without its initializers.
+
+    Args:
+        proto: the model, or its header.
+        samples: axis of samples of each input; None: the first axis.
+        fixed: samples that every run takes, where the shapes do not say it.
+    """
     weights = {tensor.name for tensor in proto.graph.initializer}
     specs = []
     for value in proto.graph.input:
@@ -115,10 +178,21 @@ def inputs_of(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
             continue
         tensor = value.type.tensor_type
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        specs.append(
-            InputSpec(value.name, dtype, tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim))
-        )
+        shape = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
+        place = SampleAxis() if samples is None else samples[value.name]
+        if fixed is not None and place.axis is not None:
+            shape[place.axis] = fixed * place.rows
+        specs.append(InputSpec(value.name, dtype, tuple(shape), place))
     return tuple(specs)
+
+
+def hint_of(
+    data: DataLike | None, preprocess: Preprocess | str | None
+) -> Callable[[onnx.ModelProto], dict[str, tuple[int, ...]]] | None:
+    """Return a function from a model to the shapes of data for its inputs; None where data can be read only once."""
+    if data is None or not (isinstance(data, str | os.PathLike | Mapping) or hasattr(data, "__array__")):
+        return None
+    return lambda header: load_data(data, input_specs(header), preprocess).shapes()
 
 
 def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
@@ -141,7 +215,8 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     if isinstance(path, Mapping) or hasattr(path, "__array__"):
         given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
-        return _from_arrays({name: np.asarray(value) for name, value in given.items()}, inputs, how, "arrays")
+        arrays = _samples_first({name: np.asarray(value) for name, value in given.items()}, inputs, "data")
+        return _from_arrays(arrays, inputs, how, "arrays")
     if not isinstance(path, str | os.PathLike):
         return _from_arrays(_joined(path, inputs), inputs, how, "batches")
     file = Path(path)
@@ -167,7 +242,13 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
         raise DataError(
             "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
         ) from error
-    return _from_arrays(arrays, inputs, how, file.name, where=str(file))
+    return _from_arrays(_samples_first(arrays, inputs, str(file)), inputs, how, file.name, where=str(file))
+
+
+def _samples_first(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
+    """Return arrays with samples first."""
+    specs = {spec.name: spec for spec in inputs}
+    return {n: specs[n].by_sample(array, where) if n in specs else array for n, array in arrays.items()}
 
 
 def _joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, Array]:
@@ -225,6 +306,7 @@ def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[st
         raise DataError(
             "a batch cannot be read", where=where, why=first_line(error), hint="give it as arrays of numpy"
         ) from error
+    arrays = _samples_first(arrays, inputs, where)
     _check_lengths(arrays, where)
     return arrays
 
@@ -325,14 +407,14 @@ def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: s
 
 def _check_shapes(data: Data, where: str) -> None:
     for spec, shape in zip(data.inputs, data.shapes().values(), strict=True):
-        if len(shape) != len(spec.shape) or any(
-            want not in (None, have) for have, want in zip(shape[1:], spec.shape[1:], strict=True)
-        ):
-            wanted = ["any" if size is None else size for size in spec.shape]
+        others = [axis for axis in range(len(spec.shape)) if axis != spec.samples.axis]
+        if len(shape) != len(spec.shape) or any(spec.shape[axis] not in (None, shape[axis]) for axis in others):
+            wanted = ["any" if spec.shape[axis] is None else spec.shape[axis] for axis in others]
+            have = list(shape[1:]) if len(shape) != len(spec.shape) else [shape[axis] for axis in others]
             raise DataError(
                 f"input {spec.name} has another shape",
                 where=where,
-                why=f"samples are {list(shape[1:])} after preprocessing, the model wants {wanted[1:]}",
+                why=f"samples are {have} after preprocessing, the model wants {wanted}",
                 hint="check layout, size and --preprocess",
             )
 

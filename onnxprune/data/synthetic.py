@@ -24,6 +24,8 @@ CLIPPED = 0.5
 """Share of the samples that are clipped, with flat areas and edges."""
 HIGH = 2.0
 """Upper bound of clipped samples."""
+BYTE_MEAN, BYTE_STD = 116.0, 58.0
+"""Mean and standard deviation of the bytes of photographs, about; mean of the three colors of ImageNet."""
 CHUNK = 2**20
 """Elements drawn at a time; bounds the memory beside the result to about 30 MB, or to a few samples."""
 
@@ -35,13 +37,14 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
     1/f (Field, 1987, "Relations between the statistics of natural images and the response properties of cortical
     cells"), channels share most of the noise, and half of the samples are clipped, which gives flat areas and edges.
     Preprocessing mostly brings values to mean 0 and standard deviation 1; gain (0.5 … 1.5) and offset (-0.5 … 0.5)
-    differ between samples. `channel_axis` guesses the channel axis. Other floats, and images of one pixel, are
-    standard normal; integers and booleans are 0 or 1.
+    differ between samples. `channel_axis` guesses the channel axis. Bytes of images are the same noise with the mean and
+    deviation of photographs. Other floats, and images of one pixel, are standard normal; other integers and booleans
+    are 0 or 1.
 
     Args:
         specs: inputs of the model.
         shapes: full shape by input name, batch included, for inputs with dynamic axes besides the batch.
-        samples: 1 or more; rounded up to a multiple of a fixed batch.
+        samples: 1 or more; rounded up to a multiple of the samples that every run takes.
         seed: 0 or more. The samples of an input depend on the seed and the position of the input only.
 
     Raises:
@@ -51,24 +54,31 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
     >>> generate([spec], {}, samples=4, seed=0).shapes()
     {'x': (1, 3, 8, 8)}
     """
-    fixed = math.lcm(*(spec.shape[0] or 1 for spec in specs if spec.shape))
+    fixed = math.lcm(*(spec.fixed or 1 for spec in specs))
     n = math.ceil(samples / fixed) * fixed
     seeds = np.random.SeedSequence(seed).spawn(len(specs))
-    arrays = {
-        spec.name: _draw(spec, (n, *_sample_shape(spec, shapes)), np.random.default_rng(own))
-        for spec, own in zip(specs, seeds, strict=True)
-    }
+    arrays = {}
+    for spec, own in zip(specs, seeds, strict=True):
+        rows, shape = spec.samples.rows, _sample_shape(spec, shapes)
+        drawn = _draw(spec, (n * rows, *shape), np.random.default_rng(own))
+        arrays[spec.name] = drawn if rows == 1 else drawn.reshape(n, rows, *shape)
     return Data(arrays, None, None, tuple(specs), NAME)
 
 
 def why_not_generated(specs: Sequence[InputSpec]) -> str | None:
     """Return why generated inputs do not suit a model (integers, or an input without a batch), else None."""
     for spec in specs:
-        if "float" not in spec.dtype.name:
+        if "float" not in spec.dtype.name and not is_bytes_of_image(spec):
             return f"input {spec.name} is of type {spec.dtype.name}, and its values are not known"
         if not spec.shape:
             return f"input {spec.name} is a scalar"
     return None
+
+
+def is_bytes_of_image(spec: InputSpec) -> bool:
+    """Tell whether an input takes the bytes of images."""
+    rank = len(spec.shape) - (spec.samples.axis is not None)
+    return spec.dtype == np.uint8 and rank >= 2
 
 
 def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -77,7 +87,8 @@ def _sample_shape(spec: InputSpec, shapes: Mapping[str, tuple[int, ...]]) -> tup
     if not spec.shape:
         raise DataError("nothing can be generated for a scalar", where=where, why="it has no batch", hint="give --data")
     full = shapes.get(spec.name, spec.shape)
-    sizes = [have if want is None else want for want, have in zip(spec.shape[1:], full[1:], strict=True)]
+    others = [axis for axis in range(len(spec.shape)) if axis != spec.samples.axis]
+    sizes = [full[axis] if spec.shape[axis] is None else spec.shape[axis] for axis in others]
     known = tuple(size for size in sizes if size is not None and size > 0)
     if len(known) < len(sizes):
         raise DataError(
@@ -97,14 +108,18 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> 
         raise DataError(f"nothing can be generated of type {kind}", where=f"input {spec.name}", hint="give --data")
     axis = channel_axis(shape) if len(shape) == 4 else 1
     sides = [size for n, size in enumerate(shape) if n not in (0, axis)]
-    images = floats and len(shape) == 4 and max(sides) > 1
+    pixels = is_bytes_of_image(spec)
+    images = (floats or pixels) and len(shape) == 4 and max(sides) > 1
     result = np.empty(shape, spec.dtype)
     step = max(1, CHUNK // math.prod(shape[1:]))
     for start in range(0, len(result), step):
         part = result[start : start + step]
         if images:
             part = np.moveaxis(part, axis, 1)
-            part[...] = _images(part.shape, rng)
+            drawn = _images(part.shape, rng)
+            part[...] = np.clip(np.rint(BYTE_MEAN + BYTE_STD * drawn), 0, 255) if pixels else drawn
+        elif pixels:
+            part[...] = rng.integers(0, 256, part.shape, np.uint8)
         elif floats:
             part[...] = rng.standard_normal(part.shape, np.float32)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ import onnx
 from onnxprune.errors import OptionError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import workable_shapes
+from onnxprune.graph.shapes import light
+from onnxprune.graph.signature import derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session
 from onnxprune.runtime.timing import Latency, sample_times
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def bench(
     seed: int = 0,
     *,
     layers: bool = True,
+    shape: Mapping[str, tuple[int, ...]] | None = None,
     on_stage: ProgressCallback = quiet,
 ) -> Bench:
     """Time one or two models with interleaved runs, on seeded random inputs; see `time_sessions`.
@@ -109,6 +111,7 @@ def bench(
         measure: the benchmark config.
         seed: of the inputs.
         layers: whether nodes are profiled as well.
+        shape: shapes of inputs, for axes without a size.
         on_stage: progress callback.
 
     Raises:
@@ -119,7 +122,7 @@ def bench(
     with machine.pinned(measure.threads) as processors:
         sessions = [open_session(os.fspath(path), measure.session, where=os.fspath(path)) for path in paths]
         feeds = [
-            random_feeds(proto, workable_shapes(opened, proto, measure.batch), seed)
+            _random_inputs(opened, proto, measure.batch, seed, shape)
             for opened, proto in zip(sessions, protos, strict=True)
         ]
         latency = time_sessions(sessions, feeds, measure, on_stage)
@@ -130,6 +133,16 @@ def bench(
             times.append(layer_times(os.fspath(path), inputs, measure.session))
     environment = machine.environment(measure.session, latency.batch)
     return Bench(latency, side_by_side(times) if layers else (), processors, environment)
+
+
+def _random_inputs(
+    opened: ort.InferenceSession,
+    proto: onnx.ModelProto,
+    batch: int,
+    seed: int,
+    shape: Mapping[str, tuple[int, ...]] | None,
+) -> Feeds:
+    return derive(light(proto), proto, lambda: opened, shape).random_feeds(proto, batch, seed)
 
 
 def time_sessions(

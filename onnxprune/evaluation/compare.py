@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 
 from onnxprune.data.dataset import Data
-from onnxprune.errors import DataError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
-from onnxprune.graph.shapes import has_dynamic_batch, workable_shapes
+from onnxprune.graph.signature import Signature
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.runtime.session import Feeds, concatenate_outputs, random_feeds, run_batch
+from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.runtime.timing import Latency
 from onnxprune.types import IntArray
 
@@ -59,6 +58,7 @@ def compare(
     proto: onnx.ModelProto,
     data: Data | None,
     config: BenchmarkConfig,
+    signature: Signature,
     on_stage: ProgressCallback = quiet,
     seed: int = 0,
 ) -> Comparison:
@@ -69,18 +69,18 @@ def compare(
     """
     labels = None
     if data is None:
-        name, samples = "random inputs", RANDOM_SAMPLES if has_dynamic_batch(proto) else 1
-        inputs = random_feeds(proto, workable_shapes(original, proto, samples), seed)
-        a, b = ([np.atleast_1d(o) for o in run_batch(opened, inputs)] for opened in (original, candidate))
+        name, samples = "random inputs", signature.per_run(RANDOM_SAMPLES)
+        inputs = signature.random_feeds(proto, samples, seed)
+        a, b = (signature.join([run_batch(opened, inputs)]) for opened in (original, candidate))
     else:
-        a = predict(original, data, config.eval_batch, "the original", lambda share: on_stage("evaluate", share / 2))
-        b = predict(candidate, data, config.eval_batch, "the candidate", lambda x: on_stage("evaluate", (1 + x) / 2))
-        name, samples = data.name, len(a[0])
-        labels = None if data.labels is None else data.labels[:samples]
+        size = signature.per_evaluation(config.eval_batch)
+        a = predict(original, data, size, signature, "the original", lambda share: on_stage("evaluate", share / 2))
+        b = predict(candidate, data, size, signature, "the candidate", lambda x: on_stage("evaluate", (1 + x) / 2))
+        name, samples, labels = data.name, len(data), data.labels
     accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
     if labels is not None:
         accuracy = (classification_accuracy(a, labels), classification_accuracy(b, labels))
-    feeds = timed_feeds(original, proto, data, config.batch, seed)
+    feeds = timed_feeds(proto, data, config.batch, signature, seed)
     latency = None
     if config.latency:
         on_stage("time", 0.0)
@@ -91,43 +91,35 @@ def compare(
     return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), labels, feeds)
 
 
-def timed_feeds(
-    opened: ort.InferenceSession, proto: onnx.ModelProto, data: Data | None, batch: int, seed: int = 0
-) -> Feeds:
+def timed_feeds(proto: onnx.ModelProto, data: Data | None, batch: int, signature: Signature, seed: int = 0) -> Feeds:
     """Return the inputs of timed runs: the first samples of the data, or seeded random ones."""
     if data is None:
-        return random_feeds(proto, workable_shapes(opened, proto, batch), seed)
-    batch = data.inputs[0].shape[0] or batch  # a model of a fixed batch runs on no other
-    feeds = data.rows(0, min(batch, len(data)))
-    if len(data) < batch:
-        feeds = {key: np.resize(value, (batch, *value.shape[1:])) for key, value in feeds.items()}
-    return feeds
+        return signature.random_feeds(proto, batch, seed)
+    return filled(data, 0, signature.per_run(batch))
+
+
+def filled(data: Data, start: int, size: int) -> Feeds:
+    """Return a run of `size` samples from sample `start` on, as the model takes them; repeated where there are too few."""
+    return data.take(np.arange(start, start + size) % len(data)).rows(0, size)
 
 
 def predict(
-    opened: ort.InferenceSession, data: Data, batch: int, where: str, progress: Callable[[float], None] | None = None
+    opened: ort.InferenceSession,
+    data: Data,
+    size: int,
+    signature: Signature,
+    where: str,
+    progress: Callable[[float], None] | None = None,
 ) -> Outputs:
-    """Return the outputs of a model on all data, joined over the samples.
+    """Return the outputs of a model on all data, samples first.
 
-    A model with a fixed batch runs on batches of that size; samples that do not fill the last one are left out.
-
-    Raises:
-        DataError: there are fewer samples than the fixed batch.
+    A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out.
     """
     parts: list[list[Any]] = []
-    fixed = next(iter(opened.get_inputs()[0].shape), None)
-    size = fixed if isinstance(fixed, int) else min(batch, len(data))
-    if len(data) < size:
-        raise DataError(
-            "too few samples for one batch",
-            where=data.name,
-            why=f"the model takes {size} at a time, there are {len(data)}",
-            hint="give more samples, or export with a dynamic batch",
-        )
-    for feeds in data.batches(size):
-        if isinstance(fixed, int) and len(next(iter(feeds.values()))) < size:
-            break
+    for start in range(0, len(data), size):
+        stop = min(start + size, len(data))
+        feeds = data.rows(start, stop) if signature.fixed is None else filled(data, start, size)
         parts.append(run_batch(opened, feeds, where=where))
         if progress:
-            progress(min(1.0, len(parts) * size / len(data)))
-    return concatenate_outputs(parts)
+            progress(stop / len(data))
+    return [output[: len(data)] for output in signature.join(parts)]

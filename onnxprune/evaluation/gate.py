@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxprune.data.dataset import Data, DataLike, inputs_of, load_data
+from onnxprune.data.dataset import Data, DataLike, hint_of, input_specs, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -19,7 +19,8 @@ from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.evaluation.verdict import Measurements, hold
 from onnxprune.graph import io
-from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch, workable_shapes
+from onnxprune.graph.shapes import light
+from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
@@ -71,6 +72,7 @@ def check(
     limits: GateLimits | None = None,
     measure: BenchmarkConfig | None = None,
     providers: tuple[str, ...] = (CPU_PROVIDER,),
+    shape: Mapping[str, tuple[int, ...]] | None = None,
     on_stage: ProgressCallback = quiet,
 ) -> Verdict:
     """Judge a candidate against a baseline.
@@ -83,6 +85,7 @@ def check(
         limits: limits of the gate.
         measure: the benchmark config.
         providers: execution providers that the candidate must load on; the first one runs the comparison.
+        shape: shapes of inputs, for axes without a size.
         on_stage: progress callback.
 
     Raises:
@@ -98,14 +101,16 @@ def check(
     checks += [*_origin(ours, digest), *_operators(ours, limits)]
     if not all(checks):
         return Verdict(tuple(checks))
-    loaded = load_data(data, inputs_of(theirs), preprocess) if data is not None else None
     original = _open(baseline, config.session)
+    signature = derive(light(theirs), theirs, lambda: original, shape, hint_of(data, preprocess))
+    specs = input_specs(theirs, signature.inputs, signature.fixed)
+    loaded = load_data(data, specs, preprocess) if data is not None else None
     opened = list(_loads(candidate, providers, config.session))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    compared = compare(original, ran, ours, loaded, replace(config, latency=False), on_stage)
+    compared = compare(original, ran, ours, loaded, replace(config, latency=False), signature, on_stage)
     timed = None
     if config.latency:
         timed = paired_timing.time_pair(
@@ -118,7 +123,7 @@ def check(
         )
     on_stage("verify", None)
     checks.append(Check("finite outputs", compared.finite, None, compared.finite))
-    checks += _robustness(original, ran, ours, loaded) if compared.finite else []
+    checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
     on_stage("memory", None)
     paths, protos = (baseline, candidate), (theirs, ours)
     measured = Measurements(paths, protos, float(size), compared, timed, config.session, limits)
@@ -160,15 +165,17 @@ def _loads(
             yield Check(name, True, None, True), opened
 
 
-def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None) -> Iterator[Check]:
+def _robustness(
+    original: Any, ran: Any, proto: onnx.ModelProto, data: Data | None, signature: Signature
+) -> Iterator[Check]:
     """Check both models on unusual inputs, and several runs of the candidate on the same inputs."""
-    known = workable_shapes(original, proto, 1) if data is None else data.shapes()
-    dynamic = has_dynamic_batch(proto)
+    known = None if data is None else data.shapes()
+    batches = tuple(dict.fromkeys(map(signature.per_run, BATCHES)))
     broken: list[str] = []
-    for batch in BATCHES if dynamic else (1,):
-        each = concrete_shapes(proto, batch, known=known)
+    for batch in batches:
+        each = signature.input_shapes(batch, known)
         for name, feeds in _odd_inputs(proto, each, data):
-            where = f"{name}, batch {each[proto.graph.input[0].name][0] if dynamic else 'fixed'}"
+            where = f"{name}, batch {batch}"
             try:
                 expected = run_batch(original, feeds)
             except OnnxPruneError:
@@ -180,10 +187,9 @@ def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | No
                 continue
             if any(_all_finite(a) and not _all_finite(b) for a, b in zip(expected, outputs, strict=True)):
                 broken.append(f"{where}: not finite, where the baseline is")
-    sizes = ", ".join(map(str, BATCHES)) if dynamic else "that of the model"
-    detail = "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {sizes}"
+    detail = "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {', '.join(map(str, batches))}"
     yield Check("runs on odd inputs", not broken, None, not broken, detail)
-    feeds = random_feeds(proto, concrete_shapes(proto, 1, known=known), 0)
+    feeds = signature.random_feeds(proto, 1, 0, known)
     first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
     worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
     yield Check("deterministic", worst, SAME, worst <= SAME, f"{REPEATS} runs, share of the output's range")
@@ -201,7 +207,7 @@ def _odd_inputs(
     floating = {name for name, value in noise.items() if value.dtype.kind == "f"}
     yield "noise", noise
     yield "zeros", {name: np.zeros_like(value) if name in floating else value for name, value in noise.items()}
-    usual = {} if data is None else data.rows(0, min(16, len(data)))
+    usual = {} if data is None else data.samples(0, min(16, len(data)))
     for sign in (-1, 1):
         extreme = {}
         for name, value in noise.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 from onnxprune.errors import LatencyError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, layer_times, side_by_side
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
-from onnxprune.runtime.session import random_feeds
 from onnxprune.runtime.timing import Latency
 
 SLOWER = 0.98
@@ -31,7 +29,7 @@ def refuse_slower(
         return
     if timed.runs < MIN_RUNS or timed.b - timed.a < RESOLUTION:
         return
-    feeds = random_feeds(original.header, concrete_shapes(original.header, measure.batch, known=known), 0)
+    feeds = original.signature.random_feeds(original.header, measure.batch, 0, known)
     rows = side_by_side([layer_times(model, feeds, measure.session) for model in (original, result)])
     times = sorted(((row.name, row.a or 0.0, row.b or 0.0) for row in rows), key=lambda time: time[1] - time[2])
     layers = [f"{name} takes {a:.0f} -> {b:.0f} us" for name, a, b in times[:NAMED] if b > a]

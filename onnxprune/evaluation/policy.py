@@ -23,7 +23,10 @@ def _limit(text: str, metavar: str, example: str, **more: Any) -> Any:
     return option(None, text, metavar=metavar, low=0, example=example, **more)
 
 
-DROP = "Points of top-1 (without labels: of agreement with the baseline) that may be lost, as measured in pairs."
+DROP = "Points of top-1 (without labels: of agreement with the baseline, or of explained variance) that may be lost."
+EXPLAINED = (
+    "Percent of the variance of the outputs that the candidate gives, at least; for outputs that are no classes."
+)
 CLASS_DROP = "Points of recall that any class may lose, beyond chance; needs labels."
 CALIBRATION = "Points by which the expected calibration error may rise; needs labels."
 SPEEDUP = "Latency of the baseline / latency of the candidate, at least; undecided where the machine is too noisy."
@@ -40,6 +43,7 @@ class GateLimits:
     max_class_drop: float | None = _limit(CLASS_DROP, "POINTS", "10", high=100, active=True)
     min_agreement: float | None = _limit("Percent of samples with the same top-1, at least.", "PERCENT", "98", high=100)
     min_cosine: float | None = _limit("Mean cosine of the outputs, at least.", "C", "0.99", high=1)
+    min_explained: float | None = _limit(EXPLAINED, "PERCENT", "99", high=100)
     max_kl: float | None = _limit("Divergence of the outputs in nats, at most.", "NATS", "0.05")
     max_calibration_rise: float | None = _limit(CALIBRATION, "POINTS", "1.0", high=100)
     min_speedup: float | None = _limit(SPEEDUP, "RATIO", "1.0", active=True)

@@ -17,7 +17,7 @@ from onnxprune.evaluation.benchmark import batch_of
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.metrics import activation_memory, paired_tests
-from onnxprune.metrics.outputs import class_scores, log_probabilities
+from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.metrics.table import METRICS, SCORES, Metric, of_kind
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import SessionConfig
@@ -61,8 +61,8 @@ class Measurements:
 
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
         """Return the class scores of both models; None where there are none."""
-        first, second = (class_scores(outputs) for outputs in self.compared.outputs)
-        return None if first is None or second is None else (first, second)
+        original, candidate = self.compared.outputs
+        return OutputPair(candidate, original, self.compared.labels).scores()
 
     def labelled(self) -> tuple[FloatArray, FloatArray, IntArray] | None:
         """Return class scores and labels; None where there are none, or outputs are not finite."""
@@ -131,7 +131,10 @@ def paired_drop(found: paired_tests.Paired, where: str, name: str = "") -> Measu
 def _drop(measured: Measurements) -> Measured | None:
     scores, labels, compared = measured.scores(), measured.compared.labels, measured.compared
     if scores is None:
-        return None
+        explained = compared.fidelity.get("explained")
+        if explained is None or measured.limits.max_drop is None:
+            return None
+        return Measured(100 - explained, measured.where, name="explained variance, drop (points)")
     if labels is not None:
         first, second = (paired_tests.right(one, labels) for one in scores)
         found = paired_drop(paired_tests.paired(first, second), measured.where)

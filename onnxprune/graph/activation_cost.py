@@ -63,7 +63,7 @@ class ActivationCost:
         ordered = dict.fromkeys([*inputs, *(name for names in nodes for side in names for name in side)])
         self.names = {name: number for number, name in enumerate(ordered)}
         carried = [trace.carried.get(name) for name in self.names]
-        self._base = np.array([math.prod(trace.shapes.get(name, ())) / trace.batch for name in self.names])
+        self._base = np.array([math.prod(trace.shapes.get(name, ())) / trace.samples for name in self.names])
         self._extent = np.array([-1 if on is None else self._extents.number(on[1]) for on in carried], dtype=np.int64)
         self._extents.close()
         self._reads, self._writes = (  # (node, tensor)

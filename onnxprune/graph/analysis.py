@@ -15,10 +15,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import model as models
 from onnxprune.graph.cost import CostModel, LayerCost
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import ResolvedOptions
-from onnxprune.runtime.session import ORT_VERSION, UNOPTIMIZED, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import ORT_VERSION, UNOPTIMIZED, open_session, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
 
 INSPECT_SCHEMA = "onnxprune.inspect/1"
@@ -147,8 +146,8 @@ def unless_it_does_not_run(model: Model, known: dict[str, tuple[int, ...]] | Non
         raise
     except Exception:
         where = str(model.path)
-        shapes = concrete_shapes(model.header, 1, known=known)
-        run_batch(open_session(where, UNOPTIMIZED, where=where), random_feeds(model.header, shapes, 0), where=where)
+        feeds = model.signature.random_feeds(model.header, 1, 0, known)
+        run_batch(open_session(where, UNOPTIMIZED, where=where), feeds, where=where)
         raise
 
 

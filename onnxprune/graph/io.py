@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from onnxprune.fileio import atomic_write, check_destination
 from onnxprune.graph import normalize
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.qdq import separate_weights
+from onnxprune.graph.signature import Hint, derive
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
@@ -203,15 +204,26 @@ def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
     return list(files)
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(
+    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None, hint: Hint | None = None
+) -> Model:
     """Read, check and normalize a model; the file is not changed.
+
+    Args:
+        path: path of the file.
+        shapes: shapes of inputs, for axes that have no size.
+        hint: shapes of data; see `onnxprune.graph.signature.derive`.
 
     Raises:
         ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
             anything else that keeps onnxruntime from loading the file.
     """
-    with damaged(Path(path)):
-        return _load(Path(path))
+    file = Path(path)
+    with damaged(file):
+        model = _load(file)
+    where = os.fspath(file)
+    found = derive(weightless(model), model.header, lambda: open_session(where, UNOPTIMIZED, where=where), shapes, hint)
+    return replace(model, signature=found, notes=(*model.notes, *found.notes))
 
 
 def _load(file: Path) -> Model:

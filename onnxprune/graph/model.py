@@ -20,9 +20,11 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnxprune.data.dataset import InputSpec, input_specs
 from onnxprune.graph.normalize import BatchNorm, raw_values
 from onnxprune.graph.qdq import captured_names, is_dequantized
 from onnxprune.graph.shapes import InferredShapes, infer_shapes
+from onnxprune.graph.signature import Signature
 from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # graphsurgeon raises as well, and that error is reported
 
 STORED_IN = "weights"
+UNKNOWN_SIGNATURE = Signature({}, {}, {})
+"""Of a model that is being loaded."""
 SHARED_TYPES = (np.float32, np.float64, np.float16)
 SHARED_FROM = 1024
 """Elements from which a session shares a weight with the model instead of copying it."""
@@ -52,6 +56,7 @@ class Model:
         files: the file and its external data files.
         size: bytes of `files`.
         params: elements of all weights in the file, before anything is folded.
+        signature: the axes of samples of inputs and outputs.
         batchnorms: statistics of folded BatchNormalizations, by the name of the folded weight.
         notes: one line per kind of change by normalization.
     """
@@ -64,6 +69,7 @@ class Model:
     files: tuple[Path, ...]
     size: int
     params: int
+    signature: Signature = UNKNOWN_SIGNATURE
     batchnorms: dict[str, BatchNorm] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -161,6 +167,11 @@ def provenance(digest: str, **more: str) -> dict[str, str]:
     """Return the metadata of a result: version, SHA-256 of the original, and further entries."""
     found = {"version": importlib.metadata.version("onnxprune"), "original.sha256": digest, **more}
     return {f"{PROVENANCE}{key}": value for key, value in found.items()}
+
+
+def inputs_of(model: Model) -> tuple[InputSpec, ...]:
+    """Return the inputs of a model, with their axes of samples."""
+    return input_specs(model.header, model.signature.inputs, model.signature.fixed)
 
 
 def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:

@@ -2,134 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, ShapeError
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-DYNAMIC_SIZES: tuple[Sequence[int], ...] = (
-    range(224, 32 * 1024, 32),
-    range(48, 16 * 1024, 16),
-    range(32, 32 * 1024, 32),
-    (1,),
-    (256,),
-    (512,),
-)
-"""Sizes to try for dynamic axes other than the batch. A list gives each axis another size, a multiple of the usual
-strides; further axes get its last size."""
+DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 * 1024, 16), range(32, 32 * 1024, 32))
+"""Sizes to try for axes without a size: every axis gets another one, a multiple of the usual strides."""
+SQUARE = (1, 256, 512, 224, 96, 128, 64, 32, 28, 48, 112, 160, 192, 100, 299, 300, 320, 384, 416, 640, 608, 768, 1024)
+"""Sizes to try next: every axis gets the same; then every multiple of 32 up to the largest."""
+AUDIO = (16_000, 48_000, 8_000, 44_100, 32_000, 22_050, 24_000, 4_000, 1_600, 480, 400)
+"""Numbers of audio samples to try for inputs of rank 1 to 3."""
 TOLD_SHAPES = 4
+Layout = dict[str, int | None]
+"""The axis of samples of each input; None: it has none."""
 
 
-def concrete_shapes(
+def candidate_sizes(proto: onnx.ModelProto) -> list[Sequence[int]]:
+    """Return sizes to try for the axes of the inputs that have none; further axes get the last size of a list."""
+    audio = AUDIO if len(proto.graph.input[0].type.tensor_type.shape.dim) < 4 else ()
+    single = dict.fromkeys((*SQUARE, *audio, *range(32, max(SQUARE), 32)))
+    return [*DIFFERENT, *((size,) for size in single)]
+
+
+def input_shapes(
     proto: onnx.ModelProto,
-    batch: int,
+    layout: Layout,
+    samples: int,
     *,
-    known: Mapping[str, tuple[int, ...]] | None = None,
-    sizes: Sequence[int] = DYNAMIC_SIZES[0],
-    states: bool = False,
+    known: Mapping[str, tuple[int, ...]],
+    sizes: Sequence[int] = DIFFERENT[0],
 ) -> dict[str, tuple[int, ...]]:
-    """Give every dynamic axis of the inputs a size.
+    """Return the shapes of the inputs for a number of samples.
 
-    Axes of one name get one size. The name of a dynamic first axis stands for the batch wherever it occurs.
+    Axes of one name get one size. The name of an axis of samples stands for samples wherever it occurs.
 
     Args:
         proto: the model, or its header.
-        batch: size of a dynamic first axis.
+        layout: the axis of samples of each input.
+        samples: size of these axes where they are dynamic.
         known: shapes of data, for the other axes.
-        sizes: sizes of the other axes, in turn, where there are no data.
-        states: whether every dynamic axis of all inputs but the first is the batch.
+        sizes: sizes of the other axes, in turn, where nothing is known.
 
     Raises:
-        ModelError: an input without a rank.
+        ModelError: an input without a rank, or `known` of another rank.
     """
-    first = [value.type.tensor_type.shape.dim[0] for value in proto.graph.input if value.type.tensor_type.shape.dim]
-    names = {dim.dim_param: batch for dim in first if dim.dim_param}
-    left = iter(sizes)
-    result: dict[str, tuple[int, ...]] = {}
-    for number, value in enumerate(proto.graph.input):
-        if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+    for value in proto.graph.input:
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
             raise ModelError(
                 "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
             )
+    dims = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    on = ((name, axis) for name, axis in layout.items() if axis is not None)
+    names = {param: samples for name, axis in on if (param := dims[name][axis].dim_param)}
+    left = iter(sizes)
+    result: dict[str, tuple[int, ...]] = {}
+    for name, axes in dims.items():
         shape: list[int] = []
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.HasField("dim_value") and dim.dim_value > 0:
+        for axis, dim in enumerate(axes):
+            if dim.dim_value > 0:
                 size = dim.dim_value
-            elif axis == 0 or (states and number):
-                size = batch
+            elif axis == layout[name]:
+                size = samples
+            elif name in known:
+                size = known[name][axis]
             elif dim.dim_param in names:
                 size = names[dim.dim_param]
             else:
-                size = known[value.name][axis] if known else next(left, sizes[-1])
+                size = next(left, sizes[-1])
                 if dim.dim_param:
                     names[dim.dim_param] = size
             shape.append(size)
-        result[value.name] = tuple(shape)
+        result[name] = tuple(shape)
     return result
 
 
-def workable_shapes(opened: ort.InferenceSession, proto: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return input shapes that a model runs on, with `batch` for a dynamic batch axis.
+def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the node whose inferred shapes cannot be; empty where there is none.
 
-    Raises:
-        ModelError: the model runs on none of the shapes that are tried.
+    Shape inference believes a literal target shape, whatever the number of elements is.
     """
-    if all(dim.dim_value > 0 for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[1:]):
-        return concrete_shapes(proto, batch)
-    failures: list[tuple[dict[str, tuple[int, ...]], ModelError]] = []
-    for _, shapes in candidate_shapes(proto, (batch,)):
-        try:
-            run_batch(opened, random_feeds(proto, shapes, 0))
-        except ModelError as failure:
-            failures.append((shapes, failure))
-            continue
-        return shapes
-    raise no_shape_runs(failures)
+    for node in proto.graph.node:
+        sizes = [shapes.get(name, ()) for name in (*node.output[:1], *node.input[:2])]
+        if any(size <= 0 for shape in sizes for size in shape):
+            return f"{node.op_type} {node.name}"
+        moves = node.op_type in MOVEMENTS and node.input[0] in shapes and node.output[0] in shapes
+        if moves and math.prod(sizes[0]) != math.prod(sizes[1]):
+            return f"{node.op_type} {node.name}"
+        if node.op_type == "Gemm" and all(name in shapes for name in node.input[:2]):
+            flipped = {attribute.name: attribute.i for attribute in node.attribute}
+            inner = sizes[1][1 - flipped.get("transA", 0)], sizes[2][flipped.get("transB", 0)]
+            if inner[0] != inner[1]:
+                return f"Gemm {node.name}"
+    return ""
 
 
-def candidate_shapes(
-    proto: onnx.ModelProto, batches: Sequence[int], known: Mapping[str, tuple[int, ...]] | None = None
-) -> Iterator[tuple[int, dict[str, tuple[int, ...]]]]:
-    """Yield (batch, input shapes) to try in turn, each once: every list of `DYNAMIC_SIZES` with every batch.
-
-    In the second half every dynamic axis of all inputs but the first is the batch, as in states of a recurrent network.
-    """
-    seen: list[dict[str, tuple[int, ...]]] = []
-    for states in (False, True) if known is None else (False,):
-        for sizes in DYNAMIC_SIZES:
-            for batch in batches:
-                shapes = concrete_shapes(proto, batch, known=known, sizes=sizes, states=states)
-                if shapes not in seen:
-                    seen.append(shapes)
-                    yield batch, shapes
+MOVEMENTS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators whose output holds the elements of the input."""
 
 
-def no_shape_runs(failures: Sequence[tuple[Mapping[str, tuple[int, ...]], ModelError]]) -> ModelError:
+def no_shape_runs(failures: Sequence[tuple[Mapping[str, tuple[int, ...]], ModelError]]) -> ShapeError:
     """Return the error for a model that runs on no input shape: the first one where only the batch changed."""
     (_, first), tried = failures[0], [shapes for shapes, _ in failures]
     if len({tuple(shape[1:] for shape in shapes.values()) for shapes in tried}) == 1:
-        return first
+        return ShapeError(first.what, where=first.where, why=first.why, hint=first.hint)
     told = [", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) for shapes in tried[:TOLD_SHAPES]]
     more = f"; and {len(tried) - len(told)} more" if len(tried) > len(told) else ""
-    return ModelError(
+    name, shape = next(iter(tried[0].items()))
+    return ShapeError(
         "no input shape that was tried runs",
         where=first.where,
         why=f"tried {'; '.join(told)}{more}. The first failed {first.why}",
-        hint="give arrays of the right shapes with `prune --data`",
+        hint=f"say the shape, for instance --shape {name}={'x'.join(map(str, shape))}, or give --data of that shape",
     )
-
-
-def has_dynamic_batch(proto: onnx.ModelProto) -> bool:
-    """Tell whether the first axis of every input is dynamic."""
-    dims = [value.type.tensor_type.shape.dim for value in proto.graph.input]
-    return bool(dims) and all(len(dim) and not dim[0].dim_value > 0 for dim in dims)
 
 
 @dataclass(frozen=True)
@@ -165,6 +155,32 @@ def infer_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
             partial[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     full = {name: tuple(d for d in dims if d is not None) for name, dims in partial.items() if None not in dims}
     return InferredShapes({**full, **shapes}, partial, types)
+
+
+def light(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose large weights are inputs: small, and enough for shape inference."""
+    result = onnx.ModelProto()
+    large = {t.name: t for t in proto.graph.initializer if math.prod(t.dims) >= LARGE}
+    for descriptor, value in proto.ListFields():
+        if descriptor.name == "graph":
+            for part, content in value.ListFields():
+                if part.name == "initializer":
+                    result.graph.initializer.extend(t for t in content if t.name not in large)
+                elif hasattr(content, "extend"):
+                    getattr(result.graph, part.name).extend(content)
+                elif isinstance(content, str):
+                    setattr(result.graph, part.name, content)
+        elif hasattr(value, "extend"):
+            getattr(result, descriptor.name).extend(value)
+        else:
+            setattr(result, descriptor.name, value)
+    for name, tensor in large.items():
+        result.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+    return result
+
+
+LARGE = 1024
+"""Elements from which a weight is large."""
 
 
 def observe_tensors(

@@ -21,20 +21,10 @@ from onnxprune.graph.model import Model, copy_graph, inferred, is_float, params_
 from onnxprune.graph.normalize import fold_constants, fold_shapes
 from onnxprune.graph.operators import OperatorSpec, spec_of
 from onnxprune.graph.rule_context import RuleContext, TraceState
-from onnxprune.graph.shapes import (
-    candidate_shapes,
-    concrete_shapes,
-    has_dynamic_batch,
-    infer_shapes,
-    no_shape_runs,
-    observe_tensors,
-)
+from onnxprune.graph.shapes import infer_shapes, no_shape_runs, observe_tensors
+from onnxprune.graph.signature import PROBE, SEVERAL
 from onnxprune.types import IntArray, Trace
 
-BATCH = 13
-"""Size of a dynamic batch axis while tracing: a prime that channel counts rarely have as a factor."""
-RUN_BATCHES = (3, 2, 1)
-"""Sizes to try when the model has to be run to learn its shapes."""
 OBSERVED_ELEMENTS = 4096
 """Largest integer tensor whose values are observed in a run, for rules that read an input computed at run time."""
 MAX_REPORTED = 3
@@ -83,7 +73,7 @@ def trace(
     _walk(state)
     _pin_ignored(state.facts, graph, labels, ignore)
     found, lookup = state.facts.resolve(labels, tuple(node.op for node in graph.nodes))
-    works = tuple(replace(work, positions=work.positions // known.batch) for work in found.works)
+    works = tuple(replace(work, positions=work.positions // known.samples) for work in found.works)
     params = params_of(graph)
     axes = {name: varying(ids) for name, ids in state.ids.items()}
     return replace(
@@ -91,7 +81,7 @@ def trace(
         works=works,
         shapes=known.tensors,
         input_shapes=known.inputs,
-        batch=known.batch,
+        samples=known.samples,
         per_tensor_params=params,
         per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(graph))),
         weight_sizes={(w.node, w.input): params.get(graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
@@ -112,7 +102,7 @@ def node_labels(graph: gs.Graph) -> tuple[str, ...]:
 class _Shapes:
     """Shapes where every dynamic axis has a size, and small integer tensors computed at run time."""
 
-    batch: int
+    samples: int
     inputs: dict[str, tuple[int, ...]]
     tensors: dict[str, tuple[int, ...]]
     integers: dict[str, np.ndarray[Any, Any]]
@@ -120,27 +110,24 @@ class _Shapes:
 
 def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shapes:
     """Infer all shapes, or run the model where inference leaves a gap or where shapes are computed at run time."""
-    light = weightless(model)
-    dynamic = has_dynamic_batch(model.header)
-    # inference misses that the sizes of several inputs contradict each other
-    plain, other = (concrete_shapes(model.header, 1, known=known, states=states) for states in (False, True))
-    must_run = known is None and plain != other
+    light, signature = weightless(model), model.signature
     failures = []
-    for batch, inputs in candidate_shapes(model.header, (BATCH, *RUN_BATCHES) if dynamic else (1,), known):
+    for samples in dict.fromkeys(signature.per_run(n) for n in (PROBE, *SEVERAL, 1)):
+        inputs = signature.input_shapes(samples, known)
         found = infer_shapes(light, inputs)
         shapes, types = found.full, found.types
         shapes |= {t.name: tuple(t.shape) for _, _, t in tensors_of(model.graph)}
         outputs = [t for node in model.graph.nodes for t in node.outputs if t.name]
         wanted = [t.name for t in outputs if t.name not in shapes]
         wanted += [t.name for t in outputs if t.outputs and _is_small_integer(types.get(t.name), shapes.get(t.name))]
-        if not wanted and not must_run:
-            return _Shapes(batch, inputs, shapes, {})
+        if not wanted:
+            return _Shapes(samples, inputs, shapes, {})
         more, values = _computed(model, inputs)
         shapes = {**more, **shapes}
-        if all(t.name in shapes for t in outputs) and not must_run:
-            return _Shapes(batch, inputs, shapes, values)
-        if dynamic and batch == BATCH:
-            continue  # a smaller batch is cheaper to run
+        if all(t.name in shapes for t in outputs):
+            return _Shapes(samples, inputs, shapes, values)
+        if samples == PROBE:
+            continue  # fewer samples are cheaper to run
         try:
             seen = observe_tensors(
                 model.to_proto(), inputs, wanted or [model.header.graph.output[0].name], str(model.path)
@@ -150,7 +137,7 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
             continue
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         small = {k: v for k, v in seen.items() if isinstance(v, np.ndarray) and v.size <= OBSERVED_ELEMENTS}
-        return _Shapes(batch, inputs, shapes, {k: v for k, v in small.items() if v.dtype.kind == "i"})
+        return _Shapes(samples, inputs, shapes, {k: v for k, v in small.items() if v.dtype.kind == "i"})
     raise no_shape_runs(failures)
 
 

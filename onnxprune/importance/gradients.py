@@ -40,11 +40,10 @@ from torch import Tensor
 
 from onnxprune.calibration.batches import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import has_dynamic_batch
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.importance.weights import ScoringInputs
 from onnxprune.runtime.session import Feeds
-from onnxprune.torch_backend.batches import tensors
+from onnxprune.torch_backend.batches import fixed_batch, tensors
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import LEAST, are_probabilities
 from onnxprune.torch_backend.losses import scores as classes
@@ -87,7 +86,7 @@ def sites(model: Model, trace: Trace) -> list[Site]:
     over the channels left after a deletion: their readers are masked, and repair corrects the rest.
     """
     found: dict[tuple[int, int, int], Site] = {}
-    batch = _traced_batch(trace)
+    batch = trace.samples
 
     def add(node: int, i: int, axis: int, channels: IntArray, rank: int, rows: int) -> None:
         old = found.get((node, i, axis))
@@ -119,11 +118,6 @@ def sites(model: Model, trace: Trace) -> list[Site]:
         if summed.statistic == "sum":
             on_activation(summed.node, summed.input, summed.axis, summed.channels)
     return list(found.values())
-
-
-def _traced_batch(trace: Trace) -> int:
-    shape = next(iter(trace.input_shapes.values()))
-    return shape[0] if shape else 1
 
 
 def scores(inputs: ScoringInputs, draws: int | None = None) -> FloatArray:
@@ -229,6 +223,7 @@ class _Masked:
     """A model with masks on its channels, and derivatives with respect to the masks."""
 
     def __init__(self, model: Model, trace: Trace) -> None:
+        fixed_batch(inputs_of(model))
         self.executor, self.trace, self.n_channels = Executor(model, trained=False), trace, trace.n_channels
         self.places = sites(model, trace)
         self.apart = all(site.rows for site in self.places)
@@ -239,10 +234,10 @@ class _Masked:
     def samples_at_once(self, memory: float) -> int:
         """Return the number of samples whose activations fit into `memory` bytes; 1 where samples cannot have their own masks."""
         model, trace = self.executor.model, self.trace
-        if not has_dynamic_batch(model.header):
-            return next(iter(trace.input_shapes.values()))[0]
+        if model.signature.fixed is not None:
+            return model.signature.fixed
         names = {tensor.name for node in model.graph.nodes for tensor in node.outputs if tensor.name in trace.shapes}
-        bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / _traced_batch(trace)
+        bytes_each = 4 * sum(math.prod(trace.shapes[name]) for name in names) / trace.samples
         return max(1, int(memory / max(1.0, bytes_each))) if self.apart else 1
 
     def run(self, feeds: Feeds) -> tuple[dict[str, Tensor], list[Tensor]]:

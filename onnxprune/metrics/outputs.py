@@ -13,6 +13,8 @@ from onnxprune.metrics.table import of_kind
 from onnxprune.types import FloatArray
 
 Outputs = list[np.ndarray[Any, Any]]
+JUDGED = 8
+"""Samples from which outputs with one and the same largest entry are no class scores."""
 JITTER_BITS = 4
 """Units in the last place by which inputs are jittered."""
 ROUNDING_FACTOR = 10
@@ -60,23 +62,39 @@ class OutputPair:
 
     def agreement(self) -> float | None:
         """Return the percentage of samples with the same top-1; None without class scores."""
-        scores = self._scores()
+        scores = self.scores()
         if scores is None:
             return None
         return 100.0 * float((scores[0].argmax(axis=1) == scores[1].argmax(axis=1)).mean())
 
     def kl(self) -> float | None:
         """Return the mean Kullback-Leibler divergence KL(original || candidate) in nats; None without class scores."""
-        scores = self._scores()
+        scores = self.scores()
         if scores is None:
             return None
         log_p, log_q = (log_probabilities(one) for one in scores)
         return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
-    def _scores(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-        """Return the class scores of the original and of the candidate."""
+    def explained(self) -> float | None:
+        """Return the percentage of the variance of the original's outputs that the candidate gives; None with class scores.
+
+        This is R^2 with the original in the place of the truth; the variance is that between samples.
+        """
+        share = None if self.scores() is not None else self.mean(_unexplained)
+        return None if share is None else 100.0 * (1.0 - share)
+
+    def scores(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+        """Return the class scores of the original and of the candidate; None where the outputs are plain numbers.
+
+        Without labels, outputs of the form (samples, classes) are plain numbers (coordinates, an embedding) where they are
+        no probabilities and have the same largest entry for every one of `JUDGED` samples or more.
+        """
         p, q = class_scores(self.original), class_scores(self.candidate)
-        return None if p is None or q is None or p.shape != q.shape else (p, q)
+        if p is None or q is None or p.shape != q.shape:
+            return None
+        if self.labels is None and len(p) >= JUDGED and np.ptp(p.argmax(axis=1)) == 0 and not _are_probabilities(p):
+            return None
+        return p, q
 
     def amounts(self, kind: str) -> dict[str, float]:
         """Return the metrics of a kind that apply."""
@@ -129,7 +147,7 @@ def output_divergence(original: Outputs, candidate: Outputs) -> float:
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
     For a classifier the divergence is `OutputPair.kl`, for other models the squared error of the floating-point outputs as a share of
-    their variance, mean over outputs. It is infinite where an output is not finite.
+    their variance between samples, mean over outputs. It is infinite where an output is not finite.
     """
     if any(not np.isfinite(b).all() for b in candidate if b.dtype.kind == "f"):
         return float("inf")
@@ -137,13 +155,26 @@ def output_divergence(original: Outputs, candidate: Outputs) -> float:
     kl = pair.kl()
     if kl is not None:
         return max(kl, 0.0)
-    return pair.mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30)) or 0.0
+    return pair.mean(_unexplained) or 0.0
+
+
+def _unexplained(x: FloatArray, y: FloatArray) -> float:
+    """Return the squared error of y as a share of the variance of x between samples, of all values of a single sample."""
+    between = x - x.mean(axis=0) if len(x) > 1 else x - x.mean()
+    least = (
+        np.finfo(np.float32).eps * np.abs(x).max(initial=0.0)
+    ) ** 2 * x.size  # rounding of an output that is constant
+    return float(((x - y) ** 2).sum() / max(float((between**2).sum()), least, 1e-30))
+
+
+def _are_probabilities(scores: np.ndarray[Any, Any]) -> bool:
+    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
 
 
 def log_probabilities(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the logarithms of softmax, (n, classes); scores that are probabilities already pass through no softmax."""
     x = scores.astype(np.float64)
-    if (x >= 0).all() and np.allclose(x.sum(axis=1), 1, atol=1e-3):
+    if _are_probabilities(x):
         return np.asarray(np.log(np.maximum(x, 1e-12)))
     x = x - x.max(axis=1, keepdims=True)
     log_p: np.ndarray[Any, Any] = x - np.log(np.exp(x).sum(axis=1, keepdims=True))

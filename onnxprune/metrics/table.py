@@ -125,6 +125,7 @@ METRICS: Mapping[str, Metric] = {
         _output("top5", "%", "top-5", lambda p: p.top(5), kind="accuracy", **PERCENT),
         _output("agreement", "%", "agreement", lambda p: p.agreement(), needs=SCORES, **PERCENT),
         _output("cosine", "", "cosine", lambda p: p.mean(p.cosine), needs="outputs of numbers", ideal=1.0),
+        _output("explained", "%", "explained variance", lambda p: p.explained(), needs="outputs of numbers", **PERCENT),
         _output("kl", "nats", "KL", lambda p: p.kl(), needs=SCORES),
     )
 }

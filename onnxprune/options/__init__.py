@@ -70,7 +70,8 @@ class Options:
     )
     max_drop: float | None = option(
         None,
-        "Largest loss in points of top-1 (without labels: of agreement); the smallest model within it is taken.",
+        "Largest loss in points of top-1 (without labels: of agreement, or of explained variance where the outputs are no "
+        "classes); the smallest model within it is taken.",
         group="targets",
         metavar="POINTS",
         low=0,
@@ -182,6 +183,13 @@ class Options:
         group="structure",
         metavar="GLOB",
         listed=True,
+    )
+    shape: Mapping[str, tuple[int, ...]] = option(
+        dict,
+        "Shape of an input, for axes without a size, for instance images=1x3x640x640; may be repeated.",
+        more="Without it, and without data, usual sizes are tried until the model runs",
+        group="structure",
+        metavar="NAME=SHAPE",
     )
     grouped: str = option(
         AUTO,

@@ -145,6 +145,9 @@ def check(values: Any) -> None:
 def _check_mapping(found: OptionMetadata, flag: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise OptionError(f"{flag} is {value!r}", hint='give a mapping, for instance {"flops": 0.5}')
+    if not found.known:
+        _check_shapes(flag, value)
+        return
     for key, amount in value.items():
         if key not in found.known:
             raise OptionError(f"--{flag} does not know {key!r}", hint=f"give one of {', '.join(found.known)}")
@@ -153,6 +156,14 @@ def _check_mapping(found: OptionMetadata, flag: str, value: Any) -> None:
         if not found.contains(amount) or amount == found.high:
             hint = f"give {found.example.format(key)}"
             raise OptionError(f"--{flag} {key}={float(amount):.4g} is out of range", hint=hint)
+
+
+def _check_shapes(flag: str, value: Mapping[str, Any]) -> None:
+    for name, shape in value.items():
+        sizes = () if isinstance(shape, str) else tuple(shape)
+        if not sizes or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+            hint = "give whole numbers above 0, one per axis, for instance (1, 3, 640, 640)"
+            raise OptionError(f"{flag} of {name} is {shape!r}", hint=hint)
 
 
 def _check_list(found: OptionMetadata, flag: str, value: Any) -> None:

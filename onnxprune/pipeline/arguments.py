@@ -10,7 +10,20 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 
 
-class Fields(TypedDict, total=False):
+class BenchmarkFields(TypedDict, total=False):
+    """Fields of how models are timed, which public functions take by name."""
+
+    latency: bool
+    batch: int
+    threads: int
+    provider: str
+    runs: int
+    warmup: int
+    seconds: float
+    eval_batch: int
+
+
+class Fields(BenchmarkFields, total=False):
     """Fields of `onnxprune.Options`, and of how models are timed, which public functions take by name."""
 
     reduce: Mapping[str, float]
@@ -35,15 +48,8 @@ class Fields(TypedDict, total=False):
     grouped: str
     heads: str
     norms: str
+    shape: Mapping[str, tuple[int, ...]]
     seed: int
-    latency: bool
-    batch: int
-    threads: int
-    provider: str
-    runs: int
-    warmup: int
-    seconds: float
-    eval_batch: int
 
 
 def parted(

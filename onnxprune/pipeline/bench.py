@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from onnxprune.progress import ProgressCallback, quiet
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from onnxprune.pipeline.arguments import Fields
+    from onnxprune.pipeline.arguments import BenchmarkFields
 
 
 def bench(
@@ -25,9 +26,10 @@ def bench(
     b: str | os.PathLike[str] | None = None,
     *,
     latency_table: str | os.PathLike[str] | None = None,
+    shape: Mapping[str, tuple[int, ...]] | None = None,
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
-    **fields: Unpack[Fields],
+    **fields: Unpack[BenchmarkFields],
 ) -> BenchResult:
     """Time a model, or two in turn, on random inputs, as a whole and layer by layer.
 
@@ -37,6 +39,7 @@ def bench(
         a: path of an ONNX file.
         b: path of another one; None: `a` alone.
         latency_table: path of a latency table of the layers of `a` to write, for `prune`; None: not measured.
+        shape: as for `onnxprune.inspect`.
         measure: as for `onnxprune.prune`; default: `BenchmarkConfig()`.
         on_stage: as for `onnxprune.prune`.
         **fields: in place of `measure`, its fields: threads=2, batch=8, runs=50, …; few runs give wide intervals.
@@ -58,6 +61,6 @@ def bench(
     paths = [Path(path) for path in (a, b) if path is not None]
     if latency_table is not None:
         check_destination(Path(latency_table), *paths)
-    found = benchmark.bench(paths, measure, on_stage=on_stage)
-    table = None if latency_table is None else write_table(a, Path(latency_table), measure, on_stage)
+    found = benchmark.bench(paths, measure, shape=shape, on_stage=on_stage)
+    table = None if latency_table is None else write_table(a, Path(latency_table), measure, shape, on_stage)
     return BenchResult(found, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from onnxprune.data.dataset import DataLike
@@ -20,7 +20,7 @@ from onnxprune.progress import ProgressCallback, quiet
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from onnxprune.pipeline.arguments import Fields
+    from onnxprune.pipeline.arguments import BenchmarkFields
 
 
 def check(
@@ -32,9 +32,10 @@ def check(
     limits: GateLimits | None = None,
     strict: bool = False,
     providers: Sequence[str] = (),
+    shape: Mapping[str, tuple[int, ...]] | None = None,
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
-    **fields: Unpack[Fields],
+    **fields: Unpack[BenchmarkFields],
 ) -> CheckResult:
     """Check a candidate against the model that it should replace.
 
@@ -48,6 +49,7 @@ def check(
         strict: let undecided checks fail as well: those whose interval holds the limit.
         providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first
             one runs both models; default: that of the benchmark config.
+        shape: as for `onnxprune.inspect`.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
         **fields: in place of `measure`, its fields: threads=2, runs=50, …
@@ -78,6 +80,7 @@ def check(
         limits=limits,
         measure=measure,
         providers=tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in names),
+        shape=shape,
         on_stage=on_stage,
     )
     verdict = gate.strict(verdict) if strict else verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnxprune.data.dataset import DataLike
@@ -30,6 +31,7 @@ def finetune(
     plan: str | os.PathLike[str] | None = None,
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    shape: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     memory: float = Options.memory,
     measure: BenchmarkConfig | None = None,
@@ -54,6 +56,7 @@ def finetune(
             `Training.features`; None: only activations of equal shape are compared.
         training: length, loss and optimizer; None: `Training()`, two epochs.
         checkpoint: as for `onnxprune.prune`.
+        shape: as for `onnxprune.inspect`.
         seed: of everything random; default 0.
         memory: bytes for preprocessed samples; half of them for the training.
         measure: as for `onnxprune.prune`.
@@ -83,7 +86,7 @@ def finetune(
     run = Run(
         Sources(Path(model), data, evaluation, preprocess, path_of(plan), Path(teacher)),
         Destinations(path_of(output), None, path_of(report_output), path_of(checkpoint)),
-        Options(seed=seed, memory=memory),
+        Options(seed=seed, memory=memory, shape=shape or {}),
         training or Training(),
         measure or BenchmarkConfig(),
         on_stage,

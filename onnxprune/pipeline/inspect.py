@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from onnxprune.graph import analysis
 from onnxprune.graph.io import load
@@ -12,13 +13,18 @@ from onnxprune.progress import ProgressCallback, quiet
 
 
 def inspect(
-    model: str | os.PathLike[str], *, ignore: tuple[str, ...] = (), on_stage: ProgressCallback = quiet
+    model: str | os.PathLike[str],
+    *,
+    ignore: tuple[str, ...] = (),
+    shape: Mapping[str, tuple[int, ...]] | None = None,
+    on_stage: ProgressCallback = quiet,
 ) -> InspectResult:
     """Trace a model: groups of coupled channels, pins with their reasons, and the cost of each layer.
 
     Args:
         model: path of an ONNX file.
         ignore: glob patterns of layers or weights that keep all channels; default: none.
+        shape: shapes of inputs, samples included, for axes that have no size; default: usual sizes are tried.
         on_stage: as for `onnxprune.prune`.
 
     Returns:
@@ -36,6 +42,7 @@ def inspect(
         ('conv1', 16)
     """
     on_stage("load", None)
-    loaded = load(model)
+    options = Options(ignore=ignore, shape=shape or {})
+    loaded = load(model, options.shape)
     on_stage("trace", None)
-    return InspectResult(analysis.inspect(analysis.analyse(loaded, Options(ignore=ignore).ignore)))
+    return InspectResult(analysis.inspect(analysis.analyse(loaded, options.ignore)))

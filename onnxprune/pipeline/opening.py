@@ -10,13 +10,13 @@ import numpy as np
 from onnxprune import plan_file
 from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.calibration.workspace import opened, workspace_for
-from onnxprune.data.dataset import Data, inputs_of, load_data
+from onnxprune.data.dataset import Data, hint_of, load_data
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.evaluation import structure
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.options import ResolvedTraining, Training
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
@@ -38,7 +38,7 @@ def load(run: Run) -> Run:
     run.destinations.check(*sources.paths, *original.model.files)  # external data as well
     evaluation = data
     if sources.evaluation is not None:
-        evaluation = load_data(sources.evaluation, inputs_of(original.model.header), sources.preprocess)
+        evaluation = load_data(sources.evaluation, inputs_of(original.model), sources.preprocess)
     if run.training is not None:
         if sources.data is None:
             raise OptionError(
@@ -77,10 +77,11 @@ def load_pair(run: Run) -> Run:
     assert sources.data is not None
     run.destinations.check(*sources.paths)
     run.on_stage("load", None)
-    student, teacher = io.load(sources.model), io.load(teacher_path)
+    hint = hint_of(sources.data, sources.preprocess)
+    student, teacher = (io.load(path, run.asked.shape, hint) for path in (sources.model, teacher_path))
     run.destinations.check(*sources.paths, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
-    inputs = inputs_of(teacher.header)
+    inputs = inputs_of(teacher)
     data = load_data(sources.data, inputs, sources.preprocess)
     evaluation = data if sources.evaluation is None else load_data(sources.evaluation, inputs, sources.preprocess)
     if not len(data):
@@ -127,8 +128,7 @@ def calibration(scope: contextlib.ExitStack) -> Stage:
         if data is None:
             return run
         if training is not None:
-            multiple = next(iter(data.inputs[0].shape), None) or 1
-            data = data.take(hold_out(len(data), training.hold_out, multiple, run.options.seed)[0])
+            data = data.take(hold_out(len(data), training.hold_out, data.fixed or 1, run.options.seed)[0])
         return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options)))
 
     return Stage(calibrate, requires=("original",))

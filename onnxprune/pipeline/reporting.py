@@ -66,7 +66,8 @@ def measure(run: Run) -> Run:
     path, config = str(run.original.model.path), run.measure.session
     original = open_session(path, config, where=path)
     candidate = run.model.session(config, where=f"the {'pruned' if run.sources.teacher is None else 'trained'} model")
-    found = compare(original, candidate, run.model.header, run.evaluation, run.measure, run.on_stage, run.options.seed)
+    header, signature = run.model.header, run.original.model.signature
+    found = compare(original, candidate, header, run.evaluation, run.measure, signature, run.on_stage, run.options.seed)
     return replace(run, comparison=found)
 
 

@@ -86,14 +86,16 @@ ALLOCATE = Stage(allocate, requires=("original", "edited", "scored", "keep", "es
 
 
 def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
-    """Return a function of a selection: its loss after repair, in points of top-1, without labels of agreement."""
+    """Return a function of a selection: its loss after repair, in points of top-1, without labels of agreement or explained variance."""
     edited, workspace, data = run.edited, run.workspace, run.evaluation
     assert workspace is not None
     assert data is not None
 
     def outputs_of(model: Model) -> Outputs:
+        session = model.session(SessionConfig(run.measure.provider))
+        signature = run.original.model.signature
         return predict(
-            model.session(SessionConfig(run.measure.provider)), data, run.measure.eval_batch, str(model.path)
+            session, data, signature.per_evaluation(run.measure.eval_batch), signature, where=str(model.path)
         )
 
     reference = outputs_of(run.original.model)
@@ -106,14 +108,15 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
         if data.labels is not None:
             before, after = (classification_accuracy(found, data.labels)["top1"] for found in (reference, outputs))
             return before - after
-        agreement = compare_outputs(reference, outputs).get("agreement")
-        if agreement is None:
+        found = compare_outputs(reference, outputs)
+        kept = found.get("agreement", found.get("explained"))
+        if kept is None:
             raise OptionError(
-                "--max-drop needs outputs with class scores",
-                why="no output of the form (samples, classes)",
+                "--max-drop needs outputs that can be compared",
+                why="no output of numbers has the same shape for every sample",
                 hint="give --reduce or --limit",
             )
-        return 100 - agreement
+        return 100 - kept
 
     return drop
 

@@ -91,8 +91,9 @@ class Family:
         """Put the figures of a report into the state of a member."""
         before, after, fidelity = report["before"], report["after"], report["fidelity"]
         drop = None if before["top1"] is None else before["top1"] - after["top1"]
-        if drop is None and "agreement" in fidelity:
-            drop = 100 - fidelity["agreement"]
+        kept = fidelity.get("agreement", fidelity.get("explained"))
+        if drop is None and kept is not None:
+            drop = 100 - kept
         passed, data = report["verdict"]["passed"], f"{report['samples']} samples of {report['data']}"
         figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": passed}
         self.set(share, report=figures, before={"size": before["size"]}, data=data)

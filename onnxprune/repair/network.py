@@ -14,7 +14,7 @@ from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares
 from onnxprune.repair.least_squares import RepairTask
-from onnxprune.runtime.session import Feeds, concatenate_outputs, run_batch
+from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.types import Repaired
 
 MOST_SAMPLES = 256
@@ -80,4 +80,4 @@ def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
 def outputs_of(model: Model, batches: list[Feeds]) -> Outputs:
     """Return each output of a model, joined over the batches."""
     opened = model.session()
-    return concatenate_outputs([run_batch(opened, feeds) for feeds in batches])
+    return model.signature.join([run_batch(opened, feeds) for feeds in batches])

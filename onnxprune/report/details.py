@@ -13,7 +13,7 @@ from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.model import Model
 from onnxprune.metrics import paired_tests
-from onnxprune.metrics.outputs import class_scores, log_probabilities
+from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.report import thumbnails
 from onnxprune.report.grouping import GroupNode
 from onnxprune.runtime import machine
@@ -104,9 +104,10 @@ def details(
     Layers are timed where the comparison measured latency.
     """
     times = _layer_times(sources, found.feeds, config) if found.latency is not None else ()
-    first, second = (class_scores(outputs) for outputs in found.outputs)
-    if data is None or not found.finite or first is None or second is None:
+    scores = OutputPair(found.outputs[1], found.outputs[0], found.labels).scores()
+    if data is None or not found.finite or scores is None:
         return Details(times, groups=tuple(groups))
+    first, second = scores
     changed = first.argmax(axis=1) != second.argmax(axis=1)
     return Details(
         times,

@@ -68,6 +68,8 @@ def result(report: Report) -> str:
         return f"{removed}; accuracy change: {b.top1 - a.top1:+.2f} points"
     if "agreement" in report.fidelity:
         return f"{removed}; agreement with the original: {report.fidelity['agreement']:.2f} %"
+    if "explained" in report.fidelity:
+        return f"{removed}; explained variance of the original's outputs: {report.fidelity['explained']:.2f} %"
     return removed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,18 +120,14 @@ def run_batch(
         ) from error
 
 
-def concatenate_outputs(parts: Sequence[Sequence[Any]]) -> list[np.ndarray[Any, Any]]:
-    """Concatenate each output of several batches along the samples."""
-    return [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(len(parts[0]))]
-
-
 def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Feeds:
-    """Return seeded inputs of the given shapes: standard normal numbers, or 0 and 1 for integers and booleans."""
+    """Return seeded inputs of the given shapes: standard normal numbers, bytes, or 0 and 1 for other integers."""
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
     for value in proto.graph.input:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = shapes[value.name]
         floating = np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"
-        feeds[value.name] = (rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)).astype(dtype)
+        top = 256 if dtype == np.uint8 and len(shape) > 1 else 2
+        feeds[value.name] = (rng.standard_normal(shape) if floating else rng.integers(0, top, shape)).astype(dtype)
     return feeds

@@ -10,7 +10,6 @@ import onnx
 from onnxprune.errors import ModelError, ProofError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantizer, unrounded
-from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.metrics.outputs import (
     INPUT_SCALES,
     ROUNDING_FACTOR,
@@ -20,7 +19,7 @@ from onnxprune.metrics.outputs import (
     largest_difference,
     scaled,
 )
-from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, run_batch
 
 PROOF_BATCHES = (1, 3)
 Source = str | Model | onnx.ModelProto
@@ -78,10 +77,9 @@ def prove(
         ProofError: outputs differ by more than `TOLERANCE`, or the pruned model does not run.
         ModelError: the original does not run.
     """
-    header = original.header
-    batches = PROOF_BATCHES if has_dynamic_batch(header) else (1,)
-    shapes = [concrete_shapes(header, batch, known=known) for batch in batches]
-    unit = [random_feeds(header, shape, seed + batch) for shape, batch in zip(shapes, batches, strict=True)]
+    signature = original.signature
+    batches = tuple(dict.fromkeys(map(signature.per_run, PROOF_BATCHES)))
+    unit = [signature.random_feeds(original.header, batch, seed + batch, known) for batch in batches]
     path = str(original.path)
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
     proof, error = _compare(sources, unit, batches, seed, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from onnxprune.calibration.batches import MOST_HELD, hold_out
 from onnxprune.data.augment import augment, channel_axis
-from onnxprune.data.dataset import Array, Data, Feeds
+from onnxprune.data.dataset import Array, Data, Feeds, InputSpec
 from onnxprune.errors import DataError, ModelError
 from onnxprune.options import ResolvedTraining
 from onnxprune.torch_backend.operators.shapes import widened
-from onnxprune.types import IntArray
+from onnxprune.types import IntArray, SampleAxis
 
 PROBED = 8
 """Samples of the probe, where the batch is dynamic."""
@@ -40,7 +40,7 @@ class Batches:
             DataError: the samples do not fill a batch.
         """
         self._data, self._seed, self._kinds = data, seed, training.augment
-        fixed = _fixed_batch(data)
+        fixed = fixed_batch(data.inputs)
         multiple, most = fixed or 1, max(MOST_HELD, fixed or 0)
         self.fitted, held = hold_out(len(data), training.hold_out, multiple, seed)
         self.size = fixed or max(1, min(training.batch, len(self.fitted)))
@@ -84,13 +84,19 @@ class Batches:
         return np.random.default_rng((self._seed, 0, epoch)).permutation(self.fitted)
 
 
-def _fixed_batch(data: Data) -> int | None:
-    """Return the fixed batch size of the model; None where the batch is dynamic."""
-    hint = "leave out training, or export with the batch as the first axis of every input"
-    for spec in data.inputs:
-        if not spec.shape:
-            raise ModelError(f"input {spec.name} has no batch axis", why="samples cannot be fed in batches", hint=hint)
-    sizes = {spec.name: spec.shape[0] for spec in data.inputs if spec.shape[0] is not None}
+def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
+    """Return the fixed batch size of a model; None where the batch is dynamic.
+
+    Raises:
+        ModelError: samples do not lie on the first axis of every input.
+    """
+    hint = "leave out training and gradients, or export with the batch as the first axis of every input"
+    for spec in inputs:
+        if spec.samples != SampleAxis() or not spec.shape:
+            raise ModelError(
+                f"input {spec.name} has no batch axis in front", why="samples cannot be fed in batches", hint=hint
+            )
+    sizes = {spec.name: spec.fixed for spec in inputs if spec.fixed is not None}
     if len(set(sizes.values())) > 1:
         why = ", ".join(f"{name} takes {size}" for name, size in sizes.items())
         raise ModelError("the inputs have different batches", why=why, hint=hint)

@@ -12,7 +12,6 @@ from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.metrics.outputs import Outputs, class_scores
 from onnxprune.options import LABELS, ResolvedTraining
-from onnxprune.runtime.session import concatenate_outputs
 from onnxprune.torch_backend.batches import Batches, tensors
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import Distance, FeaturePositions, Features
@@ -121,4 +120,4 @@ class Objective:
 
 def validation_outputs(executor: Executor, batches: Batches) -> Outputs:
     """Return the outputs for all validation samples."""
-    return concatenate_outputs([executor.outputs(feeds) for feeds in batches.for_validation()])
+    return executor.model.signature.join([executor.outputs(feeds) for feeds in batches.for_validation()])

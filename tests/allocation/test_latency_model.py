@@ -16,7 +16,6 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis, analyse
 from onnxprune.graph.io import load
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import SessionConfig, random_feeds
 
@@ -132,7 +131,7 @@ def test_no_table_at_all(tmp_path: Path) -> None:
 def test_kernels_name_the_nodes_they_came_from(found: Analysis) -> None:
     proto, weights = found.model.stub()
     ops = [node.op_type for node in proto.graph.node]
-    feeds = random_feeds(proto, concrete_shapes(found.model.header, 1), 0)
+    feeds = random_feeds(proto, found.model.signature.input_shapes(1), 0)
     profile = profiler.profile(proto, feeds, SessionConfig(threads=1), weights=weights, runs=4)
     convs = {n for n, op in enumerate(ops) if op == "Conv"}
     assert convs <= {kernel.node for kernel in profile.kernels}

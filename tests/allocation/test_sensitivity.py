@@ -20,12 +20,11 @@ from onnxprune.calibration import capture
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.data.dataset import load_data
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.graph.readers import linear_of
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import Removal
@@ -46,9 +45,9 @@ class Study:
         self.model: Model = load(proto)
         self.trace: Trace = trace_model(self.model)
         self.analysis = Analysis(self.model, self.trace, CostModel(self.trace))
-        shapes = concrete_shapes(self.model.header, n)
+        shapes = self.model.signature.input_shapes(n)
         feeds = random_feeds(self.model.header, shapes, 7)
-        self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model.header)), 10_000)
+        self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model)), 10_000)
         self.store = ActivationStore(1e9)
         self.workspace = Workspace(self.calibration, self.store, 1e9)
         self.removals: list[Removal] = list(

@@ -12,9 +12,10 @@ from scipy.ndimage import zoom
 
 from onnxprune.calibration.batches import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
 from onnxprune.calibration.workspace import workspace_for
-from onnxprune.data.dataset import InputSpec, inputs_of, load_data
+from onnxprune.data.dataset import InputSpec, load_data
 from onnxprune.errors import DataError
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.model import inputs_of
 from onnxprune.options import Options
 
 Array = np.ndarray[Any, Any]
@@ -157,7 +158,7 @@ def test_images_that_were_enlarged_get_detail_where_augmentation_is_left_open(si
     model = load(b.build(b.nodes[-1].output[0]))
     small = np.random.default_rng(0).standard_normal((8, 1, side, side)).astype(np.float32)
     x = zoom(small, (1, 1, 64 // side, 64 // side), order=1)
-    data = load_data({"x": x}, inputs_of(model.header))
+    data = load_data({"x": x}, inputs_of(model))
     with workspace_for(data, analyse(model), Options().resolved(True)) as workspace:
         assert workspace.calibration.kinds == kinds
         assert any("enlarged" in note for note in workspace.notes) == bool(kinds)

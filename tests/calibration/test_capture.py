@@ -18,7 +18,6 @@ from onnx import helper, numpy_helper, parser
 
 from onnxprune.calibration.capture import FREE, ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +25,7 @@ SETTINGS = settings(DRAWN, max_examples=25)
 
 
 def feeds_of(model: Model, batches: int = 2, size: int = 2, seed: int = 0) -> list[Feeds]:
-    shapes = concrete_shapes(model.header, size)
+    shapes = model.signature.input_shapes(size)
     return [random_feeds(model.header, shapes, seed + n) for n in range(batches)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import load, random_plan
+from graphs import load, random_plan, signature_of
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -17,7 +17,6 @@ import onnxprune
 from onnxprune.errors import ProofError
 from onnxprune.graph import qdq
 from onnxprune.graph.cost import CostModel
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
@@ -32,7 +31,7 @@ class Noise(CalibrationDataReader):
     """Provide a few batches of normal numbers."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        shapes = concrete_shapes(proto, 4)
+        shapes = signature_of(proto).input_shapes(4)
         self.feeds = iter([random_feeds(proto, shapes, seed) for seed in range(3)])
 
     def get_next(self) -> Feeds | None:

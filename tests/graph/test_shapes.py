@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import load
+from graphs import load, signature_of
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.errors import ModelError
-from onnxprune.graph.shapes import candidate_shapes, concrete_shapes, workable_shapes
+from onnxprune.errors import ShapeError
 from onnxprune.graph.trace import trace as trace_model
-from onnxprune.runtime.session import open_session
 
 Dims = list[int | str | None]
 
@@ -52,17 +50,7 @@ def test_the_name_of_the_batch_is_the_batch_on_other_axes() -> None:
         inputs = list(proto.graph.input)[::order]
         del proto.graph.input[:]
         proto.graph.input.extend(inputs)
-        assert concrete_shapes(proto, 3) == {"x": (3, 224), "state": (1, 3, 5)}
-
-
-def test_shapes_to_try_are_told_once_and_start_with_the_old_ones() -> None:
-    fixed = [shapes for _, shapes in candidate_shapes(recurrent(["n", 9], [1, "n", 5]), (3, 2))]
-    assert fixed == [{"x": (n, 9), "state": (1, n, 5)} for n in (3, 2)]
-    free = [shapes for _, shapes in candidate_shapes(recurrent(["n", "t"], [1, "m", 5]), (1,))]
-    assert free[0] == {"x": (1, 224), "state": (1, 256, 5)}
-    assert {"x": (1, 256), "state": (1, 256, 5)} in free
-    assert {"x": (1, 224), "state": (1, 1, 5)} in free
-    assert len({str(shapes) for shapes in free}) == len(free)
+        assert signature_of(proto).input_shapes(3) == {"x": (3, 224), "state": (1, 3, 5)}
 
 
 @pytest.mark.parametrize("names", [(None, None, None), ("n", "t", "m"), ("n", "t", "n")])
@@ -74,11 +62,7 @@ def test_a_state_gets_the_batch_of_the_first_input(names: tuple[str | None, ...]
 
 
 def test_a_model_that_runs_on_no_shape_says_what_was_tried() -> None:
-    model = load(recurrent(["n", "t"], [1, "m", 5], length=99991))
-    with pytest.raises(ModelError, match="no input shape that was tried runs") as caught:
-        trace_model(model)
-    for text in ("x [1, 224], state [1, 256, 5]", "more", "The first failed on", "--data"):
+    with pytest.raises(ShapeError, match="no input shape that was tried runs") as caught:
+        load(recurrent(["n", "t"], [1, "m", 5], length=99991))
+    for text in ("x [1, 224], state [1, 1, 5]", "more", "The first failed on", "--shape", "--data"):
         assert text in str(caught.value)
-    opened = open_session(model.to_proto())
-    with pytest.raises(ModelError, match="no input shape that was tried runs"):
-        workable_shapes(opened, model.header, 1)

@@ -17,15 +17,14 @@ from onnxprune import torch_backend
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.data.dataset import load_data
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph.analysis import analyse
-from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.importance.weights import ScoringInputs
 from onnxprune.metrics.outputs import output_divergence
 from onnxprune.options import WITH_GRADIENTS
-from onnxprune.runtime.session import concatenate_outputs, random_feeds, run_batch
+from onnxprune.runtime.session import concatenate_outputs, run_batch
 from onnxprune.types import Trace
 
 pytest.importorskip("torch")
@@ -74,11 +73,11 @@ def studied(
 ) -> Study:
     model = load(proto)
     found = analyse(model)
-    feeds = random_feeds(model.header, concrete_shapes(model.header, n), seed)
+    feeds = model.signature.random_feeds(model.header, n, seed)
     given = {name: (scale * x).astype(x.dtype) for name, x in feeds.items()}
     if labels is not None:
         given["labels"] = labels
-    calibration = Calibration.of(load_data(given, inputs_of(model.header)), n)
+    calibration = Calibration.of(load_data(given, inputs_of(model)), n)
     return Study(model, found.trace, replace(calibration, batch=min(n, 3)))  # several samples at a time
 
 

@@ -18,13 +18,12 @@ from onnx import numpy_helper
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import inputs_of, load_data
-from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.data.dataset import load_data
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import SHARES, Reader, Removal, Statistics
-from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.runtime.session import open_session, run_batch
 from onnxprune.types import Group, Trace
 
 Array = np.ndarray[Any, Any]
@@ -56,9 +55,9 @@ def studied(
     model = load(proto)
     trace = trace_model(model)
     if x is None:
-        x = next(iter(random_feeds(model.header, concrete_shapes(model.header, n), 7).values()))
+        x = next(iter(model.signature.random_feeds(model.header, n, 7).values()))
     name = model.header.graph.input[0].name
-    calibration = Calibration.of(load_data({name: x}, inputs_of(model.header)), len(x))
+    calibration = Calibration.of(load_data({name: x}, inputs_of(model)), len(x))
     store = ActivationStore(1e9)
     workspace = Workspace(calibration, store, memory)
     found = second_order.removals(model, trace, workspace, scores, np.ones(trace.n_channels))

@@ -312,13 +312,14 @@ def test_gradients_weigh_edits(importance, tiny_path, samples):
 @pytest.mark.torch
 def test_what_a_change_costs_is_what_the_loss_rises_by(tiny_path, samples):
     from onnxprune.calibration.batches import Calibration
-    from onnxprune.data.dataset import inputs_of, load_data
+    from onnxprune.data.dataset import load_data
+    from onnxprune.graph.model import inputs_of
     from onnxprune.importance import gradients
     from onnxprune.metrics.outputs import output_divergence
 
     model = load(tiny_path)
     analysis = analyse(model)
-    calibration = Calibration.of(load_data(samples, inputs_of(model.header), None), 64)
+    calibration = Calibration.of(load_data(samples, inputs_of(model), None), 64)
     directions, seen = gradients.of_weights(model, analysis.trace, calibration, "fisher", {2: 1})
     assert seen == 64
     weight = model.graph.nodes[2].inputs[1]

@@ -13,10 +13,9 @@ from onnxprune.calibration.capture import ActivationStore, LayerwiseRunner
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.saturation import UNBOUNDED
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.repair import block_reconstruction, layer_chain
-from onnxprune.runtime.session import Feeds, random_feeds
+from onnxprune.runtime.session import Feeds
 
 
 def line(b: Builder) -> str:
@@ -46,7 +45,7 @@ def channels_last(b: Builder) -> str:
 
 def whole(model: Model, depth: int = 9) -> tuple[Any, layer_chain.LayerChain | None, Feeds]:
     """Return a model, run up to nothing, and the chain of its last layer."""
-    feeds = random_feeds(model.header, concrete_shapes(model.header, 3), 1)
+    feeds = model.signature.random_feeds(model.header, 3, 1)
     stream = LayerwiseRunner(model, [feeds], ActivationStore(1e9))
     layers = linear_layers(model.graph)
     shapes = trace_model(model).shapes
@@ -122,7 +121,7 @@ def test_layers_fitted_together_do_better():
     model = load(b.build(b.conv(b.node("Relu", [b.node("Add", [y, x])]), 4)))
     trace = trace_model(model)
     keep = trace.pinned | (np.arange(trace.n_channels) % 3 > 0)
-    feeds = random_feeds(model.header, concrete_shapes(model.header, 32), 99)
+    feeds = model.signature.random_feeds(model.header, 32, 99)
     (wanted,) = run(model, feeds)
     errors = []
     for depth in (1, 2, 5):

@@ -21,9 +21,9 @@ import onnxprune
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.data.dataset import load_data
 from onnxprune.errors import ProofError
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
 from onnxprune.repair.least_squares import RepairTask, repair
@@ -358,7 +358,7 @@ def test_held_out_error_is_that_of_the_output():
     keep[[0, 3, 5]] = False
     case = repaired(model, trace, keep, n=64, depth=1)
     (layer,) = case.layers
-    calibration = Calibration.of(load_data(inputs(model, 64, 7), inputs_of(model.header)), 10_000)
+    calibration = Calibration.of(load_data(inputs(model, 64, 7), inputs_of(model)), 10_000)
     feeds = [batch for number, batch in enumerate(calibration) if calibration.is_held(number)]
     for other, told, tolerance in ((case.pruned, layer.before, 1e-4), (case.repaired, layer.after, 0.1)):
         errors = [((run(model, one)[0] - run(other, one)[0]) ** 2).sum(axis=1) for one in feeds]
@@ -631,7 +631,7 @@ def test_a_target_of_other_channels_than_were_traced_is_refused(tiny: onnx.Model
     smaller = trace_model(left)
     again = np.ones(smaller.n_channels, dtype=bool)
     again[smaller.groups[0].channels[:2]] = False
-    calibration = Calibration.of(load_data(inputs(model, 16, 0), inputs_of(model.header)), 16)
+    calibration = Calibration.of(load_data(inputs(model, 16, 0), inputs_of(model)), 16)
     pruned = rewrite.delete(left, smaller, again)
     with pytest.raises(ProofError, match="does not match the trace"):
         repair(RepairTask(model, pruned, smaller, again), Workspace(calibration, ActivationStore(1e9), 1e9))

@@ -21,7 +21,6 @@ from onnxprune.graph.analysis import analyse
 from onnxprune.graph.linear import Conv
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.importance.edit_error import Gram
 from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
 from onnxprune.surgery.edits import GRANULARITIES, candidates, from_dict
@@ -112,7 +111,7 @@ def edited(draw: Any) -> tuple[Model, Edit]:
 
 
 def outputs_of(model: Model, seed: int = 0, optimize: bool = False) -> list[np.ndarray]:
-    shapes = concrete_shapes(model.header, 2)
+    shapes = model.signature.input_shapes(2)
     return run_batch(model.session(SessionConfig(optimize=optimize)), random_feeds(model.header, shapes, seed))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import NORMS, THOROUGH, Builder, cnn_models, load, random_plan
+from graphs import NORMS, THOROUGH, Builder, cnn_models, load, random_plan, signature_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -18,7 +18,6 @@ from onnx import numpy_helper
 from onnxprune.allocation import knapsack
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import weights as importance
 from onnxprune.metrics.outputs import relative_difference
@@ -34,7 +33,7 @@ RATIOS = st.sampled_from((0.5, 0.2, 0.8))
 
 def run(proto: onnx.ModelProto, batch: int, seed: int = 0, *, optimize: bool = False) -> list[np.ndarray[Any, Any]]:
     """Run a model on seeded inputs; a fixed batch stays what it is."""
-    feeds = random_feeds(proto, concrete_shapes(proto, batch), seed)
+    feeds = random_feeds(proto, signature_of(proto).input_shapes(batch), seed)
     return run_batch(open_session(proto, SessionConfig(optimize=optimize)), feeds)
 
 
@@ -121,7 +120,7 @@ def test_deleting_channels_equals_masking_them() -> None:
         proof = prove(model, pruned, masked, seed=seed)
         assert proof.difference <= 1e-4
         written = pruned.to_proto()
-        dynamic = has_dynamic_batch(written)
+        dynamic = model.signature.fixed is None
         assert proof.batches == ((1, 3) if dynamic else (1,))
 
         onnx.checker.check_model(written, full_check=True)

@@ -21,7 +21,6 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import RULES
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
 from onnxprune.runtime.session import SessionConfig, open_session, random_feeds, run_batch
@@ -52,7 +51,7 @@ def difference(model: Model, source: onnx.ModelProto, seed: int = 0, known: Any 
     """Return how far torch is from onnxruntime without optimisations, as a share of the range of an output."""
     names = {value.name for value in model.graph.inputs}
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in source.graph.input if v.name in names]))
-    feeds = random_feeds(bare, concrete_shapes(bare, 2, known=known), seed)
+    feeds = random_feeds(bare, model.signature.input_shapes(2, known), seed)
     expected = run_batch(open_session(source, SessionConfig(threads=1, optimize=False)), feeds)
     with torch.no_grad():
         found = Executor(model)({name: torch.from_numpy(value) for name, value in feeds.items()})

@@ -19,11 +19,11 @@ from graphs import Builder, as_half, load
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import options
-from onnxprune.data.dataset import Data, inputs_of, load_data
+from onnxprune.data.dataset import Data, load_data
 from onnxprune.errors import DataError, ModelError, OptionError, OutputError, TrainingError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import save
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.metrics import outputs as metrics
 from onnxprune.metrics.outputs import classification_accuracy, output_divergence
 from onnxprune.options import Bound
@@ -70,7 +70,7 @@ def samples(n: int = 40, seed: int = 3) -> Array:
 
 
 def data_for(model: Model, x: Array | Mapping[str, Array] | None = None) -> Data:
-    return load_data(samples() if x is None else x, inputs_of(model.header))
+    return load_data(samples() if x is None else x, inputs_of(model))
 
 
 def disturbed(model: Model, by: float = 0.3, seed: int = 0) -> Model:
@@ -870,7 +870,7 @@ def test_images_in_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for k in range(12):
             Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).save(tmp_path / name / f"{k}.png")
-    data = load_data(tmp_path, inputs_of(teacher.header), Preprocess(scale=1 / 255, mean=(0.5,), std=(0.3,)))
+    data = load_data(tmp_path, inputs_of(teacher), Preprocess(scale=1 / 255, mean=(0.5,), std=(0.3,)))
     kept, read = (
         finetune(disturbed(teacher), teacher, data, replace(SHORT, labels=0.0), memory=memory) for memory in (1e9, 0)
     )
@@ -884,7 +884,7 @@ def test_a_dataloader() -> None:
     x = samples()
     labels = torch.from_numpy(outputs(teacher, x)[0].argmax(1))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(x), labels), 7)
-    data = load_data(loader, inputs_of(teacher.header))
+    data = load_data(loader, inputs_of(teacher))
     whole = data_for(teacher, {"x": x, "labels": labels.numpy()})
     a, b = (finetune(disturbed(teacher), teacher, d, SHORT) for d in (data, whole))
     assert same(a.model, b.model)

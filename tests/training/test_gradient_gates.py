@@ -12,9 +12,8 @@ from onnx import numpy_helper
 
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import Model
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import UNOPTIMIZED, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Trace
@@ -81,7 +80,7 @@ class Training:
 
 
 def outputs(model: Model) -> list[Array]:
-    feeds = random_feeds(model.header, concrete_shapes(model.header, 4), 5)
+    feeds = model.signature.random_feeds(model.header, 4, 5)
     return run_batch(model.session(UNOPTIMIZED), feeds)
 
 

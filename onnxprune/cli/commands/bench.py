@@ -10,6 +10,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import PATH, TIMING
 from onnxprune.cli.group import examples
+from onnxprune.cli.options import SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 if TYPE_CHECKING:
@@ -30,10 +31,17 @@ if TYPE_CHECKING:
 @click.option(
     "--latency-table", type=PATH, help="Time each layer at fewer channels, and write the table here for `prune`."
 )
+@SHAPE
 @TIMING
 @TERMINAL
 def bench(
-    a: Path, b: Path | None, layers: int, latency_table: Path | None, measure: BenchmarkConfig, terminal: Terminal
+    a: Path,
+    b: Path | None,
+    layers: int,
+    latency_table: Path | None,
+    shape: dict[str, tuple[int, ...]],
+    measure: BenchmarkConfig,
+    terminal: Terminal,
 ) -> None:
     """Time a model, or two in alternating runs.
 
@@ -42,7 +50,7 @@ def bench(
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:
-        result = onnxprune.bench(a, b, latency_table=latency_table, measure=measure, on_stage=on_stage)
+        result = onnxprune.bench(a, b, latency_table=latency_table, shape=shape, measure=measure, on_stage=on_stage)
     found, table = result.report, result.table
     terminal.show(
         lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},

@@ -9,18 +9,19 @@ import click
 import onnxprune
 from onnxprune.cli.common import MODEL
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import IGNORE
+from onnxprune.cli.options import IGNORE, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
 @click.command(epilog=examples("onnxprune inspect model.onnx", "onnxprune inspect model.onnx --json | jq .pins"))
 @MODEL
 @IGNORE
+@SHAPE
 @TERMINAL
-def inspect(model: Path, ignore: tuple[str, ...], terminal: Terminal) -> None:
+def inspect(model: Path, ignore: tuple[str, ...], shape: dict[str, tuple[int, ...]], terminal: Terminal) -> None:
     """Show groups, pinned channels with reasons, and costs."""
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:
-        found = onnxprune.inspect(model, ignore=ignore, on_stage=on_stage).report
+        found = onnxprune.inspect(model, ignore=ignore, shape=shape, on_stage=on_stage).report
     terminal.show(found.to_dict, lambda: console.inspect_parts(found))
