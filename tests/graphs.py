@@ -18,11 +18,12 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.data.dataset import Data
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import Feeds, open_session
 from onnxprune.types import BoolArray, Trace
 
 DRAWN = settings(
@@ -44,6 +45,11 @@ Array = npt.NDArray[Any]
 OPSETS = (17, 18, 11, 13, 21)
 MOST_CHANNELS = 24
 """No tensor grows wider than this."""
+
+
+def batches_of(data: Data, size: int) -> list[Feeds]:
+    """Return all samples in batches, as the model takes them."""
+    return [data.rows(start, min(start + size, len(data))) for start in range(0, len(data), size)]
 
 
 def signature_of(proto: onnx.ModelProto) -> Signature:

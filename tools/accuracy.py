@@ -378,7 +378,8 @@ def _outputs(proto: Any, data: Any, batch: int = 16) -> list[Array]:
 def _load(folder: Any, proto: Any, how: Any) -> Any:
     import onnx
 
-    from onnxprune.data.dataset import input_specs, load_data
+    from onnxprune.data.dataset import load_data
+    from onnxprune.data.input_spec import input_specs
 
     header = onnx.load(proto) if isinstance(proto, str) else proto
     return load_data(folder, input_specs(header), how)

@@ -42,6 +42,11 @@ def overshoot(amounts: Amounts, budget: Budget) -> float:
     return min((1 - amounts[name] / bound for name, bound in budget.items() if bound), default=0.0)
 
 
+def points_beyond(amounts: Amounts, budget: Budget, whole: Amounts) -> float:
+    """Return how far amounts lie below the nearest bound, as a share of the whole model."""
+    return min(((bound - amounts[name]) / whole[name] for name, bound in budget.items() if whole[name]), default=0.0)
+
+
 def excess(amounts: Amounts, budget: Budget) -> float:
     """Return how far amounts lie above the budget, as shares of the bounds, summed; 0 where all hold.
 
@@ -69,6 +74,7 @@ class PruningRules:
         scope: `global` ranks all channel batches of the network together; any other removes the same share of each
             group.
         multiples: channel multiples of single groups, by name, in place of `round_to`.
+        may_refine: whether a finer multiple may be taken where a channel batch would go far beyond the budget.
     """
 
     round_to: int = 8
@@ -76,12 +82,13 @@ class PruningRules:
     max_ratio: float = 1.0
     scope: str = "global"
     multiples: Mapping[str, int] = field(default_factory=dict)
+    may_refine: bool = False
 
     @classmethod
     def of(cls, trace: Trace, options: ResolvedOptions, scope: str = "global") -> PruningRules:
         """Return the rules of the options; without `round_to` the channel multiples are those of the machine."""
         multiple, multiples = channel_multiple.multiples(trace) if options.round_to is None else (options.round_to, {})
-        return cls(multiple, options.min_channels, options.max_ratio, scope, multiples)
+        return cls(multiple, options.min_channels, options.max_ratio, scope, multiples, options.round_to is None)
 
     def multiple(self, group: Group) -> int:
         """Return the multiple of the survivors of a group, in channels."""
@@ -90,6 +97,11 @@ class PruningRules:
     def rounded_to(self, multiple: int) -> PruningRules:
         """Return the rules with one channel multiple for all groups."""
         return replace(self, round_to=multiple, multiples={})
+
+    def refined(self, multiple: int, groups: Iterable[Group]) -> PruningRules:
+        """Return the rules with a channel multiple of at most `multiple` in some groups."""
+        finer = {group.name: min(multiple, self.multiples.get(group.name, self.round_to)) for group in groups}
+        return replace(self, multiples={**self.multiples, **finer})
 
 
 @dataclass(frozen=True)

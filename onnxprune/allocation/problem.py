@@ -21,8 +21,12 @@ from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import share_of
 from onnxprune.surgery import channels as rewrite
-from onnxprune.types import BoolArray, Curve, FloatArray
+from onnxprune.types import BoolArray, Curve, FloatArray, Group, Trace
 
+BEYOND = 0.03
+"""Share of the model beyond the budget from which a finer channel multiple is tried."""
+COUNTED = {"flops", "params"}
+"""Quantities that are counted: the others are measured, and depend on whole channel multiples."""
 SAVES_NOTHING = 1e-12
 """Least share of the cost that a channel is taken to save."""
 
@@ -66,10 +70,39 @@ class AllocationProblem:
         trace, predict = self.estimator.analysis.trace, self.estimator.predict
         if knapsack.holds(predict(self.keep), budget):
             return self.keep.copy()
-        if self.by_loss:
-            return knapsack.allocate_by_loss(trace, predict, self.curves, self.keep, self.rules, budget)
-        scores = self.scores if self.savings is None else _per_saving(self.scores, self.savings, budget)
-        return knapsack.allocate(trace, predict, scores, self.keep, self.rules, budget)
+
+        def select(rules: PruningRules) -> BoolArray:
+            if self.by_loss:
+                return knapsack.allocate_by_loss(trace, predict, self.curves, self.keep, rules, budget)
+            scores = self.scores if self.savings is None else _per_saving(self.scores, self.savings, budget)
+            return knapsack.allocate(trace, predict, scores, self.keep, rules, budget)
+
+        found = select(self.rules)
+        whole = predict(np.ones(trace.n_channels, dtype=bool))
+        beyond = knapsack.points_beyond(predict(found), budget, whole)
+        if beyond <= BEYOND or not self.rules.may_refine or not budget.keys() <= COUNTED:
+            return found
+        for multiple in FINER:
+            rules = self.rules.refined(multiple, self._coarse_groups(budget, whole))
+            finer = select(rules)
+            points = knapsack.points_beyond(predict(finer), budget, whole)
+            if points < beyond:
+                found, beyond = finer, points
+            if beyond <= BEYOND:
+                break
+        return found
+
+    def _coarse_groups(self, budget: Budget, whole: knapsack.Amounts) -> list[Group]:
+        """Return the groups of which one channel batch removes more than `BEYOND` of a quantity with a bound."""
+        trace, predict, coarse = self.estimator.analysis.trace, self.estimator.predict, []
+        for group in trace.groups:
+            free = group.channels[self.keep[group.channels] & ~trace.pinned[group.channels]]
+            without = self.keep.copy()
+            without[free[: self.rules.multiple(group)]] = False
+            less = predict(without)
+            if any(whole[name] - less[name] > BEYOND * whole[name] for name in budget):
+                coarse.append(group)
+        return coarse
 
     def build(self, keep: BoolArray) -> Model:
         """Return the scored model without the channels that are not in `keep`."""
@@ -208,6 +241,14 @@ def paced(options: ResolvedOptions, share: float) -> float:
 def part_of_the_way(estimator: CostEstimator, options: ResolvedOptions, share: float) -> Budget:
     """Return the budget after a share of the steps."""
     return knapsack.part_way(estimator.start, estimator.budget(), paced(options, share))
+
+
+def finer_groups(trace: Trace, keep: BoolArray, options: ResolvedOptions) -> list[str]:
+    """Return the groups that were cut to a finer channel multiple than that of the rules."""
+    rules = PruningRules.of(trace, options)
+    left = {group.name: (int(keep[group.channels].sum()), rules.multiple(group)) for group in trace.groups}
+    cut = {group.name for group in trace.groups if not keep[group.channels].all()}
+    return [name for name, (survivors, multiple) in left.items() if name in cut and survivors % multiple]
 
 
 def settings(analysis: Analysis, options: ResolvedOptions) -> dict[str, object]:

@@ -12,71 +12,18 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
+from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack
+from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
 from onnxprune.errors import DataError, first_line
-from onnxprune.types import SampleAxis
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Batch = Mapping[str, Any] | Sequence[Any] | Array
 """Arrays by input name, with or without `labels`; or the array of the only input, alone or in a pair with labels."""
 DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 DIGESTED = 64
 """Number of samples in a digest."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Name, dtype and shape of a model input, and its axis of samples; None in `shape` is a dynamic axis."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-    samples: SampleAxis = field(default=SampleAxis())
-
-    @property
-    def fixed(self) -> int | None:
-        """Samples that every run takes; None: any number."""
-        if self.samples.axis is None or not self.shape:
-            return 1
-        size = self.shape[self.samples.axis]
-        return None if size is None else size // self.samples.rows
-
-    def by_sample(self, array: Array, where: str) -> Array:
-        """Return an array with samples first; a stack of inputs where every run takes one sample.
-
-        Raises:
-            DataError: the rows do not fill the last sample.
-        """
-        axis, rows = self.samples.axis, self.samples.rows
-        if array.ndim == len(self.shape) + 1 and self.fixed == 1:
-            if axis is None or array.shape[axis + 1] != rows:
-                return array
-            moved = np.moveaxis(array, axis + 1, 1)
-            return moved if rows > 1 else moved[:, 0]
-        if array.ndim != len(self.shape):
-            return array
-        if axis is None:
-            return array[None]
-        moved = np.moveaxis(array, axis, 0)
-        if rows == 1:
-            return moved
-        if len(moved) % rows:
-            raise DataError(
-                f"input {self.name} does not hold whole samples",
-                where=where,
-                why=f"a sample takes {rows} rows of axis {axis}, there are {len(moved)}",
-                hint=f"give a multiple of {rows} rows",
-            )
-        return moved.reshape(-1, rows, *moved.shape[1:])
-
-    def by_run(self, batch: Array) -> Array:
-        """Return samples, (n x rows, …), as the model takes them."""
-        if self.samples.axis is not None:
-            return np.moveaxis(batch, 0, self.samples.axis)
-        (sample,) = batch
-        return np.asarray(sample)
 
 
 @dataclass(frozen=True)
@@ -105,6 +52,9 @@ class Data:
     @property
     def fixed(self) -> int | None:
         """Samples that every run of the model takes; None: any number."""
+        varying = (spec for spec in self.inputs if spec.samples.axis is None and spec.per_run is None)
+        if any(np.ptp(np.asarray(self.arrays[spec.name]), axis=0).any() for spec in varying):
+            return 1
         return next((spec.fixed for spec in self.inputs if spec.fixed is not None), None)
 
     def rows(self, start: int, stop: int) -> Feeds:
@@ -113,7 +63,7 @@ class Data:
 
     def as_run(self, samples: Feeds) -> Feeds:
         """Return samples, as from `samples`, as the model takes them."""
-        return {spec.name: np.ascontiguousarray(spec.by_run(samples[spec.name])) for spec in self.inputs}
+        return {spec.name: np.asarray(spec.by_run(samples[spec.name]), order="C") for spec in self.inputs}
 
     def samples(self, start: int, stop: int) -> Feeds:
         """Return samples start … stop - 1, preprocessed, in the dtypes of the model; samples, or their rows, come first.
@@ -125,7 +75,7 @@ class Data:
         for spec in self.inputs:
             source = self.arrays[spec.name]
             part = source[start:stop]
-            batch: Array = part if isinstance(part, np.ndarray) else _stack(part, self.preprocess or Preprocess())
+            batch: Array = part if isinstance(part, np.ndarray) else stack(part, self.preprocess or Preprocess())
             if spec.samples.rows > 1:
                 batch = batch.reshape(-1, *batch.shape[2:])
             if self.preprocess is not None:
@@ -138,7 +88,7 @@ class Data:
         source = self.arrays[name]
         if isinstance(source, np.ndarray):
             return cast(Array, source[sample])
-        return _read_image(source[sample], self.preprocess or Preprocess())
+        return read_image(source[sample], self.preprocess or Preprocess())
 
     def take(self, samples: Array) -> Data:
         """Return the samples with some indices."""
@@ -161,38 +111,32 @@ class Data:
         return {name: value.shape for name, value in self.rows(0, 1).items()}
 
 
-def input_specs(
-    proto: onnx.ModelProto, samples: Mapping[str, SampleAxis] | None = None, fixed: int | None = None
-) -> tuple[InputSpec, ...]:
-    """Return the inputs of a model, without its initializers.
-
-    Args:
-        proto: the model, or its header.
-        samples: axis of samples of each input; None: the first axis.
-        fixed: samples that every run takes, where the shapes do not say it.
-    """
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    specs = []
-    for value in proto.graph.input:
-        if value.name in weights:
-            continue
-        tensor = value.type.tensor_type
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        shape = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
-        place = SampleAxis() if samples is None else samples[value.name]
-        if fixed is not None and place.axis is not None:
-            shape[place.axis] = fixed * place.rows
-        specs.append(InputSpec(value.name, dtype, tuple(shape), place))
-    return tuple(specs)
-
-
 def hint_of(
     data: DataLike | None, preprocess: Preprocess | str | None
 ) -> Callable[[onnx.ModelProto], dict[str, tuple[int, ...]]] | None:
     """Return a function from a model to the shapes of data for its inputs; None where data can be read only once."""
     if data is None or not (isinstance(data, str | os.PathLike | Mapping) or hasattr(data, "__array__")):
         return None
-    return lambda header: load_data(data, input_specs(header), preprocess).shapes()
+    how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+
+    def shapes(header: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+        specs = input_specs(header)
+        try:
+            if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+                return load_data(data, specs, how).shapes()
+            arrays = _arrays(data, specs)
+        except DataError:
+            return {}  # the data are read again, and refused, when the axes of samples are known
+        found = {}
+        for spec in specs:
+            array = arrays.get(spec.name, np.zeros(()))
+            if len(spec.shape) <= array.ndim <= len(spec.shape) + 1 and array.size and array.ndim:
+                one = array[:1] if how is None else how.apply(array[:1])
+                sizes = (len(array), *one.shape[1:])
+                found[spec.name] = sizes[array.ndim - len(spec.shape) :]
+        return found
+
+    return shapes
 
 
 def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
@@ -213,15 +157,27 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
     5
     """
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    if isinstance(path, str | os.PathLike):
+        file = Path(path)
+        if file.is_dir():
+            return _from_folder(file, inputs, how)
+        arrays = _samples_first(_arrays(file, inputs), inputs, str(file))
+        return _from_arrays(arrays, inputs, how, file.name, str(file))
     if isinstance(path, Mapping) or hasattr(path, "__array__"):
-        given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
-        arrays = _samples_first({name: np.asarray(value) for name, value in given.items()}, inputs, "data")
-        return _from_arrays(arrays, inputs, how, "arrays")
+        return _from_arrays(_samples_first(_arrays(path, inputs), inputs, "data"), inputs, how, "arrays")
+    return _from_arrays(_joined(path, inputs), inputs, how, "batches")
+
+
+def _arrays(path: DataLike, inputs: Sequence[InputSpec]) -> dict[str, Array]:
+    """Return the arrays of a file, or those that are given, by name.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     if not isinstance(path, str | os.PathLike):
-        return _from_arrays(_joined(path, inputs), inputs, how, "batches")
+        given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
+        return {name: np.asarray(value) for name, value in given.items()}
     file = Path(path)
-    if file.is_dir():
-        return _from_folder(file, inputs, how)
     if not file.exists():
         raise DataError("no such data", where=str(file), hint="check the path given to --data")
     if file.suffix.lower() not in (".npz", ".npy"):
@@ -242,7 +198,7 @@ def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preproces
         raise DataError(
             "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
         ) from error
-    return _from_arrays(_samples_first(arrays, inputs, str(file)), inputs, how, file.name, where=str(file))
+    return arrays
 
 
 def _samples_first(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
@@ -349,6 +305,10 @@ def _from_arrays(
             hint="name the arrays after the inputs of the model",
         )
     arrays = {spec.name: arrays[spec.name] for spec in inputs}
+    n = max((len(array) for array in arrays.values() if array.ndim), default=0)
+    for spec in inputs:  # one value for all samples
+        if spec.samples.axis is None and len(arrays[spec.name]) == 1:
+            arrays[spec.name] = np.broadcast_to(arrays[spec.name], (n, *arrays[spec.name].shape[1:]))
     n = _check_lengths(arrays, where, 1)
     if labels is not None:
         labels = np.asarray(labels)
@@ -429,11 +389,11 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
             hint=f"give --preprocess: {', '.join(PRESETS)}, or a TOML file",
         )
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [_images_in(folder / name) for name in classes]
+    found = [images_in(folder / name) for name in classes]
     labels = [number for number, paths in enumerate(found) for _ in paths]
     files = [path for paths in found for path in paths]
     if not files:
-        classes, files = [], _images_in(folder)
+        classes, files = [], images_in(folder)
     if not files:
         raise DataError(
             "the folder holds no images",
@@ -444,53 +404,3 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
     data = Data({spec.name: files}, np.array(labels) if labels else None, how, (spec,), folder.name, tuple(classes))
     _check_shapes(data, str(folder))
     return data
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _stack(paths: Sequence[Path], how: Preprocess) -> Array:
-    images = [_read_image(path, how) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(
-                "the images have different sizes",
-                where=str(path),
-                why=f"it is {list(image.shape)}, {paths[0].name} is {list(images[0].shape)}",
-                hint="give a preprocessing with resize and crop",
-            )
-    return np.stack(images)
-
-
-def _read_image(path: Path, how: Preprocess) -> Array:
-    """Read, resize and crop an image; return uint8 in the layout of the model input."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            if opened.mode[0] in "IF":
-                raise ValueError("it has more than 8 bits per color")
-            image = opened.convert("L" if how.color == "L" else "RGB")
-    except Exception as error:  # a damaged file can make Pillow raise nearly anything
-        raise DataError(
-            "an image cannot be read", where=str(path), why=first_line(error), hint="remove or replace it"
-        ) from error
-    if how.resize:
-        width, height = (max(how.resize, round(side * how.resize / min(image.size))) for side in image.size)
-        image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
-    if how.crop:
-        if min(image.size) < how.crop:
-            raise DataError(
-                "an image is smaller than the crop",
-                where=str(path),
-                why=f"it is {image.width} x {image.height}, crop is {how.crop}",
-                hint="set resize to no less than crop in the preprocessing",
-            )
-        left, top = ((side - how.crop) // 2 for side in image.size)
-        image = image.crop((left, top, left + how.crop, top + how.crop))
-    pixels = np.asarray(image)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if how.color == "BGR":
-        pixels = pixels[..., ::-1]
-    return pixels if how.layout == "NHWC" else np.moveaxis(pixels, 2, 0)

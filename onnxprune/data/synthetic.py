@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data.augment import channel_axis
-from onnxprune.data.dataset import Data, InputSpec
+from onnxprune.data.dataset import Data
+from onnxprune.data.input_spec import InputSpec
 from onnxprune.errors import DataError
 
 Array = np.ndarray[Any, Any]

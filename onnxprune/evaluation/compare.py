@@ -116,9 +116,10 @@ def predict(
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out.
     """
     parts: list[list[Any]] = []
+    size = data.fixed or size
     for start in range(0, len(data), size):
         stop = min(start + size, len(data))
-        feeds = data.rows(start, stop) if signature.fixed is None else filled(data, start, size)
+        feeds = data.rows(start, stop) if data.fixed is None else filled(data, start, size)
         parts.append(run_batch(opened, feeds, where=where))
         if progress:
             progress(stop / len(data))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune.data.dataset import Data, DataLike, hint_of, input_specs, load_data
+from onnxprune.data.dataset import Data, DataLike, hint_of, load_data
+from onnxprune.data.input_spec import input_specs
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig

@@ -20,7 +20,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.data.dataset import InputSpec, input_specs
+from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.graph.normalize import BatchNorm, raw_values
 from onnxprune.graph.qdq import captured_names, is_dequantized
 from onnxprune.graph.shapes import InferredShapes, infer_shapes

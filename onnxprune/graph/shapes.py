@@ -13,6 +13,8 @@ from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_f
 
 DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 * 1024, 16), range(32, 32 * 1024, 32))
 """Sizes to try for axes without a size: every axis gets another one, a multiple of the usual strides."""
+MOST_ELEMENTS = 2**23
+"""Elements of an input, at most, in a shape that is tried."""
 SQUARE = (1, 256, 512, 224, 96, 128, 64, 32, 28, 48, 112, 160, 192, 100, 299, 300, 320, 384, 416, 640, 608, 768, 1024)
 """Sizes to try next: every axis gets the same; then every multiple of 32 up to the largest."""
 AUDIO = (16_000, 48_000, 8_000, 44_100, 32_000, 22_050, 24_000, 4_000, 1_600, 480, 400)
@@ -26,7 +28,8 @@ def candidate_sizes(proto: onnx.ModelProto) -> list[Sequence[int]]:
     """Return sizes to try for the axes of the inputs that have none; further axes get the last size of a list."""
     audio = AUDIO if len(proto.graph.input[0].type.tensor_type.shape.dim) < 4 else ()
     single = dict.fromkeys((*SQUARE, *audio, *range(32, max(SQUARE), 32)))
-    return [*DIFFERENT, *((size,) for size in single)]
+    free = max(sum(not dim.dim_value > 0 for dim in v.type.tensor_type.shape.dim) for v in proto.graph.input)
+    return [*DIFFERENT, *((size,) for size in single if size ** max(1, free - 1) <= MOST_ELEMENTS)]
 
 
 def input_shapes(
@@ -35,6 +38,7 @@ def input_shapes(
     samples: int,
     *,
     known: Mapping[str, tuple[int, ...]],
+    told: Mapping[tuple[str, int], int] | None = None,
     sizes: Sequence[int] = DIFFERENT[0],
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the inputs for a number of samples.
@@ -46,6 +50,7 @@ def input_shapes(
         layout: the axis of samples of each input.
         samples: size of these axes where they are dynamic.
         known: shapes of data, for the other axes.
+        told: sizes that weights tell, by input and axis; see `told_sizes`.
         sizes: sizes of the other axes, in turn, where nothing is known.
 
     Raises:
@@ -73,6 +78,8 @@ def input_shapes(
                 size = known[name][axis]
             elif dim.dim_param in names:
                 size = names[dim.dim_param]
+            elif (name, axis) in (told or {}):
+                size = (told or {})[name, axis]
             else:
                 size = next(left, sizes[-1])
                 if dim.dim_param:
@@ -80,6 +87,38 @@ def input_shapes(
             shape.append(size)
         result[name] = tuple(shape)
     return result
+
+
+def told_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[tuple[str, int], int]:
+    """Return the sizes of input axes that the weights of the layers behind the inputs tell, by input and axis.
+
+    A MatMul, Gemm or recurrent layer tells the last axis, a Conv the channels.
+    """
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in header.graph.input}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
+    for value in light.graph.input:
+        if value.name not in ranks:
+            weights[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    source = {name: name for name in ranks}
+    found: dict[tuple[str, int], int] = {}
+    for node in light.graph.node:
+        start = source.get(node.input[0]) if node.input else None
+        if start is None:
+            continue
+        if node.op_type in ("Cast", "Identity", "Relu", "Clip"):
+            source[node.output[0]] = start
+            continue
+        shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
+        flags = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "Gemm" and len(shape) == 2 and not flags.get("transA"):
+            found[start, 1] = shape[flags.get("transB", 0)]
+        elif node.op_type == "MatMul" and len(shape) > 1:
+            found[start, ranks[start] - 1] = shape[-2]
+        elif node.op_type in ("LSTM", "GRU", "RNN") and len(shape) == 3:
+            found[start, 2] = shape[2]
+        elif node.op_type == "Conv" and len(shape) > 2:
+            found[start, 1] = shape[1] * flags.get("group", 1)
+    return found
 
 
 def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> str:

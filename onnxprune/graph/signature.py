@@ -17,7 +17,15 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError, OptionError
-from onnxprune.graph.shapes import Layout, candidate_sizes, contradiction, infer_shapes, input_shapes, no_shape_runs
+from onnxprune.graph.shapes import (
+    Layout,
+    candidate_sizes,
+    contradiction,
+    infer_shapes,
+    input_shapes,
+    no_shape_runs,
+    told_sizes,
+)
 from onnxprune.runtime.session import Feeds, random_feeds, run_batch
 from onnxprune.types import SampleAxis
 
@@ -34,8 +42,8 @@ SECOND = 3
 """Lists of sizes that are tried again with several rows per sample."""
 CHANGED = 1e-5
 """Change of an output, as a share of its largest value, from which a sample counts as changed."""
-SAMPLES_NAMED = re.compile(r"batch|sample|^(n|b|bs)$|^n_", re.IGNORECASE)
-"""Names of dynamic axes that stand for samples."""
+SAMPLES_NAMED = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
+"""Names of dynamic axes that stand for samples; `samples` itself is a length of audio as well."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -134,21 +142,21 @@ def derive(
         header: the inputs and outputs of the model.
         opened: opens the model; called where the model has to be run.
         given: shapes of inputs, for axes without a size.
-        hint: shapes of data, used where no usual shape runs; None: there are none.
+        hint: shapes of data, which come before usual shapes; None: there are none.
 
     Raises:
         ShapeError: no input shape that is tried runs.
         OptionError: `given` does not fit the inputs.
     """
     check_shapes(header, given or {})
-    derivation = _Derivation(light, header, opened, given or {})
     failures: list[tuple[Shapes, ModelError]] = []
-    for layout in _layouts(header):
-        found = derivation.signature(layout, failures)
-        if found is not None:
-            return found
-    if hint is not None:
-        return derive(light, header, opened, {**hint(header), **(given or {})})
+    told = {} if hint is None else hint(header)
+    for known in [{**told, **(given or {})}, *([given or {}] if told else [])]:
+        derivation = _Derivation(light, header, opened, known)
+        for layout in _layouts(header):
+            found = derivation.signature(layout, failures)
+            if found is not None:
+                return found
     raise no_shape_runs(failures)
 
 
@@ -182,7 +190,10 @@ def _layout(values: Sequence[onnx.ValueInfoProto], lead: int, states: bool) -> L
     for value in values[1:]:
         dims = value.type.tensor_type.shape.dim
         if first.dim_value > 0:
-            axes = [axis for axis, dim in enumerate(dims) if axis == lead and dim.dim_value == first.dim_value]
+            axes = [axis for axis in (lead, *range(len(dims))) if axis < len(dims)]
+            axes = [
+                axis for axis in axes if dims[axis].dim_value == first.dim_value and (axis == lead or len(dims) > 1)
+            ]
         else:
             axes = [axis for axis, dim in enumerate(dims) if first.dim_param and dim.dim_param == first.dim_param]
             axes += [axis for axis, dim in enumerate(dims) if not dim.dim_value > 0 and (states or axis == 0)]
@@ -201,6 +212,7 @@ class _Derivation:
         given: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.light, self.header, self.given, self._opened = light, header, given, opened
+        self.told = told_sizes(light, header)
         self.names = [value.name for value in header.graph.output]
         self.first = header.graph.input[0]
 
@@ -233,7 +245,7 @@ class _Derivation:
         return None
 
     def _shapes(self, layout: Layout, n: int, sizes: Sequence[int]) -> Shapes:
-        return input_shapes(self.header, layout, n, known=self.given, sizes=sizes)
+        return input_shapes(self.header, layout, n, known=self.given, told=self.told, sizes=sizes)
 
     def _is_guessed(self, layout: Layout) -> bool:
         """Tell whether a size is one that nothing says, or the axis of samples of a further input is a guess."""
@@ -244,7 +256,7 @@ class _Derivation:
                 if dim.dim_value > 0 or (named and dim.dim_param == named):
                     continue
                 if axis != layout[value.name] and value.name not in self.given:
-                    return True
+                    return True  # a size that a weight tells is still tried by a run
                 if axis == layout[value.name] and value is not self.first:
                     return True
         return False
@@ -257,8 +269,7 @@ class _Derivation:
             return False
         if dims[lead].dim_value > 0:
             return bool(dims[lead].dim_value > 1)
-        dynamic = sum(1 for dim in dims if not dim.dim_value > 0)
-        return not SAMPLES_NAMED.search(dims[lead].dim_param or "") and dynamic > 1 and len(dims) < 4
+        return not SAMPLES_NAMED.search(dims[lead].dim_param or "") and len(dims) < 4
 
     def _inferred(self, layout: Layout, fixed: int | None, sizes: Sequence[int]) -> Signature | None:
         """Return the signature by shape inference; None where inference does not tell."""
@@ -349,29 +360,39 @@ class _Derivation:
         return lead is not None and (len(dims) > 3 or bool(SAMPLES_NAMED.search(dims[lead].dim_param or "")))
 
     def _independent(self, found: Signature) -> bool:
-        """Tell whether a change of the last sample changes nothing but the last sample of every output."""
-        n = found.per_run(SEVERAL[0])
-        shapes = found.input_shapes(n)
+        """Tell whether a change of the first or the last sample changes nothing but that sample of every output.
+
+        Both are tried, since steps in time may depend on earlier steps alone, or on later ones.
+        """
+        shapes = found.input_shapes(SEVERAL[0])
         feeds, others = (random_feeds(self.header, shapes, seed) for seed in (0, 1))
-        changed = {name: value.copy() for name, value in feeds.items()}
-        for name, place in found.inputs.items():
-            if place.axis is not None:
-                last = [slice(None)] * changed[name].ndim
-                last[place.axis] = slice(changed[name].shape[place.axis] - place.rows, None)
-                changed[name][tuple(last)] = others[name][tuple(last)]
-        before, after = (run_batch(self.session, inputs) for inputs in (feeds, changed))
+        before = run_batch(self.session, feeds)
         told = False
-        for place, a, b in zip(found.outputs.values(), before, after, strict=True):
-            if isinstance(a, list) or np.shape(a) != np.shape(b) or np.asarray(a).dtype.kind not in "fiub":
-                continue
-            gap = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
-            gap = gap[None] if place.axis is None else np.moveaxis(gap, place.axis, 0)
-            share = gap.reshape(len(gap), -1).max(axis=1, initial=0.0) / (float(np.abs(a).max(initial=0)) or 1.0)
-            end = len(share) - (0 if place.axis is None else place.rows)
-            if (share[:end] > CHANGED).any():
-                return False
-            told = told or place.axis is not None
+        for first in (True, False):
+            changed = {name: value.copy() for name, value in feeds.items()}
+            for name, place in found.inputs.items():
+                if place.axis is not None:
+                    np.moveaxis(changed[name], place.axis, 0)[_end(place, first)] = np.moveaxis(
+                        others[name], place.axis, 0
+                    )[_end(place, first)]
+            after = run_batch(self.session, changed)
+            for place, a, b in zip(found.outputs.values(), before, after, strict=True):
+                if isinstance(a, list) or np.shape(a) != np.shape(b) or np.asarray(a).dtype.kind not in "fiub":
+                    continue
+                gap = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+                gap = gap[None] if place.axis is None else np.moveaxis(gap, place.axis, 0)
+                share = gap.reshape(len(gap), -1).max(axis=1, initial=0.0) / (float(np.abs(a).max(initial=0)) or 1.0)
+                if place.axis is not None:
+                    share[_end(place, first)] = 0.0
+                    told = True
+                if (share > CHANGED).any():
+                    return False
         return told
+
+
+def _end(place: SampleAxis, first: bool) -> slice:
+    """Return the rows of the first or the last sample."""
+    return slice(None, place.rows) if first else slice(-place.rows, None)
 
 
 def _axis_of(shape: Sequence[int], n: int) -> SampleAxis:

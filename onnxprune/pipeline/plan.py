@@ -77,7 +77,7 @@ def plan(
     with contextlib.ExitStack() as scope:
         run = execute(run, (LOAD, calibration(scope), SELECT))
     generated = [DATA_FREE] if data is None and run.data is not None else []
-    result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.original.model.notes, *generated))
+    result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.notes, *generated))
     if output is not None:
         result.save(output)
     return result

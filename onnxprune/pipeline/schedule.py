@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.problem import part_of_the_way, refuse_unprunable, score, settings, with_multiple
+from onnxprune.allocation.problem import (
+    finer_groups,
+    part_of_the_way,
+    refuse_unprunable,
+    score,
+    settings,
+    with_multiple,
+)
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
@@ -46,7 +53,17 @@ def select_channels(run: Run) -> Run:
     for step in range(1, run.options.rounds + 1):
         run = once(replace(run, step=step))
     plan = Plan(run.keep, run.original.model.digest, settings(analysis, run.options), run.path, run.curves)
+    finer = finer_groups(analysis.trace, run.keep, run.options)
+    if finer:
+        told = ", ".join(finer[:NAMED_GROUPS]) + (
+            f" and {len(finer) - NAMED_GROUPS} more" if len(finer) > NAMED_GROUPS else ""
+        )
+        run = run.noted(f"finer channel multiples in {told}: the usual ones go more than 3 points beyond the target")
     return replace(run, plan=plan)
+
+
+NAMED_GROUPS = 4
+"""Number of groups that a note names."""
 
 
 def once(run: Run) -> Run:

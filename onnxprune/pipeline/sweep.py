@@ -164,8 +164,8 @@ def plan_members(run: Run, family: Family) -> Run:
             continue
         gone = removed(analysis, keep)
         found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
+        family.reached(share, gone)
         plan_file.write(family.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
-        family.set(share, removed=gone)
     return run
 
 

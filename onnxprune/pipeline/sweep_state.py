@@ -21,7 +21,7 @@ class Family:
     Args:
         folder: of all files; it is made.
         quantity: quantity of the shares.
-        shares: to remove, ascending; they name the members.
+        shares: to remove, ascending.
         settings: digest of everything else that members depend on.
 
     Raises:
@@ -55,9 +55,21 @@ class Family:
             )
         self._content["state"] = found["state"]
 
-    def name(self, share: float) -> str:
-        """Return the name of a member's files."""
+    def _key(self, share: float) -> str:
         return f"{self.quantity}-{100 * share:g}".replace(".", "_")
+
+    def name(self, share: float) -> str:
+        """Return the name of a member's files: the share that its plan reaches, or the target before there is one."""
+        members: dict[str, dict[str, Any]] = self._content["state"]
+        return str(members.get(self._key(share), {}).get("name", self._key(share)))
+
+    def reached(self, share: float, removed: tuple[float, float]) -> None:
+        """Note the shares of FLOPs and parameters that the plan of a member removes, and name the member by them."""
+        which = {"flops": 0, "params": 1}.get(self.quantity)
+        name = self._key(share) if which is None else f"{self.quantity}-{100 * removed[which]:.0f}"
+        if name in {self.name(other) for other in self.shares if other != share}:
+            name = f"{name}-asked-{100 * share:g}".replace(".", "_")
+        self.set(share, removed=removed, name=name)
 
     def path(self, share: float, ending: str) -> Path:
         """Return a file of a member."""
@@ -66,7 +78,7 @@ class Family:
     def of(self, share: float) -> dict[str, Any]:
         """Return the state of a member."""
         members: dict[str, dict[str, Any]] = self._content["state"]
-        return members.setdefault(self.name(share), {"target": share})
+        return members.setdefault(self._key(share), {"target": share})
 
     def set(self, share: float, **values: Any) -> None:
         """Update the state of a member, and write it."""

@@ -129,5 +129,6 @@ def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], 
         shape = shapes[value.name]
         floating = np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"
         top = 256 if dtype == np.uint8 and len(shape) > 1 else 2
-        feeds[value.name] = (rng.standard_normal(shape) if floating else rng.integers(0, top, shape)).astype(dtype)
+        drawn = rng.standard_normal(shape) if floating else rng.integers(0, top, shape)
+        feeds[value.name] = np.asarray(drawn).astype(dtype)  # a draw of shape () is no array
     return feeds

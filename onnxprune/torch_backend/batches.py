@@ -11,7 +11,8 @@ from torch import Tensor
 
 from onnxprune.calibration.batches import MOST_HELD, hold_out
 from onnxprune.data.augment import augment, channel_axis
-from onnxprune.data.dataset import Array, Data, Feeds, InputSpec
+from onnxprune.data.dataset import Array, Data, Feeds
+from onnxprune.data.input_spec import InputSpec
 from onnxprune.errors import DataError, ModelError
 from onnxprune.options import ResolvedTraining
 from onnxprune.torch_backend.operators.shapes import widened

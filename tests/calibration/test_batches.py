@@ -12,7 +12,8 @@ from scipy.ndimage import zoom
 
 from onnxprune.calibration.batches import BATCH, COPIES, HELD_EVERY, PARTS, Calibration
 from onnxprune.calibration.workspace import workspace_for
-from onnxprune.data.dataset import InputSpec, load_data
+from onnxprune.data.dataset import load_data
+from onnxprune.data.input_spec import InputSpec
 from onnxprune.errors import DataError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.model import inputs_of

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import batches_of
 from PIL import Image
 
-from onnxprune.data.dataset import InputSpec, input_specs, load_data
+from onnxprune.data.dataset import load_data
+from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
 from onnxprune.errors import DataError
 from onnxprune.graph import io
@@ -17,7 +19,7 @@ SPEC = (InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8)),)
 
 
 def joined(data, size: int = 3) -> np.ndarray:
-    return np.concatenate([feeds["x"] for feeds in data.batches(size)])
+    return np.concatenate([feeds["x"] for feeds in batches_of(data, size)])
 
 
 # ---------------------------------------------------------------------------------------------------------- arrays
@@ -47,7 +49,7 @@ def test_mapping_may_hold_lists_and_more_arrays_than_needed(images):
     data = load_data({"x": images.tolist(), "labels": [0] * 8, "names": np.array(["a"] * 3)}, SPEC)
     np.testing.assert_allclose(joined(data), images)
     assert data.labels.dtype == np.int64
-    assert set(next(data.batches(2))) == {"x"}
+    assert set(batches_of(data, 2)[0]) == {"x"}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
@@ -73,7 +75,7 @@ def test_input_called_labels_is_an_input():
 
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_batches_cover_every_sample_once(size, images):
-    sizes = [len(feeds["x"]) for feeds in load_data(images, SPEC).batches(size)]
+    sizes = [len(feeds["x"]) for feeds in batches_of(load_data(images, SPEC), size)]
     assert sum(sizes) == 8
     assert all(n == size for n in sizes[:-1])
     assert 0 < sizes[-1] <= size

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from graphs import batches_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.data import synthetic as module
-from onnxprune.data.dataset import InputSpec
+from onnxprune.data.input_spec import InputSpec
 from onnxprune.data.synthetic import generate, why_not_generated
 from onnxprune.errors import DataError
 
@@ -59,7 +60,7 @@ def test_seed_decides(shape, seed):
 def test_batches_come_as_the_model_takes_them():
     wanted = (spec(None, 3, None, 8), spec(None, 5, name="z", dtype=np.float64), spec(None, name="k", dtype=np.int32))
     data = generate(wanted, {"x": (1, 3, 6, 8)}, 10, 0)
-    batches = list(data.batches(4))
+    batches = batches_of(data, 4)
     assert [{name: value.shape for name, value in feeds.items()} for feeds in batches] == [
         {"x": (n, 3, 6, 8), "z": (n, 5), "k": (n,)} for n in (4, 4, 2)
     ]
@@ -130,8 +131,10 @@ def test_other_floats_are_standard_normal():
     assert abs(np.corrcoef(x[:, 0], x[:, 1])[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, bool, INT4])
-@pytest.mark.parametrize("shape", [(9,), (3, 5, 5)])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(np.uint8, (9,)), *((dtype, shape) for dtype in (np.int64, np.int8, bool, INT4) for shape in ((9,), (3, 5, 5)))],
+)
 def test_integers_and_booleans_are_0_and_1(dtype, shape):
     x = generate((spec(None, *shape, dtype=dtype),), {}, 50, 0).arrays["x"].astype(np.int64)
     assert set(np.unique(x)) == {0, 1}

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import onnxprune
-from onnxprune.data.dataset import Data, InputSpec, load_data
+from onnxprune.data.dataset import Data, load_data
+from onnxprune.data.input_spec import InputSpec
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.benchmark import BenchmarkConfig

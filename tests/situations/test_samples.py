@@ -64,7 +64,9 @@ def test_an_input_without_a_batch_takes_one_picture_at_a_time(situation: Situati
     file = path.with_name("hwc_batch.npz" if many else "hwc.npz")
     result = onnxprune.prune(path, output=tmp_path / "o.onnx", data=file, reduce={"flops": 0.3}, **QUICK)
     assert result.report.samples == (24 if many else 1)
-    assert result.report.before.flops == pytest.approx(2 * onnxprune.inspect(path, shape={"image": (64, 80, 3)}).report.macs)
+    assert result.report.before.flops == pytest.approx(
+        2 * onnxprune.inspect(path, shape={"image": (64, 80, 3)}).report.macs
+    )
     assert onnxprune.prune(path, reduce={"flops": 0.3}, data="generated", **QUICK)
 
 
