@@ -871,6 +871,7 @@ def _recurrent(op: str, gates: int) -> list[Case]:
     both = f'{op} <hidden_size=5, direction="bidirectional">'
     join = "q = Transpose <perm=[0,2,1,3]> (s) f = Reshape (q, t3)"
     sized = "d = Shape (t) n = Gather (d, i1) e = Concat <axis=0> ({}, n, i5) z = ConstantOfShape (e)"
+    stack = "s, h = CELL (t, lw, lr) q = Squeeze (s, i1) u, g1 = CELL (q, lw2, lr, lb) c = Concat <axis=0> (h, g1)"
     two = {"inputs": "float[2,3,9] x"}
 
     def net(name: str, text: str, free: int = 8 + 5, pinned: int = 4, *why: str, **rest: Any) -> Case:
@@ -888,6 +889,17 @@ def _recurrent(op: str, gates: int) -> list[Case]:
             "two layers", f"s = {both} (t, bw, br, bb) {join} u, h = {both.replace('5', '6')} (f, bw2, br2) "
             "p = Transpose <perm=[1,0,2]> (h) r = Reshape (p, t2) y = MatMul (r, o12)", 8 + 5 + 6, t3=[0, 0, 10],
             t2=[-1, 12],
+        ),
+        net(
+            "two directions, joined by a computed shape", f"s = {both} (t, bw, br) q = Transpose <perm=[0,2,1,3]> (s) "
+            "d = Shape (q) n = Slice (d, i1, i2) e = Concat <axis=0> (nine, n, ten) f = Reshape (q, e) "
+            "y = MatMul (f, o10)", nine=[9], ten=[10],
+        ),
+        net("the last of two final states", f"{stack} z = Gather (c, last) y = MatMul (z, o)", 8 + 5 + 5, last=np.int64(-1)),
+        net("the sum of two final states", f"{stack} z = ReduceSum <keepdims=0> (c, i0) y = MatMul (z, o)"),
+        net(
+            "two final states in turn", f"{stack} g = Gather (c, turn) z = ReduceSum <keepdims=0> (g, i0) y = MatMul (z, o)",
+            turn=[1, 0],
         ),
         net("lengths of sequences", f"s, h = CELL (t, lw, lr, lb, n) {last}", n=np.array([4, 9], np.int32), **two),
         net("a constant state", f"s, h = CELL (t, lw, lr, lb, , z) {last}", z=(1, 2, 5), **two),
@@ -1440,6 +1452,14 @@ def _without_rule() -> list[Case]:
         case(
             "Det", "", f"{A} q = Det (a) r = Unsqueeze (q, ax) y = Conv (r, v, vb)", 0, 12, "there is no rule for Det",
             ax=[2, 3],
+        ),
+        case(
+            "DynamicQuantizeLSTM", "of onnxruntime",
+            f"{A} t = Transpose <perm=[2,0,1]> (a) s, b = com.microsoft.DynamicQuantizeLSTM <hidden_size=5> "
+            "(t, k, l, , , , , , scale, point, scale, point) q = Squeeze (b, i) y = MatMul (q, o)", 0, 12,
+            "there is no rule for com.microsoft.DynamicQuantizeLSTM", edit=use_microsoft, outputs="float[N,4] y",
+            **LINE, k=np.ones((1, 8, 20), np.int8), l=np.ones((1, 5, 20), np.int8), scale=(1,),
+            point=np.zeros(1, np.int8), i=[0], o=(5, 4),
         ),
         case(
             "QuickGelu", "of onnxruntime", fused, 0, 12, "there is no rule for com.microsoft.QuickGelu",

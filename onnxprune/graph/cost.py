@@ -182,9 +182,9 @@ class CostModel:
         )
 
     def prunable_share(self) -> float:
-        """Return the share of MACs in layers that read or write at least one prunable channel."""
+        """Return the share of MACs of weights that read or write at least one prunable channel."""
         free = ~self.trace.pinned
-        lively = {s.layer for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
+        lively = {(s.node, s.input) for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
         _, _, macs = self._count(np.ones_like(free))
-        moving = np.array([work.layer in lively for work in self.trace.works], dtype=bool)
+        moving = np.array([(work.node, work.input) in lively for work in self.trace.works], dtype=bool)
         return float(macs[moving].sum() / macs.sum()) if macs.sum() else 0.0

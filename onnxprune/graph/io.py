@@ -24,7 +24,7 @@ from onnxprune.fileio import atomic_write, check_destination
 from onnxprune.graph import normalize
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.qdq import separate_weights
-from onnxprune.graph.zero_states import drop_zero_states
+from onnxprune.graph.recurrent_states import drop_zero_states, pick_final_states
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
@@ -230,12 +230,13 @@ def _load(file: Path) -> Model:
     if normalize.means_of_norms(graph):
         normalize.sum_norms(graph, inferred(model, {}), model.opset)
     states = drop_zero_states(graph)
+    pick_final_states(graph)
     normalize.unshare_targets(graph)
     separate_weights(graph)
     batchnorms = normalize.fold_batchnorms(graph)
     notes = (
         f"{len(batchnorms)} BatchNormalization folded into the layers before them" if batchnorms else "",
-        f"{states} initial states that are zero left out of recurrent layers" if states else "",
+        f"zero initial states of recurrent layers left out: {states}" if states else "",
     )
     return replace(model, batchnorms=batchnorms, notes=tuple(filter(None, notes)))
 
