@@ -874,6 +874,9 @@ def _recurrent(op: str, gates: int) -> list[Case]:
     stack = "s, h = CELL (t, lw, lr) q = Squeeze (s, i1) u, g1 = CELL (q, lw2, lr, lb) c = Concat <axis=0> (h, g1)"
     two = {"inputs": "float[2,3,9] x"}
 
+    def integers(*shape: int) -> npt.NDArray[Any]:
+        return np.random.default_rng(1).integers(-100, 100, shape, dtype=np.int8)
+
     def net(name: str, text: str, free: int = 8 + 5, pinned: int = 4, *why: str, **rest: Any) -> Case:
         text = f"{A} t = Transpose <perm=[2,0,1]> (a) {text.replace('CELL', f'{op} <hidden_size=5>')}"
         return case(op, name, text, free, pinned, *why, **{**LINE, **stock, **rest})
@@ -900,6 +903,11 @@ def _recurrent(op: str, gates: int) -> list[Case]:
         net(
             "two final states in turn", f"{stack} g = Gather (c, turn) z = ReduceSum <keepdims=0> (g, i0) y = MatMul (z, o)",
             turn=[1, 0],
+        ),
+        net(
+            "weights of 8 bits", "lw = DequantizeLinear <axis=1> (qw, scalew, pw) lr = DequantizeLinear (qr, scaler, pr) "
+            f"s, h = CELL (t, lw, lr, lb) {last}", qw=integers(1, 5 * gates, 8), scalew=(5 * gates,),
+            pw=np.zeros(5 * gates, np.int8), qr=integers(1, 5 * gates, 5), scaler=np.float32(0.01), pr=np.int8(3),
         ),
         net("lengths of sequences", f"s, h = CELL (t, lw, lr, lb, n) {last}", n=np.array([4, 9], np.int32), **two),
         net("a constant state", f"s, h = CELL (t, lw, lr, lb, , z) {last}", z=(1, 2, 5), **two),
