@@ -847,40 +847,7 @@ def _others() -> list[Case]:
     boxes = np.array([[0, 0, 4, 4], [1, 1, 5, 3]], np.float32)
     rois = np.array([[0, 0, 0, 4, 4], [0, 1, 1, 5, 3]], np.float32)
     grid = np.random.default_rng(1).uniform(-1, 1, (1, 4, 4, 2)).astype(np.float32)
-    cases = []
-    for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
-        weights = {"lw": (1, 5 * gates, 8), "lr": (1, 5 * gates, 5), "lb": (1, 10 * gates), "o": (5, 4), "ax": [0]}
-        start = f"{A} t = Transpose <perm=[2,0,1]> (a)"
-        text = f"{start} s, h = {op} <hidden_size=5> (t, lw, lr, lb) f = Squeeze (h, ax) y = MatMul (f, o)"
-        cases.append(case(op, "", text, 8, 4, **LINE, **weights))
-        every = f"{start} s = {op} <hidden_size=5> (t, lw, lr) q = Squeeze (s, ax1) y = MatMul (q, o)"
-        cases.append(case(op, "its sequence", every, 8, 4, ax1=[1], **LINE, **weights))
-        both = (
-            f'{start} s, h = {op} <hidden_size=5, direction="bidirectional"> (t, lw, lr) '
-            "f = ReduceSum <keepdims=0> (h, ax) y = MatMul (f, o)"
-        )
-        double = {"lw": (2, 5 * gates, 8), "lr": (2, 5 * gates, 5)}
-        cases.append(case(op, "two directions", both, 8, 4, **LINE, **weights | double))
-        state = (
-            f"{start} p = GlobalAveragePool (x) i = Transpose <perm=[2,0,1]> (p) e = Conv (p, k) "
-            "z = Transpose <perm=[2,0,1]> (e)"
-        )
-        text = f"{state} s, h = {op} <hidden_size=5> (t, lw, lr, lb, , z) f = Squeeze (h, ax) y = MatMul (f, o)"
-        cases.append(
-            case(
-                op,
-                "a state that is computed",
-                text,
-                8,
-                9,
-                f"the channel is a state of this {op}",
-                k=(5, 3, 1),
-                **LINE,
-                **weights,
-            )
-        )
     return [
-        *cases,
         one("GridSample", "", "b = GridSample (a, grid)", inputs="float[1,3,6,6] x", grid=grid),
         case(
             "GridSample", "computed positions",
@@ -889,6 +856,84 @@ def _others() -> list[Case]:
         ),
         one("RoiAlign", "", "b = RoiAlign <output_height=2, output_width=2> (a, boxes, at)", boxes=boxes, at=[0, 0]),
         one("MaxRoiPool", "", "b = MaxRoiPool <pooled_shape=[2,2]> (a, rois)", rois=rois),
+    ]  # fmt: skip
+
+
+def _recurrent(op: str, gates: int) -> list[Case]:
+    stock = {
+        "lw": (1, 5 * gates, 8), "lr": (1, 5 * gates, 5), "lb": (1, 10 * gates), "lw2": (1, 5 * gates, 5),
+        "bw": (2, 5 * gates, 8), "br": (2, 5 * gates, 5), "bb": (2, 10 * gates), "bw2": (2, 6 * gates, 10),
+        "br2": (2, 6 * gates, 6), "o": (5, 4), "o10": (10, 4), "o12": (12, 4),
+        "i0": [0], "i1": [1], "i2": [2], "i5": [5],
+    }  # fmt: skip
+    last = "f = Squeeze (h, i0) y = MatMul (f, o)"
+    both = f'{op} <hidden_size=5, direction="bidirectional">'
+    join = "q = Transpose <perm=[0,2,1,3]> (s) f = Reshape (q, t3)"
+    sized = "d = Shape (t) n = Gather (d, i1) e = Concat <axis=0> ({}, n, i5) z = ConstantOfShape (e)"
+    stack = "s, h = CELL (t, lw, lr) q = Squeeze (s, i1) u, g1 = CELL (q, lw2, lr, lb) c = Concat <axis=0> (h, g1)"
+    two = {"inputs": "float[2,3,9] x"}
+
+    def integers(*shape: int) -> npt.NDArray[Any]:
+        return np.random.default_rng(1).integers(-100, 100, shape, dtype=np.int8)
+
+    def net(name: str, text: str, free: int = 8 + 5, pinned: int = 4, *why: str, **rest: Any) -> Case:
+        text = f"{A} t = Transpose <perm=[2,0,1]> (a) {text.replace('CELL', f'{op} <hidden_size=5>')}"
+        return case(op, name, text, free, pinned, *why, **{**LINE, **stock, **rest})
+
+    return [
+        net("", f"s, h = CELL (t, lw, lr, lb) {last}"),
+        net("its sequence", "s = CELL (t, lw, lr) q = Squeeze (s, i1) y = MatMul (q, o)"),
+        net("in reverse", f's, h = {op} <hidden_size=5, direction="reverse"> (t, lw, lr, lb) {last}'),
+        net("two directions", f"s, h = {both} (t, bw, br) f = ReduceSum <keepdims=0> (h, i0) y = MatMul (f, o)"),
+        net("two directions, joined", f"s = {both} (t, bw, br, bb) {join} y = MatMul (f, o10)", t3=[0, 0, -1]),
+        net("two directions, joined by a literal", f"s = {both} (t, bw, br) {join} y = MatMul (f, o10)", t3=[9, -1, 10]),
+        net(
+            "two layers", f"s = {both} (t, bw, br, bb) {join} u, h = {both.replace('5', '6')} (f, bw2, br2) "
+            "p = Transpose <perm=[1,0,2]> (h) r = Reshape (p, t2) y = MatMul (r, o12)", 8 + 5 + 6, t3=[0, 0, 10],
+            t2=[-1, 12],
+        ),
+        net(
+            "two directions, joined by a computed shape", f"s = {both} (t, bw, br) q = Transpose <perm=[0,2,1,3]> (s) "
+            "d = Shape (q) n = Slice (d, i1, i2) e = Concat <axis=0> (nine, n, ten) f = Reshape (q, e) "
+            "y = MatMul (f, o10)", nine=[9], ten=[10],
+        ),
+        net("the last of two final states", f"{stack} z = Gather (c, last) y = MatMul (z, o)", 8 + 5 + 5, last=np.int64(-1)),
+        net("the sum of two final states", f"{stack} z = ReduceSum <keepdims=0> (c, i0) y = MatMul (z, o)"),
+        net(
+            "two final states in turn", f"{stack} g = Gather (c, turn) z = ReduceSum <keepdims=0> (g, i0) y = MatMul (z, o)",
+            turn=[1, 0],
+        ),
+        net(
+            "weights of 8 bits", "lw = DequantizeLinear <axis=1> (qw, scalew, pw) lr = DequantizeLinear (qr, scaler, pr) "
+            f"s, h = CELL (t, lw, lr, lb) {last}", qw=integers(1, 5 * gates, 8), scalew=(5 * gates,),
+            pw=np.zeros(5 * gates, np.int8), qr=integers(1, 5 * gates, 5), scaler=np.float32(0.01), pr=np.int8(3),
+        ),
+        net("lengths of sequences", f"s, h = CELL (t, lw, lr, lb, n) {last}", n=np.array([4, 9], np.int32), **two),
+        net("a constant state", f"s, h = CELL (t, lw, lr, lb, , z) {last}", z=(1, 2, 5), **two),
+        net("a zero state of fixed size", f"s, h = CELL (t, lw, lr, , , z) {last}", z=np.zeros((1, 2, 5), "f"), **two),
+        net("a zero state of the batch", f"{sized.format('i1')} s, h = CELL (t, lw, lr, lb, , z) {last}"),
+        net(
+            "zero states of two layers", f"{sized.format('i2')} z1, z2 = Split <axis=0> (z, each) "
+            f"s = CELL (t, lw, lr, lb, , z1) q = Squeeze (s, i1) u, h = CELL (q, lw2, lr, , , z2) {last}", 8 + 5 + 5,
+            each=[1, 1],
+        ),
+        net(
+            "a state of another value", f"{sized.format('i1')} zz = Add (z, half) s, h = CELL (t, lw, lr, lb, , zz) {last}",
+            8, 4 + 5, f"an initial state of this {op} is an input of the model, or pinned",
+        ),
+        net(
+            "a state that is computed", "p = GlobalAveragePool (x) e = Conv (p, k) z = Transpose <perm=[2,0,1]> (e) "
+            f"s, h = CELL (t, lw, lr, lb, , z) {last}", k=(5, 3, 1),
+        ),
+        net(
+            "a state that is an input", f"s, h = CELL (t, lw, lr, lb, , z) {last}", 8, 4 + 5,
+            f"an initial state of this {op} is an input of the model, or pinned",
+            inputs="float[N,3,9] x, float[1,N,5] z",
+        ),
+        net(
+            "a weight that is computed", f"g = ReduceMean <keepdims=0> (x) u = Add (lr, g) s, h = CELL (t, lw, u) {last}",
+            8, 4 + 5, f"a weight of this {op} is not a constant",
+        ),
     ]  # fmt: skip
 
 
@@ -1100,7 +1145,7 @@ def _shapes() -> list[Case]:
             o=(288, 4), inputs="float[2,3,6,6] x",
         ),
         case(
-            "Reshape", "to a sequence", f"{A} b = Reshape (a, s) {sequence}", 8, 4, s=[0, 48, 6], lw=(1, 20, 48),
+            "Reshape", "to a sequence", f"{A} b = Reshape (a, s) {sequence}", 8 + 5, 4, s=[0, 48, 6], lw=(1, 20, 48),
             lr=(1, 20, 5), ax=[0], o=(5, 4),
         ),
         case("Reshape", "to tokens", f"{A} {tokens}", 8, 4, s=[0, 8, 36]),
@@ -1416,6 +1461,14 @@ def _without_rule() -> list[Case]:
             ax=[2, 3],
         ),
         case(
+            "DynamicQuantizeLSTM", "of onnxruntime",
+            f"{A} t = Transpose <perm=[2,0,1]> (a) s, b = com.microsoft.DynamicQuantizeLSTM <hidden_size=5> "
+            "(t, k, l, , , , , , scale, point, scale, point) q = Squeeze (b, i) y = MatMul (q, o)", 0, 12,
+            "there is no rule for com.microsoft.DynamicQuantizeLSTM", edit=use_microsoft, outputs="float[N,4] y",
+            **LINE, k=np.ones((1, 8, 20), np.int8), l=np.ones((1, 5, 20), np.int8), scale=(1,),
+            point=np.zeros(1, np.int8), i=[0], o=(5, 4),
+        ),
+        case(
             "QuickGelu", "of onnxruntime", fused, 0, 12, "there is no rule for com.microsoft.QuickGelu",
             edit=use_microsoft, outputs="float[N,4,6,6] y",
         ),
@@ -1503,6 +1556,15 @@ def _weights() -> list[Case]:
 
 
 CASES = [*_unary(), *_elementwise(), *_pools(), *_reductions(), *_along(), *_quantized(), *_convs(), *_matrices()]
-CASES += [*_norms(), *_others(), *_joins(), *_cuts(), *_shapes()]
+CASES += [
+    *_norms(),
+    *_recurrent("LSTM", 4),
+    *_recurrent("GRU", 3),
+    *_recurrent("RNN", 1),
+    *_others(),
+    *_joins(),
+    *_cuts(),
+]
+CASES += _shapes()
 SIZE_CASES = _sizes()
 OTHER_CASES = [*_without_rule(), *_weights()]

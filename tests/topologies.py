@@ -212,7 +212,7 @@ NETS = [
         f"""{A} b = Relu (a) d = MaxPool <kernel_shape=[4,1], strides=[4,1]> (b) t = Transpose <perm=[3,0,1,2]> (d)
         q = Reshape (t, s)
         h, l = LSTM <hidden_size=5> (q, k1, k2) f = Squeeze (l, ax) y = MatMul (f, k3)""",
-        8, 4, s=[0, 0, -1], k1=(1, 20, 16), k2=(1, 20, 5), ax=[0], k3=(5, 4),
+        8 + 5, 4, s=[0, 0, -1], k1=(1, 20, 16), k2=(1, 20, 5), ax=[0], k3=(5, 4),
     ),
     net(
         "a learned factor", f"{A} d = Conv (a, k) e = Mul (d, alpha) b = Add (a, e) {Y}", 8, 4, k=K8,

@@ -9,6 +9,9 @@ import numpy as np
 
 from onnxprune.types import BoolArray, FloatArray, IntArray, Trace
 
+UNITS = "hidden_size"
+"""The attribute that counts the units of a recurrent layer."""
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -57,7 +60,7 @@ class CostModel:
     The weight of a layer shrinks along every axis that holds channels. The MACs of a layer are the elements left of the
     weight times the positions it is applied to (output pixels of a Conv, rows of a Gemm); FLOPs are 2 x MACs. Both are
     per sample; one run of a model with a fixed batch is one sample. Only layers with a weight count (Conv, Gemm,
-    MatMul), not additions, activations and pools. Parameters are the elements of all float constants and of all
+    MatMul, LSTM with both weights), not additions, activations and pools. Parameters are the elements of all float constants and of all
     dequantized integers, biases and normalization included, each stored tensor once.
     """
 
@@ -74,6 +77,8 @@ class CostModel:
             names[fact.node, fact.input] = fact.tensor
             if fact.role in ("writes", "follows"):
                 self._written.setdefault(fact.layer, number)
+        # the filters of a recurrent layer are the gates of its units
+        self._written |= {fact.node: extent(fact.channels) for fact in trace.counts if fact.field == UNITS}
         # one row per way a stored tensor is sliced: two uses with the same slices share it, as they share the tensor
         stored: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
         row_of_use = {
@@ -99,6 +104,7 @@ class CostModel:
         self._fixed_params = sum(count for name, count in params.items() if name not in touched)
         # layers: elements of the weight, positions, and the channels where the weight is applied once per channel
         works = trace.works
+        self._layers = np.array([w.layer for w in works], dtype=np.int64)
         self._work_row = np.array([row_of_use.get((w.node, w.input), -1) for w in works], dtype=np.int64)
         self._positions = np.array([w.positions for w in works], dtype=np.float64)
         self._work_base = np.array([trace.weight_sizes[w.node, w.input] for w in works], dtype=np.float64)
@@ -161,21 +167,24 @@ class CostModel:
         _, params, macs = self._count(keep)
         survivors = self._extents.survivors(keep)
         labels, ops = self.trace.labels, self.trace.ops
+        sums = np.zeros((2, len(labels)))  # a recurrent layer has two weights
+        for total, amounts in zip(sums, (macs, params), strict=True):
+            np.add.at(total, self._layers, amounts)
         return tuple(
             LayerCost(
-                labels[work.layer],
-                ops[work.layer],
-                round(float(m)),
-                round(float(p)),
-                int(survivors[self._written[work.layer]]) if work.layer in self._written else 0,
+                labels[layer],
+                ops[layer],
+                round(float(sums[0, layer])),
+                round(float(sums[1, layer])),
+                int(survivors[self._written[layer]]) if layer in self._written else 0,
             )
-            for work, m, p in zip(self.trace.works, macs, params, strict=True)
+            for layer in dict.fromkeys(self._layers.tolist())
         )
 
     def prunable_share(self) -> float:
-        """Return the share of MACs in layers that read or write at least one prunable channel."""
+        """Return the share of MACs of weights that read or write at least one prunable channel."""
         free = ~self.trace.pinned
-        lively = {s.layer for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
+        lively = {(s.node, s.input) for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
         _, _, macs = self._count(np.ones_like(free))
-        moving = np.array([work.layer in lively for work in self.trace.works], dtype=bool)
+        moving = np.array([(work.node, work.input) in lively for work in self.trace.works], dtype=bool)
         return float(macs[moving].sum() / macs.sum()) if macs.sum() else 0.0

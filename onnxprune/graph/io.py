@@ -24,6 +24,7 @@ from onnxprune.fileio import atomic_write, check_destination
 from onnxprune.graph import normalize
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.qdq import separate_weights
+from onnxprune.graph.recurrent_states import drop_zero_states, pick_final_states
 from onnxprune.graph.signature import Hint, derive
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
@@ -240,11 +241,16 @@ def _load(file: Path) -> Model:
         normalize.explicit_arguments(graph, inferred(model, {}).partial, model.opset)
     if normalize.means_of_norms(graph):
         normalize.sum_norms(graph, inferred(model, {}), model.opset)
+    states = drop_zero_states(graph)
+    pick_final_states(graph)
     normalize.unshare_targets(graph)
     separate_weights(graph)
     batchnorms = normalize.fold_batchnorms(graph)
-    notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
-    return replace(model, batchnorms=batchnorms, notes=notes)
+    notes = (
+        f"{len(batchnorms)} BatchNormalization folded into the layers before them" if batchnorms else "",
+        f"zero initial states of recurrent layers left out: {states}" if states else "",
+    )
+    return replace(model, batchnorms=batchnorms, notes=tuple(filter(None, notes)))
 
 
 def _imported(file: Path) -> Model:

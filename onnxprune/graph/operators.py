@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.graph import qdq, saturation, shape_rules
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.rule_context import Rule
-from onnxprune.graph.rules import elementwise, layers, linear_views, movement
+from onnxprune.graph.rules import elementwise, layers, linear_views, movement, recurrent
 from onnxprune.graph.saturation import UNBOUNDED, Flat
 
 ChainRole = Literal["elementwise", "sum", "product", "mean", "reshape"]
@@ -166,7 +166,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "MatMul": OperatorSpec(
         layers.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul, torch="matmul"
     ),
-    **rows(OperatorSpec(layers.recurrent), "GRU", "LSTM", "RNN"),
+    **rows(OperatorSpec(recurrent.recurrent), "GRU", "LSTM", "RNN"),
     **rows(OperatorSpec(layers.roi_align), "GridSample", "MaxRoiPool", "RoiAlign"),
     # normalizations
     "BatchNormalization": OperatorSpec(
@@ -201,12 +201,13 @@ OPERATORS: dict[str, OperatorSpec] = {
     "DequantizeLinear": OperatorSpec(elementwise.quantize, foldable=False),
     "DynamicQuantizeLinear": OperatorSpec(foldable=False),
     **rows(OperatorSpec(quantized_layer=True), "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
-    **rows(OperatorSpec(quantized_layer=True), "QGemm", "QAttention", "DynamicQuantizeMatMul"),
+    **rows(OperatorSpec(quantized_layer=True), "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"),
+    **rows(OperatorSpec(quantized_layer=True), "QAttention", "QGemm"),
     # random numbers
     **rows(OperatorSpec(foldable=False), "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
     **rows(OperatorSpec(foldable=False), "RandomUniform", "RandomUniformLike"),
 }
-"""Rows by operator. `QGemm`, `QAttention` and `DynamicQuantizeMatMul` belong to the domain of onnxruntime."""
+"""Rows by operator. `QGemm`, `QAttention`, `DynamicQuantizeLSTM` and `DynamicQuantizeMatMul` belong to the domain of onnxruntime."""
 UNKNOWN = OperatorSpec()
 RULES: dict[str, Rule] = {op: spec.rule for op, spec in OPERATORS.items() if spec.rule is not None}
 SHAPE_RULES = {op: spec.shape_rule for op, spec in OPERATORS.items() if spec.shape_rule is not None}

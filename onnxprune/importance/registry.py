@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis
 from onnxprune.importance import obs as second_order
+from onnxprune.importance import recurrent
 from onnxprune.importance import weights as importance
 from onnxprune.importance.methods import METHODS
 from onnxprune.options import ResolvedOptions
@@ -28,6 +29,8 @@ def calibrated_scores(
     """Return the importance of every channel, (n_channels,), and the removals of each group where the scope needs them."""
     model, trace, method = analysis.model, analysis.trace, METHODS[options.importance]
     fallback = importance.score(model, trace, "l2" if method.data else options.importance, keep, options.seed)
+    if method.data:
+        fallback = recurrent.scores(model, trace, workspace.plain, keep, fallback)
     given: FloatArray | None = None if method.data else fallback
     if method.data and method.function:
         if method.torch:

@@ -250,22 +250,6 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
     return [on_axis(ids, 1, rank)]
 
 
-def recurrent(ctx: RuleContext) -> list[Ids]:
-    """Reads the channels of the input; the state is pinned.
-
-    The input weight is (directions, gates x hidden, inputs).
-    """
-    ids = lane(ctx, 0, 2)
-    if ctx.const(1) is None:
-        ctx.pin(ids, f"the weight of this {ctx.op} is not a constant")
-    else:
-        ctx.slice(1, 2, ids, "reads")
-        ctx.work(1, math.prod(ctx.shape(0)[:2]))
-    if ctx.const(2) is not None:
-        ctx.work(2, math.prod(ctx.shape(0)[:2]))
-    return ctx.refuse(f"the channel is a state of this {ctx.op}", range(3, ctx.n_inputs))
-
-
 def roi_align(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself, at positions from another input."""
     ctx.refuse(f"{ctx.op} reads positions from the channel", range(1, ctx.n_inputs))
