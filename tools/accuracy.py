@@ -533,7 +533,7 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
         layer.momentum = None  # the mean over all batches
         layer.train()
     with torch.no_grad():
-        for feeds in data.batches(50) if norms else ():
+        for feeds in (data.rows(at, min(at + 50, len(data))) for at in range(0, len(data), 50)) if norms else ():
             module(torch.from_numpy(next(iter(feeds.values()))))
     clock("evaluate", None)
     wall = time.perf_counter() - begin

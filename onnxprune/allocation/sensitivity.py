@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_of
 from onnxprune.importance.obs import Removal
@@ -91,7 +92,9 @@ class Probe:
         macs = analysis.cost.totals(np.ones(analysis.trace.n_channels, dtype=bool))[0] * measurements
         samples = int(np.clip(WORK / max(1.0, macs / 2), LEAST_SAMPLES, MOST_SAMPLES))
         self._batches = held_batches(workspace.calibration.plain, samples)
-        self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store)
+        self._names = measured_tensors(analysis.model.graph)
+        self._is_output = self._names == tuple(tensor.name for tensor in analysis.model.graph.outputs)
+        self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store, self._names)
         self._reference = self._runner.finish(analysis.model)
 
     def advance(self, n: int) -> None:
@@ -108,8 +111,8 @@ class Probe:
 
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the variant has the nodes of the model in the same order."""
-        outputs = self._runner.finish(variant) if aligned else outputs_of(variant, self._batches)
-        return output_divergence(self._reference, outputs)
+        outputs = self._runner.finish(variant) if aligned else outputs_of(variant, self._batches, self._names)
+        return output_divergence(self._reference, outputs, scores=self._is_output)
 
     def close(self) -> None:
         """Forget the activations."""

@@ -69,10 +69,13 @@ class LayerwiseRunner:
     of a node may change until it runs, or after `rewind`.
 
     Attributes:
+        results: names of the tensors that `finish` returns: the outputs, unless others are given.
         lasting: names of tensors that are kept from their computation on.
     """
 
-    def __init__(self, model: Model, batches: Iterable[Feeds], store: ActivationStore) -> None:
+    def __init__(
+        self, model: Model, batches: Iterable[Feeds], store: ActivationStore, results: Sequence[str] | None = None
+    ) -> None:
         self.model, self.store = model, store
         self.nodes = model.graph.nodes
         self.done: set[int] = set()
@@ -82,7 +85,7 @@ class LayerwiseRunner:
         for n, names in enumerate(self.inputs):
             for name in names:
                 self.users.setdefault(name, []).append(n)
-        self.results = {t.name for t in model.graph.outputs}
+        self.results = tuple(t.name for t in model.graph.outputs) if results is None else tuple(results)
         self.kept: dict[str, list[Kept]] = {}
         self.lasting: set[str] = set()
         self.n_batches = 0
@@ -171,9 +174,9 @@ class LayerwiseRunner:
                     self.store.drop(value)
 
     def finish(self, model: Model) -> list[Array]:
-        """Run the remaining nodes with the weights of `model`, of the same graph; return the concatenated outputs."""
+        """Run the remaining nodes with the weights of `model`, of the same graph; return the concatenated results."""
         order = [n for n in range(len(self.nodes)) if n not in self.done]
-        names = [t.name for t in model.graph.outputs]
+        names = list(self.results)
         taken = sorted(self.kept.keys() & {*names, *(name for n in order for name in self.inputs[n])})
         opened = self._open(model, order, taken, names)
         parts = [

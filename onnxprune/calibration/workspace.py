@@ -21,6 +21,7 @@ from onnxprune.graph.model import inputs_of
 from onnxprune.graph.readers import readers_of
 from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback
+from onnxprune.runtime.session import Feeds
 
 GENERATED = "generated"
 """Value of `--data` for generated inputs."""
@@ -44,6 +45,11 @@ class Workspace:
     store: ActivationStore
     memory: float
     notes: tuple[str, ...] = ()
+
+    @property
+    def some(self) -> Feeds:
+        """The first batch, without augmentation."""
+        return next(iter(self.calibration.plain))
 
     @property
     def plain(self) -> Workspace:

@@ -79,9 +79,23 @@ class Data:
             if spec.samples.rows > 1:
                 batch = batch.reshape(-1, *batch.shape[2:])
             if self.preprocess is not None:
-                batch = self.preprocess.apply(batch)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    batch = self.preprocess.apply(batch).astype(spec.dtype, copy=False)
+                self._check_finite(batch, spec, start)
             feeds[spec.name] = batch.astype(spec.dtype, copy=False)
         return feeds
+
+    def _check_finite(self, batch: Array, spec: InputSpec, start: int) -> None:
+        """Refuse preprocessed samples, of which the first has the number `start`, that hold NaN or infinity."""
+        finite = np.isfinite(batch) if batch.dtype.kind == "f" else np.ones(batch.shape, dtype=bool)
+        if not finite.all():
+            bad = start + int(np.argmin(finite.reshape(len(batch), -1).all(axis=1)))
+            raise DataError(
+                f"input {spec.name} holds NaN or infinity after preprocessing",
+                where=self.name,
+                why=f"first in sample {bad}, as {spec.dtype}, after {self.preprocess}",
+                hint="check scale, mean and std of --preprocess",
+            )
 
     def stored(self, name: str, sample: int) -> Array:
         """Return a sample of an input as stored; an image file as uint8, resized and cropped."""

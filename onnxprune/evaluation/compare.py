@@ -12,11 +12,11 @@ import onnx
 from onnxprune.data.dataset import Data
 from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
 from onnxprune.graph.signature import Signature
-from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
+from onnxprune.metrics.outputs import Outputs, all_finite, classification_accuracy, compare_outputs
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.runtime.timing import Latency
-from onnxprune.types import IntArray
+from onnxprune.types import Check, IntArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -35,7 +35,7 @@ class Comparison:
         fidelity: fidelity metrics of the candidate, by name.
         latency: of both models; None where it is not measured.
         data, samples: name and number of the samples.
-        finite: whether the outputs of the candidate are finite.
+        finite: whether the outputs of both models are finite.
         outputs: of each model, joined over the samples.
         labels: (samples,); None where there are none.
         feeds: inputs of the timed runs.
@@ -85,10 +85,18 @@ def compare(
     if config.latency:
         on_stage("time", 0.0)
         latency = time_sessions((original, candidate), (feeds, feeds), config, on_stage)
-    finite = all(np.isfinite(output).all() for output in b if output.dtype.kind == "f")
+    finite = all_finite(a) and all_finite(b)
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
         fidelity = compare_outputs(a, b)
     return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), labels, feeds)
+
+
+def finite_check(compared: Comparison) -> Check:
+    """Check that the outputs of both models are finite."""
+    named = zip(("original", "candidate"), compared.outputs, strict=True)
+    wrong = [name for name, outputs in named if not all_finite(outputs)]
+    detail = f"NaN or infinity from the {' and the '.join(wrong)} on {compared.data}" if wrong else ""
+    return Check("finite outputs", compared.finite, None, compared.finite, detail)
 
 
 def timed_feeds(proto: onnx.ModelProto, data: Data | None, batch: int, signature: Signature, seed: int = 0) -> Feeds:

@@ -15,14 +15,14 @@ from onnxprune.data.input_spec import input_specs
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import compare
+from onnxprune.evaluation.compare import compare, finite_check
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.evaluation.verdict import Measurements, hold
 from onnxprune.graph import io
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
-from onnxprune.metrics.outputs import relative_difference
+from onnxprune.metrics.outputs import all_finite, relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
 from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
@@ -123,7 +123,7 @@ def check(
             progress=share_of(on_stage, "time"),
         )
     on_stage("verify", None)
-    checks.append(Check("finite outputs", compared.finite, None, compared.finite))
+    checks.append(finite_check(compared))
     checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
     on_stage("memory", None)
     paths, protos = (baseline, candidate), (theirs, ours)
@@ -186,7 +186,7 @@ def _robustness(
             except OnnxPruneError as error:
                 broken.append(f"{where}: {error.why[:120]}")
                 continue
-            if any(_all_finite(a) and not _all_finite(b) for a, b in zip(expected, outputs, strict=True)):
+            if any(all_finite([a]) and not all_finite([b]) for a, b in zip(expected, outputs, strict=True)):
                 broken.append(f"{where}: not finite, where the baseline is")
     detail = "; ".join(broken[:3]) or f"zeros, extremes, noise; batches {', '.join(map(str, batches))}"
     yield Check("runs on odd inputs", not broken, None, not broken, detail)
@@ -194,11 +194,6 @@ def _robustness(
     first, *others = (run_batch(ran, feeds) for _ in range(REPEATS))
     worst = max((relative_difference(a, b) for other in others for a, b in zip(first, other, strict=True)), default=0.0)
     yield Check("deterministic", worst, SAME, worst <= SAME, f"{REPEATS} runs, share of the output's range")
-
-
-def _all_finite(output: Any) -> bool:
-    values = np.asarray(output)
-    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 def _odd_inputs(

@@ -88,9 +88,16 @@ class Model:
         proto = _export(self, frozenset(), frozenset(apart))
         return proto, {name: tensor.values for name, tensor in apart.items()}
 
-    def session(self, config: SessionConfig = DEFAULT, *, where: str = "") -> ort.InferenceSession:
-        """Open an onnxruntime session that shares the weights with this model, which may exceed 2 GB."""
+    def session(
+        self, config: SessionConfig = DEFAULT, *, where: str = "", outputs: Sequence[str] = ()
+    ) -> ort.InferenceSession:
+        """Open an onnxruntime session that shares the weights with this model, which may exceed 2 GB.
+
+        The tensors `outputs` are outputs as well.
+        """
         proto, weights = self.stub()
+        present = {value.name for value in proto.graph.output}
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in present)
         return open_session(proto, config, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:

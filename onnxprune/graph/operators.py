@@ -93,7 +93,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Clip": activation(saturation=saturation.clip),
     "Cos": unary("cos"),
     "Cosh": unary("cosh"),
-    "Dropout": unary(),
+    "Dropout": unary(foldable=False),
     "Elu": activation(),
     "Erf": unary("erf"),
     "Exp": unary("exp"),

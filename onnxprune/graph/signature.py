@@ -102,16 +102,18 @@ class Signature:
                 return int(value.shape[found.axis] // found.rows)
         return 1
 
-    def join(self, parts: Sequence[Sequence[Any]]) -> list[np.ndarray[Any, Any]]:
-        """Join the outputs of several runs; samples come first.
+    def join(self, parts: Sequence[Sequence[Any]], names: Sequence[str] | None = None) -> list[np.ndarray[Any, Any]]:
+        """Join the outputs of several runs, or other tensors by their names; samples come first.
 
         An output without an axis of samples has one entry per run. Entries of different shapes form an array of objects.
+        Tensors that are no outputs are joined on their first axis.
         """
-        return [_joined([part[i] for part in parts], found) for i, found in enumerate(self.outputs.values())]
+        axes = [self.outputs.get(name, SampleAxis()) for name in (self.outputs if names is None else names)]
+        return [_joined([part[i] for part in parts], found) for i, found in enumerate(axes)]
 
 
 def _joined(values: Sequence[Any], found: SampleAxis) -> np.ndarray[Any, Any]:
-    if found.axis is not None:
+    if found.axis is not None and all(np.ndim(value) > found.axis for value in values):
         moved = [np.moveaxis(np.asarray(value), found.axis, 0) for value in values]
         if len({value.shape[1:] for value in moved}) == 1:
             whole = np.concatenate(moved)

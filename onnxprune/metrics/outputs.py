@@ -143,19 +143,21 @@ def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
     return OutputPair(candidate, original).amounts("fidelity")
 
 
-def output_divergence(original: Outputs, candidate: Outputs) -> float:
+def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True) -> float:
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
     For a classifier the divergence is `OutputPair.kl`, for other models the squared error of the floating-point outputs as a share of
-    their variance between samples, mean over outputs. It is infinite where an output is not finite.
+    their variance between samples, mean over outputs. It is infinite where an output is not finite, and where no output is comparable: where none is
+    floating-point and has one shape in both models. `scores` tells whether an output may be the class scores of a classifier.
     """
-    if any(not np.isfinite(b).all() for b in candidate if b.dtype.kind == "f"):
+    if not all_finite(candidate):
         return float("inf")
     pair = OutputPair(candidate, original)
-    kl = pair.kl()
+    kl = pair.kl() if scores else None
     if kl is not None:
         return max(kl, 0.0)
-    return pair.mean(_unexplained) or 0.0
+    error = pair.mean(_unexplained)
+    return float("inf") if error is None else error
 
 
 def _unexplained(x: FloatArray, y: FloatArray) -> float:
@@ -169,6 +171,12 @@ def _unexplained(x: FloatArray, y: FloatArray) -> float:
 
 def _are_probabilities(scores: np.ndarray[Any, Any]) -> bool:
     return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
+
+
+def all_finite(outputs: Outputs) -> bool:
+    """Tell whether no floating-point output holds NaN or infinity."""
+    arrays = (value for output in outputs for value in (output if output.dtype.kind == "O" else [output]))
+    return all(bool(np.isfinite(value).all()) for value in arrays if np.asarray(value).dtype.kind == "f")
 
 
 def log_probabilities(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -209,10 +217,9 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
     return gap / scale if scale else gap
 
 
-def largest_difference(expected: Outputs, found: Outputs, original: Outputs | None = None) -> float:
+def largest_difference(expected: Outputs, found: Outputs) -> float:
     """Return the largest `relative_difference` over the outputs."""
-    rows = zip(expected, found, expected if original is None else original, strict=True)
-    return max((relative_difference(*row) for row in rows), default=0.0)
+    return max((relative_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
 
 
 def scaled(inputs: Mapping[str, np.ndarray[Any, Any]], scale: float) -> dict[str, np.ndarray[Any, Any]]:

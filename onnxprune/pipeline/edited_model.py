@@ -115,7 +115,8 @@ def apply(
     on_stage("prove", None)
     before, model = base.analysis.model, after.analysis.model
     with unless_it_does_not_run(before, known):
-        proof = prove(before, model, masked, known, options.seed, loaded=bool(base.chosen))
+        samples = None if workspace is None else workspace.some
+        proof = prove(before, model, masked, known, options.seed, loaded=bool(base.chosen), samples=samples)
     proof = worst(base.proof, proof)
     changed = base.changed | after.changed
     if workspace is None or options.repair not in ("lstsq", "bias"):

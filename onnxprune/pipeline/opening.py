@@ -21,6 +21,7 @@ from onnxprune.options import ResolvedTraining, Training
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
+from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
 
 WARN_BELOW = 0.5
@@ -36,6 +37,7 @@ def load(run: Run) -> Run:
         sources.model, run.asked, sources.data, sources.preprocess, run.on_stage, structure
     )
     run.destinations.check(*sources.paths, *original.model.files)  # external data as well
+    check_repeatable(original.model, original.trace.input_shapes)
     evaluation = data
     if sources.evaluation is not None:
         evaluation = load_data(sources.evaluation, inputs_of(original.model), sources.preprocess)
@@ -87,6 +89,8 @@ def load_pair(run: Run) -> Run:
     if not len(data):
         raise DataError("there are no samples to train on", where=data.name, hint="give some")
     original, shapes = analyse(teacher, known=data.shapes()), data.shapes()
+    for model in (student, teacher):
+        check_repeatable(model, shapes)
     assert run.training is not None
     run = replace(
         run,

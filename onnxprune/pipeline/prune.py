@@ -17,6 +17,7 @@ from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.reporting import (
+    CHECK_FINITE,
     CHECK_PRUNED,
     FINISH_PLAN,
     HOLD_TARGETS,
@@ -118,7 +119,7 @@ def prune(
     with contextlib.ExitStack() as scope:
         run = execute(run, (LOAD, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
     held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
-    run = execute(run, (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, *held, NOTE_SAMPLES, REPORT, WRITE))
+    run = execute(run, (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, NOTE_SAMPLES, REPORT, WRITE))
     return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune import plan_file
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
-from onnxprune.evaluation.compare import compare
+from onnxprune.evaluation.compare import compare, finite_check
 from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.graph import io
 from onnxprune.graph import model as models
@@ -73,8 +73,7 @@ def measure(run: Run) -> Run:
 
 def check_finite(run: Run) -> Run:
     """Check that the outputs are finite."""
-    finite = run.comparison.finite
-    return replace(run, checks=(*run.checks, Check("finite outputs", finite, None, finite)))
+    return replace(run, checks=(*run.checks, finite_check(run.comparison)))
 
 
 def hold_targets(run: Run) -> Run:

@@ -34,7 +34,8 @@ def proven(run: Run) -> Run:
     start = run.start.model.analysis
     masked = mask(start.model, start.trace, run.left)
     changed = run.proof is not None  # by edits or training, so that the file holds other weights
-    found = prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=changed)
+    samples = None if run.workspace is None else run.workspace.some
+    found = prove(start.model, run.model, masked, run.shapes, run.options.seed, loaded=changed, samples=samples)
     return replace(run, proof=worst(run.proof, found))
 
 

@@ -69,7 +69,7 @@ def chain_of(
         behind = _behind(stream, trial)
         inside = [m for m in behind if m in before]
         made = {t.name for m in inside for t in stream.nodes[m].outputs}
-        seen = {name for m in behind if m not in before for name in stream.inputs[m]} | stream.results
+        seen = {*stream.results, *(name for m in behind if m not in before for name in stream.inputs[m])}
         if not seen.isdisjoint(made - {target}):
             break  # another branch reads a tensor that would change
         if not all(_is_known(stream, m, layers, shapes) for m in inside) or not all(_is_free(layers[m]) for m in trial):

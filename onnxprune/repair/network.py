@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.workspace import Workspace
+from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import ResolvedOptions
@@ -52,6 +53,8 @@ def refit_if_better(
     model, layers = refit(task, workspace, options, on_stage)
     before, after = divergences(task.reference, (task.pruned, model), workspace.calibration)
     notes = list(workspace.notes)
+    if before == math.inf == after:
+        notes.append("the repair was not judged: no output of the result is comparable with one of the original")
     if after > before:
         rise = f"({after:.3g} after {before:.3g})"
         text = f"repair was undone: on held-out samples it moves the output further from the original {rise}"
@@ -65,8 +68,15 @@ def refit_if_better(
 def divergences(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
     """Return the divergence of each candidate's output from the model's, on held-out samples."""
     batches = held_batches(calibration, MOST_SAMPLES)
-    reference = outputs_of(model, batches)
-    return [output_divergence(reference, outputs_of(candidate, batches)) for candidate in candidates]
+    names = [name for name in measured_tensors(model.graph) if all(_has(one, name) for one in candidates)]
+    scores = names == [tensor.name for tensor in model.graph.outputs]
+    reference = outputs_of(model, batches, names)
+    return [output_divergence(reference, outputs_of(one, batches, names), scores=scores) for one in candidates]
+
+
+def _has(model: Model, name: str) -> bool:
+    """Tell whether a model computes a tensor of a name; edits remove some."""
+    return any(tensor.name == name for node in model.graph.nodes for tensor in node.outputs)
 
 
 def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
@@ -77,7 +87,7 @@ def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
     return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
 
 
-def outputs_of(model: Model, batches: list[Feeds]) -> Outputs:
-    """Return each output of a model, joined over the batches."""
-    opened = model.session()
-    return model.signature.join([run_batch(opened, feeds) for feeds in batches])
+def outputs_of(model: Model, batches: list[Feeds], names: Sequence[str]) -> Outputs:
+    """Return outputs and other tensors of a model, joined over the batches."""
+    opened = model.session(outputs=names)
+    return model.signature.join([run_batch(opened, feeds, names=list(names)) for feeds in batches], names)

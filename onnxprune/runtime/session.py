@@ -49,6 +49,7 @@ def open_session(
     *,
     where: str = "the model",
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    folder: str = "",
     profile: str | None = None,
 ) -> ort.InferenceSession:
     """Open an onnxruntime session.
@@ -58,6 +59,7 @@ def open_session(
         config: how the model is executed.
         where: name of the model in errors.
         weights: values of initializers that the proto stores externally; the session shares their memory.
+        folder: of the external data of a proto.
         profile: prefix of the file that onnxruntime's profiler writes; None: the profiler is off.
 
     Raises:
@@ -68,6 +70,8 @@ def open_session(
     options.intra_op_num_threads = config.threads
     if not config.spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile

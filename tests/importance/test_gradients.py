@@ -24,7 +24,7 @@ from onnxprune.graph.model import Model, inputs_of
 from onnxprune.importance.weights import ScoringInputs
 from onnxprune.metrics.outputs import output_divergence
 from onnxprune.options import WITH_GRADIENTS
-from onnxprune.runtime.session import concatenate_outputs, run_batch
+from onnxprune.runtime.session import run_batch
 from onnxprune.types import Trace
 
 pytest.importorskip("torch")
@@ -65,7 +65,7 @@ class Study:
                 values[index] *= np.float32(factor)
                 tensor.values = values
         opened = model.session()
-        return concatenate_outputs([run_batch(opened, feeds) for feeds in self.calibration])
+        return self.model.signature.join([run_batch(opened, feeds) for feeds in self.calibration])
 
 
 def studied(

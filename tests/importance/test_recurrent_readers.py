@@ -15,9 +15,9 @@ from onnxprune import Options, prune
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.data.dataset import inputs_of, load_data
+from onnxprune.data.dataset import load_data
 from onnxprune.errors import ModelError
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, inputs_of
 from onnxprune.graph.trace import trace
 from onnxprune.importance import recurrent
 from onnxprune.runtime.session import open_session, run_batch
@@ -45,7 +45,7 @@ def network(op: str = "LSTM") -> onnx.ModelProto:
 
 def workspace(model: Model) -> Workspace:
     feeds = inputs(model, SAMPLES, 3)
-    return Workspace(Calibration.of(load_data(feeds, inputs_of(model.header)), SAMPLES), ActivationStore(1e9), 1e9)
+    return Workspace(Calibration.of(load_data(feeds, inputs_of(model)), SAMPLES), ActivationStore(1e9), 1e9)
 
 
 @pytest.mark.parametrize("op", GATES)
