@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, aligned, nothing, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, follow, pin_axes, tie_broadcast
+from onnxprune.graph.ids import Ids, aligned, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, JOINS, RuleContext, follow, lane, match_axes, pin_axes, tie_broadcast
 from onnxprune.types import Statistic
 
 
@@ -32,9 +32,48 @@ def elementwise(ctx: RuleContext) -> list[Ids]:
 def pool(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself; channels on an axis that is pooled over are pinned."""
     ids = ctx.activation()
-    if ctx.n_outputs > 1:
+    if ctx.n_outputs > 1 and (ctx.is_result(1) or any(node.op != "MaxUnpool" for node in ctx.readers(1))):
         return ctx.refuse("the indices that this MaxPool returns count channels")
     return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the channel axis")] * ctx.n_outputs
+
+
+def unpool(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself, tied to the MaxPool that returned the indices; the number of channels is rewritten."""
+    pool = ctx.source(1)
+    if pool is None or pool.op != "MaxPool" or ctx.state.shapes[pool.inputs[0].name] != ctx.out_shape():
+        return ctx.refuse(
+            f"this {ctx.op} has another size than the input of a MaxPool, whose indices count channels", (0, 1)
+        )
+    ids = lane(ctx, 0, 1)
+    ctx.tie(ids, lane(ctx, 1, 1), f"{ctx.op} {JOINS}")
+    out = on_axis(ids, 1, len(ctx.out_shape()))
+    if ctx.has(2):
+        match_axes(ctx, 2, out, lambda axis, literal: False)
+    return [out]
+
+
+def cast_like(ctx: RuleContext) -> list[Ids]:
+    """Every element by itself: channels pass through; of the second input only the type counts."""
+    ctx.ids(1)
+    return [ctx.activation()]
+
+
+def reverse_sequence(ctx: RuleContext) -> list[Ids]:
+    """Channels on the axes of samples and of positions are pinned; on other axes they pass through."""
+    axes = [int(ctx.attr("batch_axis", 1)), int(ctx.attr("time_axis", 0))]
+    return [pin_axes(ctx, 0, axes, f"{ctx.op} needs the positions of channels")]
+
+
+def tensor_scatter(ctx: RuleContext) -> list[Ids]:
+    """Channels of both tensors are tied; those on the axis that is written to are pinned."""
+    shape = ctx.shape(0)
+    axis = int(ctx.attr("axis", -2)) % len(shape)
+    why = f"{ctx.op} needs the positions of channels"
+    old, new = (pin_axes(ctx, i, [axis], why) if ctx.is_activation(i) else nothing(len(shape)) for i in range(2))
+    result = tie_broadcast(ctx, old, shape, new, shape)[0]
+    for i in range(2):
+        follow(ctx, i, result)
+    return [result]
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
