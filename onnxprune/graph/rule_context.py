@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from onnxprune.types import Count, Lookup, Role, Slice, Statistic, Summed, Work
 
 CUT = " (free with --norms cut, which takes data and repair)"
 """End of the reason that pins channels that a normalization runs over."""
+FAR = 32
+"""Number of nodes behind a node that are searched for its use."""
 MOST_FLOATS = 16
 """A float constant with more elements is no list of sizes."""
 JOINS = "joins the channel with a tensor whose channels are pinned"
@@ -144,6 +146,17 @@ class RuleContext:
     def readers(self, i: int = 0) -> list[gs.Node]:
         """Return the nodes that read output i."""
         return list(self._node.outputs[i].outputs)
+
+    def behind(self, passes: Callable[[gs.Node], bool]) -> Iterator[gs.Node]:
+        """Yield the nodes that read output 0, and those behind the nodes that pass, up to `FAR` nodes."""
+        waiting = self.readers()
+        for _ in range(FAR):
+            if not waiting:
+                return
+            node = waiting.pop(0)
+            yield node
+            if passes(node):
+                waiting += [reader for tensor in node.outputs for reader in tensor.outputs]
 
     def is_result(self, i: int) -> bool:
         """Tell whether output i is an output of the model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxprune.graph.ids import Ids, aligned, nothing, on_axis, rows, varying
 from onnxprune.graph.rule_context import CUT, JOINS, RuleContext, follow, lane, match_axes, pin_axes, tie_broadcast
@@ -24,9 +25,22 @@ def elementwise(ctx: RuleContext) -> list[Ids]:
         if ids is not None:
             shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
             result, dims = tie_broadcast(ctx, result, dims, aligned(ids, rank), shape)
+    if ctx.op == "Mul" and (result < 0).all():
+        result = _spread(ctx, result, dims)
     for i in range(ctx.n_inputs):
         follow(ctx, i, result)
     return [result] * ctx.n_outputs
+
+
+def _spread(ctx: RuleContext, result: Ids, dims: tuple[int, ...]) -> Ids:
+    """Give a number per position that is multiplied with a constant per channel the channels of the constant.
+
+    `dims` are the sizes of the operands that are computed, broadcast. Flax multiplies 1 / deviation with the scale first.
+    """
+    constants = [value for i in range(2) if (value := ctx.const(i)) is not None and value.dtype.kind == "f"]
+    shapes = [(1,) * (result.ndim - value.ndim) + value.shape for value in constants]
+    wide = [axis for shape in shapes for axis, size in enumerate(shape) if size > dims[axis] == 1]
+    return on_axis(ctx.mint(ctx.out_shape()[wide[0]]), wide[0], result.ndim) if len(wide) == 1 else result
 
 
 def pool(ctx: RuleContext) -> list[Ids]:
@@ -105,13 +119,29 @@ def _reduced(ctx: RuleContext, statistic: Statistic | None) -> list[Ids]:
         ctx.summed(0, axis, rows(ids, axis), statistic)
         ids = nothing(rank)
     else:
+        what = "a normalization in primitives: " if ctx.op == "ReduceMean" and _is_below_root(ctx) else ""
         hint = CUT if ctx.op == "ReduceMean" else ""
-        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over the channels{hint}")
+        ids = pin_axes(ctx, 0, reduced, f"{what}{ctx.op} runs over the channels{hint}")
     if not ctx.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
 
 
+ON_THE_WAY = ("Add", "Cast", "Clip", "Identity", "Max", "Mul", "Neg", "Pow", "ReduceMean", "Relu", "Sub")
+"""Operators between a mean and the root of a variance."""
+
+
+def _is_below_root(ctx: RuleContext) -> bool:
+    """Tell whether a mean goes into a square root, as the mean and the variance of a normalization do."""
+    for node in ctx.behind(lambda node: node.op in ON_THE_WAY):
+        power = node.inputs[1] if node.op == "Pow" else None
+        if node.op == "Sqrt" or (isinstance(power, gs.Constant) and abs(float(power.values.reshape(-1)[0])) == HALF):
+            return True
+    return False
+
+
+HALF = 0.5
+"""Exponent of a square root."""
 FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 
 

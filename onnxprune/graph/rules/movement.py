@@ -144,15 +144,12 @@ def _filled(ctx: RuleContext, i: int) -> Ids:
 
 def _channel_axis(ctx: RuleContext, rank: int) -> int | None:
     """Return the axis on which the first layer or Concat behind the node takes channels; None where there is neither."""
-    waiting, seen = list(ctx.readers()), 0
-    while waiting and seen < FAR:
-        node, seen = waiting.pop(0), seen + 1
+    shapes = ctx.state.shapes
+    for node in ctx.behind(lambda node: all(len(shapes.get(tensor.name, ())) == rank for tensor in node.outputs)):
         if node.op == "Concat":
             return int(node.attrs.get("axis", 1)) % rank
         if node.op in CHANNEL_AXES:
             return CHANNEL_AXES[node.op] % rank
-        if all(len(ctx.state.shapes.get(tensor.name, ())) == rank for tensor in node.outputs):
-            waiting += [reader for tensor in node.outputs for reader in tensor.outputs]
     return None
 
 
@@ -160,8 +157,6 @@ CHANNEL_AXES = {
     "BatchNormalization": 1, "Conv": 1, "ConvTranspose": 1, "GRU": -1, "Gemm": -1, "LSTM": -1, "MatMul": -1, "RNN": -1,
 }  # fmt: skip
 """The axis on which a layer takes the channels of its input or state."""
-FAR = 32
-"""Number of nodes behind a constant that are searched for a layer."""
 
 
 def tile(ctx: RuleContext) -> list[Ids]:
