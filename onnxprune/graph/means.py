@@ -40,10 +40,9 @@ def write_means(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opse
         total, factor = found
         axes = _axes(total)
         shape = known.get(total.inputs[0].name)
-        sizes = [] if shape is None or not axes else [shape[axis] for axis in axes]
-        if shape is None or not sizes or None in sizes:
+        if shape is None or not axes or any(shape[axis] is None for axis in axes):
             continue
-        terms = math.prod(size or 0 for size in sizes) ** (0.5 if total.op == "ReduceL2" else 1.0)
+        terms = math.prod(shape[axis] or 0 for axis in axes) ** (0.5 if total.op == "ReduceL2" else 1.0)
         if abs(factor * terms - 1) > MOST_ERROR:
             continue
         nodes += _mean(node, total, [axis % len(shape) for axis in axes], opset)

@@ -113,7 +113,8 @@ class _Nodes:
         """Split as a SplitToSequence does; return the parts."""
         name, axis = node.outputs[0].name, int(node.attrs.get("axis", 0))
         parts: list[gs.Tensor] = [gs.Variable(f"{name}__{i}") for i in range(len(sizes))]
-        inputs, attrs = [node.inputs[0]], {"axis": axis}
+        inputs = [node.inputs[0]]
+        attrs: dict[str, Any] = {"axis": axis}
         if self.opset >= AXES_ARE_INPUTS:
             inputs.append(gs.Constant(f"{name}__sizes", np.array(sizes, dtype=np.int64)))
         else:
