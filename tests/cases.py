@@ -353,11 +353,47 @@ def _pools() -> list[Case]:
     turned = (
         "t = Transpose <perm=[0,2,1,3]> (a) q = AveragePool <kernel_shape=[2,1]> (t) b = Transpose <perm=[0,2,1,3]> (q)"
     )
+    pooled = "m, i = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a) r = Relu (m)"
     indices = "m, i = MaxPool <kernel_shape=[2,2]> (a) j = Cast <to=1> (i) b = Add (m, j)"
     return [
         *cases,
         one("MaxPool", "1D", "b = MaxPool <kernel_shape=[3]> (a)", **LINE),
         one("AveragePool", "3D", "b = AveragePool <kernel_shape=[2,2,2], ceil_mode=1> (a)", **CUBE),
+        one("MaxPool", "with indices that nobody reads", "b, i = MaxPool <kernel_shape=[2,2]> (a)"),
+        one("MaxUnpool", "", f"{pooled} b = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (r, i)"),
+        flow(
+            "MaxUnpool",
+            "of other channels",
+            f"{pooled} d = Conv (m, k) e = Relu (d) b = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (e, i)",
+            8,
+            k=(8, 8, 1, 1),
+        ),
+        one(
+            "MaxUnpool",
+            "a shape as input",
+            f"{pooled} b = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (r, i, s)",
+            s=[1, 8, 6, 6],
+            inputs=ONE,
+            outputs="float[1,4,6,6] y",
+        ),
+        stuck(
+            "MaxUnpool",
+            "another size than pooled",
+            f"{pooled} b = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (r, i, s)",
+            "has another size than the input of a MaxPool",
+            s=[1, 8, 6, 8],
+            inputs=ONE,
+            outputs="float[1,4,6,8] y",
+        ),
+        flow(
+            "MaxUnpool",
+            "of a tensor whose channels are pinned",
+            f"{pooled.replace('Relu (m)', 'Softmax <axis=1> (m)')} "
+            "b = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (r, i)",
+            0,
+            12,
+            "Softmax mixes the channels",
+        ),
         stuck("MaxPool", "with indices", indices, "the indices that this MaxPool returns count channels"),
         stuck("AveragePool", "over channels", turned, "AveragePool pools over the channel axis", v=(4, 7, 1, 1)),
     ]
@@ -543,6 +579,7 @@ def _quantized_weights() -> list[Case]:
 def _convs() -> list[Case]:
     dynamic = "the weight of this Conv is not a constant"
     pooled = "q = GlobalAveragePool (a) k = Reshape (q, s) b = Relu (a) d = Conv (b, k) y = Relu (d)"
+    filters = "q = GlobalAveragePool (a) k = Reshape (q"
     numbers = ", ".join(f"{0.1 * i:.1f}" for i in range(24))
     node = f"k = Constant <value = float[8,3,1,1] {{{numbers}}}> () b = Conv (x, k) {Y}"
     wide = "strides=[2,2], dilations=[2,2], pads=[2,2,2,2]"
@@ -585,7 +622,26 @@ def _convs() -> list[Case]:
             k=(1, 1, 3, 3), v=(4, 1, 1, 1),
         ),
         case("Conv", "nothing but an output", "y = Conv (x, w, wb)", 0, 8),
-        case("Conv", "a computed weight", f"{A} {pooled}", 0, 9, dynamic, ONLY, inputs="float[1,3,6,6] x", s=[1, 8, 1, 1]),
+        case(
+            "Conv", "a computed weight of one filter: its channels are summed over with the input's", f"{A} {pooled}", 8, 0, inputs=ONE,
+            s=[1, 8, 1, 1],
+        ),
+        case("Conv", "a computed weight, depthwise", f"{A} {filters}, s1) b = Conv <group=8> (a, k) {Y}", 8, 4, inputs=ONE, s1=[8, 1, 1, 1]),
+        case(
+            "Conv", "a computed weight, a filter for each channel of another tensor",
+            f"{C} q = GlobalAveragePool (c) k = Reshape (q, s1) b = Conv (x, k) {Y}", 8, 4, inputs="float[1,1,6,6] x",
+            s1=[8, 1, 1, 1], u=(8, 1, 1, 1),
+        ),
+        case(
+            "Conv", "a computed weight, mixed from stored ones",
+            f"{A} q = GlobalAveragePool (x) f = Flatten (q) m1 = MatMul (f, bank) k = Reshape (m1, s1) b = Conv (a, k) {Y}", 5, 12,
+            dynamic, inputs=ONE, bank=(3, 5 * 8 * 9), s1=[5, 8, 3, 3], v=(4, 5, 1, 1),
+        ),
+        case(
+            "Conv", "a computed weight, in groups", f"{A} {filters}, s1) b = Conv <group=2> (x, k) {Y}", 0, 10, dynamic,
+            "Conv takes its input W from the channel", inputs="float[1,4,6,6] x", s1=[4, 2, 1, 1], w=(8, 4, 1, 1), v=(4, 4, 1, 1),
+        ),
+        case("Conv", "a computed bias with channels", f"{A} {filters}, s1) b = Conv (x, u, k) {Y}", 8, 4, inputs=ONE, s1=[8]),
         case(
             "Conv", "a computed bias",
             f"{A} q = ReduceMean (x) k = Expand (q, s) r = Reshape (k, s) b = Conv (a, t, r) {Y}", 8, 12,
@@ -614,7 +670,8 @@ def _convs() -> list[Case]:
         case(
             "ConvTranspose", "a computed weight",
             f"{A} q = GlobalAveragePool (a) k = Reshape (q, s) b = Relu (a) y = ConvTranspose (b, k)", 0, 9,
-            "the weight of this ConvTranspose is not a constant", ONLY, inputs="float[1,3,6,6] x", s=[8, 1, 1, 1],
+            "the weight of this ConvTranspose is not a constant", "ConvTranspose takes its input W from the channel", ONLY,
+            inputs="float[1,3,6,6] x", s=[8, 1, 1, 1],
         ),
         case(
             "ConvTranspose", "shares its weight with a Conv",
@@ -644,6 +701,17 @@ def _matrices() -> list[Case]:
         f"{head} k1 = Transpose <perm=[0,2,1]> (k) d = MatMul (q, k1) t = Softmax (d) o = MatMul (t, v1) "
         "y = MatMul (o, wo)"
     )
+    heads = """q = Einsum <equation="abc,cde->abde"> (s, wq) k = Einsum <equation="abc,cde->abde"> (s, wq2)
+        v1 = Einsum <equation="abc,cde->abde"> (s, wv) q1 = Add (q, bq) d = Einsum <equation="aecd,abcd->acbe"> (k, q1)
+        t = Softmax <axis=-1> (d) o = Einsum <equation="acbe,aecd->abcd"> (t, v1) y = Einsum <equation="abcd,cde->abe"> (o, wo)"""
+    keras = {
+        "inputs": "float[N,5,8] s",
+        "wq": (8, 4, 3),
+        "wq2": (8, 4, 3),
+        "wv": (8, 4, 3),
+        "bq": (4, 3),
+        "wo": (4, 3, 8),
+    }
     tokens = f"{A} r = Reshape (a, s) t = Transpose <perm=[0,2,1]> (r)"
     return [
         gemm("transB", "h = Gemm <transB=1> (f, k, kb)", k=(5, 8), kb=(5,)),
@@ -663,8 +731,13 @@ def _matrices() -> list[Case]:
         gemm("a constant on the left", "t = Transpose (f) s = Gemm (k, t) h = Transpose (s)", k=(5, 8)),
         gemm("a weight that is computed", "t = Relu (k) h = Gemm (f, t)", 8 + 5, 4, k=(8, 5)),
         gemm(
-            "two activations", "t = Transpose (f) s = Gemm (f, t) q = Flatten (s) h = MatMul (q, k)", 5, 12,
-            "this Gemm has no constant weight", k=(1, 5), **flat,
+            "two activations", "t = Transpose (f) s = Gemm (f, t) q = Flatten (s) h = MatMul (q, k)", 8 + 5, 4,
+            k=(1, 5), **flat,
+        ),
+        gemm(
+            "a weight mixed from stored ones",
+            "e = GlobalAveragePool (x) e1 = Flatten (e) e2 = MatMul (e1, bank) e3 = Reshape (e2, s1) h = Gemm <transB=1> (f, e3)", 0, 20,
+            "sums over more than the channels", bank=(3, 40), s1=[5, 8], **flat,
         ),
         case("MatMul", "a constant on the right", f"{row} y = MatMul (f, m)", 8, 4),
         case(
@@ -680,10 +753,16 @@ def _matrices() -> list[Case]:
             f"{tokens} b = MatMul (k, t) q = ReduceMean <axes=[1], keepdims=0> (b) y = MatMul (q, m)", 8, 4,
             s=[0, 8, 36], k=(5, 36), opset=13,
         ),
-        case("MatMul", "a vector", f"{row} y = MatMul (f, k)", 0, 8, "no constant matrix", k=(8,)),
+        case("MatMul", "a vector", f"{row} y = MatMul (f, k)", 8, 0, k=(8,)),
+        case("MatMul", "a matrix in a stack of one", f"{tokens} y = MatMul (t, k)", 8, 4, s=[0, 8, 36], k=(1, 8, 4)),
         case(
-            "MatMul", "a stack of matrices", f"{tokens} y = MatMul (t, k)", 0, 8, "no constant matrix", s=[0, 8, 36],
-            k=(1, 8, 4),
+            "MatMul", "a matrix in a stack of one, on the left", f"{A} r = Reshape (a, s) y = MatMul (k, r)", 8, 4, s=[0, 8, 36],
+            k=(1, 4, 8),
+        ),
+        case(
+            "MatMul", "a matrix for each head",
+            f"{A} r = Reshape (a, s) t = Transpose <perm=[0,1,3,2]> (r) q = MatMul (t, k) e = ReduceMean <axes=[1], keepdims=0> (q) "
+            "y = MatMul (e, o)", 4 + 5, 4, s=[0, 2, 4, 36], k=(2, 4, 5), o=(5, 4), opset=13, modes={"heads": "width"},
         ),
         case(
             "MatMul", "positions mixed with another activation",
@@ -704,9 +783,21 @@ def _matrices() -> list[Case]:
         ),
         one("Einsum", "a scale per channel", 'b = Einsum <equation="bchw,c->bchw"> (a, scale)', scale=(8,)),
         one("Einsum", "a map's columns", 'b = Einsum <equation="bchw,wv->bchv"> (a, k)', k=(6, 5)),
-        stuck(
-            "Einsum", "a transposition", 'b = Einsum <equation="bchw->bcwh"> (a)',
-            "has an equation that is not understood",
+        one("Einsum", "a transposition", 'b = Einsum <equation="bchw->bcwh"> (a)'),
+        one("Einsum", "a transposition of the last axes", 'b = Einsum <equation="...hw->...wh"> (a)'),
+        case("Einsum", "a sum over channels", f'{A} y = Einsum <equation="bchw->bhw"> (a)', 8, 0),
+        stuck("Einsum", "a diagonal", 'q = Einsum <equation="bchh->bch"> (a) b = Unsqueeze (q, ax)', "has an equation that is not understood", ax=[3]),
+        case("Einsum", "an ellipsis", f'{tokens} h = Einsum <equation="...x,xy->...y"> (t, k) y = MatMul (h, o)', 8 + 5, 4, s=[0, 8, 36], k=(8, 5), o=(5, 4)),
+        case("Einsum", "no arrow", f'{row} y = Einsum <equation="bc,cd"> (f, m)', 8, 4),
+        case(
+            "Einsum", "two written labels, then read", f'{tokens} h = Einsum <equation="abc,cde->abde"> (t, k) e = Add (h, kb) '
+            'y = Einsum <equation="abde,dec->abc"> (e, o)', 8 + 3, 4, s=[0, 8, 36], k=(8, 2, 3), kb=(2, 3), o=(2, 3, 4),
+        ),
+        case("Einsum", "attention with heads of two labels", heads, 4, 8, **keras),
+        case("Einsum", "attention with heads of two labels: width", heads, 3 + 3, 8, modes={"heads": "width"}, **keras),
+        case(
+            "Einsum", "attention with heads of two labels, each with a matrix", heads.replace("y = ", 'o1 = Einsum <equation="abcd,cde->abce"> (o, wm) y = ')
+            .replace("(o, wo)", "(o1, wo)"), 4, 8, wm=(4, 3, 3), **keras,
         ),
         one("Einsum", "two activations", f'{C} b = Einsum <equation="bchw,bchw->bchw"> (a, c)'),
         stuck(
@@ -729,6 +820,7 @@ def _norms() -> list[Case]:
     four: dict[str, Any] = {"scale": (8,), "beta": (8,), "mu": (8,), "var": (8,)}
     two: dict[str, Any] = {"scale": (8,), "beta": (8,)}
     bn = "BatchNormalization"
+    style = "q1 = GlobalAveragePool (a) q2 = Sigmoid (q1) p1 = Reshape (q2, s)"
     trained = "b, mean, variance = BatchNormalization <training_mode=1> (a, scale, beta, mu, var)"
     last = "t = Transpose <perm=[0,2,3,1]> (a) q = {} (t, {}) b = Transpose <perm=[0,3,1,2]> (q)"
     over = "normalizes over the channels"
@@ -772,6 +864,18 @@ def _norms() -> list[Case]:
             f"{A} p = GlobalAveragePool (a) f = Flatten (p) h = Gemm (f, k) n = {bn} (h, scale, beta, mu, var) "
             "y = MatMul (n, m)",
             16, 4, k=(8, 8), **four,
+        ),
+        one(bn, "with a scale that is computed", f"{style} n1 = Mul (a, two) b = {bn} (n1, p1, beta, mu, var)", inputs=ONE, s=[8], **four),
+        one("InstanceNormalization", "with a scale and a bias that are computed", f"{style} b = InstanceNormalization (a, p1, p1)", inputs=ONE, s=[8]),
+        flow("InstanceNormalization", "with a scale of another layer", f"{C} {style.replace('(a)', '(c)')} b = InstanceNormalization (a, p1, beta)", 8, inputs=ONE, s=[8], **two),
+        stuck(
+            "InstanceNormalization", "with a scale that has no channels", "q = ReduceMean (x) p = Reshape (q, s1) p1 = Expand (p, s) "
+            "b = InstanceNormalization (a, p1, beta)", "a parameter of this InstanceNormalization is not a constant", inputs=ONE, s=[8], s1=[1], **two,
+        ),
+        case(
+            "LayerNormalization", "with a scale that is computed from channels",
+            f"{A} {C} {style.replace('(a)', '(c)')} {last.format('LayerNormalization', 'p1')} {Y}", 0, 20, over,
+            "LayerNormalization takes its input Scale from the channel", inputs=ONE, s=[8],
         ),
         stuck(bn, "in training mode", trained, "computes statistics of the batch", **four),
         one("InstanceNormalization", "", "b = InstanceNormalization (a, scale, beta)", **two),
@@ -919,7 +1023,6 @@ def _recurrent(op: str, gates: int) -> list[Case]:
         ),
         net(
             "a state of another value", f"{sized.format('i1')} zz = Add (z, half) s, h = CELL (t, lw, lr, lb, , zz) {last}",
-            8, 4 + 5, f"an initial state of this {op} is an input of the model, or pinned",
         ),
         net(
             "a state that is computed", "p = GlobalAveragePool (x) e = Conv (p, k) z = Transpose <perm=[2,0,1]> (e) "
@@ -934,6 +1037,73 @@ def _recurrent(op: str, gates: int) -> list[Case]:
             "a weight that is computed", f"g = ReduceMean <keepdims=0> (x) u = Add (lr, g) s, h = CELL (t, lw, u) {last}",
             8, 4 + 5, f"a weight of this {op} is not a constant",
         ),
+    ]  # fmt: skip
+
+
+def _newer() -> list[Case]:
+    """Operators of opsets 18 to 24, zeros of a shape, deformable convolutions."""
+    dcn = "o = Conv (x, ow) m1 = Conv (x, mw) m2 = Sigmoid (m1) b = DeformConv <kernel_shape=[3,3], pads=[1,1,1,1]{}> (a, k, o, kb, m2)"
+    positions = "DeformConv reads positions from the channel"
+    dw: dict[str, Any] = {"ow": (18, 3, 1, 1), "mw": (9, 3, 1, 1), "k": (8, 8, 3, 3), "kb": (8,), "opset": 22}
+    two = dw | {"ow": (36, 3, 1, 1), "mw": (18, 3, 1, 1)}
+    head = "q = MatMul (s, wq) k = MatMul (s, wk) v1 = MatMul (s, wv)"
+    flat = f"{head} o = Attention <q_num_heads=4, kv_num_heads=4{{}}> (q, k, v1{{}}) y = MatMul (o, wo)"
+    words: dict[str, Any] = {
+        "inputs": "float[N,5,8] s",
+        "opset": 23,
+        "wq": (8, 12),
+        "wk": (8, 12),
+        "wv": (8, 8),
+        "wo": (8, 8),
+    }
+    shared = f"{head} o = Attention <q_num_heads=4, kv_num_heads={{}}> (q, k, v1) y = MatMul (o, wo)"
+    four = f"""{head} q1 = Reshape (q, s4) q2 = Transpose <perm=[0,2,1,3]> (q1) k1 = Reshape (k, s4) k2 = Transpose <perm=[0,2,1,3]> (k1)
+        v2 = Reshape (v1, s2) v3 = Transpose <perm=[0,2,1,3]> (v2) o = Attention (q2, k2, v3) o1 = Transpose <perm=[0,2,1,3]> (o)
+        o2 = Reshape (o1, s3) y = MatMul (o2, wo)"""
+    axes = words | {"s4": [0, 0, 4, 3], "s2": [0, 0, 4, 2], "s3": [0, 0, 8]}
+    width = {"heads": "width"}
+    turned = f"{head} r = RotaryEmbedding <num_heads=4> (q, cos, sin, at) o = Attention <q_num_heads=4, kv_num_heads=4> (r, k, v1) y = MatMul (o, wo)"
+    rotary = words | {
+        "wq": (8, 16),
+        "wk": (8, 16),
+        "cos": (5, 2),
+        "sin": (5, 2),
+        "at": np.arange(5)[None],
+        "inputs": "float[1,5,8] s",
+    }
+    n = "n = Shape <start=0, end=1> (x)"
+    zeros = f"{n} t = Concat <axis=0> (n, sz) z = ConstantOfShape (t)"
+    state = "g1 = Conv (j, k) p, q = Split <axis=1> (g1, half8) e = Sigmoid (p) f = Tanh (q) h1 = Mul (e, f)"
+    cell = f"{zeros} c1 = Concat <axis=1> (a, z) j = Relu (c1) {state} h2 = Add (h1, z) b = Concat <axis=1> (h2, a)"
+    return [
+        case("DeformConv", "", f"{A} {dcn.format('')} {Y}", 8 + 8, 27 + 4, positions, **dw),
+        case("DeformConv", "without mask and bias", f"{A} o = Conv (x, ow) b = DeformConv <pads=[1,1,1,1]> (a, k, o) {Y}", 8 + 8, 18 + 4, positions, **dw),
+        case("DeformConv", "groups", f"{A} {dcn.format(', group=2')} {Y}", 4 + 4, 27 + 4, positions, **dw | {"k": (8, 4, 3, 3)}),
+        case("DeformConv", "depthwise", f"{A} {dcn.format(', group=8')} {Y}", 8, 27 + 4, positions, **dw | {"k": (8, 1, 3, 3)}),
+        case("DeformConv", "groups of offsets", f"{A} {dcn.format(', offset_group=2')} {Y}", 4 + 8, 54 + 4, positions, **two),
+        case("Attention", "whole heads", flat.format("", ""), 4, 8, **words),
+        case("Attention", "width", flat.format("", ""), 3 + 2, 8, modes=width, **words),
+        case("Attention", "a scale, causal, softcap", flat.format(", scale=0.3, is_causal=1, softcap=2.", ""), 4, 8, **words),
+        case("Attention", "a mask for all heads", flat.format("", ", mask"), 4, 8, mask=(5, 5), **words),
+        case("Attention", "a mask for each head", flat.format("", ", mask"), 4, 8, mask=(1, 4, 5, 5), **words),
+        case("Attention", "heads that share keys", shared.format(2), 2, 8, **words | {"wk": (8, 6), "wv": (8, 4)}),
+        case("Attention", "heads that share keys: width", shared.format(2), 3 + 2, 8, modes=width, **words | {"wk": (8, 6), "wv": (8, 4)}),
+        case("Attention", "heads that all share keys", shared.format(1), 4, 5 + 8, "all heads of this Attention share", **words | {"wk": (8, 3), "wv": (8, 2)}),
+        case("Attention", "one head", flat.replace("=4", "=1").format("", ""), 12 + 8, 8, **words),
+        case("Attention", "an axis of heads", four, 4, 8, **axes),
+        case("Attention", "an axis of heads: width", four, 3 + 2, 8, modes=width, **axes),
+        case("RotaryEmbedding", "", turned, 4, 8, **rotary),
+        case("CastLike", "", f"{A} {C} b = CastLike (a, c) {Y}", 16, 4),
+        one("ReverseSequence", "of rows", "t = Transpose <perm=[2,0,1,3]> (a) q = ReverseSequence (t, at) b = Transpose <perm=[1,2,0,3]> (q)", inputs="float[2,3,6,6] x", at=[6, 3]),
+        one("BitwiseNot", "", "j = Cast <to=6> (a) q = BitwiseNot (j) b = Cast <to=1> (q)"),
+        *(one(op, "", f"j = Cast <to=6> (a) q = {op} (j, bits) b = Cast <to=1> (q)", bits=np.arange(8, dtype=np.int32).reshape(8, 1, 1)) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
+        one("BitShift", "", 'j = Cast <to=12> (a) q = BitShift <direction="LEFT"> (j, bits) b = Cast <to=1> (q)', bits=np.arange(8, dtype=np.uint32).reshape(8, 1, 1) % 3),
+        flow("TensorScatter", "", f"{C} b = TensorScatter <axis=2> (a, c, at)", 8, opset=24, at=[0], inputs=ONE),
+        stuck("TensorScatter", "into the input", "q = ReduceMax <keepdims=0> (x) z = Expand (q, sz) b = TensorScatter (z, a, at)", "TensorScatter joins the channel", opset=24, at=[0], inputs=ONE, sz=[1, 8, 6, 6]),
+        flow("ConstantOfShape", "zeros beside channels", f"{zeros} b = Concat <axis=1> (a, z)", 8 + 5, sz=[5, 6, 6], v=(4, 13, 1, 1), opset=17),
+        flow("ConstantOfShape", "the state of a cell", cell, 8 + 4, sz=[4, 6, 6], k=(8, 12, 1, 1), half8=[4, 4], v=(4, 12, 1, 1), opset=17),
+        flow("Expand", "one number", f"{n} t = Concat <axis=0> (n, sz) z = Expand (one1, t) b = Concat <axis=1> (z, a)", 8 + 5, sz=[5, 6, 6], one1=np.ones(1, np.float32), v=(4, 13, 1, 1), opset=17),
+        flow("Expand", "coordinates", f"{n} t = Concat <axis=0> (n, sz) z = Expand (k, t) b = Concat <axis=1> (a, z)", 8 + 2, sz=[2, 6, 6], k=(1, 2, 6, 6), v=(4, 10, 1, 1), opset=17),
     ]  # fmt: skip
 
 
@@ -958,7 +1128,7 @@ def _joins() -> list[Case]:
         one("Concat", "one tensor", "b = Concat <axis=1> (a)"),
         one("Concat", "of a tensor with itself", "b = Concat <axis=1> (a, a)", v=(4, 16, 1, 1)),
         one("Concat", "with the input", "b = Concat <axis=1> (x, a)", v=(4, 11, 1, 1)),
-        one("Concat", "with a constant", "b = Concat <axis=1> (k, a)", k=(1, 2, 6, 6), inputs=ONE, v=(4, 10, 1, 1)),
+        flow("Concat", "with a constant", "b = Concat <axis=1> (k, a)", 10, k=(1, 2, 6, 6), inputs=ONE, v=(4, 10, 1, 1)),
         one("Concat", "of rows", f"{C} b = Concat <axis=2> (a, c)"),
         one("Concat", "of rows, with a constant", "b = Concat <axis=2> (a, k)", k=(1, 8, 2, 6), inputs=ONE),
         one("Concat", "of batches", f"{C} b = Concat <axis=0> (a, c)"),
@@ -1029,10 +1199,12 @@ def _cuts() -> list[Case]:
             "Slice", "reversed, from a literal", "b = Slice (a, k7, k9, k1, m1)", 0, 12, steps, k7=[7], k9=[-big],
             k1=[1], m1=[-1],
         ),
-        flow(
-            "Slice", "every other", "b = Slice (a, k0, k8, k1, k2)", 0, 12, steps, k0=[0], k8=[8], k1=[1], k2=[2],
-            v=(4, 4, 1, 1),
-        ),
+        flow("Slice", "every other", "b = Slice (a, k0, k8, k1, k2)", 4, k0=[0], k8=[8], k1=[1], k2=[2], v=(4, 4, 1, 1)),
+        flow("Slice", "every other, from the second on", "b = Slice (a, k1, k9, k1, k2)", 4, k1=[1], k9=[big], k2=[2], v=(4, 4, 1, 1)),
+        flow("Slice", "every third, to a literal", "b = Slice (a, k1, k7, k1, k3)", 3, k1=[1], k7=[7], k3=[3], v=(4, 2, 1, 1)),
+        flow("Slice", "every other, from a whole step on", "b = Slice (a, k4, k9, k1, k2)", 4, k4=[4], k9=[big], k1=[1], k2=[2], v=(4, 2, 1, 1)),
+        flow("Slice", "every other, from within a step on", "b = Slice (a, k3, k9, k1, k2)", 0, 12, steps, k3=[3], k9=[big], k1=[1], k2=[2], v=(4, 3, 1, 1)),
+        flow("Slice", "even and odd ones", "p = Slice (a, k0, k9, k1, k2) q = Slice (a, k1, k9, k1, k2) b = Mul (p, q)", 4, k0=[0], k9=[big], k1=[1], k2=[2], v=(4, 4, 1, 1)),
         flow(
             "Slice", "reversed, a part", "b = Slice (a, k5, k0, k1, m1)", 0, 12, steps, k5=[5], k0=[0], k1=[1], m1=[-1],
             v=(4, 5, 1, 1),
@@ -1077,9 +1249,14 @@ def _cuts() -> list[Case]:
         one("Pad", "rows and columns", "b = Pad (a, k)", k=[0, 0, 1, 0, 0, 0, 0, 2]),
         one("Pad", "reflected rows", 'b = Pad <mode="reflect"> (a, k)', k=[0, 0, 1, 0, 0, 0, 0, 2]),
         one("Pad", "wrapped rows", wrap, k=[0, 0, 1, 0, 0, 0, 0, 2], opset=19),
-        one("Pad", "channels", "b = Pad (a, k, half)", k=[0, 1, 0, 0, 0, 2, 0, 0], v=(4, 11, 1, 1)),
-        one("Pad", "channels, attribute", "b = Pad <pads=[0,1,0,0,0,2,0,0], value=0.5> (a)", opset=10, v=(4, 11, 1, 1)),
-        one("Pad", "channels, axes as input", "b = Pad (a, k, half, ax)", k=[1, 0, 2, 1], ax=[1, -1], v=(4, 11, 1, 1)),
+        flow("Pad", "channels", "b = Pad (a, k, half)", 11, k=[0, 1, 0, 0, 0, 2, 0, 0], v=(4, 11, 1, 1)),
+        flow("Pad", "channels, attribute", "b = Pad <pads=[0,1,0,0,0,2,0,0], value=0.5> (a)", 11, opset=10, v=(4, 11, 1, 1)),
+        flow("Pad", "channels, axes as input", "b = Pad (a, k, half, ax)", 11, k=[1, 0, 2, 1], ax=[1, -1], v=(4, 11, 1, 1)),
+        flow(
+            "Pad", "channels that meet others", "d = Conv (x, u1) p = Pad (a, k, zero) b = Add (p, d)", 11, k=[0, 1, 0, 0, 0, 2, 0, 0],
+            u1=(11, 3, 1, 1), v=(4, 11, 1, 1),
+        ),
+        flow("Pad", "channels of the input", "p = Pad (x, k, zero) b = Add (p, a)", 0, 12, "Add joins the channel", k=[0, 0, 0, 0, 0, 5, 0, 0]),
         one("Pad", "cropped rows", "b = Pad (a, k)", k=[0, 0, -1, 0, 0, 0, -1, 0]),
         flow(
             "Pad", "repeated channels", 'b = Pad <mode="edge"> (a, k)', 0, 12, "repeats or crops channels",
@@ -1293,9 +1470,11 @@ def _sizes() -> list[Case]:
             why=("the number of channels is the model output s",), outputs="y, s",
         ),
         size(
-            "Shape", "to an operator that has no rule", "s = Shape (a) z = ConstantOfShape (s) b = Add (a, z)", free=0,
-            pinned=12, why=("ConstantOfShape computes with the number of channels", "joins the channel with a tensor"),
+            "Shape", "to an operator that has no rule", "s = Shape (a) z = EyeLike (s1) s1 = Reshape (s, sq) b = Add (a, z)".replace("z = EyeLike (s1) s1 = Reshape (s, sq)", "s1 = Reshape (s, sq) e = EyeLike (s1) e1 = Cast <to=1> (e) z = ReduceMax <keepdims=0> (e1)"), free=0,
+            pinned=12, why=("EyeLike computes with the number of channels",), sq=[2, 2], changes=False,
         ),
+        size("Shape", "of zeros", "s = Shape (a) z = ConstantOfShape (s) b = Add (a, z)"),
+        size("Shape", "of zeros, on a layer", "s = Shape (a) z = ConstantOfShape (s) e = Conv (z, k) b = Add (a, e)", k=(8, 8, 1, 1)),
         size("Gather", "single sizes, then a literal", f"r = Relu (a) {each} {back}"),
         size("Gather", "several sizes", f"s = Shape (a) t = Gather (s, at) {pool}"),
         size("Gather", "from the end", f"s = Shape (a) t = Gather (s, k) {pool}", k=[-4, -3, 2, -1]),
@@ -1562,6 +1741,7 @@ CASES += [
     *_recurrent("GRU", 3),
     *_recurrent("RNN", 1),
     *_others(),
+    *_newer(),
     *_joins(),
     *_cuts(),
 ]

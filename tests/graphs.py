@@ -602,10 +602,56 @@ def _attention(b: Builder, pick: Picker, x: str) -> str:
     return b.reshape(b.node("Transpose", [y], (wide, n), perm=[0, 2, 1]), (0, wide, h, w), (wide, h, w))
 
 
+def _unpool(b: Builder, pick: Picker, x: str) -> str:
+    """MaxPool with indices, a layer, and MaxUnpool."""
+    channels, height, width = b.shapes[x]
+    if height % 2 or width % 2:
+        return _conv(b, pick, x)
+    small, window = (channels, height // 2, width // 2), {"kernel_shape": [2, 2], "strides": [2, 2]}
+    pooled, indices = b.nodes_out("MaxPool", [x], [small, small], **window)
+    inner = b.conv(pooled, channels) if pick.flag() else b.node("Relu", [pooled])
+    return b.node("MaxUnpool", [inner, indices], b.shapes[x], **window)
+
+
+def _zeros(b: Builder, pick: Picker, x: str) -> str:
+    """Join zero channels, whose shape follows the batch: by ConstantOfShape, or by Pad before an Add."""
+    channels, height, width = b.shapes[x]
+    more = pick.int(1, 4)
+    if channels + more > MOST_CHANNELS:
+        return x
+    if pick.flag():
+        return b.node("Add", [b.pad(x, (0, 0, 0), (more, 0, 0)), b.conv(x, channels + more)])
+    batch = b.node("Gather", [b.node("Shape", [x], (4,)), b.ints(0)], (1,))
+    shape = b.node("Concat", [batch, b.ints(more, height, width)], (4,), axis=0)
+    return b.concat([x, b.node("ConstantOfShape", [shape], (more, height, width))])
+
+
+def _computed_weight(b: Builder, pick: Picker, x: str) -> str:
+    """A layer whose weight, scale or bias is computed from the features; for a single sample."""
+    channels = b.channels(x)
+    if b.batch != 1:
+        return _conv(b, pick, x)
+    pooled = b.node("Relu", [b.global_pool(x)])
+    vector = b.node("Reshape", [pooled, b.ints(channels)], (channels,))
+    kind = pick.of(("depthwise", "mixture", "scale", "bias"))
+    if kind == "depthwise":
+        kernel = b.node("Reshape", [pooled, b.ints(channels, 1, 1, 1)], (1, 1, 1))
+        return b.node("Conv", [x, kernel], group=channels)
+    if kind == "mixture":
+        out = pick.int(1, 6)
+        mixed = b.node("MatMul", [b.flatten(pooled), b.normal(channels, out * channels)], (out * channels,))
+        kernel = b.node("Reshape", [mixed, b.ints(out, channels, 1, 1)], (channels, 1, 1))
+        return b.node("Conv", [x, kernel], (out, *b.shapes[x][1:]))
+    if kind == "scale":
+        return b.node("InstanceNormalization", [x, vector, b.normal(channels)])
+    return b.node("Conv", [x, b.normal(channels, channels, 1, 1), vector])
+
+
 STEPS: tuple[Step, ...] = (
     _conv, _unary, _binary, _conv_batchnorm, _depthwise, _grouped, _squeeze_excite, _concat, _with_constant, _prelu,
     _pool, _pad, _batchnorm, _channels_last, _split, _select, _shuffle, _nothing, _spatial_gate, _twin_convs,
     _normalise, _move_pixels, _conv_transpose, _spread, _computed_shape, _attention,
+    _unpool, _zeros, _computed_weight,
 )  # fmt: skip
 NORMS: tuple[Step, ...] = (_channel_norm, _normalise, _spatial_gate)
 """Steps that take statistics over channels."""
@@ -639,7 +685,7 @@ def cnn_models(draw: Callable[[Any], Any], most_steps: int = 12, often: tuple[St
     """Draw a valid convolutional model of a few random steps, those in `often` among the common ones, with one or two outputs."""
     pick = Picker(draw)
     shape = (pick.int(1, 4), pick.int(5, 9), pick.int(5, 9))
-    batches: tuple[int | str, ...] = ("batch", "batch", "batch", 2)
+    batches: tuple[int | str, ...] = ("batch", "batch", "batch", 2, 1)
     b = Builder(shape, opset=pick.of(OPSETS), batch=pick.of(batches), seed=pick.int(0, 2**16))
     b.live.append(b.conv("x", pick.int(2, 12), pick.of((1, 3))))
     for _ in range(pick.int(3, most_steps)):

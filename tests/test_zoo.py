@@ -36,7 +36,7 @@ PROVEN_ONCE = ("fcn_resnet50", "googlenet", "inception_v3", "resnet34", "resnet5
 
 PRUNABLE: dict[str, tuple[float, int, int]] = {
     "alexnet": (1.00, 9344, 1000),
-    "convnext_tiny": (0.93, 26496, 2728),
+    "convnext_tiny": (0.93, 26496, 2536),
     "deeplabv3_mobilenet_v3_large": (1.00, 9208, 21),
     "densenet121": (1.00, 10240, 1000),
     "efficientnet_b0": (1.00, 11404, 1000),
@@ -58,7 +58,7 @@ PRUNABLE: dict[str, tuple[float, int, int]] = {
     "resnext50_32x4d": (1.00, 4376, 1000),
     "shufflenet_v2_x1_0": (1.00, 3541, 1001),
     "squeezenet1_1": (1.00, 2944, 1000),
-    "swin_t": (0.96, 17802, 2824),
+    "swin_t": (0.96, 17802, 2536),
     "vgg11_bn": (1.00, 10944, 1000),
     "vgg16": (1.00, 12416, 1000),
     "vit_b_16": (0.99, 37008, 1768),

@@ -344,7 +344,7 @@ NETS = [
         f"""{A} q = GlobalAveragePool (a) s = Squeeze (q, ax1) t = Transpose <perm=[0,2,1]> (s)
         e = Conv <pads=[1,1]> (t, k)
         o = Sigmoid (e) r = Transpose <perm=[0,2,1]> (o) g1 = Unsqueeze (r, ax1) b = Mul (a, g1) {Y}""",
-        0, 1 + 4, "Conv can't lose channels on axis 2", ONLY, ax1=[-1], k=(1, 1, 3),
+        0, 8 + 1 + 4, "Conv can't lose channels on axis 2", ONLY, ax1=[-1], k=(1, 1, 3),
     ),
     net(
         "branches that are stacked and summed",
@@ -373,7 +373,7 @@ NETS = [
     net(
         "a shortcut that is padded with zero channels",
         f"a = Conv (x, k1) d = Conv (a, k2) s = Pad (a, pads) b = Add (d, s) {Y}",
-        5, 3 + 4, STAYS, k1=(5, 3, 1, 1), k2=(8, 5, 1, 1), pads=[0, 0, 0, 0, 0, 3, 0, 0],
+        8, 4, k1=(5, 3, 1, 1), k2=(8, 5, 1, 1), pads=[0, 0, 0, 0, 0, 3, 0, 0],
     ),
     net(
         "patches, a class token and positions",

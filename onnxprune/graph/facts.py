@@ -65,29 +65,29 @@ class Facts:
         self.block_sizes.append(n)
         return ids
 
-    def pin(self, ids: IntArray, node: int, reason: str) -> None:
-        """Pin `ids` (entries of -1 are ignored)."""
+    def pin(self, ids: IntArray, node: int, reason: str) -> bool:
+        """Pin `ids` (entries of -1 are ignored); return whether there were any."""
         ids = np.unique(ids)
         ids = ids[ids >= 0]
         if ids.size:
             self.pins.append(_Pin(ids, node, reason))
+        return bool(ids.size)
 
-    def tie(self, a: IntArray, b: IntArray, node: int, reason: str) -> None:
-        """Make a[i] and b[i] one channel, broadcast; pin an id that meets no id, for `reason`."""
+    def tie(self, a: IntArray, b: IntArray, node: int, reason: str) -> bool:
+        """Make a[i] and b[i] one channel, broadcast; pin an id that meets no id, for `reason`; return whether one did."""
         a, b = (array.ravel() for array in np.broadcast_arrays(a, b))
         both = (a >= 0) & (b >= 0) & (a != b)
         if both.any():
             self.edges.append(np.unique(np.stack([a[both], b[both]]), axis=1))
         alone = (a >= 0) ^ (b >= 0)
-        if alone.any():
-            self.pin(np.maximum(a, b)[alone], node, reason)
+        return bool(alone.any()) and self.pin(np.maximum(a, b)[alone], node, reason)
 
     def see(self, ids: IntArray, node: int) -> None:
-        """Record a tensor of the graph: one channel of each of its axes must survive."""
+        """Record a tensor of the graph: one of its channels must survive."""
         if len(varying(ids)) > 1:
             grid = np.squeeze(ids)
             self.grids.setdefault((grid.shape, grid.tobytes()), grid)
-        elif ids.size > 1 or ids.flat[0] >= 0:
+        if ids.size > 1 or ids.flat[0] >= 0:
             lane = ids.reshape(-1)
             self.lanes.setdefault(lane.tobytes(), (node, lane))
 

@@ -22,9 +22,12 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
 from onnxprune.fileio import atomic_write, check_destination
 from onnxprune.graph import normalize
+from onnxprune.graph.conditionals import inline_ifs
+from onnxprune.graph.means import has_scaled_sums, write_means
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.graph.recurrent_states import drop_zero_states, pick_final_states
+from onnxprune.graph.sequences import unpack_sequences
 from onnxprune.graph.signature import Hint, derive
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
@@ -235,10 +238,16 @@ def _load(file: Path) -> Model:
     model = replace(model, params=count_params(graph))
     _refuse_nan(graph, file)
     # with dynamic axes left open, inference returns what holds for every size of these axes
-    while any(node.op == "Shape" for node in graph.nodes) and normalize.fold_shapes(graph, inferred(model, {}).partial):
+    while (
+        (any(node.op == "Shape" for node in graph.nodes) and normalize.fold_shapes(graph, inferred(model, {}).partial))
+        or inline_ifs(graph)
+        or unpack_sequences(graph, lambda: inferred(model, {}).partial, model.opset)
+    ):
         normalize.fold_constants(graph, str(file))
     if any(normalize.needs_arguments(node) for node in graph.nodes):
         normalize.explicit_arguments(graph, inferred(model, {}).partial, model.opset)
+    if has_scaled_sums(graph):
+        write_means(graph, inferred(model, {}).partial, model.opset)
     if normalize.means_of_norms(graph):
         normalize.sum_norms(graph, inferred(model, {}), model.opset)
     states = drop_zero_states(graph)

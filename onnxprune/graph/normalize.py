@@ -152,20 +152,27 @@ def fold_shapes(graph: gs.Graph, known: Mapping[str, Sequence[int | None]]) -> b
 
 
 def needs_arguments(node: gs.Node) -> bool:
-    """Tell whether a Split leaves its sizes, or a Squeeze its axes, to the runtime."""
+    """Tell whether a Split leaves its sizes, a Squeeze its axes, or an Attention its scale to the runtime."""
+    if node.op == "Attention" and node.domain in STANDARD:
+        return "scale" not in node.attrs
     name = {"Split": "split", "Squeeze": "axes"}.get(node.op)
     return name is not None and name not in node.attrs and (len(node.inputs) < 2 or not node.inputs[1].name)
 
 
 def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opset: int) -> None:
-    """Make the sizes of every Split and the axes of every Squeeze explicit, where known.
+    """Make the sizes of every Split, the axes of every Squeeze and the scale of every Attention explicit, where known.
 
     Only with sizes can the parts of a Split lose different numbers of channels. A Squeeze without axes would drop the
-    channel axis, too, where a single channel is left.
+    channel axis, too, where a single channel is left. The scale of an Attention would change with the width of a head.
     """
     for node in graph.nodes:
         sizes = known.get(node.inputs[0].name) if needs_arguments(node) else None
         if sizes is None:
+            continue
+        if node.op == "Attention":
+            width = sizes[-1] if len(sizes) == 4 or sizes[-1] is None else sizes[-1] // node.attrs["q_num_heads"]
+            if width is not None:
+                node.attrs["scale"] = float(width) ** -0.5
             continue
         if node.op == "Squeeze":
             name, values = "axes", [axis for axis, size in enumerate(sizes) if size == 1]

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.graph import qdq, saturation, shape_rules
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.rule_context import Rule
-from onnxprune.graph.rules import elementwise, layers, linear_views, movement, recurrent
+from onnxprune.graph.rules import attention, elementwise, layers, linear_views, movement, products, recurrent
 from onnxprune.graph.saturation import UNBOUNDED, Flat
 
 ChainRole = Literal["elementwise", "sum", "product", "mean", "reshape"]
@@ -87,7 +87,9 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Asinh": unary("asinh"),
     "Atan": unary("atan"),
     "Atanh": unary("atanh"),
+    "BitwiseNot": unary(),
     "Cast": unary(shape_rule=shape_rules.cast),
+    "CastLike": OperatorSpec(elementwise.cast_like),
     "Ceil": unary("ceil", shape_rule=shape_rules.rounded),
     "Celu": unary(),
     "Clip": activation(saturation=saturation.clip),
@@ -128,6 +130,10 @@ OPERATORS: dict[str, OperatorSpec] = {
     # element by element, broadcast
     "Add": broadcast("add", shape_rule=shape_rules.arithmetic, chain="sum"),
     "And": broadcast("logical_and"),
+    "BitShift": broadcast(),
+    "BitwiseAnd": broadcast(),
+    "BitwiseOr": broadcast(),
+    "BitwiseXor": broadcast(),
     "Div": broadcast(shape_rule=shape_rules.arithmetic),
     "Equal": broadcast("eq"),
     "Greater": broadcast("gt"),
@@ -157,14 +163,20 @@ OPERATORS: dict[str, OperatorSpec] = {
     **rows(OperatorSpec(elementwise.along), *elementwise.FLAT_SOFTMAX, "CumSum", "CumProd", "TopK"),
     "LpNormalization": OperatorSpec(elementwise.lp_norm),
     **rows(OperatorSpec(elementwise.argmax), "ArgMax", "ArgMin"),
+    "MaxUnpool": OperatorSpec(elementwise.unpool, target_shape=2),
+    "ReverseSequence": OperatorSpec(elementwise.reverse_sequence),
+    "TensorScatter": OperatorSpec(elementwise.tensor_scatter, constant_first=True),
     "Trilu": OperatorSpec(elementwise.diagonal),
     # layers
+    "Attention": OperatorSpec(attention.attention),
+    "RotaryEmbedding": OperatorSpec(attention.rotary_embedding),
     "Conv": OperatorSpec(layers.conv, constant_first=True, weight_inputs=(1, 2), linear=linear_views.conv),
     "ConvTranspose": OperatorSpec(layers.conv, weight_inputs=(1, 2), linear=linear_views.conv),
-    "Einsum": OperatorSpec(layers.einsum, constant_first=True, weight_inputs=(0, 1), linear=linear_views.einsum),
-    "Gemm": OperatorSpec(layers.gemm, constant_first=True, weight_inputs=(0, 1, 2), linear=linear_views.gemm),
+    "DeformConv": OperatorSpec(layers.deform_conv, weight_inputs=(1, 3)),
+    "Einsum": OperatorSpec(products.einsum, constant_first=True, weight_inputs=(0, 1), linear=linear_views.einsum),
+    "Gemm": OperatorSpec(products.gemm, constant_first=True, weight_inputs=(0, 1, 2), linear=linear_views.gemm),
     "MatMul": OperatorSpec(
-        layers.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul, torch="matmul"
+        products.matmul, constant_first=True, weight_inputs=(0, 1), linear=linear_views.matmul, torch="matmul"
     ),
     **rows(OperatorSpec(recurrent.recurrent), "GRU", "LSTM", "RNN"),
     **rows(OperatorSpec(layers.roi_align), "GridSample", "MaxRoiPool", "RoiAlign"),
@@ -181,7 +193,8 @@ OPERATORS: dict[str, OperatorSpec] = {
     # movement
     "Concat": OperatorSpec(movement.concat, constant_first=True, shape_rule=shape_rules.concat),
     "DepthToSpace": OperatorSpec(movement.depth_to_space),
-    "Expand": OperatorSpec(movement.expand, target_shape=1),
+    "ConstantOfShape": OperatorSpec(movement.constant_of_shape, constant_first=True, target_shape=0),
+    "Expand": OperatorSpec(movement.expand, constant_first=True, target_shape=1),
     "Flatten": OperatorSpec(movement.flatten, shape_rule=shape_rules.same, chain="reshape"),
     "Gather": OperatorSpec(movement.gather, constant_first=True, shape_rule=shape_rules.gather),
     "Pad": OperatorSpec(movement.pad),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph import qdq
@@ -16,9 +17,20 @@ from onnxprune.types import Count, Lookup, Role, Slice, Statistic, Summed, Work
 
 CUT = " (free with --norms cut, which takes data and repair)"
 """End of the reason that pins channels that a normalization runs over."""
+FAR = 32
+"""Number of nodes behind a node that are searched for its use."""
 MOST_FLOATS = 16
 """A float constant with more elements is no list of sizes."""
+JOINS = "joins the channel with a tensor whose channels are pinned"
+"""Reason after the operator where it joins channels with a tensor without channels, and nothing upstream refused any."""
 Rule = Callable[["RuleContext"], Sequence[Ids]]
+
+
+class Cause(NamedTuple):
+    """The first refusal that leaves a tensor without channels: the node, and the reason of its pin."""
+
+    node: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class TraceState:
         cut_norms: whether channels that a normalization runs over are prunable.
         ids: channel ids of every tensor walked.
         sizes: the integers of every tensor that comes from shapes.
+        causes: the first refusal upstream of each tensor that lacks channels for it.
     """
 
     graph: gs.Graph
@@ -64,6 +77,7 @@ class TraceState:
     cut_norms: bool
     ids: dict[str, Ids] = field(default_factory=dict)
     sizes: dict[str, list[Size]] = field(default_factory=dict)
+    causes: dict[str, Cause] = field(default_factory=dict)
 
 
 class RuleContext:
@@ -75,6 +89,9 @@ class RuleContext:
         self.op: str = self._node.op
         self.n_inputs = len(self._node.inputs)
         self.n_outputs = len([tensor for tensor in self._node.outputs if tensor.name])
+        self._asked: set[int] = set()  # inputs whose ids the rule asked for
+        self._inherited = next((state.causes[t.name] for t in self._node.inputs if t.name in state.causes), None)
+        self._refusal: Cause | None = None
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -86,9 +103,16 @@ class RuleContext:
 
     def ids(self, i: int) -> Ids | None:
         """Return the ids of input i; None for constants and absent inputs."""
-        if not self.has(i) or isinstance(self._node.inputs[i], gs.Constant):
-            return None
-        return self.state.ids.get(self._node.inputs[i].name)
+        self._asked.add(i)
+        return self.state.ids.get(self._node.inputs[i].name) if self.is_activation(i) else None
+
+    def is_activation(self, i: int) -> bool:
+        """Tell whether input i is given, and computed at run time."""
+        return (
+            self.has(i)
+            and not isinstance(self._node.inputs[i], gs.Constant)
+            and self._node.inputs[i].name in self.state.ids
+        )
 
     def activation(self, i: int = 0) -> Ids:
         """Return the ids of input i, which is not constant."""
@@ -119,17 +143,61 @@ class RuleContext:
         """Return the shape of output i."""
         return self.state.shapes[self._node.outputs[i].name]
 
+    def readers(self, i: int = 0) -> list[gs.Node]:
+        """Return the nodes that read output i."""
+        return list(self._node.outputs[i].outputs)
+
+    def behind(self, passes: Callable[[gs.Node], bool]) -> Iterator[gs.Node]:
+        """Yield the nodes that read output 0, and those behind the nodes that pass, up to `FAR` nodes."""
+        waiting = self.readers()
+        for _ in range(FAR):
+            if not waiting:
+                return
+            node = waiting.pop(0)
+            yield node
+            if passes(node):
+                waiting += [reader for tensor in node.outputs for reader in tensor.outputs]
+
+    def is_result(self, i: int) -> bool:
+        """Tell whether output i is an output of the model."""
+        return any(self._node.outputs[i] is output for output in self.state.graph.outputs)
+
+    def source(self, i: int) -> gs.Node | None:
+        """Return the node that computes input i."""
+        return next(iter(self._node.inputs[i].inputs), None)
+
     def mint(self, n: int) -> Ids:
         """Return n new ids."""
         return self.facts.mint(self._n, n)
 
     def tie(self, a: Ids, b: Ids, reason: str) -> None:
-        """Tie two arrays of ids, broadcast; pin an id that meets no id, for `reason`."""
-        self.facts.tie(a, b, self._n, reason)
+        """Tie two arrays of ids, broadcast; pin an id that meets no id, for the first cause of that, else for `reason`."""
+        cause = self._inherited or Cause(self._n, reason)
+        if self.facts.tie(a, b, *cause):
+            self._refusal = self._refusal or cause
 
     def pin(self, ids: Ids, reason: str) -> None:
         """Pin ids."""
-        self.facts.pin(ids, self._n, reason)
+        cause = Cause(self._n, reason)
+        if self.facts.pin(ids, *cause):
+            self._refusal = self._refusal or cause
+
+    def pin_unmet(self, ids: Ids, reason: str) -> None:
+        """Pin ids that meet no channels of another input, for the first cause of that, else for `reason`."""
+        self.tie(ids, np.full((), FIXED), reason)
+
+    def cause(self) -> Cause | None:
+        """Return why outputs lack channels: what this node refused, else what was refused upstream."""
+        return self._refusal or self._inherited
+
+    def pin_ignored_inputs(self, operator: str) -> None:
+        """Pin the ids of every input that the rule did not ask for."""
+        for i in range(self.n_inputs):
+            if i not in self._asked and self.is_activation(i):
+                name = _formal_name(self._node, i, self.state.opset)
+                self.pin(
+                    self.state.ids[self._node.inputs[i].name], f"{operator} takes its input {name} from the channel"
+                )
 
     def nothing(self) -> list[Ids]:
         """Return outputs without channels."""
@@ -141,6 +209,7 @@ class RuleContext:
             ids = self.ids(i)
             if ids is not None:
                 self.pin(ids, reason)
+        self._refusal = self._refusal or self._inherited or Cause(self._n, reason)
         return self.nothing()
 
     def slice(self, i: int, axis: int, ids: Ids, role: Role) -> None:
@@ -217,6 +286,15 @@ class RuleContext:
         """Report the positions at which the weight at input i is applied, for the survivors of `over`."""
         node, place = self._origin(i)
         self.facts.works.append(Work(node, place, positions, NOBODY if over is None else over, self._n))
+
+
+def _formal_name(node: gs.Node, i: int, opset: int) -> str:
+    """Return the name of input i in the definition of the operator; the position where the operator has none."""
+    try:
+        formal = onnx.defs.get_schema(node.op, opset, "").inputs
+    except onnx.defs.SchemaError:
+        return str(i)
+    return str(formal[min(i, len(formal) - 1)].name)
 
 
 def together(ctx: RuleContext, ids: Ids, axes: Sequence[int]) -> Ids:
@@ -305,9 +383,15 @@ def tie_broadcast(
         return a, dims
     if not on_a and not a_is_wide:
         return b, dims
-    if (on_a and not b_is_wide) or (on_b and not a_is_wide):  # channels on different axes: an outer product
-        ctx.pin(a, f"{ctx.op} spreads two sets of channels over two axes")
-        ctx.pin(b, f"{ctx.op} spreads two sets of channels over two axes")
+    if on_a and on_b and not set(on_a).intersection(on_b):
+        outer = not b_is_wide or not a_is_wide
+        what = "spreads two sets of channels over two axes" if outer else "joins channels that lie on different axes"
+        ctx.pin(a, f"{ctx.op} {what}")
+        ctx.pin(b, f"{ctx.op} {what}")
         return nothing(len(dims)), dims
-    ctx.tie(a, b, f"{ctx.op} joins the channel with a tensor whose channels are pinned")
-    return compress(np.where((a >= 0) & (b >= 0), a, FIXED)), dims
+    if not on_a or not on_b:  # a single channel of the one lies on another axis than the channels of the other
+        lone = a if on_a else b
+        ctx.pin_unmet(lone, f"{ctx.op} {JOINS}")
+        return lone, dims
+    ctx.tie(a, b, f"{ctx.op} {JOINS}")
+    return compress(np.where(a >= 0, a, b)), dims

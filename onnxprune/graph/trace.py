@@ -182,14 +182,18 @@ def _walk(state: TraceState) -> None:
             _pin_sizes(ctx, name, f"the body of this {node.op} uses the number of channels")
         if _follow_sizes(ctx, spec, node, operator):
             outputs: Sequence[IntArray] = ctx.nothing()
-        elif spec.rule is not None and (spec.constant_first or ctx.ids(0) is not None):
+        elif spec.rule is not None and (spec.constant_first or ctx.is_activation(0)):
             outputs = spec.rule(ctx)
+            ctx.pin_ignored_inputs(operator)
         else:
             outputs = ctx.refuse(f"there is no rule for {operator}", range(ctx.n_inputs))
+        cause = ctx.cause()
         for tensor, ids in zip(node.outputs, outputs, strict=False):
             if tensor.name:
                 state.ids[tensor.name] = ids
                 state.facts.see(ids, n)
+                if cause is not None and (ids.size == 1 or (ids == FIXED).any()):
+                    state.causes[tensor.name] = cause
     producers = {tensor.name: n for n, node in enumerate(state.graph.nodes) for tensor in node.outputs}
     for tensor in state.graph.outputs:
         if tensor.name in producers:

@@ -140,7 +140,7 @@ def pad_on_pixels(b: Builder) -> str:
     return finish(b, b.pad(x, (0, 2, 0), (0, 0, 1), "reflect"))
 
 
-@golden({"a": (6, 0)})
+@golden({"a": (6, 0), "Pad_1": (3, 0)})
 def pad_on_channels(b: Builder) -> str:
     return finish(b, b.pad(b.conv("x", 6, name="a"), (1, 0, 0), (2, 0, 0), value=1.0))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from onnxprune.graph.ids import Ids, aligned, nothing, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, follow, pin_axes, tie_broadcast
+from onnxprune.graph.ids import Ids, aligned, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, JOINS, RuleContext, follow, lane, match_axes, pin_axes, tie_broadcast
 from onnxprune.types import Statistic
 
 
@@ -24,17 +25,69 @@ def elementwise(ctx: RuleContext) -> list[Ids]:
         if ids is not None:
             shape = (1,) * (rank - ids.ndim) + ctx.shape(i)
             result, dims = tie_broadcast(ctx, result, dims, aligned(ids, rank), shape)
+    if ctx.op == "Mul" and (result < 0).all():
+        result = _spread(ctx, result, dims)
     for i in range(ctx.n_inputs):
         follow(ctx, i, result)
     return [result] * ctx.n_outputs
 
 
+def _spread(ctx: RuleContext, result: Ids, dims: tuple[int, ...]) -> Ids:
+    """Give a number per position that is multiplied with a constant per channel the channels of the constant.
+
+    `dims` are the sizes of the operands that are computed, broadcast. Flax multiplies 1 / deviation with the scale first.
+    """
+    constants = [value for i in range(2) if (value := ctx.const(i)) is not None and value.dtype.kind == "f"]
+    shapes = [(1,) * (result.ndim - value.ndim) + value.shape for value in constants]
+    wide = [axis for shape in shapes for axis, size in enumerate(shape) if size > dims[axis] == 1]
+    return on_axis(ctx.mint(ctx.out_shape()[wide[0]]), wide[0], result.ndim) if len(wide) == 1 else result
+
+
 def pool(ctx: RuleContext) -> list[Ids]:
     """Each channel by itself; channels on an axis that is pooled over are pinned."""
     ids = ctx.activation()
-    if ctx.n_outputs > 1:
+    if ctx.n_outputs > 1 and (ctx.is_result(1) or any(node.op != "MaxUnpool" for node in ctx.readers(1))):
         return ctx.refuse("the indices that this MaxPool returns count channels")
     return [pin_axes(ctx, 0, range(2, ids.ndim), f"{ctx.op} pools over the channel axis")] * ctx.n_outputs
+
+
+def unpool(ctx: RuleContext) -> list[Ids]:
+    """Each channel by itself, tied to the MaxPool that returned the indices; the number of channels is rewritten."""
+    pool = ctx.source(1)
+    if pool is None or pool.op != "MaxPool" or ctx.state.shapes[pool.inputs[0].name] != ctx.out_shape():
+        return ctx.refuse(
+            f"this {ctx.op} has another size than the input of a MaxPool, whose indices count channels", (0, 1)
+        )
+    ids = lane(ctx, 0, 1)
+    ctx.tie(ids, lane(ctx, 1, 1), f"{ctx.op} {JOINS}")
+    out = on_axis(ids, 1, len(ctx.out_shape()))
+    if ctx.has(2):
+        match_axes(ctx, 2, out, lambda axis, literal: False)
+    return [out]
+
+
+def cast_like(ctx: RuleContext) -> list[Ids]:
+    """Every element by itself: channels pass through; of the second input only the type counts."""
+    ctx.ids(1)
+    return [ctx.activation()]
+
+
+def reverse_sequence(ctx: RuleContext) -> list[Ids]:
+    """Channels on the axes of samples and of positions are pinned; on other axes they pass through."""
+    axes = [int(ctx.attr("batch_axis", 1)), int(ctx.attr("time_axis", 0))]
+    return [pin_axes(ctx, 0, axes, f"{ctx.op} needs the positions of channels")]
+
+
+def tensor_scatter(ctx: RuleContext) -> list[Ids]:
+    """Channels of both tensors are tied; those on the axis that is written to are pinned."""
+    shape = ctx.shape(0)
+    axis = int(ctx.attr("axis", -2)) % len(shape)
+    why = f"{ctx.op} needs the positions of channels"
+    old, new = (pin_axes(ctx, i, [axis], why) if ctx.is_activation(i) else nothing(len(shape)) for i in range(2))
+    result = tie_broadcast(ctx, old, shape, new, shape)[0]
+    for i in range(2):
+        follow(ctx, i, result)
+    return [result]
 
 
 def reduce(ctx: RuleContext) -> list[Ids]:
@@ -66,13 +119,29 @@ def _reduced(ctx: RuleContext, statistic: Statistic | None) -> list[Ids]:
         ctx.summed(0, axis, rows(ids, axis), statistic)
         ids = nothing(rank)
     else:
+        what = "a normalization in primitives: " if ctx.op == "ReduceMean" and _is_below_root(ctx) else ""
         hint = CUT if ctx.op == "ReduceMean" else ""
-        ids = pin_axes(ctx, 0, reduced, f"{ctx.op} runs over the channels{hint}")
+        ids = pin_axes(ctx, 0, reduced, f"{what}{ctx.op} runs over the channels{hint}")
     if not ctx.attr("keepdims", 1):
         ids = np.squeeze(ids, axis=tuple(reduced))
     return [ids]
 
 
+ON_THE_WAY = ("Add", "Cast", "Clip", "Identity", "Max", "Mul", "Neg", "Pow", "ReduceMean", "Relu", "Sub")
+"""Operators between a mean and the root of a variance."""
+
+
+def _is_below_root(ctx: RuleContext) -> bool:
+    """Tell whether a mean goes into a square root, as the mean and the variance of a normalization do."""
+    for node in ctx.behind(lambda node: node.op in ON_THE_WAY):
+        power = node.inputs[1] if node.op == "Pow" else None
+        if node.op == "Sqrt" or (isinstance(power, gs.Constant) and abs(float(power.values.reshape(-1)[0])) == HALF):
+            return True
+    return False
+
+
+HALF = 0.5
+"""Exponent of a square root."""
 FLAT_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 
 

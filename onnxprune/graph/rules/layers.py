@@ -1,16 +1,14 @@
-"""Layers with a weight: they read the channels of their input and write new ones."""
+"""Convolutions, recurrences and normalizations: layers that read channels and write new ones, or follow each channel."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.ids import Ids, aligned, nothing, on_axis, rows, varying
-from onnxprune.graph.rule_context import CUT, RuleContext, follow, lane, pin_axes, tie_broadcast, together
-from onnxprune.types import Statistic
+from onnxprune.graph.ids import FIXED, Ids, nothing, on_axis, rows, varying
+from onnxprune.graph.rule_context import CUT, RuleContext, follow, lane, pin_axes
+from onnxprune.types import Role, Statistic
 
 
 def conv(ctx: RuleContext) -> list[Ids]:
@@ -19,17 +17,25 @@ def conv(ctx: RuleContext) -> list[Ids]:
     Any rank, and depthwise with a multiplier, too. The weight of a Conv is (out, in / groups, ...), that of a
     ConvTranspose (in, out / groups, ...).
     """
+    return _convolved(ctx, lane(ctx, 0, 1), bias=2)
+
+
+def deform_conv(ctx: RuleContext) -> list[Ids]:
+    """Reads channels and writes new ones, at positions from other inputs, whose channels are pinned."""
+    ctx.refuse(f"{ctx.op} reads positions from the channel", (2, 4))
     ids = lane(ctx, 0, 1)
+    blocks = ids.reshape(int(ctx.attr("offset_group", 1)), -1)
+    ctx.tie(blocks, blocks[:1], f"another offset group of this {ctx.op} reads a pinned channel")
+    return _convolved(ctx, ids, bias=3)
+
+
+def _convolved(ctx: RuleContext, ids: Ids, bias: int) -> list[Ids]:
     transposed = ctx.op == "ConvTranspose"
     n, n_out, *spatial = ctx.out_shape()
-    if ctx.const(1) is None:
-        out = ctx.mint(n_out)
-        for some in (ids, out):
-            ctx.pin(some, f"the weight of this {ctx.op} is not a constant")
-        return [on_axis(out, 1, 2 + len(spatial))]
     groups = int(ctx.attr("group", 1))
-    ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
-    if ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
+    if ctx.const(1) is None:
+        out = _computed_kernel(ctx, ids, n_out, groups)
+    elif ids.size == groups > 1:  # depthwise: a filter follows the channel it filters
         out = np.repeat(ids, n_out // groups)
         ctx.slice(1, 0, ids if transposed else out, "follows")
         ctx.count("group", ids)
@@ -44,132 +50,55 @@ def conv(ctx: RuleContext) -> list[Ids]:
         ctx.tie(writes, writes[:1], "")
         ctx.slice(1, 1 - transposed, ids if transposed else reads[0], "reads")
         ctx.slice(1, int(transposed), writes[0] if transposed else out, "writes")
-    if ctx.has(2) and ctx.const(2) is None:
-        ctx.pin(out, f"the bias of this {ctx.op} is not a constant")
-    elif ctx.has(2):
-        ctx.slice(2, 0, out, "follows")
+    if ctx.const(1) is not None:
+        ctx.work(1, n * math.prod(ctx.shape(0)[2:] if transposed else spatial))
+    _parameter(ctx, bias, out, "the bias")
     return [on_axis(out, 1, 2 + len(spatial))]
 
 
-def gemm(ctx: RuleContext) -> list[Ids]:
-    """Reads channels with a constant matrix on either side; the added tensor is tied."""
-    side = next((i for i in (1, 0) if ctx.const(i) is not None and ctx.ids(1 - i) is not None), None)
-    if side is None:
-        return ctx.refuse("this Gemm has no constant weight", range(3))
-    weight, x = ctx.const(side), 1 - side
-    assert weight is not None
-    summed = {0: 1, 1: 0}  # the axis that is summed over, of A and of B as they are multiplied
-    flipped = {i: bool(ctx.attr(("transA", "transB")[i], 0)) for i in (0, 1)}
-    reads, axis = (summed[i] ^ flipped[i] for i in (side, x))
-    out = ctx.mint(weight.shape[1 - reads])
-    ctx.slice(side, reads, lane(ctx, x, axis), "reads")
-    ctx.slice(side, 1 - reads, out, "writes")
-    ctx.work(side, ctx.shape(x)[1 - axis])
-    place = side  # a matrix on the right writes columns, one on the left writes rows
-    result = on_axis(out, place, 2)
-    follow(ctx, 2, result)
-    other = ctx.ids(2)
-    if other is not None:
-        dims = (1,) * (2 - other.ndim) + ctx.shape(2)
-        result = tie_broadcast(ctx, result, ctx.out_shape(), aligned(other, 2), dims)[0]
-    return [result]
+def _computed_kernel(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
+    """Follow the channels of a weight that is computed at run time; return the ids that the convolution writes.
 
-
-def matmul(ctx: RuleContext) -> list[Ids]:
-    """Reads channels with a constant matrix, on either side; two activations tie their attention heads."""
-    rank = len(ctx.out_shape())
-    for w, x, contracted in ((1, 0, -1), (0, 1, -2)):
-        weight, ids = ctx.const(w), ctx.ids(x)
-        if weight is None or ids is None or weight.ndim != 2 or ids.ndim < 2:
-            continue
-        shape = ctx.shape(x)
-        axis = len(shape) + contracted
-        positions = math.prod(shape) // shape[axis]
-        on = varying(ids)
-        if len(on) == 1 and on[0] != axis:
-            ctx.work(w, positions, rows(ids, on[0]))
-            return [ids]  # the matrix mixes another axis: channels pass through
-        ctx.slice(w, 1 - w, lane(ctx, x, axis), "reads")
-        out = ctx.mint(weight.shape[w])
-        ctx.slice(w, w, out, "writes")
-        ctx.work(w, positions)
-        return [on_axis(out, rank + contracted, rank)]
-    ranks = [len(ctx.shape(i)) for i in range(2) if ctx.ids(i) is not None]
-    if len(ranks) == 2 and min(ranks) >= 2:
-        batch = LABELS[: rank - 2]
-        terms = (batch[rank - ranks[0] :] + "ik", batch[rank - ranks[1] :] + "kj")
-        return [_product(ctx, terms, batch + "ij")]
-    return ctx.refuse("this MatMul's weight is no constant matrix", range(2))
-
-
-def _product(ctx: RuleContext, terms: tuple[str, str], result: str) -> Ids:
-    """Multiply two activations, given the labels of their axes as in Einsum.
-
-    Channels on a label that both factors share and the result keeps (attention heads) are tied, so that whole heads are
-    deleted. With `head_width`, or without heads, channels that are summed over are tied between the factors. Both are
-    exact.
+    Depthwise, as in the correlation with the template of a tracker, each filter is tied to its channel. Without groups,
+    filters are channels of the output. Inputs of the weight are tied to the channels that they multiply.
     """
-    shared = [label for label in terms[0] if label in terms[1]]
-    summed = [label for label in shared if label not in result]
-    factors = [nothing(len(term)) if (ids := ctx.ids(i)) is None else ids for i, term in enumerate(terms)]
-    for i, term in enumerate(terms):
-        on = {term[axis] for axis in varying(factors[i])}
-        heads = [label for label in shared if label in on and label in result]
-        if heads and on.intersection(summed) and not ctx.state.head_width:
-            factors[i] = together(ctx, factors[i], [term.index(label) for label in summed if label in on])
-        elif heads and ctx.state.head_width and len(on) > len(heads):
-            factors[i] = together(ctx, factors[i], [term.index(label) for label in heads])
-    if any(term[axis] in summed for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)):
-        _tie_summed(ctx, factors, terms, summed)
-        factors = [nothing(ids.ndim) for ids in factors]
-    operands: list[Any] = []  # ids and sizes of both factors, on the axes of the result
-    for i, (ids, term) in enumerate(zip(factors, terms, strict=True)):
-        order = [term.index(label) for label in result if label in term]
-        order += [axis for axis, label in enumerate(term) if label not in result]
-        lengths, sizes = (dict(zip(term, shape, strict=True)) for shape in (ids.shape, ctx.shape(i)))
-        operands.append(np.transpose(ids, order).reshape([lengths.get(label, 1) for label in result]))
-        operands.append(tuple(sizes.get(label, 1) for label in result))
-    return tie_broadcast(ctx, *operands)[0]
+    why = f"the weight of this {ctx.op} is not a constant"
+    on = varying(ctx.activation(1)) if ctx.op != "ConvTranspose" and groups in (1, ids.size) else []
+    if on and groups > 1:
+        out = np.repeat(ids, n_out // groups)
+        ctx.tie(out, lane(ctx, 1, 0), why)
+        ctx.count("group", ids)
+        return out
+    if on == [1]:
+        ctx.tie(ids, lane(ctx, 1, 1), why)
+        ctx.summed(0, 1, ids)
+        return np.full(n_out, FIXED)
+    ctx.pin(ids, why)
+    if on:
+        return lane(ctx, 1, 0)
+    out = ctx.mint(n_out)
+    ctx.pin(out, why)
+    return out
 
 
-def _tie_summed(ctx: RuleContext, factors: Sequence[Ids], terms: tuple[str, str], summed: list[str]) -> None:
-    """Tie channels that two activations are summed over; pin channels that lie on other axes, too."""
-    lie_on = {term[axis] for ids, term in zip(factors, terms, strict=True) for axis in varying(ids)}
-    if len(lie_on) > 1 or len(summed) > 1:
-        for ids in factors:
-            ctx.pin(ids, f"this {ctx.op} sums over more than the channels")
-        return
-    (label,) = lie_on
-    axes = [term.index(label) for term in terms]
-    lanes = [
-        np.broadcast_to(rows(ids, axis), (ctx.shape(i)[axis],))
-        for i, (ids, axis) in enumerate(zip(factors, axes, strict=True))
-    ]
-    ctx.tie(lanes[0], lanes[1], f"this {ctx.op} sums over the channel and a tensor whose channels are pinned")
-    ctx.summed(0, axes[0], lanes[0])
+def _parameter(ctx: RuleContext, i: int, ids: Ids, what: str, role: Role = "follows") -> None:
+    """Slice the value per channel at input i; tie the channels of a value that is computed at run time."""
+    if ctx.const(i) is not None:
+        ctx.slice(i, 0, ids, role)
+    elif ctx.has(i):
+        ctx.tie(ids, lane(ctx, i, 0), f"{what} of this {ctx.op} is not a constant")
 
 
 def batchnorm(ctx: RuleContext) -> list[Ids]:
     """Folded where exact; else the parameters follow each channel."""
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
-    if not _constant_parameters(ctx, ids, 5):
-        return ctx.nothing()
     if int(ctx.attr("training_mode", 0)):
         ctx.pin(ids, "this BatchNormalization computes statistics of the batch")
         return ctx.nothing()
-    ctx.slice(1, 0, ids, "scales")
-    for i in range(2, 5):
-        ctx.slice(i, 0, ids, "follows")
+    for i in range(1, 5):
+        _parameter(ctx, i, ids, "a parameter", "scales" if i == 1 else "follows")
     return [on_axis(ids, 1, rank)] + [nothing(1)] * (ctx.n_outputs - 1)
-
-
-def _constant_parameters(ctx: RuleContext, ids: Ids, end: int) -> bool:
-    """Tell whether inputs 1 to end - 1 are constants; pin the ids where one is not."""
-    constant = all(ctx.const(i) is not None for i in range(1, end))
-    if not constant:
-        ctx.pin(ids, f"a parameter of this {ctx.op} is not a constant")
-    return constant
 
 
 def _whole_groups(ctx: RuleContext, ids: Ids, n_out: int, groups: int) -> Ids:
@@ -191,10 +120,8 @@ def instance_norm(ctx: RuleContext) -> list[Ids]:
         ctx.summed(0, on[0], rows(whole, on[0]), "variance", maps, scale=1)
         return [whole]
     ids = lane(ctx, 0, 1)
-    if not _constant_parameters(ctx, ids, 3):
-        return ctx.nothing()
-    ctx.slice(1, 0, ids, "scales")
-    ctx.slice(2, 0, ids, "follows")
+    _parameter(ctx, 1, ids, "a parameter", "scales")
+    _parameter(ctx, 2, ids, "a parameter")
     return [on_axis(ids, 1, rank)]
 
 
@@ -233,20 +160,18 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
     ids = lane(ctx, 0, 1)
     rank = len(ctx.shape(0))
     groups = int(ctx.attr("num_groups"))
-    if not _constant_parameters(ctx, ids, 3):
-        return ctx.nothing()
     per_channel = [i for i in (1, 2) if ctx.shape(i)[0] == ids.size]  # before opset 21: one value per group
     if groups == 1 and ctx.state.cut_norms:
         ctx.summed(0, 1, ids, "variance", range(1, rank), scale=1)
         for i in per_channel:
-            ctx.slice(i, 0, ids, "scales" if i == 1 else "follows")
+            _parameter(ctx, i, ids, "a parameter", "scales" if i == 1 else "follows")
         return [on_axis(ids, 1, rank)]
     blocks = ids.reshape(groups, -1)
     ctx.tie(blocks, blocks[:, :1], "this GroupNormalization needs every channel of a group")
     first = np.ascontiguousarray(blocks[:, 0])
     ctx.count("num_groups", first)
     for i in (1, 2):
-        ctx.slice(i, 0, ids if i in per_channel else first, "follows")
+        _parameter(ctx, i, ids if i in per_channel else first, "a parameter")
     return [on_axis(ids, 1, rank)]
 
 
@@ -256,45 +181,5 @@ def roi_align(ctx: RuleContext) -> list[Ids]:
     return [on_axis(lane(ctx, 0, 1), 1, len(ctx.out_shape()))]
 
 
-def einsum(ctx: RuleContext) -> list[Ids]:
-    """Contracted labels of a constant read, its own labels write; two activations are tied as in MatMul."""
-    equation = str(ctx.attr("equation")).replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    active = [i for i in range(ctx.n_inputs) if ctx.ids(i) is not None]
-    plain = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
-    if plain and len(active) == 2:
-        return [_product(ctx, (terms[0], terms[1]), right)]
-    if not plain or len(active) != 1 or ctx.const(1 - active[0]) is None:
-        return ctx.refuse("this Einsum has an equation that is not understood", active)
-    x, w = active[0], 1 - active[0]
-    ids, weight = ctx.activation(x), ctx.const(w)
-    assert weight is not None
-    on = varying(ids)
-    lost = [axis for axis in on if terms[x][axis] not in right and terms[x][axis] not in terms[w]]
-    if len(on) > 1 or lost:
-        ctx.pin(ids, "this Einsum sums over the channels" if lost else "this Einsum reads channels on two axes")
-        on = []
-    result = nothing(len(right))
-    if on:
-        label, own = terms[x][on[0]], rows(ids, on[0])
-        if label in terms[w]:
-            ctx.slice(w, terms[w].index(label), own, "follows" if label in right else "reads")
-        if label in right:
-            result = on_axis(own, right.index(label), len(right))
-    minted = [label for label in terms[w] if label in right and label not in terms[x]]
-    if len(minted) == 1 and not varying(result):
-        out = ctx.mint(weight.shape[terms[w].index(minted[0])])
-        ctx.slice(w, terms[w].index(minted[0]), out, "writes")
-        result = on_axis(out, right.index(minted[0]), len(right))
-    sizes = dict(zip(terms[x], ctx.shape(x), strict=True))
-    positions = math.prod(size for label, size in sizes.items() if label not in terms[w])
-    over = rows(ids, on[0]) if on and terms[x][on[0]] not in terms[w] else None
-    ctx.work(w, positions, over)
-    return [result]
-
-
 STATISTICS: dict[str, Statistic] = {"LayerNormalization": "variance", "RMSNormalization": "mean square"}
 """Of normalizations over channels that may be cut."""
-LABELS = "ABCDEFGHIJKLMNOP"
-"""Names for the batch axes of a MatMul."""

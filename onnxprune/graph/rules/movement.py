@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.graph.ids import FIXED, Ids, aligned, compress, nothing, on_axis, reshape_ids, rows, varying
-from onnxprune.graph.rule_context import RuleContext, lane, match_axes, pin_axes
+from onnxprune.graph.rule_context import JOINS, RuleContext, follow, lane, match_axes, pin_axes
 
 
 def reshape(ctx: RuleContext) -> list[Ids]:
@@ -56,14 +56,18 @@ def concat(ctx: RuleContext) -> list[Ids]:
                 for a in varying(result):
                     ctx.slice(i, a, rows(result, a), "follows")
             elif varying(other) != varying(result):
-                ctx.pin(result, "Concat joins the channel with a tensor whose channels are pinned")
-                ctx.pin(other, "Concat joins the channel with a tensor whose channels are pinned")
+                ctx.pin_unmet(result, f"Concat {JOINS}")
+                ctx.pin_unmet(other, f"Concat {JOINS}")
             else:
-                ctx.tie(result, other, "Concat joins the channel with a tensor whose channels are pinned")
+                ctx.tie(result, other, f"Concat {JOINS}")
         return [result]
     parts = []
     for i, array in enumerate(arrays):
         part = nothing(rank) if array is None else array
+        constant = ctx.const(i) if along else None
+        if constant is not None and constant.dtype.kind == "f":
+            part = on_axis(ctx.mint(constant.shape[axis]), axis, rank)
+            ctx.slice(i, axis, part.reshape(-1), "follows")
         shape = list(part.shape)
         shape[axis] = ctx.shape(i)[axis]
         parts.append(np.broadcast_to(part, shape))
@@ -71,7 +75,7 @@ def concat(ctx: RuleContext) -> list[Ids]:
 
 
 def pad(ctx: RuleContext) -> list[Ids]:
-    """Channels pass through; padding on a channel axis is pinned."""
+    """Channels pass through; padding on a channel axis adds channels, and its widths are rewritten."""
     ids = ctx.activation()
     pads = ctx.value(1) if ctx.has(1) else ctx.attr("pads")
     if pads is None:
@@ -88,15 +92,71 @@ def pad(ctx: RuleContext) -> list[Ids]:
         return [ids]
     if ctx.attr("mode", "constant") != "constant" or min(*begin, *end) < 0:
         return ctx.refuse("this Pad repeats or crops channels")
-    widths = [(begin[a], end[a]) if a in touched else (0, 0) for a in range(rank)]
-    return [np.pad(ids, widths, constant_values=FIXED)]
+    if len(varying(ids)) > 1 or (ctx.has(1) and ctx.const(1) is None):
+        widths = [(begin[a], end[a]) if a in touched else (0, 0) for a in range(rank)]
+        return [np.pad(ids, widths, constant_values=FIXED)]
+    (axis,) = touched
+    place = list(axes).index(axis)
+    return [_padded(ctx, ids, axis, [(begin[axis], place), (end[axis], place + len(axes))])]
+
+
+def _padded(ctx: RuleContext, ids: Ids, axis: int, edges: list[tuple[int, int]]) -> Ids:
+    """Add new channels on both sides; `edges` holds width and index in the pads. The widths follow the deletion."""
+    new = np.split(ctx.mint(sum(width for width, _ in edges)), [edges[0][0]])
+    for edge, (_, index) in zip(new, edges, strict=True):
+        ctx.count("pads", edge, input=1 if ctx.has(1) else None, index=index)
+    before, after = (on_axis(edge, axis, ids.ndim) for edge in new)
+    return np.concatenate([before, ids, after], axis=axis)
 
 
 def expand(ctx: RuleContext) -> list[Ids]:
     """Channels pass through; numbers of channels in the target shape are rewritten."""
+    if not ctx.is_activation(0):
+        return [_filled(ctx, 1)]
     ids = aligned(ctx.activation(), len(ctx.out_shape()))
     match_axes(ctx, 1, ids, lambda axis, literal: literal == 1)
     return [ids]
+
+
+def constant_of_shape(ctx: RuleContext) -> list[Ids]:
+    """One value everywhere: channels of its own, whose number in the shape is rewritten."""
+    return [_filled(ctx, 0)]
+
+
+def _filled(ctx: RuleContext, i: int) -> Ids:
+    """Give a constant that is spread to the shape at input `i` channels of its own, on the axis where readers look for some.
+
+    A size that follows other channels makes them the channels of the constant, too.
+    """
+    rank = len(ctx.out_shape())
+    sizes, axis = ctx.sizes(i), _channel_axis(ctx, rank)
+    out = nothing(rank)
+    if sizes is not None and len(sizes) == rank and axis is not None and ctx.out_shape()[axis] > 1:
+        size = sizes[axis]
+        if size.owner is not None:
+            out = on_axis(ctx.mint(ctx.out_shape()[axis]), axis, rank)
+            follow(ctx, 0, out)
+        elif size.ids is not None and size.ids.shape == (size.value,):
+            out = on_axis(size.ids, axis, rank)
+    match_axes(ctx, i, out, lambda axis, literal: literal == 1)
+    return out
+
+
+def _channel_axis(ctx: RuleContext, rank: int) -> int | None:
+    """Return the axis on which the first layer or Concat behind the node takes channels; None where there is neither."""
+    shapes = ctx.state.shapes
+    for node in ctx.behind(lambda node: all(len(shapes.get(tensor.name, ())) == rank for tensor in node.outputs)):
+        if node.op == "Concat":
+            return int(node.attrs.get("axis", 1)) % rank
+        if node.op in CHANNEL_AXES:
+            return CHANNEL_AXES[node.op] % rank
+    return None
+
+
+CHANNEL_AXES = {
+    "BatchNormalization": 1, "Conv": 1, "ConvTranspose": 1, "GRU": -1, "Gemm": -1, "LSTM": -1, "MatMul": -1, "RNN": -1,
+}  # fmt: skip
+"""The axis on which a layer takes the channels of its input or state."""
 
 
 def tile(ctx: RuleContext) -> list[Ids]:
@@ -168,6 +228,15 @@ def slice_(ctx: RuleContext) -> list[Ids]:
                 _bound(ctx, "ends", 2, position, end, rows(ids, axis))
             continue
         computed = inputs and (ctx.const(1) is None or ctx.const(2) is None)
+        if step > 1 and not computed and (0 <= start < step or start % step == 0 <= start):
+            # whole steps of channels go together, so that the channels left keep their place within a step
+            heads = ids.take(np.arange(size) // step * step, axis=axis)
+            ctx.tie(ids, heads, "another channel of the same step of this Slice is pinned")
+            if start >= step:
+                _bound(ctx, "starts", 1, position, start, rows(ids, axis))
+            _bound(ctx, "ends", 2, position, end, rows(ids, axis))
+            ids = ids.take(range(*slice(start, end, step).indices(size)), axis=axis)
+            continue
         if step != 1 or computed:
             why = "steps over channels" if step != 1 else "has bounds that are computed at run time"
             ctx.pin(ids, f"this Slice {why}")
