@@ -168,7 +168,7 @@ def _robustness(original: Any, ran: Any, proto: onnx.ModelProto, data: Data | No
     for batch in BATCHES if dynamic else (1,):
         each = concrete_shapes(proto, batch, known=known)
         for name, feeds in _odd_inputs(proto, each, data):
-            where = f"{name}, batch {each[proto.graph.input[0].name][0] if dynamic else 'fixed'}"
+            where = f"{name}, batch {next(iter(each.values()))[0] if dynamic else 'fixed'}"
             try:
                 expected = run_batch(original, feeds)
             except OnnxPruneError:

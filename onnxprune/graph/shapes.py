@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from onnxprune.errors import ModelError
-from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, fed_inputs, open_session, random_feeds, run_batch
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -49,11 +49,12 @@ def concrete_shapes(
     Raises:
         ModelError: an input without a rank.
     """
-    first = [value.type.tensor_type.shape.dim[0] for value in proto.graph.input if value.type.tensor_type.shape.dim]
+    inputs = fed_inputs(proto)
+    first = [value.type.tensor_type.shape.dim[0] for value in inputs if value.type.tensor_type.shape.dim]
     names = {dim.dim_param: batch for dim in first if dim.dim_param}
     left = iter(sizes)
     result: dict[str, tuple[int, ...]] = {}
-    for number, value in enumerate(proto.graph.input):
+    for number, value in enumerate(inputs):
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
             raise ModelError(
                 "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
@@ -81,7 +82,7 @@ def workable_shapes(opened: ort.InferenceSession, proto: onnx.ModelProto, batch:
     Raises:
         ModelError: the model runs on none of the shapes that are tried.
     """
-    if all(dim.dim_value > 0 for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[1:]):
+    if all(dim.dim_value > 0 for value in fed_inputs(proto) for dim in value.type.tensor_type.shape.dim[1:]):
         return concrete_shapes(proto, batch)
     failures: list[tuple[dict[str, tuple[int, ...]], ModelError]] = []
     for _, shapes in candidate_shapes(proto, (batch,)):
@@ -128,7 +129,7 @@ def no_shape_runs(failures: Sequence[tuple[Mapping[str, tuple[int, ...]], ModelE
 
 def has_dynamic_batch(proto: onnx.ModelProto) -> bool:
     """Tell whether the first axis of every input is dynamic."""
-    dims = [value.type.tensor_type.shape.dim for value in proto.graph.input]
+    dims = [value.type.tensor_type.shape.dim for value in fed_inputs(proto)]
     return bool(dims) and all(len(dim) and not dim[0].dim_value > 0 for dim in dims)
 
 

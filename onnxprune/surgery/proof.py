@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxprune.errors import ModelError, ProofError
+from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantizer, unrounded
 from onnxprune.graph.shapes import concrete_shapes, has_dynamic_batch
@@ -102,7 +103,7 @@ def prove(
 
 def _proto(source: Source) -> onnx.ModelProto:
     if isinstance(source, str):
-        return onnx.load(source)
+        return io.read(source)[0]
     return source.to_proto() if isinstance(source, Model) else source
 
 
