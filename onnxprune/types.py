@@ -121,13 +121,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Opaque:
-    """Node `node` has weights that no rule counts: an operator without a rule, or bodies.
+    """Node `node` has weights that no rule counts: `operator` has no rule, or it has bodies.
 
     `macs` are per sample, None where shapes or operator do not tell; `params` counts the weights. `note` says which
     part of a body counts.
     """
 
     node: int
+    operator: str
     macs: float | None
     params: int
     note: str = ""

@@ -24,6 +24,7 @@ from onnxprune.graph import initializers, normalize
 from onnxprune.graph.external_data import load_external_data
 from onnxprune.graph.folded import is_float, raw_values
 from onnxprune.graph.model import Model, count_params, inferred, tensors_of, weightless
+from onnxprune.graph.opaque import is_optimized, operator_of
 from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
@@ -207,7 +208,11 @@ def _load(file: Path) -> Model:
     sort(graph)
     batchnorms = normalize.fold_batchnorms(graph, model.folded)
     folded = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
-    return replace(model, batchnorms=batchnorms, notes=(*model.notes, *folded))
+    made = sorted({operator_of(node) for node in graph.nodes if is_optimized(node)})
+    optimized = (
+        (f"onnxruntime has optimized this file ({', '.join(made)}): prune the file before that",) if made else ()
+    )
+    return replace(model, batchnorms=batchnorms, notes=(*model.notes, *folded, *optimized))
 
 
 def _imported(file: Path) -> Model:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,8 @@ from onnxprune.types import Opaque
 Shapes = Mapping[str, tuple[int, ...]]
 MATRIX = ("MatMul", "Gemm", "Attention", "LSTM", "GRU", "RNN")
 """Parts of the names of operators that multiply rows by a matrix, whatever their domain."""
+OPTIMIZED = ("Fused", "Skip", "Bias", "FastGelu", "QuickGelu", "EmbedLayer", "Attention", "NhwcConv")
+"""Beginnings of the names of operators of onnxruntime that its optimizer makes."""
 
 
 def opaque_costs(graph: gs.Graph, shapes: Shapes, counted: Collection[int], batch: int) -> tuple[Opaque, ...]:
@@ -47,6 +50,32 @@ def operator_of(node: gs.Node) -> str:
     return str(node.op) if node.domain in STANDARD else f"{node.domain}.{node.op}"
 
 
+def remarks(opaque: Sequence[Opaque], macs: float) -> list[str]:
+    """Say what part of all MACs lies in opaque nodes, and what could not be counted."""
+    unknown = [one for one in opaque if one.macs is None]
+    found = []
+    if opaque:
+        share = sum(one.macs or 0.0 for one in opaque) / max(macs, 1.0)
+        params = sum(one.params for one in opaque)
+        found.append(f"no rule counts channels in {_listed(opaque)}: {share:.1%} of the FLOPs, {params:,} parameters")
+    if unknown:
+        found.append(f"MACs of {len(unknown)} nodes are unknown ({_listed(unknown)}): shares of FLOPs are of the rest")
+    notes = Counter((one.operator, one.note) for one in opaque if one.note)
+    found += [f"the FLOPs of {count} {operator} are those of {note}" for (operator, note), count in notes.items()]
+    return found
+
+
+def _listed(opaque: Sequence[Opaque]) -> str:
+    return ", ".join(f"{count} {operator}" for operator, count in Counter(one.operator for one in opaque).items())
+
+
+def is_optimized(node: gs.Node) -> bool:
+    """Tell whether onnxruntime's optimizer has made a node."""
+    if node.domain in ("com.microsoft.nchwc", "com.ms.internal.nhwc"):
+        return True
+    return bool(node.domain == "com.microsoft" and node.op.startswith(OPTIMIZED))
+
+
 def _layer_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     """Return the cost of a node with weights that no rule counts; None for other nodes."""
     weights = [t for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t)]
@@ -54,7 +83,8 @@ def _layer_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
         return None
     amounts = [_macs(node, t, shapes) for t in weights if len(t.shape) > 1]
     params = sum(math.prod(t.shape) for t in weights)
-    return Opaque(0, None if None in amounts else float(sum(a or 0 for a in amounts)), params)
+    macs = None if None in amounts else float(sum(a or 0 for a in amounts))
+    return Opaque(0, operator_of(node), macs, params)
 
 
 def _is_weight(tensor: gs.Constant) -> bool:
@@ -106,8 +136,9 @@ def _body_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     if node.op == "If":
         note = "the dearer branch"
     elif any(_iterations(node, body, shapes)[0] is None for body in _bodies(node).values()):
-        note = "per iteration"
-    return Opaque(0, None if None in amounts else max(a or 0.0 for a in amounts), sum(weights.values()), note)
+        note = "one iteration"
+    macs = None if None in amounts else max(a or 0.0 for a in amounts)
+    return Opaque(0, operator_of(node), macs, sum(weights.values()), note)
 
 
 def _iterations(node: gs.Node, body: gs.Graph, shapes: Shapes) -> tuple[int | None, dict[str, tuple[int, ...]]]:
