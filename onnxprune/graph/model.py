@@ -258,6 +258,9 @@ def _export_node(model: Model, node: gs.Node) -> onnx.NodeProto:
             own = [t for t in part.initializer if t.name in returned or not initializers.is_apart(t)]
             del part.initializer[:]
             part.initializer.extend(own)
+            for inner in part.node:
+                if not inner.domain:
+                    inner.ClearField("domain")
     return proto
 
 
