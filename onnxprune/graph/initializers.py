@@ -140,16 +140,18 @@ def give_defaults(graph: onnx.GraphProto, taken: Mapping[str, tuple[int, onnx.Va
     """Turn the Constant nodes of `take_defaults` back into inputs with a default, in place."""
     if not taken:
         return
-    nodes = []
+    nodes, found = [], set()
     for node in graph.node:
         if node.output and node.output[0] in taken:
             graph.initializer.add().CopyFrom(node.attribute[0].t)
             graph.initializer[-1].name = node.output[0]
+            found.add(node.output[0])
         else:
             nodes.append(node)
     inputs = list(graph.input)
-    for place, value in taken.values():
-        inputs.insert(place, value)
+    for name, (place, value) in taken.items():
+        if name in found:  # a part of a model may do without
+            inputs.insert(place, value)
     del graph.node[:], graph.input[:]
     graph.node.extend(nodes)
     graph.input.extend(inputs)
