@@ -133,6 +133,21 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Opaque:
+    """Node `node` has weights that no rule counts: `operator` has no rule, or it has bodies.
+
+    `macs` are per sample, None where shapes or operator do not tell; `params` counts the weights. `note` says which
+    part of a body counts.
+    """
+
+    node: int
+    operator: str
+    macs: float | None
+    params: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels that the same layers write, and that compete with each other.
 
@@ -166,6 +181,7 @@ class Trace:
         per_tensor_params: elements of each weight, by name; see `onnxprune.graph.model.is_weight`.
         per_tensor_uses: number of node inputs that take each constant, by name.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
+        opaque: nodes with weights that no rule counts.
         carried: (axis, (n,) channels on the axis) of each activation with channels on exactly one axis.
     """
 
@@ -187,6 +203,7 @@ class Trace:
     per_tensor_params: dict[str, int] = field(default_factory=dict)
     per_tensor_uses: dict[str, int] = field(default_factory=dict)
     weight_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    opaque: tuple[Opaque, ...] = ()
     carried: dict[str, tuple[int, IntArray]] = field(default_factory=dict)
 
     def inexact(self) -> BoolArray:

@@ -173,13 +173,12 @@ Times = dict[str, tuple[str, float]]
 
 
 def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, seconds: float = SECONDS) -> Times:
-    """Profile a model, or a model file, within a time limit; empty for a file with external weights, or of 2 GB and more."""
+    """Profile a model, or a model file, within a time limit; empty for a file of 2 GB and more."""
     if isinstance(source, Model):
         (proto, weights), where = source.stub(), source.path.name
     else:
-        proto, weights, where = onnx.load(source), None, Path(source).name
-        external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
-        if external or proto.ByteSize() >= 2**31:
+        proto, weights, where = io.read(source)[0], None, Path(source).name
+        if proto.ByteSize() >= 2**31:
             return {}  # the profiler renames nodes in memory, where such a model does not fit
     names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
     found: Times = {}

@@ -15,6 +15,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import model as models
 from onnxprune.graph.cost import CostModel, LayerCost
 from onnxprune.graph.model import Model
+from onnxprune.graph.opaque import remarks
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import ResolvedOptions
 from onnxprune.runtime.session import ORT_VERSION, UNOPTIMIZED, open_session, run_batch
@@ -58,6 +59,12 @@ class Analysis:
     model: Model
     trace: Trace
     cost: CostModel
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What loading changed, and what the costs do not tell."""
+        everything = np.ones(self.trace.n_channels, dtype=bool)
+        return (*self.model.notes, *remarks(self.trace.opaque, self.cost.totals(everything)[0]))
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class Inspection:
                 for pin in trace.pins
             ],
             "held": [asdict(pin) for pin in self.held],
-            "notes": list(model.notes),
+            "uncounted": [{**asdict(one), "node": trace.labels[one.node]} for one in trace.opaque],
+            "notes": list(self.analysis.notes),
             "provenance": self.provenance,
         }
 

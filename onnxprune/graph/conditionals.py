@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD
 
 
@@ -21,7 +22,7 @@ def inline_ifs(graph: gs.Graph) -> bool:
         taken = bool(node.inputs[0].values.reshape(-1)[0])
         _inline(graph, node, node.attrs["then_branch" if taken else "else_branch"], names, labels)
     if found:
-        graph.toposort()
+        sort(graph)
         remove_dead(graph)
     return bool(found)
 

@@ -60,7 +60,7 @@ class CostModel:
     The weight of a layer shrinks along every axis that holds channels. The MACs of a layer are the elements left of the
     weight times the positions it is applied to (output pixels of a Conv, rows of a Gemm); FLOPs are 2 x MACs. Both are
     per sample; one run of a model with a fixed batch is one sample. Only layers with a weight count (Conv, Gemm,
-    MatMul, LSTM with both weights), not additions, activations and pools. Parameters are the elements of all float constants and of all
+    MatMul, LSTM with both weights; `Trace.opaque` at a constant cost), not additions, activations and pools. Parameters are the elements of all float constants and of all
     dequantized integers, biases and normalization included, each stored tensor once.
     """
 
@@ -110,13 +110,14 @@ class CostModel:
         self._work_base = np.array([trace.weight_sizes[w.node, w.input] for w in works], dtype=np.float64)
         self._over = np.array([extent(w.over) if w.over.size else -1 for w in works], dtype=np.int64)
         self._extents.close()
+        self.opaque_macs = sum(one.macs or 0.0 for one in trace.opaque)
 
     def _count(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return elements left of each sliced tensor, and elements and MACs left of each layer."""
         share = self._extents.shares(keep, step)
-        elements = self._base.copy()
-        np.multiply.at(elements, self._row, share[self._extent])
-        layer = np.where(self._work_row >= 0, np.append(elements, 0.0)[self._work_row], self._work_base)
+        left = np.ones(self._base.size + 1)  # share of each sliced tensor; row -1: none
+        np.multiply.at(left, self._row, share[self._extent])
+        elements, layer = self._base * left[:-1], self._work_base * left[self._work_row]
         return elements, layer, layer * self._positions * share[self._over]
 
     def work(self, keep: BoolArray, step: int = 1) -> tuple[FloatArray, FloatArray]:
@@ -127,7 +128,9 @@ class CostModel:
     def totals(self, keep: BoolArray) -> tuple[float, float]:
         """Return (MACs per sample, parameters) of a selection."""
         elements, _, macs = self._count(keep)
-        return float(macs.sum()), float(elements.sum()) + self._fixed_params + self._sharing(keep, elements)
+        return float(macs.sum()) + self.opaque_macs, float(elements.sum()) + self._fixed_params + self._sharing(
+            keep, elements
+        )
 
     def savings(self) -> tuple[FloatArray, FloatArray]:
         """Return the share of all MACs, and of all parameters, that deleting each channel alone saves.
@@ -170,16 +173,20 @@ class CostModel:
         sums = np.zeros((2, len(labels)))  # a recurrent layer has two weights
         for total, amounts in zip(sums, (macs, params), strict=True):
             np.add.at(total, self._layers, amounts)
-        return tuple(
-            LayerCost(
+        found = {
+            layer: LayerCost(
                 labels[layer],
                 ops[layer],
                 round(float(sums[0, layer])),
                 round(float(sums[1, layer])),
                 int(survivors[self._written[layer]]) if layer in self._written else 0,
             )
-            for layer in dict.fromkeys(self._layers.tolist())
-        )
+            for layer in self._layers.tolist()
+        }
+        found |= {
+            o.node: LayerCost(labels[o.node], ops[o.node], round(o.macs or 0), o.params, 0) for o in self.trace.opaque
+        }
+        return tuple(found[node] for node in sorted(found))
 
     def prunable_share(self) -> float:
         """Return the share of MACs of weights that read or write at least one prunable channel."""
@@ -187,4 +194,5 @@ class CostModel:
         lively = {(s.node, s.input) for s in self.trace.slices if free[s.channels[s.channels >= 0]].any()}
         _, _, macs = self._count(np.ones_like(free))
         moving = np.array([(work.node, work.input) in lively for work in self.trace.works], dtype=bool)
-        return float(macs[moving].sum() / macs.sum()) if macs.sum() else 0.0
+        whole = float(macs.sum()) + self.opaque_macs
+        return float(macs[moving].sum()) / whole if whole else 0.0

@@ -7,7 +7,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,23 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
-from onnx import external_data_helper
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
 from onnxprune.fileio import atomic_write, check_destination
-from onnxprune.graph import normalize
+from onnxprune.graph import initializers, normalize
 from onnxprune.graph.conditionals import inline_ifs
+from onnxprune.graph.external_data import load_external_data
+from onnxprune.graph.folded import is_float, raw_values
 from onnxprune.graph.means import has_scaled_sums, write_means
-from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
+from onnxprune.graph.model import Model, count_params, inferred, tensors_of, weightless
+from onnxprune.graph.opaque import is_optimized, operator_of
+from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.graph.recurrent_states import drop_zero_states, pick_final_states
 from onnxprune.graph.sequences import unpack_sequences
 from onnxprune.graph.signature import Hint, derive
-from onnxprune.runtime.session import UNOPTIMIZED, open_session
+from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -50,8 +53,8 @@ def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int, str]:
         ModelError: as for `load`.
     """
     with damaged(Path(path)):
-        digest, proto, files = parse(Path(path))
-        return proto, sum(file.stat().st_size for file in files), digest
+        found = parse(Path(path))
+        return found.proto, sum(file.stat().st_size for file in found.files), found.digest
 
 
 @contextmanager
@@ -71,8 +74,21 @@ def damaged(file: Path) -> Iterator[None]:
         ) from error
 
 
-def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
-    """Parse and check a file; return its SHA-256, the proto, and the paths of the file and its external data."""
+@dataclass(frozen=True)
+class Parsed:
+    """A parsed and checked file, and one line per kind of change to its initializers.
+
+    `digest` is the SHA-256 of the file, `files` are the file and its external data files.
+    """
+
+    proto: onnx.ModelProto
+    digest: str
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def parse(file: Path) -> Parsed:
+    """Parse and check a file; store its initializers densely, and apart from the inputs."""
     refused = partial(ModelError, where=str(file))
     try:
         with open(file, "rb") as stream:
@@ -89,8 +105,13 @@ def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
             "the model file cannot be read", why=error.strerror or str(error), hint="check the path and its permissions"
         ) from error
     _check_header(proto, file)
+    files = (file, *load_external_data(proto, file))
+    sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
     _check_inputs(proto, file)
-    return digest, proto, (file, *_load_external_data(proto, file))
+    notes = [f"{sparse} sparse tensors stored as dense ones"] if sparse else []
+    if listed:
+        notes.append(f"{listed} weights are no longer listed as inputs")
+    return Parsed(proto, digest, files, tuple(notes))
 
 
 def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
@@ -148,14 +169,9 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
 
 
 def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
-    """Remove initializers from the inputs (IR 3 lists them there, too), and refuse inputs that are not numbers."""
+    """Refuse inputs that are not numbers."""
     refused = partial(ModelError, where=str(file))
-    names = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in names]
-    if len(inputs) < len(proto.graph.input):
-        del proto.graph.input[:]
-        proto.graph.input.extend(inputs)
-        proto.ir_version = max(proto.ir_version, 4)
+    inputs = fed_inputs(proto)
     if not inputs:
         raise refused("the model has no inputs", why="every output is constant", hint="export the model again")
     for value in inputs:
@@ -165,47 +181,6 @@ def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
                 why="onnxprune could not run the model on data",
                 hint="export the network without its preprocessing",
             )
-
-
-def _load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
-    """Load external data, from the folder of the file only; return the data files."""
-    folder = file.resolve().parent
-    files: dict[Path, None] = {}
-    for tensor in external_data_helper._get_all_tensors(proto):
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        data = (folder / info.location).resolve()
-        refused = partial(ModelError, where=f"{file}, tensor {tensor.name}")
-        if not info.location or Path(info.location).is_absolute() or folder not in data.parents:
-            raise refused(
-                "external data outside the model's folder",
-                why=f"the tensor points to {info.location!r}",
-                hint="keep the weights beside the .onnx file, and save the model again with a relative location",
-            )
-        if not data.is_file():
-            raise refused(
-                "external data are missing",
-                why=f"no file {info.location!r} beside the model",
-                hint="copy the data file together with the .onnx file",
-            )
-        end = (info.offset or 0) + (info.length or 0)
-        if data.stat().st_size < end:
-            raise refused(
-                "external data are truncated",
-                why=f"{info.location} has {data.stat().st_size:,} bytes, {end:,} are needed",
-                hint="copy the data file again",
-            )
-        files[data] = None
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        except Exception as error:
-            raise refused(
-                "external data cannot be read", why=first_line(error), hint="copy the data file again"
-            ) from error
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-    return list(files)
 
 
 def load(
@@ -234,8 +209,8 @@ def _load(file: Path) -> Model:
     model = _imported(file)
     graph = model.graph
     _refuse_unloadable(model)
-    normalize.fold_constants(graph, str(file))
-    model = replace(model, params=count_params(graph))
+    normalize.fold_constants(graph, str(file), kept=model.defaults, folded=model.folded)
+    model = replace(model, params=count_params(model))
     _refuse_nan(graph, file)
     # with dynamic axes left open, inference returns what holds for every size of these axes
     while (
@@ -243,7 +218,7 @@ def _load(file: Path) -> Model:
         or inline_ifs(graph)
         or unpack_sequences(graph, lambda: inferred(model, {}).partial, model.opset)
     ):
-        normalize.fold_constants(graph, str(file))
+        normalize.fold_constants(graph, str(file), kept=model.defaults, folded=model.folded)
     if any(normalize.needs_arguments(node) for node in graph.nodes):
         normalize.explicit_arguments(graph, inferred(model, {}).partial, model.opset)
     if has_scaled_sums(graph):
@@ -254,28 +229,44 @@ def _load(file: Path) -> Model:
     pick_final_states(graph)
     normalize.unshare_targets(graph)
     separate_weights(graph)
-    batchnorms = normalize.fold_batchnorms(graph)
+    sort(graph)
+    batchnorms = normalize.fold_batchnorms(graph, model.folded)
+    made = sorted({operator_of(node) for node in graph.nodes if is_optimized(node)})
     notes = (
         f"{len(batchnorms)} BatchNormalization folded into the layers before them" if batchnorms else "",
         f"zero initial states of recurrent layers left out: {states}" if states else "",
+        f"onnxruntime has optimized this file ({', '.join(made)}): prune the file before that" if made else "",
     )
-    return replace(model, batchnorms=batchnorms, notes=tuple(filter(None, notes)))
+    return replace(model, batchnorms=batchnorms, notes=(*model.notes, *filter(None, notes)))
 
 
 def _imported(file: Path) -> Model:
     """Read a file into a graph that shares no memory with the parsed file, which is then freed on return."""
-    digest, proto, files = parse(file)
-    size = sum(f.stat().st_size for f in files)
+    found = parse(file)
+    proto, size = found.proto, sum(f.stat().st_size for f in found.files)
     if proto.functions:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
+    initializers.hoist(proto.graph)
+    defaults = initializers.take_defaults(proto.graph)
     extras = _unsupported_by_graphsurgeon(proto.graph)
     del proto.graph.value_info[:]  # shapes of the original do not hold for the pruned model
     graph, header = gs.import_onnx(proto), _header(proto)
     _detach(graph, header)
-    graph.toposort()
-    return Model(graph, header, extras, digest, file, files, size, count_params(graph))
+    sort(graph)
+    return Model(
+        graph,
+        header,
+        extras,
+        found.digest,
+        file,
+        found.files,
+        size,
+        0,
+        defaults=defaults,
+        notes=found.notes,
+    )
 
 
 def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
@@ -285,13 +276,13 @@ def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
         if isinstance(value, gs.Graph):
             _detach(value, header)
         elif isinstance(value, gs.Constant):
-            value.values = _detached(normalize.raw_values(value))
+            value.values = _detached(raw_values(value))
 
 
 def _detached(values: LazyValues | np.ndarray[Any, Any]) -> LazyValues | np.ndarray[Any, Any]:
     if not isinstance(values, LazyValues):
         return values
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and not isinstance(values, SparseValues):
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf":
         return onnx.numpy_helper.to_array(values.tensor)
     copy = type(values.tensor)()  # strings, packed integers, bfloat16: an array would not export to the same bytes
     copy.CopyFrom(values.tensor)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD
 
 SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL2")
@@ -48,7 +49,7 @@ def write_means(graph: gs.Graph, known: Mapping[str, Sequence[int | None]], opse
         nodes += _mean(node, total, [axis % len(shape) for axis in axes], opset)
     if nodes:
         graph.nodes.extend(nodes)
-        graph.toposort()
+        sort(graph)
         remove_dead(graph)
 
 

@@ -8,6 +8,7 @@ deleted.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,18 +18,19 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
-from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.data.input_spec import InputSpec, input_specs
-from onnxprune.graph.normalize import BatchNorm, raw_values
+from onnxprune.graph import initializers
+from onnxprune.graph.folded import Folded, is_float, raw_values
+from onnxprune.graph.normalize import BatchNorm
 from onnxprune.graph.qdq import captured_names, is_dequantized
 from onnxprune.graph.shapes import InferredShapes, infer_shapes
 from onnxprune.graph.signature import Signature
 from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
     import onnxruntime as ort
 
@@ -55,9 +57,11 @@ class Model:
         path: the file.
         files: the file and its external data files.
         size: bytes of `files`.
-        params: elements of all weights in the file, before anything is folded.
+        params: elements of all weights that the file stores, before BatchNormalizations are folded.
         signature: the axes of samples of inputs and outputs.
         batchnorms: statistics of folded BatchNormalizations, by the name of the folded weight.
+        folded: constants that the file computes from smaller ones, by name.
+        defaults: place and type of each input with a default; a Constant node writes it in the graph.
         notes: one line per kind of change by normalization.
     """
 
@@ -71,6 +75,8 @@ class Model:
     params: int
     signature: Signature = UNKNOWN_SIGNATURE
     batchnorms: dict[str, BatchNorm] = field(default_factory=dict)
+    folded: dict[str, Folded] = field(default_factory=dict)
+    defaults: Mapping[str, tuple[int, onnx.ValueInfoProto]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,13 +86,11 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the metadata, inputs and outputs of the original."""
-        return _export(self, frozenset())
+        return _export(self, frozenset())[0]
 
     def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
         """Export without the larger weights, named as stored in a file `STORED_IN`; return proto and weights."""
-        apart = {t.name: t for _, _, t in tensors_of(self.graph) if _is_shared(t)}
-        proto = _export(self, frozenset(), frozenset(apart))
-        return proto, {name: tensor.values for name, tensor in apart.items()}
+        return _export(self, frozenset(), apart=True)
 
     def session(
         self, config: SessionConfig = DEFAULT, *, where: str = "", outputs: Sequence[str] = ()
@@ -142,7 +146,7 @@ class Model:
 
     def copy(self) -> Model:
         """Return a model whose graph can be changed; weights are shared until they are replaced."""
-        return replace(self, graph=copy_graph(self.graph), batchnorms=dict(self.batchnorms))
+        return replace(self, graph=copy_graph(self.graph), batchnorms=dict(self.batchnorms), folded=dict(self.folded))
 
 
 def copy_graph(graph: gs.Graph) -> gs.Graph:
@@ -189,32 +193,48 @@ def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:
                 yield n, i, tensor
 
 
-def is_float(tensor: gs.Constant) -> bool:
-    """Tell whether a constant holds floating point numbers (float16, bfloat16, float32, float64)."""
-    dtype = tensor.dtype
-    if isinstance(dtype, int):
-        return dtype == onnx.TensorProto.BFLOAT16
-    return dtype.kind == "f" or (dtype.kind == "V" and str(dtype) == "bfloat16")
-
-
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
     """Tell whether input i of node n counts as parameters: floats, and integers that are dequantized."""
     return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantized(graph.nodes[n]))
 
 
-def params_of(graph: gs.Graph) -> dict[str, int]:
-    """Return the number of elements of each weight of a graph, by name."""
-    return {t.name: math.prod(t.shape) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
+def constants_of(graph: gs.Graph) -> dict[str, gs.Constant]:
+    """Return the constants of the main graph, and the weights that bodies read, by name."""
+    found = {name: t for name, t in graph.tensors().items() if isinstance(t, gs.Constant)}
+    for node in graph.nodes:
+        for tensor in _body_constants(node):
+            if is_float(tensor) and math.prod(tensor.shape) > initializers.SMALL:
+                found.setdefault(tensor.name, tensor)
+    return found
 
 
-def count_params(graph: gs.Graph) -> int:
-    """Return the number of parameters of a graph, each stored tensor once."""
-    return sum(params_of(graph).values())
+def _body_constants(node: gs.Node) -> Iterator[gs.Constant]:
+    """Yield the constants that the bodies of a node read, but do not return."""
+    for body in node.attrs.values():
+        if isinstance(body, gs.Graph):
+            returned = {id(t) for t in body.outputs}
+            for inner in body.nodes:
+                yield from (t for t in inner.inputs if isinstance(t, gs.Constant) and id(t) not in returned)
+                yield from _body_constants(inner)
+
+
+def params_of(model: Model) -> dict[str, int]:
+    """Return the number of elements of each weight that a file stores, by name; 0 for weights that it computes."""
+    graph = model.graph
+    found = {t.name: math.prod(t.shape) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
+    bodies = (t for node in graph.nodes for t in _body_constants(node) if is_float(t))
+    found |= {t.name: math.prod(t.shape) for t in bodies}
+    return found | {name: folded.params for name, folded in model.folded.items() if name in found}
+
+
+def count_params(model: Model) -> int:
+    """Return the number of parameters of a model, each stored tensor once."""
+    return sum(params_of(model).values())
 
 
 def weightless(model: Model) -> onnx.ModelProto:
     """Export a model with its weights turned into inputs: small, and enough for shape inference."""
-    return _export(model, {t.name for n, i, t in tensors_of(model.graph) if is_weight(model.graph, n, i)})
+    return _export(model, params_of(model).keys())[0]
 
 
 def inferred(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> InferredShapes:
@@ -243,33 +263,87 @@ def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
 
 
 def _export_node(model: Model, node: gs.Node) -> onnx.NodeProto:
+    """Export a node, without the weights that its bodies read."""
     proto: onnx.NodeProto = OnnxExporter.export_node(node)
+    if not proto.domain:
+        proto.ClearField("domain")  # two bytes of every node
     extras = model.node_extras.get(node.outputs[0].name) if node.outputs else None
     if extras is not None:
         proto.MergeFrom(extras)
+    for body in initializers.bodies(proto):
+        for part in initializers.graphs_of(body):
+            returned = {value.name for value in part.output}
+            own = [t for t in part.initializer if t.name in returned or not initializers.is_apart(t)]
+            del part.initializer[:]
+            part.initializer.extend(own)
+            for inner in part.node:
+                if not inner.domain:
+                    inner.ClearField("domain")
     return proto
 
 
-def _export(model: Model, as_inputs: Set[str], apart: Set[str] = frozenset()) -> onnx.ModelProto:
-    """Export a model; constants in `as_inputs` become inputs, constants in `apart` become placeholders."""
+def _export(
+    model: Model, as_inputs: Set[str], *, apart: bool = False
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    """Export a model; return it, and the larger weights where they are kept `apart`.
+
+    Constants in `as_inputs` become inputs.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.header)
     body = proto.graph
+    constants = constants_of(model.graph)
+    stored = {
+        name: folded
+        for name, known in model.folded.items()
+        if name in constants and name not in as_inputs and (folded := known.storing(constants[name].values))
+    }
+    free = _unused(model.graph)
     for node in model.graph.nodes:
+        for name in [t.name for t in node.inputs] + list(captured_names(node)):
+            if name in stored:
+                folded = stored.pop(name).renamed(name, free)
+                body.node.extend(folded.nodes)
+                del constants[name]
+                constants |= folded.sources
         body.node.append(_export_node(model, node))
-    for tensor in model.graph.tensors().values():  # one at a time, to avoid a second copy of all weights
-        if not isinstance(tensor, gs.Constant):
-            continue
+    weights: dict[str, np.ndarray[Any, Any]] = {}
+    for tensor in constants.values():  # one at a time, to avoid a second copy of all weights
         if tensor.name in as_inputs:
             kind = body.input.add(name=tensor.name).type.tensor_type
             kind.elem_type = dtype_to_onnx(tensor.dtype)
             kind.shape.SetInParent()  # a scalar has a shape, too
             for size in tensor.shape:
                 kind.shape.dim.add(dim_value=size)
-        elif tensor.name in apart:
+        elif apart and _is_shared(tensor):
             body.initializer.append(_placeholder(tensor))
-        elif isinstance(raw_values(tensor), SparseValues):
-            body.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
+            weights[tensor.name] = tensor.values
         else:
             body.initializer.append(OnnxExporter.export_tensor_proto(tensor))
-    return proto
+    initializers.give_defaults(body, model.defaults)
+    return proto, weights
+
+
+def _unused(graph: gs.Graph) -> Callable[[str, gs.Constant | None], str]:
+    """Return a function that gives names which no other tensor has; constants of equal values may share one."""
+    taken: dict[str, gs.Tensor | None] = dict(graph.tensors())
+
+    def free(name: str, source: gs.Constant | None) -> str:
+        for option in itertools.chain([name], (f"{name}__{number}" for number in itertools.count(2))):
+            if option not in taken:
+                taken[option] = source
+                return option
+            other = taken[option]
+            if source is not None and isinstance(other, gs.Constant) and _are_equal(source, other):
+                return option
+        raise AssertionError("there are always more names")
+
+    return free
+
+
+def _are_equal(a: gs.Constant, b: gs.Constant) -> bool:
+    """Tell whether two constants have the same values; what is not loaded stays so."""
+    one, other = raw_values(a), raw_values(b)
+    if one is other or not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return one is other
+    return one.dtype == other.dtype and np.array_equal(one, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.folded import Folded, compute, growing, merge_equal, raw_values
 from onnxprune.graph.operators import spec_of
+from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD, captured_names
 from onnxprune.graph.shapes import InferredShapes
-from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,32 @@ class BatchNorm:
         return BatchNorm(self.scale[index], self.bias[index], self.mean[index], self.variance[index])
 
 
-def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
+def fold_constants(
+    graph: gs.Graph,
+    where: str,
+    found: dict[str, np.ndarray[Any, Any]] | None = None,
+    kept: Collection[str] = (),
+    folded: dict[str, Folded] | None = None,
+) -> None:
     """Turn Constant nodes into constants, and compute with onnxruntime what depends on constants alone; in place.
 
     Dequantized weights stay integers, weights that are quantized at run time become integers, and random nodes stay.
     The folding of graphsurgeon is not used: it turns float arithmetic on shapes into integers, which rounds the scale
-    of a Resize. Computed values are added to `found`, by name. `where` names the model in an error.
+    of a Resize. Computed values are added to `found`, by name. Constant nodes
+    that write a tensor in `kept` stay. Constants that would make the file larger are added to `folded`. `where` names
+    the model in an error.
 
     Raises:
         ModelError: onnxruntime cannot compute a constant.
     """
     for node in graph.nodes:
         value = _constant_value(node) if node.op == "Constant" else None
-        if value is None or not node.outputs or any(node.outputs[0] is output for output in graph.outputs):
+        if (
+            value is None
+            or not node.outputs
+            or node.outputs[0].name in kept
+            or any(node.outputs[0] is output for output in graph.outputs)
+        ):
             continue
         output = node.outputs[0]
         node.outputs.clear()
@@ -63,11 +77,20 @@ def fold_constants(graph: gs.Graph, where: str, found: dict[str, np.ndarray[Any,
         return
     inner = {id(node) for node in foldable}
     results = {id(t) for t in graph.outputs}
+    merge_equal(foldable, results)
     wanted = [
         t for node in foldable for t in node.outputs
         if t.name and (found is not None or id(t) in results or any(id(reader) not in inner for reader in t.outputs))
     ]  # fmt: skip
     values = _compute(graph, foldable, wanted, where)
+    if folded is not None:
+
+        def outputs(nodes: Sequence[gs.Node]) -> dict[str, np.ndarray[Any, Any]]:
+            tensors = [t for node in nodes for t in node.outputs if t.name]
+            return dict(zip((t.name for t in tensors), _compute(graph, nodes, tensors, where), strict=True))
+
+        by_name = {t.name: value for t, value in zip(wanted, values, strict=True) if id(t) not in results}
+        folded |= growing(foldable, by_name, outputs, folded, graph.import_domains)
     for tensor, value in zip(wanted, values, strict=True):
         if found is not None:
             found[tensor.name] = value
@@ -88,18 +111,10 @@ def _to_constant(tensor: gs.Variable, values: Any) -> None:
     tensor.values = values
 
 
-def raw_values(tensor: gs.Constant) -> Any:
-    """Return the values of a constant as graphsurgeon holds them: an array, or a proto that `values` would load."""
-    return tensor._values
-
-
-def _compute(graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Variable], where: str) -> list[Any]:
-    part = gs.Graph(nodes=nodes, outputs=wanted)
-    proto = onnx.helper.make_model(
-        OnnxExporter.export_graph(part, do_type_check=False), opset_imports=graph.import_domains, ir_version=8
-    )
+def _compute(graph: gs.Graph, nodes: Sequence[gs.Node], wanted: list[gs.Variable], where: str) -> list[Any]:
+    part = gs.Graph(nodes=list(nodes), outputs=wanted)
     try:
-        return run_batch(open_session(proto, UNOPTIMIZED), {})
+        return compute(OnnxExporter.export_graph(part, do_type_check=False), graph.import_domains)
     except ModelError as error:
         raise ModelError("constants cannot be folded", where=where, why=error.why) from error
 
@@ -222,7 +237,7 @@ def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
         divisor = gs.Constant(f"{mean.name}__number", number)
         graph.nodes.append(gs.Node("Div", node.name, {}, [total, divisor], [mean]))
     graph.nodes = [node for node in graph.nodes if node.outputs]
-    graph.toposort()
+    sort(graph)
 
 
 def means_of_norms(graph: gs.Graph) -> list[gs.Node]:
@@ -256,7 +271,7 @@ def unshare_targets(graph: gs.Graph) -> None:
             reader.inputs[spec_of(reader).target_shape] = output
     if clones:
         graph.nodes.extend(clones)
-        graph.toposort()
+        sort(graph)
 
 
 def _shape_of(node: gs.Node, known: Mapping[str, Sequence[int | None]]) -> list[int | None] | None:
@@ -295,17 +310,18 @@ def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:
     return next((np.asarray(node.attrs[key], dtype) for key, dtype in types.items() if key in node.attrs), None)
 
 
-def fold_batchnorms(graph: gs.Graph) -> dict[str, BatchNorm]:
+def fold_batchnorms(graph: gs.Graph, folded: Collection[str] = ()) -> dict[str, BatchNorm]:
     """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it, in place.
 
     y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015).
-    Half precision weights are not folded: rounding the product would change the output. Returns the statistics, by the
+    Half precision weights are not folded: rounding the product would change the output. Nor are weights in `folded`,
+    which a file stores as smaller ones. Returns the statistics, by the
     name of the folded weight.
     """
     batchnorms: dict[str, BatchNorm] = {}
     for bn in [node for node in graph.nodes if node.op == "BatchNormalization"]:
         layer = bn.inputs[0].inputs[0] if bn.inputs[0].inputs else None
-        if layer is None or not _foldable(graph, layer, bn):
+        if layer is None or not _foldable(graph, layer, bn) or layer.inputs[1].name in folded:
             continue
         weight = layer.inputs[1]
         scale, bias, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
@@ -329,7 +345,7 @@ def fold_batchnorms(graph: gs.Graph) -> dict[str, BatchNorm]:
         batchnorms[new_weight.name] = BatchNorm(scale, bias, mean, variance)
     if batchnorms:
         graph.nodes = [node for node in graph.nodes if node.outputs]
-        graph.toposort()
+        sort(graph)
     return batchnorms
 
 

@@ -96,7 +96,10 @@ def stored_weights(graph: gs.Graph) -> dict[str, int]:
 
 
 def separate_weights(graph: gs.Graph) -> None:
-    """Give every reader of a dequantized constant its own copy, in the layout that the reader takes; in place."""
+    """Give every reader of a dequantized constant its own copy, in the layout that the reader takes; in place.
+
+    New nodes come last.
+    """
     while any(is_dequantized(node) for node in graph.nodes):
         _give_each_reader_its_own(graph)
         if not _remove_moves(graph):  # a removed node may have had several readers
@@ -119,9 +122,7 @@ def _give_each_reader_its_own(graph: gs.Graph) -> None:
             output = gs.Variable(name, dtype=tensor.dtype)
             clones.append(gs.Node(source.op, name, dict(source.attrs), list(source.inputs), [output], source.domain))
             node.inputs[i] = output
-    if clones:
-        graph.nodes.extend(clones)
-        graph.toposort()
+    graph.nodes.extend(clones)
 
 
 def _remove_moves(graph: gs.Graph) -> bool:

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.graph import qdq
 from onnxprune.graph.facts import NOBODY, ZERO, Equal, Facts
+from onnxprune.graph.folded import FoldedConstants
 from onnxprune.graph.ids import FIXED, Ids, compress, nothing, rows, varying
 from onnxprune.types import Count, Lookup, Role, Slice, Statistic, Summed, Work
 
@@ -58,6 +59,7 @@ class TraceState:
         shapes: concrete shape of every tensor.
         values: small integer tensors that are computed at run time.
         stored: nodes that only dequantize a weight, by their output.
+        computed: constants that the file computes from smaller ones.
         whole_from: number of groups of a convolution from which whole groups are deleted.
         head_width: whether attention loses the width of every head, not whole heads.
         cut_norms: whether channels that a normalization runs over are prunable.
@@ -72,6 +74,7 @@ class TraceState:
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, np.ndarray[Any, Any]]
     stored: dict[str, int]
+    computed: FoldedConstants
     whole_from: float
     head_width: bool
     cut_norms: bool
@@ -232,6 +235,10 @@ class RuleContext:
 
     def _slice(self, n: int, i: int, axis: int, ids: Ids, role: Role, zero: np.ndarray[Any, Any]) -> None:
         name = self.state.graph.nodes[n].inputs[i].name
+        refusal = self.state.computed.refusal(name, axis)
+        if refusal:
+            self.pin(ids, refusal)
+            return
         self.facts.slices.append(Slice(n, i, name, axis, ids, role, self._n, zero))
 
     def _origin(self, i: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD
 
 AXES_ARE_INPUTS = 13
@@ -39,7 +40,7 @@ def unpack_sequences(graph: gs.Graph, shapes: Callable[[], Shapes], opset: int) 
             _step(node, elements, known, nodes)
     if nodes.replaced:
         graph.nodes.extend(nodes.new)
-        graph.toposort()
+        sort(graph)
         remove_dead(graph)
     return nodes.replaced
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.errors import ModelError, ShapeError
-from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, fed_inputs, open_session, random_feeds, run_batch
 
 DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 * 1024, 16), range(32, 32 * 1024, 32))
 """Sizes to try for axes without a size: every axis gets another one, a multiple of the usual strides."""
@@ -26,9 +26,9 @@ Layout = dict[str, int | None]
 
 def candidate_sizes(proto: onnx.ModelProto) -> list[Sequence[int]]:
     """Return sizes to try for the axes of the inputs that have none; further axes get the last size of a list."""
-    audio = AUDIO if len(proto.graph.input[0].type.tensor_type.shape.dim) < 4 else ()
+    audio = AUDIO if len(fed_inputs(proto)[0].type.tensor_type.shape.dim) < 4 else ()
     single = dict.fromkeys((*SQUARE, *audio, *range(32, max(SQUARE), 32)))
-    free = max(sum(not dim.dim_value > 0 for dim in v.type.tensor_type.shape.dim) for v in proto.graph.input)
+    free = max(sum(not dim.dim_value > 0 for dim in v.type.tensor_type.shape.dim) for v in fed_inputs(proto))
     return [*DIFFERENT, *((size,) for size in single if size ** max(1, free - 1) <= MOST_ELEMENTS)]
 
 
@@ -56,13 +56,13 @@ def input_shapes(
     Raises:
         ModelError: an input without a rank, or `known` of another rank.
     """
-    for value in proto.graph.input:
+    for value in fed_inputs(proto):
         tensor = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
             raise ModelError(
                 "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
             )
-    dims = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    dims = {value.name: value.type.tensor_type.shape.dim for value in fed_inputs(proto)}
     on = ((name, axis) for name, axis in layout.items() if axis is not None)
     names = {param: samples for name, axis in on if (param := dims[name][axis].dim_param)}
     left = iter(sizes)
@@ -94,7 +94,7 @@ def told_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[tuple[st
 
     A MatMul, Gemm or recurrent layer tells the last axis, a Conv the channels.
     """
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in header.graph.input}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in fed_inputs(header)}
     weights = {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
     for value in light.graph.input:
         if value.name not in ranks:
@@ -213,7 +213,10 @@ def light(proto: onnx.ModelProto) -> onnx.ModelProto:
             getattr(result, descriptor.name).extend(value)
         else:
             setattr(result, descriptor.name, value)
+    listed = {value.name for value in proto.graph.input}
     for name, tensor in large.items():
+        if name in listed:
+            continue
         result.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
     return result
 

@@ -26,7 +26,7 @@ from onnxprune.graph.shapes import (
     no_shape_runs,
     told_sizes,
 )
-from onnxprune.runtime.session import Feeds, random_feeds, run_batch
+from onnxprune.runtime.session import Feeds, fed_inputs, random_feeds, run_batch
 from onnxprune.types import SampleAxis
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def derive(
 
 def _layouts(header: onnx.ModelProto) -> Iterator[Layout]:
     """Yield the axes of the inputs that may hold samples, in the order of trial, each once."""
-    values = list(header.graph.input)
+    values = fed_inputs(header)
     first = values[0].type.tensor_type.shape.dim
     dynamic = [axis for axis, dim in enumerate(first) if not dim.dim_value > 0]
     named = [axis for axis in dynamic if SAMPLES_NAMED.search(first[axis].dim_param or "")]
@@ -216,7 +216,7 @@ class _Derivation:
         self.light, self.header, self.given, self._opened = light, header, given, opened
         self.told = told_sizes(light, header)
         self.names = [value.name for value in header.graph.output]
-        self.first = header.graph.input[0]
+        self.first = fed_inputs(header)[0]
 
     @functools.cached_property
     def session(self) -> ort.InferenceSession:
@@ -253,7 +253,7 @@ class _Derivation:
         """Tell whether a size is one that nothing says, or the axis of samples of a further input is a guess."""
         lead = layout[self.first.name]
         named = "" if lead is None else self.first.type.tensor_type.shape.dim[lead].dim_param
-        for value in self.header.graph.input:
+        for value in fed_inputs(self.header):
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
                 if dim.dim_value > 0 or (named and dim.dim_param == named):
                     continue
@@ -421,7 +421,7 @@ def check_shapes(header: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) 
     Raises:
         OptionError: there is no such input, or its rank or a fixed size differs.
     """
-    dims = {value.name: value.type.tensor_type.shape.dim for value in header.graph.input}
+    dims = {value.name: value.type.tensor_type.shape.dim for value in fed_inputs(header)}
     for name, shape in given.items():
         told = f"--shape {name}={'x'.join(map(str, shape))}"
         if name not in dims:

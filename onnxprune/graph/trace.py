@@ -16,9 +16,11 @@ import onnx_graphsurgeon as gs
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph import qdq
 from onnxprune.graph.facts import Facts
+from onnxprune.graph.folded import FoldedConstants, is_float
 from onnxprune.graph.ids import FIXED, nothing, varying
-from onnxprune.graph.model import Model, copy_graph, inferred, is_float, params_of, tensors_of, weightless
+from onnxprune.graph.model import Model, constants_of, copy_graph, inferred, params_of, tensors_of, weightless
 from onnxprune.graph.normalize import fold_constants, fold_shapes
+from onnxprune.graph.opaque import opaque_costs, operator_of
 from onnxprune.graph.operators import OperatorSpec, spec_of
 from onnxprune.graph.rule_context import RuleContext, TraceState
 from onnxprune.graph.shapes import infer_shapes, no_shape_runs, observe_tensors
@@ -66,6 +68,7 @@ def trace(
         known.tensors,
         known.integers,
         stored=qdq.stored_weights(graph),
+        computed=FoldedConstants(model.folded, constants_of(graph)),
         whole_from=WHOLE_FROM[grouped],
         head_width=heads == "width",
         cut_norms=norms == "cut",
@@ -74,7 +77,7 @@ def trace(
     _pin_ignored(state.facts, graph, labels, ignore)
     found, lookup = state.facts.resolve(labels, tuple(node.op for node in graph.nodes))
     works = tuple(replace(work, positions=work.positions // known.samples) for work in found.works)
-    params = params_of(graph)
+    params = params_of(model)
     axes = {name: varying(ids) for name, ids in state.ids.items()}
     return replace(
         found,
@@ -84,7 +87,8 @@ def trace(
         samples=known.samples,
         per_tensor_params=params,
         per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(graph))),
-        weight_sizes={(w.node, w.input): params.get(graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
+        weight_sizes={(w.node, w.input): math.prod(graph.nodes[w.node].inputs[w.input].shape) for w in works},
+        opaque=opaque_costs(graph, known.tensors, {w.layer for w in works}, known.samples),
         carried={name: (on[0], lookup[state.ids[name].reshape(-1)]) for name, on in axes.items() if len(on) == 1},
     )
 
@@ -154,7 +158,7 @@ def _computed(
         shapes |= known.full
         if not fold_shapes(graph, known.partial):
             break
-        fold_constants(graph, str(model.path), found)
+        fold_constants(graph, str(model.path), found, model.defaults)
     found |= {t.name: t.values for _, _, t in tensors_of(graph) if not is_float(t)}
     computed = {t.name for node in model.graph.nodes for t in node.outputs}
     values = {name: value for name, value in found.items() if name in computed and value.dtype.kind in "iub"}
@@ -175,7 +179,7 @@ def _walk(state: TraceState) -> None:
         if node.outputs and node.outputs[0].name in state.stored:
             continue  # a constant to the reader
         ctx, spec = RuleContext(state, n), spec_of(node)
-        operator = node.op if node.domain in qdq.STANDARD else f"{node.domain}.{node.op}"
+        operator = operator_of(node)
         for name in qdq.captured_names(node):
             if name in state.ids:
                 ctx.pin(state.ids[name], f"the body of this {node.op} uses the channel")

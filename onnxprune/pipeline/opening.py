@@ -55,7 +55,7 @@ def load(run: Run) -> Run:
         data=data,
         evaluation=evaluation,
         shapes=original.trace.input_shapes if evaluation is None else evaluation.shapes(),
-        notes=original.model.notes,
+        notes=original.notes,
     )
     share = original.cost.prunable_share()
     if share < WARN_BELOW:

@@ -134,12 +134,12 @@ def inspect_parts(found: Inspection) -> Parts:
             f"{pin.share:7.1%} more, with {pin.channels} channels, without the pin: {pin.reason} ({pin.nodes} {pin.operator})"
             for pin in found.held
         ),
-        *(f"note: {note}" for note in model.notes),
+        *(f"note: {note}" for note in found.analysis.notes),
         *(f"{key}: {value}" for key, value in found.provenance.items()),
     ]
     parts: Parts = []
-    for table in (tables.costs(found), tables.traced(trace), tables.pins(pinned_of(trace))):
-        parts += [grid(table), ""]
+    for table in (tables.costs(found), tables.opaque(trace), tables.traced(trace), tables.pins(pinned_of(trace))):
+        parts += [grid(table), ""] if table.rows or table.name != "opaque" else []
     return [*parts, *map(Text, summary)]
 
 

@@ -217,6 +217,18 @@ def costs(found: Inspection) -> Table:
     return build("costs", "Layers", found.layers, columns)
 
 
+def opaque(trace: Trace) -> Table:
+    """Return the nodes with weights that no rule counts."""
+    columns: tuple[Column, ...] = (
+        ("node", lambda one: trace.labels[one.node], ""),
+        ("operator", lambda one: one.operator, ""),
+        ("MACs", lambda one: "unknown" if one.macs is None else (human(one.macs), one.macs), ""),
+        ("parameters", lambda one: one.params, ","),
+        ("counted", lambda one: one.note, ""),
+    )
+    return build("opaque", "Weights that no rule counts", trace.opaque, columns)
+
+
 def traced(trace: Trace) -> Table:
     """Return the channel groups of a trace."""
     columns: tuple[Column, ...] = (

@@ -81,8 +81,8 @@ def open_session(
     if shared:
         options.add_external_initializers(list(shared), list(shared.values()))
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
-    if isinstance(source, str):
-        source = os.path.realpath(source)  # external data are stored beside the file, not beside a link to it
+    # external data lie beside a link to the file, as in a cache of a model hub, or beside the file itself
+    sources = dict.fromkeys((source, os.path.realpath(source))) if isinstance(source, str) else (source,)
     available = ort.get_available_providers()
     if config.provider not in available:
         raise ModelError(
@@ -91,15 +91,20 @@ def open_session(
             why=f"it has {', '.join(available)}",
             hint="install the onnxruntime of that provider, or name another one",
         )
-    try:
-        opened = ort.InferenceSession(source, options, providers=[config.provider], enable_fallback=0)
-    except Exception as error:
+    opened = None
+    for source in sources:
+        try:
+            opened = ort.InferenceSession(source, options, providers=[config.provider], enable_fallback=0)
+            break
+        except Exception as error:
+            failure = error
+    if opened is None:
         raise ModelError(
             "onnxruntime cannot load the model",
             where=where,
-            why=first_line(error),
+            why=first_line(failure),
             hint="check that the file runs in onnxruntime before pruning it",
-        ) from error
+        ) from failure
     opened.onnxprune_weights = shared  # keep them as long as the session
     return opened
 
@@ -124,11 +129,17 @@ def run_batch(
         ) from error
 
 
+def fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that a caller must feed: those without a default, an initializer of the same name."""
+    defaults = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in defaults]
+
+
 def random_feeds(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Feeds:
     """Return seeded inputs of the given shapes: standard normal numbers, bytes, or 0 and 1 for other integers."""
     rng = np.random.default_rng(seed)
     feeds: Feeds = {}
-    for value in proto.graph.input:
+    for value in fed_inputs(proto):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = shapes[value.name]
         floating = np.issubdtype(dtype, np.floating) or str(dtype) == "bfloat16"

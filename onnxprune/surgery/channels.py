@@ -74,12 +74,17 @@ def _name(model: Model, made: Sliced) -> None:
     sliced = {id(constant) for constant, *_ in made.values()}
     whole = {t.name for _, _, t in tensors_of(model.graph) if id(t) not in sliced}
     versions = Counter(old for old, *_ in made)
-    for (old, *_), (constant, node, filters) in made.items():
+    taken = {}
+    for (old, *cuts), (constant, node, filters) in made.items():
         if old in whole or versions[old] > 1:
             constant.name = f"{old}__node{node}"
-        stats = model.batchnorms.get(old)
+        stats, folded = model.batchnorms.get(old), model.folded.get(old)
         if stats is not None:
             model.batchnorms[constant.name] = stats.take(filters[0]) if filters else stats
+        if folded is not None:
+            kept = [(axis, np.frombuffer(index, dtype=np.int64)) for axis, index in cuts]
+            taken[constant.name] = folded.take(kept, constant.values)
+    model.folded.update(taken)
 
 
 def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:

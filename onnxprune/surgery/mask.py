@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.model import Model, inferred
+from onnxprune.graph.order import sort
 from onnxprune.types import BoolArray, FloatArray, Summed, Trace
 
 AXES_ARE_INPUTS = 18
@@ -41,7 +42,7 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
     for summed in touched:  # new nodes go to the end and leave node numbers unchanged
         _leave_out(result.graph, trace, summed, alive[summed.channels], types, model.opset)
     if touched:
-        result.graph.toposort()
+        sort(result.graph)
     return result
 
 

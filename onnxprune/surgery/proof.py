@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError, OnnxPruneError, ProofError
+from onnxprune.graph import io
 from onnxprune.graph.comparison_points import ComparisonPoints, comparison_points
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantizer, unrounded
@@ -148,7 +149,7 @@ def _subjects(sources: Sequence[Source], names: Sequence[str]) -> tuple[Subject,
 
 def _proto(source: Source) -> onnx.ModelProto:
     if isinstance(source, str):
-        return onnx.load(source)
+        return io.read(source)[0]
     return source.to_proto() if isinstance(source, Model) else source
 
 

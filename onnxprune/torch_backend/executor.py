@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph.model import Model, is_float
+from onnxprune.graph.folded import is_float
+from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs
 from onnxprune.torch_backend import operators
 from onnxprune.torch_backend.fusion import fusions

@@ -56,14 +56,15 @@ def test_channels_and_costs_are_those_of_the_float_model(
     whole = onnxprune.graph.io.load(models / f"{name}.onnx")
     narrow = onnxprune.graph.io.load(quantize(name, per_channel=per_channel, weight_type=QuantType.QInt8))
     a, b = trace_model(whole), trace_model(narrow)
-    assert [(g.name, g.layers, g.width) for g in a.groups] == [(g.name, g.layers, g.width) for g in b.groups]
+    # the quantizer writes parallel branches in another order, and a group is named for its first layer
+    assert [({*g.layers}, g.width) for g in a.groups] == [({*g.layers}, g.width) for g in b.groups]
     assert np.array_equal(a.pinned, b.pinned)
     for seed in range(3):
         keep = random_plan(a, seed, 0.5)
-        costs = [[(c.label, c.macs, c.channels) for c in CostModel(t).layers(keep)] for t in (a, b)]
+        costs = [sorted((c.label, c.macs, c.channels) for c in CostModel(t).layers(keep)) for t in (a, b)]
         assert costs[0] == costs[1]
         pruned = rewrite.delete(narrow, b, keep)
-        assert CostModel(b).totals(keep)[1] == onnxprune.graph.model.count_params(pruned.graph)
+        assert CostModel(b).totals(keep)[1] == onnxprune.graph.model.count_params(pruned)
         assert prove(narrow, pruned, mask(narrow, b, keep), seed=seed).difference <= TOLERANCE
 
 

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.errors import PlanError
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.normalize import remove_dead
+from onnxprune.graph.order import sort
 from onnxprune.graph.readers import linear_layers, linear_of
 from onnxprune.graph.shapes import infer_shapes
 from onnxprune.graph.trace import node_labels
@@ -67,7 +68,7 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
                 hint="take it out of the plan, or make a new one with `onnxprune plan`",
             ) from None
     for graph, _ in graphs:
-        graph.toposort()
+        sort(graph)
         remove_dead(graph)
     _rename_new(result.graph, before)
     return Applied(masked, result, frozenset(changed))
