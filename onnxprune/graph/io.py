@@ -24,6 +24,7 @@ from onnxprune.fileio import atomic_write, check_destination
 from onnxprune.graph import normalize
 from onnxprune.graph.model import Model, count_params, inferred, is_float, tensors_of, weightless
 from onnxprune.graph.qdq import separate_weights
+from onnxprune.graph.sharing import unshare_fills
 from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
@@ -230,6 +231,7 @@ def _load(file: Path) -> Model:
         normalize.sum_norms(graph, inferred(model, {}), model.opset)
     normalize.unshare_targets(graph)
     separate_weights(graph)
+    unshare_fills(graph)
     batchnorms = normalize.fold_batchnorms(graph)
     notes = (f"{len(batchnorms)} BatchNormalization folded into the layers before them",) if batchnorms else ()
     return replace(model, batchnorms=batchnorms, notes=notes)

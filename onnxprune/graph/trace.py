@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +28,7 @@ from onnxprune.graph.shapes import (
     no_shape_runs,
     observe_tensors,
 )
+from onnxprune.graph.sharing import tie_uses
 from onnxprune.types import IntArray, Trace
 
 BATCH = 13
@@ -81,6 +81,7 @@ def trace(
         cut_norms=norms == "cut",
     )
     _walk(state)
+    tie_uses(state.facts, graph, labels)
     _pin_ignored(state.facts, graph, labels, ignore)
     found, lookup = state.facts.resolve(labels, tuple(node.op for node in graph.nodes))
     works = tuple(replace(work, positions=work.positions // known.batch) for work in found.works)
@@ -93,7 +94,6 @@ def trace(
         input_shapes=known.inputs,
         batch=known.batch,
         per_tensor_params=params,
-        per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(graph))),
         weight_sizes={(w.node, w.input): params.get(graph.nodes[w.node].inputs[w.input].name, 0) for w in works},
         carried={name: (on[0], lookup[state.ids[name].reshape(-1)]) for name, on in axes.items() if len(on) == 1},
     )
