@@ -68,14 +68,14 @@ def damaged(file: Path) -> Iterator[None]:
 
 
 def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
-    """Parse and check a file; return its SHA-256, the proto, and the paths of the file and its external data."""
+    """Parse and check a file; return the SHA-256 of it and its external data, the proto, and the paths of all files."""
     refused = partial(ModelError, where=str(file))
     try:
         with open(file, "rb") as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                digest, proto = hashlib.sha256(view).hexdigest(), _parsed(view, file)
+                digest, proto = hashlib.sha256(view), _parsed(view, file)
     except FileNotFoundError:
         raise refused("no such model file", hint="check the path") from None
     except IsADirectoryError:
@@ -86,7 +86,11 @@ def parse(file: Path) -> tuple[str, onnx.ModelProto, tuple[Path, ...]]:
         ) from error
     _check_header(proto, file)
     _check_inputs(proto, file)
-    return digest, proto, (file, *_load_external_data(proto, file))
+    data = _load_external_data(proto, file)
+    for path in data:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest(), proto, (file, *data)
 
 
 def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
@@ -220,7 +224,6 @@ def _load(file: Path) -> Model:
     graph = model.graph
     _refuse_unloadable(model)
     normalize.fold_constants(graph, str(file))
-    model = replace(model, params=count_params(graph))
     _refuse_nan(graph, file)
     # with dynamic axes left open, inference returns what holds for every size of these axes
     while any(node.op == "Shape" for node in graph.nodes) and normalize.fold_shapes(graph, inferred(model, {}).partial):
@@ -245,12 +248,13 @@ def _imported(file: Path) -> Model:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
+    params = count_params(proto)
     extras = _unsupported_by_graphsurgeon(proto.graph)
     del proto.graph.value_info[:]  # shapes of the original do not hold for the pruned model
     graph, header = gs.import_onnx(proto), _header(proto)
     _detach(graph, header)
     graph.toposort()
-    return Model(graph, header, extras, digest, file, files, size, count_params(graph))
+    return Model(graph, header, extras, digest, file, files, size, params)
 
 
 def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:

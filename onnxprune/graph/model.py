@@ -35,6 +35,7 @@ G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # graphsurgeon raises as well, and th
 
 STORED_IN = "weights"
 SHARED_TYPES = (np.float32, np.float64, np.float16)
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 SHARED_FROM = 1024
 """Elements from which a session shares a weight with the model instead of copying it."""
 
@@ -47,11 +48,11 @@ class Model:
         graph: the onnx-graphsurgeon graph, in topological order; treated as immutable.
         header: the ModelProto without nodes, initializers and value infos.
         node_extras: the NodeProto fields that graphsurgeon drops, by the first output of the node.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, and of its external data.
         path: the file.
         files: the file and its external data files.
         size: bytes of `files`.
-        params: elements of all weights in the file, before anything is folded.
+        params: parameters in the file, see `count_params`.
         batchnorms: statistics of folded BatchNormalizations, by the name of the folded weight.
         notes: one line per kind of change by normalization.
     """
@@ -189,9 +190,28 @@ def params_of(graph: gs.Graph) -> dict[str, int]:
     return {t.name: math.prod(t.shape) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
 
 
-def count_params(graph: gs.Graph) -> int:
-    """Return the number of parameters of a graph, each stored tensor once."""
-    return sum(params_of(graph).values())
+def count_params(proto: onnx.ModelProto) -> int:
+    """Return the number of parameters that a file stores, bodies included: floats, and integers that are dequantized.
+
+    Each stored tensor counts once, be it an initializer or the value of a Constant.
+    """
+    return _count_params(proto.graph)
+
+
+def _count_params(graph: onnx.GraphProto) -> int:
+    attributes = [(node, attribute) for node in graph.node for attribute in node.attribute]
+    stored = [(t.name, t.data_type, t.dims) for t in graph.initializer]
+    stored += [(t.values.name, t.values.data_type, t.dims) for t in graph.sparse_initializer]
+    for node, attribute in attributes:
+        if node.op_type == "Constant" and attribute.name == "value":
+            stored.append((node.output[0], attribute.t.data_type, attribute.t.dims))
+        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            size = len(attribute.floats) if attribute.name == "value_floats" else 1
+            stored.append((node.output[0], onnx.TensorProto.FLOAT, [size]))
+    dequantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    own = sum(math.prod(dims) for name, kind, dims in stored if kind in FLOATS or name in dequantized)
+    bodies = [body for _, attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
+    return own + sum(map(_count_params, bodies))
 
 
 def weightless(model: Model) -> onnx.ModelProto:

@@ -8,16 +8,22 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import pytest
 from graphs import THOROUGH, Builder, load, random_plan
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
+from onnxprune.errors import PlanError
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.surgery.channels import delete
+from onnxprune.surgery.edits import GRANULARITIES, candidates
+from onnxprune.surgery.edits.apply import apply_edits
+from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import prove
+from onnxprune.types import Trace
 
 Draw = Callable[[st.SearchStrategy[int]], int]
 
@@ -138,3 +144,102 @@ def test_the_oracle_holds_and_no_tensor_is_stored_twice(
     assert sum(after.values()) <= sum(loaded.values()) <= sum(sizes(proto).values())
     assert CostModel(trace).totals(keep)[1] == sum(after.values())
     assert keep.all() or sum(after.values()) < sum(loaded.values())
+
+
+def twins(b: Builder) -> tuple[str, list[str]]:
+    """Return a weight, and the outputs of two layers that take it."""
+    weight = b.normal(6, 4, 1, 1)
+    return weight, [b.conv(b.conv("x", 4), 6, weight=weight, bias=False, name=name) for name in ("one", "two")]
+
+
+def finished(b: Builder, parts: list[str]) -> onnx.ModelProto:
+    return b.build(b.conv(b.node("Relu", [b.concat(parts)]), 2))
+
+
+def reasons(trace: Trace, layer: str) -> set[str]:
+    """Return why the channels that a layer writes are pinned."""
+    group = next(group for group in trace.groups if layer in group.layers)
+    return {pin.reason for pin in trace.why_pinned(group.channels)}
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_normalization_is_folded_once_where_all_layers_of_a_weight_agree(alike: bool) -> None:
+    b = Builder()
+    _, parts = twins(b)
+    first = stack(b, [1, 6], True)[0][2]
+    norms = [first, first if alike else stack(b, [1, 6], True)[0][2]]
+    proto = finished(b, [b.node("BatchNormalization", [x, *norm]) for x, norm in zip(parts, norms, strict=True)])
+    model = load(proto)
+    live = [node for node in model.graph.nodes if node.op == "BatchNormalization"]
+    assert len(live) == (0 if alike else 2)
+    one, two = (next(node for node in model.graph.nodes if node.name == name) for name in ("one", "two"))
+    assert one.inputs[1].name == two.inputs[1].name
+    assert sum(sizes(model.to_proto()).values()) <= sum(sizes(proto).values())
+    assert prove(model, model, model).normalized <= 1e-4
+
+
+def test_layers_of_one_weight_are_not_edited() -> None:
+    b = Builder()
+    weight = b.normal(32, 32, 3, 3)
+    x = b.conv("x", 32)
+    for name in ("one", "two"):
+        x = b.node("Relu", [b.conv(x, 32, 3, weight=weight, name=name)])
+    model = load(b.build(b.conv(x, 2)))
+    edited = {candidate.edit.layer for candidate in candidates(model, GRANULARITIES, 8)}
+    assert edited.isdisjoint({"one", "two"})
+    with pytest.raises(PlanError, match="of its own"):
+        apply_edits(model, [Kernel("one", ((1, 1, 1), (1, 1, 1)))])
+
+
+def test_a_use_without_channels_pins_with_its_name() -> None:
+    b = Builder((4, 8, 8))
+    weight = b.normal(6, 4, 1, 1)
+    one = b.conv(b.conv("x", 4, name="cut"), 6, weight=weight, bias=False, name="one")
+    two = b.conv("x", 6, weight=weight, bias=False, name="two")
+    trace = trace_model(load(finished(b, [one, two])))
+    assert reasons(trace, "cut") == {f"the weight {weight} is also read by two, whose channels are pinned"}
+    assert reasons(trace, "one") == set()
+
+
+def test_a_weight_that_is_an_output_is_pinned() -> None:
+    b = Builder()
+    weight, parts = twins(b)
+    proto = finished(b, parts)
+    proto.graph.output.append(helper.make_tensor_value_info(weight, TensorProto.FLOAT, [6, 4, 1, 1]))
+    assert reasons(trace_model(load(proto)), "one") == {f"the weight {weight} is also an output of the model"}
+
+
+def test_equal_fill_values_tie_no_layers() -> None:
+    b = Builder()
+    zeros = b.const(np.zeros(6, np.float32))
+    x = b.node("Conv", ["x", b.normal(6, 3, 1, 1), zeros], (6, 8, 8), kernel_shape=[1, 1], name="one")
+    x = b.node("Conv", [b.node("Relu", [x]), b.normal(6, 6, 1, 1), zeros], (6, 8, 8), kernel_shape=[1, 1], name="two")
+    model = load(b.build(b.conv(b.node("Relu", [x]), 2)))
+    trace = trace_model(model)
+    assert [group.layers for group in trace.groups if not trace.pinned[group.channels].any()] == [("one",), ("two",)]
+    keep = np.ones(trace.n_channels, dtype=bool)
+    keep[:2] = False
+    prove(model, delete(model, trace, keep), mask(model, trace, keep))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_quantized_weights_are_tied(apart: bool) -> None:
+    """Two layers read one DequantizeLinear, or two that take the same integers, scales and zero points."""
+    b = Builder(opset=17)
+    stored = [
+        b.const(b.rng.integers(-100, 100, (6, 4, 1, 1)).astype(np.int8)),
+        b.const(b.rng.uniform(0.01, 0.02, 6).astype(np.float32)),
+        b.const(b.rng.integers(-3, 3, 6).astype(np.int8)),
+    ]
+    weights = [b.node("DequantizeLinear", stored, (4, 1, 1), axis=0) for _ in range(1 + apart)]
+    parts = [
+        b.node("Conv", [b.conv("x", 4), weights[i * apart]], (6, 8, 8), kernel_shape=[1, 1], name=name)
+        for i, name in enumerate(("one", "two"))
+    ]
+    model = load(finished(b, parts))
+    trace = trace_model(model)
+    assert next(group.layers for group in trace.groups if "one" in group.layers) == ("one", "two")
+    keep = random_plan(trace, 3, 0.4)
+    pruned = delete(model, trace, keep)
+    prove(model, pruned, mask(model, trace, keep))
+    assert {t.name for t in pruned.to_proto().graph.initializer} == {t.name for t in model.to_proto().graph.initializer}
