@@ -209,7 +209,7 @@ def _count_params(graph: onnx.GraphProto) -> int:
             size = len(attribute.floats) if attribute.name == "value_floats" else 1
             stored.append((node.output[0], onnx.TensorProto.FLOAT, [size]))
     dequantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    own = sum(math.prod(dims) for name, kind, dims in stored if kind in FLOATS or name in dequantized)
+    own = sum(int(math.prod(dims)) for name, kind, dims in stored if kind in FLOATS or name in dequantized)
     bodies = [body for _, attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
     return own + sum(map(_count_params, bodies))
 
