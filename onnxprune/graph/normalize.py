@@ -296,6 +296,14 @@ def fold_batchnorms(graph: gs.Graph) -> dict[str, BatchNorm]:
     folded once, where all of them have the same normalization. Returns the statistics, by the name of the folded
     weight.
     """
+    found: dict[str, BatchNorm] = {}
+    while folded := _fold_round(graph):  # one may follow another
+        found |= folded
+    return found
+
+
+def _fold_round(graph: gs.Graph) -> dict[str, BatchNorm]:
+    """Fold each BatchNormalization that follows a layer; return the statistics as `fold_batchnorms` does."""
     pairs: dict[int, tuple[gs.Node, gs.Node]] = {}  # the layer and its normalization, by the identity of the layer
     for bn in graph.nodes:
         layer = bn.inputs[0].inputs[0] if bn.op == "BatchNormalization" and bn.inputs[0].inputs else None
