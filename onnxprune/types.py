@@ -179,7 +179,6 @@ class Trace:
         input_shapes: shapes of the inputs while tracing.
         samples: number of samples while tracing.
         per_tensor_params: elements of each weight, by name; see `onnxprune.graph.model.is_weight`.
-        per_tensor_uses: number of node inputs that take each constant, by name.
         weight_sizes: elements of the weight of each layer in `works`, by (node, input).
         opaque: nodes with weights that no rule counts.
         carried: (axis, (n,) channels on the axis) of each activation with channels on exactly one axis.
@@ -201,7 +200,6 @@ class Trace:
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     samples: int = 1
     per_tensor_params: dict[str, int] = field(default_factory=dict)
-    per_tensor_uses: dict[str, int] = field(default_factory=dict)
     weight_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     opaque: tuple[Opaque, ...] = ()
     carried: dict[str, tuple[int, IntArray]] = field(default_factory=dict)

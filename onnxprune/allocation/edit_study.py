@@ -174,7 +174,7 @@ def grams(
     readers = {}
     for n, layer in layers.items():
         parts, _, features = layer.matrix(layer.values).shape
-        readers[n] = Reader(n, layer, np.zeros((parts, features), dtype=np.int64))  # the whole input is observed
+        readers[n] = Reader(((n, layer),), np.zeros((parts, features), dtype=np.int64))  # the whole input is observed
     roomy = replace(workspace.plain, memory=workspace.memory * ROOM)
     for n, seen in second_order.collect(analysis.model, analysis.trace, roomy, readers, hold_out=True, apart=True):
         with threads_for(seen.mean.shape[1]):

@@ -10,8 +10,9 @@ from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.comparison_points import measured_tensors
+from onnxprune.graph.linear import write_together
 from onnxprune.graph.model import Model
-from onnxprune.graph.readers import linear_of
+from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.importance.obs import Removal
 from onnxprune.metrics.outputs import output_divergence
 from onnxprune.repair.network import MOST_SAMPLES, held_batches, outputs_of
@@ -53,6 +54,7 @@ def curves(
     probe = Probe(analysis, workspace, of or points)
     found: dict[str, Curve] = {}
     done = 0
+    units = {unit.nodes[0]: unit for unit in units_of(model.graph, linear_layers(model.graph))}
     for removal in sorted(removals, key=lambda removal: first[removal.group.name]):
         probe.advance(first[removal.group.name])
         losses = []
@@ -63,9 +65,12 @@ def curves(
             aligned = len(variant.graph.nodes) == len(model.graph.nodes)  # else a mask was put on an activation
             by_output = {node.outputs[0].name: node for node in variant.graph.nodes if node.outputs}
             for node, (matrix, bias) in weights.items():
-                layer = linear_of(by_output[model.graph.nodes[node].outputs[0].name])
-                assert layer is not None
-                layer.write(store.get(matrix), store.get(bias) if layer.has_bias else None)
+                together = [linear_of(by_output[model.graph.nodes[n].outputs[0].name]) for n in units[node].nodes]
+                layers = [layer for layer in together if layer is not None]
+                for layer in layers:  # the mask gave each of them a weight of its own
+                    layer.write(store.get(matrix), None)
+                if all(layer.has_bias for layer in layers) and not units[node].fixed_bias:
+                    write_together(layers, None, store.get(bias) - layers[0].effective()[1])
             losses.append(probe.loss(variant, aligned=aligned))
             done += 1
             if progress:

@@ -113,6 +113,21 @@ class LayerwiseRunner:
             waiting += [name for name in self.inputs[n] if name not in self.kept]
         return needed
 
+    def dependents(self, nodes: Collection[int], names: Sequence[str]) -> list[int]:
+        """Return those of `nodes`, and of the nodes that depend on them, that must run to compute tensors."""
+        made: set[str] = set()
+        found: list[int] = []
+        for n in sorted(self.ancestors(names)):
+            if n in nodes or not made.isdisjoint(self.inputs[n]):
+                found.append(n)
+                made |= {t.name for t in self.nodes[n].outputs if t.name}
+        return found
+
+    def taken(self, nodes: Collection[int]) -> set[str]:
+        """Return the tensors that some nodes take from others."""
+        made = {t.name for n in nodes for t in self.nodes[n].outputs}
+        return {name for n in nodes for name in self.inputs[n]} - made
+
     def advance(self, names: Sequence[str]) -> None:
         """Run up to the tensors `names`; `read` returns them until the next call."""
         if needed := self.ancestors(names):

@@ -68,26 +68,26 @@ class Moments:
     def __init__(self, shift: Array, outputs: int, *, center: bool = True, like: Moments | None = None) -> None:
         groups, _, features = shift.shape
         self.shift, self.center, self.like = shift, center, like
-        self.n = 0
+        self.n = 0.0
         self.x: FloatArray = np.zeros((groups, features)) if like is None else like.x
         self.xx: FloatArray = np.zeros((groups, features, features)) if like is None else like.xx
         self.r: FloatArray = np.zeros((groups, outputs))
         self.xr: FloatArray = np.zeros((groups, features, outputs))
         self.rr = 0.0
 
-    def add(self, x: Array, r: Array) -> None:
-        """Add rows x (groups, n, features) and r (groups, n, outputs)."""
+    def add(self, x: Array, r: Array, weight: float = 1.0) -> None:
+        """Add rows x (groups, n, features) and r (groups, n, outputs), each of which counts as `weight` rows."""
         if self.shift.any():
             x = x - self.shift
-        self.n += x.shape[1]
-        transposed = np.swapaxes(x, 1, 2)
+        self.n += weight * x.shape[1]
+        transposed = np.swapaxes(weight * x if weight != 1 else x, 1, 2)
         if self.like is None:
-            self.x += x.sum(axis=1, dtype=np.float64)
+            self.x += transposed.sum(axis=2, dtype=np.float64)
             self.xx += transposed @ x
         if self.r.shape[1]:
-            self.r += r.sum(axis=1, dtype=np.float64)
+            self.r += weight * r.sum(axis=1, dtype=np.float64)
             self.xr += transposed @ r
-            self.rr += float(np.einsum("gno,gno->", r, r, dtype=np.float64))
+            self.rr += weight * float(np.einsum("gno,gno->", r, r, dtype=np.float64))
 
     def covariance(self) -> FloatArray:
         """Return the covariance of x, (groups, features, features)."""
@@ -161,8 +161,8 @@ class Rows:
         """Number of rows."""
         return sum(part.shape[1] for part in self.parts[1])
 
-    def add(self, x: Array, r: Array) -> None:
-        """See `Moments.add`."""
+    def add(self, x: Array, r: Array, weight: float = 1.0) -> None:
+        """See `Moments.add`; all rows count the same."""
         self.parts[1].append(r)
         if self.like is None:
             self.parts[0].append(x - self.shift)

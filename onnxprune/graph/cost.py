@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,29 +78,15 @@ class CostModel:
                 self._written.setdefault(fact.layer, number)
         # the filters of a recurrent layer are the gates of its units
         self._written |= {fact.node: extent(fact.channels) for fact in trace.counts if fact.field == UNITS}
-        # one row per way a stored tensor is sliced: two uses with the same slices share it, as they share the tensor
-        stored: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
-        row_of_use = {
-            use: stored.setdefault((names[use], tuple(sorted(slices))), len(stored)) for use, slices in uses.items()
-        }
+        # one row per stored tensor: all its uses are sliced alike
+        rows = {name: row for row, name in enumerate(dict.fromkeys(names.values()))}
+        slices = {names[use]: found for use, found in uses.items()}
+        row_of_use = {use: rows[name] for use, name in names.items()}
         params = trace.per_tensor_params
-        # tensors that are stored more than once where their uses are cut differently: the rows, and whether a use is
-        # never cut
-        rows_of: dict[str, list[int]] = {}
-        for (name, _), row in stored.items():
-            rows_of.setdefault(name, []).append(row)
-        sliced = Counter(names.values())
-        self._slices_of_row = [slices for _, slices in stored]
-        self._shared = [
-            (rows, sliced[name] < trace.per_tensor_uses[name], params.get(name, 0))
-            for name, rows in rows_of.items()
-            if len(rows) > 1 or sliced[name] < trace.per_tensor_uses[name]
-        ]
-        self._base = np.array([params.get(name, 0) for name, _ in stored], dtype=np.float64)
-        self._row = np.array([row for (_, slices), row in stored.items() for _ in slices], dtype=np.int64)
-        self._extent = np.array([number for (_, slices) in stored for _, number in slices], dtype=np.int64)
-        touched = {name for name, _ in stored}
-        self._fixed_params = sum(count for name, count in params.items() if name not in touched)
+        self._base = np.array([params.get(name, 0) for name in rows], dtype=np.float64)
+        self._row = np.array([rows[name] for name, found in slices.items() for _ in found], dtype=np.int64)
+        self._extent = np.array([number for found in slices.values() for _, number in found], dtype=np.int64)
+        self._fixed_params = sum(count for name, count in params.items() if name not in rows)
         # layers: elements of the weight, positions, and the channels where the weight is applied once per channel
         works = trace.works
         self._layers = np.array([w.layer for w in works], dtype=np.int64)
@@ -128,15 +113,12 @@ class CostModel:
     def totals(self, keep: BoolArray) -> tuple[float, float]:
         """Return (MACs per sample, parameters) of a selection."""
         elements, _, macs = self._count(keep)
-        return float(macs.sum()) + self.opaque_macs, float(elements.sum()) + self._fixed_params + self._sharing(
-            keep, elements
-        )
+        return float(macs.sum()) + self.opaque_macs, float(elements.sum()) + self._fixed_params
 
     def savings(self) -> tuple[FloatArray, FloatArray]:
         """Return the share of all MACs, and of all parameters, that deleting each channel alone saves.
 
-        To first order: an element of a weight that holds the channel on two axes is counted twice, and so is a tensor
-        that several nodes share.
+        To first order: an element of a weight that holds the channel on two axes is counted twice.
         """
         keep = np.ones(self.trace.n_channels, dtype=bool)
         elements, _, macs = self._count(keep)
@@ -152,18 +134,6 @@ class CostModel:
             np.add.at(total, self._extents.flat, np.repeat(amounts / np.maximum(lengths, 1), lengths))
         whole = self.totals(keep)
         return found[0, :-1] / max(whole[0], 1.0), found[1, :-1] / max(whole[1], 1.0)
-
-    def _sharing(self, keep: BoolArray, elements: FloatArray) -> float:
-        """Return the correction of the sum of `elements` that counts every stored version of a shared tensor once."""
-        alive = np.append(keep, True)
-        correction = 0.0
-        for rows, also_whole, size in self._shared:
-            versions: dict[tuple[tuple[int, bytes], ...], float] = {(): float(size)} if also_whole else {}
-            for row in rows:
-                cuts = ((axis, alive[self._extents.arrays[extent]]) for axis, extent in self._slices_of_row[row])
-                versions[tuple((axis, left.tobytes()) for axis, left in cuts if not left.all())] = float(elements[row])
-            correction += sum(versions.values()) - float(elements[rows].sum())
-        return correction
 
     def layers(self, keep: BoolArray) -> tuple[LayerCost, ...]:
         """Return the cost of every layer with a weight."""

@@ -31,6 +31,7 @@ from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.graph.recurrent_states import drop_zero_states, pick_final_states
 from onnxprune.graph.sequences import unpack_sequences
+from onnxprune.graph.sharing import unshare_fills
 from onnxprune.graph.signature import Hint, derive
 from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
 
@@ -78,7 +79,7 @@ def damaged(file: Path) -> Iterator[None]:
 class Parsed:
     """A parsed and checked file, and one line per kind of change to its initializers.
 
-    `digest` is the SHA-256 of the file, `files` are the file and its external data files.
+    `digest` is the SHA-256 of the file and its external data, `files` are the file and its external data files.
     """
 
     proto: onnx.ModelProto
@@ -95,7 +96,7 @@ def parse(file: Path) -> Parsed:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                digest, proto = hashlib.sha256(view).hexdigest(), _parsed(view, file)
+                digest, proto = hashlib.sha256(view), _parsed(view, file)
     except FileNotFoundError:
         raise refused("no such model file", hint="check the path") from None
     except IsADirectoryError:
@@ -108,10 +109,13 @@ def parse(file: Path) -> Parsed:
     files = (file, *load_external_data(proto, file))
     sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
     _check_inputs(proto, file)
+    for path in files[1:]:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     notes = [f"{sparse} sparse tensors stored as dense ones"] if sparse else []
     if listed:
         notes.append(f"{listed} weights are no longer listed as inputs")
-    return Parsed(proto, digest, files, tuple(notes))
+    return Parsed(proto, digest.hexdigest(), files, tuple(notes))
 
 
 def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
@@ -210,7 +214,6 @@ def _load(file: Path) -> Model:
     graph = model.graph
     _refuse_unloadable(model)
     normalize.fold_constants(graph, str(file), kept=model.defaults, folded=model.folded)
-    model = replace(model, params=count_params(model))
     _refuse_nan(graph, file)
     # with dynamic axes left open, inference returns what holds for every size of these axes
     while (
@@ -229,6 +232,7 @@ def _load(file: Path) -> Model:
     pick_final_states(graph)
     normalize.unshare_targets(graph)
     separate_weights(graph)
+    unshare_fills(graph)
     sort(graph)
     batchnorms = normalize.fold_batchnorms(graph, model.folded)
     made = sorted({operator_of(node) for node in graph.nodes if is_optimized(node)})
@@ -248,6 +252,7 @@ def _imported(file: Path) -> Model:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
+    params = count_params(proto)
     initializers.hoist(proto.graph)
     defaults = initializers.take_defaults(proto.graph)
     extras = _unsupported_by_graphsurgeon(proto.graph)
@@ -263,7 +268,7 @@ def _imported(file: Path) -> Model:
         file,
         found.files,
         size,
-        0,
+        params,
         defaults=defaults,
         notes=found.notes,
     )

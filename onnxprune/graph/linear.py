@@ -10,6 +10,7 @@ Positions are counted over all axes of the output except the channel axis, so ov
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +62,15 @@ class Linear:
         return self.bias is not None or self.adds is not None
 
     @property
-    def holds_bias(self) -> bool:
-        """Tell whether the layer has a bias already; a bias that `write` adds is unknown to the trace."""
-        return self.adds is not None or (self.bias is not None and is_there(self.node, self.bias))
+    def bias_place(self) -> tuple[gs.Node, int] | None:
+        """The node and input that hold the bias; None without one: a bias that `write` adds is unknown to the trace."""
+        own = self.bias is not None and is_there(self.node, self.bias)
+        return self.adds or ((self.node, self.bias) if own and self.bias is not None else None)
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What makes a matrix of a stored weight: layers of equal forms have the same matrix if they share the weight."""
+        return type(self), self.groups, self.alpha
 
     def matrix(self, weight: Array) -> Array:
         """Return (groups, outputs, features) of a weight, or of any array of the weight's shape."""
@@ -93,10 +100,11 @@ class Linear:
             bias += self.beta * self.node.inputs[self.bias].values.astype(np.float64).reshape(bias.shape)
         return matrix, bias
 
-    def write(self, matrix: Array, bias: Array | None) -> None:
-        """Replace the weight and, unless None, the bias by constants of the node alone, in the stored dtypes."""
+    def write(self, matrix: Array | None, bias: Array | None) -> None:
+        """Change the stored weight and bias, unless None, in their dtypes; other readers of these tensors see that."""
         dtype = self.values.dtype
-        _put(self.node, self.weight, self.unmatrix(matrix / self.alpha).astype(dtype))
+        if matrix is not None:
+            _put(self.node, self.weight, self.unmatrix(matrix / self.alpha).astype(dtype))
         if bias is None or self.bias is None:
             return
         shape = self.node.inputs[self.bias].shape if is_there(self.node, self.bias) else self.bias_shape
@@ -123,6 +131,11 @@ class Conv(Linear):
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """See `Linear.form`."""
+        return *super().form, self.transposed
 
     def matrix(self, weight: Array) -> Array:
         """Return (groups, outputs, features); a ConvTranspose stores (inputs, outputs of a group, *kernel)."""
@@ -201,6 +214,11 @@ class Product(Linear):
     input_axis: int = -1
     reads: int = 0
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """See `Linear.form`."""
+        return *super().form, self.reads
+
     def matrix(self, weight: Array) -> Array:
         """Return (1, outputs, features)."""
         flat = weight.reshape(weight.shape[-2:])
@@ -215,8 +233,8 @@ class Product(Linear):
         """Return (1, n, features)."""
         return _split(_at(x, self.input_axis, pick), 1)
 
-    def write(self, matrix: Array, bias: Array | None) -> None:
-        """Replace the weight; replace the bias of the node, or add the bias to the constant of the Add behind it."""
+    def write(self, matrix: Array | None, bias: Array | None) -> None:
+        """Change the weight; change the bias of the node, or add the bias to the constant of the Add behind it."""
         Linear.write(self, matrix, bias)
         if self.adds is not None and bias is not None:
             node, i = self.adds
@@ -227,6 +245,11 @@ class Product(Linear):
 @dataclass(frozen=True)
 class Norm(Linear):
     """BatchNormalization in inference: a factor and an offset per channel, each a group of its own."""
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """See `Linear.form`; a factor is that of all layers with the same offset, mean and variance."""
+        return *super().form, *(tensor.name for tensor in self.node.inputs[2:5])
 
     def _deviation(self) -> Array:
         variance = self.node.inputs[4].values.astype(np.float64)
@@ -250,10 +273,11 @@ class Norm(Linear):
         offset, mean = (self.node.inputs[i].values.astype(np.float64) for i in (2, 3))
         return factor.reshape(-1, 1, 1), (offset - mean * factor).reshape(-1, 1)
 
-    def write(self, matrix: Array, bias: Array | None) -> None:
+    def write(self, matrix: Array | None, bias: Array | None) -> None:
         """Set the scale and offset to give a factor and an offset; mean and variance stay."""
-        factor = matrix.reshape(-1)
-        offset = (self.effective()[1] if bias is None else bias).reshape(-1)
+        old, old_bias = self.effective()
+        factor = (old if matrix is None else matrix).reshape(-1)
+        offset = (old_bias if bias is None else bias).reshape(-1)
         mean = self.node.inputs[3].values.astype(np.float64)
         Linear.write(self, self.matrix(factor * self._deviation()), offset + mean * factor)
 
@@ -263,11 +287,36 @@ def is_there(node: gs.Node, i: int) -> bool:
     return i < len(node.inputs) and bool(node.inputs[i].name)
 
 
+def write_together(layers: Sequence[Linear], matrix: Array | None, change: Array | None) -> None:
+    """Write the matrix of layers that share a weight, unless None, and add a change to each of their stored biases.
+
+    Where layers have no bias, one that all of them take is added.
+    """
+    biases = [] if change is None else [layer.effective()[1] + change for layer in layers]
+    layers[0].write(matrix, None)
+    seen: set[str] = set()
+    added: gs.Tensor | None = None
+    for layer, bias in zip(layers, biases, strict=False):
+        place = layer.bias_place
+        if place is None and added is not None and layer.bias is not None:
+            _take(layer.node, layer.bias, added)
+        elif place is None or place[0].inputs[place[1]].name not in seen:
+            layer.write(None, bias)
+            node, i = layer.bias_place or (layer.node, layer.weight)
+            seen.add(node.inputs[i].name)
+            added = added if place else node.inputs[i]
+
+
 def _put(node: gs.Node, i: int, value: Array) -> None:
-    """Replace an input by a constant, under the name of the old one unless another node reads that."""
-    old = node.inputs[i].name if is_there(node, i) else "bias"
-    own = is_there(node, i) and len(node.inputs[i].outputs) == 1
-    constant = gs.Constant(old if own else f"{node.outputs[0].name}__{i}__{old}", np.ascontiguousarray(value))
+    """Change the values of an input, which is added where it is absent."""
+    if is_there(node, i):
+        node.inputs[i].values = np.ascontiguousarray(value)
+    else:
+        _take(node, i, gs.Constant(f"{node.outputs[0].name}__{i}__bias", np.ascontiguousarray(value)))
+
+
+def _take(node: gs.Node, i: int, constant: gs.Tensor) -> None:
+    """Make a constant an input of a node that is absent."""
     if i < len(node.inputs):
         node.inputs[i] = constant
     else:

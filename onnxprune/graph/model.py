@@ -41,6 +41,7 @@ STORED_IN = "weights"
 UNKNOWN_SIGNATURE = Signature({}, {}, {})
 """Of a model that is being loaded."""
 SHARED_TYPES = (np.float32, np.float64, np.float16)
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 SHARED_FROM = 1024
 """Elements from which a session shares a weight with the model instead of copying it."""
 
@@ -53,11 +54,11 @@ class Model:
         graph: the onnx-graphsurgeon graph, in topological order; treated as immutable.
         header: the ModelProto without nodes, initializers and value infos.
         node_extras: the NodeProto fields that graphsurgeon drops, by the first output of the node.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, and of its external data.
         path: the file.
         files: the file and its external data files.
         size: bytes of `files`.
-        params: elements of all weights that the file stores, before BatchNormalizations are folded.
+        params: parameters in the file, see `count_params`.
         signature: the axes of samples of inputs and outputs.
         batchnorms: statistics of folded BatchNormalizations, by the name of the folded weight.
         folded: constants that the file computes from smaller ones, by name.
@@ -227,9 +228,28 @@ def params_of(model: Model) -> dict[str, int]:
     return found | {name: folded.params for name, folded in model.folded.items() if name in found}
 
 
-def count_params(model: Model) -> int:
-    """Return the number of parameters of a model, each stored tensor once."""
-    return sum(params_of(model).values())
+def count_params(proto: onnx.ModelProto) -> int:
+    """Return the number of parameters that a file stores, bodies included: floats, and integers that are dequantized.
+
+    Each stored tensor counts once, be it an initializer or the value of a Constant.
+    """
+    return _count_params(proto.graph)
+
+
+def _count_params(graph: onnx.GraphProto) -> int:
+    attributes = [(node, attribute) for node in graph.node for attribute in node.attribute]
+    stored = [(t.name, t.data_type, t.dims) for t in graph.initializer]
+    stored += [(t.values.name, t.values.data_type, t.dims) for t in graph.sparse_initializer]
+    for node, attribute in attributes:
+        if node.op_type == "Constant" and attribute.name == "value":
+            stored.append((node.output[0], attribute.t.data_type, attribute.t.dims))
+        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            size = len(attribute.floats) if attribute.name == "value_floats" else 1
+            stored.append((node.output[0], onnx.TensorProto.FLOAT, [size]))
+    dequantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    own = sum(int(math.prod(dims)) for name, kind, dims in stored if kind in FLOATS or name in dequantized)
+    bodies = [body for _, attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
+    return own + sum(map(_count_params, bodies))
 
 
 def weightless(model: Model) -> onnx.ModelProto:

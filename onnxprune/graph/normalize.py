@@ -310,43 +310,81 @@ def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:
     return next((np.asarray(node.attrs[key], dtype) for key, dtype in types.items() if key in node.attrs), None)
 
 
-def fold_batchnorms(graph: gs.Graph, folded: Collection[str] = ()) -> dict[str, BatchNorm]:
+def fold_batchnorms(graph: gs.Graph, kept: Collection[str] = ()) -> dict[str, BatchNorm]:
     """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it, in place.
 
     y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015).
-    Half precision weights are not folded: rounding the product would change the output. Nor are weights in `folded`,
-    which a file stores as smaller ones. Returns the statistics, by the
-    name of the folded weight.
+    Half precision weights are not folded: rounding the product would change the output. Nor are weights in `kept`, which a
+    file stores as smaller ones. A weight of several layers is folded once, where all of them have the same
+    normalization. Returns the statistics, by the name of the folded weight.
     """
+    found: dict[str, BatchNorm] = {}
+    while folded := _fold_round(graph, kept):  # one may follow another
+        found |= folded
+    return found
+
+
+def _fold_round(graph: gs.Graph, kept: Collection[str]) -> dict[str, BatchNorm]:
+    """Fold each BatchNormalization that follows a layer; return the statistics as `fold_batchnorms` does."""
+    pairs: dict[int, tuple[gs.Node, gs.Node]] = {}  # the layer and its normalization, by the identity of the layer
+    for bn in graph.nodes:
+        layer = bn.inputs[0].inputs[0] if bn.op == "BatchNormalization" and bn.inputs[0].inputs else None
+        if layer is not None and _foldable(graph, layer, bn) and layer.inputs[1].name not in kept:
+            pairs[id(layer)] = layer, bn
+    results = {id(tensor) for tensor in graph.outputs}
     batchnorms: dict[str, BatchNorm] = {}
-    for bn in [node for node in graph.nodes if node.op == "BatchNormalization"]:
-        layer = bn.inputs[0].inputs[0] if bn.inputs[0].inputs else None
-        if layer is None or not _foldable(graph, layer, bn) or layer.inputs[1].name in folded:
-            continue
+    for layer, bn in list(pairs.values()):
         weight = layer.inputs[1]
-        scale, bias, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
-        factor = scale / np.sqrt(variance + bn.attrs.get("epsilon", 1e-5))
-        axis = 1 if layer.op == "ConvTranspose" else int(layer.op == "Gemm" and not layer.attrs.get("transB", 0))
-        shape = [1] * len(weight.shape)
-        shape[axis] = -1
-        has_bias = len(layer.inputs) > 2 and bool(layer.inputs[2].name)
-        old = np.asarray(layer.inputs[2].values, np.float64).reshape(-1) if has_bias else np.zeros(1)
-        dtype = weight.values.dtype
-        name = bn.outputs[0].name
-        new_weight = gs.Constant(f"{name}.weight", (weight.values * factor.reshape(shape)).astype(dtype))
-        new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
-        layer.inputs = [layer.inputs[0], new_weight, new_bias]
-        if not weight.outputs and not any(weight is t for t in graph.outputs):
+        sharing = [pairs.get(id(reader)) for reader in weight.outputs]
+        if bn.inputs and id(weight) not in results and all(pair and _alike(pair, (layer, bn)) for pair in sharing):
+            name, folded = _fold(layer, bn, [pair for pair in sharing if pair])
             weight.values = np.zeros(0)  # frees the values now: the tensor is part of a cycle, and collected later
-        output = bn.outputs[0]
-        bn.inputs.clear()
-        bn.outputs.clear()
-        layer.outputs = [output]
-        batchnorms[new_weight.name] = BatchNorm(scale, bias, mean, variance)
+            batchnorms[name] = folded
     if batchnorms:
         graph.nodes = [node for node in graph.nodes if node.outputs]
         sort(graph)
     return batchnorms
+
+
+def _fold(layer: gs.Node, bn: gs.Node, sharing: list[tuple[gs.Node, gs.Node]]) -> tuple[str, BatchNorm]:
+    """Fold the normalization of a layer into its weight, for all layers that share both; return the weight's name."""
+    weight = layer.inputs[1]
+    scale, bias, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
+    factor = scale / np.sqrt(variance + bn.attrs.get("epsilon", 1e-5))
+    axis = 1 if layer.op == "ConvTranspose" else int(layer.op == "Gemm" and not layer.attrs.get("transB", 0))
+    shape = [1] * len(weight.shape)
+    shape[axis] = -1
+    old = _bias_of(layer)
+    dtype = weight.values.dtype
+    name = bn.outputs[0].name
+    new_weight = gs.Constant(f"{name}.weight", (weight.values * factor.reshape(shape)).astype(dtype))
+    new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
+    for one, normalization in sharing:
+        one.inputs = [one.inputs[0], new_weight, new_bias]
+        output = normalization.outputs[0]
+        normalization.inputs.clear()
+        normalization.outputs.clear()
+        one.outputs = [output]
+    return new_weight.name, BatchNorm(scale, bias, mean, variance)
+
+
+def _bias_of(layer: gs.Node) -> np.ndarray[Any, Any]:
+    """Return the bias of a layer in float64, one zero where it has none."""
+    has_bias = len(layer.inputs) > 2 and bool(layer.inputs[2].name)
+    return np.asarray(layer.inputs[2].values, np.float64).reshape(-1) if has_bias else np.zeros(1)
+
+
+def _alike(one: tuple[gs.Node, gs.Node], two: tuple[gs.Node, gs.Node]) -> bool:
+    """Tell whether two layers that take one weight, with their normalizations, become layers with one weight and bias."""
+    (layer, bn), (other, behind) = one, two
+    written = [(node.op, node.attrs.get("transB", 0), node.inputs[1].name) for node in (layer, other)]
+    epsilons = [node.attrs.get("epsilon", 1e-5) for node in (bn, behind)]
+    values = zip(
+        (_bias_of(layer), *(t.values for t in bn.inputs[1:5])),
+        (_bias_of(other), *(t.values for t in behind.inputs[1:5])),
+        strict=True,
+    )
+    return written[0] == written[1] and epsilons[0] == epsilons[1] and all(np.array_equal(a, b) for a, b in values)
 
 
 def _foldable(graph: gs.Graph, layer: gs.Node, bn: gs.Node) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from onnxprune.graph.opaque import opaque_costs, operator_of
 from onnxprune.graph.operators import OperatorSpec, spec_of
 from onnxprune.graph.rule_context import RuleContext, TraceState
 from onnxprune.graph.shapes import infer_shapes, no_shape_runs, observe_tensors
+from onnxprune.graph.sharing import tie_uses
 from onnxprune.graph.signature import PROBE, SEVERAL
 from onnxprune.types import IntArray, Trace
 
@@ -74,6 +74,7 @@ def trace(
         cut_norms=norms == "cut",
     )
     _walk(state)
+    tie_uses(state.facts, graph, labels)
     _pin_ignored(state.facts, graph, labels, ignore)
     found, lookup = state.facts.resolve(labels, tuple(node.op for node in graph.nodes))
     works = tuple(replace(work, positions=work.positions // known.samples) for work in found.works)
@@ -86,7 +87,6 @@ def trace(
         input_shapes=known.inputs,
         samples=known.samples,
         per_tensor_params=params,
-        per_tensor_uses=dict(Counter(t.name for _, _, t in tensors_of(graph))),
         weight_sizes={(w.node, w.input): math.prod(graph.nodes[w.node].inputs[w.input].shape) for w in works},
         opaque=opaque_costs(graph, known.tensors, {w.layer for w in works}, known.samples),
         carried={name: (on[0], lookup[state.ids[name].reshape(-1)]) for name, on in axes.items() if len(on) == 1},

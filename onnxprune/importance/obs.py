@@ -38,6 +38,8 @@ CONSTANT = 1e-6
 """Share of the mean variance below which a feature counts as constant."""
 SAME = 1e-10
 """Share of its mean square below which the variance of an output counts as zero."""
+WORKING = 4
+"""Copies of a covariance while it is in use: sums, mean, damped matrix, inverse."""
 COMPACT = 0.75
 """Share of features left below which matrices are compacted."""
 AT_ONCE = 48
@@ -93,31 +95,41 @@ def collect(
     hold_out: bool = False,
     apart: bool = False,
 ) -> Iterator[tuple[int, Statistics]]:
-    """Yield node and input statistics of each reader, in graph order; the model runs once.
+    """Yield node and input statistics of each reader, when its last layer was seen; the model runs once.
 
-    `hold_out` leaves out the held-out samples; with `apart` the sampled positions of a reader do not depend on the
-    other readers.
+    The rows of all layers that share a weight have one covariance. `hold_out` leaves out the held-out samples; with
+    `apart` the sampled positions of a reader do not depend on the other readers.
     """
     calibration = workspace.calibration
     stream = LayerwiseRunner(model, calibration, workspace.store)
     used = [b for b in range(stream.n_batches) if not hold_out or calibration.split(b, HELD_EVERY)[0] != slice(0, 0)]
     rng = np.random.default_rng(calibration.seed)
-    for node, reader in sorted(readers.items()):
-        layer = reader.layer
-        rng = np.random.default_rng((calibration.seed, node)) if apart else rng
+    sums: dict[int, _Sums] = {}
+    for n, layer, node in sorted((n, layer, node) for node, r in readers.items() for n, layer in r.members):
+        reader = readers[node]
+        rng = np.random.default_rng((calibration.seed, n)) if apart else rng
         stream.advance([layer.node.inputs[layer.x].name])
         groups, features = reader.channels.shape
-        total = max(LEAST_ROWS, ROWS_PER_FEATURE * features)
+        total = max(LEAST_ROWS, ROWS_PER_FEATURE * features) // len(reader.members)
         positions = partial(_positions, layer, trace.shapes[layer.node.outputs[0].name])
-        sums = _Sums(groups, features, whole=8.0 * groups * features**2 * 4 <= workspace.memory)
+        if node not in sums:
+            room = workspace.memory - sum(open_.bytes for open_ in sums.values())
+            sums[node] = _Sums(groups, features, whole=WORKING * _bytes(reader) <= room)
         with threads_for(features):
             for batch in used:
                 x = stream.read(layer.node.inputs[layer.x].name, batch)
                 pick = choose(positions(x), -(-total // len(used)), rng)
                 pick = pick[calibration.split(batch, pick.size)[0]] if hold_out else pick
-                sums.add(layer.rows(x, pick).astype(np.float32, copy=False), last=batch == used[-1])
-        yield node, sums.statistics()
+                sums[node].add(layer.rows(x, pick).astype(np.float32, copy=False), last=batch == used[-1])
+        if n == reader.last:
+            yield node, sums.pop(node).statistics()
     stream.close()
+
+
+def _bytes(reader: Reader) -> float:
+    """Return the bytes of the covariance of a reader's input."""
+    groups, features = reader.channels.shape
+    return float(8 * groups * features**2)
 
 
 class _Sums:
@@ -130,6 +142,7 @@ class _Sums:
         self.sums, self.squares, self.zeros = np.zeros((3, groups, features))
         self.n = 0
         self.waiting: list[Array] = []
+        self.bytes = 8.0 * groups * features**2 if whole else 0.0
 
     def add(self, rows: Array, *, last: bool) -> None:
         """Add rows, (groups, n, features); few rows wait for others, as their product costs as much as one of many."""
@@ -193,26 +206,36 @@ def removals(
     readers = {reader.node: reader for found in by_group.values() for reader in found}
     complete: dict[int, list[str]] = {}
     for name, found in by_group.items():
-        complete.setdefault(max((reader.node for reader in found), default=-1), []).append(name)
+        complete.setdefault(max((reader.last for reader in found), default=-1), []).append(name)
     groups = {group.name: group for group in trace.groups}
-    seen: dict[int, Statistics] = {}
+    store = workspace.store
+    seen: dict[int, tuple[Statistics, Kept | None]] = {}  # covariances wait in the store
 
     def finish(node: int) -> Iterator[Removal]:
         for name in complete.pop(node, []):
             found = by_group.pop(name)
+            room, parts = workspace.memory, []
             with threads_for(max((reader.channels.shape[1] for reader in found), default=0)):
-                parts = [_Part(reader, seen[reader.node], groups[name]) for reader in found]
-                removal = _remove_all(trace, groups[name], parts, scores, fallback, workspace.store)
+                for reader in sorted(found, key=_bytes):
+                    statistics, kept = seen[reader.node]
+                    room -= WORKING * _bytes(reader)
+                    covariance = None if kept is None or room < 0 else store.get(kept)
+                    parts.append(_Part(reader, replace(statistics, covariance=covariance), groups[name]))
+                removal = _remove_all(trace, groups[name], parts, scores, fallback, store)
             yield removal
         left = {reader.node for found in by_group.values() for reader in found}
         for old in [number for number in seen if number not in left]:
-            del seen[old]
+            _, kept = seen.pop(old)
+            if kept is not None:
+                store.drop(kept)
 
     yield from finish(-1)
     all_statistics = collect(model, trace, workspace, readers, hold_out=hold_out)
     for done, (node, statistics) in enumerate(all_statistics, start=1):
-        seen[node] = statistics
-        yield from finish(node)
+        kept = None if statistics.covariance is None else store.put(statistics.covariance)
+        seen[node] = replace(statistics, covariance=None), kept
+        del statistics
+        yield from finish(readers[node].last)
         if progress:
             progress(done / len(readers))
 
@@ -251,9 +274,9 @@ def activation_scores(model: Model, trace: Trace, workspace: Workspace, kind: st
         else:
             matrix, _ = reader.layer.effective()
             values = seen.variance * np.einsum("gof,gof->gf", matrix, matrix)
-        here = reader.channels >= 0
-        total += np.bincount(reader.channels[here], weights=values[here], minlength=total.size)
-        features += np.bincount(reader.channels[here], minlength=total.size)
+        here, times = reader.channels >= 0, len(reader.members)
+        total += times * np.bincount(reader.channels[here], weights=values[here], minlength=total.size)
+        features += times * np.bincount(reader.channels[here], minlength=total.size)
     raw = np.where(features > 0, total / np.maximum(features, 1) if kind == "apoz" else total, np.nan)
     for group in trace.groups:
         mean = raw[group.channels].mean()
@@ -311,7 +334,7 @@ class _Part:
             self.there[g, row[order], slot] = True
 
     def losses(self, channels: IntArray) -> FloatArray:
-        """Return the loss when each of these channels alone goes, as a share of the variance of the output."""
+        """Return the loss when each of these channels alone goes, as a share of the variance of each layer's output."""
         total = np.zeros(channels.size)
         for g, (features, there) in enumerate(zip(self.features, self.there, strict=True)):
             where, mask = features[channels], there[channels]
@@ -328,7 +351,7 @@ class _Part:
                 weights = np.moveaxis(self.matrix[g][:, where] * mask, 0, 2)  # (channels, features, outputs)
                 products = weights @ np.swapaxes(weights, 1, 2)
                 total += np.einsum("cst,cts->c", np.linalg.inv(block), products)
-        return total / self.spread
+        return total / self.spread * len(self.reader.members)
 
     def remove(self, channels: IntArray) -> None:
         """Remove channels, adjust the other weights, and downdate the inverse Hessian."""

@@ -16,7 +16,7 @@ from onnxprune.evaluation.compare import compare, finite_check
 from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.graph import io
 from onnxprune.graph import model as models
-from onnxprune.graph.analysis import layers_of, pinned_of, versions
+from onnxprune.graph.analysis import analyse, layers_of, pinned_of, versions
 from onnxprune.pipeline.distillation import forget_states
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.report import grouping, saving
@@ -39,10 +39,10 @@ def check_structure(run: Run) -> Run:
 
 
 def well_formed(run: Run) -> Run:
-    """Add the proof to the checks, and refuse a result that fails any.
+    """Add the proof to the checks, and refuse a result that fails any, or that has more parameters than the original.
 
     Raises:
-        ProofError: the result is not well-formed.
+        ProofError: the result is not well-formed, or larger.
     """
     proof = run.proof
     assert proof is not None
@@ -57,6 +57,14 @@ def well_formed(run: Run) -> Run:
             where=str(run.original.model.path),
             why="; ".join(str(check) for check in failed),
             hint="nothing was written; this is a defect of onnxprune: please report it",
+        )
+    before, after = run.original.model.params, models.count_params(run.model.stub()[0])
+    if after > before:
+        raise ProofError(
+            "the result would have more parameters than the original",
+            where=str(run.original.model.path),
+            why=f"it would have {after:,}, the original has {before:,}",
+            hint="nothing was written; remove more, or repair less with --repair none",
         )
     return run
 
@@ -100,8 +108,10 @@ def report(run: Run) -> Run:
     original, model, found, plan = run.original, run.original.model, run.comparison, run.plan
     analysis, estimator = run.edited.analysis, run.estimator
     macs0, _ = original.cost.totals(np.ones(original.trace.n_channels, dtype=bool))
-    macs1, params1 = analysis.cost.totals(run.keep)
-    before, after = figures(found, (macs0, model.params, model.size), (macs1, round(params1), run.model.byte_size()))
+    counted = analyse(run.model, known=original.trace.input_shapes)  # in the result, not predicted
+    macs1, _ = counted.cost.totals(np.ones(counted.trace.n_channels, dtype=bool))
+    amounts = macs1, models.count_params(run.model.stub()[0]), run.model.byte_size()
+    before, after = figures(found, (macs0, model.params, model.size), amounts)
     trained = {"training": asdict(run.training)} if run.training is not None else {}
     more = None
     if run.destinations.report is not None:

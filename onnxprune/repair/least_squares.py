@@ -22,7 +22,7 @@ Networks", eq. 2, made in sequence and on every coupled layer). Four refinements
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,14 +31,14 @@ from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.moments import threads_for
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import ProofError
-from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import spec_of
-from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.readers import Unit, linear_layers, units_of
 from onnxprune.graph.saturation import UNBOUNDED, Flat
 from onnxprune.repair import block_reconstruction
 from onnxprune.repair.layer_chain import LayerChain, chain_of
-from onnxprune.repair.layer_fit import LayerFit, LayerTarget, row_budget, sample_rows
+from onnxprune.repair.layer_fit import LayerFit, LayerTarget, Sampled, balanced, row_budget, sample_rows
+from onnxprune.repair.unit_order import in_order
 from onnxprune.types import Array, BoolArray, Repaired, Trace
 
 LEAST_GAIN = 1e-6
@@ -109,7 +109,9 @@ class _Repair:
         self.after = LayerwiseRunner(self.model, self.calibration, workspace.store)
         self.alive = np.append(task.keep, True)
         self.cut = {f.node for f in self.trace.slices if not self.alive[f.channels].all()}
-        self.targets = list(self._targets())
+        self.layers = linear_layers(self.model.graph)
+        self.units = in_order(units_of(self.model.graph, self.layers), self.after)
+        self.jobs = list(self._jobs())
         self.chains = {} if only_bias else self._chains(task.depth)
 
     def run(self, progress: Callable[[float], None] | None) -> tuple[Model, tuple[Repaired, ...]]:
@@ -117,87 +119,124 @@ class _Repair:
         before, after = self.before, self.after
         done: dict[int, Repaired] = {}
         together: dict[int, Repaired] = {}
-        for number, job in enumerate(self.targets):
-            later = (self.chains[job.node] for job in self.targets[number:] if job.node in self.chains)
-            after.lasting = {name for chain in later for name in chain.taken}
-            seen = [name for name in (job.x, job.other) if name]
-            after.advance(seen)
-            before.advance([job.target])
+        before.lasting = {job.target for _, jobs in self.jobs for job in jobs}
+        for number, (unit, jobs) in enumerate(self.jobs):
+            later = (self.chains[job.node] for _, some in self.jobs[number:] for job in some if job.node in self.chains)
+            seen = [name for job in jobs for name in (job.x, job.other) if name]
+            again = after.dependents(unit.nodes, seen)
+            after.lasting = {name for chain in later for name in chain.taken} | after.taken(again)
+            before.lasting -= {job.target for job in jobs}
+            before.advance([job.target for job in jobs])
+            job = jobs[0]
             with threads_for(job.layer.matrix(job.layer.values).shape[2]):
-                found = self._fit(job)
+                after.advance(seen)
+                found = self._fit(unit, jobs)
                 chain = self.chains.get(job.node)
                 if chain is not None and found.rows and after.may_rewind(chain.nodes, chain.layers):
                     errors = self._fit_chain(job, chain)
                     if errors is not None:
                         after.rewind(chain.nodes)
-                        after.advance(seen)
-                        again = self._fit(job)
-                        found = replace(again, before=found.before, after=min(again.after, found.before))
+                        found = self._fit_again(unit, jobs, seen, found)
                         for n, layer in chain.layers.items():
                             features = layer.effective()[0].shape[2]
                             record = Repaired(self.trace.labels[n], found.rows, features, *errors, np.inf)
                             together.setdefault(n, record)
-            done[job.node] = found
+                elif again:  # inputs of later layers have changed with the weight
+                    after.rewind(again)
+                    found = self._fit_again(unit, jobs, seen, found)
+            after.rewind(again)
+            done |= {job.node: replace(found, label=self.trace.labels[job.node]) for job in jobs}
             if progress:
-                progress((number + 1) / len(self.targets))
+                progress((number + 1) / len(self.jobs))
         after.lasting = set()
         before.close()
         after.close()
         own = {n: layer for n, layer in done.items() if layer.after < layer.before}
         return self.model, tuple(layer for _, layer in sorted({**done, **together, **own}.items()))
 
-    def _targets(self) -> Iterator[LayerTarget]:
-        """Yield every linear layer that changed, or whose input changed, where the reference has its output."""
+    def _jobs(self) -> Iterator[tuple[Unit, tuple[LayerTarget, ...]]]:
+        """Yield every unit with a layer that changed, or whose input changed, where the reference has all its outputs."""
+        touched = self._touched()
+        place = {n: number for number, unit in enumerate(self.units) for n in unit.nodes}
+        for unit in self.units:
+            if touched.isdisjoint(unit.nodes) or (unit.fixed and unit.fixed_bias):
+                continue
+            jobs = [self._target(n, place, alone=len(unit.nodes) == 1) for n in unit.nodes]
+            if all(job.target in self.before.producer for job in jobs):
+                yield unit, tuple(jobs)
+
+    def _touched(self) -> set[int]:
+        """Return the linear layers that changed, or whose input changed."""
         stream, trace, alive = self.after, self.trace, self.alive
-        layers = linear_layers(stream.model.graph)
         reads = {f.node for f in trace.slices if f.role == "reads" and not alive[f.channels].all()}
         touched: set[str] = set()
+        found: set[int] = set()
         for n, names in enumerate(stream.inputs):
             new = any(t.name in self.changed for t in stream.nodes[n].outputs)
+            layer = self.layers.get(n)
+            if layer is not None and (new or n in reads or stream.nodes[n].inputs[layer.x].name in touched):
+                found.add(n)
             if n in self.cut or new or not touched.isdisjoint(names):
                 touched |= {t.name for t in stream.nodes[n].outputs}
-            layer = layers.get(n)
-            if layer is None or not (new or n in reads or stream.nodes[n].inputs[layer.x].name in touched):
-                continue
-            x, y = stream.nodes[n].inputs[layer.x].name, stream.nodes[n].outputs[0].name
-            other, target = _sum_of(stream, trace, layers, n, y)
-            if target in self.before.producer:
-                yield LayerTarget(n, layer, x, target, other, _flat(stream, target))
+        return found
 
-    def _fit(self, job: LayerTarget) -> Repaired:
-        """Fit one layer, and write the weights if their error on held-out rows is lower."""
-        groups, outputs, features = job.layer.matrix(job.layer.values).shape
-        label = self.trace.labels[job.node]
-        survivors = self._survivors(job)
-        if survivors is None or int(survivors.sum()) != groups * outputs:
-            return Repaired(label, 0, features, 0.0, 0.0, np.inf)
-        total, wide = row_budget(job.layer, self.memory)
-        train, held = sample_rows(job, self.before, self.after, survivors, self.calibration, total)
+    def _target(self, n: int, place: Mapping[int, int], *, alone: bool) -> LayerTarget:
+        """Return the target of a layer: its output, or a sum where it is `alone`, not with others in a unit."""
+        stream, layer = self.after, self.layers[n]
+        x, y = stream.nodes[n].inputs[layer.x].name, stream.nodes[n].outputs[0].name
+        other, target = _sum_of(stream, self.trace, place, n, y) if alone else (None, y)
+        return LayerTarget(n, layer, x, target, other, _flat(stream, target))
+
+    def _fit(self, unit: Unit, jobs: Sequence[LayerTarget]) -> Repaired:
+        """Fit the layers of a unit, and write the weights if their error on held-out rows is lower."""
+        layers = [job.layer for job in jobs]
+        groups, outputs, features = layers[0].matrix(layers[0].values).shape
+        label = self.trace.labels[jobs[0].node]
+        total, wide = row_budget(layers[0], self.memory)
+        bias = layers[0].effective()[1]
+        parts: tuple[list[list[Sampled]], list[list[Sampled]]] = ([], [])
+        for job in jobs:
+            survivors = self._survivors(job)
+            if survivors is None or int(survivors.sum()) != groups * outputs:
+                return Repaired(label, 0, features, 0.0, 0.0, np.inf)
+            beyond = job.layer.effective()[1] - bias
+            n = -(-total // len(jobs))
+            rows = sample_rows(job, self.before, self.after, survivors, self.calibration, n, beyond)
+            for part, some in zip(parts, rows, strict=True):
+                part.append(some)
+        train, held = map(balanced, parts)
         n_rows = sum(some.x.shape[1] for some in (*train, *held))
         if not train or not held:
             return Repaired(label, n_rows, features, 0.0, 0.0, np.inf)
-        fit = LayerFit(job, train, held, wide)
+        fit = LayerFit(unit, layers, train, held, wide)
         at_first = fit.error(fit.start)
-        weights, penalty = fit.solve(self.only_bias)
+        weights, penalty = fit.solve(self.only_bias or unit.fixed)
         at_last = at_first if weights is None else fit.error(weights)
         if weights is None or not at_last < at_first * (1 - LEAST_GAIN):  # NaN included
             return Repaired(label, n_rows, features, at_first, at_first, np.inf)
         fit.write(weights)
         return Repaired(label, n_rows, features, at_first, at_last, penalty)
 
+    def _fit_again(self, unit: Unit, jobs: Sequence[LayerTarget], seen: Sequence[str], found: Repaired) -> Repaired:
+        """Fit a unit once more, after other weights that its inputs depend on; return one record of both fits."""
+        self.after.advance(seen)
+        last = self._fit(unit, jobs)
+        return replace(last, before=found.before, after=min(last.after, found.before))
+
     def _chains(self, depth: int) -> dict[int, LayerChain]:
         """Return the chain of changed layers that ends at each layer, shortened until all work is below `WORK`."""
-        stream, trace = self.after, self.trace
-        layers = linear_layers(stream.model.graph)
-        free = self.cut | {job.node for job in self.targets}
+        stream, trace, layers = self.after, self.trace, self.layers
+        targets = [jobs[0] for unit, jobs in self.jobs if unit.is_own]
+        free = self.cut | {job.node for job in targets}
         free |= {n for n in layers if stream.nodes[n].outputs[0].name not in self.before.producer}
+        free &= {unit.nodes[0] for unit in self.units if unit.is_own}
 
         def chain(job: LayerTarget, depth: int) -> LayerChain | None:
             return chain_of(stream, job.node, job.target, layers, free, trace.shapes, depth)
 
-        found = {job.node: whole for job in self.targets if (whole := chain(job, depth)) is not None}
+        found = {job.node: whole for job in targets if (whole := chain(job, depth)) is not None}
         samples = len(self.calibration) * self.calibration.batch
-        for job in self.targets:
+        for job in targets:
             if job.node not in found:
                 continue
             shape = trace.shapes[job.target]
@@ -272,7 +311,7 @@ def _samples_of(chain: LayerChain, positions: int, there: int, memory: float = n
     return min(there, max(LEAST_SAMPLES, -(-CHAIN_ROWS // max(1, positions))), int(min(there, memory / chain.bytes)))
 
 
-def _sum_of(stream: LayerwiseRunner, trace: Trace, layers: dict[int, Linear], n: int, y: str) -> tuple[str | None, str]:
+def _sum_of(stream: LayerwiseRunner, trace: Trace, place: Mapping[int, int], n: int, y: str) -> tuple[str | None, str]:
     """Return the other term and the name of the sum that alone reads y, if the term is final when layer n is fitted."""
     users = stream.users.get(y, [])
     if len(users) != 1 or y in stream.results or stream.nodes[users[0]].op not in ("Add", "Sum"):
@@ -282,7 +321,7 @@ def _sum_of(stream: LayerwiseRunner, trace: Trace, layers: dict[int, Linear], n:
     if len(others) != 1 or hasattr(others[0], "values") or trace.shapes.get(others[0].name) != trace.shapes.get(y):
         return None, y
     before = stream.ancestors([others[0].name])
-    if n in before or any(m > n for m in before if m in layers):
+    if n in before or any(place[m] > place[n] for m in before if m in place):
         return None, y
     return others[0].name, add.outputs[0].name
 

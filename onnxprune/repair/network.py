@@ -10,6 +10,7 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
+from onnxprune.graph.readers import linear_layers, units_of
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
@@ -59,6 +60,10 @@ def refit_if_better(
         rise = f"({after:.3g} after {before:.3g})"
         text = f"repair was undone: on held-out samples it moves the output further from the original {rise}"
         return RepairResult(task.pruned, (), (*notes, text), before)
+    graph = task.pruned.graph
+    fixed = sum(unit.fixed for unit in units_of(graph, linear_layers(graph)))
+    if fixed:
+        notes.append(f"{fixed} layers keep their weights as they were cut: other nodes read these as another matrix")
     kept = sum(1 for layer in layers if layer.after >= layer.before)
     if kept:
         notes.append(f"{kept} of {len(layers)} layers keep their weights: no change predicts held-out rows better")

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.model import Model, tensors_of
+from onnxprune.graph.model import Model
 from onnxprune.types import BoolArray, IntArray, Trace
 
 CUT_BYTES = 2**22
 """Bytes that are cut at a time where a weight loses channels along several axes."""
 
-Sliced = dict[tuple[Any, ...], tuple[gs.Constant, int, list[IntArray]]]
-"""By (old name, cuts): the sliced tensor, the first node that takes it, and the kept filters."""
-
 
 def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
     """Return the model without the channels where `keep`, (n_channels,), is False.
 
-    A tensor that several nodes share stays one tensor where the nodes lose the same channels.
+    A tensor is cut once: all its readers lose the same channels, see `onnxprune.graph.sharing`.
     """
     result = model.copy()
     nodes = result.graph.nodes
     alive = np.append(keep, True)
-    made: Sliced = {}
+    done: set[str] = set()
     for (node, position), facts in trace.slices_by_use().items():
-        cuts = [
-            (fact, np.flatnonzero(alive[fact.channels]))
-            for fact in sorted(facts, key=lambda fact: fact.axis)
-            if not alive[fact.channels].all()
-        ]
-        if not cuts:
+        tensor = nodes[node].inputs[position]
+        cuts = {fact.axis: np.flatnonzero(alive[fact.channels]) for fact in facts if not alive[fact.channels].all()}
+        if not cuts or tensor.name in done:
             continue
-        old = nodes[node].inputs[position]
-        key = (old.name, *((fact.axis, index.tobytes()) for fact, index in cuts))
-        if key not in made:
-            value = _cut(old.values, [(fact.axis, index) for fact, index in cuts])
-            filters = [index for fact, index in cuts if fact.role == "writes"]
-            made[key] = gs.Constant(old.name, value), node, filters
-        nodes[node].inputs[position] = made[key][0]
-    _name(result, made)
+        done.add(tensor.name)
+        tensor.values = _cut(tensor.values, sorted(cuts.items()))
+        if tensor.name in model.folded:
+            result.folded[tensor.name] = model.folded[tensor.name].take(sorted(cuts.items()), tensor.values)
+        stats = model.batchnorms.get(tensor.name)
+        filters = next((cuts[fact.axis] for fact in facts if fact.role == "writes" and fact.axis in cuts), None)
+        if stats is not None and filters is not None:
+            result.batchnorms[tensor.name] = stats.take(filters)
     _set_integers(nodes, trace, alive)
     return result
 
@@ -67,24 +61,6 @@ def _cut(value: np.ndarray[Any, Any], cuts: list[tuple[int, IntArray]]) -> np.nd
             part = part if axis == 0 else part.take(index, axis=axis)
         part.take(kept, axis=last, out=result[start : start + step], mode="clip")  # other modes buffer the output
     return result
-
-
-def _name(model: Model, made: Sliced) -> None:
-    """Rename a sliced tensor where the whole tensor, or another cut of the tensor, is in use as well."""
-    sliced = {id(constant) for constant, *_ in made.values()}
-    whole = {t.name for _, _, t in tensors_of(model.graph) if id(t) not in sliced}
-    versions = Counter(old for old, *_ in made)
-    taken = {}
-    for (old, *cuts), (constant, node, filters) in made.items():
-        if old in whole or versions[old] > 1:
-            constant.name = f"{old}__node{node}"
-        stats, folded = model.batchnorms.get(old), model.folded.get(old)
-        if stats is not None:
-            model.batchnorms[constant.name] = stats.take(filters[0]) if filters else stats
-        if folded is not None:
-            kept = [(axis, np.frombuffer(index, dtype=np.int64)) for axis, index in cuts]
-            taken[constant.name] = folded.take(kept, constant.values)
-    model.folded.update(taken)
 
 
 def _set_integers(nodes: list[gs.Node], trace: Trace, alive: BoolArray) -> None:

@@ -36,7 +36,7 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
         for fact, flags in dead:
             index = (slice(None),) * fact.axis + (flags,)
             value[index] = np.broadcast_to(fact.zero, value.shape)[index]
-        nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}", value)
+        nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}_{position}", value)
     touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
     types = inferred(model, trace.input_shapes).types if touched else {}
     for summed in touched:  # new nodes go to the end and leave node numbers unchanged

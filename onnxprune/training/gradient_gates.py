@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from onnxprune.torch_backend.executor import Executor
-from onnxprune.types import BoolArray, FloatArray, Slice, Trace
+from onnxprune.types import BoolArray, FloatArray, Trace
 
 PATIENCE = 50
 """Steps of a window."""
@@ -153,16 +153,7 @@ def _expressible(trace: Trace, trained: set[str]) -> BoolArray:
     result = np.ones(trace.n_channels + 1, dtype=bool)
     for summed in trace.summed:
         result[summed.channels] = False
-    reads: dict[str, list[Slice]] = {}
     for fact in trace.slices:
-        if fact.role == "reads":
-            reads.setdefault(fact.tensor, []).append(fact)
-    for name, facts in reads.items():
-        for fact in facts:
-            same = [other for other in facts if other.axis == fact.axis]
-            alone = np.all([other.channels == fact.channels for other in same], axis=0)
-            unread = len(same) < trace.per_tensor_uses.get(name, 1)  # a use that reads nothing, or fixed channels
-            if unread or name not in trained:
-                alone[:] = False
-            result[fact.channels[~alone]] = False
+        if fact.role == "reads" and fact.tensor not in trained:
+            result[fact.channels] = False
     return result[:-1]

@@ -24,7 +24,7 @@ from onnxprune.data.dataset import load_data
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model, inputs_of
-from onnxprune.graph.readers import linear_of
+from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import Removal
@@ -68,9 +68,12 @@ class Study:
         keep[removal.order[:gone]] = False
         result = mask(self.model, self.trace, keep)
         for node, (matrix, bias) in removal.weights[gone].items():
-            output = self.model.graph.nodes[node].outputs[0].name
-            layer = linear_of(next(n for n in result.graph.nodes if n.outputs[0].name == output))
-            layer.write(self.store.get(matrix), self.store.get(bias) if layer.has_bias else None)
+            unit = next(u for u in units_of(self.model.graph, linear_layers(self.model.graph)) if node in u.nodes)
+            outputs = [self.model.graph.nodes[n].outputs[0].name for n in unit.nodes]
+            layers = [linear_of(n) for name in outputs for n in result.graph.nodes if n.outputs[0].name == name]
+            change = self.store.get(bias) - layers[0].effective()[1]
+            for layer in layers:
+                layer.write(self.store.get(matrix), layer.effective()[1] + change if layer.has_bias else None)
         return result
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.linear import Conv, Linear, Norm, Product
+from onnxprune.graph.linear import Conv, Linear, Norm, Product, write_together
 from onnxprune.graph.model import Model
-from onnxprune.graph.readers import linear_of
+from onnxprune.graph.readers import Unit, linear_layers, linear_of, units_of
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 SEEDS = st.integers(0, 2**16)
@@ -346,34 +346,42 @@ def test_a_constant_without_other_readers_keeps_its_name() -> None:
     assert names(model) == ["b", "w"]
 
 
-def test_a_shared_constant_is_unchanged_for_other_readers() -> None:
+def test_a_shared_constant_stays_one_constant() -> None:
     case = conv()
     case.nodes.append(helper.make_node("Conv", ["x", "w", "b"], ["z"]))
     case.results = [("z", 4)]
     model = load(case.proto())
     x = case.input()
     y, z = run(model, x)
-    layer = layer_of(model)
-    matrix, bias = layer.effective()
-    for factor in (2, 3):  # written twice, it has a name of its own already
-        layer.write(factor * matrix, factor * bias)
-        assert len(set(names(model))) == len(names(model)) == 4
-        onnx.checker.check_model(model.to_proto(), full_check=True)
-        changed = run(model, x)
-        close(changed[0], factor * y)
-        assert np.array_equal(changed[1], z)
-    second = linear_of(model.graph.nodes[1])
-    assert second is not None
-    second.write(5 * matrix, 5 * bias)
-    assert len(set(names(model))) == len(names(model)) == 4
-    close(run(model, x)[1], 5 * z)
+    layers = linear_layers(model.graph)
+    assert units_of(model.graph, layers) == (Unit((0, 1), fixed=False, fixed_bias=False),)
+    matrix, bias = layers[0].effective()
+    write_together(list(layers.values()), 2 * matrix, bias)
+    assert names(model) == ["b", "w"]
+    close(run(model, x), [2 * y, 2 * z])
+
+
+def test_biases_of_layers_that_share_a_weight_change_by_the_same() -> None:
+    case = conv()
+    case.constant("c", 2)
+    case.nodes += [helper.make_node("Conv", ["x", "w", "c"], ["u"]), helper.make_node("Conv", ["x", "w"], ["v"])]
+    case.nodes.append(helper.make_node("Conv", ["x", "w"], ["z"]))
+    case.results = [(name, 4) for name in "uvz"]
+    model = load(case.proto())
+    x = case.input()
+    before = run(model, x)
+    layers = list(linear_layers(model.graph).values())
+    write_together(layers, None, np.full_like(layers[0].effective()[1], 3.0))
+    assert len(names(model)) == 4  # the layers without a bias have one together
+    close(run(model, x), [value + 3 for value in before])
 
 
 def test_a_constant_that_one_node_takes_several_times() -> None:
     case = Case([], (2, 3, 2), 3, 0)
     case.constant("c", 3, positive=True)
     case.nodes = [helper.make_node("BatchNormalization", ["x", "c", "c", "c", "c"], ["y"])]
-    assert check(case)
+    model = load(case.proto())
+    assert units_of(model.graph, linear_layers(model.graph)) == (Unit((0,), fixed=True, fixed_bias=True),)
 
 
 def test_a_constant_that_a_body_takes_too() -> None:
@@ -387,15 +395,8 @@ def test_a_constant_that_a_body_takes_too() -> None:
     case.constants["low"] = np.array(-1e9, dtype=np.float32)
     case.results = [("z", 4)]
     model = load(case.proto()).copy()
-    x = case.input()
-    y, z = run(model, x)
-    layer = layer_of(model)
-    matrix, bias = layer.effective()
-    layer.write(2 * matrix, 2 * bias)
-    assert len(set(names(model))) == len(names(model))
-    changed = run(model, x)
-    close(changed[0], 2 * y)
-    assert np.array_equal(changed[1], z)
+    at = next(n for n, node in enumerate(model.graph.nodes) if node.op == "Conv")
+    assert units_of(model.graph, linear_layers(model.graph)) == (Unit((at,), fixed=True, fixed_bias=True),)
 
 
 @pytest.mark.parametrize("behind", [["one"], ["one", "two"]])
@@ -408,15 +409,8 @@ def test_an_add_that_shares_its_constant(behind: list[str]) -> None:
         case.nodes.append(helper.make_node("Mul", ["one", "b"], ["two"]))
     case.results = [(name, 2) for name in behind]
     model = load(case.proto())
-    x = case.input()
-    y, one, *two = run(model, x)
-    layer = layer_of(model)
-    layer.write(layer.effective()[0], np.ones((1, 4)))
-    after = run(model, x)
-    close(after[0], y)
-    close(after[1], one + 1)
-    for before, now in zip(two, after[2:], strict=True):
-        close(now, before + case.constants["b"])
+    units = units_of(model.graph, {0: layer_of(model)})
+    assert units == (Unit((0,), fixed=False, fixed_bias="two" in behind),)
 
 
 def test_an_add_is_no_bias_where_the_product_has_other_readers() -> None:

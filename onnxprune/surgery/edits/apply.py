@@ -12,7 +12,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.normalize import remove_dead
 from onnxprune.graph.order import sort
-from onnxprune.graph.readers import linear_layers, linear_of
+from onnxprune.graph.readers import linear_of, own_layers
 from onnxprune.graph.shapes import infer_shapes
 from onnxprune.graph.trace import node_labels
 from onnxprune.surgery.edits.protocol import Edit, Place, RefusalError
@@ -41,7 +41,7 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
     """
     masked, result = model.copy(), model.copy()
     labels = node_labels(model.graph)
-    layers = {labels[n] for n in linear_layers(model.graph)}
+    layers = {labels[n] for n in own_layers(model.graph)}
     shapes = infer_shapes(weightless(model), {}).partial
     before = [*_tensors(result.graph), *result.graph.nodes]
     graphs = [(graph, dict(zip(labels, graph.nodes, strict=True))) for graph in (masked.graph, result.graph)]

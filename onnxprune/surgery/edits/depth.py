@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.graph.linear import Conv, Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import captured_names
-from onnxprune.graph.readers import linear_layers, linear_of
+from onnxprune.graph.readers import linear_layers, linear_of, own_layers
 from onnxprune.graph.trace import node_labels
 from onnxprune.surgery.edits.protocol import Candidate, Edit, Place, RefusalError, Statistics
 from onnxprune.types import FloatArray
@@ -108,7 +108,7 @@ class Merge(Edit):
         """Yield pairs of layers that can be merged; no layer is in two pairs."""
         labels = node_labels(model.graph)
         number = {id(node): n for n, node in enumerate(model.graph.nodes)}
-        layers = linear_layers(model.graph)
+        layers = own_layers(model.graph)
         taken: set[int] = set()
         for n, layer in layers.items():
             users = layer.node.outputs[0].outputs
@@ -183,6 +183,8 @@ def _merged(graph: gs.Graph, a: Linear, b: Linear) -> tuple[dict[str, Any], Floa
     Raises:
         RefusalError: no single layer is equal, or another node reads the tensor between the layers.
     """
+    if any(len(layer.node.inputs[layer.weight].outputs) > 1 for layer in (a, b)):
+        raise RefusalError("another node reads the weight of one of the two layers")
     middle = a.node.outputs[0]
     if len(middle.outputs) != 1 or any(middle is t for t in graph.outputs):
         raise RefusalError("another node reads the tensor between the two layers")

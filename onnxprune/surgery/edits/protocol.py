@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
-from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.readers import own_layers
 from onnxprune.graph.trace import node_labels
 from onnxprune.types import FloatArray, IntArray
 
@@ -34,7 +34,7 @@ class Place:
     Attributes:
         graph: changed in place; new nodes go to its end.
         node: the node that the edit is named for.
-        layer: the node as a matrix; None where it has no stored float weight.
+        layer: the node as a matrix; None where it has no stored float weight that it alone reads.
         shape: of the layer's input, with None for each unknown size; None where nothing is known.
         nodes: the nodes of the graph before any edit, by label.
     """
@@ -49,7 +49,7 @@ class Place:
     def linear(self) -> Linear:
         """The node as a matrix, or RefusalError."""
         if self.layer is None:
-            raise RefusalError(f"{self.node.op} is no layer with a stored float weight")
+            raise RefusalError(f"{self.node.op} is no layer with a stored float weight of its own")
         return self.layer
 
 
@@ -142,7 +142,7 @@ class LayerEdit(Edit):
     def candidates(cls, model: Model, multiple: int) -> Iterator[Candidate]:
         """Yield the edits of all layers."""
         labels = node_labels(model.graph)
-        for n, layer in linear_layers(model.graph).items():
+        for n, layer in own_layers(model.graph).items():
             yield from (Candidate(edit, (n,)) for edit in cls.of_layer(layer, labels[n], multiple))
 
     @classmethod
@@ -180,4 +180,4 @@ class LayerEdit(Edit):
         layer = replace(statistics.layer, node=node)
         matrix = self.best(statistics)
         adds = getattr(layer, "adds", None)  # its node is that of another graph
-        layer.write(matrix, statistics.bias(matrix) if layer.holds_bias and adds is None else None)
+        layer.write(matrix, statistics.bias(matrix) if layer.bias_place is not None and adds is None else None)
