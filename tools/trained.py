@@ -103,9 +103,19 @@ def digest() -> str:
 # ------------------------------------------------------------------------------------------------------------------- samples
 
 
-def stacked(task: Task, drawn: Drawn) -> dict[str, Array]:
-    """Return samples as `--data` takes them: on their axis of each input, first where an input has no such axis."""
-    return {name: np.stack([sample[name] for sample, _ in drawn], task.axis(name) or 0) for name in drawn[0][0]}
+def stacked(task: Task, drawn: Drawn, source: Path) -> dict[str, Array]:
+    """Return samples as `--data` takes them: on their axis of each input.
+
+    Inputs without such an axis, and those where it is not the first and has a fixed size, are stacked as they are fed.
+    """
+    shapes = {i.name: i.shape for i in session(source).get_inputs()}
+    result = {}
+    for name in drawn[0][0]:
+        axis, values = task.axis(name), [sample[name] for sample, _ in drawn]
+        if axis and isinstance(shapes[name][axis], int):
+            axis, values = 0, [np.expand_dims(value, axis) for value in values]
+        result[name] = np.stack(values, axis or 0)
+    return result
 
 
 def readings(path: Path, task: Task, drawn: Drawn) -> list[Any]:
@@ -135,7 +145,9 @@ def command(*arguments: str, seconds: float) -> Record:
     """Run onnxprune; return the exit code, what it printed, and processor seconds and peak memory of all its processes."""
     begin = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=out, stderr=errors)
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments], stdout=out, stderr=errors, cwd=tempfile.gettempdir()
+        )
         peak, used, late = 0, 0.0, False
         while process.poll() is None:
             memory, busy = _tree(process.pid)
@@ -236,9 +248,10 @@ def pruned(
         run["notes"] = [str(note)[:200] for note in report.get("notes", [])]
     if target.exists():
         run["bytes"] = target.stat().st_size
-        again = hinted(["inspect", str(target), "--json"], task, drawn, 60)
-        if report and "json" in again:
-            run["counted"] = again["json"]["flops"]
+        shapes = told(task, drawn) if data or "first" in run else []
+        pair = [command("inspect", str(path), "--json", *shapes, seconds=60).get("json") for path in (source, target)]
+        if all(pair):
+            run["counted"] = 1 - pair[1]["flops"] / pair[0]["flops"]
         try:
             found = readings(target, task, drawn)
             run["agreement"] = task.score(found, first)
@@ -283,7 +296,7 @@ def measure(model: Model, cache: Path, out: Path, seconds: float) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="trained-") as name:
         data = Path(name) / "data.npz"
-        np.savez(data, **stacked(task, used))
+        np.savez(data, **stacked(task, used, source))
         note(data=pruned(source, Path(name) / "with.onnx", task, judged, first, data, seconds / 2))
         note(free=pruned(source, Path(name) / "free.onnx", task, judged, first, None, seconds / 2))
 
