@@ -76,7 +76,7 @@ GOOD = {
     "reached": 0.31,
     "bytes": 700,
     "parameters": 0.2,
-    "counted": 6.9e8,
+    "counted": 0.31,
     "peak": 5e8,
 }
 
@@ -85,11 +85,11 @@ GOOD = {
     ("changed", "fault"),
     [
         ({}, None),
-        ({"reached": 0.47}, "got -47"),
+        ({"reached": 0.47, "counted": 0.47}, "got -47"),
         ({"bytes": 1200}, "grew by 20%"),
         ({"peak": 2e9}, "2.0 GB of memory"),
         ({"proof": None}, "not proven"),
-        ({"counted": 9e8}, "inspect"),
+        ({"counted": 0.1}, "inspect"),
         ({"passed": False, "failed": ["same inputs"]}, "same inputs"),
         ({"rc": 1, "error": "Traceback: ValueError"}, "Traceback"),
         ({"rc": 1, "error": "nothing can be pruned"}, "nothing"),
@@ -97,7 +97,7 @@ GOOD = {
 )
 def test_a_run_is_right_only_when_all_of_it_is(tool: Any, changed: dict[str, Any], fault: str | None) -> None:
     model = next(m for m in tool("trained_models").MODELS if not m.legitimate)
-    verdict = tool("trained_page").judge(model, {"bytes": 1000, "inspect": {"flops": 1e9}}, {**GOOD, **changed})
+    verdict = tool("trained_page").judge(model, {"bytes": 1000}, {**GOOD, **changed})
     assert verdict == "right" if fault is None else verdict.startswith("wrong") and fault in verdict
 
 

@@ -139,9 +139,10 @@ def page(entries: Sequence[tuple[Model, Record]], digest: str, known: int) -> st
     wrong = [(model, verdict(model, record)) for model, record in entries if verdict(model, record).startswith("wrong")]
     lines = [
         "# Coverage: trained models of packages\n",
-        f"Written by `python tools/trained.py` from real runs, {days[0]} to {days[-1]}, with "
+        f"Written by `python tools/trained.py` from real runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}, with "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
-        + f". Of {known} models, {len(entries)} have a result, {current} of them with the sources as they stand ({digest}).\n",
+        + f". Of {known} models, {len(entries)} have a result, {current} of them with the sources as they stand ({digest});"
+        + (" the page is interim.\n" if current < known else " none is missing.\n"),
         "## Summary\n",
         f"- **right: {counts['right']} of {len(entries)}**; refused with a legitimate reason: {counts['refused']}; wrong: {counts['wrong']}",
         f"- packages: {len({model.package for model, _ in entries})}; kinds: detectors, segmenters, text recognisers, classifiers, voice, pitch, music, time series",
