@@ -145,7 +145,8 @@ def hint_of(
         for spec in specs:
             array = arrays.get(spec.name, np.zeros(()))
             if len(spec.shape) <= array.ndim <= len(spec.shape) + 1 and array.size and array.ndim:
-                one = array[:1] if how is None else how.apply(array[:1])
+                with np.errstate(over="ignore", invalid="ignore"):
+                    one = array[:1] if how is None else how.apply(array[:1])
                 sizes = (len(array), *one.shape[1:])
                 found[spec.name] = sizes[array.ndim - len(spec.shape) :]
         return found

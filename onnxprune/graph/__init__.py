@@ -1,4 +1,4 @@
 """Read and normalize a model, trace its channels by one rule per operator (`operators`, `rules`), count its costs.
 
-It imports `runtime`, and modules of the root.
+It imports `runtime`, `data`, and modules of the root.
 """

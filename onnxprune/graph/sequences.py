@@ -35,11 +35,14 @@ def unpack_sequences(graph: gs.Graph, shapes: Callable[[], Shapes], opset: int) 
     known = shapes()
     elements: dict[int, list[gs.Tensor]] = {}  # by the identity of a sequence
     nodes = _Nodes(opset)
-    for node in list(graph.nodes):
+    placed: list[gs.Node] = []
+    for node in graph.nodes:
+        start = len(nodes.new)
         if node.domain in STANDARD and node.outputs:
             _step(node, elements, known, nodes)
+        placed += [*nodes.new[start:], node]
     if nodes.replaced:
-        graph.nodes.extend(nodes.new)
+        graph.nodes = placed
         sort(graph)
         remove_dead(graph)
     return nodes.replaced

@@ -12,6 +12,7 @@ its group goes first; then the other weights are adjusted, H^-1 is downdated, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -111,7 +112,7 @@ def collect(
         stream.advance([layer.node.inputs[layer.x].name])
         groups, features = reader.channels.shape
         total = max(LEAST_ROWS, ROWS_PER_FEATURE * features) // len(reader.members)
-        positions = partial(_positions, layer, trace.shapes[layer.node.outputs[0].name])
+        positions = partial(_positions, layer, trace)
         if node not in sums:
             room = workspace.memory - sum(open_.bytes for open_ in sums.values())
             sums[node] = _Sums(groups, features, whole=WORKING * _bytes(reader) <= room)
@@ -172,10 +173,10 @@ class _Sums:
         return Statistics(mean, variance, self.zeros / n, covariance, max(DAMPING, features / n))
 
 
-def _positions(layer: Linear, traced: tuple[int, ...], x: Array) -> int:
-    """Return the number of output positions for an input, from the traced shape of the output."""
-    axis = layer.channel_axis % len(traced)
-    return int(np.prod([x.shape[0] if a == 0 and axis != 0 else size for a, size in enumerate(traced) if a != axis]))
+def _positions(layer: Linear, trace: Trace, x: Array) -> int:
+    """Return the number of output positions for an input, in proportion to the traced shapes of both."""
+    read, written = (trace.shapes[t.name] for t in (layer.node.inputs[layer.x], layer.node.outputs[0]))
+    return math.prod(written) // written[layer.channel_axis] * x.size // math.prod(read)
 
 
 def removals(

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, run_batch
 
@@ -60,6 +61,8 @@ class Subject:
         if isinstance(self.source, Model):
             return *self.source.stub(), ""
         if isinstance(self.source, str):
+            if os.path.islink(self.source):  # data of a hub's cache lie beside the link or beside its target
+                return io.read(self.source)[0], {}, ""
             folder = os.path.dirname(os.path.realpath(self.source))
             return onnx.load(self.source, load_external_data=False), {}, folder
         proto = onnx.ModelProto()

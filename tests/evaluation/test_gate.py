@@ -90,8 +90,8 @@ def test_accuracy_limit_without_a_classifier_is_an_error(tiny, images, tmp_path)
     path = tmp_path / "features.onnx"
     path.write_bytes(tiny.SerializeToString())
     assert onnxprune.check(path, path, data=images, measure=MEASURE)
-    with pytest.raises(OptionError, match=r"--max-drop needs outputs of the form \(samples, classes\)"):
-        onnxprune.check(path, path, data=images, limits=GateLimits(max_drop=1), measure=MEASURE)
+    with pytest.raises(OptionError, match="--min-agreement needs outputs of the form"):
+        onnxprune.check(path, path, data=images, limits=GateLimits(min_agreement=1), measure=MEASURE)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
