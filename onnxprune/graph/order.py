@@ -13,6 +13,9 @@ def sort(graph: gs.Graph) -> None:
     A node that comes too late, as new ones at the end do, moves right before its first reader. The order of a file is
     kept, since it decides how much memory the activations take where a compiler runs the nodes in that order. Nodes of
     bodies stay.
+
+    Raises:
+        ValueError: the nodes form a circle.
     """
     own = {id(node) for node in graph.nodes}
     writers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
@@ -24,12 +27,16 @@ def sort(graph: gs.Graph) -> None:
         found += [writers[name] for name in captured_names(node) if name in writers]
         return [source for source in found if id(source) in own and id(source) not in done]
 
+    open_: set[int] = set()  # nodes whose sources are being placed
     for first in graph.nodes:
         waiting = [first]
         while waiting:
             node = waiting[-1]
             missing = sources(node) if id(node) not in done else []
             if missing:
+                if id(node) in open_:
+                    raise ValueError(f"node {node.name or node.op} reads, through other nodes, what it writes")
+                open_.add(id(node))
                 waiting += reversed(missing)
                 continue
             waiting.pop()

@@ -92,7 +92,7 @@ def input_shapes(
 def told_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[tuple[str, int], int]:
     """Return the sizes of input axes that the weights of the layers behind the inputs tell, by input and axis.
 
-    A MatMul, Gemm or recurrent layer tells the last axis, a Conv the channels.
+    A MatMul, Gemm or recurrent layer tells the last axis, a Conv or BatchNormalization the channels.
     """
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in fed_inputs(header)}
     weights = {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
@@ -116,6 +116,8 @@ def told_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[tuple[st
             found[start, ranks[start] - 1] = shape[-2]
         elif node.op_type in ("LSTM", "GRU", "RNN") and len(shape) == 3:
             found[start, 2] = shape[2]
+        elif node.op_type == "BatchNormalization" and shape:
+            found[start, 1] = shape[0]
         elif node.op_type == "Conv" and len(shape) > 2:
             found[start, 1] = shape[1] * flags.get("group", 1)
     return found

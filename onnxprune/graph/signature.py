@@ -8,6 +8,7 @@ shapes that inference knows, else in runs of the model.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import onnx
 
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.graph.shapes import (
+    MOST_ELEMENTS,
     Layout,
     candidate_sizes,
     contradiction,
@@ -217,6 +219,7 @@ class _Derivation:
         self.told = told_sizes(light, header)
         self.names = [value.name for value in header.graph.output]
         self.first = fed_inputs(header)[0]
+        self.most_elements: float = math.inf
 
     @functools.cached_property
     def session(self) -> ort.InferenceSession:
@@ -228,6 +231,7 @@ class _Derivation:
         lead = layout[self.first.name]
         fixed = 1 if lead is None else self.first.type.tensor_type.shape.dim[lead].dim_value or None
         guessed = self._is_guessed(layout)
+        self.most_elements = MOST_ELEMENTS if guessed else math.inf
         tried = candidate_sizes(self.header)
         trials = [(sizes, not guessed) for sizes in tried] + [(sizes, True) for sizes in tried[:SECOND]]
         for sizes, multiples in trials:
@@ -297,6 +301,10 @@ class _Derivation:
         return Signature(shapes, inputs, outputs, fixed, (note,) if note else ())
 
     def _run(self, shapes: Shapes) -> list[Any]:
+        if max(math.prod(shape) for shape in shapes.values()) > self.most_elements:
+            raise ModelError(
+                "the shape is too large to be tried", why=f"on {shapes}: more than {MOST_ELEMENTS} elements"
+            )
         return run_batch(self.session, random_feeds(self.header, shapes, 0))
 
     def _ran(self, layout: Layout, fixed: int | None, sizes: Sequence[int], multiples: bool) -> Signature | None:
