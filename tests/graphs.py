@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -273,12 +273,12 @@ def folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="onnxprune-tests-")
 
 
-def load(proto: onnx.ModelProto) -> Model:
-    """Write a model to a file of its own, and load it."""
+def load(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
+    """Write a model to a file of its own, and load it; `shapes` are those of the inputs."""
     content = proto.SerializeToString()
     path = Path(folder().name) / f"{hashlib.sha256(content).hexdigest()[:16]}.onnx"
     path.write_bytes(content)
-    return io.load(path)
+    return io.load(path, shapes)
 
 
 def as_half(proto: onnx.ModelProto) -> onnx.ModelProto:

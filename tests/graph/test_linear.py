@@ -51,11 +51,8 @@ class Case:
 
     def proto(self, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
         infos = [
-            helper.make_tensor_value_info(name, kind, shape)
-            for name, shape in (
-                ("x", list(self.x_shape)),
-                *((name, [None] * rank) for name, rank in (("y", self.y_rank), *self.results)),
-            )
+            helper.make_tensor_value_info(name, kind, [None] * rank)
+            for name, rank in (("x", len(self.x_shape)), ("y", self.y_rank), *self.results)
         ]
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         weights = [numpy_helper.from_array(value.astype(dtype), name) for name, value in self.constants.items()]
@@ -64,6 +61,10 @@ class Case:
 
     def input(self) -> Array:
         return self.rng.standard_normal(self.x_shape).astype(np.float32)
+
+
+def loaded(case: Case) -> Model:
+    return load(case.proto(), {"x": tuple(case.x_shape)})
 
 
 def run(model: Model, x: Array) -> list[Array]:
@@ -84,7 +85,7 @@ def check(case: Case) -> bool:
     """Compare a layer with onnxruntime, unchanged and with another matrix and bias; tell whether an output exists."""
     x = case.input()
     try:
-        model = load(case.proto())
+        model = loaded(case)
         y, *after = run(model, x)
     except ModelError:  # the output would be empty
         return False
@@ -215,7 +216,7 @@ def test_gemm(data: st.DataObject, seed: int) -> None:
         operands.append(case.constant("c", *((m, 1) if side == 0 else (n,) if form == "vector" else (1, n))))
     case.nodes = [helper.make_node("Gemm", operands, ["y"], **attrs)]
     assert check(case)
-    layer = layer_of(load(case.proto()))
+    layer = layer_of(loaded(case))
     assert layer.has_bias == (attrs.get("beta") != 0)
 
 
@@ -242,7 +243,7 @@ def test_matmul_and_the_add_behind_it(data: st.DataObject, seed: int) -> None:
         case.nodes.append(helper.make_node("Add", ["y", "b"] if pick.flag() else ["b", "y"], ["z"]))
         case.results = [("z", y_rank)]
     assert check(case)
-    layer = layer_of(load(case.proto()))
+    layer = layer_of(loaded(case))
     assert isinstance(layer, Product)
     assert layer.has_bias == adds
     assert layer.channel_axis == axis
@@ -276,14 +277,14 @@ def test_einsum(equation: str, x_shape: Sequence[int], w_shape: Sequence[int], a
     operands, sides = (["x", "w"], (one, two)) if first else (["w", "x"], (two, one))
     case.nodes = [helper.make_node("Einsum", operands, ["y"], equation=f"{sides[0]},{sides[1]}->{result}")]
     assert check(case)
-    assert layer_of(load(case.proto())).channel_axis == axis
+    assert layer_of(loaded(case)).channel_axis == axis
     if axis >= 0:
         return
     case.constant("b", w_shape[0] if two[0] in result else w_shape[1], *[1] * (-1 - axis))
     case.nodes.append(helper.make_node("Add", ["b", "y"], ["z"]))
     case.results = [("z", len(x_shape))]
     assert check(case)
-    assert layer_of(load(case.proto())).has_bias
+    assert layer_of(loaded(case)).has_bias
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_batchnorm(data: st.DataObject, seed: int) -> None:
     attrs = {"epsilon": 0.25} if pick.flag() else {}
     case.nodes = [helper.make_node("BatchNormalization", ["x", *operands], ["y"], **attrs)]
     assert check(case)
-    assert isinstance(layer_of(load(case.proto())), Norm)
+    assert isinstance(layer_of(loaded(case)), Norm)
 
 
 # ------------------------------------------------------------------------------------------------------------- constants
@@ -342,7 +343,7 @@ def names(model: Model) -> list[str]:
 
 
 def test_a_constant_without_other_readers_keeps_its_name() -> None:
-    model = load(conv().proto())
+    model = loaded(conv())
     layer = layer_of(model)
     matrix, bias = layer.effective()
     layer.write(2 * matrix, 2 * bias)
@@ -353,7 +354,7 @@ def test_a_shared_constant_stays_one_constant() -> None:
     case = conv()
     case.nodes.append(helper.make_node("Conv", ["x", "w", "b"], ["z"]))
     case.results = [("z", 4)]
-    model = load(case.proto())
+    model = loaded(case)
     x = case.input()
     y, z = run(model, x)
     layers = linear_layers(model.graph)
@@ -370,7 +371,7 @@ def test_biases_of_layers_that_share_a_weight_change_by_the_same() -> None:
     case.nodes += [helper.make_node("Conv", ["x", "w", "c"], ["u"]), helper.make_node("Conv", ["x", "w"], ["v"])]
     case.nodes.append(helper.make_node("Conv", ["x", "w"], ["z"]))
     case.results = [(name, 4) for name in "uvz"]
-    model = load(case.proto())
+    model = loaded(case)
     x = case.input()
     before = run(model, x)
     layers = list(linear_layers(model.graph).values())
@@ -383,7 +384,7 @@ def test_a_constant_that_one_node_takes_several_times() -> None:
     case = Case([], (2, 3, 2), 3, 0)
     case.constant("c", 3, positive=True)
     case.nodes = [helper.make_node("BatchNormalization", ["x", "c", "c", "c", "c"], ["y"])]
-    model = load(case.proto())
+    model = loaded(case)
     assert units_of(model.graph, linear_layers(model.graph)) == (Unit((0,), fixed=True, fixed_bias=True),)
 
 
@@ -397,7 +398,7 @@ def test_a_constant_that_a_body_takes_too() -> None:
     case.nodes.insert(0, helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0))
     case.constants["low"] = np.array(-1e9, dtype=np.float32)
     case.results = [("z", 4)]
-    model = load(case.proto()).copy()
+    model = loaded(case).copy()
     at = next(n for n, node in enumerate(model.graph.nodes) if node.op == "Conv")
     assert units_of(model.graph, linear_layers(model.graph)) == (Unit((at,), fixed=True, fixed_bias=True),)
 
@@ -411,7 +412,7 @@ def test_an_add_that_shares_its_constant(behind: list[str]) -> None:
     if "two" in behind:
         case.nodes.append(helper.make_node("Mul", ["one", "b"], ["two"]))
     case.results = [(name, 2) for name in behind]
-    model = load(case.proto())
+    model = loaded(case)
     units = units_of(model.graph, {0: layer_of(model)})
     assert units == (Unit((0,), fixed=False, fixed_bias="two" in behind),)
 
@@ -426,7 +427,7 @@ def test_an_add_is_no_bias_where_the_product_has_other_readers() -> None:
         helper.make_node("Relu", ["y"], ["two"]),
     ]
     case.results = [("one", 2), ("two", 2)]
-    assert not layer_of(load(case.proto())).has_bias
+    assert not layer_of(loaded(case)).has_bias
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 1), (2, 4), (4, 1)])
@@ -561,7 +562,7 @@ def test_rows_copy_only_picked_positions() -> None:
     case = Case([], (1, 8, 64, 64), 4, 0)
     case.constant("w", 2, 8, 5, 5)
     case.nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[2, 2, 2, 2])]
-    layer = layer_of(load(case.proto()))
+    layer = layer_of(loaded(case))
     assert isinstance(layer, Conv)
     x = case.input()
     pick = np.arange(0, 64 * 64, 64)
