@@ -530,7 +530,7 @@ def test_dequantized_weights_are_none() -> None:
         [numpy_helper.from_array(integers, "q"), numpy_helper.from_array(np.array(0.1, dtype=np.float32), "s")]
     )
     graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s"], ["w"]))
-    model = load(proto)
+    model = load(proto, {"x": tuple(case.x_shape)})
     assert [linear_of(node) for node in model.graph.nodes] == [None, None]
 
 
