@@ -16,6 +16,7 @@ from graphs import Builder
 import onnxprune
 from onnxprune.allocation import channel_multiple, cost_estimator, knapsack, latency_model, targets
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.allocation.problem import BEYOND, finer_groups
 from onnxprune.errors import LatencyError, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.never_slower import refuse_slower
@@ -296,20 +297,38 @@ def wide(tmp_path: Path) -> Path:
 
 
 def counts(analysis: Analysis, keep: BoolArray) -> list[int]:
-    return [
-        int(keep[group.channels].sum())
-        for group in analysis.trace.groups
-        if not analysis.trace.pinned[group.channels].all()
-    ]
+    return list(left_of(analysis, keep).values())
+
+
+def left_of(analysis: Analysis, keep: BoolArray) -> dict[str, int]:
+    """Return the survivors of each group that is not pinned, by name."""
+    groups = (group for group in analysis.trace.groups if not analysis.trace.pinned[group.channels].all())
+    return {group.name: int(keep[group.channels].sum()) for group in groups}
 
 
 @pytest.mark.parametrize("step", [8, 16])
 def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int, monkeypatch) -> None:
     monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: step)
     analysis = analyse(load(wide))
-    plan = schedule.make_plan(analysis, Options(reduce={"flops": 0.4}))
-    assert all(count % step == 0 or count == 24 for count in counts(analysis, plan.keep))
+    options = Options(reduce={"flops": 0.4})
+    plan = schedule.make_plan(analysis, options)
+    finer = finer_groups(analysis.trace, plan.keep, options.resolved(False))
+    left = left_of(analysis, plan.keep)
+    assert all(count % step == 0 or count == 24 for name, count in left.items() if name not in finer)
     assert plan.settings["step"] == step
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.4, 0.5])
+def test_a_finer_multiple_is_used_where_a_batch_goes_far_beyond_the_target(
+    wide: Path, share: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
+    analysis = analyse(load(wide))
+    reached = schedule.make_plan(analysis, Options(reduce={"flops": share})).path[-1][0]
+    coarse = schedule.make_plan(analysis, Options(reduce={"flops": share}, round_to=16)).path[-1][0]
+    assert share <= reached <= share + BEYOND
+    assert reached <= coarse
+    assert share == 0.5 or coarse > share + BEYOND  # else the property says nothing
 
 
 def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:
