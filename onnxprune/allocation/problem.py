@@ -104,6 +104,16 @@ class AllocationProblem:
                 coarse.append(group)
         return coarse
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether the measured losses tell nothing: no removal changes the output, or every one breaks it."""
+        losses = np.concatenate([curve.losses[1:] for curve in self.curves]) if self.curves else np.zeros(0)
+        return self.by_loss and bool(losses.size) and float(np.ptp(losses)) == 0.0 and losses.size > 1
+
+    def by_score(self) -> AllocationProblem:
+        """Return the same problem, decided by the scores in one ranking of all channels."""
+        return replace(self, by_loss=False, rules=replace(self.rules, scope="global"))
+
     def build(self, keep: BoolArray) -> Model:
         """Return the scored model without the channels that are not in `keep`."""
         return rewrite.delete(self.scored.model, self.scored.trace, keep[self.held])

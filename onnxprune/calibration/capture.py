@@ -191,14 +191,14 @@ class LayerwiseRunner:
     def finish(self, model: Model) -> list[Array]:
         """Run the remaining nodes with the weights of `model`, of the same graph; return the concatenated results."""
         order = [n for n in range(len(self.nodes)) if n not in self.done]
-        names = list(self.results)
+        names = [name for name in self.results if name in self.producer or name in self.kept]  # no constants
         taken = sorted(self.kept.keys() & {*names, *(name for n in order for name in self.inputs[n])})
         opened = self._open(model, order, taken, names)
         parts = [
             run_batch(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
             for batch in range(self.n_batches)
         ]
-        return model.signature.join(parts)
+        return model.signature.join(parts, names)
 
     def read(self, name: str, batch: int) -> Array:
         """Return one batch of a tensor that is kept."""

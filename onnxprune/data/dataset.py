@@ -385,7 +385,8 @@ def _check_shapes(data: Data, where: str) -> None:
         others = [axis for axis in range(len(spec.shape)) if axis != spec.samples.axis]
         if len(shape) != len(spec.shape) or any(spec.shape[axis] not in (None, shape[axis]) for axis in others):
             wanted = ["any" if spec.shape[axis] is None else spec.shape[axis] for axis in others]
-            have = list(shape[1:]) if len(shape) != len(spec.shape) else [shape[axis] for axis in others]
+            start = 0 if spec.samples.axis is None else 1
+            have = list(shape[start:]) if len(shape) != len(spec.shape) else [shape[axis] for axis in others]
             raise DataError(
                 f"input {spec.name} has another shape",
                 where=where,

@@ -213,7 +213,9 @@ def _load(file: Path) -> Model:
     model = _imported(file)
     graph = model.graph
     _refuse_unloadable(model)
+    normalize.drop_identities(graph)
     normalize.fold_constants(graph, str(file), kept=model.defaults, folded=model.folded)
+    normalize.remove_dead(graph)  # a layer without an effect would be the first to go, and count as a saving
     _refuse_nan(graph, file)
     # with dynamic axes left open, inference returns what holds for every size of these axes
     while (

@@ -132,8 +132,8 @@ class Model:
             weights |= {t.name: t for t in node.inputs if isinstance(t, gs.Constant)}
             captured |= set(captured_names(node))
         if captured:
-            known = self.graph.tensors()
-            weights |= {t.name: t for name in captured if isinstance(t := known.get(name), gs.Constant)}
+            known = constants_of(self.graph)
+            weights |= {name: known[name] for name in captured if name in known}
         apart = {name: tensor.values for name, tensor in weights.items() if _is_shared(tensor)}
         graph.initializer.extend(
             _placeholder(tensor) if name in apart else OnnxExporter.export_tensor_proto(tensor)

@@ -119,6 +119,21 @@ def _compute(graph: gs.Graph, nodes: Sequence[gs.Node], wanted: list[gs.Variable
         raise ModelError("constants cannot be folded", where=where, why=error.why) from error
 
 
+def drop_identities(graph: gs.Graph) -> None:
+    """Let the readers of an Identity of a constant read the constant, in place: an exporter writes so that it is shared."""
+    results = {id(tensor) for tensor in graph.outputs}
+    for node in graph.nodes:
+        if node.op != "Identity" or node.domain not in STANDARD or id(node.outputs[0]) in results:
+            continue
+        source, output = node.inputs[0], node.outputs[0]
+        if not isinstance(source, gs.Constant) and [writer.op for writer in source.inputs] != ["Constant"]:
+            continue
+        for reader in list(output.outputs):
+            for i, tensor in enumerate(reader.inputs):
+                if tensor is output:
+                    reader.inputs[i] = source
+
+
 def remove_dead(graph: gs.Graph) -> None:
     """Remove nodes without an effect on the outputs; the graph is in topological order."""
     needed = {id(t) for t in graph.outputs}

@@ -27,7 +27,7 @@ Layout = dict[str, int | None]
 def candidate_sizes(proto: onnx.ModelProto) -> list[Sequence[int]]:
     """Return sizes to try for the axes of the inputs that have none; further axes get the last size of a list."""
     audio = AUDIO if len(fed_inputs(proto)[0].type.tensor_type.shape.dim) < 4 else ()
-    single = dict.fromkeys((*SQUARE, *audio, *range(32, max(SQUARE), 32)))
+    single = dict.fromkeys((*audio[:1], *SQUARE, *audio, *range(32, max(SQUARE), 32)))
     free = max(sum(not dim.dim_value > 0 for dim in v.type.tensor_type.shape.dim) for v in fed_inputs(proto))
     return [*DIFFERENT, *((size,) for size in single if size ** max(1, free - 1) <= MOST_ELEMENTS)]
 

@@ -320,7 +320,10 @@ class _Derivation:
 
         def run(n: int) -> bool:
             try:
-                outputs[n] = [np.shape(value) for value in self._run(self._shapes(layout, n, sizes))]
+                outputs[n] = [
+                    () if isinstance(value, list) else np.shape(value)
+                    for value in self._run(self._shapes(layout, n, sizes))
+                ]
             except ModelError as failure:
                 failures.append(failure)
                 return False

@@ -139,7 +139,7 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
         except ModelError as failure:
             failures.append((inputs, failure))
             continue
-        shapes |= {name: np.shape(value) for name, value in seen.items()}
+        shapes |= {name: () if isinstance(value, list) else np.shape(value) for name, value in seen.items()}
         small = {k: v for k, v in seen.items() if isinstance(v, np.ndarray) and v.size <= OBSERVED_ELEMENTS}
         return _Shapes(samples, inputs, shapes, {k: v for k, v in small.items() if v.dtype.kind == "i"})
     raise no_shape_runs(failures)

@@ -26,6 +26,7 @@ from onnxprune.runtime.session import open_session
 from onnxprune.types import Check, Verdict
 
 SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"
+UNMEASURED = "quality was not measured: no output of numbers has one shape in both models"
 TRAINED_ON = "accuracy and agreement were measured on the samples that were trained on; --eval takes others"
 
 
@@ -149,6 +150,8 @@ def report(run: Run) -> Run:
 
 def note_samples(run: Run) -> Run:
     """Note where the figures were measured on the calibration samples or the training samples."""
+    if not run.comparison.accuracy[0] and not run.comparison.fidelity:
+        return run.noted(UNMEASURED)
     if run.sources.evaluation is not None:
         return run
     if run.plan is None:
@@ -200,7 +203,7 @@ MEASURE = Stage(measure, requires=("original", "model"))
 CHECK_FINITE = Stage(check_finite, requires=("comparison",))
 HOLD_TARGETS = Stage(hold_targets, requires=("comparison",))
 NEVER_SLOWER = Stage(never_slower, requires=("comparison",))
-NOTE_SAMPLES = Stage(note_samples)
+NOTE_SAMPLES = Stage(note_samples, requires=("comparison",))
 FINISH_PLAN = Stage(finish_plan, requires=("plan", "keep"))
 REPORT = Stage(report, requires=("comparison", "edited"))
 WRITE = Stage(write, requires=("report",))

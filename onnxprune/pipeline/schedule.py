@@ -62,6 +62,10 @@ def select_channels(run: Run) -> Run:
     return replace(run, plan=plan)
 
 
+BLIND = (
+    "the loss of the output could not be measured: it is the same whatever is removed (saturated outputs?); "
+    "channels were ranked by their scores instead"
+)
 NAMED_GROUPS = 4
 """Number of groups that a note names."""
 
@@ -87,6 +91,8 @@ def allocate(run: Run) -> Run:
     run.on_stage("score", share)
     data, scored = run.workspace, run.scored
     problem = score(estimator, options, data, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
+    if problem.is_blind:
+        run, problem = run.noted(BLIND), problem.by_score()
     if share < 1:
         keep = problem.allocate(part_of_the_way(estimator, options, share))
     elif options.max_drop is None:
