@@ -132,6 +132,7 @@ def drop_identities(graph: gs.Graph) -> None:
             for i, tensor in enumerate(reader.inputs):
                 if tensor is output:
                     reader.inputs[i] = source
+    remove_dead(graph)
 
 
 def remove_dead(graph: gs.Graph) -> None:

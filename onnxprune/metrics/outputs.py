@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,8 +175,16 @@ def _are_probabilities(scores: np.ndarray[Any, Any]) -> bool:
 
 def all_finite(outputs: Outputs) -> bool:
     """Tell whether no floating-point output holds NaN or infinity."""
-    arrays = (value for output in outputs for value in (output if output.dtype.kind == "O" else [output]))
-    return all(bool(np.isfinite(value).all()) for value in arrays if np.asarray(value).dtype.kind == "f")
+    return all(bool(np.isfinite(array).all()) for array in arrays_of(outputs) if array.dtype.kind == "f")
+
+
+def arrays_of(values: Iterable[Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the arrays of outputs, of which some are sequences, or have another shape for every sample."""
+    for value in values:
+        if isinstance(value, list) or np.asarray(value).dtype.kind == "O":
+            yield from arrays_of(value)
+        else:
+            yield np.asarray(value)
 
 
 def log_probabilities(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -201,6 +209,9 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
     Returns:
         max |expected - found| / range; infinity where shapes, types, or positions of NaN and infinity differ.
     """
+    if isinstance(expected, list):
+        pairs = zip(expected, found, strict=True) if len(expected) == len(found) else [(np.zeros(0), np.zeros(1))]
+        return max((relative_difference(a, b) for a, b in pairs), default=0.0)
     a, b = np.asarray(expected), np.asarray(found)
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")

@@ -21,6 +21,7 @@ from onnxprune.metrics.outputs import (
     INPUT_SCALES,
     ROUNDING_FACTOR,
     TOLERANCE,
+    arrays_of,
     jittered,
     relative_difference,
     scaled,
@@ -236,7 +237,7 @@ def _difference(reference: Values, found: Values, original: Values) -> float:
 def _says_nothing(task: _Task, found: Values) -> Iterator[str]:
     """Yield the outputs that hold no finite number in any run, and those that must not be empty and are."""
     for name in task.points.outputs:
-        values = [np.asarray(each[name]) for each in found]
+        values = list(arrays_of(each[name] for each in found))
         sizes = sum(value.size for value in values)
         floats = all(value.dtype.kind == "f" for value in values)
         if (sizes and floats and not any(np.isfinite(value).any() for value in values)) or (
