@@ -162,7 +162,7 @@ class LayerwiseRunner:
     def _open(self, model: Model, nodes: list[int], taken: list[str], wanted: list[str]) -> Any:
         """Open a session of some nodes of a model, whose inputs have the types of the kept tensors."""
         first = {name: self.store.get(self.kept[name][0]) for name in taken}
-        arrays = {name: (value.dtype, value.ndim) for name, value in first.items() if not isinstance(value, list)}
+        arrays = {name: value for name, value in first.items() if not isinstance(value, list)}
         proto, weights = model.part(nodes, arrays, wanted)
         for name in first.keys() - arrays.keys():
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))

@@ -84,6 +84,8 @@ class Facts:
 
     def see(self, ids: IntArray, node: int) -> None:
         """Record a tensor of the graph: one of its channels must survive."""
+        if not ids.size:
+            return  # a part of a Split or Slice that is empty already
         if len(varying(ids)) > 1:
             grid = np.squeeze(ids)
             self.grids.setdefault((grid.shape, grid.tobytes()), grid)

@@ -116,11 +116,12 @@ class Model:
         return int(proto.ByteSize() - _field(stub) + _field(graph))
 
     def part(
-        self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
+        self, nodes: Sequence[int], inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str]
     ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
         """Export some nodes, by ascending number, as a model without the larger weights; return both.
 
-        `inputs` holds dtype and rank of each tensor that other nodes write, `outputs` the names of the model's outputs.
+        `inputs` holds a value of each tensor that other nodes write, `outputs` the names of the model's outputs. Vectors of
+        integers keep their length: a Resize takes a target shape of unknown length for an absent one.
         """
         proto = onnx.ModelProto(ir_version=self.header.ir_version, opset_import=self.header.opset_import)
         graph = proto.graph
@@ -139,9 +140,10 @@ class Model:
             _placeholder(tensor) if name in apart else OnnxExporter.export_tensor_proto(tensor)
             for name, tensor in weights.items()
         )
-        for name, (dtype, rank) in inputs.items():
-            kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
-            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * rank))
+        for name, value in inputs.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            shape = value.shape if value.dtype.kind == "i" and value.ndim == 1 else [None] * value.ndim
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return proto, apart
 

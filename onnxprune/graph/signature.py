@@ -239,8 +239,11 @@ class _Derivation:
                 found = self._inferred(layout, fixed, sizes)
                 if found is None:
                     found = self._ran(layout, fixed, sizes, multiples)
-                elif guessed:
-                    self._run(found.input_shapes(1))
+                elif guessed or found.fixed is None:
+                    try:
+                        self._run(found.input_shapes(SEVERAL[1]))
+                    except ModelError:  # inference believes a number of samples, or a size, that does not run
+                        found = self._ran(layout, fixed, sizes, multiples)
                 if found is None or (self._is_doubtful(layout) and not self._independent(found)):
                     return None
                 return found

@@ -153,11 +153,10 @@ class Linearized:
 
     def _run(self, names: list[str]) -> list[Array]:
         taken = self.samples.taken
-        kinds = {name: (value.dtype, value.ndim) for name, value in taken.items()}
-        return run_batch(self._session(self.chain.nodes, kinds, names), dict(taken), names=names)
+        return run_batch(self._session(self.chain.nodes, taken, names), dict(taken), names=names)
 
     def _session(
-        self, nodes: Sequence[int], inputs: Mapping[str, tuple[np.dtype[Any], int]], outputs: Sequence[str]
+        self, nodes: Sequence[int], inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> ort.InferenceSession:
         proto, weights = self.stream.model.part(nodes, inputs, outputs)
         return open_session(proto, ALTERNATING, weights=weights)
@@ -188,7 +187,7 @@ class Linearized:
     def _slope(self, n: int, name: str, x: Array) -> Array:
         step = x.dtype.type(max(SLOPE, float(np.finfo(x.dtype).eps) ** 0.5) * max(float(x.std()), TINY))
         out = self.stream.nodes[n].outputs[0].name
-        opened = self._session([n], {name: (x.dtype, x.ndim)}, [out])
+        opened = self._session([n], {name: x}, [out])
         up, down = (run_batch(opened, {name: x + s})[0].astype(np.float32) for s in (step, -step))
         return np.asarray((up - down) / np.float32(2 * step))
 
