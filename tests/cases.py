@@ -561,15 +561,15 @@ def _quantized_weights() -> list[Case]:
         weight("weights with a zero point per channel", zeros, **unsigned, **per_channel),
         weight("weights with one scale and zero point", zeros, **unsigned, **per_tensor),
         weight("a weight that is rounded at run time", f"{rounded} {Y}", z=np.int8(3), w=(8, 3, 1, 1)),
-        weight("weights that two layers share", shared, 16, 8, outputs="y, z", **signed),
-        weight("a weight that is an output as well", both, outputs="y, d", **signed),
+        weight("weights that two layers share", shared, 8, 4, outputs="y, z", **signed),
+        weight("a weight that is an output as well", both, 0, 12, "is also read by DequantizeLinear_d", outputs="y, d", **signed),
         weight("a depthwise kernel", f"{A} {kernel} {Y}", kq=_integers(8, 1, 1, 1), wk=per8),
         weight("a factor per channel", f"{A} {factor} {Y}", kq=_integers(8, 1, 1), wk=per8),
         weight("a weight in float16", f"{halves} {Y}", opset=19, wq=signed["wq"], wk=per8.astype(np.float16)),
         weight("a matrix", table, **matrix),
         weight("a matrix that is transposed", transposed, **turned),
         weight("a matrix that comes through an Identity", table.replace("d)", "d2)").replace("y =", "d2 = Identity (d) y ="), **matrix),
-        weight("a matrix that is transposed for two layers", twice, 8, 8, outputs="y, z", **turned),
+        weight("a matrix that is transposed for two layers", twice, 8, 4, outputs="y, z", **turned),
         weight("the weight and bias of a Gemm", gemm, **turned, cq=_integers(4, kind=np.int32), k=half),
         weight("blocks of channels", blocks, 0, 12, "has a scale per block of channels", opset=21, **block_rows),
         weight("blocks across channels", across, 8, 4, "has a scale per block of channels", opset=21, **block_columns),
@@ -675,7 +675,7 @@ def _convs() -> list[Case]:
         ),
         case(
             "ConvTranspose", "shares its weight with a Conv",
-            "a = Conv (x, w, wb) b = Relu (a) y = ConvTranspose (b, w)", 8, 3,
+            "a = Conv (x, w, wb) b = Relu (a) y = ConvTranspose (b, w)", 8, 3, "the weight w is also read by Conv_a",
         ),
     ]  # fmt: skip
 
@@ -1001,7 +1001,7 @@ def _recurrent(op: str, gates: int) -> list[Case]:
             "d = Shape (q) n = Slice (d, i1, i2) e = Concat <axis=0> (nine, n, ten) f = Reshape (q, e) "
             "y = MatMul (f, o10)", nine=[9], ten=[10],
         ),
-        net("the last of two final states", f"{stack} z = Gather (c, last) y = MatMul (z, o)", 8 + 5 + 5, last=np.int64(-1)),
+        net("the last of two final states", f"{stack} z = Gather (c, last) y = MatMul (z, o)", 8 + 5, last=np.int64(-1)),  # both layers share lb
         net("the sum of two final states", f"{stack} z = ReduceSum <keepdims=0> (c, i0) y = MatMul (z, o)"),
         net(
             "two final states in turn", f"{stack} g = Gather (c, turn) z = ReduceSum <keepdims=0> (g, i0) y = MatMul (z, o)",
@@ -1018,7 +1018,7 @@ def _recurrent(op: str, gates: int) -> list[Case]:
         net("a zero state of the batch", f"{sized.format('i1')} s, h = CELL (t, lw, lr, lb, , z) {last}"),
         net(
             "zero states of two layers", f"{sized.format('i2')} z1, z2 = Split <axis=0> (z, each) "
-            f"s = CELL (t, lw, lr, lb, , z1) q = Squeeze (s, i1) u, h = CELL (q, lw2, lr, , , z2) {last}", 8 + 5 + 5,
+            f"s = CELL (t, lw, lr, lb, , z1) q = Squeeze (s, i1) u, h = CELL (q, lw2, lr, , , z2) {last}", 8 + 5,  # both share lr
             each=[1, 1],
         ),
         net(
@@ -1711,10 +1711,10 @@ def _weights() -> list[Case]:
             opset=8, s=[0, 8, 36], s2=[0, 8, 6, 6],
         ),
         case("weights", "shared, masks agree", tied, 8 + 8, 4, **square),
-        case("weights", "shared, masks differ", free, 8 + 8 + 8 + 8, 4, o=(4, 16, 1, 1), **square),
-        case("weights", "shared through Identity", alias, 8 + 8 + 8 + 8, 4, o=(4, 16, 1, 1), **square),
-        case("weights", "shared by a chain", chain, 8 * 4, 4, **square),
-        case("weights", "a bias of two layers", bias, 16, 4, **square),
+        case("weights", "shared, masks differ", free, 8 + 8, 4, o=(4, 16, 1, 1), **square),
+        case("weights", "shared through Identity", alias, 8 + 8, 4, o=(4, 16, 1, 1), **square),
+        case("weights", "shared by a chain", chain, 8, 4, **square),
+        case("weights", "a bias of two layers", bias, 8, 4, **square),
         case("weights", "BatchNormalization tied by Identity, folded and not", norms, 16, 4, o=(4, 16, 1, 1), **norm),
         case(
             "weights", "a scale and a bias in one",

@@ -142,7 +142,7 @@ NETS = [
         "a feature pyramid",
         f"""{A} r = Relu (a) d = Conv <strides=[2,2], {SAME}> (r, k1) s = Relu (d) l1 = Conv (r, k2) l2 = Conv (s, k3)
         up = Resize (l2, , by) t = Add (l1, up) y = Conv (t, k4) y2 = Conv (l2, k4)""",
-        8 + 7 + 6, 4 + 4, outputs="y, y2", by=np.array([1, 1, 2, 2], np.float32),
+        8 + 7 + 6, 4, outputs="y, y2", by=np.array([1, 1, 2, 2], np.float32),
         k1=(7, 8, 3, 3), k2=(6, 8, 1, 1), k3=(6, 7, 1, 1), k4=(4, 6, 1, 1),
     ),
     net(
@@ -161,7 +161,7 @@ NETS = [
         "a chain of Identity and Dropout up to the output",
         f"{A} i = Identity (a) j = Dropout (i) b = Identity (j) q = Conv (b, v, vb) r = Identity (q) y = Identity (r)", 8, 4,
     ),
-    net("a dead branch", f"{A} b = Relu (a) d = Conv (b, k) e = Relu (d) {Y}", 8 + 6, 4, k=(6, 8, 1, 1)),
+    net("a dead branch", f"{A} b = Relu (a) d = Conv (b, k) e = Relu (d) {Y}", 8, 4, k=(6, 8, 1, 1)),
     net("a Conv twice on the input, added", f"{A} {C} b = Add (a, c) {Y}", 8, 4),
     net("the input joined with itself", f"q = Concat <axis=1> (x, x) b = Conv (q, k) {Y}", 8, 4, k=(8, 6, 1, 1)),
     net(
@@ -227,14 +227,14 @@ NETS = [
     ),
     net("a PRelu on a sum", f"{A} {C} q = Add (a, c) b = PRelu (q, scale) {Y}", 8, 4, scale=(8, 1, 1)),
     net(
-        "PRelus of one slope tensor", f"{A} q = PRelu (a, scale) d = Conv (q, k) b = PRelu (d, scale) {Y}", 16, 4,
+        "PRelus of one slope tensor", f"{A} q = PRelu (a, scale) d = Conv (q, k) b = PRelu (d, scale) {Y}", 8, 4,
         scale=(8, 1, 1), k=K8,
     ),
     net(
         "an encoder and a decoder of one weight",
         "a = Conv (x, w) r = Relu (a) d = Conv (r, k) s = Relu (d) e = ConvTranspose (s, k) t = Relu (e) "
         "y = ConvTranspose (t, w)",
-        8 + 5 + 8, 3, k=(5, 8, 1, 1),
+        8 + 5, 3, "the weight w is also read by Conv_a", k=(5, 8, 1, 1),
     ),
     net("an output that is a sum", f"{A} b = Relu (a) d = Conv (b, k) y = Add (a, d)", 0, 8, k=K8),
     net(
@@ -261,7 +261,7 @@ NETS = [
         "twins that share their weights",
         "a = Conv (x, w) c = Conv (x2, w) r = Relu (a) s = Relu (c) d = Conv (r, k) e = Conv (s, k) t = Sub (d, e) "
         "b = Abs (t) y = Conv (b, v)",
-        8 + 8 + 8, 4, inputs="float[N,3,8,8] x, float[N,3,8,8] x2", k=K8,
+        8 + 8, 4, inputs="float[N,3,8,8] x, float[N,3,8,8] x2", k=K8,
     ),
     net(
         "an inverted residual",
@@ -394,7 +394,7 @@ NETS = [
         f"""c = Conv <strides=[4,4]> (x, k1) r = Reshape (c, s3) t = Transpose <perm=[0,2,1]> (r) e = Add (t, place)
         {BLOCK.format(x="e", y="f", n=1)} {BLOCK.format(x="f", y="o", n=2)}
         l = LayerNormalization (o, scale, beta) q = ReduceMean <keepdims=0> (l, ax) y = Gemm <transB=1> (q, g, gb)""",
-        2 * (2 + 12), 8 + 4, "normalizes over the channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
+        2 + 12, 8 + 4, "normalizes over the channels", inputs="float[N,3,8,8] x", opset=20, k1=(8, 3, 4, 4),
         s3=[0, 8, -1], place=(1, 4, 8), ax=[1], scale=(8,), beta=(8,), kq=(8, 6), kk=(8, 6), kv=(8, 6), ko=(6, 8),
         s4=[0, 0, 2, 3], s5=[0, 0, 6], kh=(8, 12), kp=(12, 8),
     ),
@@ -444,8 +444,8 @@ OTHER_UNITS = [
     under("an upsampling by a fixed depthwise ConvTranspose", 8 + 6, 4, grouped="whole"),
     under("a grouped ConvTranspose between Convs", 3, 4, grouped="whole"),
     under("q, k and v from one matrix", 3, 8, heads="width"),
-    under("two blocks of a transformer", 2 * (2 + 12) + 8, 4, norms="cut"),
-    under("two blocks of a transformer", 2 * (3 + 3 + 12) + 8, 4, norms="cut", heads="width"),
+    under("two blocks of a transformer", 2 + 12 + 8, 4, norms="cut"),
+    under("two blocks of a transformer", 3 + 3 + 12 + 8, 4, norms="cut", heads="width"),
     under("a transformer's MLP beside its norm", 12, 8, STAYS, norms="cut"),
     under("a non-local block", 8 + 6 + 5, 4, heads="width"),
     under("attention between two branches (selective kernel)", 8 + 3, 4, heads="width"),

@@ -37,8 +37,9 @@ def opaque_costs(graph: gs.Graph, shapes: Shapes, counted: Collection[int], batc
     """
     found = []
     for n, node in enumerate(graph.nodes):
-        if n in counted:
-            continue
+        spec = spec_of(node)
+        if n in counted or (spec.rule is not None and not spec.weight_inputs):
+            continue  # an operator with a rule multiplies no weight, as Attention with a constant mask
         cost = _body_cost(node, shapes) if _bodies(node) else _layer_cost(node, shapes)
         if cost is not None:
             found.append(replace(cost, node=n, macs=None if cost.macs is None else cost.macs / batch))

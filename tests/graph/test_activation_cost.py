@@ -40,7 +40,7 @@ def test_elements_are_those_of_the_pruned_model(proto: onnx.ModelProto, seed: in
     elements = cost.elements(keep)
     for name in trace.carried:
         if name in cost.names and name in again.shapes:
-            assert elements[cost.names[name]] == pytest.approx(math.prod(again.shapes[name]) / again.batch), name
+            assert elements[cost.names[name]] == pytest.approx(math.prod(again.shapes[name]) / again.samples), name
 
 
 @pytest.mark.parametrize("batch", [1, 3])

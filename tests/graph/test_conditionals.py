@@ -24,7 +24,7 @@ CASES = [
         "If",
         "false, names used twice",
         f"{A} b1 = If <then_branch = one () => ({BODY} t1) {{ t1 = Relu (a) }}, else_branch = two () => ({BODY} t1) {{ e = Conv (a, k) t1 = Neg (e) }}> (no) b = If <then_branch = one () => ({BODY} t1) {{ t1 = Relu (b1) }}, else_branch = two () => ({BODY} t1) {{ e = Conv (b1, k) t1 = Neg (e) }}> (no) {Y}",
-        24,
+        8,
         4,
         **REST,
     ),

@@ -36,7 +36,7 @@ def test_every_pin_that_follows_names_the_first_cause(op: str) -> None:
     source, reason = SOURCES[op]
     (found,) = held(f"{A} {C} {source} {JOINS} {Y}")
     assert (found.operator, found.reason, found.nodes) == (op, reason, 1)
-    assert found.channels == 4 * 8
+    assert found.channels == 2 * 8  # layers that read one weight share their channels
 
 
 def test_a_tensor_without_a_refusal_upstream_is_named_by_the_operator_that_joins_it() -> None:
