@@ -461,4 +461,6 @@ def test_a_target_of_memory_that_no_edit_can_meet_is_refused(wide, samples):
 @pytest.mark.parametrize("granularity", [("rank",), ("filter", "rank")])
 def test_a_target_of_size_is_met_by_edits(granularity, wide, samples):
     result = pruned(wide, samples, granularity, reduce={"size": 0.25})
-    assert all(check.passed for check in result.report.verdict.checks)
+    assert all(check.passed for check in result.report.verdict.checks), [
+        str(c) for c in result.report.verdict.checks if not c
+    ]
