@@ -79,7 +79,8 @@ def headed(b: Builder, x: str) -> list[str]:
 def aligned(b: Builder, x: str) -> list[str]:
     """RoiAlign of a prunable feature map at computed boxes, and a head behind it."""
     first = b.node("Gather", [rows(b, x, 4), b.const(np.int64(0))], (), axis=0)
-    corners = [b.node("Slice", [first, *(b.ints(n) for n in (i, i + 2, 1))], (POSITIONS, 2)) for i in (0, 2)]
+    parts = [b.node("Slice", [first, *(b.ints(n) for n in (i, i + 2, 1))], (POSITIONS, 2)) for i in (0, 2)]
+    corners = [b.node("Sigmoid", [part]) for part in parts]  # boxes beside the map would show nothing of it
     far = b.node("Add", [corners[0], b.node("Mul", [corners[1], b.const(np.float32(6))])])
     boxes = b.node("Concat", [corners[0], far], (), axis=1)
     features = b.node("LeakyRelu", [b.conv(x, 8, 3)])

@@ -342,25 +342,35 @@ def run(chosen: Sequence[zoo.Entry], arguments: argparse.Namespace) -> None:
         export_failed = record is not None and record.get("error", {}).get("stage") == "export"
         return not arguments.again and (same or export_failed)
 
+    def work(entry: zoo.Entry) -> Record:
+        return run_entry(entry, cache, arguments.timeout, int(arguments.memory * 2**30))
+
     todo = sorted((entry for entry in chosen if not finished(entry)), key=rank)
+    collect(todo, work, lambda entry, record: f"{verdict(record)} {record.get('wall', '')}", arguments)
+
+
+def collect(
+    todo: Sequence[Any],
+    work: Callable[[Any], Record],
+    tell: Callable[[Any, Record], str],
+    arguments: argparse.Namespace,
+) -> None:
+    """Work on entries with an `id` in threads, keep each record in the cache, and tell of each on stderr."""
+    cache: Path = arguments.cache
     cache.mkdir(parents=True, exist_ok=True)
     lock, count = threading.Lock(), 0
     begin = time.perf_counter()
 
-    def one(entry: zoo.Entry) -> None:
+    def one(entry: Any) -> None:
         nonlocal count
         if arguments.budget and time.perf_counter() - begin > 60 * arguments.budget:
             return
-        record = run_entry(entry, cache, arguments.timeout, int(arguments.memory * 2**30))
+        record = work(entry)
         with lock:
             count += 1
             with (cache / "results.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
-            print(
-                f"{count}/{len(todo)} {entry.id}: {verdict(record)} {record.get('wall', '')}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{count}/{len(todo)} {entry.id}: {tell(entry, record)}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, todo))

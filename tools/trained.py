@@ -25,11 +25,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -313,24 +311,12 @@ def run(chosen: Sequence[Model], arguments: argparse.Namespace) -> None:
     done, now = coverage.read_results(cache), digest()
     todo = [m for m in chosen if arguments.again or done.get(m.id, {}).get("digest") != now]
     todo.sort(key=lambda m: m.id in done)  # what was never run comes first
-    lock, begin = threading.Lock(), time.perf_counter()
-    cache.mkdir(parents=True, exist_ok=True)
-
-    def one(model: Model) -> None:
-        if arguments.budget and time.perf_counter() - begin > 60 * arguments.budget:
-            return
-        record = in_process(model, arguments)
-        with lock:
-            with (cache / "results.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-            print(
-                f"{model.id}: {trained_page.verdict(model, record)} ({record['seconds']:.0f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(one, todo))
+    coverage.collect(
+        todo,
+        lambda model: in_process(model, arguments),
+        lambda model, record: f"{trained_page.verdict(model, record)} ({record['seconds']:.0f} s)",
+        arguments,
+    )
 
 
 def in_process(model: Model, arguments: argparse.Namespace) -> Record:

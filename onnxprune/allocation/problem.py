@@ -82,9 +82,9 @@ class AllocationProblem:
         beyond = knapsack.points_beyond(predict(found), budget, whole)
         if beyond <= BEYOND or not self.rules.may_refine or not budget.keys() <= COUNTED:
             return found
+        coarse = self._coarse_groups(budget, whole)
         for multiple in FINER:
-            rules = self.rules.refined(multiple, self._coarse_groups(budget, whole))
-            finer = select(rules)
+            finer = select(self.rules.refined(multiple, coarse))
             points = knapsack.points_beyond(predict(finer), budget, whole)
             if points < beyond:
                 found, beyond = finer, points

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Data:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    @property
+    @functools.cached_property
     def fixed(self) -> int | None:
         """Samples that every run of the model takes; None: any number."""
         varying = (spec for spec in self.inputs if spec.samples.axis is None and spec.per_run is None)

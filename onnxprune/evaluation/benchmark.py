@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from onnxprune.errors import OptionError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import light
-from onnxprune.graph.signature import derive
+from onnxprune.graph.signature import Signature, derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session
@@ -121,11 +120,11 @@ def bench(
     protos = [io.read(path)[0] for path in paths]
     with machine.pinned(measure.threads) as processors:
         sessions = [open_session(os.fspath(path), measure.session, where=os.fspath(path)) for path in paths]
+        found = [_signature(opened, proto, shape) for opened, proto in zip(sessions, protos, strict=True)]
         feeds = [
-            _random_inputs(opened, proto, measure.batch, seed, shape)
-            for opened, proto in zip(sessions, protos, strict=True)
+            signature.random_feeds(proto, measure.batch, seed) for signature, proto in zip(found, protos, strict=True)
         ]
-        latency = time_sessions(sessions, feeds, measure, on_stage)
+        latency = time_sessions(sessions, feeds, measure, found[0].per_run(measure.batch), on_stage)
         del sessions
         times = []
         for number, (path, inputs) in enumerate(zip(paths, feeds, strict=True) if layers else ()):
@@ -135,24 +134,21 @@ def bench(
     return Bench(latency, side_by_side(times) if layers else (), processors, environment)
 
 
-def _random_inputs(
-    opened: ort.InferenceSession,
-    proto: onnx.ModelProto,
-    batch: int,
-    seed: int,
-    shape: Mapping[str, tuple[int, ...]] | None,
-) -> Feeds:
-    return derive(light(proto), proto, lambda: opened, shape).random_feeds(proto, batch, seed)
+def _signature(
+    opened: ort.InferenceSession, proto: onnx.ModelProto, shape: Mapping[str, tuple[int, ...]] | None
+) -> Signature:
+    return derive(light(proto), proto, lambda: opened, shape)
 
 
 def time_sessions(
     sessions: Sequence[ort.InferenceSession],
     feeds: Sequence[Feeds],
     config: BenchmarkConfig,
+    samples: int,
     on_stage: ProgressCallback = quiet,
 ) -> Latency:
-    """Time the sessions of one or two models, each on its own inputs, with interleaved runs."""
-    samples = sample_times(
+    """Time the sessions of one or two models, each on its own inputs of `samples` samples, with interleaved runs."""
+    times = sample_times(
         sessions,
         feeds,
         runs=config.runs,
@@ -160,12 +156,7 @@ def time_sessions(
         seconds=config.seconds,
         progress=share_of(on_stage, "time"),
     )
-    return Latency.from_samples(samples, batch=batch_of(feeds[0]), threads=config.threads)
-
-
-def batch_of(feeds: Feeds) -> int:
-    """Return the size of the first axis of the first input; 1 for a scalar."""
-    return int((*np.shape(next(iter(feeds.values()))), 1)[0])
+    return Latency.from_samples(times, batch=samples, threads=config.threads)
 
 
 Times = dict[str, tuple[str, float]]

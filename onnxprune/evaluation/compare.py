@@ -39,6 +39,7 @@ class Comparison:
         outputs: of each model, joined over the samples.
         labels: (samples,); None where there are none.
         feeds: inputs of the timed runs.
+        batch: samples of a timed run.
     """
 
     accuracy: tuple[Mapping[str, float], Mapping[str, float]]
@@ -50,6 +51,7 @@ class Comparison:
     outputs: tuple[Outputs, Outputs]
     labels: IntArray | None
     feeds: Feeds
+    batch: int
 
 
 def compare(
@@ -80,15 +82,15 @@ def compare(
     accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
     if labels is not None:
         accuracy = (classification_accuracy(a, labels), classification_accuracy(b, labels))
-    feeds = timed_feeds(proto, data, config.batch, signature, seed)
+    feeds, batch = timed_feeds(proto, data, config.batch, signature, seed), signature.per_run(config.batch)
     latency = None
     if config.latency:
         on_stage("time", 0.0)
-        latency = time_sessions((original, candidate), (feeds, feeds), config, on_stage)
+        latency = time_sessions((original, candidate), (feeds, feeds), config, batch, on_stage)
     finite = all_finite(a) and all_finite(b)
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
         fidelity = compare_outputs(a, b)
-    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), labels, feeds)
+    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), labels, feeds, batch)
 
 
 def finite_check(compared: Comparison) -> Check:

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import OnnxPruneError, OptionError
-from onnxprune.evaluation.benchmark import batch_of
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.metrics import activation_memory, paired_tests
@@ -57,7 +56,7 @@ class Measurements:
     @property
     def batch(self) -> int:
         """Samples per timed run."""
-        return batch_of(self.compared.feeds)
+        return self.compared.batch
 
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
         """Return the class scores of both models; None where there are none."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxprune.graph.nodes import bodies_of
 from onnxprune.graph.qdq import STANDARD, captured_names
 
 Test = Callable[[gs.Node], bool]
@@ -137,8 +138,7 @@ def _activations(node: gs.Node) -> Iterator[str]:
 
 def _is_discrete(node: gs.Node, discrete: Mapping[str, Test]) -> bool:
     """Tell whether a node, or a node in its bodies, is discrete."""
-    bodies = (value for value in node.attrs.values() if isinstance(value, gs.Graph))
-    if any(_is_discrete(inner, discrete) for body in bodies for inner in body.nodes):
+    if any(_is_discrete(inner, discrete) for body in bodies_of(node) for inner in body.nodes):
         return True
     return node.domain in STANDARD and node.op in discrete and discrete[node.op](node)
 

@@ -18,6 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnxprune.graph.nodes import redirect
 from onnxprune.graph.qdq import STANDARD
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
@@ -187,9 +188,7 @@ def merge_equal(nodes: Sequence[gs.Node], results: Collection[int]) -> None:
         if other is node or any(id(t) in results for t in node.outputs):
             continue
         for mine, kept in zip(node.outputs, other.outputs, strict=True):
-            for reader in {id(reader): reader for reader in mine.outputs}.values():
-                for i in [i for i, t in enumerate(reader.inputs) if t is mine]:
-                    reader.inputs[i] = kept
+            redirect(mine, kept)
 
 
 def growing(

@@ -31,6 +31,7 @@ from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import separate_weights
 from onnxprune.graph.recurrent_states import drop_zero_states, pick_final_states
 from onnxprune.graph.sequences import unpack_sequences
+from onnxprune.graph.shapes import copy_fields
 from onnxprune.graph.sharing import unshare_fills
 from onnxprune.graph.signature import Hint, derive
 from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
@@ -362,14 +363,8 @@ def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeP
 def _header(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Copy the proto without nodes, tensors and functions, which the graph holds."""
     header = onnx.ModelProto()
-    for source, target, skipped in ((proto, header, ("graph", "functions")), (proto.graph, header.graph, BODY)):
-        for descriptor, value in source.ListFields():
-            if descriptor.name in skipped:
-                continue
-            if hasattr(value, "extend"):
-                getattr(target, descriptor.name).extend(value)
-            else:
-                setattr(target, descriptor.name, value)
+    copy_fields(proto, header, ("graph", "functions"))
+    copy_fields(proto.graph, header.graph, BODY)
     return header
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.graph.nodes import integers_argument
 from onnxprune.graph.normalize import remove_dead
 from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD
@@ -19,8 +20,6 @@ from onnxprune.graph.qdq import STANDARD
 SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL2")
 MOST_ERROR = 1e-6
 """Largest relative difference between the constant and 1/n. In float16 the rounded 1/n of most n is further away."""
-MEAN_TAKES_AXES = 18
-"""Opset from which ReduceMean takes its axes as an input."""
 
 
 def has_scaled_sums(graph: gs.Graph) -> bool:
@@ -82,15 +81,12 @@ def _mean(node: gs.Node, total: gs.Node, axes: list[int], opset: int) -> list[gs
         square = gs.Variable(f"{name}__square")
         new.append(gs.Node("Mul", f"{name}__square_node", {}, [operand, operand], [square]))
         operand = square
-    inputs, attrs = [operand], {"keepdims": total.attrs.get("keepdims", 1)}
-    if opset >= MEAN_TAKES_AXES:
-        inputs.append(gs.Constant(f"{name}__axes", np.array(axes, dtype=np.int64)))
-    else:
-        attrs["axes"] = axes
+    more, attrs = integers_argument("ReduceMean", "axes", axes, opset, f"{name}__axes")
+    attrs["keepdims"] = total.attrs.get("keepdims", 1)
     output = node.outputs[0]
     node.outputs.clear()
     mean = gs.Variable(f"{name}__mean") if total.op == "ReduceL2" else output
-    new.append(gs.Node("ReduceMean", node.name or f"{name}__mean_node", attrs, inputs, [mean]))
+    new.append(gs.Node("ReduceMean", node.name or f"{name}__mean_node", attrs, [operand, *more], [mean]))
     if total.op == "ReduceL2":
         new.append(gs.Node("Sqrt", f"{name}__root", {}, [mean], [output]))
     return new

@@ -23,6 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.graph import initializers
 from onnxprune.graph.folded import Folded, is_float, raw_values
+from onnxprune.graph.nodes import bodies_of, has_bodies
 from onnxprune.graph.normalize import BatchNorm
 from onnxprune.graph.qdq import captured_names, is_dequantized
 from onnxprune.graph.shapes import InferredShapes, infer_shapes
@@ -41,7 +42,6 @@ STORED_IN = "weights"
 UNKNOWN_SIGNATURE = Signature({}, {}, {})
 """Of a model that is being loaded."""
 SHARED_TYPES = (np.float32, np.float64, np.float16)
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 SHARED_FROM = 1024
 """Elements from which a session shares a weight with the model instead of copying it."""
 
@@ -154,7 +154,7 @@ class Model:
 
 def copy_graph(graph: gs.Graph) -> gs.Graph:
     """Copy the nodes and tensors of a graph, not their values."""
-    if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
+    if any(map(has_bodies, graph.nodes)):
         return graph.copy()  # handles captured tensors, and copies every tensor twice
 
     def copies(originals: list[gs.Tensor]) -> list[gs.Tensor]:
@@ -213,12 +213,11 @@ def constants_of(graph: gs.Graph) -> dict[str, gs.Constant]:
 
 def _body_constants(node: gs.Node) -> Iterator[gs.Constant]:
     """Yield the constants that the bodies of a node read, but do not return."""
-    for body in node.attrs.values():
-        if isinstance(body, gs.Graph):
-            returned = {id(t) for t in body.outputs}
-            for inner in body.nodes:
-                yield from (t for t in inner.inputs if isinstance(t, gs.Constant) and id(t) not in returned)
-                yield from _body_constants(inner)
+    for body in bodies_of(node):
+        returned = {id(t) for t in body.outputs}
+        for inner in body.nodes:
+            yield from (t for t in inner.inputs if isinstance(t, gs.Constant) and id(t) not in returned)
+            yield from _body_constants(inner)
 
 
 def params_of(model: Model) -> dict[str, int]:
@@ -249,7 +248,7 @@ def _count_params(graph: onnx.GraphProto) -> int:
             size = len(attribute.floats) if attribute.name == "value_floats" else 1
             stored.append((node.output[0], onnx.TensorProto.FLOAT, [size]))
     dequantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    own = sum(int(math.prod(dims)) for name, kind, dims in stored if kind in FLOATS or name in dequantized)
+    own = sum(int(math.prod(dims)) for name, kind, dims in stored if kind in initializers.FLOATS or name in dequantized)
     bodies = [body for _, attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
     return own + sum(map(_count_params, bodies))
 

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.folded import Folded, compute, growing, merge_equal, raw_values
+from onnxprune.graph.nodes import has_bodies, integers_argument, redirect
 from onnxprune.graph.operators import spec_of
 from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD, captured_names
@@ -69,8 +70,7 @@ def fold_constants(
     foldable: list[gs.Node] = []
     for node in graph.nodes:
         ready = node.inputs and all(isinstance(t, gs.Constant) or not t.name or id(t) in known for t in node.inputs)
-        has_body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-        if ready and not has_body and (spec_of(node).foldable or _is_rounded_weight(node)):
+        if ready and not has_bodies(node) and (spec_of(node).foldable or _is_rounded_weight(node)):
             foldable.append(node)
             known |= {id(t) for t in node.outputs}
     if not foldable:
@@ -125,13 +125,9 @@ def drop_identities(graph: gs.Graph) -> None:
     for node in graph.nodes:
         if node.op != "Identity" or node.domain not in STANDARD or id(node.outputs[0]) in results:
             continue
-        source, output = node.inputs[0], node.outputs[0]
-        if not isinstance(source, gs.Constant) and [writer.op for writer in source.inputs] != ["Constant"]:
-            continue
-        for reader in list(output.outputs):
-            for i, tensor in enumerate(reader.inputs):
-                if tensor is output:
-                    reader.inputs[i] = source
+        source = node.inputs[0]
+        if isinstance(source, gs.Constant) or [writer.op for writer in source.inputs] == ["Constant"]:
+            redirect(node.outputs[0], source)
     remove_dead(graph)
 
 
@@ -218,12 +214,10 @@ def explicit_arguments(graph: gs.Graph, known: Mapping[str, Sequence[int | None]
             values = [min(step, size - start) for start in range(0, size, step)]
             if len(values) != len(node.outputs):
                 continue
-        if opset < 13:
-            node.attrs[name] = values
-        else:
-            node.attrs.pop("num_outputs", None)
-            constant = gs.Constant(f"{node.outputs[0].name}.{name}", np.array(values, dtype=np.int64))
-            node.inputs = [node.inputs[0], constant]
+        inputs, attrs = integers_argument(node.op, name, values, opset, f"{node.outputs[0].name}.{name}")
+        node.attrs.pop("num_outputs", None)
+        node.attrs.update(attrs)
+        node.inputs = [node.inputs[0], *inputs]
 
 
 def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
@@ -239,17 +233,15 @@ def sum_norms(graph: gs.Graph, inferred: InferredShapes, opset: int) -> None:
         size = shape[int(axes[0])] if shape is not None and axes is not None and len(axes) == 1 else None
         if size is None or not kind:
             continue
-        axis = np.array([int(axes[0]) % len(shape or ())], dtype=np.int64)
+        axis = int(axes[0]) % len(shape or ())
         total = gs.Variable(f"{mean.name}__sum")
         number = np.array(size, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind))
-        attrs, inputs = {"keepdims": node.attrs.get("keepdims", 1)}, [norms]
-        if opset < 13:
-            attrs["axes"] = axis.tolist()
-        else:
-            inputs.append(gs.Constant(f"{mean.name}__axes", axis))
+        more, attrs = integers_argument("ReduceSum", "axes", [axis], opset, f"{mean.name}__axes")
+        attrs["keepdims"] = node.attrs.get("keepdims", 1)
         node.inputs.clear()
         node.outputs.clear()
-        graph.nodes.append(gs.Node("ReduceSum", f"{node.name}__sum" if node.name else "", attrs, inputs, [total]))
+        label = f"{node.name}__sum" if node.name else ""
+        graph.nodes.append(gs.Node("ReduceSum", label, attrs, [norms, *more], [total]))
         divisor = gs.Constant(f"{mean.name}__number", number)
         graph.nodes.append(gs.Node("Div", node.name, {}, [total, divisor], [mean]))
     graph.nodes = [node for node in graph.nodes if node.outputs]

@@ -14,6 +14,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.graph.folded import is_float
 from onnxprune.graph.initializers import FLOATS, SMALL
+from onnxprune.graph.nodes import bodies_of, has_bodies
 from onnxprune.graph.operators import spec_of
 from onnxprune.graph.qdq import STANDARD
 from onnxprune.graph.shapes import infer_shapes
@@ -40,7 +41,7 @@ def opaque_costs(graph: gs.Graph, shapes: Shapes, counted: Collection[int], batc
         spec = spec_of(node)
         if n in counted or (spec.rule is not None and not spec.weight_inputs):
             continue  # an operator with a rule multiplies no weight, as Attention with a constant mask
-        cost = _body_cost(node, shapes) if _bodies(node) else _layer_cost(node, shapes)
+        cost = _body_cost(node, shapes) if has_bodies(node) else _layer_cost(node, shapes)
         if cost is not None:
             found.append(replace(cost, node=n, macs=None if cost.macs is None else cost.macs / batch))
     return tuple(found)
@@ -116,10 +117,6 @@ def _macs(node: gs.Node, weight: gs.Constant, shapes: Shapes) -> int | None:
     return size * math.prod(x[:-1])
 
 
-def _bodies(node: gs.Node) -> dict[str, gs.Graph]:
-    return {name: value for name, value in node.attrs.items() if isinstance(value, gs.Graph)}
-
-
 def _body_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     """Return the cost of the bodies of a node; None where they hold no weight.
 
@@ -127,7 +124,7 @@ def _body_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     """
     weights: dict[str, int] = {}
     amounts: list[float | None] = []
-    for body in _bodies(node).values():
+    for body in bodies_of(node):
         times, inputs = _iterations(node, body, shapes)
         amount = _graph_macs(body, {**shapes, **inputs}, weights)
         amounts.append(None if amount is None else amount * (times or 1))
@@ -136,7 +133,7 @@ def _body_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     note = ""
     if node.op == "If":
         note = "the dearer branch"
-    elif any(_iterations(node, body, shapes)[0] is None for body in _bodies(node).values()):
+    elif any(_iterations(node, body, shapes)[0] is None for body in bodies_of(node)):
         note = "one iteration"
     macs = None if None in amounts else max(a or 0.0 for a in amounts)
     return Opaque(0, operator_of(node), macs, sum(weights.values()), note)
@@ -170,11 +167,11 @@ def _graph_macs(body: gs.Graph, shapes: Shapes, weights: dict[str, int]) -> floa
     known = {**shapes, **_inferred(body, shapes)}
     total: float | None = 0.0
     for node in body.nodes:
-        inner = _body_cost(node, known) if _bodies(node) else _layer_cost(node, known)
+        inner = _body_cost(node, known) if has_bodies(node) else _layer_cost(node, known)
         weights.update(
             (t.name, math.prod(t.shape)) for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t)
         )
-        if inner is not None and _bodies(node):
+        if inner is not None and has_bodies(node):
             weights[f"{node.name}/{node.outputs[0].name}"] = inner.params
         amount = 0.0 if inner is None else inner.macs
         total = None if total is None or amount is None else total + amount

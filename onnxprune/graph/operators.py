@@ -42,6 +42,7 @@ class OperatorSpec:
         target_shape: the input that holds a target shape.
         foldable: whether a node with constant inputs is computed in advance.
         quantized_layer: whether the operator is a layer on integers, which is never pruned.
+        random: whether the operator draws random numbers.
         torch: name of the torch function that computes the operator from its inputs alone.
     """
 
@@ -55,6 +56,7 @@ class OperatorSpec:
     target_shape: int | None = None
     foldable: bool = True
     quantized_layer: bool = False
+    random: bool = False
     torch: str = ""
 
 
@@ -217,8 +219,8 @@ OPERATORS: dict[str, OperatorSpec] = {
     **rows(OperatorSpec(quantized_layer=True), "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"),
     **rows(OperatorSpec(quantized_layer=True), "QAttention", "QGemm"),
     # random numbers
-    **rows(OperatorSpec(foldable=False), "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
-    **rows(OperatorSpec(foldable=False), "RandomUniform", "RandomUniformLike"),
+    **rows(OperatorSpec(foldable=False, random=True), "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+    **rows(OperatorSpec(foldable=False, random=True), "RandomUniform", "RandomUniformLike"),
 }
 """Rows by operator. `QGemm`, `QAttention`, `DynamicQuantizeLSTM` and `DynamicQuantizeMatMul` belong to the domain of onnxruntime."""
 UNKNOWN = OperatorSpec()

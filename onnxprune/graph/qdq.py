@@ -14,6 +14,8 @@ import onnx
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 
+from onnxprune.graph.nodes import bodies_of
+
 Array = np.ndarray[Any, Any]
 STANDARD = (None, "", "ai.onnx")
 
@@ -77,12 +79,11 @@ def _spread(node: gs.Node, parameter: Array) -> Array:
 
 def captured_names(node: gs.Node) -> Iterator[str]:
     """Yield the names of all tensors that the bodies of a node mention."""
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            for inner in value.nodes:
-                yield from (tensor.name for tensor in inner.inputs)
-                yield from captured_names(inner)
-            yield from (tensor.name for tensor in value.outputs)
+    for body in bodies_of(node):
+        for inner in body.nodes:
+            yield from (tensor.name for tensor in inner.inputs)
+            yield from captured_names(inner)
+        yield from (tensor.name for tensor in body.outputs)
 
 
 def stored_weights(graph: gs.Graph) -> dict[str, int]:

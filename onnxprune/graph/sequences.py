@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.graph.nodes import integers_argument
 from onnxprune.graph.normalize import remove_dead
 from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD
 
-AXES_ARE_INPUTS = 13
-"""Opset from which Split and Squeeze take sizes and axes as an input."""
 SOURCES = ("SplitToSequence", "SequenceConstruct", "SequenceEmpty")
 Shapes = Mapping[str, Sequence[int | None]]
 
@@ -117,13 +115,9 @@ class _Nodes:
         """Split as a SplitToSequence does; return the parts."""
         name, axis = node.outputs[0].name, int(node.attrs.get("axis", 0))
         parts: list[gs.Tensor] = [gs.Variable(f"{name}__{i}") for i in range(len(sizes))]
-        inputs = [node.inputs[0]]
-        attrs: dict[str, Any] = {"axis": axis}
-        if self.opset >= AXES_ARE_INPUTS:
-            inputs.append(gs.Constant(f"{name}__sizes", np.array(sizes, dtype=np.int64)))
-        else:
-            attrs["split"] = sizes
-        self.new.append(gs.Node("Split", f"{name}__split", attrs, inputs, parts))
+        more, attrs = integers_argument("Split", "split", sizes, self.opset, f"{name}__sizes")
+        attrs["axis"] = axis
+        self.new.append(gs.Node("Split", f"{name}__split", attrs, [node.inputs[0], *more], parts))
         if len(node.inputs) > 1 or node.attrs.get("keepdims", 1):
             return parts
         return [self.on_axis("Squeeze", part, axis, f"{part.name}__squeezed") for part in parts]
@@ -131,12 +125,8 @@ class _Nodes:
     def on_axis(self, op: str, tensor: gs.Tensor, axis: int, name: str) -> gs.Tensor:
         """Squeeze or unsqueeze a tensor."""
         output = gs.Variable(name)
-        inputs, attrs = [tensor], {}
-        if self.opset >= AXES_ARE_INPUTS:
-            inputs.append(gs.Constant(f"{name}__axes", np.array([axis], dtype=np.int64)))
-        else:
-            attrs["axes"] = [axis]
-        self.new.append(gs.Node(op, f"{name}__node", attrs, inputs, [output]))
+        more, attrs = integers_argument(op, "axes", [axis], self.opset, f"{name}__axes")
+        self.new.append(gs.Node(op, f"{name}__node", attrs, [tensor, *more], [output]))
         return output
 
     def replace(self, node: gs.Node, op: str, inputs: list[gs.Tensor], **attrs: Any) -> None:

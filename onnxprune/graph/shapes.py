@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -38,8 +39,8 @@ def input_shapes(
     samples: int,
     *,
     known: Mapping[str, tuple[int, ...]],
-    told: Mapping[tuple[str, int], int] | None = None,
-    sizes: Sequence[int] = DIFFERENT[0],
+    told: Mapping[tuple[str, int], int],
+    sizes: Sequence[int],
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the inputs for a number of samples.
 
@@ -78,8 +79,8 @@ def input_shapes(
                 size = known[name][axis]
             elif dim.dim_param in names:
                 size = names[dim.dim_param]
-            elif (name, axis) in (told or {}):
-                size = (told or {})[name, axis]
+            elif (name, axis) in told:
+                size = told[name, axis]
             else:
                 size = next(left, sizes[-1])
                 if dim.dim_param:
@@ -201,26 +202,27 @@ def infer_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
 def light(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model whose large weights are inputs: small, and enough for shape inference."""
     result = onnx.ModelProto()
-    large = {t.name: t for t in proto.graph.initializer if math.prod(t.dims) >= LARGE}
-    for descriptor, value in proto.ListFields():
-        if descriptor.name == "graph":
-            for part, content in value.ListFields():
-                if part.name == "initializer":
-                    result.graph.initializer.extend(t for t in content if t.name not in large)
-                elif hasattr(content, "extend"):
-                    getattr(result.graph, part.name).extend(content)
-                elif isinstance(content, str):
-                    setattr(result.graph, part.name, content)
-        elif hasattr(value, "extend"):
-            getattr(result, descriptor.name).extend(value)
-        else:
-            setattr(result, descriptor.name, value)
+    copy_fields(proto, result, ("graph",))
+    copy_fields(proto.graph, result.graph, ("initializer",))
     listed = {value.name for value in proto.graph.input}
-    for name, tensor in large.items():
-        if name in listed:
-            continue
-        result.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) < LARGE:
+            result.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            kind, shape = tensor.data_type, list(tensor.dims)
+            result.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, kind, shape))
     return result
+
+
+def copy_fields(source: Any, target: Any, skipped: Collection[str]) -> None:
+    """Copy the fields of a protobuf message but some, so that large ones are never copied."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skipped:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        else:
+            setattr(target, descriptor.name, value)
 
 
 LARGE = 1024

@@ -96,14 +96,6 @@ class Signature:
         """Return seeded inputs for a number of samples."""
         return random_feeds(proto, self.input_shapes(samples, known), seed)
 
-    def samples_of(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> int:
-        """Return the number of samples in the inputs of a run."""
-        for name, value in feeds.items():
-            found = self.inputs[name]
-            if found.axis is not None:
-                return int(value.shape[found.axis] // found.rows)
-        return 1
-
     def join(self, parts: Sequence[Sequence[Any]], names: Sequence[str] | None = None) -> list[np.ndarray[Any, Any]]:
         """Join the outputs of several runs, or other tensors by their names; samples come first.
 
@@ -154,7 +146,7 @@ def derive(
     """
     check_shapes(header, given or {})
     failures: list[tuple[Shapes, ModelError]] = []
-    told = {} if hint is None else hint(header)
+    told = hint(header) if hint is not None and _leaves_sizes(header) else {}
     for known in [{**told, **(given or {})}, *([given or {}] if told else [])]:
         derivation = _Derivation(light, header, opened, known)
         for layout in _layouts(header):
@@ -162,6 +154,13 @@ def derive(
             if found is not None:
                 return found
     raise no_shape_runs(failures)
+
+
+def _leaves_sizes(header: onnx.ModelProto) -> bool:
+    """Tell whether axes may have no size beside an axis of samples in front: only then data tell one."""
+    dims = [value.type.tensor_type.shape.dim for value in fed_inputs(header)]
+    free = [[axis for axis, dim in enumerate(each) if not dim.dim_value > 0] for each in dims]
+    return any(axes and (axes != [0] or len(each) < 4) for axes, each in zip(free, dims, strict=True))
 
 
 def _layouts(header: onnx.ModelProto) -> Iterator[Layout]:
@@ -194,10 +193,8 @@ def _layout(values: Sequence[onnx.ValueInfoProto], lead: int, states: bool) -> L
     for value in values[1:]:
         dims = value.type.tensor_type.shape.dim
         if first.dim_value > 0:
-            axes = [axis for axis in (lead, *range(len(dims))) if axis < len(dims)]
-            axes = [
-                axis for axis in axes if dims[axis].dim_value == first.dim_value and (axis == lead or len(dims) > 1)
-            ]
+            axes = [axis for axis, dim in enumerate(dims) if dim.dim_value == first.dim_value]
+            axes = [lead] if lead in axes else axes if len(dims) > 1 else []
         else:
             axes = [axis for axis, dim in enumerate(dims) if first.dim_param and dim.dim_param == first.dim_param]
             axes += [axis for axis, dim in enumerate(dims) if not dim.dim_value > 0 and (states or axis == 0)]
@@ -264,10 +261,9 @@ class _Derivation:
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
                 if dim.dim_value > 0 or (named and dim.dim_param == named):
                     continue
-                if axis != layout[value.name] and value.name not in self.given:
+                said = value is self.first if axis == layout[value.name] else value.name in self.given
+                if not said:
                     return True  # a size that a weight tells is still tried by a run
-                if axis == layout[value.name] and value is not self.first:
-                    return True
         return False
 
     def _is_doubtful(self, layout: Layout) -> bool:
@@ -322,6 +318,8 @@ class _Derivation:
         failures: list[ModelError] = []
 
         def run(n: int) -> bool:
+            if n in outputs:
+                return True
             try:
                 outputs[n] = [
                     () if isinstance(value, list) else np.shape(value)
@@ -388,9 +386,8 @@ class _Derivation:
             changed = {name: value.copy() for name, value in feeds.items()}
             for name, place in found.inputs.items():
                 if place.axis is not None:
-                    np.moveaxis(changed[name], place.axis, 0)[_end(place, first)] = np.moveaxis(
-                        others[name], place.axis, 0
-                    )[_end(place, first)]
+                    mine, other = (np.moveaxis(values[name], place.axis, 0) for values in (changed, others))
+                    mine[_end(place, first)] = other[_end(place, first)]
             after = run_batch(self.session, changed)
             for place, a, b in zip(found.outputs.values(), before, after, strict=True):
                 if isinstance(a, list) or np.shape(a) != np.shape(b) or np.asarray(a).dtype.kind not in "fiub":

@@ -147,7 +147,7 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
     For a classifier the divergence is `OutputPair.kl`, for other models the squared error of the floating-point outputs as a share of
-    their variance between samples, mean over outputs. It is infinite where an output is not finite, and where no output is comparable: where none is
+    their variance, mean over outputs. It is infinite where an output is not finite, and where no output is comparable: where none is
     floating-point and has one shape in both models. `scores` tells whether an output may be the class scores of a classifier.
     """
     if not all_finite(candidate):
@@ -156,17 +156,15 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
     kl = pair.kl() if scores else None
     if kl is not None:
         return max(kl, 0.0)
-    error = pair.mean(_unexplained)
+    error = pair.mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30))
     return float("inf") if error is None else error
 
 
 def _unexplained(x: FloatArray, y: FloatArray) -> float:
     """Return the squared error of y as a share of the variance of x between samples, of all values of a single sample."""
     between = x - x.mean(axis=0) if len(x) > 1 else x - x.mean()
-    least = (
-        np.finfo(np.float32).eps * np.abs(x).max(initial=0.0)
-    ) ** 2 * x.size  # rounding of an output that is constant
-    return float(((x - y) ** 2).sum() / max(float((between**2).sum()), least, 1e-30))
+    rounding = np.finfo(np.float32).eps * float(np.abs(x).max(initial=0.0))  # of an output that is constant
+    return float(((x - y) ** 2).mean() / max(float((between**2).mean()), rounding**2, 1e-30))
 
 
 def _are_probabilities(scores: np.ndarray[Any, Any]) -> bool:

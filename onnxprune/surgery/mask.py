@@ -10,11 +10,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.model import Model, inferred
+from onnxprune.graph.nodes import integers_argument
 from onnxprune.graph.order import sort
 from onnxprune.types import BoolArray, FloatArray, Summed, Trace
-
-AXES_ARE_INPUTS = 18
-"""Opset from which ReduceMean takes its axes as an input."""
 
 
 def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
@@ -80,11 +78,8 @@ def _leave_out(
     kept = flags.reshape(shape).astype(np.float64)
     if summed.statistic == "variance":
         even = times(operand, kept / share, "even")
-        axes = np.array(summed.axes, dtype=np.int64)
-        if opset >= AXES_ARE_INPUTS:
-            mean = add("ReduceMean", "mean", [even, gs.Constant(f"{name}__axes", axes)])
-        else:
-            mean = add("ReduceMean", "mean", [even], axes=axes.tolist())
+        more, attrs = integers_argument("ReduceMean", "axes", summed.axes, opset, f"{name}__axes")
+        mean = add("ReduceMean", "mean", [even, *more], **attrs)
         operand = add("Sub", "centered", [operand, mean])
     root = summed.statistic in ("mean square", "variance")
     factor = np.sqrt(share) if root else share if summed.statistic == "mean" else 1.0

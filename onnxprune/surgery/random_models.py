@@ -9,23 +9,23 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model
+from onnxprune.graph.nodes import bodies_of
+from onnxprune.graph.operators import spec_of
 from onnxprune.metrics.outputs import TOLERANCE, relative_difference
 from onnxprune.runtime.session import Feeds
 from onnxprune.surgery.cuts import Subject
 
 MOST_NAMED = 3
 """Number of nodes that an error names."""
-DRAWING = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def random_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
     """Yield the nodes that draw random numbers, those in bodies included."""
     for node in graph.nodes:
-        if node.op in DRAWING or (node.op == "Dropout" and _trains(node)):
+        if spec_of(node).random or (node.op == "Dropout" and _trains(node)):
             yield node
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                yield from random_nodes(value)
+        for body in bodies_of(node):
+            yield from random_nodes(body)
 
 
 def _trains(node: gs.Node) -> bool:

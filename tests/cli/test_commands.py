@@ -211,11 +211,15 @@ def nan_giver(tiny, tmp_path) -> Path:
     return path
 
 
-def test_json_holds_no_nan(nan_giver, out, run):
-    result = run("prune", nan_giver, "-o", out / "s.onnx", *PLAIN, *QUICK, "--json")
+def test_json_holds_no_nan(nan_giver, tiny_path, run):
+    result = run("check", nan_giver, "--baseline", tiny_path, *QUICK, "--json")
     content = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert result.exit_code == 0
-    assert content["fidelity"]["kl"] is None
+    assert result.exit_code == 3
+    assert None in [check["value"] for check in content["checks"]]
+
+
+def test_a_model_that_gives_only_nan_is_not_pruned(nan_giver, out, refused):
+    refused("prune", nan_giver, "-o", out / "s.onnx", *PLAIN, *QUICK, says=("outputs hold no number", "y: empty, NaN"))
 
 
 def test_check_fails_a_candidate_that_gives_nan(nan_giver, tiny_path, run):
