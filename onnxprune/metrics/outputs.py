@@ -70,10 +70,7 @@ class OutputPair:
     def kl(self) -> float | None:
         """Return the mean Kullback-Leibler divergence KL(original || candidate) in nats; None without class scores."""
         scores = self.scores()
-        if scores is None:
-            return None
-        log_p, log_q = (log_probabilities(one) for one in scores)
-        return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+        return None if scores is None else _kl(*scores)
 
     def explained(self) -> float | None:
         """Return the percentage of the variance of the original's outputs that the candidate gives; None with class scores.
@@ -89,12 +86,11 @@ class OutputPair:
         Without labels, outputs of the form (samples, classes) are plain numbers (coordinates, an embedding) where they are
         no probabilities and have the same largest entry for every one of `JUDGED` samples or more.
         """
-        p, q = class_scores(self.original), class_scores(self.candidate)
-        if p is None or q is None or p.shape != q.shape:
-            return None
-        if self.labels is None and len(p) >= JUDGED and np.ptp(p.argmax(axis=1)) == 0 and not _are_probabilities(p):
-            return None
-        return p, q
+        pair = _pair_of_scores(self.original, self.candidate)
+        if pair is None or self.labels is not None or len(pair[0]) < JUDGED:
+            return pair
+        p = pair[0]
+        return pair if np.ptp(p.argmax(axis=1)) or _are_probabilities(p) else None
 
     def amounts(self, kind: str) -> dict[str, float]:
         """Return the metrics of a kind that apply."""
@@ -146,18 +142,31 @@ def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
 def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True) -> float:
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
-    For a classifier the divergence is `OutputPair.kl`, for other models the squared error of the floating-point outputs as a share of
-    their variance, mean over outputs. It is infinite where an output is not finite, and where no output is comparable: where none is
-    floating-point and has one shape in both models. `scores` tells whether an output may be the class scores of a classifier.
+    For outputs of the form (samples, classes) the divergence is the Kullback-Leibler divergence, as training takes it, for other models
+    the squared error of the floating-point outputs as a share of their variance, mean over outputs. It is infinite where an output is not
+    finite, and where no output is comparable: where none is floating-point and has one shape in both models. `scores` tells whether an
+    output may be the class scores of a classifier. Whether such an output holds plain numbers is not judged here: the judgement depends
+    on the samples, and losses that are compared must be of one kind.
     """
     if not all_finite(candidate):
         return float("inf")
-    pair = OutputPair(candidate, original)
-    kl = pair.kl() if scores else None
-    if kl is not None:
-        return max(kl, 0.0)
-    error = pair.mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30))
+    pair = _pair_of_scores(original, candidate) if scores else None
+    if pair is not None:
+        return max(_kl(*pair), 0.0)
+    error = OutputPair(candidate, original).mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30))
     return float("inf") if error is None else error
+
+
+def _pair_of_scores(original: Outputs, candidate: Outputs) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """Return the (n, classes) outputs of two models; None where one has none, or their shapes differ."""
+    p, q = class_scores(original), class_scores(candidate)
+    return None if p is None or q is None or p.shape != q.shape else (p, q)
+
+
+def _kl(p: np.ndarray[Any, Any], q: np.ndarray[Any, Any]) -> float:
+    """Return the mean over samples of KL(p || q) of (n, classes) scores, in nats."""
+    log_p, log_q = log_probabilities(p), log_probabilities(q)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
 def _unexplained(x: FloatArray, y: FloatArray) -> float:
