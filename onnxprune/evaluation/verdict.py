@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import onnx
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.evaluation.policy import GateLimits
+from onnxprune.graph.model import count_params
 from onnxprune.metrics import activation_memory, paired_tests
 from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.metrics.table import METRICS, SCORES, Metric, of_kind
@@ -202,9 +202,7 @@ def _latency(measured: Measurements) -> Measured | None:
 
 
 def _parameters(measured: Measurements) -> Measured:
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-    stored = (tensor for tensor in measured.protos[1].graph.initializer if tensor.data_type in floats)
-    return Measured(float(sum(math.prod(tensor.dims) for tensor in stored)), "floats among the initializers")
+    return Measured(float(count_params(measured.protos[1])), "in the file: floats, and integers that are dequantized")
 
 
 def _activation_memory(measured: Measurements) -> Measured | None:

@@ -58,9 +58,9 @@ class CostModel:
 
     The weight of a layer shrinks along every axis that holds channels. The MACs of a layer are the elements left of the
     weight times the positions it is applied to (output pixels of a Conv, rows of a Gemm); FLOPs are 2 x MACs. Both are
-    per sample; one run of a model with a fixed batch is one sample. Only layers with a weight count (Conv, Gemm,
-    MatMul, LSTM with both weights; `Trace.opaque` at a constant cost), not additions, activations and pools. Parameters are the elements of all float constants and of all
-    dequantized integers, biases and normalization included, each stored tensor once.
+    per sample, also where the batch is fixed. Only layers with a weight count (Conv, Gemm, MatMul, LSTM with both weights;
+    `Trace.opaque` at a constant cost), not additions, activations and pools. Parameters are the elements of all float
+    constants and of all dequantized integers, biases and normalization included, each stored tensor once.
     """
 
     def __init__(self, trace: Trace) -> None:

@@ -49,10 +49,9 @@ class Folded:
     sources: Mapping[str, gs.Constant]
     opsets: Any
 
-    @property
-    def params(self) -> int:
-        """Number of floats that are stored."""
-        return sum(math.prod(t.shape) for t in self.sources.values() if is_float(t))
+    def params(self) -> dict[str, int]:
+        """Return the number of floats that are stored, by the name of the source."""
+        return {name: math.prod(t.shape) for name, t in self.sources.items() if is_float(t)}
 
     @property
     def cast(self) -> gs.Constant | None:

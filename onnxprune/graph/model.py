@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,12 +222,18 @@ def _body_constants(node: gs.Node) -> Iterator[gs.Constant]:
 
 
 def params_of(model: Model) -> dict[str, int]:
-    """Return the number of elements of each weight that a file stores, by name; 0 for weights that it computes."""
+    """Return the number of elements of each weight that a file stores, by name; for a weight that the file computes, what it computes it from."""
     graph = model.graph
     found = {t.name: math.prod(t.shape) for n, i, t in tensors_of(graph) if is_weight(graph, n, i)}
     bodies = (t for node in graph.nodes for t in _body_constants(node) if is_float(t))
     found |= {t.name: math.prod(t.shape) for t in bodies}
-    return found | {name: folded.params for name, folded in model.folded.items() if name in found}
+    params = {name: folded.params() for name, folded in model.folded.items() if name in found}
+    uses = Counter(itertools.chain(*params.values()))
+    shared = {
+        name for name, times in uses.items() if times > 1 or name in found
+    }  # each is stored once, under its own name
+    found |= {name: sum(n for source, n in one.items() if source not in shared) for name, one in params.items()}
+    return {source: n for one in params.values() for source, n in one.items() if source in shared} | found
 
 
 def count_params(proto: onnx.ModelProto) -> int:

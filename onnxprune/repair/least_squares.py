@@ -31,6 +31,7 @@ from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.moments import threads_for
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import ProofError
+from onnxprune.graph.linear import Linear
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import spec_of
 from onnxprune.graph.readers import Unit, linear_layers, units_of
@@ -67,6 +68,7 @@ class RepairTask:
         keep: (n_channels,) True where a channel stays.
         changed: tensors whose layers differ from those of the reference, and are not repaired yet.
         depth: largest number of layers that are fitted together; 1: each layer alone.
+        adds_biases: whether a layer that has no bias may get one.
     """
 
     reference: Model
@@ -75,6 +77,14 @@ class RepairTask:
     keep: BoolArray
     changed: Set[str] = frozenset()
     depth: int = DEPTH
+    adds_biases: bool = True
+
+    def layers(self, model: Model) -> dict[int, Linear]:
+        """Return the layers of a model that are fitted, by node number."""
+        found = linear_layers(model.graph)
+        if self.adds_biases:
+            return found
+        return {n: layer if layer.bias_place else replace(layer, bias=None) for n, layer in found.items()}
 
 
 def repair(
@@ -109,7 +119,7 @@ class _Repair:
         self.after = LayerwiseRunner(self.model, self.calibration, workspace.store)
         self.alive = np.append(task.keep, True)
         self.cut = {f.node for f in self.trace.slices if not self.alive[f.channels].all()}
-        self.layers = linear_layers(self.model.graph)
+        self.layers = task.layers(self.model)
         self.units = in_order(units_of(self.model.graph, self.layers), self.after)
         self.jobs = list(self._jobs())
         self.chains = {} if only_bias else self._chains(task.depth)

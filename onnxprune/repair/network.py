@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.comparison_points import measured_tensors
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, count_params
 from onnxprune.graph.readers import linear_layers, units_of
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import ResolvedOptions
@@ -20,6 +20,8 @@ from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.types import Repaired
 
 MOST_SAMPLES = 256
+HEADER_BYTES = 200
+"""Bytes that a stored bias takes beside its values: its name, twice, and its shape."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,21 @@ def refit(
 ) -> tuple[Model, tuple[Repaired, ...]]:
     """Refit all layers, without a look at held-out samples; see `onnxprune.repair.least_squares.repair`."""
     progress = share_of(on_stage, "repair")
+    task = replace(task, adds_biases=_may_add_biases(task, options))
     return least_squares.repair(task, workspace, only_bias=options.repair == "bias", progress=progress)
+
+
+def _may_add_biases(task: RepairTask, options: ResolvedOptions) -> bool:
+    """Tell whether layers without a bias may get one: they are not counted before, and the file never exceeds the original's."""
+    if {"params", "size"} & {*options.reduce, *options.limit}:
+        return False
+    layers = linear_layers(task.pruned.graph).values()
+    new = [layer for layer in layers if layer.bias is not None and not layer.bias_place]
+    outputs = [math.prod(layer.matrix(layer.values).shape[:2]) for layer in new]
+    size = sum(n * layer.values.itemsize + HEADER_BYTES for n, layer in zip(outputs, new, strict=True))
+    original, pruned = task.reference, task.pruned
+    fits = count_params(pruned.stub()[0]) + sum(outputs) <= original.params
+    return fits and bool(pruned.byte_size() + size <= original.size)
 
 
 def refit_if_better(
