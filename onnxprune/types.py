@@ -136,15 +136,20 @@ class Work:
 class Opaque:
     """Node `node` has weights that no rule counts: `operator` has no rule, or it has bodies.
 
-    `macs` are per sample, None where shapes or operator do not tell; `params` counts the weights. `note` says which
-    part of a body counts.
+    `macs` are per sample, None where shapes or operator do not tell; `weights` gives the elements of each weight, by name.
+    `note` says which part of a body counts.
     """
 
     node: int
     operator: str
     macs: float | None
-    params: int
+    weights: Mapping[str, int]
     note: str = ""
+
+    @property
+    def params(self) -> int:
+        """Elements of the weights."""
+        return sum(self.weights.values())
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _latency(measured: Measurements) -> Measured | None:
 
 
 def _parameters(measured: Measurements) -> Measured:
-    return Measured(float(count_params(measured.protos[1])), "in the file: floats, and integers that are dequantized")
+    return Measured(float(count_params(measured.protos[1])), "in the file: floats, and quantized weights")
 
 
 def _activation_memory(measured: Measurements) -> Measured | None:

@@ -112,7 +112,9 @@ class Inspection:
                 for pin in trace.pins
             ],
             "held": [asdict(pin) for pin in self.held],
-            "uncounted": [{**asdict(one), "node": trace.labels[one.node]} for one in trace.opaque],
+            "uncounted": [
+                {**asdict(one), "node": trace.labels[one.node], "params": one.params} for one in trace.opaque
+            ],
             "notes": list(self.analysis.notes),
             "provenance": self.provenance,
         }

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
 from onnxprune.graph.nodes import redirect
-from onnxprune.graph.qdq import STANDARD
+from onnxprune.graph.qdq import STANDARD, is_integer_matrix
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +86,7 @@ class Folded:
     def run(self) -> Array:
         """Compute the constant."""
         graph = onnx.GraphProto(name="constant", node=self.nodes)
-        graph.initializer.extend(map(OnnxExporter.export_tensor_proto, self.sources.values()))
+        graph.initializer.extend(map(export_constant, self.sources.values()))
         graph.output.add(name=self.output)
         return np.asarray(compute(graph, self.opsets)[0])
 
@@ -281,6 +282,20 @@ def is_float(tensor: gs.Constant) -> bool:
     if isinstance(dtype, int):
         return dtype == onnx.TensorProto.BFLOAT16
     return dtype.kind == "f" or (dtype.kind == "V" and str(dtype) == "bfloat16")
+
+
+def is_quantized(tensor: gs.Constant) -> bool:
+    """Tell whether a constant is a matrix of integers of a byte or less: the weight of an integer operator, or dequantized."""
+    return is_integer_matrix(dtype_to_onnx(tensor.dtype), tensor.shape)
+
+
+def export_constant(tensor: gs.Constant) -> onnx.TensorProto:
+    """Return a constant as a file stores it; integers of less than a byte are packed, which graphsurgeon's exporter leaves out."""
+    values = raw_values(tensor)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "V":
+        return onnx.numpy_helper.from_array(values, tensor.name)
+    proto: onnx.TensorProto = OnnxExporter.export_tensor_proto(tensor)
+    return proto
 
 
 def raw_values(tensor: gs.Constant) -> Any:

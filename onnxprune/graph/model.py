@@ -23,10 +23,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.graph import initializers
-from onnxprune.graph.folded import Folded, is_float, raw_values
+from onnxprune.graph.folded import Folded, export_constant, is_float, is_quantized, raw_values
 from onnxprune.graph.nodes import bodies_of, has_bodies
 from onnxprune.graph.normalize import BatchNorm
-from onnxprune.graph.qdq import captured_names, is_dequantized
+from onnxprune.graph.qdq import captured_names, is_dequantized, is_integer_matrix
 from onnxprune.graph.shapes import InferredShapes, infer_shapes
 from onnxprune.graph.signature import Signature
 from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
@@ -138,8 +138,7 @@ class Model:
             weights |= {name: known[name] for name in captured if name in known}
         apart = {name: tensor.values for name, tensor in weights.items() if _is_shared(tensor)}
         graph.initializer.extend(
-            _placeholder(tensor) if name in apart else OnnxExporter.export_tensor_proto(tensor)
-            for name, tensor in weights.items()
+            _placeholder(tensor) if name in apart else export_constant(tensor) for name, tensor in weights.items()
         )
         for name, value in inputs.items():
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
@@ -198,8 +197,9 @@ def tensors_of(graph: gs.Graph) -> Iterator[tuple[int, int, gs.Constant]]:
 
 
 def is_weight(graph: gs.Graph, n: int, i: int) -> bool:
-    """Tell whether input i of node n counts as parameters: floats, and integers that are dequantized."""
-    return is_float(graph.nodes[n].inputs[i]) or (i == 0 and is_dequantized(graph.nodes[n]))
+    """Tell whether input i of node n counts as parameters: floats, matrices of bytes, and integers that are dequantized."""
+    tensor = graph.nodes[n].inputs[i]
+    return is_float(tensor) or is_quantized(tensor) or (i == 0 and is_dequantized(graph.nodes[n]))
 
 
 def constants_of(graph: gs.Graph) -> dict[str, gs.Constant]:
@@ -237,7 +237,7 @@ def params_of(model: Model) -> dict[str, int]:
 
 
 def count_params(proto: onnx.ModelProto) -> int:
-    """Return the number of parameters that a file stores, bodies included: floats, and integers that are dequantized.
+    """Return the number of parameters that a file stores, bodies included: floats, and quantized weights.
 
     Each stored tensor counts once, be it an initializer or the value of a Constant.
     """
@@ -255,7 +255,11 @@ def _count_params(graph: onnx.GraphProto) -> int:
             size = len(attribute.floats) if attribute.name == "value_floats" else 1
             stored.append((node.output[0], onnx.TensorProto.FLOAT, [size]))
     dequantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    own = sum(int(math.prod(dims)) for name, kind, dims in stored if kind in initializers.FLOATS or name in dequantized)
+    own = sum(
+        int(math.prod(dims))
+        for name, kind, dims in stored
+        if kind in initializers.FLOATS or is_integer_matrix(kind, dims) or name in dequantized
+    )
     bodies = [body for _, attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
     return own + sum(map(_count_params, bodies))
 
@@ -347,7 +351,7 @@ def _export(
             body.initializer.append(_placeholder(tensor))
             weights[tensor.name] = tensor.values
         else:
-            body.initializer.append(OnnxExporter.export_tensor_proto(tensor))
+            body.initializer.append(export_constant(tensor))
     initializers.give_defaults(body, model.defaults)
     return proto, weights
 

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnxprune.graph.folded import is_float
+from onnxprune.graph.folded import is_float, is_quantized
 from onnxprune.graph.initializers import FLOATS, SMALL
 from onnxprune.graph.nodes import bodies_of, has_bodies
 from onnxprune.graph.operators import spec_of
@@ -58,7 +57,7 @@ def remarks(opaque: Sequence[Opaque], macs: float) -> list[str]:
     found = []
     if opaque:
         share = sum(one.macs or 0.0 for one in opaque) / max(macs, 1.0)
-        params = sum(one.params for one in opaque)
+        params = sum({name: size for one in opaque for name, size in one.weights.items()}.values())
         found.append(f"no rule counts channels in {_listed(opaque)}: {share:.1%} of the FLOPs, {params:,} parameters")
     if unknown:
         found.append(f"MACs of {len(unknown)} nodes are unknown ({_listed(unknown)}): shares of FLOPs are of the rest")
@@ -84,15 +83,13 @@ def _layer_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     if not weights or not (spec_of(node).rule is None or _multiplies(node)):
         return None
     amounts = [_macs(node, t, shapes) for t in weights if len(t.shape) > 1]
-    params = sum(math.prod(t.shape) for t in weights)
     macs = None if None in amounts else float(sum(a or 0 for a in amounts))
-    return Opaque(0, operator_of(node), macs, params)
+    return Opaque(0, operator_of(node), macs, {t.name: math.prod(t.shape) for t in weights})
 
 
 def _is_weight(tensor: gs.Constant) -> bool:
-    """Tell whether a constant holds weights: floats that are no arguments, or a matrix of bytes."""
-    whole = isinstance(tensor.dtype, np.dtype) and tensor.dtype in (np.int8, np.uint8)
-    return (is_float(tensor) and math.prod(tensor.shape) > SMALL) or (whole and len(tensor.shape) > 1)
+    """Tell whether a constant holds weights: floats that are no arguments, or a matrix of integers."""
+    return (is_float(tensor) and math.prod(tensor.shape) > SMALL) or is_quantized(tensor)
 
 
 def _multiplies(node: gs.Node) -> bool:
@@ -105,6 +102,8 @@ def _macs(node: gs.Node, weight: gs.Constant, shapes: Shapes) -> int | None:
     activations = [t.name for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
     x, y = shapes.get(next(iter(activations), "")), shapes.get(node.outputs[0].name)
     size, rank = int(math.prod(weight.shape)), len(weight.shape)
+    if node.op == "MatMulNBits" and x is not None:  # the weight is packed
+        return int(math.prod(x[:-1]) * node.attrs["K"] * node.attrs["N"])
     if not _multiplies(node):
         return 0 if node.domain in STANDARD else None
     if x is None or y is None or "Einsum" in node.op:
@@ -136,7 +135,7 @@ def _body_cost(node: gs.Node, shapes: Shapes) -> Opaque | None:
     elif any(_iterations(node, body, shapes)[0] is None for body in bodies_of(node)):
         note = "one iteration"
     macs = None if None in amounts else max(a or 0.0 for a in amounts)
-    return Opaque(0, operator_of(node), macs, sum(weights.values()), note)
+    return Opaque(0, operator_of(node), macs, weights, note)
 
 
 def _iterations(node: gs.Node, body: gs.Graph, shapes: Shapes) -> tuple[int | None, dict[str, tuple[int, ...]]]:
@@ -172,7 +171,7 @@ def _graph_macs(body: gs.Graph, shapes: Shapes, weights: dict[str, int]) -> floa
             (t.name, math.prod(t.shape)) for t in node.inputs if isinstance(t, gs.Constant) and _is_weight(t)
         )
         if inner is not None and has_bodies(node):
-            weights[f"{node.name}/{node.outputs[0].name}"] = inner.params
+            weights.update(inner.weights)
         amount = 0.0 if inner is None else inner.macs
         total = None if total is None or amount is None else total + amount
     return total

@@ -6,7 +6,7 @@ zero points per channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,17 @@ from onnxprune.graph.nodes import bodies_of
 
 Array = np.ndarray[Any, Any]
 STANDARD = (None, "", "ai.onnx")
+INTEGERS = tuple(
+    getattr(onnx.TensorProto, name)
+    for name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1", "FLOAT8E4M3FN", "FLOAT8E5M2")
+    if hasattr(onnx.TensorProto, name)
+)
+"""Types of quantized weights; each element of a matrix of one of them is a parameter."""
+
+
+def is_integer_matrix(kind: int, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor of a type and shape is a matrix, or a kernel, of a byte or less per element."""
+    return kind in INTEGERS and len(shape) > 1
 
 
 def is_dequantized(node: gs.Node) -> bool:
