@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from reports import PLAN, made_report
+from threadpoolctl import threadpool_limits
 
 from onnxprune.cli import main
 from onnxprune.report import saving
@@ -40,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_per_worker() -> Iterator[None]:
-    """Let sessions of parallel test workers use one thread each, unless they ask for a number."""
+    """Let sessions of parallel test workers use one thread each, unless they ask for a number; linear algebra and torch as well."""
     plain = onnxruntime.InferenceSession
 
     def opened(source: Any, sess_options: Any = None, *more: Any, **how: Any) -> Any:
@@ -49,9 +50,13 @@ def one_thread_per_worker() -> Iterator[None]:
         return plain(source, sess_options, *more, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        if "PYTEST_XDIST_WORKER" in os.environ:
-            patch.setattr(onnxruntime, "InferenceSession", opened)
-        yield
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            yield
+            return
+        patch.setattr(onnxruntime, "InferenceSession", opened)
+        patch.setenv("OMP_NUM_THREADS", "1")  # of torch, which is imported later
+        with threadpool_limits(1):
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from onnxprune.graph.io import load
 from onnxprune.graph.model import count_params
 from onnxprune.options import Options
 
-HALF = Options(reduce={"flops": 0.5})
+HALF = Options(reduce={"flops": 0.5}, samples=48)
 
 
 def stored(path: Path) -> int:
