@@ -206,7 +206,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "SpaceToDepth": OperatorSpec(movement.space_to_depth),
     "Split": OperatorSpec(movement.split),
     "Squeeze": OperatorSpec(movement.flatten, shape_rule=shape_rules.same),
-    "Tile": OperatorSpec(movement.tile),
+    "Tile": OperatorSpec(movement.tile, constant_first=True),
     "Transpose": OperatorSpec(movement.transpose),
     "Unsqueeze": OperatorSpec(movement.flatten, shape_rule=shape_rules.same),
     "Upsample": OperatorSpec(movement.resize),

@@ -129,11 +129,11 @@ def _filled(ctx: RuleContext, i: int) -> Ids:
     A size that follows other channels makes them the channels of the constant, too.
     """
     rank = len(ctx.out_shape())
-    sizes, axis = ctx.sizes(i), _channel_axis(ctx, rank)
+    sizes, axis = ctx.sizes(i), _filled_axis(ctx)
     out = nothing(rank)
-    if sizes is not None and len(sizes) == rank and axis is not None and ctx.out_shape()[axis] > 1:
+    if sizes is not None and len(sizes) == rank and axis is not None:
         size = sizes[axis]
-        if size.owner is not None:
+        if size.owner is not None or size.value == 1:
             out = on_axis(ctx.mint(ctx.out_shape()[axis]), axis, rank)
             follow(ctx, 0, out)
         elif size.ids is not None and size.ids.shape == (size.value,):
@@ -142,12 +142,31 @@ def _filled(ctx: RuleContext, i: int) -> Ids:
     return out
 
 
+def _filled_axis(ctx: RuleContext) -> int | None:
+    """Return the axis on which a constant that is spread or repeated gets channels; None without one.
+
+    That is where readers look for them, else the last axis on which the constant holds more than one value.
+    """
+    shape, constant = ctx.out_shape(), ctx.const(0)
+    axis = _channel_axis(ctx, len(shape))
+    if axis is not None and shape[axis] > 1:
+        return axis
+    own = () if constant is None or ctx.op == "ConstantOfShape" else constant.shape
+    several = [len(shape) - len(own) + a for a, size in enumerate(own) if size > 1]
+    return several[-1] if several else None
+
+
 def _channel_axis(ctx: RuleContext, rank: int) -> int | None:
-    """Return the axis on which the first layer or Concat behind the node takes channels; None where there is neither."""
+    """Return the axis on which the first layer or Concat behind the node takes channels; None where there is neither.
+
+    A Concat takes them on the axis where its other inputs have some, else on its own.
+    """
     shapes = ctx.state.shapes
     for node in ctx.behind(lambda node: all(len(shapes.get(tensor.name, ())) == rank for tensor in node.outputs)):
         if node.op == "Concat":
-            return int(node.attrs.get("axis", 1)) % rank
+            joined = (ctx.state.ids[t.name] for t in node.inputs if t.name in ctx.state.ids)
+            others = {axis for ids in joined if ids.ndim == rank for axis in varying(ids)}
+            return others.pop() if len(others) == 1 else int(node.attrs.get("axis", 1)) % rank
         if node.op in CHANNEL_AXES:
             return CHANNEL_AXES[node.op] % rank
     return None
@@ -160,9 +179,16 @@ CHANNEL_AXES = {
 
 
 def tile(ctx: RuleContext) -> list[Ids]:
-    """Channels are repeated."""
-    ids = ctx.activation()
+    """Channels are repeated; those of a constant are its own where they are not repeated."""
     repeats = ctx.value(1)
+    if not ctx.is_activation(0):
+        axis, rank = _filled_axis(ctx), len(ctx.out_shape())
+        if axis is None or repeats is None or repeats.reshape(-1)[axis] != 1:
+            return [nothing(rank)]
+        out = on_axis(ctx.mint(ctx.out_shape()[axis]), axis, rank)
+        follow(ctx, 0, out)
+        return [out]
+    ids = ctx.activation()
     if repeats is None:
         return ctx.refuse("the repeats of this Tile are not known")
     return [np.tile(ids, [int(r) if axis in varying(ids) else 1 for axis, r in enumerate(repeats)])]
