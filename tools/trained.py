@@ -45,7 +45,7 @@ ROOT = coverage.ROOT
 SHARE = 0.3
 BUDGET = 10**9
 """`--memory` of the runs, in bytes."""
-GENERATED = 64
+GENERATED = 32
 """Inputs that a run without data generates."""
 BUSY = 8
 """Times that the limit on processor seconds may be exceeded on the clock, on a busy machine."""
@@ -362,7 +362,7 @@ def main() -> None:
         "--only", action="append", default=[], metavar="GLOB", help="only models of that name; may be repeated"
     )
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: 1)")
-    parser.add_argument("--timeout", type=float, default=480, help="processor seconds for a model (default: 480)")
+    parser.add_argument("--timeout", type=float, default=900, help="processor seconds for a model (default: 900)")
     parser.add_argument("--memory", type=float, default=8, help="GB that a process may take (default: 8)")
     parser.add_argument(
         "--budget", type=float, default=0, help="minutes after which no model is begun (default: no end)"

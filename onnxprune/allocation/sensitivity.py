@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,7 +22,9 @@ from onnxprune.types import Curve, FloatArray, Trace
 
 WORK = 3e12
 """Multiply-accumulates of all measurements together; the number of samples follows from it."""
-LEAST_SAMPLES = 16
+LEAST_SAMPLES, LEAST_DENSE = 16, 4
+DENSE = 4096
+"""Values of all outputs per sample, from which `LEAST_DENSE` samples are as many as `LEAST_SAMPLES` rows of scores, and more."""
 BROKEN = 1e6
 """Loss of an output that is not finite."""
 FLAT = 1e-9
@@ -95,9 +98,11 @@ class Probe:
 
     def __init__(self, analysis: Analysis, workspace: Workspace, measurements: int) -> None:
         macs = analysis.cost.totals(np.ones(analysis.trace.n_channels, dtype=bool))[0] * measurements
-        samples = int(np.clip(WORK / max(1.0, macs / 2), LEAST_SAMPLES, MOST_SAMPLES))
-        self._batches = held_batches(workspace.calibration.plain, samples)
         self._names = measured_tensors(analysis.model.graph)
+        values = sum(math.prod(analysis.trace.shapes.get(name, ())) for name in self._names) / analysis.trace.samples
+        least = LEAST_DENSE if values >= DENSE else LEAST_SAMPLES
+        samples = int(np.clip(WORK / max(1.0, macs / 2), least, MOST_SAMPLES))
+        self._batches = held_batches(workspace.calibration.plain, samples)
         self._is_output = self._names == tuple(tensor.name for tensor in analysis.model.graph.outputs)
         self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store, self._names)
         self._reference = self._runner.finish(analysis.model)

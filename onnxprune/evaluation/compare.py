@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from onnxprune.data.dataset import Data
 from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
 from onnxprune.graph.signature import Signature
 from onnxprune.metrics.outputs import Outputs, all_finite, classification_accuracy, compare_outputs
-from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.runtime.timing import Latency
 from onnxprune.types import Check, IntArray
@@ -37,9 +37,11 @@ class Comparison:
         data, samples: name and number of the samples.
         finite: whether the outputs of both models are finite.
         outputs: of each model, joined over the samples.
+        judged: what accuracy and fidelity are of: the outputs, or the tensors of a `Front`.
         labels: (samples,); None where there are none.
         feeds: inputs of the timed runs.
         batch: samples of a timed run.
+        classes: whether (samples, k) may be class scores; several tensors in front of a selection are none.
     """
 
     accuracy: tuple[Mapping[str, float], Mapping[str, float]]
@@ -49,9 +51,27 @@ class Comparison:
     samples: int
     finite: bool
     outputs: tuple[Outputs, Outputs]
+    judged: tuple[Outputs, Outputs]
     labels: IntArray | None
     feeds: Feeds
     batch: int
+    classes: bool = True
+
+
+@dataclass(frozen=True)
+class Front:
+    """Tensors that stand for the outputs of a model, and sessions of both models that give them.
+
+    Rows of outputs that a selection (TopK, NonMaxSuppression) leads to change places: what enters it stands for them.
+    """
+
+    names: tuple[str, ...]
+    sessions: tuple[ort.InferenceSession, ort.InferenceSession]
+
+    @property
+    def is_one(self) -> bool:
+        """Tell whether it is a single tensor: the scores of an ArgMax, or of the best classes."""
+        return len(self.names) == 1
 
 
 def compare(
@@ -63,25 +83,32 @@ def compare(
     signature: Signature,
     on_stage: ProgressCallback = quiet,
     seed: int = 0,
+    front: Front | None = None,
 ) -> Comparison:
     """Run two sessions on the same data (without data: on seeded random inputs), and time them.
+
+    Accuracy and fidelity are of the outputs, or of the tensors of `front`.
 
     Raises:
         DataError: there are too few samples, or labels that do not belong to the model.
     """
-    labels = None
-    if data is None:
-        name, samples = "random inputs", signature.per_run(RANDOM_SAMPLES)
-        inputs = signature.random_feeds(proto, samples, seed)
-        a, b = (signature.join([run_batch(opened, inputs)]) for opened in (original, candidate))
-    else:
-        size = signature.per_evaluation(config.eval_batch)
-        a = predict(original, data, size, signature, "the original", lambda share: on_stage("evaluate", share / 2))
-        b = predict(candidate, data, size, signature, "the candidate", lambda x: on_stage("evaluate", (1 + x) / 2))
-        name, samples, labels = data.name, len(data), data.labels
+    inputs = signature.random_feeds(proto, signature.per_run(RANDOM_SAMPLES), seed) if data is None else {}
+    name, samples = ("random inputs", signature.per_run(RANDOM_SAMPLES)) if data is None else (data.name, len(data))
+    labels, size = None if data is None else data.labels, signature.per_evaluation(config.eval_batch)
+    runs = [original, candidate, *(front.sessions if front else ())]
+
+    def outputs_of(number: int) -> Outputs:
+        opened, names = runs[number], [*front.names] if front and number > 1 else None
+        if data is None:
+            return signature.join([run_batch(opened, inputs, names=names)], names)
+        where, progress = ("the original", "the candidate")[number % 2], share_of(on_stage, "evaluate")
+        return predict(opened, data, size, signature, where, lambda x: progress((number + x) / len(runs)), names)
+
+    a, b, classes = outputs_of(0), outputs_of(1), front is None or front.is_one
+    judged = (outputs_of(2), outputs_of(3)) if front else (a, b)
     accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
     if labels is not None:
-        accuracy = (classification_accuracy(a, labels), classification_accuracy(b, labels))
+        accuracy = (classification_accuracy(judged[0], labels), classification_accuracy(judged[1], labels))
     feeds, batch = timed_feeds(proto, data, config.batch, signature, seed), signature.per_run(config.batch)
     latency = None
     if config.latency:
@@ -89,8 +116,8 @@ def compare(
         latency = time_sessions((original, candidate), (feeds, feeds), config, batch, on_stage)
     finite = all_finite(a) and all_finite(b)
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
-        fidelity = compare_outputs(a, b)
-    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), labels, feeds, batch)
+        fidelity = compare_outputs(*judged, classes=classes)
+    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), judged, labels, feeds, batch, classes)
 
 
 def finite_check(compared: Comparison) -> Check:
@@ -120,8 +147,9 @@ def predict(
     signature: Signature,
     where: str,
     progress: Callable[[float], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Outputs:
-    """Return the outputs of a model on all data, samples first.
+    """Return the outputs of a model, or the tensors `names`, on all data, samples first.
 
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out.
     """
@@ -130,7 +158,7 @@ def predict(
     for start in range(0, len(data), size):
         stop = min(start + size, len(data))
         feeds = data.rows(start, stop) if data.fixed is None else filled(data, start, size)
-        parts.append(run_batch(opened, feeds, where=where))
+        parts.append(run_batch(opened, feeds, where=where, names=None if names is None else [*names]))
         if progress:
             progress(stop / len(data))
-    return [output[: len(data)] for output in signature.join(parts)]
+    return [output[: len(data)] for output in signature.join(parts, names)]

@@ -60,8 +60,8 @@ class Measurements:
 
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
         """Return the class scores of both models; None where there are none."""
-        original, candidate = self.compared.outputs
-        return OutputPair(candidate, original, self.compared.labels).scores()
+        original, candidate = self.compared.judged
+        return OutputPair(candidate, original, self.compared.labels, self.compared.classes).scores()
 
     def labelled(self) -> tuple[FloatArray, FloatArray, IntArray] | None:
         """Return class scores and labels; None where there are none, or outputs are not finite."""

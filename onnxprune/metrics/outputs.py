@@ -27,11 +27,15 @@ INPUT_SCALES = (1.0, 0.1, 0.01)
 
 @dataclass(frozen=True)
 class OutputPair:
-    """The outputs of a model and of the original on the same inputs; (n, …) arrays."""
+    """The outputs of a model and of the original on the same inputs; (n, …) arrays.
+
+    `classes` tells whether a (n, k) output may hold class scores.
+    """
 
     candidate: Outputs
     original: Outputs
     labels: np.ndarray[Any, Any] | None = None
+    classes: bool = True
 
     def top(self, k: int) -> float | None:
         """Return the percentage of samples whose label is among the k largest scores; None without labels, or with k or fewer classes."""
@@ -86,7 +90,7 @@ class OutputPair:
         Without labels, outputs of the form (samples, classes) are plain numbers (coordinates, an embedding) where they are
         no probabilities and have the same largest entry for every one of `JUDGED` samples or more.
         """
-        pair = _pair_of_scores(self.original, self.candidate)
+        pair = _pair_of_scores(self.original, self.candidate) if self.classes else None
         if pair is None or self.labels is not None or len(pair[0]) < JUDGED:
             return pair
         p = pair[0]
@@ -129,14 +133,16 @@ def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> d
     return OutputPair(outputs, outputs, labels).amounts("accuracy")
 
 
-def compare_outputs(original: Outputs, candidate: Outputs) -> dict[str, float]:
+def compare_outputs(original: Outputs, candidate: Outputs, *, classes: bool = True) -> dict[str, float]:
     """Return the fidelity metrics that apply to the outputs of two models on the same inputs.
+
+    `classes` tells whether a (n, k) output may hold class scores.
 
     >>> scores = [np.array([[0.0, 1.0], [2.0, 0.0]])]
     >>> compare_outputs(scores, scores)
     {'agreement': 100.0, 'cosine': 1.0, 'kl': 0.0}
     """
-    return OutputPair(candidate, original).amounts("fidelity")
+    return OutputPair(candidate, original, classes=classes).amounts("fidelity")
 
 
 def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True) -> float:

@@ -12,17 +12,19 @@ import numpy as np
 from onnxprune import plan_file
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
-from onnxprune.evaluation.compare import compare, finite_check
+from onnxprune.evaluation.compare import Front, compare, finite_check
 from onnxprune.evaluation.never_slower import refuse_slower
 from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.analysis import analyse, layers_of, pinned_of, versions
+from onnxprune.graph.comparison_points import measured_tensors
+from onnxprune.graph.model import Model
 from onnxprune.pipeline.distillation import forget_states
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.report import grouping, saving
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.types import Check, Verdict
 
 SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"
@@ -76,8 +78,24 @@ def measure(run: Run) -> Run:
     original = open_session(path, config, where=path)
     candidate = run.model.session(config, where=f"the {'pruned' if run.sources.teacher is None else 'trained'} model")
     header, signature = run.model.header, run.original.model.signature
-    found = compare(original, candidate, header, run.evaluation, run.measure, signature, run.on_stage, run.options.seed)
+    front = front_of(run.original.model, run.model, config)
+    if front:
+        run = run.noted(
+            f"figures are of {', '.join(front.names)}: in outputs that are selected from it rows change places"
+        )
+    seed, data = run.options.seed, run.evaluation
+    found = compare(original, candidate, header, data, run.measure, signature, run.on_stage, seed, front)
     return replace(run, comparison=found)
+
+
+def front_of(original: Model, result: Model, config: SessionConfig) -> Front | None:
+    """Return what stands for outputs that a selection leads to; None without such outputs, or where a model lacks it."""
+    names = measured_tensors(original.graph)
+    there = {tensor.name for node in result.graph.nodes for tensor in node.outputs}
+    if not there.issuperset(names) or names == tuple(output.name for output in original.graph.outputs):
+        return None
+    first, second = (model.session(config, outputs=names) for model in (original, result))
+    return Front(names, (first, second))
 
 
 def check_finite(run: Run) -> Run:

@@ -20,6 +20,7 @@ from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import predict
 from onnxprune.graph.analysis import Analysis, removed
+from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
 from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
 from onnxprune.options import Options
@@ -114,12 +115,13 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     assert workspace is not None
     assert data is not None
 
+    names, signature = measured_tensors(run.original.model.graph), run.original.model.signature
+    one = len(names) == 1 or names == tuple(output.name for output in run.original.model.graph.outputs)
+
     def outputs_of(model: Model) -> Outputs:
-        session = model.session(SessionConfig(run.measure.provider))
-        signature = run.original.model.signature
-        return predict(
-            session, data, signature.per_evaluation(run.measure.eval_batch), signature, where=str(model.path)
-        )
+        session = model.session(SessionConfig(run.measure.provider), outputs=names)
+        size = signature.per_evaluation(run.measure.eval_batch)
+        return predict(session, data, size, signature, where=str(model.path), names=names)
 
     reference = outputs_of(run.original.model)
 
@@ -131,7 +133,7 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
         if data.labels is not None:
             before, after = (classification_accuracy(found, data.labels)["top1"] for found in (reference, outputs))
             return before - after
-        found = compare_outputs(reference, outputs)
+        found = compare_outputs(reference, outputs, classes=one)
         kept = found.get("agreement", found.get("explained"))
         if kept is None:
             raise OptionError(

@@ -104,7 +104,7 @@ def details(
     Layers are timed where the comparison measured latency.
     """
     times = _layer_times(sources, found.feeds, config) if found.latency is not None else ()
-    scores = OutputPair(found.outputs[1], found.outputs[0], found.labels).scores()
+    scores = OutputPair(found.judged[1], found.judged[0], found.labels, found.classes).scores()
     if data is None or not found.finite or scores is None:
         return Details(times, groups=tuple(groups))
     first, second = scores

@@ -29,7 +29,7 @@ SPEC = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
 
 def compared(second: np.ndarray, labels: list[int] | None) -> Comparison:
     truth = None if labels is None else np.array(labels)
-    return Comparison(({}, {}), {}, None, "", 4, True, ([LOGITS], [second]), truth, {}, 1)
+    return Comparison(({}, {}), {}, None, "", 4, True, ([LOGITS], [second]), ([LOGITS], [second]), truth, {}, 1)
 
 
 def made_data(shape: tuple[int, ...] = (3, 8, 8), **how: object) -> Data:

@@ -1,0 +1,69 @@
+"""Figures of models that select their outputs are those of what enters the selection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from discrete_models import model
+from graphs import Builder
+
+import onnxprune
+from onnxprune.graph import io
+from onnxprune.metrics.outputs import compare_outputs
+from onnxprune.runtime.session import run_batch
+
+OPTIONS: dict[str, Any] = {"reduce": {"flops": 0.3}, "round_to": 1, "samples": 48, "latency": False}
+RNG = np.random.default_rng(0)
+
+
+def classes(best: bool) -> onnx.ModelProto:
+    """Return a classifier whose outputs are its five best classes with their scores, or its best class."""
+    b = Builder((3, 8, 8))
+    x = b.node("Relu", [b.conv(b.node("Relu", [b.conv("x", 16, 3)]), 16, 3)])
+    scores = b.node("Softmax", [b.gemm(b.flatten(b.global_pool(x)), 12)], axis=1)
+    if best:
+        proto = b.build(b.node("ArgMax", [scores], (), axis=1, keepdims=0))
+    else:
+        proto = b.build(*b.nodes_out("TopK", [scores, b.ints(5)], [(5,), (5,)]))
+    proto.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    return proto
+
+
+def data_of(proto: onnx.ModelProto, folder: Path, **more: np.ndarray) -> tuple[Path, Path, np.ndarray]:
+    onnx.save(proto, folder / "m.onnx")
+    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
+    x = RNG.normal(size=(48, *shape)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, **more)
+    return folder / "m.onnx", folder / "data.npz", x
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_classes_are_those_of_the_scores_that_are_selected(best: bool, tmp_path: Path) -> None:
+    path, data, x = data_of(classes(best), tmp_path)
+    loaded = io.load(path)
+    chosen = run_batch(loaded.session(), {"x": x})[-1].reshape(48, -1)[:, 0]
+    np.savez(data, x=x, labels=chosen)
+    found = onnxprune.prune(path, data=data, **OPTIONS)
+    after = run_batch(found.model.session(), {"x": x})[-1].reshape(48, -1)[:, 0]
+    report = found.report
+    assert report.before.accuracy["top1"] == 100
+    assert (
+        report.after.accuracy["top1"] == report.fidelity["agreement"] == pytest.approx(100 * (after == chosen).mean())
+    )
+    assert any("rows change places" in note for note in report.notes)
+
+
+def test_rows_of_a_detector_are_compared_in_front_of_the_selection(tmp_path: Path) -> None:
+    path, data, x = data_of(model("topk", 3), tmp_path)
+    found = onnxprune.prune(path, data=data, **OPTIONS)
+    assert {name for name, value in found.report.fidelity.items() if value is not None} == {"cosine", "explained"}
+    (note,) = [note for note in found.report.notes if "rows change places" in note]
+    names = note.removeprefix("figures are of ").partition(":")[0].split(", ")
+    pair = [run_batch(one.session(outputs=names), {"x": x}, names=names) for one in (io.load(path), found.model)]
+    assert found.report.fidelity == compare_outputs(*pair, classes=False)
+    drop = onnxprune.prune(path, data=data, **{**OPTIONS, "reduce": {}}, max_drop=10)
+    assert drop.report.fidelity["explained"] >= 90
