@@ -279,12 +279,12 @@ def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[st
             "a batch cannot be read", where=where, why=first_line(error), hint="give it as arrays of numpy"
         ) from error
     arrays = _samples_first(arrays, inputs, where)
-    _check_lengths(arrays, where)
+    _check_lengths(arrays, inputs, where)
     return arrays
 
 
-def _check_lengths(arrays: Mapping[str, Array], where: str, least: int = 0) -> int:
-    """Return the number of samples, the same in all arrays."""
+def _check_lengths(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str, least: int = 0) -> int:
+    """Return the number of samples, the same in all arrays, which hold samples first."""
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     n = next(iter(lengths.values()), -1)
     if n < least or len(set(lengths.values())) > 1 or not all(array.ndim for array in arrays.values()):
@@ -293,9 +293,17 @@ def _check_lengths(arrays: Mapping[str, Array], where: str, least: int = 0) -> i
             where=where,
             why=", ".join(f"{name} has {length}" for name, length in lengths.items())
             or "there is no input of the model",
-            hint="give samples along the first axis of every array, as many in each and at least one",
+            hint=f"give as many samples in each array, and at least one: {_axes_of(inputs)}",
         )
     return n
+
+
+def _axes_of(inputs: Sequence[InputSpec]) -> str:
+    """Say along which axis of which array the samples lie."""
+    axes = {spec.name: spec.samples.axis or 0 for spec in inputs}
+    if not any(axes.values()):
+        return "they lie along the first axis of every array"
+    return "they lie along " + ", ".join(f"axis {axis} of {name}" for name, axis in axes.items())
 
 
 def _only(inputs: Sequence[InputSpec], what: str) -> InputSpec:
@@ -325,7 +333,7 @@ def _from_arrays(
     for spec in inputs:  # one value for all samples
         if spec.samples.axis is None and len(arrays[spec.name]) == 1:
             arrays[spec.name] = np.broadcast_to(arrays[spec.name], (n, *arrays[spec.name].shape[1:]))
-    n = _check_lengths(arrays, where, 1)
+    n = _check_lengths(arrays, inputs, where, 1)
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
@@ -386,13 +394,14 @@ def _check_shapes(data: Data, where: str) -> None:
         others = [axis for axis in range(len(spec.shape)) if axis != spec.samples.axis]
         if len(shape) != len(spec.shape) or any(spec.shape[axis] not in (None, shape[axis]) for axis in others):
             wanted = ["any" if spec.shape[axis] is None else spec.shape[axis] for axis in others]
-            start = 0 if spec.samples.axis is None else 1
-            have = list(shape[start:]) if len(shape) != len(spec.shape) else [shape[axis] for axis in others]
+            first = [] if spec.samples.axis is None else [spec.samples.axis]
+            have = [size for axis, size in enumerate(shape) if axis not in first]
+            along = f", and that samples lie along axis {spec.samples.axis} of {spec.name}" if spec.samples.axis else ""
             raise DataError(
                 f"input {spec.name} has another shape",
                 where=where,
                 why=f"samples are {have} after preprocessing, the model wants {wanted}",
-                hint="check layout, size and --preprocess",
+                hint=f"check layout, size and --preprocess{along}",
             )
 
 

@@ -46,14 +46,14 @@ class OutputPair:
         return 100.0 * float((order == self.labels[: len(scores), None]).any(axis=1).mean())
 
     def mean(self, measure: Callable[[Any, Any], Any]) -> float | None:
-        """Return the mean over floating-point outputs of a function of the original and the candidate, (n, values) in float64.
+        """Return the mean over outputs of a function of the original and the candidate, (n, values) in float64.
 
-        Outputs whose shapes differ are left out; None where none is left.
+        Outputs whose shapes differ are left out, and integers that are the same everywhere; None where none is left.
         """
         found = [
             float(measure(*(output.reshape(*output.shape[:1], -1).astype(np.float64) for output in (a, b))))
             for a, b in zip(self.original, self.candidate, strict=True)
-            if a.shape == b.shape and a.dtype.kind == "f" and a.size
+            if a.shape == b.shape and a.size and _is_numbers(a)
         ]
         return float(np.mean(found)) if found else None
 
@@ -149,8 +149,8 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
     For outputs of the form (samples, classes) the divergence is the Kullback-Leibler divergence, as training takes it, for other models
-    the squared error of the floating-point outputs as a share of their variance, mean over outputs. It is infinite where an output is not
-    finite, and where no output is comparable: where none is floating-point and has one shape in both models. `scores` tells whether an
+    the squared error of the outputs as a share of their variance, mean over outputs. It is infinite where an output is not finite, and
+    where no output is comparable: where none holds numbers and has one shape in both models. `scores` tells whether an
     output may be the class scores of a classifier. Whether such an output holds plain numbers is not judged here: the judgement depends
     on the samples, and losses that are compared must be of one kind.
     """
@@ -161,6 +161,11 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
         return max(_kl(*pair), 0.0)
     error = OutputPair(candidate, original).mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30))
     return float("inf") if error is None else error
+
+
+def _is_numbers(output: np.ndarray[Any, Any]) -> bool:
+    """Tell whether an output holds amounts: floats, or integers and truth values (pixels, a mask) that are not constant."""
+    return output.dtype.kind == "f" or (output.dtype.kind in "iub" and bool((output != output.flat[0]).any()))
 
 
 def _pair_of_scores(original: Outputs, candidate: Outputs) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:

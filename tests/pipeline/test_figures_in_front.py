@@ -67,3 +67,21 @@ def test_rows_of_a_detector_are_compared_in_front_of_the_selection(tmp_path: Pat
     assert found.report.fidelity == compare_outputs(*pair, classes=False)
     drop = onnxprune.prune(path, data=data, **{**OPTIONS, "reduce": {}}, max_drop=10)
     assert drop.report.fidelity["explained"] >= 90
+
+
+def test_pixels_and_masks_are_amounts(tmp_path: Path) -> None:
+    b = Builder((3, 8, 8))
+    x = b.node("Relu", [b.conv(b.node("Relu", [b.conv("x", 16, 3)]), 16, 3)])
+    image = b.conv(x, 3)
+    pixels = b.node(
+        "Cast", [b.node("Mul", [b.node("Sigmoid", [image]), b.const(np.float32(255))])], to=onnx.TensorProto.UINT8
+    )
+    proto = b.build(pixels, b.node("Greater", [image, b.const(np.float32(0))]))
+    for value, kind in zip(proto.graph.output, (onnx.TensorProto.UINT8, onnx.TensorProto.BOOL), strict=True):
+        value.type.tensor_type.elem_type = kind
+    path, data, _ = data_of(proto, tmp_path)
+    curves = onnxprune.sensitivity(path, data=data).curves
+    assert 0 < min(curve.losses[1:].min() for curve in curves)
+    assert max(curve.losses.max() for curve in curves) < 10
+    found = onnxprune.prune(path, data=data, **OPTIONS)
+    assert 50 < found.report.fidelity["explained"] < 100
