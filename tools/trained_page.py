@@ -117,7 +117,7 @@ the package or of the tool changed, or with `--again`. Each model has a process 
 
 How to read the table.
 - *prunable*: share of the FLOPs in layers that read or write a channel that may go (`inspect`)
-- *-30 %*: reduction of FLOPs, as counted in the result, of `prune --reduce flops=30% --memory 1GB`; without data with 64 generated inputs; where
+- *-30 %*: reduction of FLOPs, as counted in the result, of `prune --reduce flops=30% --memory 1GB`; without data with 32 generated inputs; where
   a message asks for `--shape`, the command is run again with it
 - *task*: on inputs made by code, half of which are the calibration samples and the other half the measure: where the truth is known, the
   share that the original gets right, then the pruned model
