@@ -18,7 +18,7 @@ stops falling.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +281,17 @@ def _plus(u: Changes, factor: float, v: Changes) -> Changes:
     return {n: (u[n][0] + factor * v[n][0], u[n][1] + factor * v[n][1]) for n in u}
 
 
+def _solver(matrix: FloatArray) -> Callable[[Array], FloatArray]:
+    """Return a function that multiplies by the inverse of a symmetric matrix."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    try:
+        factor = cho_factor(matrix, check_finite=False)
+    except np.linalg.LinAlgError:  # rounding of float32 products made an eigenvalue negative
+        return np.linalg.inv(matrix).__matmul__
+    return lambda right: np.asarray(cho_solve(factor, right, check_finite=False))
+
+
 class _Preconditioner:
     """Inverse input covariance times inverse output sensitivity of a layer."""
 
@@ -289,14 +300,27 @@ class _Preconditioner:
             axis=1
         )  # of the target by each output, estimated by random signs
         self.weight: FloatArray = np.maximum(moved, TINY + 1e-6 * moved.max())
-        covariance = (np.swapaxes(layer.x, 1, 2) @ layer.x).astype(np.float64) / layer.x.shape[1]
-        features = covariance.shape[1]
-        ridge = penalty * np.einsum("gff->g", covariance) / features + TINY
-        self.inverse = np.linalg.inv(covariance + ridge[:, None, None] * np.eye(features))
-        self.ridge = self.weight * ridge[:, None], self.weight * penalty
+        self.x, (_, n, features) = layer.x, layer.x.shape
+        self.is_dual = n < features  # the matrix of the rows is smaller than that of the features
+        turned = np.swapaxes(layer.x, 1, 2)
+        gram = (layer.x @ turned if self.is_dual else turned @ layer.x).astype(np.float64) / n
+        self.added: FloatArray = penalty * np.einsum("gff->g", gram) / features + TINY
+        index = np.arange(gram.shape[1])
+        gram[:, index, index] += self.added[:, None]
+        self.solve = [_solver(part) for part in gram]
+        self.ridge = self.weight * self.added[:, None], self.weight * penalty
 
     def __call__(self, change: Change) -> Change:
-        return change[0] @ self.inverse / self.weight[:, :, None], change[1] / self.weight
+        matrix = change[0]
+        if self.is_dual:  # Woodbury: inv(X'X / n + a) = (1 - X' inv(XX' / n + a) X / n) / a
+            taken = self._solved(matrix @ np.swapaxes(self.x, 1, 2)) @ self.x
+            matrix = (matrix - taken / self.x.shape[1]) / self.added[:, None, None]
+        else:
+            matrix = self._solved(matrix)
+        return matrix / self.weight[:, :, None], change[1] / self.weight
+
+    def _solved(self, rows: Array) -> FloatArray:
+        return np.stack([solve(part.T).T for solve, part in zip(self.solve, rows, strict=True)])
 
     def ridged(self, image: Change, change: Change) -> Change:
         """Return the image of a change with the term of the ridge added."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -141,3 +142,19 @@ def test_no_work_allowed(monkeypatch):
     alone = repaired(model, trace, keep, depth=1)
     monkeypatch.setattr("onnxprune.repair.least_squares.WORK", 0.0)
     assert repaired(model, trace, keep).layers == alone.layers
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_the_preconditioner_inverts_covariance_and_sensitivity(rows: int, groups: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(groups, rows, 12)).astype(np.float32)
+    signed = rng.normal(size=(groups, 6, 4))
+    change = rng.normal(size=(groups, 4, 12)), rng.normal(size=(groups, 4))
+    found = block_reconstruction._Preconditioner(cast(Any, SimpleNamespace(x=x)), signed, 0.1)
+    covariance = np.swapaxes(x, 1, 2).astype(float) @ x / rows
+    ridge = 0.1 * np.trace(covariance, axis1=1, axis2=2) / 12
+    inverse = np.linalg.inv(covariance + ridge[:, None, None] * np.eye(12))
+    weight = np.square(signed).sum(axis=1)
+    np.testing.assert_allclose(found(change)[0], change[0] @ inverse / weight[:, :, None], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found(change)[1], change[1] / weight, rtol=1e-6)
