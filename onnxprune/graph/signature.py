@@ -226,7 +226,8 @@ class _Derivation:
     def signature(self, layout: Layout, failures: list[tuple[Shapes, ModelError]]) -> Signature | None:
         """Return the signature where a layout holds; add the runs that failed to `failures`."""
         lead = layout[self.first.name]
-        fixed = 1 if lead is None else self.first.type.tensor_type.shape.dim[lead].dim_value or None
+        size = 1 if lead is None else self.first.type.tensor_type.shape.dim[lead].dim_value
+        fixed = size if size > 0 else None
         guessed = self._is_guessed(layout)
         self.most_elements = MOST_ELEMENTS if guessed else math.inf
         tried = candidate_sizes(self.header)
@@ -437,7 +438,7 @@ def check_shapes(header: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) 
         told = f"--shape {name}={'x'.join(map(str, shape))}"
         if name not in dims:
             raise OptionError(f"{told} names no input", hint=f"inputs are {', '.join(dims)}")
-        sizes = [dim.dim_value or "any" for dim in dims[name]]
+        sizes = [dim.dim_value if dim.dim_value > 0 else "any" for dim in dims[name]]
         if len(shape) != len(sizes) or any(
             want not in ("any", have) for have, want in zip(shape[1:], sizes[1:], strict=True)
         ):

@@ -281,3 +281,21 @@ def test_a_length_of_audio_is_called_samples() -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
     found = signature_of(proto)
     assert (found.inputs["x"], found.fixed) == (SampleAxis(0), 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_a_size_of_minus_one_is_dynamic(axis: int | None) -> None:
+    proto = network(axis, 0 if axis is None else axis, "batch", dynamic=True)
+    expected = signature_of(proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.dim_value:
+                dim.dim_value = -1
+    found = signature_of(proto)
+    assert (found.inputs, found.outputs, found.fixed) == (expected.inputs, expected.outputs, expected.fixed)
+    model = load(proto)
+    traced = trace_model(model)
+    keep = random_plan(traced, 0, 0.5)
+    pruned = channels.delete(model, traced, keep)
+    assert prove(model, pruned, mask(model, traced, keep)).difference <= TOLERANCE
+    assert pruned.to_proto().graph.input == proto.graph.input
