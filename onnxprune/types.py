@@ -310,7 +310,8 @@ class Check:
     """One line of a verdict: a measured value and its limit.
 
     `limit` is None for a value without a limit. A check is undecided, and does not fail, where samples or runs are too
-    few to tell on which side of the limit the value lies.
+    few to tell on which side of the limit the value lies. `kind` is `integrity` (the file is what it should be), `quality`
+    (what the model says), or `cost` (speed, size, memory).
     """
 
     name: str
@@ -319,14 +320,19 @@ class Check:
     passed: bool
     detail: str = ""
     undecided: bool = False
+    kind: str = "integrity"
 
     def __bool__(self) -> bool:
         return self.passed
 
     @property
     def status(self) -> str:
-        """PASSED, FAILED or UNDECIDED."""
-        return "FAILED" if not self.passed else "UNDECIDED" if self.undecided else "PASSED"
+        """PASSED, FAILED or UNDECIDED; INFO for a value without a limit."""
+        if not self.passed:
+            return "FAILED"
+        if self.undecided:
+            return "UNDECIDED"
+        return "INFO" if self.limit is None and self.kind != "integrity" else "PASSED"
 
     def __str__(self) -> str:
         value = f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)
@@ -336,9 +342,38 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of a run; truthy when every one passed."""
+    """All checks of a run; truthy when none failed.
+
+    Quality is PASSED only where it was measured, and held against a limit.
+    """
 
     checks: tuple[Check, ...]
 
     def __bool__(self) -> bool:
         return all(self.checks)
+
+    def of(self, kind: str) -> tuple[Check, ...]:
+        """Return the checks of a kind."""
+        return tuple(check for check in self.checks if check.kind == kind)
+
+    def word(self, kind: str) -> str:
+        """Return the worst status of a kind: FAILED, UNDECIDED, PASSED; NOT MEASURED where nothing has a limit."""
+        found = {check.status for check in self.of(kind)}
+        return next((status for status in ("FAILED", "UNDECIDED", "PASSED") if status in found), "NOT MEASURED")
+
+    @property
+    def integrity(self) -> str:
+        """PASSED or FAILED: structure, proof, the same inputs and outputs, finite numbers."""
+        return self.word("integrity")
+
+    @property
+    def quality(self) -> str:
+        """PASSED, FAILED, UNDECIDED, or NOT MEASURED where no sample of the user was there."""
+        return self.word("quality")
+
+    @property
+    def headline(self) -> str:
+        """FAILED where a check failed, else the word for quality, which limits on costs can only make UNDECIDED."""
+        if not self:
+            return "FAILED"
+        return "UNDECIDED" if self.quality == "PASSED" and self.word("cost") == "UNDECIDED" else self.quality

@@ -237,7 +237,7 @@ class CostEstimator:
                 value = low = self._measured(name, result)
             detail += f", {1 - value / before:.1%} less"
             title = f"{name} ({METRICS[name].unit})"
-            found.append(Check(title, value, float(f"{bound:.6g}"), low <= bound, detail))
+            found.append(Check(title, value, float(f"{bound:.6g}"), low <= bound, detail, kind="cost"))
         return found
 
     def read_table(self) -> latency_model.Table:

@@ -41,6 +41,7 @@ class Comparison:
         labels: (samples,); None where there are none.
         feeds: inputs of the timed runs.
         batch: samples of a timed run.
+        is_real: whether the samples are the user's, neither random nor generated.
         classes: whether (samples, k) may be class scores; several tensors in front of a selection are none.
     """
 
@@ -55,6 +56,7 @@ class Comparison:
     labels: IntArray | None
     feeds: Feeds
     batch: int
+    is_real: bool = True
     classes: bool = True
 
 
@@ -117,7 +119,9 @@ def compare(
     finite = all_finite(a) and all_finite(b)
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
         fidelity = compare_outputs(*judged, classes=classes)
-    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), judged, labels, feeds, batch, classes)
+    is_real = data is not None and not data.is_generated
+    rest = (labels, feeds, batch, is_real, classes)
+    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), judged, *rest)
 
 
 def finite_check(compared: Comparison) -> Check:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-SCHEMA = "onnxprune.check/2"
+SCHEMA = "onnxprune.check/3"
 BATCHES = (1, 2, 7)
 """Batch sizes that must run where the batch is dynamic."""
 EXTREME = 1e3
@@ -58,6 +58,9 @@ class Judgement:
         checks = self.verdict.checks
         return {
             "schema": SCHEMA,
+            "verdict": self.verdict.headline,
+            "quality": self.verdict.quality,
+            "integrity": self.verdict.integrity,
             "passed": bool(self.verdict),
             "undecided": sum(check.undecided for check in checks),
             "checks": [{**asdict(check), "status": check.status} for check in checks],
@@ -127,7 +130,7 @@ def check(
     checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
     on_stage("memory", None)
     paths, protos = (baseline, candidate), (theirs, ours)
-    measured = Measurements(paths, protos, float(size), compared, timed, config.session, limits)
+    measured = Measurements(compared, limits, paths, protos, float(size), timed, config.session)
     return Verdict((*checks, *hold(measured)))
 
 
@@ -146,11 +149,13 @@ def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:
 
 def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check]:
     opset = next((entry.version for entry in candidate.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    yield Check("opset", float(opset), limits.max_opset, limits.max_opset is None or opset <= limits.max_opset)
+    fits = limits.max_opset is None or opset <= limits.max_opset
+    yield Check("opset", float(opset), limits.max_opset, fits, kind="cost")
     used = sorted({node.domain or "ai.onnx" for node in candidate.graph.node})
     odd = [] if limits.domains is None else sorted(set(used) - {"ai.onnx", *limits.domains})
     allowed = None if limits.domains is None else ", ".join(("ai.onnx", *limits.domains))
-    yield Check("operator domains", ", ".join(used), allowed, not odd, f"not allowed: {', '.join(odd)}" if odd else "")
+    detail = f"not allowed: {', '.join(odd)}" if odd else ""
+    yield Check("operator domains", ", ".join(used), allowed, not odd, detail, kind="cost")
 
 
 def _loads(

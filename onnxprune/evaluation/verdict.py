@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.evaluation import sanity
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.graph.model import count_params
@@ -24,39 +26,23 @@ from onnxprune.types import Check, FloatArray, IntArray
 
 NOISY = 0.25
 """Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
+DEFAULT_DROP = 2.0
+"""Points of top-1 (without labels of agreement, or of explained variance) that may be lost where no limit is given."""
 ROUNDING = 1e-9
 """Difference up to which a value equals its limit: 92.5 - 92.0 is not exactly 0.5."""
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """Measurements of a baseline and a candidate, in that order.
+class Judged:
+    """A comparison, and the limits on it."""
 
-    Attributes:
-        size: bytes of the candidate.
-        compared: both models on the same inputs.
-        timed: latency of both models; None where it is not measured.
-        config: how the models are executed.
-        limits: limits of the gate.
-    """
-
-    paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
-    protos: tuple[onnx.ModelProto, onnx.ModelProto]
-    size: float
     compared: Comparison
-    timed: paired_timing.PairedTiming | None
-    config: SessionConfig
     limits: GateLimits
 
     @property
     def where(self) -> str:
         """Samples of accuracy and fidelity."""
         return f"{self.compared.samples} samples of {self.compared.data}"
-
-    @property
-    def batch(self) -> int:
-        """Samples per timed run."""
-        return self.compared.batch
 
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
         """Return the class scores of both models; None where there are none."""
@@ -70,14 +56,43 @@ class Measurements:
 
 
 @dataclass(frozen=True)
+class Measurements(Judged):
+    """Measurements of a baseline and a candidate, in that order.
+
+    Attributes:
+        compared: both models on the same inputs.
+        limits: limits of the gate.
+        paths, protos: of both models.
+        size: bytes of the candidate.
+        timed: latency of both models; None where it is not measured.
+        config: how the models are executed.
+    """
+
+    paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
+    protos: tuple[onnx.ModelProto, onnx.ModelProto]
+    size: float
+    timed: paired_timing.PairedTiming | None
+    config: SessionConfig
+
+    @property
+    def batch(self) -> int:
+        """Samples per timed run."""
+        return self.compared.batch
+
+
+@dataclass(frozen=True)
 class Measured:
-    """A value, its interval where known, and a name that replaces the one of the check."""
+    """A value, its interval where known, and a name that replaces the one of the check.
+
+    `doubtful`: the value says nothing about the model, and decides no limit.
+    """
 
     value: float
     detail: str
     low: float | None = None
     high: float | None = None
     name: str = ""
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,18 +104,20 @@ class LimitCheck:
 
     name: str
     limit: str
-    measure: Callable[[Measurements], Measured | None]
+    measure: Callable[[Any], Measured | None]
     at_least: bool = False
     needs: str = ""
+    kind: str = "cost"
 
     def held(self, found: Measured, limit: float | None) -> Check:
         """Decide the check where the whole interval is on one side of the limit; else the check is undecided."""
         name = found.name or self.name
         if limit is None:
-            return Check(name, found.value, None, True, found.detail)
+            return Check(name, found.value, None, True, found.detail, kind=self.kind)
         bounds = [found.value if bound is None else bound for bound in (found.low, found.high)]
         passes = [b >= limit - ROUNDING if self.at_least else b <= limit + ROUNDING for b in bounds]
-        return Check(name, found.value, limit, any(passes), found.detail, any(passes) and not all(passes))
+        undecided = any(passes) and (found.doubtful or not all(passes))
+        return Check(name, found.value, limit, any(passes), found.detail, undecided, self.kind)
 
 
 def hold(measured: Measurements) -> Iterator[Check]:
@@ -109,11 +126,33 @@ def hold(measured: Measurements) -> Iterator[Check]:
     Raises:
         OptionError: there is a limit on a value that cannot be measured.
     """
-    for check_ in CHECKS:
-        limit, found = getattr(measured.limits, check_.limit, None), check_.measure(measured)
+    yield from hold_quality(measured)
+    yield from _held(COSTS, measured, measured.limits)
+
+
+def hold_quality(judged: Judged) -> Iterator[Check]:
+    """Decide the checks of quality; with samples of the user and no limit, `DEFAULT_DROP` points may be lost.
+
+    Raises:
+        OptionError: there is a limit on a value that cannot be measured.
+    """
+    limits = judged.limits
+    asked = [check.limit for check in QUALITY if getattr(limits, check.limit) is not None]
+    if not asked and judged.compared.is_real:
+        limits = replace(limits, max_drop=DEFAULT_DROP)
+    found = list(_held(QUALITY, replace(judged, limits=limits), judged.limits))
+    if all(check.limit is None for check in found):
+        why = "give samples with --data" if not judged.compared.is_real else "no output can be compared"
+        yield Check("quality", "not measured", None, True, why, kind="quality")
+    yield from found
+
+
+def _held(checks: Iterable[LimitCheck], measured: Judged, asked: GateLimits) -> Iterator[Check]:
+    for check_ in checks:
+        found = check_.measure(measured)
         if found is not None:
-            yield check_.held(found, limit)
-        elif limit is not None and check_.needs and measured.compared.finite:
+            yield check_.held(found, getattr(measured.limits, check_.limit))
+        elif getattr(asked, check_.limit) is not None and check_.needs and measured.compared.finite:
             option = check_.limit.replace("_", "-")
             raise OptionError(
                 f"--{option} needs {check_.needs}", hint=f"provide {check_.needs}, or leave the limit out"
@@ -127,7 +166,24 @@ def paired_drop(found: paired_tests.Paired, where: str, name: str = "") -> Measu
     return Measured(found.drop, detail, found.drop, found.upper, name)
 
 
-def _drop(measured: Measurements) -> Measured | None:
+def _drop(measured: Judged) -> Measured | None:
+    found = _plain_drop(measured)
+    if found is None:
+        return None
+    reasons = list(_doubts(measured))
+    return replace(found, detail="; ".join([*reasons, found.detail]), doubtful=bool(reasons))
+
+
+def _doubts(measured: Judged) -> Iterator[str]:
+    """Say why a drop within the limit would decide nothing."""
+    scores, compared = measured.scores(), measured.compared
+    if scores is not None and compared.finite:
+        yield from sanity.doubts(scores[0], compared.labels)
+    if compared.samples < sanity.FEW and not all(map(np.array_equal, *compared.judged)):
+        yield f"{compared.samples} samples are too few"
+
+
+def _plain_drop(measured: Judged) -> Measured | None:
     scores, labels, compared = measured.scores(), measured.compared.labels, measured.compared
     if scores is None:
         explained = compared.fidelity.get("explained")
@@ -150,14 +206,16 @@ def _fidelity_check(metric: Metric) -> LimitCheck:
     """Return the check of a metric of fidelity; its limit is `min_<name>` or `max_<name>`."""
     at_least = metric.direction == "higher"
 
-    def measure(measured: Measurements) -> Measured | None:
+    def measure(measured: Judged) -> Measured | None:
         value = measured.compared.fidelity.get(metric.name)
         return None if value is None else Measured(value, measured.where)
 
-    return LimitCheck(metric.title, f"{'min' if at_least else 'max'}_{metric.name}", measure, at_least, metric.needs)
+    return LimitCheck(
+        metric.title, f"{'min' if at_least else 'max'}_{metric.name}", measure, at_least, metric.needs, kind="quality"
+    )
 
 
-def _class_drop(measured: Measurements) -> Measured | None:
+def _class_drop(measured: Judged) -> Measured | None:
     """Return the largest drop of a class; with a limit, the one with the largest lower bound."""
     known = measured.labelled()
     if known is None:
@@ -169,7 +227,7 @@ def _class_drop(measured: Measurements) -> Measured | None:
     return Measured(worst.drop, f"{change}, {worst.low:.1f} at least at 95 %", worst.low, worst.drop)
 
 
-def _calibration_rise(measured: Measurements) -> Measured | None:
+def _calibration_rise(measured: Judged) -> Measured | None:
     known = measured.labelled()
     if known is None:
         return None
@@ -226,12 +284,16 @@ def _peak_memory(measured: Measurements) -> Measured | None:
     return Measured(float(after), detail)
 
 
-DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES)
-CHECKS = (
+DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES, kind="quality")
+QUALITY = (
     DROP,
     *map(_fidelity_check, of_kind("fidelity")),
-    LimitCheck("largest class drop (points)", "max_class_drop", _class_drop, needs="labels"),
-    LimitCheck("calibration error, rise (points)", "max_calibration_rise", _calibration_rise, needs="labels"),
+    LimitCheck("largest class drop (points)", "max_class_drop", _class_drop, needs="labels", kind="quality"),
+    LimitCheck(
+        "calibration error, rise (points)", "max_calibration_rise", _calibration_rise, needs="labels", kind="quality"
+    ),
+)
+COSTS = (
     LimitCheck("speed-up", "min_speedup", _speedup, at_least=True),
     LimitCheck(METRICS["latency"].title, "max_latency", _latency),
     LimitCheck("size (bytes)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it")),

@@ -77,6 +77,16 @@ class Options:
         low=0,
         high=100,
     )
+    tolerate: float | None = option(
+        None,
+        "Points of top-1 (without labels: of agreement, or of explained variance) that the result may lose; beyond, its quality is "
+        "FAILED.",
+        group="targets",
+        metavar="POINTS",
+        low=0,
+        high=100,
+        decided="--max-drop, else 2",
+    )
     minimise: str = option(
         QUANTITIES[0], "The quantity that --max-drop minimizes.", group="targets", choices=QUANTITIES
     )

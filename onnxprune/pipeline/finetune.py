@@ -12,7 +12,15 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD_PAIR
-from onnxprune.pipeline.reporting import CHECK_FINITE, CHECK_TRAINED, MEASURE, NOTE_SAMPLES, REPORT, WRITE
+from onnxprune.pipeline.reporting import (
+    CHECK_FINITE,
+    CHECK_TRAINED,
+    JUDGE_QUALITY,
+    MEASURE,
+    NOTE_SAMPLES,
+    REPORT,
+    WRITE,
+)
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.progress import ProgressCallback, quiet
@@ -92,5 +100,7 @@ def finetune(
         on_stage,
         command,
     )
-    run = execute(run, (LOAD_PAIR, TRAIN, CHECK_TRAINED, MEASURE, CHECK_FINITE, NOTE_SAMPLES, REPORT, WRITE))
+    run = execute(
+        run, (LOAD_PAIR, TRAIN, CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+    )
     return ModelResult(run.model, run.report, None, run.edited.analysis.trace)

@@ -21,6 +21,7 @@ from onnxprune.pipeline.reporting import (
     CHECK_PRUNED,
     FINISH_PLAN,
     HOLD_TARGETS,
+    JUDGE_QUALITY,
     MEASURE,
     NEVER_SLOWER,
     NOTE_SAMPLES,
@@ -119,7 +120,10 @@ def prune(
     with contextlib.ExitStack() as scope:
         run = execute(run, (LOAD, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
     held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
-    run = execute(run, (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, NOTE_SAMPLES, REPORT, WRITE))
+    run = execute(
+        run,
+        (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE),
+    )
     return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
 
 

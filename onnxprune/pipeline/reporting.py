@@ -14,6 +14,8 @@ from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
 from onnxprune.evaluation.compare import Front, compare, finite_check
 from onnxprune.evaluation.never_slower import refuse_slower
+from onnxprune.evaluation.policy import GateLimits
+from onnxprune.evaluation.verdict import Judged, hold_quality
 from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.analysis import analyse, layers_of, pinned_of, versions
@@ -21,7 +23,7 @@ from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
 from onnxprune.pipeline.distillation import forget_states
 from onnxprune.pipeline.run import Run, Stage
-from onnxprune.report import grouping, saving
+from onnxprune.report import grouping, saving, text
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.runtime.session import SessionConfig, open_session
@@ -96,6 +98,14 @@ def front_of(original: Model, result: Model, config: SessionConfig) -> Front | N
         return None
     first, second = (model.session(config, outputs=names) for model in (original, result))
     return Front(names, (first, second))
+
+
+def judge_quality(run: Run) -> Run:
+    """Hold the quality of the result against `--tolerate`, `--max-drop`, or the default."""
+    options = run.options
+    limit = options.tolerate if options.tolerate is not None else options.max_drop
+    judged = Judged(run.comparison, GateLimits(max_drop=limit if run.comparison.is_real else None))
+    return replace(run, checks=(*hold_quality(judged), *run.checks))
 
 
 def check_finite(run: Run) -> Run:
@@ -193,18 +203,19 @@ def provenance(run: Run) -> dict[str, str]:
         "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + edits).hexdigest(),
         "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
-        "verdict": "PASSED" if run.report.verdict else "FAILED",
+        "quality": text.quality(run.report.verdict),
+        "verdict": run.report.verdict.headline,
     }
 
 
 def write(run: Run) -> Run:
-    """Write model and plan, both or none, then the report; a model that was only trained must pass its verdict."""
+    """Write model and plan, both or none, then the report; a model that was only trained must have its integrity."""
     output, page, plan, made = run.destinations.model, run.destinations.report, run.plan, run.report
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
     with contextlib.ExitStack() as both:
         if plan is not None and run.destinations.plan is not None:
             both.enter_context(plan_file.written(run.destinations.plan, plan, trace, name))
-        if output is not None and (plan is not None or made.verdict):
+        if output is not None and (plan is not None or made.verdict.integrity == "PASSED"):
             run.on_stage("write", None)
             size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
             made = replace(made, output=str(output), after=replace(made.after, size=size))
@@ -218,6 +229,7 @@ def write(run: Run) -> Run:
 CHECK_TRAINED = Stage(check_structure, requires=("original", "model"))
 CHECK_PRUNED = Stage(check_structure, requires=("original", "model"), ensures=well_formed)
 MEASURE = Stage(measure, requires=("original", "model"))
+JUDGE_QUALITY = Stage(judge_quality, requires=("comparison",))
 CHECK_FINITE = Stage(check_finite, requires=("comparison",))
 HOLD_TARGETS = Stage(hold_targets, requires=("comparison",))
 NEVER_SLOWER = Stage(never_slower, requires=("comparison",))

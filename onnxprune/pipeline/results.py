@@ -67,7 +67,7 @@ class ModelResult(Result):
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether the verdict is PASSED."""
+        """Whether no check failed."""
         return bool(self.report.verdict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -90,7 +90,7 @@ class ModelResult(Result):
             found["agreement"] = f"{self.report.fidelity['agreement']:.2f} %"
         if latency is not None and latency.speedup is not None:
             found["speed-up"] = f"{latency.speedup:.2f}x"
-        return {**found, "verdict": _verdict(self.report.verdict)}
+        return {**found, "verdict": self.report.verdict.headline}
 
 
 @dataclass(frozen=True, repr=False)
@@ -239,11 +239,7 @@ class CheckResult(Result):
     def _figures(self) -> dict[str, str]:
         failed = [check.name for check in self.verdict.checks if not check]
         return {
-            "verdict": _verdict(self.verdict),
+            "verdict": self.verdict.headline,
             "checks": str(len(self.verdict.checks)),
             **({"failed": ", ".join(failed)} if failed else {}),
         }
-
-
-def _verdict(verdict: Verdict) -> str:
-    return "PASSED" if verdict else "FAILED"

@@ -106,8 +106,8 @@ class Family:
         kept = fidelity.get("agreement", fidelity.get("explained"))
         if drop is None and kept is not None:
             drop = 100 - kept
-        passed, data = report["verdict"]["passed"], f"{report['samples']} samples of {report['data']}"
-        figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": passed}
+        word, data = report["verdict"]["headline"], f"{report['samples']} samples of {report['data']}"
+        figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": word}
         self.set(share, report=figures, before={"size": before["size"]}, data=data)
 
     def finished(self, model: str) -> Sweep:

@@ -11,23 +11,24 @@ from xml.etree import ElementTree
 from onnxprune.types import Verdict
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-LEVELS = {"FAILED": "error", "UNDECIDED": "warning"}
+LEVELS = {"FAILED": "error", "UNDECIDED": "warning", "INFO": "note"}
+SKIPPED = ("UNDECIDED", "INFO")
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that are not allowed in XML."""
 
 
 def junit(verdict: Verdict, candidate: str) -> str:
-    """Return JUnit XML with a test case per check; undecided checks count as skipped."""
+    """Return JUnit XML with a test case per check; undecided checks and values without a limit count as skipped."""
     statuses = Counter(check.status for check in verdict.checks)
     counts = {"tests": str(len(verdict.checks)), "failures": str(statuses["FAILED"]), "errors": "0", "time": "0.000"}
     root = ElementTree.Element("testsuites", counts)
-    named = {"name": "onnxprune check", "skipped": str(statuses["UNDECIDED"]), **counts}
+    named = {"name": "onnxprune check", "skipped": str(sum(statuses[status] for status in SKIPPED)), **counts}
     suite = ElementTree.SubElement(root, "testsuite", named)
     for check in verdict.checks:
         case = ElementTree.SubElement(suite, "testcase", {"name": check.name, "classname": candidate, "time": "0"})
         if check.status == "FAILED":
             ElementTree.SubElement(case, "failure", {"message": str(check), "type": "limit"}).text = check.detail
-        elif check.status == "UNDECIDED":
+        elif check.status in SKIPPED:
             ElementTree.SubElement(case, "skipped", {"message": str(check)})
         ElementTree.SubElement(case, "system-out").text = str(check)
     for element in root.iter():
@@ -57,5 +58,5 @@ def github(verdict: Verdict, candidate: str) -> list[str]:
     return [
         f"::{LEVELS[check.status]} file={candidate},title=onnxprune check::{str(check).translate(escapes)}"
         for check in verdict.checks
-        if check.status in LEVELS
+        if check.status in ("FAILED", "UNDECIDED")
     ]

@@ -51,7 +51,8 @@ def written(path: Path | str | None) -> Parts:
 
 def verdict_parts(verdict: Verdict) -> Parts:
     """Return the output of `check`."""
-    return [*(Text(str(check)) for check in verdict.checks), Text(text.summary(verdict))]
+    lines = [*map(str, text.ranked(verdict)), text.integrity(verdict), text.summary(verdict)]
+    return [Text(line) for line in lines]
 
 
 def report_parts(report: Report) -> Parts:

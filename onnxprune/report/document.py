@@ -118,7 +118,13 @@ class Report:
             content["proof"]["normalised"] = content["proof"].pop("normalized")
         content["pinned"] = [{"reason": reason, "node": node, "channels": count} for reason, node, count in self.pinned]
         content["path"] = [{"flops_removed": flops, "params_removed": params} for flops, params in self.path]
-        content["verdict"] = {"passed": bool(self.verdict), "checks": [asdict(check) for check in self.verdict.checks]}
+        content["verdict"] = {
+            "headline": self.verdict.headline,
+            "quality": self.verdict.quality,
+            "integrity": self.verdict.integrity,
+            "passed": bool(self.verdict),
+            "checks": [{**asdict(check), "status": check.status} for check in self.verdict.checks],
+        }
         content["latency_table"] = None if self.latency_table is None else self.latency_table.summary()
         content["curves"] = [curve_dict(curve) for curve in self.curves]
         change: dict[str, float | None] = {"speedup": self.latency.speedup if self.latency else None}
@@ -153,7 +159,7 @@ class Member:
         drop: points of top-1, without labels of agreement, that were lost; None where neither is known.
         kl: divergence of the output in nats; None without class scores.
         latency_ms, speedup, speedup_interval: from runs interleaved with those of the original; None where latency was not measured.
-        verdict: whether all checks passed.
+        verdict: PASSED, FAILED, UNDECIDED, or NOT MEASURED; empty where the model does not exist.
         pareto: whether no other model is both smaller (or faster, where latency was measured) and as accurate.
         note: why the model does not exist; else empty.
     """
@@ -168,7 +174,7 @@ class Member:
     latency_ms: float | None = None
     speedup: float | None = None
     speedup_interval: tuple[float, float] | None = None
-    verdict: bool = False
+    verdict: str = ""
     pareto: bool = False
     note: str = ""
 

@@ -20,7 +20,13 @@ def report_text(report: Report, command: str) -> str:
     """Return the report of a run."""
     details = report.details or Details()
     lines = [f"# onnxprune: {_plain(report.model)}", "", f"**{text.summary(report.verdict)}**", ""]
-    lines += [f"{_plain(text.result(report))}.", "", *_list(map(str, report.verdict.checks))]
+    lines += [
+        f"{_plain(text.result(report))}.",
+        "",
+        *_list(map(str, text.ranked(report.verdict))),
+        "",
+        f"{text.integrity(report.verdict)}.",
+    ]
     lines += _section("Figures", tables.figures(report))
     lines += ["", *(_plain(f"{line[:1].upper()}{line[1:]}.") for line in text.sources(report))]
     lines += _section("Layers", tables.layers(report.layers, details.layer_times))

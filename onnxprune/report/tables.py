@@ -19,7 +19,7 @@ from onnxprune.types import Curve, Trace, Verdict
 SHOWN = (0.125, 0.25, 0.5, 0.75, 0.875)
 """Shares of the prunable channels of a group at which its loss is shown."""
 LEVELS = " ▁▂▃▄▅▆▇█"
-STATUSES = {"FAILED": "✗ FAILED", "UNDECIDED": "? UNDECIDED", "PASSED": "✓ PASSED"}
+STATUSES = {"FAILED": "✗ FAILED", "UNDECIDED": "? UNDECIDED", "PASSED": "✓ PASSED", "INFO": "i INFO"}
 """Statuses of checks in the order of a table, with signs that are legible without color."""
 
 
@@ -325,7 +325,7 @@ def members(found: Sweep) -> Table:
         (METRICS["kl"].label, lambda one: one.kl, METRICS["kl"].format),
         ("latency, ms", lambda one: one.latency_ms, ".3f"),
         ("speed-up", lambda one: (speedup(one.speedup, one.speedup_interval), one.speedup or 0.0), ""),
-        ("verdict", lambda one: one.note or ("PASSED" if one.verdict else "FAILED"), ""),
+        ("verdict", lambda one: one.note or one.verdict, ""),
         ("front", lambda one: "*" if one.pareto else "", ""),
     )
     original = Member("the original", 0.0, size=found.size, latency_ms=found.latency_ms, note="not pruned")

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.report.document import Report
 from onnxprune.runtime.timing import Latency
-from onnxprune.types import Repaired, Verdict
+from onnxprune.types import Check, Repaired, Verdict
 
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -51,13 +51,32 @@ def option_value(value: Any) -> str:
 
 
 def summary(verdict: Verdict) -> str:
-    """Summarize a verdict in a line."""
-    failed = sum(not check for check in verdict.checks)
-    undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
-    total = len(verdict.checks)
-    passed = f"PASSED: {total if undecided else f'all {total}'} checks"
-    line = f"FAILED: {failed} of {total} checks" if failed else passed
-    return f"{line}, {undecided} undecided" if undecided else line
+    """Summarize a verdict in a line: the word for quality first, then integrity, then limits on costs."""
+    parts = [f"quality {verdict.quality}", f"integrity {verdict.integrity}"]
+    limited = [check for check in verdict.of("cost") if check.limit is not None]
+    parts += [f"{sum(check.passed for check in limited)} of {len(limited)} limits on costs hold"] if limited else []
+    return f"{verdict.headline}: {', '.join(parts)}"
+
+
+def quality(verdict: Verdict) -> str:
+    """Return the word for quality, with what it was held against."""
+    decisive = [str(check) for check in verdict.of("quality") if check.status == verdict.quality]
+    return "; ".join(decisive) or verdict.quality
+
+
+def ranked(verdict: Verdict) -> list[Check]:
+    """Return the checks in the order of a report: quality, costs, then integrity where it failed."""
+    order = ("FAILED", "UNDECIDED", "PASSED", "INFO")
+    kinds = [sorted(verdict.of(kind), key=lambda check: order.index(check.status)) for kind in ("quality", "cost")]
+    return [*kinds[0], *kinds[1], *(check for check in verdict.of("integrity") if not check)]
+
+
+def integrity(verdict: Verdict) -> str:
+    """Return a line on the checks of integrity."""
+    found = verdict.of("integrity")
+    if verdict.integrity != "PASSED":
+        return f"integrity: FAILED | {sum(not check for check in found)} of {len(found)} checks"
+    return f"integrity: PASSED | {', '.join(check.name for check in found)}"
 
 
 def result(report: Report) -> str:
