@@ -81,7 +81,7 @@ def test_samples_that_changed_most_come_first():
 def test_no_more_samples_than_a_page_can_show():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 100, 3))
-    comparison = replace(compared(LOGITS, None), outputs=([first], [second]))
+    comparison = replace(compared(LOGITS, None), judged=([first], [second]))
     data = replace(made_data(), arrays={"x": np.zeros((100, 5), np.float32)})
     found = details.details(("", ""), comparison, data, 1, ())
     assert len(found.changed) == details.MOST_CHANGED < found.changes
@@ -95,7 +95,7 @@ def test_nothing_is_said_of_classes_where_nothing_is_known(broken):
     if broken == "finite":
         comparison = replace(comparison, finite=False)
     if broken == "scores":
-        comparison = replace(comparison, outputs=([LOGITS[:, :1]], [LOGITS[:, :1]]))
+        comparison = replace(comparison, judged=([LOGITS[:, :1]], [LOGITS[:, :1]]))
     found = details.details(("", ""), comparison, None if broken == "data" else made_data(), 1, ())
     assert found == details.Details()
 
