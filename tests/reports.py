@@ -53,8 +53,8 @@ def made_report(layers: int) -> Report:
     ]
     checks = (
         Check("fits", True, None, True),
-        Check("latency", 2.0, 1.0, False, "a <detail>"),
-        Check("lost", 0.5, 0.4, True, "too few samples", undecided=True),
+        Check("latency", 2.0, 1.0, False, "a <detail>", kind="cost"),
+        Check("lost", 0.5, 0.4, True, "too few samples", undecided=True, kind="quality"),
     )
     return Report(
         model="folder/model.onnx",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,14 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison, and the limits on it."""
+    """A comparison, and the limits on it.
+
+    `is_asked`: whether the limits were asked for. A drop beyond a limit that was asked for fails, also where chance may be the cause.
+    """
 
     compared: Comparison
     limits: GateLimits
+    is_asked: bool = field(default=True, kw_only=True)
 
     @property
     def where(self) -> str:
@@ -137,10 +141,10 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
         OptionError: there is a limit on a value that cannot be measured.
     """
     limits = judged.limits
-    asked = [check.limit for check in QUALITY if getattr(limits, check.limit) is not None]
+    asked = any(getattr(limits, check.limit) is not None for check in QUALITY)
     if not asked and judged.compared.is_real:
         limits = replace(limits, max_drop=DEFAULT_DROP)
-    found = list(_held(QUALITY, replace(judged, limits=limits), judged.limits))
+    found = list(_held(QUALITY, replace(judged, limits=limits, is_asked=asked), judged.limits))
     if all(check.limit is None for check in found):
         why = "give samples with --data" if not judged.compared.is_real else "no output can be compared"
         yield Check("quality", "not measured", None, True, why, kind="quality")
@@ -159,11 +163,11 @@ def _held(checks: Iterable[LimitCheck], measured: Judged, asked: GateLimits) -> 
             )
 
 
-def paired_drop(found: paired_tests.Paired, where: str, name: str = "") -> Measured:
+def paired_drop(found: paired_tests.Paired, measured: Judged, name: str = "") -> Measured:
     """Return a drop with the upper bound of its confidence interval."""
     detail = f"no worse than {found.upper:.2f} at 95 %, interval {found.low:.2f} to {found.high:.2f}"
-    detail += f", {found.lost} lost and {found.gained} gained, McNemar p {found.p:.2g}, {where}"
-    return Measured(found.drop, detail, found.drop, found.upper, name)
+    detail += f", {found.lost} lost and {found.gained} gained, McNemar p {found.p:.2g}, {measured.where}"
+    return Measured(found.drop, detail, found.drop if measured.is_asked else found.low, found.upper, name)
 
 
 def _drop(measured: Judged) -> Measured | None:
@@ -192,14 +196,14 @@ def _plain_drop(measured: Judged) -> Measured | None:
         return Measured(100 - explained, measured.where, name="explained variance, drop (points)")
     if labels is not None:
         first, second = (paired_tests.right(one, labels) for one in scores)
-        found = paired_drop(paired_tests.paired(first, second), measured.where)
+        found = paired_drop(paired_tests.paired(first, second), measured)
         before, after = (each["top1"] for each in compared.accuracy)
         change = f"{before:.2f} -> {after:.2f} %"
         return replace(found, detail=f"{change}, {found.detail}")
     if measured.limits.max_drop is None:
         return None
     same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
-    return paired_drop(paired_tests.paired(np.ones_like(same), same), measured.where, "agreement drop (points)")
+    return paired_drop(paired_tests.paired(np.ones_like(same), same), measured, "agreement drop (points)")
 
 
 def _fidelity_check(metric: Metric) -> LimitCheck:

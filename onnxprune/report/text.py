@@ -53,8 +53,9 @@ def option_value(value: Any) -> str:
 def summary(verdict: Verdict) -> str:
     """Summarize a verdict in a line: the word for quality first, then integrity, then limits on costs."""
     parts = [f"quality {verdict.quality}", f"integrity {verdict.integrity}"]
-    limited = [check for check in verdict.of("cost") if check.limit is not None]
-    parts += [f"{sum(check.passed for check in limited)} of {len(limited)} limits on costs hold"] if limited else []
+    parts += [f"costs {verdict.word('cost')}"] if verdict.word("cost") != "NOT MEASURED" else []
+    undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
+    parts += [f"{undecided} undecided"] if undecided else []
     return f"{verdict.headline}: {', '.join(parts)}"
 
 

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 import onnxprune
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import policy
+from onnxprune.evaluation import verdict as verdict_of
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.graph import io
@@ -301,7 +302,7 @@ def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> N
     (tmp_path / "c.onnx").write_bytes(tiny.SerializeToString())
     free = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, measure=MEASURE)
     drop = next(check for check in free.checks if check.name == "top-1 drop (points)")
-    assert drop.status == "PASSED"
+    assert drop.limit == verdict_of.DEFAULT_DROP
     limits = GateLimits(max_drop=max(float(drop.value), 0) + 0.1)
     verdict = onnxprune.check(tmp_path / "c.onnx", tiny_path, data=labelled, limits=limits, measure=MEASURE)
     assert next(check for check in verdict.checks if check.name == "top-1 drop (points)").status == "UNDECIDED"
@@ -346,8 +347,9 @@ def test_a_provider_that_is_not_there(tiny_path) -> None:
 VERDICT = Verdict(
     (
         Check("a | b", 1.0, 2.0, True, "fine, \x1b[1m<é>\x00"),
-        Check("drop (points)", 3.25, 0.5, False, "90 -> 86.75 %\nsecond line"),
-        Check("speed-up", 1.01, 1.0, True, "", True),
+        Check("drop (points)", 3.25, 0.5, False, "90 -> 86.75 %\nsecond line", kind="quality"),
+        Check("cosine", 0.99, None, True, kind="quality"),
+        Check("speed-up", 1.01, 1.0, True, "", True, kind="cost"),
     )
 )
 
@@ -357,7 +359,7 @@ def test_json_keeps_its_schema(tiny_path, labelled) -> None:
 
     schema = json.loads(resources.files("onnxprune.report").joinpath("check.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    for verdict in (VERDICT, onnxprune.check(tiny_path, tiny_path, data=labelled, measure=MEASURE)):
+    for verdict in (VERDICT, onnxprune.check(tiny_path, tiny_path, data=labelled, measure=MEASURE).verdict):
         jsonschema.validate(json.loads(json.dumps(Judgement("c", "b", verdict).to_dict())), schema)
 
 
@@ -475,7 +477,7 @@ def test_command_with_a_policy_and_all_formats(run, tiny, tiny_path, labelled, t
     )  # fmt: skip
     assert result.exit_code == 3
     assert "FAILED | largest class drop" in result.output
-    assert "FAILED: 1 of" in result.output
+    assert "FAILED: quality FAILED, integrity PASSED, costs PASSED" in result.output
     assert "::error file=" in result.output
     assert ElementTree.fromstring(files["junit"].read_text()).get("failures") == "1"
     assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"

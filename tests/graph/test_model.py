@@ -123,10 +123,10 @@ def test_metadata_survive_and_provenance_is_added(tiny, tmp_path, out):
     assert props["labels"] == "cat,dog"
     assert props["onnxprune.original.sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert props["onnxprune.version"] != "old"
-    assert props["onnxprune.verdict"] == "PASSED"
+    assert props["onnxprune.verdict"] == props["onnxprune.quality"] == "NOT MEASURED"
     assert props["onnxprune.data"] == "none"
     assert json.loads(props["onnxprune.target"]) == {"reduce": HALF}
-    assert len(props) == len(pruned.metadata_props) == 7
+    assert len(props) == len(pruned.metadata_props) == 8
     for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version", "ir_version"):
         assert getattr(pruned, field) == getattr(tiny, field)
     assert pruned.opset_import == tiny.opset_import

@@ -155,7 +155,7 @@ def test_markdown_has_verdict_figures_layers_and_notes(tmp_path):
     path = tmp_path / "report.md"
     saving.save(path, made_report(3), "onnxprune prune model.onnx")
     text = path.read_text(encoding="utf-8")
-    assert "**FAILED: 1 of 3 checks, 1 undecided**" in text
+    assert "**FAILED: quality UNDECIDED, integrity PASSED, costs FAILED, 1 undecided**" in text
     assert "| FLOPs | 2 M | 1 M | -50.0 % |" in text
     assert "| 2 | /backbone/stage0/block1/conv/Conv | Conv | 64 |" in text
     assert "\\</script\\>" in text
@@ -188,8 +188,8 @@ def test_names_of_curves_in_a_file_are_no_formulas(tmp_path):
 def test_sweep_can_be_reported(ending, tmp_path):
     pytest.importorskip("bokeh")
     members = (
-        Member("flops-50", 0.5, 0.5, 0.4, 2000, drop=0.1, speedup=1.5, speedup_interval=(1.4, 1.6), verdict=True, pareto=True),
-        Member("flops-60", 0.6, 0.6, 0.4, 1000, drop=0.3, verdict=True),
+        Member("flops-50", 0.5, 0.5, 0.4, 2000, drop=0.1, speedup=1.5, speedup_interval=(1.4, 1.6), verdict="PASSED", pareto=True),
+        Member("flops-60", 0.6, 0.6, 0.4, 1000, drop=0.3, verdict="PASSED"),
         Member("flops-90", 0.9, note="it cannot be reached"),
     )  # fmt: skip
     path = tmp_path / f"sweep{ending}"
@@ -215,7 +215,7 @@ def test_check_can_be_reported(ending, tiny_path, samples, out, run):
         jsonschema.validate(json.loads(text), schema)
     if ending == ".html":
         found = Page(text)
-        assert "PASSED: all" in text
+        assert "PASSED: quality PASSED, integrity PASSED" in text
         assert {row["id"] for row in found.all("table")} == {"checks-table", "made-table"}
         assert path.stat().st_size < 100_000  # Bokeh is left out
         link = next(one for one in found.all("a") if "download" in one)

@@ -17,8 +17,8 @@ SWEEP = Sweep(
     "model.onnx",
     "flops",
     (
-        Member("flops-50", 0.5, 0.5, 0.4, 2000, 0.1, 0.01, 2.0, 1.5, (1.4, 1.6), verdict=True, pareto=True),
-        Member("flops-60", 0.6, 0.6, 0.4, 1000, 0.3, 0.02, 2.5, 1.2, (1.1, 1.3), verdict=True),
+        Member("flops-50", 0.5, 0.5, 0.4, 2000, 0.1, 0.01, 2.0, 1.5, (1.4, 1.6), verdict="PASSED", pareto=True),
+        Member("flops-60", 0.6, 0.6, 0.4, 1000, 0.3, 0.02, 2.5, 1.2, (1.1, 1.3), verdict="PASSED"),
         Member("flops-90", 0.9, note="it cannot be reached"),
     ),
     4000,
@@ -26,7 +26,7 @@ SWEEP = Sweep(
     "10 samples",
 )
 JUDGEMENT = Judgement(
-    "a.onnx", "b.onnx", Verdict((Check("fits", True, None, True), Check("drop", 2.0, 1.0, False, "a <detail>")))
+    "a.onnx", "b.onnx", Verdict((Check("fits", True, None, True), Check("drop", 2.0, 1.0, False, "a <detail>", kind="quality")))
 )
 
 NEEDS_A_NAME = {
