@@ -1109,6 +1109,14 @@ def _newer() -> list[Case]:
             for op, text in (("Expand", "t = Concat <axis=0> (n, sz) z = Expand (token, t)"), ("Expand", "t = Concat <axis=0> (n, ones) z = Expand (token, t)"), ("Tile", "t = Concat <axis=0> (n, ones) z = Tile (token, t)"))
             for count, (place, joined) in ((1, ("first", "z, p")), (3, ("last", "p, z")))
         ),
+        *(
+            flow(op, f"tokens before the others, {spelled}", f"{n} {text} r = Reshape (a, rs) p = Transpose <perm=[0,2,1]> (r) m = Add (p, place) q = Concat <axis=1> (z, m) l = MatMul (q, wm) u = Transpose <perm=[0,2,1]> (l) b = Unsqueeze (u, last)", 8 + 8, v=(4, 8, 1, 1), opset=17, last=[3], token=(1, 3, 8), ones=[1, 1], sz=[3, 8], rs=[0, 8, 36], place=(1, 36, 8), wm=(8, 8))
+            for op, spelled, text in (
+                ("Expand", "sizes", "t = Concat <axis=0> (n, sz) z = Expand (token, t)"),
+                ("Expand", "ones", "t = Concat <axis=0> (n, ones) z = Expand (token, t)"),
+                ("Tile", "repeats", "t = Concat <axis=0> (n, ones) z = Tile (token, t)"),
+            )
+        ),
     ]  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def run_batch(
         ModelError: onnxruntime fails on these inputs.
     """
     try:
-        return list(opened.run(names, feeds))
+        return list(opened.run(names, {name: _array(value) for name, value in feeds.items()}))
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
         raise ModelError(
@@ -127,6 +127,11 @@ def run_batch(
             why=f"on {shapes}: {first_line(error)}",
             hint="check the shapes and dtypes of the inputs",
         ) from error
+
+
+def _array(value: Any) -> Any:
+    """Return a number as an array without axes: the arithmetic of numpy turns such an array into a number."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

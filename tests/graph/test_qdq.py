@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -190,12 +191,12 @@ def test_without_rounding_activations_are_clipped() -> None:
     ("parameters", "attributes"),
     [((), {}), ((1,), {}), ((6,), {"axis": 0}), ((4,), {"axis": -1}), ((2, 4), {"axis": 0, "block_size": 3})],
 )
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, ml_dtypes.int4, ml_dtypes.uint4])
 def test_integers_are_dequantized_as_onnxruntime_does(
     parameters: tuple[int, ...], attributes: dict[str, int], dtype: type
 ) -> None:
     rng = np.random.default_rng(0)
-    limits = np.iinfo(dtype)
+    limits = ml_dtypes.iinfo(dtype)
     arrays = {
         "w": rng.integers(limits.min, limits.max, (6, 4)).astype(dtype),
         "s": rng.uniform(0.1, 1, parameters).astype(np.float32),

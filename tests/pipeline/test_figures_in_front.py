@@ -81,7 +81,7 @@ def test_pixels_and_masks_are_amounts(tmp_path: Path) -> None:
         value.type.tensor_type.elem_type = kind
     path, data, _ = data_of(proto, tmp_path)
     curves = onnxprune.sensitivity(path, data=data).curves
-    assert 0 < min(curve.losses[1:].min() for curve in curves)
+    assert min(curve.losses[1:].min() for curve in curves) > 0
     assert max(curve.losses.max() for curve in curves) < 10
     found = onnxprune.prune(path, data=data, **OPTIONS)
     assert 50 < found.report.fidelity["explained"] < 100
