@@ -38,6 +38,7 @@ class Data:
         inputs: inputs of the model.
         name: name of the data in a report.
         classes: names of the classes, for a folder of images.
+        is_generated: whether the samples are generated: the truth about them is not known.
     """
 
     arrays: Mapping[str, Array | Sequence[Path]]
@@ -46,6 +47,7 @@ class Data:
     inputs: tuple[InputSpec, ...]
     name: str
     classes: tuple[str, ...] = field(default=())
+    is_generated: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))

@@ -63,7 +63,7 @@ def generate(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], 
         rows, shape = spec.samples.rows, _sample_shape(spec, shapes)
         drawn = _draw(spec, (n * rows, *shape), np.random.default_rng(own))
         arrays[spec.name] = drawn if rows == 1 else drawn.reshape(n, rows, *shape)
-    return Data(arrays, None, None, tuple(specs), NAME)
+    return Data(arrays, None, None, tuple(specs), NAME, is_generated=True)
 
 
 def why_not_generated(specs: Sequence[InputSpec]) -> str | None:

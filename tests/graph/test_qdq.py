@@ -236,7 +236,13 @@ def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:
     )
     source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     model = load(source)
-    assert trace_model(model).pinned.all()
+    trace = trace_model(model)
+    assert trace.pinned.sum() == 4
+    keep = random_plan(trace, 0, 0.5)
+    pruned = rewrite.delete(model, trace, keep)
+    assert prove(model, pruned, mask(model, trace, keep)).difference <= TOLERANCE
+    (stored,) = [t for t in pruned.to_proto().graph.initializer if t.data_type == TensorProto.INT4]
+    assert list(stored.dims) == [4, 4]
     feeds = random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
     before, after = (run_batch(open_session(proto), feeds)[0] for proto in (source, model.to_proto()))
     assert np.array_equal(before, after)
