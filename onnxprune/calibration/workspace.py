@@ -26,7 +26,7 @@ from onnxprune.runtime.session import Feeds
 GENERATED = "generated"
 """Value of `--data` for generated inputs."""
 DATA_FREE = "data-free: inputs were generated, no real sample was used"
-STORED, SUMS = 0.4, 0.3
+STORED, SUMS = 0.33, 0.25
 """Shares of `--memory` for stored activations and for the sums of one layer; onnxruntime and numpy need the rest."""
 
 
