@@ -26,6 +26,7 @@ from onnxprune.graph.shapes import (
     infer_shapes,
     input_shapes,
     no_shape_runs,
+    refuse_without_room,
     told_sizes,
 )
 from onnxprune.runtime.session import Feeds, fed_inputs, random_feeds, run_batch
@@ -279,7 +280,10 @@ class _Derivation:
 
     def _inferred(self, layout: Layout, fixed: int | None, sizes: Sequence[int]) -> Signature | None:
         """Return the signature by shape inference; None where inference does not tell."""
-        known = infer_shapes(self.light, self._shapes(layout, fixed or PROBE, sizes))
+        shapes = self._shapes(layout, fixed or PROBE, sizes)
+        if self.most_elements < math.inf:  # a guess
+            refuse_without_room(self.light, shapes)
+        known = infer_shapes(self.light, shapes)
         if any(name not in known.full for name in self.names) or contradiction(self.light, known.full):
             return None
         axes = [_axis_of(known.full[name], fixed or PROBE) for name in self.names]
