@@ -146,7 +146,8 @@ def score(
     """
     trace, on_stage = estimator.analysis.trace, estimator.on_stage
     asked = estimator.options.round_to is not None  # `with_multiple` may have set another one
-    rules = replace(PruningRules.of(scored.trace, options, options.scope), may_refine=not asked)
+    may_refine = estimator.refines and not asked
+    rules = replace(PruningRules.of(scored.trace, options, options.scope), may_refine=may_refine)
     local = keep[held]
     removals: list[Removal] = []
     if options.importance in WITH_DATA or options.scope == "sensitivity":

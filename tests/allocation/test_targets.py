@@ -343,6 +343,20 @@ def test_a_finer_multiple_is_used_where_a_batch_goes_far_beyond_the_target(
     assert share == 0.5 or coarse > share + BEYOND  # else the property says nothing
 
 
+@pytest.mark.parametrize("slower", [False, True])
+def test_a_finer_multiple_that_is_slower_than_the_original_is_not_used(
+    wide: Path, slower: bool, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
+    monkeypatch.setattr(schedule, "sample_times", lambda *_, **__: np.array([[1.0, 1.0], [2.0 if slower else 0.5] * 2]))
+    monkeypatch.setattr("onnxprune.evaluation.never_slower.RESOLUTION", 1e9)
+    how = {"repair": "none", "measure": BenchmarkConfig(runs=1, warmup=0)}
+    found = onnxprune.prune(wide, output=tmp_path / "o.onnx", reduce={"flops": 0.3}, **how)
+    coarse = onnxprune.prune(wide, reduce={"flops": 0.3}, round_to=16, **how)
+    assert any("finer channel multiples" in note and ("slower" in note) == slower for note in found.report.notes)
+    assert (found.report.after.flops == coarse.report.after.flops) == slower
+
+
 def test_a_finer_multiple_for_all_is_refined_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
     b = Builder((3, 16, 16))
