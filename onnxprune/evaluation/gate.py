@@ -26,7 +26,7 @@ from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import all_finite, relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch, watch
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ def _front(
     for path, proto in (baseline, candidate):
         watched = onnx.ModelProto()
         watched.CopyFrom(proto)
-        there = {output.name for output in proto.graph.output}
-        watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+        watch(watched, names)
         sessions.append(open_session(watched, config, where=os.fspath(path)))
     return Front(names, (sessions[0], sessions[1]))
 

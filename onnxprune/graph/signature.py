@@ -227,8 +227,7 @@ class _Derivation:
     def signature(self, layout: Layout, failures: list[tuple[Shapes, ModelError]]) -> Signature | None:
         """Return the signature where a layout holds; add the runs that failed to `failures`."""
         lead = layout[self.first.name]
-        size = 1 if lead is None else self.first.type.tensor_type.shape.dim[lead].dim_value
-        fixed = size if size > 0 else None
+        fixed = 1 if lead is None else max(self.first.type.tensor_type.shape.dim[lead].dim_value, 0) or None
         guessed = self._is_guessed(layout)
         self.most_elements = MOST_ELEMENTS if guessed else math.inf
         tried = candidate_sizes(self.header)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,12 @@ def open_session(
         ) from failure
     opened.onnxprune_weights = shared  # keep them as long as the session
     return opened
+
+
+def watch(proto: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Make tensors of a model outputs as well, in place."""
+    present = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
 
 
 def run_batch(

@@ -131,13 +131,11 @@ def _filled(ctx: RuleContext, i: int) -> Ids:
     rank = len(ctx.out_shape())
     sizes, axis, target = ctx.sizes(i), _filled_axis(ctx), ctx.value(i)
     out = nothing(rank)
-    if axis is None:
-        pass
-    elif target is not None and target.size == rank and target.reshape(-1)[axis] == 1:
+    if axis is not None and target is not None and target.size == rank and target.reshape(-1)[axis] == 1:
         out = _minted(ctx, axis)  # the size stays that of the constant
         if sizes is None:
             return out
-    elif sizes is not None and len(sizes) == rank:
+    elif axis is not None and sizes is not None and len(sizes) == rank:
         size = sizes[axis]
         if size.owner is not None:
             out = _minted(ctx, axis)
