@@ -1105,9 +1105,17 @@ def _newer() -> list[Case]:
         flow("Expand", "one number", f"{n} t = Concat <axis=0> (n, sz) z = Expand (one1, t) b = Concat <axis=1> (z, a)", 8 + 5, sz=[5, 6, 6], one1=np.ones(1, np.float32), v=(4, 13, 1, 1), opset=17),
         flow("Expand", "coordinates", f"{n} t = Concat <axis=0> (n, sz) z = Expand (k, t) b = Concat <axis=1> (a, z)", 8 + 2, sz=[2, 6, 6], k=(1, 2, 6, 6), v=(4, 10, 1, 1), opset=17),
         *(
-            flow(op, f"{count} tokens {place}", f"{n} r = Reshape (a, rs) p = Transpose <perm=[0,2,1]> (r) {text} q = Concat <axis=1> ({joined}) u = Transpose <perm=[0,2,1]> (q) b = Unsqueeze (u, last)", 8, v=(4, 8, 1, 1), opset=17, token=(1, count, 8), ones=[1, 1], sz=[count, 8], rs=[0, 0, 36], last=[3])
-            for op, text in (("Expand", "t = Concat <axis=0> (n, sz) z = Expand (token, t)"), ("Expand", "t = Concat <axis=0> (n, ones) z = Expand (token, t)"), ("Tile", "t = Concat <axis=0> (n, ones) z = Tile (token, t)"))
+            flow(op, f"{count} tokens {place}, {spelled}", f"{n} r = Reshape (a, rs) p = Transpose <perm=[0,2,1]> (r) {text} q = Concat <axis=1> ({joined}) u = Transpose <perm=[0,2,1]> (q) b = Unsqueeze (u, last)", 8, v=(4, 8, 1, 1), opset=17, token=(1, count, 8), ones=[1, 1], sz=[count, 8], rs=[0, 0, 36], last=[3])
+            for op, spelled, text in (("Expand", "sizes", "t = Concat <axis=0> (n, sz) z = Expand (token, t)"), ("Expand", "ones", "t = Concat <axis=0> (n, ones) z = Expand (token, t)"), ("Tile", "repeats", "t = Concat <axis=0> (n, ones) z = Tile (token, t)"))
             for count, (place, joined) in ((1, ("first", "z, p")), (3, ("last", "p, z")))
+        ),
+        *(
+            flow(op, f"tokens before the others, {spelled}", f"{n} {text} r = Reshape (a, rs) p = Transpose <perm=[0,2,1]> (r) m = Add (p, place) q = Concat <axis=1> (z, m) l = MatMul (q, wm) u = Transpose <perm=[0,2,1]> (l) b = Unsqueeze (u, last)", 8 + 8, v=(4, 8, 1, 1), opset=17, last=[3], token=(1, 3, 8), ones=[1, 1], sz=[3, 8], rs=[0, 8, 36], place=(1, 36, 8), wm=(8, 8))
+            for op, spelled, text in (
+                ("Expand", "sizes", "t = Concat <axis=0> (n, sz) z = Expand (token, t)"),
+                ("Expand", "ones", "t = Concat <axis=0> (n, ones) z = Expand (token, t)"),
+                ("Tile", "repeats", "t = Concat <axis=0> (n, ones) z = Tile (token, t)"),
+            )
         ),
     ]  # fmt: skip
 

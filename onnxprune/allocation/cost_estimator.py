@@ -108,6 +108,8 @@ class CostEstimator:
             edits.
     """
 
+    refines: bool = True
+
     def __init__(
         self,
         analysis: Analysis,
@@ -131,6 +133,12 @@ class CostEstimator:
         if original is None:
             # the file may hold parameters that loading has folded away
             self._amounts = {**self.start, "params": float(analysis.model.params), **self.measure(analysis.model)}
+
+    def without_finer_multiples(self) -> CostEstimator:
+        """Return the same estimator, for a selection that keeps the usual channel multiples."""
+        found = copy.copy(self)
+        found.refines = False
+        return found
 
     @functools.cached_property
     def start(self) -> Amounts:

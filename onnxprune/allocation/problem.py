@@ -25,8 +25,8 @@ from onnxprune.types import BoolArray, Curve, FloatArray, Group, Trace
 
 BEYOND = 0.03
 """Share of the model beyond the budget from which a finer channel multiple is tried."""
-COUNTED = {"flops", "params"}
-"""Quantities that are counted: the others are measured, and depend on whole channel multiples."""
+COUNTED = {"flops", "params", "size", "memory"}
+"""Quantities that are counted: latency is measured, and depends on whole channel multiples."""
 SAVES_NOTHING = 1e-12
 """Least share of the cost that a channel is taken to save."""
 
@@ -145,7 +145,9 @@ def score(
         first: whether this is the first step: only then the threshold applies.
     """
     trace, on_stage = estimator.analysis.trace, estimator.on_stage
-    rules = PruningRules.of(scored.trace, options, options.scope)
+    asked = estimator.options.round_to is not None  # `with_multiple` may have set another one
+    may_refine = estimator.refines and not asked
+    rules = replace(PruningRules.of(scored.trace, options, options.scope), may_refine=may_refine)
     local = keep[held]
     removals: list[Removal] = []
     if options.importance in WITH_DATA or options.scope == "sensitivity":
@@ -210,10 +212,16 @@ def refuse_unprunable(analysis: Analysis) -> None:
             why=f"its layers are {', '.join(layers)}",
             hint="prune the float model, then quantize the result",
         )
+    opaque = sorted({one.operator for one in trace.opaque})
+    rest = (
+        f"its weights are in {', '.join(opaque)}, which no rule prunes"
+        if opaque
+        else "it has no layer with a constant weight"
+    )
     raise ModelError(
         "nothing can be pruned",
         where=str(analysis.model.path),
-        why="; ".join(knapsack.holders(trace, PruningRules())) or "it has no layer with a constant weight",
+        why="; ".join(knapsack.holders(trace, PruningRules())) or rest,
         hint="`onnxprune inspect` lists every reason",
     )
 

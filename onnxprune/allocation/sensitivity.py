@@ -11,7 +11,7 @@ from onnxprune.calibration.capture import LayerwiseRunner
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.comparison_points import measured_tensors
-from onnxprune.graph.linear import write_together
+from onnxprune.graph.linear import share_one_weight, write_together
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.importance.obs import Removal
@@ -70,8 +70,8 @@ def curves(
             for node, (matrix, bias) in weights.items():
                 together = [linear_of(by_output[model.graph.nodes[n].outputs[0].name]) for n in units[node].nodes]
                 layers = [layer for layer in together if layer is not None]
-                for layer in layers:  # the mask gave each of them a weight of its own
-                    layer.write(store.get(matrix), None)
+                share_one_weight(layers)
+                layers[0].write(store.get(matrix), None)
                 if all(layer.has_bias for layer in layers) and not units[node].fixed_bias:
                     write_together(layers, None, store.get(bias) - layers[0].effective()[1])
             losses.append(probe.loss(variant, aligned=aligned))

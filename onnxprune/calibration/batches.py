@@ -113,6 +113,11 @@ class Calibration:
         return slice(0, cut), slice(cut, None)
 
 
+def has_images(data: Data) -> bool:
+    """Tell whether an input holds images of the user: what `onnxprune.data.augment.augment` changes."""
+    return not data.is_generated and any(x.ndim == 4 and x.dtype.kind == "f" for x in data.samples(0, 1).values())
+
+
 def is_enlarged_data(data: Data) -> bool:
     """Tell whether an input holds enlarged images; see `onnxprune.data.augment.is_enlarged`."""
     feeds = data.samples(0, min(CHECKED, len(data)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import captured_names
 from onnxprune.runtime.session import ALTERNATING, Feeds, open_session, run_batch
@@ -168,7 +169,16 @@ class LayerwiseRunner:
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
             proto.graph.input.append(onnx.helper.make_tensor_sequence_value_info(name, kind, None))
-        return open_session(proto, ALTERNATING, where=str(self.model.path), weights=weights)
+        try:
+            return open_session(proto, ALTERNATING, where=str(self.model.path), weights=weights)
+        except ModelError:  # onnxruntime infers a wrong shape from unknown ones, as behind an Attention
+            last = {name: self.store.get(self.kept[name][-1]) for name in arrays}
+            for value in proto.graph.input[: len(arrays)]:
+                shapes = np.shape(arrays[value.name]), np.shape(last[value.name])
+                for dim, one, other in zip(value.type.tensor_type.shape.dim, *shapes, strict=True):
+                    if one == other:
+                        dim.dim_value = one
+            return open_session(proto, ALTERNATING, where=str(self.model.path), weights=weights)
 
     def may_rewind(self, nodes: Collection[int], changed: Collection[int]) -> bool:
         """Tell whether `nodes` include all nodes that have run and depend on the nodes `changed`."""

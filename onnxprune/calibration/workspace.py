@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, is_enlarged_data
+from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, has_images, is_enlarged_data
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.data.dataset import Data, DataLike, hint_of, load_data
 from onnxprune.data.preprocess import Preprocess
@@ -26,7 +26,7 @@ from onnxprune.runtime.session import Feeds
 GENERATED = "generated"
 """Value of `--data` for generated inputs."""
 DATA_FREE = "data-free: inputs were generated, no real sample was used"
-STORED, SUMS = 0.4, 0.3
+STORED, SUMS = 0.33, 0.25
 """Shares of `--memory` for stored activations and for the sums of one layer; onnxruntime and numpy need the rest."""
 
 
@@ -68,10 +68,10 @@ def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> I
     kinds = options.augment
     if kinds is None:
         kinds, reasons = (), []
-        if data.name != GENERATED_NAME and _is_short(analysis, min(len(data), options.samples)):
+        if has_images(data) and _is_short(analysis, min(len(data), options.samples)):
             kinds = AUTOMATIC
             reasons.append("most parameters lie in layers with fewer rows than unknowns")
-        if data.name != GENERATED_NAME and is_enlarged_data(data):
+        if has_images(data) and is_enlarged_data(data):
             kinds = (*AUTOMATIC, "detail")
             reasons.append("the images look enlarged, and sharp images would lose more")
         if kinds:

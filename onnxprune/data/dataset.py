@@ -338,6 +338,7 @@ def _from_arrays(
     n = _check_lengths(arrays, inputs, where, 1)
     if labels is not None:
         labels = np.asarray(labels)
+        labels = labels[:, 0] if labels.shape == (n, 1) else labels  # as Keras writes them
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
             raise DataError(
                 "the labels don't fit",

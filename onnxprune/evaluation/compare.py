@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
+RUN_BYTES = 8_000_000
+"""Bytes of the inputs of a run: activations take ten to fifty times as much."""
 RANDOM_SAMPLES = 16
 """Number of seeded random inputs that are used without data."""
 
@@ -158,7 +160,8 @@ def predict(
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out.
     """
     parts: list[list[Any]] = []
-    size = data.fixed or size
+    sample = sum(value.nbytes for value in data.samples(0, 1).values())
+    size = data.fixed or min(size, max(1, RUN_BYTES // max(sample, 1)))
     for start in range(0, len(data), size):
         stop = min(start + size, len(data))
         feeds = data.rows(start, stop) if data.fixed is None else filled(data, start, size)

@@ -15,17 +15,18 @@ from onnxprune.data.input_spec import input_specs
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import compare, finite_check
+from onnxprune.evaluation.compare import Front, compare, finite_check
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.evaluation.verdict import Measurements, hold
 from onnxprune.graph import io
+from onnxprune.graph.comparison_points import in_front_of_files
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import all_finite, relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch, watch
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def check(
     ran = opened[0][1]
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    compared = compare(original, ran, ours, loaded, replace(config, latency=False), signature, on_stage)
+    front = _front((baseline, theirs), (candidate, ours), config.session)
+    compared = compare(original, ran, ours, loaded, replace(config, latency=False), signature, on_stage, front=front)
     timed = None
     if config.latency:
         timed = paired_timing.time_pair(
@@ -136,6 +138,24 @@ def check(
 
 def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceSession:
     return open_session(os.fspath(path), config, where=os.fspath(path))
+
+
+def _front(
+    baseline: tuple[str | os.PathLike[str], onnx.ModelProto],
+    candidate: tuple[str | os.PathLike[str], onnx.ModelProto],
+    config: SessionConfig,
+) -> Front | None:
+    """Return what stands for outputs that a selection leads to, where both files compute it."""
+    names = in_front_of_files(baseline[1], candidate[1])
+    if not names:
+        return None
+    sessions = []
+    for path, proto in (baseline, candidate):
+        watched = onnx.ModelProto()
+        watched.CopyFrom(proto)
+        watch(watched, names)
+        sessions.append(open_session(watched, config, where=os.fspath(path)))
+    return Front(names, (sessions[0], sessions[1]))
 
 
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:

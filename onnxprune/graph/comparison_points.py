@@ -10,7 +10,7 @@ boundary ends in such a function, the tensor in front of the function shows what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -147,6 +147,21 @@ def measured_tensors(graph: gs.Graph) -> tuple[str, ...]:
     """Return the tensors on which the loss of a changed model is measured: its outputs, or what enters their selection."""
     points = comparison_points(graph, SELECTING)
     return points.continuous or points.outputs
+
+
+def in_front(graph: gs.Graph, other: Iterable[str]) -> tuple[str, ...]:
+    """Return the measured tensors where they stand for outputs that a selection leads to, and are among those of another model."""
+    names = measured_tensors(graph)
+    stands = names != tuple(output.name for output in graph.outputs)
+    return names if stands and set(names) <= set(other) else ()
+
+
+def in_front_of_files(original: onnx.ModelProto, other: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the same for two files, as they are; nothing for a file with functions, which hide the selection."""
+    if original.functions:
+        return ()
+    tensors = (name for node in other.graph.node for name in node.output)
+    return in_front(gs.import_onnx(original), tensors)
 
 
 def _in_front(names: Sequence[str], producers: dict[str, gs.Node]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,24 +64,46 @@ class Folded:
     def take(self, cuts: Cuts, value: Array) -> Folded:
         """Return what computes `value`, which is the constant at some indices along some axes.
 
-        Along such an axis an argument loses the same indices where it has the size of the constant there, and a list
-        of sizes gets the new size. Where that is not enough, `can_take` says so.
+        Along such an axis an argument loses the same indices, and a list of sizes gets the new size. Which axis of an
+        argument leads to an axis of the constant is tried: the one at the same place from the end first.
+
+        Raises:
+            ValueError: no axes of the arguments do; `can_take` tells.
         """
-        sources = {name: _cut(source, cuts, self.value.shape) for name, source in self.sources.items()}
-        return replace(self, value=value, sources=sources)
+        found = self
+        for axis, index in cuts:
+            part = found.value.take(index, axis=axis)
+            tried = (replace(found, value=part, sources=sources) for sources in found._cut(axis, index))
+            fitting = (one for one in tried if one.cast is not None or one.computes())
+            one = next(fitting, None)
+            if one is None:
+                raise ValueError(f"{self.output} cannot be computed from less along axis {axis}")
+            found = one
+        return replace(found, value=value)
+
+    def _cut(self, axis: int, index: Array) -> Iterator[dict[str, gs.Constant]]:
+        """Yield the arguments without what an axis of the constant loses, for one place of that axis after the other."""
+        rank, size = self.value.ndim, self.value.shape[axis]
+        largest = max((len(source.shape) for source in self.sources.values()), default=0)
+        for place in (axis - rank, *(own for own in range(-1, -largest - 1, -1) if own != axis - rank)):
+            yield {name: _cut(source, axis, place, rank, size, index) for name, source in self.sources.items()}
 
     def can_take(self, axis: int) -> bool:
         """Tell whether `take` holds along an axis: tried with every second index."""
-        if self.cast is not None:
-            return True
         index = np.arange(0, self.value.shape[axis], 2)
-        expected = self.value.take(index, axis=axis)
-        taken = self.take([(axis, index)], expected)
         try:
-            found = taken.run()
-        except Exception:  # the arguments fit no longer
+            self.take([(axis, index)], self.value.take(index, axis=axis))
+        except ValueError:
             return False
-        return found.shape == expected.shape and np.array_equal(found, expected)
+        return True
+
+    def computes(self) -> bool:
+        """Tell whether the nodes compute the constant."""
+        try:
+            found = self.run()
+        except Exception:  # the arguments do not fit
+            return False
+        return found.shape == self.value.shape and np.array_equal(found, self.value)
 
     def run(self) -> Array:
         """Compute the constant."""
@@ -119,17 +141,20 @@ class Folded:
         return replace(self, output=output, nodes=tuple(nodes), sources=sources)
 
 
-def _cut(source: gs.Constant, cuts: Cuts, shape: tuple[int, ...]) -> gs.Constant:
-    """Slice an argument of the nodes that compute a constant of a shape."""
+def _cut(source: gs.Constant, axis: int, place: int, rank: int, size: int, index: Array) -> gs.Constant:
+    """Slice an argument along the axis `place`, from the end, where it has the size of an axis of a constant.
+
+    A list of the sizes of the constant, or of as many as an argument has axes, gets the new size.
+    """
     if not (isinstance(source.dtype, np.dtype) or is_float(source)):
         return source  # packed integers would not export to the same bytes
     value = source.values
-    for axis, index in cuts:
-        own = axis - len(shape) + value.ndim
-        if value.dtype == np.int64 and value.shape == (len(shape),) and value[axis] == shape[axis]:
-            value = np.where(np.arange(len(shape)) == axis, len(index), value)
-        elif own >= 0 and value.shape[own] == shape[axis]:
-            value = value.take(index, axis=own)
+    if value.dtype == np.int64 and value.shape == (rank,) and value[axis] == size:
+        value = np.where(np.arange(rank) == axis, len(index), value)
+    elif value.dtype == np.int64 and value.ndim == 1 and -place <= len(value) and value[place] == size:
+        value = np.where(np.arange(len(value)) == len(value) + place, len(index), value)
+    elif -place <= value.ndim and value.shape[place] == size:
+        value = value.take(index, axis=place)
     return gs.Constant(source.name, value)
 
 

@@ -44,6 +44,15 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from graphs_of(body)
 
 
+def unread(graph: onnx.GraphProto) -> str:
+    """Return a note on the weights that nothing reads, which a result leaves out; empty where there are none."""
+    parts = list(graphs_of(graph))
+    read = {name for part in parts for node in part.node for name in node.input}
+    read |= {value.name for part in parts for value in part.output}
+    sizes = [math.prod(t.dims) for t in graph.initializer if t.data_type in FLOATS and t.name not in read]
+    return f"weights that nothing reads are left out: {len(sizes)} with {sum(sizes):,} parameters" if sizes else ""
+
+
 def densify(graph: onnx.GraphProto) -> int:
     """Store sparse initializers and constants densely, in their own type, in place; return how many there were."""
     found = 0

@@ -255,7 +255,7 @@ def _imported(file: Path) -> Model:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
-    params = count_params(proto)
+    params, unread = count_params(proto), initializers.unread(proto.graph)
     initializers.hoist(proto.graph)
     defaults = initializers.take_defaults(proto.graph)
     extras = _unsupported_by_graphsurgeon(proto.graph)
@@ -273,7 +273,7 @@ def _imported(file: Path) -> Model:
         size,
         params,
         defaults=defaults,
-        notes=found.notes,
+        notes=(*found.notes, *filter(None, [unread])),
     )
 
 

@@ -287,6 +287,14 @@ def is_there(node: gs.Node, i: int) -> bool:
     return i < len(node.inputs) and bool(node.inputs[i].name)
 
 
+def share_one_weight(layers: Sequence[Linear]) -> None:
+    """Give layers one weight that no other node reads, in place."""
+    first = layers[0].node.inputs[layers[0].weight]
+    own = gs.Constant(f"{first.name}__unit", first.values)
+    for layer in layers:
+        layer.node.inputs[layer.weight] = own
+
+
 def write_together(layers: Sequence[Linear], matrix: Array | None, change: Array | None) -> None:
     """Write the matrix of layers that share a weight, unless None, and add a change to each of their stored biases.
 

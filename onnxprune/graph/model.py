@@ -29,7 +29,7 @@ from onnxprune.graph.normalize import BatchNorm
 from onnxprune.graph.qdq import captured_names, is_dequantized, is_integer_matrix
 from onnxprune.graph.shapes import InferredShapes, infer_shapes
 from onnxprune.graph.signature import Signature
-from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session
+from onnxprune.runtime.session import DEFAULT, SessionConfig, open_session, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -102,8 +102,7 @@ class Model:
         The tensors `outputs` are outputs as well.
         """
         proto, weights = self.stub()
-        present = {value.name for value in proto.graph.output}
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in present)
+        watch(proto, outputs)
         return open_session(proto, config, where=where or str(self.path), weights=weights)
 
     def byte_size(self) -> int:

@@ -18,6 +18,7 @@ from onnxprune.graph.nodes import bodies_of
 
 Array = np.ndarray[Any, Any]
 STANDARD = (None, "", "ai.onnx")
+FOUR_BITS = ("int4", "uint4")
 INTEGERS = tuple(
     getattr(onnx.TensorProto, name)
     for name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1", "FLOAT8E4M3FN", "FLOAT8E5M2")
@@ -32,13 +33,13 @@ def is_integer_matrix(kind: int, shape: Sequence[int]) -> bool:
 
 
 def is_dequantized(node: gs.Node) -> bool:
-    """Tell whether a node does nothing but dequantize a constant of whole bytes."""
+    """Tell whether a node does nothing but dequantize a constant of integers, of four bits or more."""
     return (
         node.op == "DequantizeLinear"
         and is_quantizer(node)
         and all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs)
         and isinstance(node.inputs[0].dtype, np.dtype)
-        and node.inputs[0].dtype.kind in "iu"
+        and (node.inputs[0].dtype.kind in "iu" or str(node.inputs[0].dtype) in FOUR_BITS)
         and "output_dtype" not in node.attrs
     )
 

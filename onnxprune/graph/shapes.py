@@ -124,6 +124,28 @@ def told_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[tuple[st
     return found
 
 
+def refuse_without_room(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse shapes of inputs from which a tensor without elements, or of a negative size, follows.
+
+    Shape inference of onnx ends the process where a Slice takes a tensor of a negative size, as a window without room gives it:
+    here an operator that nothing is known of stands for each Slice.
+
+    Raises:
+        ModelError: the shapes cannot be.
+    """
+    if not any(node.op_type == "Slice" for node in proto.graph.node):
+        return
+    cautious = onnx.ModelProto()
+    cautious.CopyFrom(proto)
+    cautious.opset_import.add(domain="unknown", version=1)
+    for node in cautious.graph.node:
+        if node.op_type == "Slice":
+            node.domain = "unknown"
+    wrong = contradiction(cautious, infer_shapes(cautious, shapes).full)
+    if wrong:
+        raise ModelError("the shape does not fit the model", why=f"on {dict(shapes)}: no room for {wrong}")
+
+
 def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the node whose inferred shapes cannot be; empty where there is none.
 

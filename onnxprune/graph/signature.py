@@ -26,6 +26,7 @@ from onnxprune.graph.shapes import (
     infer_shapes,
     input_shapes,
     no_shape_runs,
+    refuse_without_room,
     told_sizes,
 )
 from onnxprune.runtime.session import Feeds, fed_inputs, random_feeds, run_batch
@@ -226,8 +227,7 @@ class _Derivation:
     def signature(self, layout: Layout, failures: list[tuple[Shapes, ModelError]]) -> Signature | None:
         """Return the signature where a layout holds; add the runs that failed to `failures`."""
         lead = layout[self.first.name]
-        size = 1 if lead is None else self.first.type.tensor_type.shape.dim[lead].dim_value
-        fixed = size if size > 0 else None
+        fixed = 1 if lead is None else max(self.first.type.tensor_type.shape.dim[lead].dim_value, 0) or None
         guessed = self._is_guessed(layout)
         self.most_elements = MOST_ELEMENTS if guessed else math.inf
         tried = candidate_sizes(self.header)
@@ -279,7 +279,10 @@ class _Derivation:
 
     def _inferred(self, layout: Layout, fixed: int | None, sizes: Sequence[int]) -> Signature | None:
         """Return the signature by shape inference; None where inference does not tell."""
-        known = infer_shapes(self.light, self._shapes(layout, fixed or PROBE, sizes))
+        shapes = self._shapes(layout, fixed or PROBE, sizes)
+        if self.most_elements < math.inf:  # a guess
+            refuse_without_room(self.light, shapes)
+        known = infer_shapes(self.light, shapes)
         if any(name not in known.full for name in self.names) or contradiction(self.light, known.full):
             return None
         axes = [_axis_of(known.full[name], fixed or PROBE) for name in self.names]

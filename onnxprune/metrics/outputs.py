@@ -12,7 +12,10 @@ from onnxprune.errors import DataError
 from onnxprune.metrics.table import of_kind
 from onnxprune.types import FloatArray
 
-Outputs = list[np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Outputs = list[Array]
+BLOCK = 2**20
+"""Values that are converted to float64 at a time."""
 JUDGED = 8
 """Samples from which outputs with one and the same largest entry are no class scores."""
 JITTER_BITS = 4
@@ -46,23 +49,26 @@ class OutputPair:
         return 100.0 * float((order == self.labels[: len(scores), None]).any(axis=1).mean())
 
     def mean(self, measure: Callable[[Any, Any], Any]) -> float | None:
-        """Return the mean over outputs of a function of the original and the candidate, (n, values) in float64.
+        """Return the mean over outputs of a function of the original and the candidate, (n, …) arrays.
 
         Outputs whose shapes differ are left out, and integers that are the same everywhere; None where none is left.
         """
         found = [
-            float(measure(*(output.reshape(*output.shape[:1], -1).astype(np.float64) for output in (a, b))))
+            float(measure(a, b))
             for a, b in zip(self.original, self.candidate, strict=True)
             if a.shape == b.shape and a.size and _is_numbers(a)
         ]
         return float(np.mean(found)) if found else None
 
     @staticmethod
-    def cosine(x: FloatArray, y: FloatArray) -> float:
+    def cosine(original: Array, candidate: Array) -> float:
         """Return the cosine of the angle between rows, mean over rows; rows of zeros count 1 where they are equal, else 0."""
-        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-        dots = np.einsum("ij,ij->i", x, y)
-        return float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1)).mean())
+        total = 0.0
+        for x, y in _blocks(original, candidate):
+            norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+            dots = np.einsum("ij,ij->i", x, y)
+            total += float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), (x == y).all(axis=1)).sum())
+        return total / len(original)
 
     def agreement(self) -> float | None:
         """Return the percentage of samples with the same top-1; None without class scores."""
@@ -159,7 +165,9 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
     pair = _pair_of_scores(original, candidate) if scores else None
     if pair is not None:
         return max(_kl(*pair), 0.0)
-    error = OutputPair(candidate, original).mean(lambda x, y: ((x - y) ** 2).mean() / max(float(x.var()), 1e-30))
+    error = OutputPair(candidate, original).mean(
+        lambda x, y: _squared(x, y) / max(_squared(x, x.mean(dtype=np.float64)), 1e-30)
+    )
     return float("inf") if error is None else error
 
 
@@ -180,11 +188,27 @@ def _kl(p: np.ndarray[Any, Any], q: np.ndarray[Any, Any]) -> float:
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
-def _unexplained(x: FloatArray, y: FloatArray) -> float:
+def _unexplained(x: Array, y: Array) -> float:
     """Return the squared error of y as a share of the variance of x between samples, of all values of a single sample."""
-    between = x - x.mean(axis=0) if len(x) > 1 else x - x.mean()
-    rounding = np.finfo(np.float32).eps * float(np.abs(x).max(initial=0.0))  # of an output that is constant
-    return float(((x - y) ** 2).mean() / max(float((between**2).mean()), rounding**2, 1e-30))
+    between = _squared(x, x.mean(axis=0, dtype=np.float64) if len(x) > 1 else x.mean(dtype=np.float64))
+    rounding = float(np.finfo(np.float32).eps) * max(
+        abs(float(x.max())), abs(float(x.min()))
+    )  # of an output that is constant
+    return _squared(x, y) / max(between, rounding**2, 1e-30)
+
+
+def _squared(x: Array, y: Array) -> float:
+    """Return the mean squared difference of (n, …) arrays; y may be one sample, or one number."""
+    whole = np.broadcast_to(y, x.shape)
+    return float(sum(np.square(a - b).sum() for a, b in _blocks(x, whole))) / x.size
+
+
+def _blocks(x: Array, y: Array) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Yield both arrays as (rows, values) in float64, a few samples at a time: a map for each sample takes much memory."""
+    rows = max(1, BLOCK * len(x) // max(x.size, 1))
+    for start in range(0, len(x), rows):
+        a, b = (array[start : start + rows] for array in (x, y))
+        yield a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
 
 
 def _are_probabilities(scores: np.ndarray[Any, Any]) -> bool:

@@ -19,7 +19,7 @@ from onnxprune.evaluation.verdict import Judged, hold_quality
 from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.analysis import analyse, layers_of, pinned_of, versions
-from onnxprune.graph.comparison_points import measured_tensors
+from onnxprune.graph.comparison_points import in_front
 from onnxprune.graph.model import Model
 from onnxprune.pipeline.distillation import forget_states
 from onnxprune.pipeline.run import Run, Stage
@@ -92,9 +92,8 @@ def measure(run: Run) -> Run:
 
 def front_of(original: Model, result: Model, config: SessionConfig) -> Front | None:
     """Return what stands for outputs that a selection leads to; None without such outputs, or where a model lacks it."""
-    names = measured_tensors(original.graph)
-    there = {tensor.name for node in result.graph.nodes for tensor in node.outputs}
-    if not there.issuperset(names) or names == tuple(output.name for output in original.graph.outputs):
+    names = in_front(original.graph, (tensor.name for node in result.graph.nodes for tensor in node.outputs))
+    if not names:
         return None
     first, second = (model.session(config, outputs=names) for model in (original, result))
     return Front(names, (first, second))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import (
     finer_groups,
@@ -30,7 +32,8 @@ from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.runtime.session import SessionConfig
+from onnxprune.runtime.session import SessionConfig, random_feeds
+from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Plan
 
@@ -50,23 +53,49 @@ def select_channels(run: Run) -> Run:
     if not run.options.has_target:
         raise OptionError("no target is given", hint="give --reduce flops=50%, a --limit, or a --threshold")
     assert run.estimator is not None
-    run = replace(run, options=with_multiple(run.estimator, run.options))
-    for step in range(1, run.options.rounds + 1):
-        run = once(replace(run, step=step))
-    plan = Plan(run.keep, run.original.model.digest, settings(analysis, run.options), run.path, run.curves)
+    start = replace(run, options=with_multiple(run.estimator, run.options))
+    run = _all_steps(start)
     finer = finer_groups(analysis.trace, run.keep, run.options)
     if finer:
-        told = ", ".join(finer[:NAMED_GROUPS]) + (
-            f" and {len(finer) - NAMED_GROUPS} more" if len(finer) > NAMED_GROUPS else ""
-        )
-        run = run.noted(f"finer channel multiples in {told}: the usual ones go more than 3 points beyond the target")
+        more = f" and {len(finer) - NAMED_GROUPS} more" if len(finer) > NAMED_GROUPS else ""
+        told = f"finer channel multiples in {', '.join(finer[:NAMED_GROUPS])}{more}"
+        if _is_slower(run):
+            assert run.estimator is not None
+            run = _all_steps(replace(start, estimator=run.estimator.without_finer_multiples()))
+            run = run.noted(f"{told} would be slower than the original: the usual ones go beyond the target instead")
+        else:
+            run = run.noted(f"{told}: the usual ones go more than 3 points beyond the target")
+    plan = Plan(run.keep, run.original.model.digest, settings(analysis, run.options), run.path, run.curves)
     return replace(run, plan=plan)
+
+
+def _all_steps(run: Run) -> Run:
+    """Take all steps of the schedule."""
+    for step in range(1, run.options.rounds + 1):
+        run = once(replace(run, step=step))
+    return run
+
+
+def _is_slower(run: Run) -> bool:
+    """Tell whether the selection is slower than the original, where a file is written that must not be."""
+    if run.destinations.model is None or not run.measure.latency:
+        return False
+    assert run.estimator is not None
+    original, config = run.estimator.original, run.measure
+    model = rewrite.delete(run.edited.analysis.model, run.edited.analysis.trace, run.keep)
+    feeds = random_feeds(run.original.model.header, original.shapes, 0)
+    sessions = (original.session, model.session(config.session))
+    times = sample_times(sessions, [feeds] * 2, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 4)
+    before, after = np.median(times, axis=1)
+    return bool(before < FASTER * after)
 
 
 BLIND = (
     "the loss of the output could not be measured: it is the same whatever is removed (saturated outputs?); "
     "channels were ranked by their scores instead"
 )
+FASTER = 1.02
+"""Speed-up below which finer channel multiples are no gain: they may cost onnxruntime its blocked layout."""
 NAMED_GROUPS = 4
 """Number of groups that a note names."""
 

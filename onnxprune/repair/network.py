@@ -76,6 +76,10 @@ def refit_if_better(
         rise = f"({after:.3g} after {before:.3g})"
         text = f"repair was undone: on held-out samples it moves the output further from the original {rise}"
         return RepairResult(task.pruned, (), (*notes, text), before)
+    if not layers:
+        notes.append(
+            "nothing was repaired: no layer behind a cut has weights that can be refitted; quantized ones stay"
+        )
     graph = task.pruned.graph
     fixed = sum(unit.fixed for unit in units_of(graph, linear_layers(graph)))
     if fixed:

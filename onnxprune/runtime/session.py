@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,12 @@ def open_session(
     return opened
 
 
+def watch(proto: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Make tensors of a model outputs as well, in place."""
+    present = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+
+
 def run_batch(
     opened: ort.InferenceSession, feeds: Feeds, *, where: str = "the model", names: list[str] | None = None
 ) -> list[Any]:
@@ -118,7 +124,7 @@ def run_batch(
         ModelError: onnxruntime fails on these inputs.
     """
     try:
-        return list(opened.run(names, feeds))
+        return list(opened.run(names, {name: _array(value) for name, value in feeds.items()}))
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
         raise ModelError(
@@ -127,6 +133,11 @@ def run_batch(
             why=f"on {shapes}: {first_line(error)}",
             hint="check the shapes and dtypes of the inputs",
         ) from error
+
+
+def _array(value: Any) -> Any:
+    """Return a number as an array without axes: the arithmetic of numpy turns such an array into a number."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,21 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
     result = model.copy()
     nodes = result.graph.nodes
     alive = np.append(keep, True)
+    made: dict[Hashable, gs.Constant] = {}  # what one tensor becomes for several readers is stored once
     for (node, position), facts in trace.slices_by_use().items():
         dead = [(fact, ~alive[fact.channels]) for fact in facts if fact.role == "reads"]
         dead = [(fact, flags) for fact, flags in dead if flags.any()]
         if not dead:
             continue
         old = nodes[node].inputs[position]
-        value = old.values.copy()
-        for fact, flags in dead:
-            index = (slice(None),) * fact.axis + (flags,)
-            value[index] = np.broadcast_to(fact.zero, value.shape)[index]
-        nodes[node].inputs[position] = gs.Constant(f"{old.name}__node{node}_{position}", value)
+        key = id(old), tuple((fact.axis, flags.tobytes(), fact.zero.tobytes()) for fact, flags in dead)
+        if key not in made:
+            value = old.values.copy()
+            for fact, flags in dead:
+                index = (slice(None),) * fact.axis + (flags,)
+                value[index] = np.broadcast_to(fact.zero, value.shape)[index]
+            made[key] = gs.Constant(f"{old.name}__node{node}_{position}", value)
+        nodes[node].inputs[position] = made[key]
     touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
     types = inferred(model, trace.input_shapes).types if touched else {}
     for summed in touched:  # new nodes go to the end and leave node numbers unchanged

@@ -26,7 +26,7 @@ from onnxprune.metrics.outputs import (
     relative_difference,
     scaled,
 )
-from onnxprune.runtime.session import Feeds
+from onnxprune.runtime.session import Feeds, fed_inputs
 from onnxprune.surgery.cuts import Source, Subject, Values, matched
 from onnxprune.surgery.random_models import refuse_random
 
@@ -201,7 +201,8 @@ def _compare(task: _Task) -> tuple[Proof, OnnxPruneError | None]:
             error = error or ProofError(
                 "the result cannot be proven: outputs hold no number",
                 where=file.where,
-                why=f"{', '.join(blind)}: empty, NaN or infinite on every input that was tried",
+                why=f"{', '.join(blind)}: empty, NaN or infinite on every input that was tried"
+                f"{_single_numbers(task.original)}",
                 hint="nothing was written; give samples with --data",
             )
             continue
@@ -244,6 +245,12 @@ def _says_nothing(task: _Task, found: Values) -> Iterator[str]:
             not sizes and name in task.reach
         ):
             yield name
+
+
+def _single_numbers(model: Model) -> str:
+    """Return a remark on inputs of one number: thresholds and limits, of which a random one is rarely sensible."""
+    names = [i.name for i in fed_inputs(model.header) if not i.type.tensor_type.shape.dim]
+    return f"; {', '.join(names)} are single numbers, drawn at random" if names else ""
 
 
 def _too_far(difference: float) -> str:

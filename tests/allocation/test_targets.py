@@ -318,6 +318,18 @@ def test_auto_rounds_to_what_the_machine_computes_at_once(wide: Path, step: int,
     assert plan.settings["step"] == step
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("metric", ["params", "size"])
+def test_targets_that_follow_from_counts_take_finer_multiples(
+    wide: Path, metric: str, share: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
+    analysis = analyse(load(wide))
+    keep = schedule.make_plan(analysis, Options(reduce={metric: share})).keep
+    _, params = analysis.cost.totals(keep)
+    assert share <= 1 - params / analysis.cost.totals(np.ones_like(keep))[1] <= share + BEYOND + 0.01
+
+
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.4, 0.5])
 def test_a_finer_multiple_is_used_where_a_batch_goes_far_beyond_the_target(
     wide: Path, share: float, monkeypatch
@@ -329,6 +341,31 @@ def test_a_finer_multiple_is_used_where_a_batch_goes_far_beyond_the_target(
     assert share <= reached <= share + BEYOND
     assert reached <= coarse
     assert share == 0.5 or coarse > share + BEYOND  # else the property says nothing
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_a_finer_multiple_that_is_slower_than_the_original_is_not_used(
+    wide: Path, slower: bool, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
+    monkeypatch.setattr(schedule, "sample_times", lambda *_, **__: np.array([[1.0, 1.0], [2.0 if slower else 0.5] * 2]))
+    monkeypatch.setattr("onnxprune.evaluation.never_slower.RESOLUTION", 1e9)
+    how = {"repair": "none", "measure": BenchmarkConfig(runs=1, warmup=0)}
+    found = onnxprune.prune(wide, output=tmp_path / "o.onnx", reduce={"flops": 0.3}, **how)
+    coarse = onnxprune.prune(wide, reduce={"flops": 0.3}, round_to=16, **how)
+    assert any("finer channel multiples" in note and ("slower" in note) == slower for note in found.report.notes)
+    assert (found.report.after.flops == coarse.report.after.flops) == slower
+
+
+def test_a_finer_multiple_for_all_is_refined_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(channel_multiple, "machine_multiple", lambda: 16)
+    b = Builder((3, 16, 16))
+    x = b.node("Relu", [b.conv(b.node("Relu", [b.conv("x", 8, 3)]), 8, 3)])
+    onnx.save(b.build(b.gemm(b.flatten(b.global_pool(b.conv(x, 8, 3))), 4)), tmp_path / "narrow.onnx")
+    analysis = analyse(load(tmp_path / "narrow.onnx"))  # no batch of 8 can go
+    reached = schedule.make_plan(analysis, Options(reduce={"flops": 0.3})).path[-1][0]
+    exact = schedule.make_plan(analysis, Options(reduce={"flops": 0.3}, round_to=1)).path[-1][0]
+    assert 0.3 <= reached <= max(0.3 + BEYOND, exact)
 
 
 def test_auto_goes_finer_where_the_target_asks_for_it(tiny_path: Path, monkeypatch) -> None:

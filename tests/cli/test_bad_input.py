@@ -317,7 +317,7 @@ FLOATS = np.zeros((4, 3, 8, 8), np.float32)
         ({"x": np.where(np.arange(4)[:, None, None, None] == 1, np.inf, FLOATS)}, ("NaN or infinity", "sample 1")),
         ({"x": np.full(FLOATS.shape, 1e300)}, ("NaN or infinity", "float32")),  # too large once it is float32
         ({"x": FLOATS, "labels": np.zeros(3, int)}, ("labels don't fit", "int64[3]", "4 samples")),
-        ({"x": FLOATS, "labels": np.zeros((4, 1), int)}, "labels don't fit"),
+        ({"x": FLOATS, "labels": np.zeros((4, 2), int)}, "labels don't fit"),
         ({"x": FLOATS, "labels": np.zeros(4)}, ("labels don't fit", "float64")),
         ({"x": FLOATS, "labels": np.array(["a"] * 4)}, "labels don't fit"),
         ({"x": FLOATS, "labels": np.zeros(4, bool)}, "labels don't fit"),

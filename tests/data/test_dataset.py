@@ -371,3 +371,10 @@ def test_every_colour_mode_is_read(mode, tmp_path):
     folder.mkdir()
     Image.new("RGB", (8, 8)).convert(mode).save(folder / ("a.tif" if mode == "CMYK" else "a.png"))
     assert load_data(folder, SPEC, Preprocess()).rows(0, 1)["x"].shape == (1, 3, 8, 8)
+
+
+def test_labels_in_a_column_are_those_of_the_samples() -> None:
+    spec = InputSpec("x", np.dtype(np.float32), (None, 3))
+    found = load_data({"x": np.zeros((4, 3), np.float32), "labels": np.arange(4)[:, None]}, [spec], None)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1, 2, 3]

@@ -92,3 +92,18 @@ def test_weights_of_bodies_are_counted_and_stored_once(tmp_path: Path, constant:
     copied = loaded.copy()
     assert io.save(copied, tmp_path / "same.onnx") < (tmp_path / "m.onnx").stat().st_size + KERNEL.nbytes // 4
     assert io.load(tmp_path / "same.onnx").params == loaded.params
+
+
+def test_weights_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        m (float[N, 3, 8, 8] x) => (float[N, 8, 6, 6] y) { y = Conv (x, w) }"""
+    proto = onnx.parser.parse_model(text)
+    values = {"w": KERNEL[:, :3], "dead": KERNEL}
+    proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded = io.load(tmp_path / "m.onnx")
+    assert loaded.notes == (f"weights that nothing reads are left out: 1 with {KERNEL.size} parameters",)
+    assert [tensor.name for tensor in loaded.to_proto().graph.initializer] == ["w"]
+    del proto.graph.initializer[1]
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert not io.load(tmp_path / "m.onnx").notes

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -190,12 +191,12 @@ def test_without_rounding_activations_are_clipped() -> None:
     ("parameters", "attributes"),
     [((), {}), ((1,), {}), ((6,), {"axis": 0}), ((4,), {"axis": -1}), ((2, 4), {"axis": 0, "block_size": 3})],
 )
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, ml_dtypes.int4, ml_dtypes.uint4])
 def test_integers_are_dequantized_as_onnxruntime_does(
     parameters: tuple[int, ...], attributes: dict[str, int], dtype: type
 ) -> None:
     rng = np.random.default_rng(0)
-    limits = np.iinfo(dtype)
+    limits = ml_dtypes.iinfo(dtype)
     arrays = {
         "w": rng.integers(limits.min, limits.max, (6, 4)).astype(dtype),
         "s": rng.uniform(0.1, 1, parameters).astype(np.float32),
@@ -235,7 +236,13 @@ def test_weights_of_half_a_byte_are_written_as_they_were_read() -> None:
     )
     source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     model = load(source)
-    assert trace_model(model).pinned.all()
+    trace = trace_model(model)
+    assert trace.pinned.sum() == 4
+    keep = random_plan(trace, 0, 0.5)
+    pruned = rewrite.delete(model, trace, keep)
+    assert prove(model, pruned, mask(model, trace, keep)).difference <= TOLERANCE
+    (stored,) = [t for t in pruned.to_proto().graph.initializer if t.data_type == TensorProto.INT4]
+    assert list(stored.dims) == [keep[~trace.pinned].sum(), 4]
     feeds = random_feeds(source, {"x": (2, 3, 4, 4)}, 0)
     before, after = (run_batch(open_session(proto), feeds)[0] for proto in (source, model.to_proto()))
     assert np.array_equal(before, after)

@@ -55,6 +55,12 @@ def test_classes_are_those_of_the_scores_that_are_selected(best: bool, tmp_path:
         report.after.accuracy["top1"] == report.fidelity["agreement"] == pytest.approx(100 * (after == chosen).mean())
     )
     assert any("rows change places" in note for note in report.notes)
+    found.save(tmp_path / "o.onnx")
+    checked = onnxprune.check(
+        tmp_path / "o.onnx", path, data=data, limits=onnxprune.GateLimits(max_drop=50), latency=False
+    )
+    drop = next(check for check in checked.checks if check.name == "top-1 drop (points)")
+    assert drop.value == report.before.accuracy["top1"] - report.after.accuracy["top1"]
 
 
 def test_rows_of_a_detector_are_compared_in_front_of_the_selection(tmp_path: Path) -> None:
@@ -65,6 +71,10 @@ def test_rows_of_a_detector_are_compared_in_front_of_the_selection(tmp_path: Pat
     names = note.removeprefix("figures are of ").partition(":")[0].split(", ")
     pair = [run_batch(one.session(outputs=names), {"x": x}, names=names) for one in (io.load(path), found.model)]
     assert found.report.fidelity == compare_outputs(*pair, classes=False)
+    found.save(tmp_path / "o.onnx")
+    checked = onnxprune.check(tmp_path / "o.onnx", path, data=data, latency=False)
+    values = {check.name: check.value for check in checked.checks}
+    assert values["explained variance (%)"] == pytest.approx(found.report.fidelity["explained"], abs=1e-3)
     drop = onnxprune.prune(path, data=data, **{**OPTIONS, "reduce": {}}, max_drop=10)
     assert drop.report.fidelity["explained"] >= 90
 
@@ -81,7 +91,7 @@ def test_pixels_and_masks_are_amounts(tmp_path: Path) -> None:
         value.type.tensor_type.elem_type = kind
     path, data, _ = data_of(proto, tmp_path)
     curves = onnxprune.sensitivity(path, data=data).curves
-    assert 0 < min(curve.losses[1:].min() for curve in curves)
+    assert min(curve.losses[1:].min() for curve in curves) > 0
     assert max(curve.losses.max() for curve in curves) < 10
     found = onnxprune.prune(path, data=data, **OPTIONS)
     assert 50 < found.report.fidelity["explained"] < 100

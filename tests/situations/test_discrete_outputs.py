@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError, ModelError, ProofError
 from onnxprune.metrics.outputs import output_divergence
 
 Situation = Callable[[str], Path]
@@ -121,3 +121,25 @@ def test_an_output_that_is_flat_on_noise_is_proven(tmp_path: Path, op: str, more
     onnx.save(proto, tmp_path / "m.onnx")
     result = onnxprune.prune(tmp_path / "m.onnx", reduce={"flops": 0.3}, repair="none", latency=False)
     assert result.report.verdict
+
+
+def test_a_limit_that_is_drawn_at_random_is_named(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        m (float[1, 3, 16, 16] x, float low) => (float[1, 4, 16, 16] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w)
+            r = Relu (a)
+            b = Conv (r, v)
+            many = Constant <value_float = 1000.0> ()
+            above = Sub (low, many)
+            root = Sqrt (above)
+            y = Add (b, root)
+        }""")
+    weights = {"w": (8, 3, 3, 3), "v": (4, 8, 1, 1)}
+    rng = np.random.default_rng(0)
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in weights.items()
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ProofError, match="hold no number") as error:
+        onnxprune.prune(tmp_path / "m.onnx", reduce={"flops": 0.3}, latency=False)
+    assert "low are single numbers" in error.value.why

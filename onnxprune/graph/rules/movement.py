@@ -129,16 +129,26 @@ def _filled(ctx: RuleContext, i: int) -> Ids:
     A size that follows other channels makes them the channels of the constant, too.
     """
     rank = len(ctx.out_shape())
-    sizes, axis = ctx.sizes(i), _filled_axis(ctx)
+    sizes, axis, target = ctx.sizes(i), _filled_axis(ctx), ctx.value(i)
     out = nothing(rank)
-    if sizes is not None and len(sizes) == rank and axis is not None:
+    if axis is not None and target is not None and target.size == rank and target.reshape(-1)[axis] == 1:
+        out = _minted(ctx, axis)  # the size stays that of the constant
+        if sizes is None:
+            return out
+    elif axis is not None and sizes is not None and len(sizes) == rank:
         size = sizes[axis]
-        if size.owner is not None or size.value == 1:
-            out = on_axis(ctx.mint(ctx.out_shape()[axis]), axis, rank)
-            follow(ctx, 0, out)
+        if size.owner is not None:
+            out = _minted(ctx, axis)
         elif size.ids is not None and size.ids.shape == (size.value,):
             out = on_axis(size.ids, axis, rank)
     match_axes(ctx, i, out, lambda axis, literal: literal == 1)
+    return out
+
+
+def _minted(ctx: RuleContext, axis: int) -> Ids:
+    """Return an output whose channels are those of the constant at input 0."""
+    out = on_axis(ctx.mint(ctx.out_shape()[axis]), axis, len(ctx.out_shape()))
+    follow(ctx, 0, out)
     return out
 
 
@@ -159,17 +169,19 @@ def _filled_axis(ctx: RuleContext) -> int | None:
 def _channel_axis(ctx: RuleContext, rank: int) -> int | None:
     """Return the axis on which the first layer or Concat behind the node takes channels; None where there is neither.
 
-    A Concat takes them on the axis where its other inputs have some, else on its own.
+    A Concat takes them on the axis where its other inputs have some, else where the layer behind it does, else on its own.
     """
-    shapes = ctx.state.shapes
+    shapes, joined_on = ctx.state.shapes, None
     for node in ctx.behind(lambda node: all(len(shapes.get(tensor.name, ())) == rank for tensor in node.outputs)):
         if node.op == "Concat":
             joined = (ctx.state.ids[t.name] for t in node.inputs if t.name in ctx.state.ids)
             others = {axis for ids in joined if ids.ndim == rank for axis in varying(ids)}
-            return others.pop() if len(others) == 1 else int(node.attrs.get("axis", 1)) % rank
+            if len(others) == 1:
+                return others.pop()
+            joined_on = int(node.attrs.get("axis", 1)) % rank if joined_on is None else joined_on
         if node.op in CHANNEL_AXES:
             return CHANNEL_AXES[node.op] % rank
-    return None
+    return joined_on
 
 
 CHANNEL_AXES = {
@@ -182,12 +194,10 @@ def tile(ctx: RuleContext) -> list[Ids]:
     """Channels are repeated; those of a constant are its own where they are not repeated."""
     repeats = ctx.value(1)
     if not ctx.is_activation(0):
-        axis, rank = _filled_axis(ctx), len(ctx.out_shape())
+        axis = _filled_axis(ctx)
         if axis is None or repeats is None or repeats.reshape(-1)[axis] != 1:
-            return [nothing(rank)]
-        out = on_axis(ctx.mint(ctx.out_shape()[axis]), axis, rank)
-        follow(ctx, 0, out)
-        return [out]
+            return [nothing(len(ctx.out_shape()))]
+        return [_minted(ctx, axis)]
     ids = ctx.activation()
     if repeats is None:
         return ctx.refuse("the repeats of this Tile are not known")
