@@ -60,9 +60,10 @@ def summary(verdict: Verdict) -> str:
 
 
 def quality(verdict: Verdict) -> str:
-    """Return the word for quality, with what it was held against."""
-    decisive = [str(check) for check in verdict.of("quality") if check.status == verdict.quality]
-    return "; ".join(decisive) or verdict.quality
+    """Return the word for quality, with the values that decided it and their limits."""
+    decisive = [check for check in verdict.of("quality") if check.status == verdict.quality and check.limit is not None]
+    told = [f"{check.name} {option_value(check.value)}, limit {option_value(check.limit)}" for check in decisive]
+    return f"{verdict.quality}: {'; '.join(told)}" if told else verdict.quality
 
 
 def ranked(verdict: Verdict) -> list[Check]:

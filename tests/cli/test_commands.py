@@ -188,7 +188,7 @@ def test_prune_as_json(tiny_path, images, tmp_path, out, run):
 def test_check_as_json(tiny_path, run):
     result = run("check", tiny_path, "--baseline", tiny_path, "--json", *QUICK)
     content = json.loads(result.stdout)
-    assert (result.exit_code, content["schema"], content["passed"]) == (0, "onnxprune.check/2", True)
+    assert (result.exit_code, content["schema"], content["passed"]) == (0, "onnxprune.check/3", True)
     assert {"onnx checker", "same inputs", "agreement (%)", "speed-up"} <= {c["name"] for c in content["checks"]}
 
 
@@ -379,7 +379,9 @@ def test_check_of_a_model_that_lost_its_accuracy(labelled, limit, tiny, tiny_pat
     candidate.write_bytes(tiny.SerializeToString())
     np.savez(tmp_path / "d.npz", x=images, **({"labels": answers} if labelled else {}))
     run_check = ("check", candidate, "--baseline", tiny_path, "--data", tmp_path / "d.npz", *QUICK)
-    assert run(*run_check).exit_code == 0
+    without = run(*run_check)
+    assert without.exit_code == 3, "two points may be lost where no limit is given"
+    assert "(limit 2): FAILED" in without.stdout or "limit 2" in without.stdout
     assert run(*run_check, limit, {"--max-drop": 5, "--min-agreement": 95}[limit]).exit_code == 3
     assert run(*run_check, limit, {"--max-drop": 100, "--min-agreement": 0}[limit]).exit_code == 0
 

@@ -409,18 +409,18 @@ def test_junit() -> None:
     suite = root.find("testsuite")
     assert suite is not None
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped")} == {
-        "tests": "3",
+        "tests": "4",
         "failures": "1",
-        "skipped": "1",
+        "skipped": "2",
     }
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["drop (points)"]
-    assert [case.get("name") for case in suite if case.find("skipped") is not None] == ["speed-up"]
+    assert [case.get("name") for case in suite if case.find("skipped") is not None] == ["cosine", "speed-up"]
 
 
 def test_sarif_and_annotations() -> None:
     log = ci_formats.sarif(VERDICT, "c.onnx", "1.0")
     (run,) = log["runs"]
-    assert [result["level"] for result in run["results"]] == ["error", "warning"]
+    assert [result["level"] for result in run["results"]] == ["error", "note", "warning"]
     assert {result["ruleId"] for result in run["results"]} <= {rule["id"] for rule in run["tool"]["driver"]["rules"]}
     lines = ci_formats.github(VERDICT, "c.onnx")
     assert [line.split(" ")[0] for line in lines] == ["::error", "::warning"]
@@ -430,7 +430,7 @@ def test_sarif_and_annotations() -> None:
 def test_markdown_puts_failures_first() -> None:
     lines = markdown.check_text(VERDICT, "c.onnx", "b.onnx").splitlines()
     rows = [line for line in lines if line.startswith("| ") and "---" not in line][1:]
-    assert [row.split(" | ")[0] for row in rows] == ["| ✗ FAILED", "| ? UNDECIDED", "| ✓ PASSED"]
+    assert [row.split(" | ")[0] for row in rows] == ["| ✗ FAILED", "| ? UNDECIDED", "| ✓ PASSED", "| i INFO"]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
 
 
