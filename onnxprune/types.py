@@ -340,6 +340,11 @@ class Check:
         return f"{self.status} | {self.name}: {value}{limit}" + (f" | {self.detail}" if self.detail else "")
 
 
+def doubt(name: str, value: float | str | bool, detail: str) -> Check:
+    """Return a line of a verdict that leaves quality undecided: figures on such data say little."""
+    return Check(name, value, None, True, detail, undecided=True, kind="quality")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """All checks of a run; truthy when none failed.

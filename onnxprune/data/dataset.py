@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack
+from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack, unreadable
 from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
 from onnxprune.errors import DataError, first_line
@@ -39,6 +39,8 @@ class Data:
         name: name of the data in a report.
         classes: names of the classes, for a folder of images.
         is_generated: whether the samples are generated: the truth about them is not known.
+        unused: arrays that no input asks for, and whether each may hold labels.
+        skipped: files that cannot be read and were left out.
     """
 
     arrays: Mapping[str, Array | Sequence[Path]]
@@ -48,6 +50,8 @@ class Data:
     name: str
     classes: tuple[str, ...] = field(default=())
     is_generated: bool = False
+    unused: Mapping[str, bool] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -140,7 +144,7 @@ def hint_of(
         specs = input_specs(header)
         try:
             if isinstance(data, str | os.PathLike) and Path(data).is_dir():
-                return load_data(data, specs, how).shapes()
+                return _from_folder(Path(data), specs, how, read=False).shapes()
             arrays = _arrays(data, specs)
         except DataError:
             return {}  # the data are read again, and refused, when the axes of samples are known
@@ -330,6 +334,7 @@ def _from_arrays(
             why=f"missing: {', '.join(missing)}; found: {', '.join(arrays) or 'nothing'}",
             hint="name the arrays after the inputs of the model",
         )
+    others = {key: array for key, array in arrays.items() if key not in {spec.name for spec in inputs}}
     arrays = {spec.name: arrays[spec.name] for spec in inputs}
     n = max((len(array) for array in arrays.values() if array.ndim), default=0)
     for spec in inputs:  # one value for all samples
@@ -356,7 +361,8 @@ def _from_arrays(
         labels = labels.astype(np.int64)
     for spec in inputs:
         _check_array(arrays[spec.name], spec, how, where)
-    data = Data(arrays, labels, how, tuple(inputs), name)
+    unused = {key: bool(array.size == n and array.dtype.kind in "iu") for key, array in others.items()}
+    data = Data(arrays, labels, how, tuple(inputs), name, unused=unused)
     _check_shapes(data, where)
     return data
 
@@ -408,7 +414,8 @@ def _check_shapes(data: Data, where: str) -> None:
             )
 
 
-def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | None) -> Data:
+def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | None, *, read: bool = True) -> Data:
+    """Return the images of a folder; `read` has every file read once, so that damaged ones are known at once."""
     spec = _only(inputs, "a folder of images")
     if how is None:
         raise DataError(
@@ -419,10 +426,13 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
         )
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     found = [images_in(folder / name) for name in classes]
-    labels = [number for number, paths in enumerate(found) for _ in paths]
+    numbers = [number for number, paths in enumerate(found) for _ in paths]
     files = [path for paths in found for path in paths]
     if not files:
-        classes, files = [], images_in(folder)
+        classes, files, numbers = [], images_in(folder), []
+    bad = unreadable(files, how) if read else []
+    kept = [i for i, file in enumerate(files) if file not in bad]
+    files, numbers = [files[i] for i in kept], [numbers[i] for i in kept if numbers]
     if not files:
         raise DataError(
             "the folder holds no images",
@@ -430,6 +440,9 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
             why="neither in it nor in its sub-folders is a file of a known type",
             hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    data = Data({spec.name: files}, np.array(labels) if labels else None, how, (spec,), folder.name, tuple(classes))
+    labels = np.array(numbers) if numbers else None
+    data = Data(
+        {spec.name: files}, labels, how, (spec,), folder.name, tuple(classes), skipped=tuple(p.name for p in bad)
+    )
     _check_shapes(data, str(folder))
     return data

@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Array = np.ndarray[Any, Any]
+TOLD = 3
+"""Files that an error names."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files of a folder, sorted."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def unreadable(paths: Sequence[Path], how: Preprocess) -> list[Path]:
+    """Read every image; return those that cannot be read.
+
+    Raises:
+        DataError: there are some and they may not be left out, or there are no others.
+    """
+
+    def wrong(path: Path) -> DataError | None:
+        try:
+            read_image(path, how)
+        except DataError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        errors = list(filter(None, pool.map(wrong, paths)))
+    if not errors or (how.skip_bad and len(errors) < len(paths)):
+        return [Path(error.where) for error in errors]
+    if len(errors) == 1:
+        raise errors[0]
+    told = "; ".join(f"{error.where}: {error.what}, {error.why}" for error in errors[:TOLD])
+    raise DataError(
+        f"{len(errors)} of {len(paths)} images cannot be used",
+        why=told + (f"; and {len(errors) - TOLD} more" if len(errors) > TOLD else ""),
+        hint="remove or replace them, or leave them out with --skip-bad",
+    )
 
 
 def stack(paths: Sequence[Path], how: Preprocess) -> Array:
@@ -39,17 +73,19 @@ def stack(paths: Sequence[Path], how: Preprocess) -> Array:
 
 
 def read_image(path: Path, how: Preprocess) -> Array:
-    """Read, resize and crop an image; return uint8 in the layout of the model input."""
-    from PIL import Image
+    """Read, turn, resize and crop an image; return uint8 in the layout of the model input."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as opened:
-            if opened.mode[0] in "IF":
-                raise ValueError("it has more than 8 bits per color")
-            image = opened.convert("L" if how.color == "L" else "RGB")
+            upright = ImageOps.exif_transpose(opened) if how.exif else opened
+            image = _of_bytes(upright).convert("L" if how.color == "L" else "RGB")
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         raise DataError(
-            "an image cannot be read", where=str(path), why=first_line(error), hint="remove or replace it"
+            "an image cannot be read",
+            where=str(path),
+            why=first_line(error),
+            hint="remove or replace it, or leave it out with --skip-bad",
         ) from error
     if how.resize:
         width, height = (max(how.resize, round(side * how.resize / min(image.size))) for side in image.size)
@@ -69,3 +105,17 @@ def read_image(path: Path, how: Preprocess) -> Array:
     if how.color == "BGR":
         pixels = pixels[..., ::-1]
     return pixels if how.layout == "NHWC" else np.moveaxis(pixels, 2, 0)
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits per pixel with the upper eight of them; others as they are.
+
+    Pillow would clip the values at 255. A file of 32 bits says nothing about the range of its values.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise ValueError("it has 32 bits per color")
+    return image

@@ -32,6 +32,8 @@ class Preprocess:
         interpolation (str, default bilinear): nearest, bilinear or bicubic (image files only).
         color (str, default RGB): RGB, BGR or L (image files only).
         layout (str, default NCHW): layout of the model input, NCHW or NHWC; stored arrays are not transposed.
+        exif (bool, default True): turn an image as its EXIF orientation says (image files only).
+        skip_bad (bool, default False): leave out images that cannot be read (image files only).
         pad (int, default 0): zeros that are added on each side of both spatial axes.
         repeat (int, default 1): number of copies of the channel axis.
         scale (float, default 1): factor, not 0.
@@ -46,6 +48,8 @@ class Preprocess:
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     color: Literal["RGB", "BGR", "L"] = "RGB"
     layout: Literal["NCHW", "NHWC"] = "NCHW"
+    exif: bool = True
+    skip_bad: bool = False
     pad: int = 0
     repeat: int = 1
     scale: float = 1.0
@@ -58,6 +62,9 @@ class Preprocess:
             is_default = value is None and key in ("resize", "crop")
             if not is_default and not (_is_number(value, Integral) and value >= least):
                 raise _wrong(key, value, f"give a whole number, {least} or more")
+        for key in ("exif", "skip_bad"):
+            if not isinstance(getattr(self, key), bool):
+                raise _wrong(key, getattr(self, key), "give true or false")
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise _wrong(key, getattr(self, key), f"give one of {', '.join(allowed)}")
