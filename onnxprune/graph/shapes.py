@@ -51,7 +51,7 @@ def input_shapes(
         layout: the axis of samples of each input.
         samples: size of these axes where they are dynamic.
         known: shapes of data, for the other axes.
-        told: sizes that weights tell, by input and axis; see `told_sizes`.
+        told: sizes that weights tell, by input and axis; see `onnxprune.graph.input_sizes`.
         sizes: sizes of the other axes, in turn, where nothing is known.
 
     Raises:
@@ -88,40 +88,6 @@ def input_shapes(
             shape.append(size)
         result[name] = tuple(shape)
     return result
-
-
-def told_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[tuple[str, int], int]:
-    """Return the sizes of input axes that the weights of the layers behind the inputs tell, by input and axis.
-
-    A MatMul, Gemm or recurrent layer tells the last axis, a Conv or BatchNormalization the channels.
-    """
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in fed_inputs(header)}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
-    for value in light.graph.input:
-        if value.name not in ranks:
-            weights[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    source = {name: name for name in ranks}
-    found: dict[tuple[str, int], int] = {}
-    for node in light.graph.node:
-        start = source.get(node.input[0]) if node.input else None
-        if start is None:
-            continue
-        if node.op_type in ("Cast", "Identity", "Relu", "Clip"):
-            source[node.output[0]] = start
-            continue
-        shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
-        flags = {attribute.name: attribute.i for attribute in node.attribute}
-        if node.op_type == "Gemm" and len(shape) == 2 and not flags.get("transA"):
-            found[start, 1] = shape[flags.get("transB", 0)]
-        elif node.op_type == "MatMul" and len(shape) > 1:
-            found[start, ranks[start] - 1] = shape[-2]
-        elif node.op_type in ("LSTM", "GRU", "RNN") and len(shape) == 3:
-            found[start, 2] = shape[2]
-        elif node.op_type == "BatchNormalization" and shape:
-            found[start, 1] = shape[0]
-        elif node.op_type == "Conv" and len(shape) > 2:
-            found[start, 1] = shape[1] * flags.get("group", 1)
-    return found
 
 
 def refuse_without_room(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:

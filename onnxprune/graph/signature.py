@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.graph.input_sizes import solved_sizes, told_sizes
 from onnxprune.graph.shapes import (
     MOST_ELEMENTS,
     Layout,
@@ -27,7 +28,6 @@ from onnxprune.graph.shapes import (
     input_shapes,
     no_shape_runs,
     refuse_without_room,
-    told_sizes,
 )
 from onnxprune.runtime.session import Feeds, fed_inputs, random_feeds, run_batch
 from onnxprune.types import SampleAxis
@@ -214,7 +214,7 @@ class _Derivation:
         given: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.light, self.header, self.given, self._opened = light, header, given, opened
-        self.told = told_sizes(light, header)
+        self.told = {**solved_sizes(light, header), **told_sizes(light, header)}
         self.names = [value.name for value in header.graph.output]
         self.first = fed_inputs(header)[0]
         self.most_elements: float = math.inf
