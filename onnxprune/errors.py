@@ -88,3 +88,7 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error, at most 300 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+class DataWarning(UserWarning):
+    """Data on which figures say little; the verdict says so as well."""

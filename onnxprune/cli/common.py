@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from onnxprune.cli.terminal import Terminal
 from onnxprune.options import PRESETS
 
 if TYPE_CHECKING:
+    from onnxprune.data.preprocess import Preprocess
     from onnxprune.evaluation.benchmark import BenchmarkConfig
     from onnxprune.report.document import Report
 
@@ -22,6 +24,18 @@ PATH = File()
 MODEL = click.argument("model", type=PATH)
 PLOT = click.option("--plot", type=PATH, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
 EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Evaluation data; the default is the --data samples.")
+
+
+def _preprocess(values: dict[str, Any]) -> Preprocess | str | None:
+    """Return the preprocessing, which also says whether images that cannot be read are left out."""
+    name: str | None = values["preprocess"]
+    if name is None or not values["skip_bad"]:
+        return name
+    from onnxprune.data.preprocess import load_preprocess
+
+    return replace(load_preprocess(name), skip_bad=True)
+
+
 DATA = together(
     click.option(
         "--data",
@@ -29,11 +43,16 @@ DATA = together(
         help="Samples: a .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`. "
         "Without --data, `prune`, `plan` and `sweep` generate inputs.",
     ),
-    click.option(
-        "--preprocess",
-        type=Words(PRESETS, file=True),
-        metavar="PRESET|TOML",
-        help="Scaling of the values: unit, imagenet, tf, or a TOML file.",
+    option_group(
+        "preprocess",
+        _preprocess,
+        click.option(
+            "--preprocess",
+            type=Words(PRESETS, file=True),
+            metavar="PRESET|TOML",
+            help="Scaling of the values: unit, imagenet, tf, or a TOML file.",
+        ),
+        click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the report counts them."),
     ),
 )
 LATENCY_TABLE = click.option(

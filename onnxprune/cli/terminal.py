@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.parameters import option_group
+from onnxprune.errors import DataWarning
 from onnxprune.fileio import jsonable
 
 if TYPE_CHECKING:
@@ -70,6 +72,9 @@ class Terminal:
                 stages = stack.enter_context(_bar(self.verbose))
             else:
                 stages = Lines(self.verbose)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("always", DataWarning)
+            warnings.showwarning = lambda message, category, *rest: stages.warn(f"warning: {message}")
             try:
                 yield stages
             except KeyboardInterrupt:
@@ -114,6 +119,10 @@ class Stages:
     def say(self, line: str) -> None:
         """Print a line."""
         click.echo(line, err=True)
+
+    def warn(self, line: str) -> None:
+        """Print a line that nobody should overlook."""
+        click.secho(line, err=True, fg="yellow", bold=True)
 
 
 class Lines(Stages):
@@ -174,6 +183,9 @@ def _bar(verbose: bool) -> Iterator[Stages]:
 
         def say(self, line: str) -> None:
             progress.console.print(line, highlight=False, markup=False)
+
+        def warn(self, line: str) -> None:
+            progress.console.print(line, highlight=False, markup=False, style="bold yellow")
 
     with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task("start", total=None, detail="")

@@ -13,10 +13,12 @@ import onnx
 from onnxprune.data.dataset import Data, DataLike, hint_of, load_data
 from onnxprune.data.input_spec import input_specs
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.data.sanity import doubts, look
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Front, compare, finite_check
 from onnxprune.evaluation.policy import GateLimits
+from onnxprune.evaluation.sanity import normalization
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.evaluation.verdict import Measurements, hold
 from onnxprune.graph import io
@@ -110,6 +112,7 @@ def check(
     signature = derive(light(theirs), theirs, lambda: original, shape, hint_of(data, preprocess))
     specs = input_specs(theirs, signature.inputs, signature.fixed)
     loaded = load_data(data, specs, preprocess) if data is not None else None
+    doubtful = tuple(_doubts(theirs, loaded, on_stage))
     opened = list(_loads(candidate, providers, config.session))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
@@ -132,8 +135,15 @@ def check(
     checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
     on_stage("memory", None)
     paths, protos = (baseline, candidate), (theirs, ours)
-    measured = Measurements(compared, limits, paths, protos, float(size), timed, config.session)
+    measured = Measurements(compared, limits, paths, protos, float(size), timed, config.session, doubts=doubtful)
     return Verdict((*checks, *hold(measured)))
+
+
+def _doubts(baseline: onnx.ModelProto, data: Data | None, on_stage: ProgressCallback) -> Iterator[Check]:
+    """Say what is doubtful about the data."""
+    if data is not None and not data.is_generated:
+        yield from doubts(data, look(data, share_of(on_stage, "look")))
+        yield from normalization(baseline, data)
 
 
 def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceSession:

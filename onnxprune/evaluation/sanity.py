@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 
+from onnxprune.data.dataset import Data
+from onnxprune.metrics.outputs import OutputPair, Outputs
 from onnxprune.metrics.paired_tests import right
-from onnxprune.types import FloatArray, IntArray
+from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
+from onnxprune.types import Check, FloatArray, IntArray, doubt
 
 SIGNIFICANCE = 0.01
 """Probability with which chance alone is as good as the original, above which the original is near chance."""
@@ -15,31 +19,72 @@ FEW = 30
 """Samples below which a drop within the limit is undecided."""
 BETTER = 20.0
 """Points that another assignment of classes must gain to be named."""
-REMEDY = "check --preprocess, and that the data belong to this model"
+FLAT = 0.02
+"""Deviation of (n, k) outputs between samples, as a share of that between their entries, below which they hardly depend on the input."""
+SPREAD, SHIFT = 2.2, 1.5
+"""Factor between the deviation of a normalised tensor and that of its statistics, and distance of the means in deviations, that are usual."""
+LOOKED = 64
+"""Samples on which the first normalisation is looked at."""
+REMEDY = "check --preprocess (values scaled twice, or not at all; the order of colors), and that the data belong to this model"
 
 
-def doubts(scores: FloatArray, labels: IntArray | None) -> Iterator[str]:
-    """Say why the predictions of the original say nothing, from its class scores, (n, classes), and labels, (n,).
+def doubts(outputs: Outputs, labels: IntArray | None, *, classes: bool = True) -> Iterator[Check]:
+    """Say why the outputs of the original say nothing; (n, …) each, with labels, (n,).
 
-    >>> list(doubts(np.eye(2)[np.ones(40, int)], None))
-    ['the original gives class 1 for all 40 samples: check --preprocess, and that the data belong to this model']
+    >>> [str(found.value) for found in doubts([np.eye(2)[np.ones(40, int)]], None)]
+    ['all 40 samples']
     """
+    scores = OutputPair(outputs, outputs, labels, classes).scores()
+    if scores is None:
+        yield from _flat(outputs)
+    else:
+        yield from _doubtful_scores(scores[0], labels)
+
+
+def _flat(outputs: Outputs) -> Iterator[Check]:
+    """Say that outputs hardly depend on the input."""
+    for output in outputs:
+        if output.ndim != 2 or output.dtype.kind != "f" or len(output) < FEW or output.shape[1] < 2:
+            continue
+        values = output.astype(np.float64)
+        entries = float((values - values.mean(axis=1, keepdims=True)).std())
+        share = float((values - values.mean(axis=0)).std()) / entries if entries else 0.0
+        if share < FLAT:
+            yield doubt(
+                "nearly the same outputs",
+                f"all {len(output)} samples",
+                f"they deviate by {share:.1%} of the range of an output: {REMEDY}",
+            )
+
+
+def _doubtful_scores(scores: FloatArray, labels: IntArray | None) -> Iterator[Check]:
     given = scores.argmax(axis=1)
     classes = np.unique(given)
     one_label = labels is not None and len(np.unique(labels)) == 1
     if len(classes) == 1 and len(given) > 1 and not one_label:
-        yield f"the original gives class {classes[0]} for all {len(given)} samples: {REMEDY}"
+        yield doubt(
+            "one class predicted",
+            f"all {len(given)} samples",
+            f"the original gives class {classes[0]} for all: {REMEDY}",
+        )
     if labels is None:
         return
     if one_label:
-        yield f"all {len(labels)} labels are {labels[0]}: samples of one class say little about a classifier"
+        if len(labels) > 1:
+            yield doubt(
+                "one class in the labels",
+                f"all {len(labels)} samples",
+                f"are of class {labels[0]}: give samples of all classes",
+            )
         return
     better = _better_assignment(given, labels, scores.shape[1])
     if better:
-        yield better
+        yield doubt("labels of other classes", better[0], better[1])
     elif _is_near_chance(scores, labels):
         rate, chance = 100 * right(scores, labels).mean(), 100 * _majority(labels)
-        yield f"the original is near chance: {rate:.2f} % are right, the most frequent label is {chance:.2f} %: {REMEDY}"
+        yield doubt(
+            "original near chance", f"{rate:.2f} %", f"the most frequent label is {chance:.2f} % of all: {REMEDY}"
+        )
 
 
 def _majority(labels: IntArray) -> float:
@@ -55,8 +100,8 @@ def _is_near_chance(scores: FloatArray, labels: IntArray) -> bool:
     return float(binomtest(hits, len(labels), _majority(labels), alternative="greater").pvalue) > SIGNIFICANCE
 
 
-def _better_assignment(given: IntArray, labels: IntArray, classes: int) -> str:
-    """Say which other assignment of class numbers agrees with the labels much better; empty without one.
+def _better_assignment(given: IntArray, labels: IntArray, classes: int) -> tuple[str, str] | None:
+    """Return the share that is right, and which other assignment of class numbers agrees with the labels much better.
 
     The best assignment is that of the confusion matrix: Kuhn, 1955, "The Hungarian method for the assignment problem".
     """
@@ -73,11 +118,68 @@ def _better_assignment(given: IntArray, labels: IntArray, classes: int) -> str:
         100 * float(found) / len(labels) for found in (np.trace(confusion), confusion[rows, columns].sum())
     )
     if after - before < BETTER or len(labels) < FEW or after - before < 2 * 100 * len(used) / len(labels):
-        return ""
+        return None
     seen = confusion[rows, columns] > 0
     steps = {int(used[c] - used[r]) for r, c in zip(rows[seen], columns[seen], strict=True)}
     how = f"with labels {-steps.pop():+d} they are" if len(steps) == 1 else "in another order of the classes they are"
-    return (
-        f"labels seem to belong to other class numbers: {before:.2f} % of the original's predictions are right, {how} "
-        f"{after:.2f} %: check the order of the classes"
-    )
+    told = f"of the original's predictions are right, {how} {after:.2f} %: check the order and the first number of the classes"
+    return f"{before:.2f} %", told
+
+
+def normalization(proto: onnx.ModelProto, data: Data) -> Iterator[Check]:
+    """Say where the first BatchNormalization sees values far from its statistics: those of the samples that trained it.
+
+    Args:
+        proto: the original, with its weights.
+        data: samples.
+    """
+    first = next((n for n in proto.graph.node if n.op_type == "BatchNormalization" and len(n.input) == 5), None)
+    part = None if first is None else _part(proto, first.input[0])
+    if first is None or part is None:
+        return
+    arrays = {t.name: t for t in proto.graph.initializer}
+    if not {*first.input[3:]} <= arrays.keys():
+        return
+    mean, variance = (onnx.numpy_helper.to_array(arrays[name]).astype(np.float64) for name in first.input[3:])
+    if not mean.any() and (variance == 1).all():
+        return  # as initialised, never trained
+    opened = open_session(part, UNOPTIMIZED)
+    names = {value.name for value in part.graph.input}
+    step = data.fixed or min(len(data), 8)
+    runs = [data.rows(start, start + step) for start in range(0, min(len(data), LOOKED) - step + 1, step)]
+    found = [run_batch(opened, {k: v for k, v in feeds.items() if k in names})[0] for feeds in runs]
+    values = [np.moveaxis(value, 1, 0).reshape(value.shape[1], -1).astype(np.float64) for value in found]
+    if not values:
+        return
+    seen = np.concatenate(values, axis=1)
+    deviation = np.sqrt(variance) + 1e-12
+    factor = float(np.exp(np.median(np.log((seen.std(axis=1) + 1e-12) / deviation))))
+    shift = float(np.median(np.abs(seen.mean(axis=1) - mean) / deviation))
+    if not 1 / SPREAD < factor < SPREAD or shift > SHIFT:
+        where = first.name or first.output[0]
+        told = f"deviate {factor:.3g} times as much as the training samples, their means lie {shift:.2g} deviations away: {REMEDY}"
+        yield doubt("values that the model was not trained on", f"at {where}", told)
+
+
+def _part(proto: onnx.ModelProto, name: str) -> onnx.ModelProto | None:
+    """Return the part of a model that computes a tensor; None where nodes with bodies take part."""
+    made = {output: node for node in proto.graph.node for output in node.output}
+    needed, nodes, names = [name], set[int](), set[str]()
+    while needed:
+        wanted = needed.pop()
+        names.add(wanted)
+        node = made.get(wanted)
+        if node is None or id(node) in nodes:
+            continue
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            return None
+        nodes.add(id(node))
+        needed += [each for each in node.input if each]
+    part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    part.graph.name = "part"
+    part.graph.node.extend(node for node in proto.graph.node if id(node) in nodes)
+    part.graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in names)
+    stored = {tensor.name for tensor in part.graph.initializer}
+    part.graph.input.extend(v for v in proto.graph.input if v.name in names and v.name not in stored)
+    part.graph.output.add(name=name)
+    return part if part.graph.input else None

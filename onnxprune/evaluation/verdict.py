@@ -22,7 +22,7 @@ from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.metrics.table import METRICS, SCORES, Metric, of_kind
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import SessionConfig
-from onnxprune.types import Check, FloatArray, IntArray
+from onnxprune.types import Check, FloatArray, IntArray, doubt
 
 NOISY = 0.25
 """Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
@@ -36,11 +36,16 @@ ROUNDING = 1e-9
 class Judged:
     """A comparison, and the limits on it.
 
-    `is_asked`: whether the limits were asked for. A drop beyond a limit that was asked for fails, also where chance may be the cause.
+    Attributes:
+        compared: both models on the same inputs.
+        limits: limits on quality and costs.
+        doubts: what was seen in the data before.
+        is_asked: whether the limits were asked for. A drop beyond a limit that was asked for fails, also where chance may be the cause.
     """
 
     compared: Comparison
     limits: GateLimits
+    doubts: tuple[Check, ...] = field(default=(), kw_only=True)
     is_asked: bool = field(default=True, kw_only=True)
 
     @property
@@ -86,17 +91,13 @@ class Measurements(Judged):
 
 @dataclass(frozen=True)
 class Measured:
-    """A value, its interval where known, and a name that replaces the one of the check.
-
-    `doubtful`: the value says nothing about the model, and decides no limit.
-    """
+    """A value, its interval where known, and a name that replaces the one of the check."""
 
     value: float
     detail: str
     low: float | None = None
     high: float | None = None
     name: str = ""
-    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ class LimitCheck:
             return Check(name, found.value, None, True, found.detail, kind=self.kind)
         bounds = [found.value if bound is None else bound for bound in (found.low, found.high)]
         passes = [b >= limit - ROUNDING if self.at_least else b <= limit + ROUNDING for b in bounds]
-        undecided = any(passes) and (found.doubtful or not all(passes))
-        return Check(name, found.value, limit, any(passes), found.detail, undecided, self.kind)
+        return Check(name, found.value, limit, any(passes), found.detail, any(passes) and not all(passes), self.kind)
 
 
 def hold(measured: Measurements) -> Iterator[Check]:
@@ -148,6 +148,9 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
     if all(check.limit is None for check in found):
         why = "give samples with --data" if not judged.compared.is_real else "no output can be compared"
         yield Check("quality", "not measured", None, True, why, kind="quality")
+    yield from judged.doubts
+    if judged.compared.is_real:
+        yield from _doubts(judged)
     yield from found
 
 
@@ -170,24 +173,16 @@ def paired_drop(found: paired_tests.Paired, measured: Judged, name: str = "") ->
     return Measured(found.drop, detail, found.drop if measured.is_asked else found.low, found.upper, name)
 
 
-def _drop(measured: Judged) -> Measured | None:
-    found = _plain_drop(measured)
-    if found is None:
-        return None
-    reasons = list(_doubts(measured))
-    return replace(found, detail="; ".join([*reasons, found.detail]), doubtful=bool(reasons))
-
-
-def _doubts(measured: Judged) -> Iterator[str]:
-    """Say why a drop within the limit would decide nothing."""
-    scores, compared = measured.scores(), measured.compared
-    if scores is not None and compared.finite:
-        yield from sanity.doubts(scores[0], compared.labels)
+def _doubts(judged: Judged) -> Iterator[Check]:
+    """Say why the outputs of the original, or the number of samples, say little."""
+    compared = judged.compared
+    if compared.finite:
+        yield from sanity.doubts(compared.judged[0], compared.labels, classes=compared.classes)
     if compared.samples < sanity.FEW and not all(map(np.array_equal, *compared.judged)):
-        yield f"{compared.samples} samples are too few"
+        yield doubt("samples", str(compared.samples), f"too few for a word on quality: give {sanity.FEW} or more")
 
 
-def _plain_drop(measured: Judged) -> Measured | None:
+def _drop(measured: Judged) -> Measured | None:
     scores, labels, compared = measured.scores(), measured.compared.labels, measured.compared
     if scores is None:
         explained = compared.fidelity.get("explained")

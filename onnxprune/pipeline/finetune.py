@@ -11,7 +11,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.pipeline.distillation import TRAIN
-from onnxprune.pipeline.opening import LOAD_PAIR
+from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
     CHECK_TRAINED,
@@ -101,6 +101,18 @@ def finetune(
         command,
     )
     run = execute(
-        run, (LOAD_PAIR, TRAIN, CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+        run,
+        (
+            LOAD_PAIR,
+            LOOK_AT_DATA,
+            TRAIN,
+            CHECK_TRAINED,
+            MEASURE,
+            CHECK_FINITE,
+            JUDGE_QUALITY,
+            NOTE_SAMPLES,
+            REPORT,
+            WRITE,
+        ),
     )
     return ModelResult(run.model, run.report, None, run.edited.analysis.trace)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,20 +12,30 @@ import numpy as np
 from onnxprune import plan_file
 from onnxprune.calibration.batches import AUTOMATIC, hold_out, is_enlarged_data
 from onnxprune.calibration.workspace import opened, workspace_for
+from onnxprune.data import sanity as data_sanity
 from onnxprune.data.dataset import Data, hint_of, load_data
+from onnxprune.data.sanity import Look, look
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
-from onnxprune.errors import DataError, ModelError, OptionError
-from onnxprune.evaluation import structure
+from onnxprune.errors import DataError, DataWarning, ModelError, OptionError
+from onnxprune.evaluation import sanity, structure
+from onnxprune.evaluation.compare import predict
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
+from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model, inputs_of
+from onnxprune.metrics.outputs import all_finite, classification_accuracy
 from onnxprune.options import ResolvedTraining, Training
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
+from onnxprune.progress import share_of
+from onnxprune.runtime.session import open_session
 from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
+from onnxprune.types import Check
 
+LOOKED = 256
+"""Samples on which the outputs of the original are looked at first."""
 WARN_BELOW = 0.5
 """Prunable share of the FLOPs below which a run warns."""
 
@@ -138,5 +150,48 @@ def calibration(scope: contextlib.ExitStack) -> Stage:
     return Stage(calibrate, requires=("original",))
 
 
+def look_at_data(run: Run) -> Run:
+    """Read all samples before anything is computed; warn where figures on them would say little.
+
+    Raises:
+        DataError: a sample cannot be used.
+    """
+    known, judging = run.data, run.evaluation
+    found: list[Check] = []
+    seen: Look | None = None
+    for data in _distinct(known, judging):
+        looked = look(data, share_of(run.on_stage, "look"))
+        found += data_sanity.doubts(data, looked, seen)
+        seen = looked
+    if judging is not None and not judging.is_generated:
+        found += sanity.normalization(io.read(run.original.model.path)[0], judging)
+        warned = [*found, *_doubtful_outputs(run, judging)]
+    else:
+        warned = found
+    for each in warned:
+        warnings.warn(DataWarning(f"{each.name}: {each.value}; {each.detail}"), stacklevel=2)
+    return replace(run, doubts=tuple(found))
+
+
+def _distinct(*parts: Data | None) -> list[Data]:
+    """Return the data of a user, each once."""
+    given = [part for part in parts if part is not None and not part.is_generated]
+    return [part for n, part in enumerate(given) if not any(part is earlier for earlier in given[:n])]
+
+
+def _doubtful_outputs(run: Run, data: Data) -> Iterator[Check]:
+    """Say why the outputs of the original on some of the samples say nothing; the verdict says it of all samples."""
+    model, config = run.original.model, run.measure
+    some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
+    opened = open_session(str(model.path), config.session, where=str(model.path))
+    outputs = predict(opened, some, model.signature.per_evaluation(config.eval_batch), model.signature, "the original")
+    if not all_finite(outputs) or measured_tensors(model.graph) != tuple(t.name for t in model.graph.outputs):
+        return
+    if some.labels is not None:
+        classification_accuracy(outputs, some.labels)  # refuses labels that do not fit
+    yield from sanity.doubts(outputs, some.labels)
+
+
 LOAD = Stage(load)
+LOOK_AT_DATA = Stage(look_at_data, requires=("original",))
 LOAD_PAIR = Stage(load_pair)

@@ -15,7 +15,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
-from onnxprune.pipeline.opening import LOAD, calibration
+from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
     CHECK_PRUNED,
@@ -118,7 +118,7 @@ def prune(
     files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
     run = Run(sources, _with_plan(Destinations(*files), sources.plan), options, training, measure, on_stage, command)
     with contextlib.ExitStack() as scope:
-        run = execute(run, (LOAD, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
+        run = execute(run, (LOAD, LOOK_AT_DATA, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
     held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
     run = execute(
         run,

@@ -103,7 +103,7 @@ def judge_quality(run: Run) -> Run:
     """Hold the quality of the result against `--tolerate`, `--max-drop`, or the default."""
     options = run.options
     limit = options.tolerate if options.tolerate is not None else options.max_drop
-    judged = Judged(run.comparison, GateLimits(max_drop=limit if run.comparison.is_real else None))
+    judged = Judged(run.comparison, GateLimits(max_drop=limit if run.comparison.is_real else None), doubts=run.doubts)
     return replace(run, checks=(*hold_quality(judged), *run.checks))
 
 

@@ -112,6 +112,7 @@ class Run:
         original: the model as loaded, its trace and its costs.
         data, evaluation: calibration samples, and the samples that the result is verified on.
         shapes: of the inputs, from the data or else from the trace.
+        doubts: what is doubtful about the data.
         workspace: calibration samples and activations; None without data.
         estimator: predicts and measures costs; None where a plan is replayed.
         edited: the original after layer edits: the model that the plan speaks of.
@@ -144,6 +145,7 @@ class Run:
     data: Data | None = None
     evaluation: Data | None = None
     shapes: dict[str, tuple[int, ...]] = UNSET
+    doubts: tuple[Check, ...] = ()
     workspace: Workspace | None = None
     estimator: CostEstimator | None = None
     edited: EditedModel = UNSET
