@@ -362,7 +362,7 @@ def main() -> None:
         "--only", action="append", default=[], metavar="GLOB", help="only models of that name; may be repeated"
     )
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: 1)")
-    parser.add_argument("--timeout", type=float, default=900, help="processor seconds for a model (default: 900)")
+    parser.add_argument("--timeout", type=float, default=1800, help="processor seconds for a model (default: 1800)")
     parser.add_argument("--memory", type=float, default=8, help="GB that a process may take (default: 8)")
     parser.add_argument(
         "--budget", type=float, default=0, help="minutes after which no model is begun (default: no end)"

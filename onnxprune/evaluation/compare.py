@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 RUN_BYTES = 8_000_000
-"""Bytes of the inputs of a run: activations take ten to fifty times as much."""
+"""Bytes of the inputs of a run, and of its outputs: activations take ten to fifty times as much."""
+KEPT_BYTES = 128_000_000
+"""Bytes of an output on all samples that are kept; of larger ones every few positions along the longest axis."""
 RANDOM_SAMPLES = 16
 """Number of seeded random inputs that are used without data."""
 
@@ -157,15 +159,39 @@ def predict(
 ) -> Outputs:
     """Return the outputs of a model, or the tensors `names`, on all data, samples first.
 
-    A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out.
+    A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out. Of maps that
+    take more than `KEPT_BYTES` some positions are returned, the same ones for every model.
     """
     parts: list[list[Any]] = []
     sample = sum(value.nbytes for value in data.samples(0, 1).values())
-    size = data.fixed or min(size, max(1, RUN_BYTES // max(sample, 1)))
-    for start in range(0, len(data), size):
-        stop = min(start + size, len(data))
-        feeds = data.rows(start, stop) if data.fixed is None else filled(data, start, size)
-        parts.append(run_batch(opened, feeds, where=where, names=None if names is None else [*names]))
+    start, step = 0, data.fixed or 1  # the first run tells the size of the outputs
+    while start < len(data):
+        stop = min(start + step, len(data))
+        feeds = data.rows(start, stop) if data.fixed is None else filled(data, start, step)
+        found = run_batch(opened, feeds, where=where, names=None if names is None else [*names])
+        if not parts:
+            made = sum(value.nbytes for value in found if isinstance(value, np.ndarray)) // step
+            size = min(size, max(1, RUN_BYTES // max(sample, made, 1)))
+        rows = data.fixed or stop - start
+        parts.append([_thinned(value, len(data), rows) for value in found])
+        start, step = stop, data.fixed or size
         if progress:
             progress(stop / len(data))
     return [output[: len(data)] for output in signature.join(parts, names)]
+
+
+def _thinned(output: Any, samples: int, of: int) -> Any:
+    """Return a map, (n, …) for `of` samples, at every few positions of its longest axis, where `samples` of it take too much.
+
+    A number that is not finite stays, wherever it is.
+    """
+    if not isinstance(output, np.ndarray) or output.ndim < 3:
+        return output
+    every = -(-output.nbytes // of * samples // KEPT_BYTES)
+    if every < 2:
+        return output
+    axis = 1 + int(np.argmax(output.shape[1:]))
+    kept = output.take(np.arange(0, output.shape[axis], every), axis=axis)
+    if output.dtype.kind == "f" and np.isfinite(kept).all() and not np.isfinite(output).all():
+        kept.flat[0] = np.nan
+    return kept
