@@ -88,8 +88,8 @@ PLANNED = option_group(
 """Options of `plan` and `prune`."""
 SWEPT = option_group("options", _options, *_options_of(Options, "selection", "structure", "repair"))
 """Options of `sweep`, which has its own option for targets."""
-IGNORE, SEED, _SHAPE = (
-    _option(*entry) for name in ("ignore", "seed", "shape") for entry in option_fields(Options) if entry[2] == name
+IGNORE, SEED, TOLERATE, _SHAPE = (
+    _option(*entry) for name in ("ignore", "seed", "tolerate", "shape") for entry in option_fields(Options) if entry[2] == name
 )
 
 SHAPE = option_group("shape", lambda values: parse_shapes(values["shape"]), _SHAPE)

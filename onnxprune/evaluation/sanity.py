@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxprune.data.dataset import Data
-from onnxprune.metrics.outputs import OutputPair, Outputs
+from onnxprune.metrics.outputs import OutputPair, Outputs, log_probabilities
 from onnxprune.metrics.paired_tests import right
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 from onnxprune.types import Check, FloatArray, IntArray, doubt
@@ -19,6 +19,9 @@ FEW = 30
 """Samples below which a drop within the limit is undecided."""
 BETTER = 20.0
 """Points that another assignment of classes must gain to be named."""
+OVERCONFIDENT = 25.0
+"""Points by which the mean probability of the predicted class may exceed the accuracy: models are that well calibrated on data like
+those that trained them, and far less on others (Guo et al., 2017; Ovadia et al., 2019)."""
 FLAT = 0.02
 """Deviation of (n, k) outputs between samples, as a share of that between their entries, below which they hardly depend on the input."""
 SPREAD, SHIFT = 2.2, 1.5
@@ -80,11 +83,16 @@ def _doubtful_scores(scores: FloatArray, labels: IntArray | None) -> Iterator[Ch
     better = _better_assignment(given, labels, scores.shape[1])
     if better:
         yield doubt("labels of other classes", better[0], better[1])
-    elif _is_near_chance(scores, labels):
-        rate, chance = 100 * right(scores, labels).mean(), 100 * _majority(labels)
+        return
+    rate, chance = 100 * float(right(scores, labels).mean()), 100 * _majority(labels)
+    said = 100 * float(np.exp(log_probabilities(scores).max(axis=1)).mean())
+    if _is_near_chance(scores, labels):
         yield doubt(
             "original near chance", f"{rate:.2f} %", f"the most frequent label is {chance:.2f} % of all: {REMEDY}"
         )
+    elif said - rate > OVERCONFIDENT and len(labels) >= FEW:
+        told = f"although its probability for them is {said:.0f} % on average: {REMEDY}"
+        yield doubt("original too sure", f"{rate:.2f} % right", told)
 
 
 def _majority(labels: IntArray) -> float:

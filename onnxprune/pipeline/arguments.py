@@ -29,6 +29,7 @@ class Fields(BenchmarkFields, total=False):
     reduce: Mapping[str, float]
     limit: Mapping[str, float]
     max_drop: float | None
+    tolerate: float | None
     minimise: str
     granularity: tuple[str, ...]
     importance: str

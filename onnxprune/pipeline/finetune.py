@@ -40,6 +40,7 @@ def finetune(
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     shape: Mapping[str, tuple[int, ...]] | None = None,
+    tolerate: float | None = None,
     seed: int = 0,
     memory: float = Options.memory,
     measure: BenchmarkConfig | None = None,
@@ -57,7 +58,7 @@ def finetune(
         teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the
             report.
         data: samples to train on, as for `onnxprune.prune`; their labels are used where there are some.
-        output: path of the result; None: nothing is written. A result whose verdict is FAILED is not written.
+        output: path of the result; None: nothing is written. A result whose integrity failed is not written.
         evaluation: samples to verify the result on; None: `data`, which training has seen.
         preprocess: as for `onnxprune.prune`.
         plan: path of the plan.json that the model was pruned by: names the channels of the teacher for
@@ -65,6 +66,7 @@ def finetune(
         training: length, loss and optimizer; None: `Training()`, two epochs.
         checkpoint: as for `onnxprune.prune`.
         shape: as for `onnxprune.inspect`.
+        tolerate: points that the result may lose against the teacher; None: 2; see `onnxprune.Options`.
         seed: of everything random; default 0.
         memory: bytes for preprocessed samples; half of them for the training.
         measure: as for `onnxprune.prune`.
@@ -94,7 +96,7 @@ def finetune(
     run = Run(
         Sources(Path(model), data, evaluation, preprocess, path_of(plan), Path(teacher)),
         Destinations(path_of(output), None, path_of(report_output), path_of(checkpoint)),
-        Options(seed=seed, memory=memory, shape=shape or {}),
+        Options(seed=seed, memory=memory, shape=shape or {}, tolerate=tolerate),
         training or Training(),
         measure or BenchmarkConfig(),
         on_stage,

@@ -425,7 +425,9 @@ def test_broken_image(kind, name, photos, tiny_path, out, refused):
     path = photos / name
     content = path.read_bytes()
     if kind == "deep":
-        Image.fromarray(np.zeros((8, 8), np.uint16)).save(path)
+        path = path.rename(path.with_suffix(".tif"))
+        name = str(path.relative_to(photos))
+        Image.fromarray(np.zeros((8, 8), np.float32)).save(path)
     else:
         broken = {"empty": b"", "text": b"hello", "cut": content[:60], "damaged": content[:50] + bytes(40)}[kind]
         path.write_bytes(broken)

