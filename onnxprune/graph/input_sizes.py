@@ -90,16 +90,21 @@ def _told(
 ) -> dict[int | None, int]:
     """Return the sizes that a weight of a shape tells, by axis of the input."""
     if node.op_type == "Gemm" and len(shape) == 2 and not ("transA" in flags and flags["transA"].i):
-        return {axes[1]: shape[flags["transB"].i if "transB" in flags else 0]}
+        return {_place(axes, 1): shape[flags["transB"].i if "transB" in flags else 0]}
     if node.op_type == "MatMul" and len(shape) > 1:
-        return {axes[-1]: shape[-2]}
+        return {_place(axes, len(axes) - 1): shape[-2]}
     if node.op_type in ("LSTM", "GRU", "RNN") and len(shape) == 3:
-        return {axes[2]: shape[2]}
-    if node.op_type == "BatchNormalization" and shape and len(axes) > 1:
-        return {axes[1]: shape[0]}
+        return {_place(axes, 2): shape[2]}
+    if node.op_type == "BatchNormalization" and shape:
+        return {_place(axes, 1): shape[0]}
     if node.op_type == "Conv" and len(shape) > 2:
-        return {axes[1]: shape[1] * (flags["group"].i if "group" in flags else 1)}
+        return {_place(axes, 1): shape[1] * (flags["group"].i if "group" in flags else 1)}
     return {}
+
+
+def _place(axes: Sequence[int | None], n: int) -> int | None:
+    """Return the axis of the input that an axis is; None where a tensor has no such axis."""
+    return axes[n] if 0 <= n < len(axes) else None
 
 
 def solved_sizes(light: onnx.ModelProto, header: onnx.ModelProto) -> dict[Place, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune.errors import ModelError, ShapeError
+from onnxprune.errors import ModelError, OptionError, ShapeError
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, fed_inputs, open_session, random_feeds, run_batch
 
 DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 * 1024, 16), range(32, 32 * 1024, 32))
@@ -23,6 +23,33 @@ AUDIO = (16_000, 48_000, 8_000, 44_100, 32_000, 22_050, 24_000, 4_000, 1_600, 48
 TOLD_SHAPES = 4
 Layout = dict[str, int | None]
 """The axis of samples of each input; None: it has none."""
+
+
+def check_shapes(header: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse inputs without a rank, and given shapes that are not those of inputs.
+
+    Raises:
+        ModelError: an input has no rank.
+        OptionError: there is no such input, or its rank or a fixed size differs.
+    """
+    for value in fed_inputs(header):
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            raise ModelError(
+                "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
+            )
+    dims = {value.name: value.type.tensor_type.shape.dim for value in fed_inputs(header)}
+    for name, shape in given.items():
+        told = f"--shape {name}={'x'.join(map(str, shape))}"
+        if name not in dims:
+            raise OptionError(f"{told} names no input", hint=f"inputs are {', '.join(dims)}")
+        sizes = [dim.dim_value if dim.dim_value > 0 else "any" for dim in dims[name]]
+        if len(shape) != len(sizes) or any(
+            want not in ("any", have) for have, want in zip(shape[1:], sizes[1:], strict=True)
+        ):
+            raise OptionError(
+                f"{told} does not fit", why=f"the input is {sizes}", hint="give a size for every axis, samples included"
+            )
 
 
 def candidate_sizes(proto: onnx.ModelProto) -> list[Sequence[int]]:
@@ -53,16 +80,7 @@ def input_shapes(
         known: shapes of data, for the other axes.
         told: sizes that weights tell, by input and axis; see `onnxprune.graph.input_sizes`.
         sizes: sizes of the other axes, in turn, where nothing is known.
-
-    Raises:
-        ModelError: an input without a rank, or `known` of another rank.
     """
-    for value in fed_inputs(proto):
-        tensor = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-            raise ModelError(
-                "an input has no rank", where=f"input {value.name}", hint="export the model with input shapes"
-            )
     dims = {value.name: value.type.tensor_type.shape.dim for value in fed_inputs(proto)}
     on = ((name, axis) for name, axis in layout.items() if axis is not None)
     names = {param: samples for name, axis in on if (param := dims[name][axis].dim_param)}

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune.errors import ModelError, OptionError
+from onnxprune.errors import ModelError
 from onnxprune.graph.input_sizes import solved_sizes, told_sizes
 from onnxprune.graph.shapes import (
     MOST_ELEMENTS,
     Layout,
     candidate_sizes,
+    check_shapes,
     contradiction,
     infer_shapes,
     input_shapes,
@@ -428,23 +429,3 @@ def _changed_axis(x: Sequence[int], y: Sequence[int], a: int, b: int) -> SampleA
     if len(x) != len(y) or len(axes) != 1 or x[axes[0]] * b != y[axes[0]] * a or x[axes[0]] % a:
         return SampleAxis(None)
     return SampleAxis(axes[0], x[axes[0]] // a)
-
-
-def check_shapes(header: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse given shapes that are not those of inputs.
-
-    Raises:
-        OptionError: there is no such input, or its rank or a fixed size differs.
-    """
-    dims = {value.name: value.type.tensor_type.shape.dim for value in fed_inputs(header)}
-    for name, shape in given.items():
-        told = f"--shape {name}={'x'.join(map(str, shape))}"
-        if name not in dims:
-            raise OptionError(f"{told} names no input", hint=f"inputs are {', '.join(dims)}")
-        sizes = [dim.dim_value if dim.dim_value > 0 else "any" for dim in dims[name]]
-        if len(shape) != len(sizes) or any(
-            want not in ("any", have) for have, want in zip(shape[1:], sizes[1:], strict=True)
-        ):
-            raise OptionError(
-                f"{told} does not fit", why=f"the input is {sizes}", hint="give a size for every axis, samples included"
-            )

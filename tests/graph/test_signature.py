@@ -20,7 +20,8 @@ from onnxprune.data.dataset import hint_of, load_data
 from onnxprune.errors import DataError, OptionError
 from onnxprune.evaluation.compare import predict
 from onnxprune.graph.model import Model, inputs_of
-from onnxprune.graph.signature import check_shapes, derive
+from onnxprune.graph.shapes import check_shapes
+from onnxprune.graph.signature import derive
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.runtime.session import open_session, run_batch
 from onnxprune.surgery import channels
