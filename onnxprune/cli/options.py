@@ -89,7 +89,10 @@ PLANNED = option_group(
 SWEPT = option_group("options", _options, *_options_of(Options, "selection", "structure", "repair"))
 """Options of `sweep`, which has its own option for targets."""
 IGNORE, SEED, TOLERATE, _SHAPE = (
-    _option(*entry) for name in ("ignore", "seed", "tolerate", "shape") for entry in option_fields(Options) if entry[2] == name
+    _option(*entry)
+    for name in ("ignore", "seed", "tolerate", "shape")
+    for entry in option_fields(Options)
+    if entry[2] == name
 )
 
 SHAPE = option_group("shape", lambda values: parse_shapes(values["shape"]), _SHAPE)

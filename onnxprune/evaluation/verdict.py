@@ -201,6 +201,14 @@ def _drop(measured: Judged) -> Measured | None:
     return paired_drop(paired_tests.paired(np.ones_like(same), same), measured, "agreement drop (points)")
 
 
+def _beside_drop(measured: Judged) -> Measured | None:
+    """Return the drop of the outputs beside the class scores; None where there are none, or no limit."""
+    if measured.scores() is None or measured.limits.max_drop is None:
+        return None
+    explained = measured.compared.fidelity.get("explained")
+    return None if explained is None else Measured(100 - explained, measured.where)
+
+
 def _fidelity_check(metric: Metric) -> LimitCheck:
     """Return the check of a metric of fidelity; its limit is `min_<name>` or `max_<name>`."""
     at_least = metric.direction == "higher"
@@ -286,6 +294,7 @@ def _peak_memory(measured: Measurements) -> Measured | None:
 DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES, kind="quality")
 QUALITY = (
     DROP,
+    LimitCheck("explained variance of the other outputs, drop (points)", "max_drop", _beside_drop, kind="quality"),
     *map(_fidelity_check, of_kind("fidelity")),
     LimitCheck("largest class drop (points)", "max_class_drop", _class_drop, needs="labels", kind="quality"),
     LimitCheck(

@@ -42,7 +42,7 @@ class OutputPair:
 
     def top(self, k: int) -> float | None:
         """Return the percentage of samples whose label is among the k largest scores; None without labels, or with k or fewer classes."""
-        scores = class_scores(self.candidate)
+        scores = class_scores(self.candidate, labelled=True)
         if scores is None or self.labels is None or (k > 1 and scores.shape[1] <= k):
             return None
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -83,12 +83,22 @@ class OutputPair:
         return None if scores is None else _kl(*scores)
 
     def explained(self) -> float | None:
-        """Return the percentage of the variance of the original's outputs that the candidate gives; None with class scores.
+        """Return the percentage of the variance of the original's outputs that the candidate gives; None where all are class scores.
 
         This is R^2 with the original in the place of the truth; the variance is that between samples.
         """
-        share = None if self.scores() is not None else self.mean(_unexplained)
+        pair = self if self.scores() is None else self._beside_scores()
+        share = pair.mean(_unexplained)
         return None if share is None else 100.0 * (1.0 - share)
+
+    def _beside_scores(self) -> OutputPair:
+        """Return the outputs without the class scores, and without those that name the same classes in another form."""
+        place = _place_of_scores(self.original, labelled=self.labels is not None)
+        if place is None:
+            return self
+        main = self.original[place]
+        kept = [n for n, output in enumerate(self.original) if n != place and not _names_the_same(main, output)]
+        return OutputPair([self.candidate[n] for n in kept], [self.original[n] for n in kept])
 
     def scores(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
         """Return the class scores of the original and of the candidate; None where the outputs are plain numbers.
@@ -96,7 +106,8 @@ class OutputPair:
         Without labels, outputs of the form (samples, classes) are plain numbers (coordinates, an embedding) where they are
         no probabilities and have the same largest entry for every one of `JUDGED` samples or more.
         """
-        pair = _pair_of_scores(self.original, self.candidate) if self.classes else None
+        labelled = self.labels is not None
+        pair = _pair_of_scores(self.original, self.candidate, labelled=labelled) if self.classes else None
         if pair is None or self.labels is not None or len(pair[0]) < JUDGED:
             return pair
         p = pair[0]
@@ -108,13 +119,31 @@ class OutputPair:
         return {name: amount for name, amount in found.items() if amount is not None}
 
 
-def class_scores(outputs: Outputs) -> np.ndarray[Any, Any] | None:
-    """Return the (n, classes) output of a classifier; None where no output looks like one."""
-    for output in outputs:
-        squeezed = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
-        if squeezed.ndim == 2 and squeezed.shape[1] > 1 and squeezed.dtype.kind == "f":
-            return squeezed
+def class_scores(outputs: Outputs, *, labelled: bool = False) -> np.ndarray[Any, Any] | None:
+    """Return the (n, classes) output of a classifier; None where no output looks like one.
+
+    (n, classes, 1, 1) is one as well. (n, k, 1) is one of a `labelled` classifier, and k steps of a forecast else.
+    """
+    place = _place_of_scores(outputs, labelled=labelled)
+    return None if place is None else outputs[place].reshape(len(outputs[place]), -1)
+
+
+def _place_of_scores(outputs: Outputs, *, labelled: bool) -> int | None:
+    """Return which output holds class scores."""
+    least = 3 if labelled else 4
+    for place, output in enumerate(outputs):
+        is_flat = output.ndim == 2 or (output.ndim >= least and max(output.shape[2:]) == 1)
+        if is_flat and output.shape[1] > 1 and output.dtype.kind == "f":
+            return place
     return None
+
+
+def _names_the_same(scores: Array, output: Array) -> bool:
+    """Tell whether an output holds the same classes as class scores do: probabilities beside logits, or the best class."""
+    best = scores.reshape(len(scores), -1).argmax(axis=1)
+    if output.dtype.kind == "f":
+        return output.size == scores.size and np.array_equal(output.reshape(len(scores), -1).argmax(axis=1), best)
+    return bool(output.size == len(scores) and np.array_equal(output.reshape(-1), best))
 
 
 def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -123,7 +152,7 @@ def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> d
     Raises:
         DataError: the outputs are not those of a classifier, or a label is out of their range.
     """
-    scores = class_scores(outputs)
+    scores = class_scores(outputs, labelled=True)
     if scores is None:
         raise DataError(
             "there are labels, but no output of the form (samples, classes)",
@@ -154,8 +183,8 @@ def compare_outputs(original: Outputs, candidate: Outputs, *, classes: bool = Tr
 def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True) -> float:
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
-    For outputs of the form (samples, classes) the divergence is the Kullback-Leibler divergence, as training takes it, for other models
-    the squared error of the outputs as a share of their variance, mean over outputs. It is infinite where an output is not finite, and
+    For an output of the form (samples, classes) the divergence is the Kullback-Leibler divergence, as training takes it, for all others
+    the squared error as a share of their variance, mean over outputs; a model with both has the sum. It is infinite where an output is not finite, and
     where no output is comparable: where none holds numbers and has one shape in both models. `scores` tells whether an
     output may be the class scores of a classifier. Whether such an output holds plain numbers is not judged here: the judgement depends
     on the samples, and losses that are compared must be of one kind.
@@ -163,12 +192,23 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
     if not all_finite(candidate):
         return float("inf")
     pair = _pair_of_scores(original, candidate) if scores else None
-    if pair is not None:
-        return max(_kl(*pair), 0.0)
-    error = OutputPair(candidate, original).mean(
+    whole = OutputPair(candidate, original)
+    error = (whole if pair is None else whole._beside_scores()).mean(
         lambda x, y: _squared(x, y) / max(_squared(x, x.mean(dtype=np.float64)), 1e-30)
     )
+    if pair is not None:
+        return max(_kl(*pair), 0.0) + (error or 0.0)
     return float("inf") if error is None else error
+
+
+def lost(fidelity: Mapping[str, float]) -> float | None:
+    """Return the points that are lost without labels: of agreement, or of explained variance; the larger where there are both.
+
+    >>> lost({"agreement": 99.0, "explained": 98.0})
+    2.0
+    """
+    kept = [fidelity[name] for name in ("agreement", "explained") if name in fidelity]
+    return 100 - min(kept) if kept else None
 
 
 def _is_numbers(output: np.ndarray[Any, Any]) -> bool:
@@ -176,9 +216,11 @@ def _is_numbers(output: np.ndarray[Any, Any]) -> bool:
     return output.dtype.kind == "f" or (output.dtype.kind in "iub" and bool((output != output.flat[0]).any()))
 
 
-def _pair_of_scores(original: Outputs, candidate: Outputs) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+def _pair_of_scores(
+    original: Outputs, candidate: Outputs, *, labelled: bool = False
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
     """Return the (n, classes) outputs of two models; None where one has none, or their shapes differ."""
-    p, q = class_scores(original), class_scores(candidate)
+    p, q = (class_scores(outputs, labelled=labelled) for outputs in (original, candidate))
     return None if p is None or q is None or p.shape != q.shape else (p, q)
 
 

@@ -24,7 +24,7 @@ from onnxprune.evaluation.compare import predict
 from onnxprune.graph.analysis import Analysis, removed
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
-from onnxprune.metrics.outputs import Outputs, classification_accuracy, compare_outputs
+from onnxprune.metrics.outputs import OutputPair, Outputs, classification_accuracy, compare_outputs, lost
 from onnxprune.options import Options
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.edited_model import EditedModel
@@ -161,16 +161,17 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
         outputs = outputs_of(result)
         if data.labels is not None:
             before, after = (classification_accuracy(found, data.labels)["top1"] for found in (reference, outputs))
-            return before - after
+            beside = OutputPair(outputs, reference, data.labels, one).explained()
+            return max(before - after, 0.0 if beside is None else 100 - beside)
         found = compare_outputs(reference, outputs, classes=one)
-        kept = found.get("agreement", found.get("explained"))
-        if kept is None:
+        gone = lost(found)
+        if gone is None:
             raise OptionError(
                 "--max-drop needs outputs that can be compared",
                 why="no output of numbers has the same shape for every sample",
                 hint="give --reduce or --limit",
             )
-        return 100 - kept
+        return gone
 
     return drop
 

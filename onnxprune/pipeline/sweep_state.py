@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxprune.errors import OutputError
 from onnxprune.fileio import write_json
+from onnxprune.metrics.outputs import lost
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"
@@ -103,9 +104,8 @@ class Family:
         """Put the figures of a report into the state of a member."""
         before, after, fidelity = report["before"], report["after"], report["fidelity"]
         drop = None if before["top1"] is None else before["top1"] - after["top1"]
-        kept = fidelity.get("agreement", fidelity.get("explained"))
-        if drop is None and kept is not None:
-            drop = 100 - kept
+        if drop is None:
+            drop = lost(fidelity)
         word, data = report["verdict"]["headline"], f"{report['samples']} samples of {report['data']}"
         figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": word}
         self.set(share, report=figures, before={"size": before["size"]}, data=data)

@@ -134,7 +134,9 @@ class _Repair:
             later = (self.chains[job.node] for _, some in self.jobs[number:] for job in some if job.node in self.chains)
             seen = [name for job in jobs for name in (job.x, job.other) if name]
             again = after.dependents(unit.nodes, seen)
-            after.lasting = {name for chain in later for name in chain.taken} | after.taken(again)
+            # steps of a recurrence run before the layers in them are fitted: the inputs of these layers stay
+            ahead = {name for _, some in self.jobs[number:] for job in some for name in (job.x, job.other) if name}
+            after.lasting = {name for chain in later for name in chain.taken} | after.taken(again) | ahead
             before.lasting -= {job.target for job in jobs}
             before.advance([job.target for job in jobs])
             job = jobs[0]

@@ -87,11 +87,12 @@ def result(report: Report) -> str:
     removed = f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted"
     if a.top1 is not None and b.top1 is not None:
         return f"{removed}; accuracy change: {b.top1 - a.top1:+.2f} points"
+    parts = [removed]
     if "agreement" in report.fidelity:
-        return f"{removed}; agreement with the original: {report.fidelity['agreement']:.2f} %"
+        parts.append(f"agreement with the original: {report.fidelity['agreement']:.2f} %")
     if "explained" in report.fidelity:
-        return f"{removed}; explained variance of the original's outputs: {report.fidelity['explained']:.2f} %"
-    return removed
+        parts.append(f"explained variance of the original's outputs: {report.fidelity['explained']:.2f} %")
+    return "; ".join(parts)
 
 
 def sources(report: Report) -> list[str]:

@@ -115,7 +115,7 @@ def error(student: Tensor, teacher: Tensor, size: float) -> Tensor:
 
 def scores(output: Tensor) -> Tensor | None:
     """Return the (n, classes) form of an output, or None, as `onnxprune.metrics.outputs.class_scores` does."""
-    flat = output.reshape(output.shape[0], -1) if output.ndim > 2 and max(output.shape[2:]) == 1 else output
+    flat = output.reshape(output.shape[0], -1) if output.ndim > 3 and max(output.shape[2:]) == 1 else output
     return flat if flat.ndim == 2 and flat.shape[1] > 1 and flat.is_floating_point() else None
 
 

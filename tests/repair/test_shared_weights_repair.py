@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import Builder, load
 from repaired import inputs, repaired, run
 
+import onnxprune
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import output_divergence
 
@@ -72,3 +75,32 @@ def test_repair_lowers_the_loss_and_keeps_one_weight(build: Callable[[Builder], 
     assert len(added) <= 1  # the bias of a layer without one
     shared = sum(len(group.layers) > 1 for group in trace.groups)
     assert shared
+
+
+@pytest.mark.parametrize("repair", ["lstsq", "bias"])
+@pytest.mark.parametrize("samples", [None, 48])
+def test_several_shared_layers_in_every_step_of_a_recurrence(repair: str, samples: int | None, tmp_path: Path) -> None:
+    """A gated cell, unrolled: the second step of one gate needs the first step of gates that are fitted later."""
+    b = Builder((12,))
+    shapes = {"encoder": (40, 4), "keep": (24, 64), "reset": (24, 64), "new": (24, 64), "first": (24, 40)}
+    layers = {name: (b.normal(*shape, scale=0.2), b.normal(shape[0], scale=0.1)) for name, shape in shapes.items()}
+
+    def gemm(x: str, name: str) -> str:
+        return b.node("Gemm", [x, *layers[name]], (shapes[name][0],), transB=1)
+
+    state = ""
+    for part in b.split("x", (4, 4, 4)):
+        seen = b.node("Relu", [gemm(part, "encoder")])
+        state = state or b.node("Tanh", [gemm(seen, "first")])
+        both = b.concat([state, seen])
+        keep, reset = (b.node("Sigmoid", [gemm(both, name)]) for name in ("keep", "reset"))
+        new = b.node("Tanh", [gemm(b.concat([b.node("Mul", [reset, state]), seen]), "new")])
+        old = b.node("Mul", [b.node("Sub", [b.const(np.array(1, np.float32)), keep], b.shapes[keep]), state])
+        state = b.node("Add", [old, b.node("Mul", [keep, new])])
+    onnx.save(b.build(b.gemm(state, 5)), tmp_path / "m.onnx")
+    data = None if samples is None else np.random.default_rng(0).normal(size=(samples, 12)).astype(np.float32)
+    found = onnxprune.prune(
+        tmp_path / "m.onnx", data=data, reduce={"flops": 0.3}, round_to=1, repair=repair, latency=False
+    )
+    assert found.report.after.flops < 0.75 * found.report.before.flops
+    assert found.report.repair

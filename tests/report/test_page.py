@@ -26,7 +26,9 @@ SWEEP = Sweep(
     "10 samples",
 )
 JUDGEMENT = Judgement(
-    "a.onnx", "b.onnx", Verdict((Check("fits", True, None, True), Check("drop", 2.0, 1.0, False, "a <detail>", kind="quality")))
+    "a.onnx",
+    "b.onnx",
+    Verdict((Check("fits", True, None, True), Check("drop", 2.0, 1.0, False, "a <detail>", kind="quality"))),
 )
 
 NEEDS_A_NAME = {
