@@ -16,7 +16,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.importance.obs import Removal
 from onnxprune.metrics.outputs import output_divergence
-from onnxprune.repair.network import MOST_SAMPLES, held_batches, outputs_of
+from onnxprune.repair.network import MOST_SAMPLES, held_batches, outputs_of, pair_of
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, FloatArray, Trace
 
@@ -98,13 +98,14 @@ class Probe:
 
     def __init__(self, analysis: Analysis, workspace: Workspace, measurements: int) -> None:
         macs = analysis.cost.totals(np.ones(analysis.trace.n_channels, dtype=bool))[0] * measurements
-        self._names = measured_tensors(analysis.model.graph)
-        values = sum(math.prod(analysis.trace.shapes.get(name, ())) for name in self._names) / analysis.trace.samples
+        self._model, self._measured = analysis.model, measured_tensors(analysis.model.graph)
+        names = self._measured.names
+        values = sum(math.prod(analysis.trace.shapes.get(name, ())) for name in names) / analysis.trace.samples
         least = LEAST_DENSE if values >= DENSE else LEAST_SAMPLES
         samples = int(np.clip(WORK / max(1.0, macs / 2), least, MOST_SAMPLES))
         self._batches = held_batches(workspace.calibration.plain, samples)
-        self._is_output = self._names == tuple(tensor.name for tensor in analysis.model.graph.outputs)
-        self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store, self._names)
+        self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store, names)
+        self._runner.hold(self._measured.points)
         self._reference = self._runner.finish(analysis.model)
 
     def advance(self, n: int) -> None:
@@ -121,8 +122,13 @@ class Probe:
 
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the variant has the nodes of the model in the same order."""
-        outputs = self._runner.finish(variant) if aligned else outputs_of(variant, self._batches, self._names)
-        return output_divergence(self._reference, outputs, scores=self._is_output)
+        if aligned:
+            outputs = self._runner.finish(variant)
+        elif not self._measured.points:
+            outputs = outputs_of(variant, self._batches, self._measured.names)
+        else:
+            _, outputs = pair_of(self._model, variant, self._batches, self._measured)
+        return output_divergence(self._reference, outputs, scores=not self._measured.points)
 
     def close(self) -> None:
         """Forget the activations."""

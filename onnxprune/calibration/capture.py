@@ -14,6 +14,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import captured_names
 from onnxprune.runtime.session import ALTERNATING, Feeds, open_session, run_batch
+from onnxprune.surgery.cuts import COMPUTED, cut_at
 
 Array = np.ndarray[Any, Any]
 Kept = Array | Path | list[Array]
@@ -88,6 +89,7 @@ class LayerwiseRunner:
                 self.users.setdefault(name, []).append(n)
         self.results = tuple(t.name for t in model.graph.outputs) if results is None else tuple(results)
         self.kept: dict[str, list[Kept]] = {}
+        self.held: dict[str, list[Kept]] = {}
         self.lasting: set[str] = set()
         self.n_batches = 0
         for feeds in batches:
@@ -97,10 +99,10 @@ class LayerwiseRunner:
 
     def close(self) -> None:
         """Release all tensors."""
-        for values in self.kept.values():
+        for values in (*self.kept.values(), *self.held.values()):
             for value in values:
                 self.store.drop(value)
-        self.kept = {}
+        self.kept, self.held = {}, {}
 
     def ancestors(self, names: Iterable[str]) -> set[int]:
         """Return the nodes that must run to compute tensors."""
@@ -160,11 +162,14 @@ class LayerwiseRunner:
                 self.kept[name].append(self.store.put(value))
         self.done = after
 
-    def _open(self, model: Model, nodes: list[int], taken: list[str], wanted: list[str]) -> Any:
-        """Open a session of some nodes of a model, whose inputs have the types of the kept tensors."""
+    def _open(
+        self, model: Model, nodes: list[int], taken: list[str], wanted: list[str], cut: Sequence[str] = ()
+    ) -> Any:
+        """Open a session of some nodes of a model, whose inputs have the types of the kept tensors; see `finish` for `cut`."""
         first = {name: self.store.get(self.kept[name][0]) for name in taken}
         arrays = {name: value for name, value in first.items() if not isinstance(value, list)}
         proto, weights = model.part(nodes, arrays, wanted)
+        cut_at(proto.graph, {name: self.store.get(self.held[name][0]) for name in cut})
         for name in first.keys() - arrays.keys():
             dtype = next((part.dtype for part in first[name]), np.dtype(np.float32))
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
@@ -198,16 +203,32 @@ class LayerwiseRunner:
                 for value in self.kept.pop(tensor.name, []):
                     self.store.drop(value)
 
+    def hold(self, names: Sequence[str]) -> None:
+        """Run the model as it is, and keep tensors: in `finish` their readers take them as they are now."""
+        if not names:
+            return
+        opened = self.model.session(outputs=names)
+        for batch in range(self.n_batches):
+            feeds = {name: self.store.get(values[batch]) for name, values in self.kept.items()}
+            for name, value in zip(names, run_batch(opened, feeds, names=[*names]), strict=True):
+                self.held.setdefault(name, []).append(self.store.put(value))
+
     def finish(self, model: Model) -> list[Array]:
-        """Run the remaining nodes with the weights of `model`, of the same graph; return the concatenated results."""
+        """Run the remaining nodes with the weights of `model`, of the same graph; return the concatenated results.
+
+        The readers of tensors that are held (see `hold`) take these; the results hold what is computed.
+        """
         order = [n for n in range(len(self.nodes)) if n not in self.done]
         names = [name for name in self.results if name in self.producer or name in self.kept]  # no constants
         taken = sorted(self.kept.keys() & {*names, *(name for n in order for name in self.inputs[n])})
-        opened = self._open(model, order, taken, names)
-        parts = [
-            run_batch(opened, {name: self.store.get(self.kept[name][batch]) for name in taken}, names=names)
-            for batch in range(self.n_batches)
-        ]
+        cut = [name for name in self.held if self.producer[name] in order]
+        opened = self._open(model, order, taken, names, cut)
+        wanted = [name + COMPUTED * (name in cut) for name in names]
+        parts = []
+        for batch in range(self.n_batches):
+            feeds = {name: self.store.get(self.kept[name][batch]) for name in taken}
+            feeds |= {name: self.store.get(self.held[name][batch]) for name in cut}
+            parts.append(run_batch(opened, feeds, names=wanted))
         return model.signature.join(parts, names)
 
     def read(self, name: str, batch: int) -> Array:

@@ -1,4 +1,4 @@
 """Judge a candidate against its original: structure, accuracy or fidelity, latency, and the limits of the gate.
 
-It imports `runtime`, `data`, `graph` and `metrics`, and modules of the root.
+It imports `runtime`, `data`, `graph`, `metrics` and `surgery`, and modules of the root.
 """

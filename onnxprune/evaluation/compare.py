@@ -11,11 +11,13 @@ import onnx
 
 from onnxprune.data.dataset import Data
 from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
+from onnxprune.graph.comparison_points import Measured
 from onnxprune.graph.signature import Signature
 from onnxprune.metrics.outputs import Outputs, all_finite, classification_accuracy, compare_outputs
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.runtime.timing import Latency
+from onnxprune.surgery.cuts import Pair
 from onnxprune.types import Check, IntArray
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ KEPT_BYTES = 128_000_000
 """Bytes of an output on all samples that are kept; of larger ones every few positions along the longest axis."""
 RANDOM_SAMPLES = 16
 """Number of seeded random inputs that are used without data."""
+
+
+Runner = Callable[[Feeds], list[Any]]
+"""Runs a model, or several, on the inputs of a run."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +72,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Front:
-    """Tensors that stand for the outputs of a model, and sessions of both models that give them.
+    """Tensors that are compared in place of the outputs of two models, and the models, of which the second selects as the first.
 
-    Rows of outputs that a selection (TopK, NonMaxSuppression) leads to change places: what enters it stands for them.
+    Rows of outputs that a selection (TopK, NonMaxSuppression) leads to change places: what enters it is compared, and what
+    follows from the same selection.
     """
 
-    names: tuple[str, ...]
-    sessions: tuple[ort.InferenceSession, ort.InferenceSession]
-
-    @property
-    def is_one(self) -> bool:
-        """Tell whether it is a single tensor: the scores of an ArgMax, or of the best classes."""
-        return len(self.names) == 1
+    measured: Measured
+    pair: Pair
 
 
 def compare(
@@ -101,17 +103,20 @@ def compare(
     inputs = signature.random_feeds(proto, signature.per_run(RANDOM_SAMPLES), seed) if data is None else {}
     name, samples = ("random inputs", signature.per_run(RANDOM_SAMPLES)) if data is None else (data.name, len(data))
     labels, size = None if data is None else data.labels, signature.per_evaluation(config.eval_batch)
-    runs = [original, candidate, *(front.sessions if front else ())]
+    runs: list[Runner] = [runner(original, "the original"), runner(candidate, "the candidate")]
+    runs += [front.pair] if front else []
 
-    def outputs_of(number: int) -> Outputs:
-        opened, names = runs[number], [*front.names] if front and number > 1 else None
+    def outputs_of(number: int, names: Sequence[str] | None = None) -> Outputs:
         if data is None:
-            return signature.join([run_batch(opened, inputs, names=names)], names)
-        where, progress = ("the original", "the candidate")[number % 2], share_of(on_stage, "evaluate")
-        return predict(opened, data, size, signature, where, lambda x: progress((number + x) / len(runs)), names)
+            return signature.join([runs[number](inputs)], names)
+        progress = share_of(on_stage, "evaluate")
+        return predict(runs[number], data, size, signature, lambda x: progress((number + x) / len(runs)), names)
 
-    a, b, classes = outputs_of(0), outputs_of(1), front is None or front.is_one
-    judged = (outputs_of(2), outputs_of(3)) if front else (a, b)
+    a, b, classes = outputs_of(0), outputs_of(1), front is None or front.measured.is_one
+    judged = (a, b)
+    if front:
+        both, n = outputs_of(2, front.pair.names * 2), len(front.pair.names)
+        judged = both[:n], both[n:]
     accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
     if labels is not None:
         accuracy = (classification_accuracy(judged[0], labels), classification_accuracy(judged[1], labels))
@@ -148,16 +153,20 @@ def filled(data: Data, start: int, size: int) -> Feeds:
     return data.take(np.arange(start, start + size) % len(data)).rows(0, size)
 
 
+def runner(opened: ort.InferenceSession, where: str, names: Sequence[str] | None = None) -> Runner:
+    """Return a function from the inputs of a run to the outputs of a model, or to the tensors `names`."""
+    return lambda feeds: run_batch(opened, feeds, where=where, names=None if names is None else [*names])
+
+
 def predict(
-    opened: ort.InferenceSession,
+    run: Runner,
     data: Data,
     size: int,
     signature: Signature,
-    where: str,
     progress: Callable[[float], None] | None = None,
     names: Sequence[str] | None = None,
 ) -> Outputs:
-    """Return the outputs of a model, or the tensors `names`, on all data, samples first.
+    """Return what `run` gives, the outputs of a model or the tensors `names`, on all data, samples first.
 
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out. Of maps that
     take more than `KEPT_BYTES` some positions are returned, the same ones for every model.
@@ -168,7 +177,7 @@ def predict(
     while start < len(data):
         stop = min(start + step, len(data))
         feeds = data.rows(start, stop) if data.fixed is None else filled(data, start, step)
-        found = run_batch(opened, feeds, where=where, names=None if names is None else [*names])
+        found = run(feeds)
         if not parts:
             made = sum(value.nbytes for value in found if isinstance(value, np.ndarray)) // step
             size = min(size, max(1, RUN_BYTES // max(sample, made, 1)))

@@ -28,7 +28,8 @@ from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import all_finite, relative_difference
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch, watch
+from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
+from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Check, Verdict
 
 if TYPE_CHECKING:
@@ -156,16 +157,11 @@ def _front(
     config: SessionConfig,
 ) -> Front | None:
     """Return what stands for outputs that a selection leads to, where both files compute it."""
-    names = in_front_of_files(baseline[1], candidate[1])
-    if not names:
+    found = in_front_of_files(baseline[1], candidate[1])
+    if found is None:
         return None
-    sessions = []
-    for path, proto in (baseline, candidate):
-        watched = onnx.ModelProto()
-        watched.CopyFrom(proto)
-        watch(watched, names)
-        sessions.append(open_session(watched, config, where=os.fspath(path)))
-    return Front(names, (sessions[0], sessions[1]))
+    first, second = (Subject(proto, os.fspath(path)) for path, proto in (baseline, candidate))
+    return Front(found, Pair(first, second, found.names, found.points, config))
 
 
 def _origin(candidate: onnx.ModelProto, digest: str) -> Iterator[Check]:

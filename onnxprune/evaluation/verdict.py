@@ -184,6 +184,8 @@ def _doubts(judged: Judged) -> Iterator[Check]:
 
 def _drop(measured: Judged) -> Measured | None:
     scores, labels, compared = measured.scores(), measured.compared.labels, measured.compared
+    if not compared.finite:
+        return None  # a check of its own
     if scores is None:
         explained = compared.fidelity.get("explained")
         if explained is None or measured.limits.max_drop is None:
@@ -203,7 +205,7 @@ def _drop(measured: Judged) -> Measured | None:
 
 def _beside_drop(measured: Judged) -> Measured | None:
     """Return the drop of the outputs beside the class scores; None where there are none, or no limit."""
-    if measured.scores() is None or measured.limits.max_drop is None:
+    if measured.scores() is None or measured.limits.max_drop is None or not measured.compared.finite:
         return None
     explained = measured.compared.fidelity.get("explained")
     return None if explained is None else Measured(100 - explained, measured.where)

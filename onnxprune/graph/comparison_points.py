@@ -10,9 +10,11 @@ boundary ends in such a function, the tensor in front of the function shows what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -21,6 +23,10 @@ from onnxprune.graph.qdq import STANDARD, captured_names
 
 Test = Callable[[gs.Node], bool]
 SIZES = ("Shape", "Size")
+LEARNED = 16
+"""Numbers of a constant from which they count as learned: fewer are a mean, a deviation, or a limit."""
+INDICES = (np.int32, np.int64, np.bool_)
+"""Types of positions, sizes and masks, which nobody learns."""
 
 
 def _always(node: gs.Node) -> bool:
@@ -100,19 +106,9 @@ class ComparisonPoints:
         """The boundaries and the squashed activations."""
         return tuple(dict.fromkeys((*self.boundaries, *self.squashed)))
 
-    @property
-    def continuous(self) -> tuple[str, ...]:
-        """The outputs that no discrete operator leads to and, where one leads to others, the first boundaries."""
-        return tuple(dict.fromkeys(n for n in (*self.outputs, *self.boundaries) if n not in self.behind))
 
-
-def comparison_points(graph: gs.Graph, discrete: Mapping[str, Test] = DISCRETE) -> ComparisonPoints:
-    """Find the tensors at which a model is compared with another one.
-
-    Args:
-        graph: of the model.
-        discrete: operators that count as discrete: all, or those of `SELECTING`.
-    """
+def comparison_points(graph: gs.Graph) -> ComparisonPoints:
+    """Find the tensors at which a model is compared with another one that must give the same."""
     levels: dict[str, int] = {tensor.name: 0 for tensor in graph.inputs}
     producers: dict[str, gs.Node] = {}
     boundaries: dict[str, None] = {}
@@ -121,7 +117,7 @@ def comparison_points(graph: gs.Graph, discrete: Mapping[str, Test] = DISCRETE) 
         before = max((levels[name] for name in names), default=0)
         if not names or (node.op in SIZES and not before):
             continue  # the values of the inputs do not matter here
-        level = before + _is_discrete(node, discrete)
+        level = before + _is_discrete(node, DISCRETE)
         boundaries |= {name: None for name in names if levels[name] < level and name in producers}
         producers |= {tensor.name: node for tensor in node.outputs if tensor.name}
         levels |= {tensor.name: level for tensor in node.outputs if tensor.name}
@@ -143,23 +139,77 @@ def _is_discrete(node: gs.Node, discrete: Mapping[str, Test]) -> bool:
     return node.domain in STANDARD and node.op in discrete and discrete[node.op](node)
 
 
-def measured_tensors(graph: gs.Graph) -> tuple[str, ...]:
-    """Return the tensors on which the loss of a changed model is measured: its outputs, or what enters their selection."""
-    points = comparison_points(graph, SELECTING)
-    return points.continuous or points.outputs
+@dataclass(frozen=True)
+class Measured:
+    """Tensors on which a changed model is compared with the original.
+
+    Attributes:
+        names: outputs, and tensors that a selection is made from. An output that follows from a selection without any
+            weight is left out: it says nothing more.
+        points: tensors that the changed model takes from the original where a selection reads them, so that both select the
+            same, and what lies behind stays comparable; in the order in which they are computed.
+    """
+
+    names: tuple[str, ...]
+    points: tuple[str, ...] = ()
+
+    @property
+    def is_one(self) -> bool:
+        """Tell whether it is a single tensor: the scores of an ArgMax, or of the best classes."""
+        return len(self.names) == 1
 
 
-def in_front(graph: gs.Graph, other: Iterable[str]) -> tuple[str, ...]:
-    """Return the measured tensors where they stand for outputs that a selection leads to, and are among those of another model."""
-    names = measured_tensors(graph)
-    stands = names != tuple(output.name for output in graph.outputs)
-    return names if stands and set(names) <= set(other) else ()
+def measured_tensors(graph: gs.Graph) -> Measured:
+    """Return the tensors on which the loss of a changed model is measured.
+
+    A selection that no weight leads to is that of the inputs, and the same in every model.
+    """
+    levels: dict[str, int] = {tensor.name: 0 for tensor in graph.inputs}
+    learned: dict[str, bool] = dict.fromkeys(levels, False)
+    since: dict[str, bool] = dict(learned)
+    produced: set[str] = set()
+    points: dict[str, None] = {}
+    for node in graph.nodes:
+        names = [name for name in _activations(node) if name in levels]
+        before = max((levels[name] for name in names), default=0)
+        own = _has_weights(node)
+        if not names and not own:
+            continue
+        if node.op in SIZES and not before:
+            continue  # the values of the inputs do not matter here
+        depends = own or any(learned[name] for name in names)
+        level = before + (_is_discrete(node, SELECTING) and any(learned[name] for name in names))
+        points |= {name: None for name in names if levels[name] < level and learned[name] and name in produced}
+        for tensor in node.outputs:
+            if tensor.name:
+                levels[tensor.name], learned[tensor.name] = level, depends
+                since[tensor.name] = bool(level) and (own or any(since[name] for name in names))
+                produced.add(tensor.name)
+    outputs = tuple(tensor.name for tensor in graph.outputs)
+    telling = [name for name in outputs if not levels.get(name) or since[name]]
+    if not points:
+        return Measured(outputs)
+    return Measured(tuple(dict.fromkeys((*telling, *points))), tuple(points))
 
 
-def in_front_of_files(original: onnx.ModelProto, other: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the same for two files, as they are; nothing for a file with functions, which hide the selection."""
+def _has_weights(node: gs.Node) -> bool:
+    """Tell whether a node, or a node in its bodies, reads learned numbers."""
+    if any(_has_weights(inner) for body in bodies_of(node) for inner in body.nodes):
+        return True
+    constants = (tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))
+    return any(tensor.dtype not in INDICES and math.prod(tensor.shape) >= LEARNED for tensor in constants)
+
+
+def in_front(graph: gs.Graph, other: Iterable[str]) -> Measured | None:
+    """Return the measured tensors where they are others than the outputs, and are among those of another model."""
+    found, present = measured_tensors(graph), set(other)
+    return found if found.points and present.issuperset(found.names) else None
+
+
+def in_front_of_files(original: onnx.ModelProto, other: onnx.ModelProto) -> Measured | None:
+    """Return the same for two files, as they are; None for a file with functions, which hide the selection."""
     if original.functions:
-        return ()
+        return None
     tensors = (name for node in other.graph.node for name in node.output)
     return in_front(gs.import_onnx(original), tensors)
 

@@ -18,7 +18,7 @@ from onnxprune.data.sanity import Look, look
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import DataError, DataWarning, ModelError, OptionError
 from onnxprune.evaluation import sanity, structure
-from onnxprune.evaluation.compare import predict
+from onnxprune.evaluation.compare import predict, runner
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.comparison_points import measured_tensors
@@ -184,8 +184,9 @@ def _doubtful_outputs(run: Run, data: Data) -> Iterator[Check]:
     model, config = run.original.model, run.measure
     some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
     opened = open_session(str(model.path), config.session, where=str(model.path))
-    outputs = predict(opened, some, model.signature.per_evaluation(config.eval_batch), model.signature, "the original")
-    if not all_finite(outputs) or measured_tensors(model.graph) != tuple(t.name for t in model.graph.outputs):
+    size = model.signature.per_evaluation(config.eval_batch)
+    outputs = predict(runner(opened, "the original"), some, size, model.signature)
+    if not all_finite(outputs) or measured_tensors(model.graph).points:
         return
     if some.labels is not None:
         classification_accuracy(outputs, some.labels)  # refuses labels that do not fit

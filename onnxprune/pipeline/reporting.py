@@ -27,6 +27,7 @@ from onnxprune.report import grouping, saving, text
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.runtime.session import SessionConfig, open_session
+from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Check, Verdict
 
 SEEN = "accuracy and agreement were measured on the samples that repair and training have seen; --eval takes others"
@@ -83,7 +84,7 @@ def measure(run: Run) -> Run:
     front = front_of(run.original.model, run.model, config)
     if front:
         run = run.noted(
-            f"figures are of {', '.join(front.names)}: in outputs that are selected from it rows change places"
+            f"figures are of {', '.join(front.measured.names)}: in outputs that are selected from it rows change places"
         )
     seed, data = run.options.seed, run.evaluation
     found = compare(original, candidate, header, data, run.measure, signature, run.on_stage, seed, front)
@@ -92,11 +93,11 @@ def measure(run: Run) -> Run:
 
 def front_of(original: Model, result: Model, config: SessionConfig) -> Front | None:
     """Return what stands for outputs that a selection leads to; None without such outputs, or where a model lacks it."""
-    names = in_front(original.graph, (tensor.name for node in result.graph.nodes for tensor in node.outputs))
-    if not names:
+    found = in_front(original.graph, (tensor.name for node in result.graph.nodes for tensor in node.outputs))
+    if found is None:
         return None
-    first, second = (model.session(config, outputs=names) for model in (original, result))
-    return Front(names, (first, second))
+    first, second = Subject(original, str(original.path)), Subject(result, "the result")
+    return Front(found, Pair(first, second, found.names, found.points, config))
 
 
 def judge_quality(run: Run) -> Run:

@@ -20,7 +20,7 @@ from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import predict
+from onnxprune.evaluation.compare import predict, runner
 from onnxprune.graph.analysis import Analysis, removed
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
@@ -35,6 +35,7 @@ from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.runtime.session import SessionConfig, random_feeds
 from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
+from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import BoolArray, Plan
 
 
@@ -144,27 +145,33 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     assert workspace is not None
     assert data is not None
 
-    names, signature = measured_tensors(run.original.model.graph), run.original.model.signature
-    one = len(names) == 1 or names == tuple(output.name for output in run.original.model.graph.outputs)
+    original, config = run.original.model, SessionConfig(run.measure.provider)
+    found, signature = measured_tensors(original.graph), original.signature
+    one, names = found.is_one or not found.points, found.names
+    size = signature.per_evaluation(run.measure.eval_batch)
 
     def outputs_of(model: Model) -> Outputs:
-        session = model.session(SessionConfig(run.measure.provider), outputs=names)
-        size = signature.per_evaluation(run.measure.eval_batch)
-        return predict(session, data, size, signature, where=str(model.path), names=names)
+        return predict(runner(model.session(config), str(model.path)), data, size, signature)
 
-    reference = outputs_of(run.original.model)
+    reference = None if found.points else outputs_of(original)
+
+    def pair_of(model: Model) -> tuple[Outputs, Outputs]:
+        if reference is not None:
+            return reference, outputs_of(model)
+        first, second = (Subject(each, str(each.path)) for each in (original, model))
+        both = predict(Pair(first, second, names, found.points, config), data, size, signature, names=names * 2)
+        return both[: len(names)], both[len(names) :]
 
     def drop(keep: BoolArray) -> float:
         pruned = rewrite.delete(edited.analysis.model, edited.analysis.trace, keep)
         result = edited.repaired(pruned, keep, workspace, run.options, run.on_stage).model
         run.on_stage("evaluate", None)
-        outputs = outputs_of(result)
+        before, after = pair_of(result)
         if data.labels is not None:
-            before, after = (classification_accuracy(found, data.labels)["top1"] for found in (reference, outputs))
-            beside = OutputPair(outputs, reference, data.labels, one).explained()
-            return max(before - after, 0.0 if beside is None else 100 - beside)
-        found = compare_outputs(reference, outputs, classes=one)
-        gone = lost(found)
+            right = [classification_accuracy(outputs, data.labels)["top1"] for outputs in (before, after)]
+            beside = OutputPair(after, before, data.labels, one).explained()
+            return max(right[0] - right[1], 0.0 if beside is None else 100 - beside)
+        gone = lost(compare_outputs(before, after, classes=one))
         if gone is None:
             raise OptionError(
                 "--max-drop needs outputs that can be compared",

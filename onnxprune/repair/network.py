@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from onnxprune.calibration.batches import Calibration
 from onnxprune.calibration.workspace import Workspace
-from onnxprune.graph.comparison_points import measured_tensors
+from onnxprune.graph.comparison_points import Measured, measured_tensors
 from onnxprune.graph.model import Model, count_params
 from onnxprune.graph.readers import linear_layers, units_of
 from onnxprune.metrics.outputs import Outputs, output_divergence
@@ -16,7 +16,8 @@ from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares
 from onnxprune.repair.least_squares import RepairTask
-from onnxprune.runtime.session import Feeds, run_batch
+from onnxprune.runtime.session import DEFAULT, Feeds, run_batch
+from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Repaired
 
 MOST_SAMPLES = 256
@@ -93,10 +94,15 @@ def refit_if_better(
 def divergences(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
     """Return the divergence of each candidate's output from the model's, on held-out samples."""
     batches = held_batches(calibration, MOST_SAMPLES)
-    names = [name for name in measured_tensors(model.graph) if all(_has(one, name) for one in candidates)]
-    scores = names == [tensor.name for tensor in model.graph.outputs]
-    reference = outputs_of(model, batches, names)
-    return [output_divergence(reference, outputs_of(one, batches, names), scores=scores) for one in candidates]
+    found = measured_tensors(model.graph)
+    names = [name for name in found.names if all(_has(one, name) for one in candidates)]
+    measured = Measured(tuple(names), found.points)
+    reference = None if found.points else outputs_of(model, batches, names)
+    pairs = (
+        (reference, outputs_of(one, batches, names)) if reference else pair_of(model, one, batches, measured)
+        for one in candidates
+    )
+    return [output_divergence(*pair, scores=not found.points) for pair in pairs]
 
 
 def _has(model: Model, name: str) -> bool:
@@ -112,7 +118,15 @@ def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
     return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
 
 
-def outputs_of(model: Model, batches: list[Feeds], names: Sequence[str]) -> Outputs:
-    """Return outputs and other tensors of a model, joined over the batches."""
-    opened = model.session(outputs=names)
+def outputs_of(model: Model, batches: Sequence[Feeds], names: Sequence[str]) -> Outputs:
+    """Return outputs of a model, joined over the batches."""
+    opened = model.session()
     return model.signature.join([run_batch(opened, feeds, names=list(names)) for feeds in batches], names)
+
+
+def pair_of(original: Model, changed: Model, batches: Sequence[Feeds], measured: Measured) -> tuple[Outputs, Outputs]:
+    """Return the measured tensors of both models, joined over the batches."""
+    first, second = (Subject(model, str(model.path)) for model in (original, changed))
+    run, names = Pair(first, second, measured.names, measured.points, DEFAULT), measured.names
+    both = original.signature.join([run(feeds) for feeds in batches], names * 2)
+    return both[: len(names)], both[len(names) :]

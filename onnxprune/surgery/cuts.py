@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx
 from onnxprune.errors import ModelError
 from onnxprune.graph import io
 from onnxprune.graph.model import Model
-from onnxprune.runtime.session import UNOPTIMIZED, Feeds, open_session, run_batch
+from onnxprune.runtime.session import UNOPTIMIZED, Feeds, SessionConfig, open_session, run_batch
 
 Source = str | Model | onnx.ModelProto
 """A path, a model, or its proto."""
@@ -40,21 +40,29 @@ class Subject:
         Raises:
             ModelError: the model cannot be loaded or run.
         """
+        given = [{} for _ in feeds] if cuts is None else cuts
+        opened = self.opened(points, given[0])
+        return [opened(inputs, fed) for inputs, fed in zip(feeds, given, strict=True)]
+
+    def opened(
+        self, points: Sequence[str], cuts: Feeds, config: SessionConfig = UNOPTIMIZED
+    ) -> Callable[[Feeds, Feeds], Feeds]:
+        """Return a function of a batch and of values at `cuts`; see `values`. `cuts` holds such values, for their types."""
         proto, weights, folder = self._parts(points)
         produced = {name for node in proto.graph.node for name in node.output}
         outputs = [value.name for value in proto.graph.output]
         names = [*outputs, *(name for name in points if name in produced and name not in outputs)]
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[len(outputs) :])
-        given = [{} for _ in feeds] if cuts is None else cuts
-        cut = {name: value for name, value in given[0].items() if name in produced}
-        _cut(proto.graph, cut)
-        opened = open_session(proto, UNOPTIMIZED, where=self.where, weights=weights, folder=folder)
+        cut = {name: value for name, value in cuts.items() if name in produced}
+        cut_at(proto.graph, cut)
+        session = open_session(proto, config, where=self.where, weights=weights, folder=folder)
         wanted = [name + COMPUTED * (name in cut) for name in names]
-        found = []
-        for inputs, fed in zip(feeds, given, strict=True):
+
+        def run(inputs: Feeds, fed: Feeds) -> Feeds:
             both = inputs | {name: fed[name] for name in cut}
-            found.append(dict(zip(names, run_batch(opened, both, where=self.where, names=wanted), strict=True)))
-        return found
+            return dict(zip(names, run_batch(session, both, where=self.where, names=wanted), strict=True))
+
+        return run
 
     def _parts(self, points: Sequence[str]) -> tuple[onnx.ModelProto, Mapping[str, Any], str]:
         """Return a proto that may be changed, the weights that it lacks, and the folder of its external data."""
@@ -70,7 +78,7 @@ class Subject:
         return proto, {}, ""
 
 
-def _cut(graph: onnx.GraphProto, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def cut_at(graph: onnx.GraphProto, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Make tensors inputs of a graph, which gives what it computes for each under another name; in place."""
     for entry in (*graph.node, *graph.output):
         if isinstance(entry, onnx.ValueInfoProto):
@@ -80,6 +88,44 @@ def _cut(graph: onnx.GraphProto, values: Mapping[str, np.ndarray[Any, Any]]) -> 
     for name, value in values.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+
+
+class Pair:
+    """An original, and a changed model that selects what the original selects: both run batch by batch.
+
+    Args:
+        original, changed: the models.
+        names: tensors that are wanted of both.
+        points: tensors that the changed model takes from the original, as far as both have them in one shape.
+        config: how the models are executed.
+    """
+
+    def __init__(
+        self,
+        original: Subject,
+        changed: Subject,
+        names: Sequence[str],
+        points: Sequence[str],
+        config: SessionConfig = UNOPTIMIZED,
+    ) -> None:
+        self.names, self._points, self._changed, self._config = tuple(names), tuple(points), changed, config
+        self._watched = tuple(dict.fromkeys((*points, *names)))
+        self._original = original.opened(self._watched, {}, config)
+        self._follow: Callable[[Feeds, Feeds], Feeds] | None = None
+
+    def __call__(self, feeds: Feeds) -> list[Any]:
+        """Return the wanted tensors of the original, then those of the changed model; an empty array for what it lacks.
+
+        Raises:
+            ModelError: a model cannot be loaded or run.
+        """
+        first = self._original(feeds, {})
+        if self._follow is None:
+            found = matched([first], self._changed, [feeds], self._points)[0]
+            cut = {name: first[name] for name in self._points if name in found and name in first}
+            self._follow = self._changed.opened(self._watched, cut, self._config)
+        second = self._follow(feeds, first)
+        return [*(first[name] for name in self.names), *(second.get(name, np.empty((0,))) for name in self.names)]
 
 
 def matched(reference: Values, subject: Subject, feeds: Sequence[Feeds], points: Sequence[str]) -> Values:

@@ -34,9 +34,9 @@ def test_figures_of_thinned_maps(kept: int, monkeypatch: pytest.MonkeyPatch) -> 
     data = load_data(
         np.random.default_rng(1).normal(size=(SAMPLES, 3, SIDE, SIDE)).astype(np.float32), inputs_of(models[0])
     )
-    whole = [compare.predict(m.session(), data, 4, m.signature, "m") for m in models]
+    whole = [compare.predict(compare.runner(m.session(), "m"), data, 4, m.signature) for m in models]
     monkeypatch.setattr(compare, "KEPT_BYTES", kept)
-    few = [compare.predict(m.session(), data, 4, m.signature, "m") for m in models]
+    few = [compare.predict(compare.runner(m.session(), "m"), data, 4, m.signature) for m in models]
     for outputs, complete in zip(few, whole, strict=True):
         assert len(outputs[0]) == SAMPLES
         assert outputs[0].nbytes <= 2 * kept
@@ -52,6 +52,8 @@ def test_a_number_that_is_not_finite_survives(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compare, "KEPT_BYTES", 10_000)
     weights = model.graph.nodes[0].inputs[1]
     weights.values = weights.values * np.float32(1e3)
-    found, _ = compare.predict(model.session(), load_data(images, inputs_of(model)), 4, model.signature, "m")
+    found, _ = compare.predict(
+        compare.runner(model.session(), "m"), load_data(images, inputs_of(model)), 4, model.signature
+    )
     assert not np.isfinite(found[5]).all()
     assert np.isfinite(np.delete(found, 5, axis=0)).all()

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data.dataset import hint_of, load_data
 from onnxprune.errors import DataError, OptionError
-from onnxprune.evaluation.compare import predict
+from onnxprune.evaluation.compare import predict, runner
 from onnxprune.graph.model import Model, inputs_of
 from onnxprune.graph.shapes import check_shapes
 from onnxprune.graph.signature import derive
@@ -119,7 +119,7 @@ def test_samples_are_found_on_any_axis(axis: int, end: int, batch: int | str, se
     x = np.random.default_rng(seed).standard_normal((n, 3, 8, 8)).astype(np.float32)
     data = load_data({"x": np.moveaxis(x, 0, axis)}, inputs_of(model))
     assert len(data) == n
-    (y,) = predict(model.session(), data, signature.per_evaluation(3), signature, "the model")
+    (y,) = predict(runner(model.session(), "the model"), data, signature.per_evaluation(3), signature)
     reference = load(network(0, 0, "batch"))
     (expected,) = run_batch(reference.session(), {"x": x})
     np.testing.assert_allclose(y.reshape(n, -1), expected.reshape(n, -1), rtol=1e-4, atol=1e-4)
@@ -137,7 +137,7 @@ def test_frames_on_the_batch_axis_are_rows_of_one_sample(rows: int, end: int) ->
     x = np.random.default_rng(0).standard_normal((6 * rows, 3, 8, 8)).astype(np.float32)
     data = load_data(x, inputs_of(model))
     assert len(data) == 6
-    (y,) = predict(model.session(), data, 4, signature, "the model")
+    (y,) = predict(runner(model.session(), "the model"), data, 4, signature)
     (expected,) = run_batch(model.session(), {"x": x})
     np.testing.assert_allclose(y, np.moveaxis(expected, end, 0), rtol=1e-4, atol=1e-4)
     with pytest.raises(DataError, match="does not hold whole samples"):
@@ -157,7 +157,7 @@ def test_a_model_without_a_batch_takes_one_sample_at_a_time(end: int | None, dyn
     assert (signature.inputs["x"], signature.fixed) == (SampleAxis(None), 1)
     x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
     data = load_data(x, inputs_of(model))
-    (y,) = predict(model.session(), data, signature.per_evaluation(64), signature, "the model")
+    (y,) = predict(runner(model.session(), "the model"), data, signature.per_evaluation(64), signature)
     expected = np.stack([run_batch(model.session(), {"x": sample})[0] for sample in x])
     np.testing.assert_allclose(y.reshape(5, -1), expected.reshape(5, -1), rtol=1e-4, atol=1e-4)
     assert len(load_data(x[0], inputs_of(model))) == 1
@@ -207,7 +207,7 @@ def test_samples_that_a_reshape_mixes_are_fed_one_at_a_time() -> None:
     x = rng.standard_normal((4, 3, 8, 8)).astype(np.float32)
     data = load_data(x, inputs_of(model))
     size = model.signature.per_evaluation(4)
-    (y,) = predict(model.session(), data, size, model.signature, "the model")
+    (y,) = predict(runner(model.session(), "the model"), data, size, model.signature)
     expected = np.stack([run_batch(model.session(), {"x": sample[None]})[0] for sample in x])
     np.testing.assert_allclose(y.reshape(4, -1), expected.reshape(4, -1), rtol=1e-4, atol=1e-4)
 
@@ -253,7 +253,7 @@ def test_an_input_without_samples_holds_for_all_samples_of_a_run() -> None:
     for gain in (np.float32(2), np.full(6, 2, np.float32), np.arange(6, dtype=np.float32)):
         data = load_data({"x": x, "gain": gain}, inputs_of(model))
         assert (len(data), data.fixed) == (6, 1 if np.ptp(gain) else None)
-        (y,) = predict(model.session(), data, 4, signature, "the model")
+        (y,) = predict(runner(model.session(), "the model"), data, 4, signature)
         gains = np.broadcast_to(gain, 6)
         expected = [
             run_batch(model.session(), {"x": x[i : i + 1], "gain": np.asarray(gains[i])})[0][0] for i in range(6)

@@ -95,3 +95,38 @@ def test_pixels_and_masks_are_amounts(tmp_path: Path) -> None:
     assert max(curve.losses.max() for curve in curves) < 10
     found = onnxprune.prune(path, data=data, **OPTIONS)
     assert 50 < found.report.fidelity["explained"] < 100
+
+
+@pytest.mark.parametrize("head", ["headed", "codebook"])
+def test_what_lies_behind_a_selection_is_measured_on_the_same_selection(head: str, tmp_path: Path) -> None:
+    proto = codebook() if head == "codebook" else model(head, 3)
+    path, data, _ = data_of(proto, tmp_path)
+    loaded = io.load(path)
+    last = [node for node in loaded.graph.nodes if node.op in ("Conv", "MatMul")][-1]
+    behind = {curve.group: curve.losses[-1] for curve in onnxprune.sensitivity(path, data=data, augment=()).curves}
+    assert min(behind.values()) > 1e-4, "no layer is blind"
+    dead = onnx.load(path)
+    for tensor in dead.graph.initializer:
+        if tensor.name == last.inputs[1].name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name))
+    onnx.save(dead, tmp_path / "dead.onnx")
+    limits = onnxprune.GateLimits(max_drop=10)
+    assert onnxprune.check(path, path, data=data, limits=limits, latency=False)
+    verdict = onnxprune.check(tmp_path / "dead.onnx", path, data=data, limits=limits, latency=False)
+    assert [check.name for check in verdict.verdict.checks if not check] == ["explained variance, drop (points)"]
+    held = onnxprune.prune(path, data=data, round_to=1, max_drop=10, latency=False)
+    assert held.report.fidelity["explained"] >= 90
+    held.save(tmp_path / "o.onnx")
+    assert onnxprune.check(tmp_path / "o.onnx", path, data=data, limits=limits, latency=False)
+
+
+def codebook() -> onnx.ModelProto:
+    """Return an autoencoder that replaces each position by the nearest of eight rows of a table."""
+    b = Builder((3, 8, 8))
+    code = b.conv(b.node("Relu", [b.conv("x", 16, 3)]), 6)
+    rows = b.node("Transpose", [code], (8, 8, 6), perm=[0, 2, 3, 1])
+    table = b.normal(8, 6)
+    turned = b.normal(6, 8)
+    near = b.node("ArgMax", [b.node("MatMul", [rows, turned], (8, 8, 8))], (8, 8), axis=3, keepdims=0)
+    picked = b.node("Transpose", [b.node("Gather", [table, near], (8, 8, 6), axis=0)], (6, 8, 8), perm=[0, 3, 1, 2])
+    return b.build(b.conv(b.node("Relu", [b.conv(picked, 16, 3)]), 3))

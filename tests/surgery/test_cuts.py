@@ -98,5 +98,11 @@ def test_the_loss_is_measured_in_front_of_a_selection() -> None:
         original = load(model(head, 0))
         outputs = tuple(tensor.name for tensor in original.graph.outputs)
         found = measured_tensors(original.graph)
-        assert found
-        assert (not set(outputs) & set(found)) is replaced
+        assert found.names
+        assert (not set(outputs) & set(found.names)) is replaced
+        assert bool(found.points) is replaced
+    for head in ("headed", "aligned"):  # weights behind the selection: what they give is measured as well
+        original = load(model(head, 0))
+        found = measured_tensors(original.graph)
+        assert found.names[0] == original.graph.outputs[0].name
+        assert bool(found.points) is (head == "headed")
