@@ -288,7 +288,6 @@ def _unary() -> list[Case]:
 
 
 def _elementwise() -> list[Case]:
-    stays = "joins the channel with a tensor whose channels are pinned"
     cases = [
         one(op, "two tensors", f"{C} b = {op} (a, c)") for op in ("Add", "Sub", "Mul", "Max", "Min", "Sum", "Mean")
     ]
@@ -320,7 +319,7 @@ def _elementwise() -> list[Case]:
         one("Add", "a constant of full size but for the batch", "b = Add (k, a)", k=(8, 6, 6)),
         one("Add", "to itself", "b = Add (a, a)"),
         one("Add", "three branches", f"{C} d = Conv (x, t) e = Add (a, c) b = Add (e, d)", t=(8, 3, 1, 1)),
-        case("Add", "the input", f"{A} b = Add (a, x) {Y}", 0, 7, stays, w=(3, 3, 1, 1), wb=(3,), v=(4, 3, 1, 1)),
+        case("Add", "the input", f"{A} b = Add (a, x) {Y}", 0, 7, "joins the channel with the model input x", w=(3, 3, 1, 1), wb=(3,), v=(4, 3, 1, 1)),
         case("Add", "a map of one channel", f"{A} m = Conv (x, t) b = Add (a, m) {Y}", 8, 5, ONLY, t=(1, 3, 1, 1)),
         one("Mul", "a gate per channel", gate, t=(8, 8, 1, 1), tb=(8,)),
         case("Mul", "an outer product", product, 0, 20, "over two axes", s1=[0, 8, 1], s2=[0, 1, 8], k=(8, 4)),
@@ -645,7 +644,7 @@ def _convs() -> list[Case]:
         case(
             "Conv", "a computed bias",
             f"{A} q = ReduceMean (x) k = Expand (q, s) r = Reshape (k, s) b = Conv (a, t, r) {Y}", 8, 12,
-            "the bias of this Conv is not a constant", s=[8], t=(8, 8, 1, 1),
+            "it meets the model input x", s=[8], t=(8, 8, 1, 1),
         ),
         case("Conv", "a Constant node as weight", node, 8, 4),
         case(
@@ -870,7 +869,7 @@ def _norms() -> list[Case]:
         flow("InstanceNormalization", "with a scale of another layer", f"{C} {style.replace('(a)', '(c)')} b = InstanceNormalization (a, p1, beta)", 8, inputs=ONE, s=[8], **two),
         stuck(
             "InstanceNormalization", "with a scale that has no channels", "q = ReduceMean (x) p = Reshape (q, s1) p1 = Expand (p, s) "
-            "b = InstanceNormalization (a, p1, beta)", "a parameter of this InstanceNormalization is not a constant", inputs=ONE, s=[8], s1=[1], **two,
+            "b = InstanceNormalization (a, p1, beta)", "it meets the model input x", inputs=ONE, s=[8], s1=[1], **two,
         ),
         case(
             "LayerNormalization", "with a scale that is computed from channels",
@@ -1099,7 +1098,7 @@ def _newer() -> list[Case]:
         *(one(op, "", f"j = Cast <to=6> (a) q = {op} (j, bits) b = Cast <to=1> (q)", bits=np.arange(8, dtype=np.int32).reshape(8, 1, 1)) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
         one("BitShift", "", 'j = Cast <to=12> (a) q = BitShift <direction="LEFT"> (j, bits) b = Cast <to=1> (q)', bits=np.arange(8, dtype=np.uint32).reshape(8, 1, 1) % 3),
         flow("TensorScatter", "", f"{C} b = TensorScatter <axis=2> (a, c, at)", 8, opset=24, at=[0], inputs=ONE),
-        stuck("TensorScatter", "into the input", "q = ReduceMax <keepdims=0> (x) z = Expand (q, sz) b = TensorScatter (z, a, at)", "TensorScatter joins the channel", opset=24, at=[0], inputs=ONE, sz=[1, 8, 6, 6]),
+        stuck("TensorScatter", "into the input", "q = ReduceMax <keepdims=0> (x) z = Expand (q, sz) b = TensorScatter (z, a, at)", "it meets the model input x", opset=24, at=[0], inputs=ONE, sz=[1, 8, 6, 6]),
         flow("ConstantOfShape", "zeros beside channels", f"{zeros} b = Concat <axis=1> (a, z)", 8 + 5, sz=[5, 6, 6], v=(4, 13, 1, 1), opset=17),
         flow("ConstantOfShape", "the state of a cell", cell, 8 + 4, sz=[4, 6, 6], k=(8, 12, 1, 1), half8=[4, 4], v=(4, 12, 1, 1), opset=17),
         flow("Expand", "one number", f"{n} t = Concat <axis=0> (n, sz) z = Expand (one1, t) b = Concat <axis=1> (z, a)", 8 + 5, sz=[5, 6, 6], one1=np.ones(1, np.float32), v=(4, 13, 1, 1), opset=17),
@@ -1146,7 +1145,7 @@ def _joins() -> list[Case]:
         one("Concat", "of rows, with a constant", "b = Concat <axis=2> (a, k)", k=(1, 8, 2, 6), inputs=ONE),
         one("Concat", "of batches", f"{C} b = Concat <axis=0> (a, c)"),
         flow(
-            "Concat", "of rows, with the input", "b = Concat <axis=2> (a, x)", 0, 7, "Concat joins the channel with a tensor",
+            "Concat", "of rows, with the input", "b = Concat <axis=2> (a, x)", 0, 7, "Concat joins the channel with the model input x",
             w=(3, 3, 1, 1), wb=(3,), v=(4, 3, 1, 1),
         ),
         case("Concat", "along and across", across, 0, 20, different, k=(16 * 64, 4), inputs="float[N,3,8,8] x"),
@@ -1269,7 +1268,7 @@ def _cuts() -> list[Case]:
             "Pad", "channels that meet others", "d = Conv (x, u1) p = Pad (a, k, zero) b = Add (p, d)", 11, k=[0, 1, 0, 0, 0, 2, 0, 0],
             u1=(11, 3, 1, 1), v=(4, 11, 1, 1),
         ),
-        flow("Pad", "channels of the input", "p = Pad (x, k, zero) b = Add (p, a)", 0, 12, "Add joins the channel", k=[0, 0, 0, 0, 0, 5, 0, 0]),
+        flow("Pad", "channels of the input", "p = Pad (x, k, zero) b = Add (p, a)", 0, 12, "it meets the model input x", k=[0, 0, 0, 0, 0, 5, 0, 0]),
         one("Pad", "cropped rows", "b = Pad (a, k)", k=[0, 0, -1, 0, 0, 0, -1, 0]),
         flow(
             "Pad", "repeated channels", 'b = Pad <mode="edge"> (a, k)', 0, 12, "repeats or crops channels",
@@ -1381,7 +1380,7 @@ def _shapes() -> list[Case]:
         one("Expand", "more axes", "q = Expand (a, s) b = ReduceMean <keepdims=0> (q, ax)", s=[5, 1, 8, 1, 1], ax=[0]),
         stuck(
             "Expand", "a map to channels", "q = ReduceMean (x, ax) r = Expand (q, s) b = Add (a, r)",
-            "joins the channel with a tensor whose channels are pinned", s=[1, 8, 1, 1], ax=[1],
+            "it meets the model input x", s=[1, 8, 1, 1], ax=[1],
         ),
         one("Tile", "rows", "b = Tile (a, k)", k=[1, 1, 2, 1]),
         one("Tile", "channels", "b = Tile (a, k)", k=[1, 2, 1, 1], v=(4, 16, 1, 1)),
@@ -1475,8 +1474,7 @@ def _sizes() -> list[Case]:
             f"{C} r = Add (a, c) t = Shape (c) p = GlobalAveragePool (r) b = Expand (p, t)",
         ),
         size(
-            "Shape", "of other channels", f"{C} t = Shape (c) p = GlobalAveragePool (a) b = Expand (p, t)", free=0,
-            pinned=20, why=("a shape computed at run time would not follow the deletion",),
+            "Shape", "of other channels", f"{C} t = Shape (c) p = GlobalAveragePool (a) b = Expand (p, t)",
         ),
         size(
             "Shape", "an output of the model", "s = Shape (a) b = Relu (a)", free=0, pinned=12,

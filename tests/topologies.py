@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cases import ONLY, A, C, Case, Y
 
-STAYS = "Add joins the channel with a tensor whose channels are pinned"
+STAYS = "Add joins the channel with the model input x"
 SAME = "pads=[1,1,1,1]"
 HEAD = "p = GlobalAveragePool (z) f = Flatten (p) y = MatMul (f, m)"  # reads z, of 8 channels
 

@@ -205,9 +205,11 @@ class Facts:
         owners: dict[tuple[int, str, int | None, int | None], Count] = {}
         for count in self.counts:
             first = owners.setdefault((count.node, count.field, count.input, count.index), count)
-            if (lookup[count.channels].reshape(len(count.channels), -1) >= 0).any() and count.per > 1:
-                times = np.unique(lookup[count.channels], return_counts=True)[1]
-                if count.channels.ndim > 1 or (times % count.per).any():
+            found = lookup[count.channels].reshape(len(count.channels), -1)
+            if (found >= 0).any() and count.per > 1:
+                is_one = bool((found == found[:, :1]).all())  # every index of the axis holds one channel, as a head
+                times = np.unique(found[:, 0], return_counts=True)[1]
+                if not is_one or (times % count.per).any():
                     self.pin(
                         count.channels,
                         count.node,

@@ -202,7 +202,7 @@ OPERATORS: dict[str, OperatorSpec] = {
     "Pad": OperatorSpec(movement.pad),
     "Reshape": OperatorSpec(movement.reshape, shape_rule=shape_rules.same, chain="reshape", target_shape=1),
     "Resize": OperatorSpec(movement.resize, target_shape=3),
-    "Slice": OperatorSpec(movement.slice_, shape_rule=shape_rules.slice_),
+    "Slice": OperatorSpec(movement.slice_, constant_first=True, shape_rule=shape_rules.slice_),
     "SpaceToDepth": OperatorSpec(movement.space_to_depth),
     "Split": OperatorSpec(movement.split),
     "Squeeze": OperatorSpec(movement.flatten, shape_rule=shape_rules.same),

@@ -22,7 +22,8 @@ FAR = 32
 """Number of nodes behind a node that are searched for its use."""
 MOST_FLOATS = 16
 """A float constant with more elements is no list of sizes."""
-JOINS = "joins the channel with a tensor whose channels are pinned"
+PINNED = "a tensor whose channels are pinned"
+JOINS = f"joins the channel with {PINNED}"
 """Reason after the operator where it joins channels with a tensor without channels, and nothing upstream refused any."""
 Rule = Callable[["RuleContext"], Sequence[Ids]]
 
@@ -66,6 +67,7 @@ class TraceState:
         ids: channel ids of every tensor walked.
         sizes: the integers of every tensor that comes from shapes.
         causes: the first refusal upstream of each tensor that lacks channels for it.
+        fed: names of the inputs of the model.
     """
 
     graph: gs.Graph
@@ -81,6 +83,7 @@ class TraceState:
     ids: dict[str, Ids] = field(default_factory=dict)
     sizes: dict[str, list[Size]] = field(default_factory=dict)
     causes: dict[str, Cause] = field(default_factory=dict)
+    fed: set[str] = field(default_factory=set)
 
 
 class RuleContext:
@@ -93,6 +96,7 @@ class RuleContext:
         self.n_inputs = len(self._node.inputs)
         self.n_outputs = len([tensor for tensor in self._node.outputs if tensor.name])
         self._asked: set[int] = set()  # inputs whose ids the rule asked for
+        self._fed = next((t.name for t in self._node.inputs if t.name in state.fed), None)
         self._inherited = next((state.causes[t.name] for t in self._node.inputs if t.name in state.causes), None)
         self._refusal: Cause | None = None
 
@@ -175,6 +179,8 @@ class RuleContext:
 
     def tie(self, a: Ids, b: Ids, reason: str) -> None:
         """Tie two arrays of ids, broadcast; pin an id that meets no id, for the first cause of that, else for `reason`."""
+        if self._fed is not None:
+            reason = reason.replace(PINNED, f"the model input {self._fed}")
         cause = self._inherited or Cause(self._n, reason)
         if self.facts.tie(a, b, *cause):
             self._refusal = self._refusal or cause
@@ -190,8 +196,9 @@ class RuleContext:
         self.tie(ids, np.full((), FIXED), reason)
 
     def cause(self) -> Cause | None:
-        """Return why outputs lack channels: what this node refused, else what was refused upstream."""
-        return self._refusal or self._inherited
+        """Return why outputs lack channels: what this node refused, else what was refused upstream, else an input of the model."""
+        fed = None if self._fed is None else Cause(self._n, f"it meets the model input {self._fed}")
+        return self._refusal or self._inherited or fed
 
     def pin_ignored_inputs(self, operator: str) -> None:
         """Pin the ids of every input that the rule did not ask for."""

@@ -173,6 +173,7 @@ def _is_small_integer(kind: int | None, shape: tuple[int, ...] | None) -> bool:
 
 def _walk(state: TraceState) -> None:
     """Apply the rule of every node, in graph order, and pin the outputs."""
+    state.fed.update(tensor.name for tensor in state.graph.inputs)
     for tensor in state.graph.inputs:
         state.ids[tensor.name] = nothing(len(state.shapes[tensor.name]))
     for n, node in enumerate(state.graph.nodes):

@@ -19,6 +19,7 @@ from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import DataError, DataWarning, ModelError, OptionError
 from onnxprune.evaluation import sanity, structure
 from onnxprune.evaluation.compare import predict, runner
+from onnxprune.evaluation.gate import ORIGINAL
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.comparison_points import measured_tensors
@@ -32,7 +33,7 @@ from onnxprune.progress import share_of
 from onnxprune.runtime.session import open_session
 from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
-from onnxprune.types import Check
+from onnxprune.types import Check, doubt
 
 LOOKED = 256
 """Samples on which the outputs of the original are looked at first."""
@@ -157,7 +158,7 @@ def look_at_data(run: Run) -> Run:
         DataError: a sample cannot be used.
     """
     known, judging = run.data, run.evaluation
-    found: list[Check] = []
+    found: list[Check] = list(_already_pruned(run))
     seen: Look | None = None
     for data in _distinct(known, judging):
         looked = look(data, share_of(run.on_stage, "look"))
@@ -168,9 +169,32 @@ def look_at_data(run: Run) -> Run:
         warned = [*found, *_doubtful_outputs(run, judging)]
     else:
         warned = found
-    for each in warned:
-        warnings.warn(DataWarning(f"{each.name}: {each.value}; {each.detail}"), stacklevel=2)
-    return replace(run, doubts=tuple(found))
+    told = [f"{each.name}: {each.value}; {each.detail}" for each in warned]
+    without_effect = list(_without_effect(run))
+    for text in (*told, *without_effect):
+        warnings.warn(DataWarning(text), stacklevel=2)
+    return replace(run, doubts=tuple(found)).noted(*without_effect)
+
+
+def _already_pruned(run: Run) -> Iterator[Check]:
+    """Say that the original is a result itself."""
+    if run.sources.teacher is None and any(entry.key == ORIGINAL for entry in run.original.model.header.metadata_props):
+        why = "figures are against this file, not against the model that it was pruned from"
+        yield doubt("original", "pruned already", f"{why}: start from that one, or `finetune` with it as --teacher")
+
+
+def _without_effect(run: Run) -> Iterator[str]:
+    """Say which options have no effect."""
+    asked, cost = run.asked, run.original.cost
+    if run.sources.plan is not None:
+        given = [f"--{n.replace('_', '-')}" for n in ("reduce", "limit", "max_drop", "threshold") if getattr(asked, n)]
+        if given:
+            yield f"{', '.join(given)}: no effect, the plan decides which channels stay; leave out --plan, or these options"
+    macs, params = cost.totals(np.ones(run.original.trace.n_channels, dtype=bool))
+    amounts = {"flops": 2 * macs, "macs": macs, "params": params, "size": run.original.model.size}
+    for name, limit in asked.limit.items():
+        if name in amounts and amounts[name] <= limit:
+            yield f"--limit {name}={limit:.6g}: the original holds it already, with {amounts[name]:.6g}; give a smaller one, or --reduce"
 
 
 def _distinct(*parts: Data | None) -> list[Data]:

@@ -41,7 +41,7 @@ def test_every_pin_that_follows_names_the_first_cause(op: str) -> None:
 
 def test_a_tensor_without_a_refusal_upstream_is_named_by_the_operator_that_joins_it() -> None:
     (found,) = held("a = Conv (x, w) b = Add (a, x) y = Conv (b, v)", w=(3, 3, 1, 1), v=(4, 3, 1, 1))
-    assert found.reason == "Add joins the channel with a tensor whose channels are pinned"
+    assert found.reason == "Add joins the channel with the model input x"
 
 
 def test_a_rule_that_forgets_an_input_pins_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:

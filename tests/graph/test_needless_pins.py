@@ -71,7 +71,7 @@ def residual_with_inner_channels(b: Builder) -> str:
     return finish(b, b.node("Add", [b.conv(b.node("Relu", [b.conv(x, 6, 3, name="b")]), 6, name="c"), x]))
 
 
-@golden({"a": (0, 3)}, a="Add joins the channel with a tensor whose channels are pinned")
+@golden({"a": (0, 3)}, a="Add joins the channel with the model input x")
 def residual_with_the_input(b: Builder) -> str:
     return finish(b, b.node("Add", [b.conv("x", 3, name="a"), "x"]))
 
@@ -128,7 +128,7 @@ def concat_with_itself_and_the_input(b: Builder) -> str:
     return finish(b, b.concat([x, "x", x]))
 
 
-@golden({"a": (1, 0), "a#2": (0, 3), "b": (4, 0)}, **{"a#2": "another group of this Conv reads a pinned channel"})
+@golden({"a": (1, 0), "a#2": (0, 3), "b": (4, 0)}, **{"a#2": "it meets the model input x"})
 def grouped_conv_on_an_uneven_concat(b: Builder) -> str:
     # group 1 reads a0 .. a3; group 2 reads a4, which goes together with a0, and the input
     return finish(b, b.conv(b.concat([b.conv("x", 5, name="a"), "x"]), 8, group=2, name="b"))
@@ -145,7 +145,7 @@ def pad_on_channels(b: Builder) -> str:
     return finish(b, b.pad(b.conv("x", 6, name="a"), (1, 0, 0), (2, 0, 0), value=1.0))
 
 
-@golden({"a": (0, 6)}, a="Add joins the channel with a tensor whose channels are pinned")
+@golden({"a": (0, 6)}, a="it meets the model input x")
 def pad_on_channels_before_an_add(b: Builder) -> str:
     x = b.pad("x", (0, 0, 0), (3, 0, 0))
     return finish(b, b.node("Add", [x, b.conv("x", 6, name="a")]))
@@ -223,6 +223,44 @@ def shared_weight(b: Builder) -> str:
     weight = b.normal(6, 3, 1, 1)
     one, two = (b.conv(x, 6, weight=weight, name=n) for x, n in (("x", "a"), (b.node("Relu", ["x"]), "b")))
     return finish(b, b.concat([one, two]))
+
+
+@golden({"a": (4, 0)})
+def every_second_channel_from_the_end(b: Builder) -> str:
+    x = b.node("Slice", [b.conv("x", 8, name="a"), *(b.ints(n) for n in (-1, -100, 1, -2))], (4, 8, 8))
+    return finish(b, x)
+
+
+@golden({"a": (6, 0)})
+def norm_that_is_expanded_to_the_shape_of_its_tensor(b: Builder) -> str:
+    x = b.conv("x", 6, name="a")
+    length = b.node("Sqrt", [b.reduce_mean(b.node("Mul", [x, x]), (2, 3))])
+    wide = b.node("Expand", [length, b.node("Shape", [x], ())], (6, 8, 8))
+    return finish(b, b.node("Div", [x, wide]))
+
+
+@golden({"a": (6, 0)})
+def map_of_one_channel_that_is_expanded(b: Builder) -> str:
+    x = b.conv("x", 6, name="a")
+    gate = b.node("Sigmoid", [b.node("Slice", ["x", *(b.ints(n) for n in (0, 1, 1))], (1, 8, 8))])
+    wide = b.node("Expand", [gate, b.node("Shape", [x], ())], (6, 8, 8))
+    return finish(b, b.node("Mul", [x, wide]))
+
+
+@golden({"a": (6, 0)})
+def positions_that_are_cut_to_the_length(b: Builder) -> str:
+    x = b.conv("x", 6, name="a")
+    height = b.node("Slice", [b.node("Shape", [x], ()), b.ints(2), b.ints(3)], ())
+    cut = b.node("Slice", [b.normal(1, 6, 20, 8), b.ints(0), height, b.ints(2)], (6, 8, 8))
+    return finish(b, b.node("Add", [x, cut]))
+
+
+@golden({"a": (6, 0)})
+def rows_of_a_table(b: Builder) -> str:
+    x = b.conv("x", 6, name="a")
+    best = b.node("ArgMax", [b.global_pool("x")], (1, 1), axis=1, keepdims=0)
+    rows = b.node("Gather", [b.normal(3, 6), b.node("Squeeze", [best, b.ints(1, 2)], ())], (6,), axis=0)
+    return finish(b, b.node("Add", [x, b.node("Unsqueeze", [rows, b.ints(2, 3)], (6, 1, 1))]))
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.metrics.outputs import OutputPair, class_scores, compare_outputs, lost, output_divergence
+from onnxprune.metrics.outputs import (
+    OutputPair,
+    class_scores,
+    compare_outputs,
+    lost,
+    output_divergence,
+    relative_difference,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=(40, 5)).astype(np.float32) * 4
@@ -57,3 +64,13 @@ def test_probabilities_and_best_classes_beside_logits_say_nothing_new() -> None:
     found = compare_outputs([SCORES, p, best], [other, p[::-1], best[::-1]])
     assert "explained" not in found
     assert output_divergence([SCORES, p], [other, p]) == pytest.approx(output_divergence([SCORES], [other]))
+
+
+@pytest.mark.parametrize("range_", [1.0, 1e-3, 1e-6])
+def test_the_last_bits_of_an_output_that_hardly_varies_are_no_difference(range_: float) -> None:
+    one = (0.78 + range_ * RNG.random(100)).astype(np.float32)
+    other = np.nextafter(one, np.float32(2))
+    assert relative_difference(one, other) == 0
+    assert relative_difference(one, one + np.float32(3e-6)) > 1e-6
+    small = one - np.float32(0.78)
+    assert relative_difference(small, small + np.float32(1e-3 * range_)) > 5e-4

@@ -31,11 +31,12 @@ def test_a_batch_of_one_is_found_and_its_node_named(situation: Situation, tmp_pa
     assert "Reshape_10" in signature.notes[0]
     given = {"data": path.with_suffix(".npz")} if data else {}
     result = onnxprune.prune(path, output=tmp_path / "o.onnx", reduce={"flops": 0.3}, **given, **QUICK)
-    assert result
+    assert result.report.verdict.integrity == "PASSED"
     assert any("Reshape_10" in note for note in result.report.notes)
     assert result.report.samples == (40 if data else 32)
     assert onnxprune.inspect(path).report.macs > 0
-    assert onnxprune.check(tmp_path / "o.onnx", path, latency=False, **given)
+    limits = onnxprune.GateLimits(max_drop=100) if data else None
+    assert onnxprune.check(tmp_path / "o.onnx", path, latency=False, limits=limits, **given)
 
 
 @pytest.mark.situation("crnn")

@@ -119,6 +119,8 @@ def instance_norm(ctx: RuleContext) -> list[Ids]:
     if whole is not None and ctx.state.cut_norms and len(on) == 1 and on[0] in maps:
         ctx.summed(0, on[0], rows(whole, on[0]), "variance", maps, scale=1)
         return [whole]
+    if whole is not None and len(on) == 1 and on[0] in maps:
+        return ctx.refuse(f"{ctx.op} normalizes over the channels{CUT}")
     ids = lane(ctx, 0, 1)
     _parameter(ctx, 1, ids, "a parameter", "scales")
     _parameter(ctx, 2, ids, "a parameter")
@@ -166,6 +168,8 @@ def group_norm(ctx: RuleContext) -> list[Ids]:
         for i in per_channel:
             _parameter(ctx, i, ids, "a parameter", "scales" if i == 1 else "follows")
         return [on_axis(ids, 1, rank)]
+    if groups == 1:
+        return ctx.refuse(f"{ctx.op} normalizes over the channels{CUT}")
     blocks = ids.reshape(groups, -1)
     ctx.tie(blocks, blocks[:, :1], "this GroupNormalization needs every channel of a group")
     first = np.ascontiguousarray(blocks[:, 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.graph.ids import FIXED, Ids, aligned, compress, nothing, on_axis, reshape_ids, rows, varying
-from onnxprune.graph.rule_context import JOINS, RuleContext, follow, lane, match_axes, pin_axes
+from onnxprune.graph.rule_context import JOINS, RuleContext, follow, lane, match_axes, pin_axes, tie_broadcast
 
 
 def reshape(ctx: RuleContext) -> list[Ids]:
@@ -114,8 +114,34 @@ def expand(ctx: RuleContext) -> list[Ids]:
     if not ctx.is_activation(0):
         return [_filled(ctx, 1)]
     ids = aligned(ctx.activation(), len(ctx.out_shape()))
+    shape = ctx.source(1)
+    if shape is not None and shape.op == "Shape" and "start" not in shape.attrs and "end" not in shape.attrs:
+        other = shape.inputs[0].name
+        if other in ctx.state.ids and ctx.state.shapes[other] == ctx.out_shape():
+            ones = (1,) * (ids.ndim - len(ctx.shape(0)))
+            return [tie_broadcast(ctx, ids, (*ones, *ctx.shape(0)), ctx.state.ids[other], ctx.out_shape())[0]]
+    ids = _spread(ctx, ids)
     match_axes(ctx, 1, ids, lambda axis, literal: literal == 1)
     return [ids]
+
+
+def _spread(ctx: RuleContext, ids: Ids) -> Ids:
+    """Return the ids of an activation without channels that is repeated as often as another tensor has channels: those of the other.
+
+    The number follows by itself, since it is computed from the other tensor.
+    """
+    sizes, before = ctx.sizes(1), (1,) * (len(ctx.out_shape()) - len(ctx.shape(0))) + ctx.shape(0)
+    if varying(ids) or sizes is None or len(sizes) != ids.ndim:
+        return ids
+    whole = {
+        axis: size.ids
+        for axis, size in enumerate(sizes)
+        if size.ids is not None and size.ids.shape == (size.value,) and size.num == size.den and before[axis] == 1
+    }
+    if len(whole) != 1:
+        return ids
+    ((axis, other),) = whole.items()
+    return on_axis(other, axis, ids.ndim)
 
 
 def constant_of_shape(ctx: RuleContext) -> list[Ids]:
@@ -241,7 +267,9 @@ def split(ctx: RuleContext) -> list[Ids]:
 
 
 def slice_(ctx: RuleContext) -> list[Ids]:
-    """Channels are cut, and the bounds rewritten."""
+    """Channels are cut, and the bounds rewritten; a constant that is cut elsewhere has channels of its own."""
+    if not ctx.is_activation(0):
+        return [_cut_constant(ctx)]
     ids = ctx.activation()
     rank = ids.ndim
     inputs = ctx.n_inputs > 1
@@ -262,6 +290,12 @@ def slice_(ctx: RuleContext) -> list[Ids]:
             ids = np.flip(ids, axis) if step < 0 else ids
             if end == size:
                 _bound(ctx, "ends", 2, position, end, rows(ids, axis))
+            continue
+        if step < -1 and end < -size and (start == -1 or start >= size):
+            # whole steps from the end go together
+            heads = ids.take(size - 1 - np.arange(size)[::-1] // -step * -step, axis=axis)
+            ctx.tie(ids, heads, "another channel of the same step of this Slice is pinned")
+            ids = ids.take(range(size - 1, -1, step), axis=axis)
             continue
         computed = inputs and (ctx.const(1) is None or ctx.const(2) is None)
         if step > 1 and not computed and (0 <= start < step or start % step == 0 <= start):
@@ -284,6 +318,16 @@ def slice_(ctx: RuleContext) -> list[Ids]:
     return [compress(ids)]
 
 
+def _cut_constant(ctx: RuleContext) -> Ids:
+    """Give a constant that is cut at positions that are computed channels of its own, on another axis."""
+    rank, axis = len(ctx.out_shape()), _filled_axis(ctx)
+    axes = ctx.value(3) if ctx.has(3) else ctx.attr("axes", range(rank))
+    cut = set(range(rank)) if axes is None else {int(a) % rank for a in axes}
+    if axis is None or axis in cut or ctx.out_shape()[axis] < 2:
+        return ctx.refuse("a constant is cut at positions that are computed", ())[0]
+    return _minted(ctx, axis)
+
+
 def _bound(ctx: RuleContext, name: str, i: int, position: int, bound: int, ids: Ids) -> None:
     """Count the ids before a bound. A negative bound becomes positive, since -0 would be the start."""
     before = bound if bound >= 0 else len(ids) + bound
@@ -294,8 +338,8 @@ def _bound(ctx: RuleContext, name: str, i: int, position: int, bound: int, ids: 
 def gather(ctx: RuleContext) -> list[Ids]:
     """Channels are picked, and constant positions renumbered."""
     ids = ctx.ids(0)
-    if ids is None:  # rows of a constant table
-        return [nothing(len(ctx.out_shape()))]
+    if ids is None:
+        return [_columns(ctx)]
     rank = ids.ndim
     axis = int(ctx.attr("axis", 0)) % rank
     index = ctx.const(1)
@@ -314,6 +358,20 @@ def gather(ctx: RuleContext) -> list[Ids]:
         ctx.pin(taken, "this Gather takes the one channel")
     ctx.lookup(1, lane)
     return [compress(taken)]
+
+
+def _columns(ctx: RuleContext) -> Ids:
+    """Give the columns of a constant table, of which rows are taken at positions that are computed, channels of their own."""
+    table, rank, place = ctx.const(0), len(ctx.out_shape()), _filled_axis(ctx)
+    if table is None or table.dtype.kind != "f" or place is None:
+        return nothing(rank)
+    axis, added = int(ctx.attr("axis", 0)) % table.ndim, len(ctx.shape(1))
+    own = place if place < axis else place - added + 1
+    if own == axis or own < 0 or axis <= place < axis + added or table.shape[own] < 2:
+        return nothing(rank)
+    out = on_axis(ctx.mint(table.shape[own]), place, rank)
+    ctx.slice(0, own, rows(out, place), "follows")
+    return out
 
 
 def depth_to_space(ctx: RuleContext) -> list[Ids]:
