@@ -62,12 +62,28 @@ class Stage:
 
 def prune(stage: Stage, data: Path | None, *more: str) -> list[str]:
     """Return the arguments of a run that prunes."""
-    return ["prune", str(stage.model), "-o", str(stage.folder / "o.onnx"), *PRUNE, *(["--data", str(data)] if data else []), *more]
+    return [
+        "prune",
+        str(stage.model),
+        "-o",
+        str(stage.folder / "o.onnx"),
+        *PRUNE,
+        *(["--data", str(data)] if data else []),
+        *more,
+    ]
 
 
 def check(stage: Stage, data: Path | None, *more: str) -> list[str]:
     """Return the arguments of a run that checks the model against itself."""
-    return ["check", str(stage.model), "--baseline", str(stage.model), *CHECK, *(["--data", str(data)] if data else []), *more]
+    return [
+        "check",
+        str(stage.model),
+        "--baseline",
+        str(stage.model),
+        *CHECK,
+        *(["--data", str(data)] if data else []),
+        *more,
+    ]
 
 
 def _scaled(stage: Stage) -> np.ndarray:
@@ -136,7 +152,9 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "images as bytes, without --preprocess": lambda s: prune(s, s.saved(**s.raw)),
     "images channels last": lambda s: prune(s, s.changed(image=np.moveaxis(s.right["image"], 1, 3).copy())),
-    "images with NaN": lambda s: prune(s, s.changed(image=np.where(np.arange(SAMPLES)[:, None, None, None] == 9, np.float32("nan"), s.right["image"]))),
+    "images with NaN": lambda s: prune(
+        s, s.changed(image=np.where(np.arange(SAMPLES)[:, None, None, None] == 9, np.float32("nan"), s.right["image"]))
+    ),
     "image file that is cut off, in --eval": lambda s: prune(
         s, s.saved(**s.raw), "--eval", str(_folder_with_a_broken_picture(s)), "--preprocess", str(_image_toml(s))
     ),
@@ -180,7 +198,9 @@ def _plain_toml(stage: Stage) -> Path:
 def _again(stage: Stage) -> list[str]:
     data = stage.changed()
     first = stage.folder / "first.onnx"
-    CliRunner().invoke(main, ["prune", str(stage.model), "-o", str(first), *PRUNE, "--data", str(data), "--reduce", "flops=2%"])
+    CliRunner().invoke(
+        main, ["prune", str(stage.model), "-o", str(first), *PRUNE, "--data", str(data), "--reduce", "flops=2%"]
+    )
     return prune(stage, data)[:1] + [str(first)] + prune(stage, data)[2:]
 
 
@@ -238,7 +258,10 @@ def run(models: list[str], only: str, seeds: int) -> tuple[dict[str, dict[str, d
             with tempfile.TemporaryDirectory() as folder:
                 told = said(arguments(stage_of(name, Path(folder))))
             rows.setdefault(mistake, {})[name] = told
-            print(f"{mistake} | {name}: {told['exit']} {told['headline']}: {told['says'][:150]} {told['crash']}", flush=True)
+            print(
+                f"{mistake} | {name}: {told['exit']} {told['headline']}: {told['says'][:150]} {told['crash']}",
+                flush=True,
+            )
     wrong = {name: honest(name, seeds) for name in models} if seeds else {}
     for name, found in wrong.items():
         print(f"honest runs | {name}: {len(found)} of {seeds} doubted {'; '.join(found)}")
@@ -262,7 +285,10 @@ def page(rows: dict[str, dict[str, dict[str, Any]]], wrong: dict[str, list[str]]
         f"| --- | {' | '.join('---' for _ in names)} |",
     ]
     for mistake, row in rows.items():
-        cells = [f"{t['headline']}, {t['exit']}: {t['says']}".replace("|", "\\|")[:160] for t in (row[name] for name in names)]
+        cells = [
+            f"{t['headline']}, {t['exit']}: {t['says']}".replace("|", "\\|")[:160]
+            for t in (row[name] for name in names)
+        ]
         lines.append(f"| {mistake} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

@@ -166,11 +166,11 @@ def _held(checks: Iterable[LimitCheck], measured: Judged, asked: GateLimits) -> 
             )
 
 
-def paired_drop(found: paired_tests.Paired, measured: Judged, name: str = "") -> Measured:
-    """Return a drop with the upper bound of its confidence interval."""
+def paired_drop(found: paired_tests.Paired, where: str, name: str = "", *, is_asked: bool = True) -> Measured:
+    """Return a drop with the bounds of its confidence interval that decide; see `Judged.is_asked`."""
     detail = f"no worse than {found.upper:.2f} at 95 %, interval {found.low:.2f} to {found.high:.2f}"
-    detail += f", {found.lost} lost and {found.gained} gained, McNemar p {found.p:.2g}, {measured.where}"
-    return Measured(found.drop, detail, found.drop if measured.is_asked else found.low, found.upper, name)
+    detail += f", {found.lost} lost and {found.gained} gained, McNemar p {found.p:.2g}, {where}"
+    return Measured(found.drop, detail, found.drop if is_asked else found.low, found.upper, name)
 
 
 def _doubts(judged: Judged) -> Iterator[Check]:
@@ -193,14 +193,15 @@ def _drop(measured: Judged) -> Measured | None:
         return Measured(100 - explained, measured.where, name="explained variance, drop (points)")
     if labels is not None:
         first, second = (paired_tests.right(one, labels) for one in scores)
-        found = paired_drop(paired_tests.paired(first, second), measured)
+        found = paired_drop(paired_tests.paired(first, second), measured.where, is_asked=measured.is_asked)
         before, after = (each["top1"] for each in compared.accuracy)
         change = f"{before:.2f} -> {after:.2f} %"
         return replace(found, detail=f"{change}, {found.detail}")
     if measured.limits.max_drop is None:
         return None
     same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
-    return paired_drop(paired_tests.paired(np.ones_like(same), same), measured, "agreement drop (points)")
+    paired = paired_tests.paired(np.ones_like(same), same)
+    return paired_drop(paired, measured.where, "agreement drop (points)", is_asked=measured.is_asked)
 
 
 def _beside_drop(measured: Judged) -> Measured | None:

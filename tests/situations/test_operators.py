@@ -69,7 +69,7 @@ def test_nothing_but_the_outputs_is_pinned(situation: Situation, name: str) -> N
 @pytest.mark.parametrize("name", [*NAMES, *PINNED])
 def test_a_third_of_the_flops_goes_without_data(situation: Situation, name: str) -> None:
     result = onnxprune.prune(situation(name), reduce={"flops": 0.3}, measure=FAST, round_to=4, repair="none")
-    assert result.report.verdict
+    assert result.report.verdict.integrity == "PASSED"
     assert not result.plan.keep.all()
 
 
