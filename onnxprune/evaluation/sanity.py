@@ -22,7 +22,7 @@ BETTER = 20.0
 OVERCONFIDENT = 25.0
 """Points by which the mean probability of the predicted class may exceed the accuracy: models are that well calibrated on data like
 those that trained them, and far less on others (Guo et al., 2017; Ovadia et al., 2019)."""
-FLAT = 0.02
+FLAT = 0.05
 """Deviation of (n, k) outputs between samples, as a share of that between their entries, below which they hardly depend on the input."""
 SPREAD, SHIFT = 2.2, 1.5
 """Factor between the deviation of a normalised tensor and that of its statistics, and distance of the means in deviations, that are usual."""
