@@ -35,7 +35,7 @@ from onnxprune.data.preprocess import load_preprocess  # noqa: E402
 
 MODELS = {"small": "32x32.toml", "resnet": "28x28.toml", "mobile": "28x28.toml"}
 SAMPLES = 256
-PRUNE = ("--reduce", "flops=20%", "--no-latency", "--repair", "bias", "--scope", "global", "--json", "--quiet")
+PRUNE = ("--no-latency", "--repair", "bias", "--scope", "global", "--json", "--quiet")
 CHECK = ("--no-latency", "--json", "--quiet")
 Arrays = dict[str, np.ndarray]
 
@@ -60,17 +60,11 @@ class Stage:
         return self.saved(**{k: v for k, v in {**self.right, **arrays}.items() if v is not None})
 
 
-def prune(stage: Stage, data: Path | None, *more: str) -> list[str]:
+def prune(stage: Stage, data: Path | None, *more: str, reduce: str = "20%", model: Path | None = None) -> list[str]:
     """Return the arguments of a run that prunes."""
-    return [
-        "prune",
-        str(stage.model),
-        "-o",
-        str(stage.folder / "o.onnx"),
-        *PRUNE,
-        *(["--data", str(data)] if data else []),
-        *more,
-    ]
+    given = ["--data", str(data)] if data else []
+    output = str(stage.folder / "o.onnx")
+    return ["prune", str(model or stage.model), "-o", output, "--reduce", f"flops={reduce}", *PRUNE, *given, *more]
 
 
 def check(stage: Stage, data: Path | None, *more: str) -> list[str]:
@@ -183,7 +177,7 @@ MISTAKES: dict[str, Mistake] = {
     "no data": lambda s: prune(s, None),
     "no data, check": lambda s: check(s, None),
     "no data, check --max-drop 1": lambda s: check(s, None, "--max-drop", "1"),
-    "--reduce flops=95%": lambda s: prune(s, s.changed(), "--reduce", "flops=95%"),
+    "--reduce flops=95%": lambda s: prune(s, s.changed(), reduce="95%"),
     "a model that is pruned already": lambda s: _again(s),
 }
 
@@ -196,12 +190,9 @@ def _plain_toml(stage: Stage) -> Path:
 
 
 def _again(stage: Stage) -> list[str]:
-    data = stage.changed()
-    first = stage.folder / "first.onnx"
-    CliRunner().invoke(
-        main, ["prune", str(stage.model), "-o", str(first), *PRUNE, "--data", str(data), "--reduce", "flops=2%"]
-    )
-    return prune(stage, data)[:1] + [str(first)] + prune(stage, data)[2:]
+    data, first = stage.changed(), stage.folder / "first.onnx"
+    CliRunner().invoke(main, [*prune(stage, data, reduce="2%"), "-o", str(first)])
+    return prune(stage, data, model=first)
 
 
 def said(arguments: list[str]) -> dict[str, Any]:

@@ -18,8 +18,9 @@ BLOCK = 2**20
 """Values that are converted to float64 at a time."""
 JUDGED = 8
 """Samples from which outputs with one and the same largest entry are no class scores."""
-LAST_BITS = 4
-"""Units in the last place of its largest value by which an output may differ for the order of sums."""
+LEAST_RANGE = 0.005
+"""Range of an output, at least, as a share of its largest value: in an output that hardly varies, the last bits (1e-7 of the value)
+would be a large share of the range."""
 JITTER_BITS = 4
 """Units in the last place by which inputs are jittered."""
 ROUNDING_FACTOR = 10
@@ -310,9 +311,8 @@ def relative_difference(expected: Any, found: Any, original: Any = None) -> floa
     if not finite.any():
         return 0.0
     gap = float(np.abs(a[finite] - b[finite]).max())
-    if gap <= LAST_BITS * float(np.finfo(np.float32).eps) * float(np.abs(a[finite]).max()):
-        return 0.0  # of an output that hardly varies, the last bits are a large share of the range
-    scale = max(_range(a), 0.0 if original is None else _range(np.asarray(original).astype(np.float64)))
+    least = LEAST_RANGE * float(np.abs(a[finite]).max())
+    scale = max(least, _range(a), 0.0 if original is None else _range(np.asarray(original).astype(np.float64)))
     return gap / scale if scale else gap
 
 
