@@ -133,7 +133,9 @@ def page(entries: Sequence[tuple[Model, Record]], digest: str, known: int) -> st
     """Return docs/trained.md."""
     verdicts = [verdict(model, record).split(":")[0] for model, record in entries]
     counts = collections.Counter(verdicts)
-    current = sum(record.get("digest") == digest for _, record in entries)
+    states = collections.Counter(record.get("digest", "?") for _, record in entries)
+    current = states[digest]
+    told = ", ".join(f"{n} with {state}" for state, n in states.most_common())
     days = sorted({record["day"] for _, record in entries if "day" in record})
     versions = next((record["versions"] for _, record in entries if "versions" in record), {})
     wrong = [(model, verdict(model, record)) for model, record in entries if verdict(model, record).startswith("wrong")]
@@ -142,7 +144,7 @@ def page(entries: Sequence[tuple[Model, Record]], digest: str, known: int) -> st
         f"Written by `python tools/trained.py` from real runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}, with "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + f". Of {known} models, {len(entries)} have a result, {current} of them with the sources as they stand ({digest});"
-        + (" the page is interim.\n" if current < known else " none is missing.\n"),
+        + (f" the page is interim: by digest of the sources, {told}.\n" if current < known else " none is missing.\n"),
         "## Summary\n",
         f"- **right: {counts['right']} of {len(entries)}**; refused with a legitimate reason: {counts['refused']}; wrong: {counts['wrong']}",
         f"- packages: {len({model.package for model, _ in entries})}; kinds: detectors, segmenters, text recognisers, classifiers, voice, pitch, music, time series",

@@ -16,6 +16,26 @@ from onnxprune.surgery.proof import TOLERANCE, prove
 TOKENS, HEADS, WIDTH = 9, 4, 6
 
 
+def attention(x: str, apart: tuple[list[int], list[int]], back: list[int]) -> list[onnx.NodeProto]:
+    """Return the nodes of an attention: projections are reshaped to `split`, and queries and values, or keys, transposed by `apart`."""
+    nodes = []
+    for name, perm in (("q", apart[0]), ("k", apart[1]), ("v", apart[0])):
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{name}"], [name], name=name),
+            helper.make_node("Reshape", [name, "split"], [f"{name}s"]),
+            helper.make_node("Transpose", [f"{name}s"], [f"{name}t"], perm=perm),
+        ]
+    return [
+        *nodes,
+        helper.make_node("MatMul", ["qt", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "vt"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["back"], perm=back),
+        helper.make_node("Reshape", ["back", "join"], ["joined"]),
+        helper.make_node("MatMul", ["joined", "wo"], ["y"], name="out"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("n_heads", "mode", "free"),
     [(HEADS, "whole", [HEADS]), (HEADS, "width", [WIDTH, WIDTH]), (1, "whole", [WIDTH, WIDTH])],
@@ -26,21 +46,7 @@ def test_units_of_attention(n_heads: int, mode: str, free: list[int]) -> None:
     weights = {name: rng.normal(size=(16, inner)).astype(np.float32) / 4 for name in ("wq", "wk", "wv")}
     weights["wo"] = rng.normal(size=(inner, 5)).astype(np.float32)
     shapes = {"split": np.array([0, TOKENS, n_heads, WIDTH]), "join": np.array([0, TOKENS, inner])}
-    nodes = []
-    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-        nodes += [
-            helper.make_node("MatMul", ["x", f"w{name}"], [name], name=name),
-            helper.make_node("Reshape", [name, "split"], [f"{name}s"]),
-            helper.make_node("Transpose", [f"{name}s"], [f"{name}t"], perm=perm),
-        ]
-    nodes += [
-        helper.make_node("MatMul", ["qt", "kt"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
-        helper.make_node("MatMul", ["weights", "vt"], ["mixed"]),
-        helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]),
-        helper.make_node("Reshape", ["back", "join"], ["joined"]),
-        helper.make_node("MatMul", ["joined", "wo"], ["y"], name="out"),
-    ]
+    nodes = attention("x", ([0, 2, 1, 3], [0, 2, 3, 1]), [0, 2, 1, 3])
     initializers = [numpy_helper.from_array(value, name) for name, value in (weights | shapes).items()]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -81,20 +87,7 @@ def test_heads_that_are_joined_with_the_samples(batch: int | str) -> None:
         helper.make_node("Concat", ["tokens", "many", "width"], ["split"], axis=0),
         helper.make_node("Concat", ["tokens", "samples", "inner"], ["join"], axis=0),
     ]
-    for name, perm in (("q", [1, 0, 2]), ("k", [1, 2, 0]), ("v", [1, 0, 2])):
-        nodes += [
-            helper.make_node("MatMul", ["t", f"w{name}"], [name], name=name),
-            helper.make_node("Reshape", [name, "split"], [f"{name}s"]),
-            helper.make_node("Transpose", [f"{name}s"], [f"{name}t"], perm=perm),
-        ]
-    nodes += [
-        helper.make_node("MatMul", ["qt", "kt"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
-        helper.make_node("MatMul", ["weights", "vt"], ["mixed"]),
-        helper.make_node("Transpose", ["mixed"], ["back"], perm=[1, 0, 2]),
-        helper.make_node("Reshape", ["back", "join"], ["joined"]),
-        helper.make_node("MatMul", ["joined", "wo"], ["y"], name="out"),
-    ]
+    nodes += attention("t", ([1, 0, 2], [1, 2, 0]), [1, 0, 2])
     initializers = [numpy_helper.from_array(np.asarray(v), n) for n, v in (weights | integers).items()]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
