@@ -64,7 +64,9 @@ def _doubtful_scores(scores: FloatArray, labels: IntArray | None) -> Iterator[Ch
     given = scores.argmax(axis=1)
     classes = np.unique(given)
     one_label = labels is not None and len(np.unique(labels)) == 1
-    if len(classes) == 1 and len(given) > 1 and not one_label:
+    flat = list(_flat([scores]))
+    yield from flat
+    if len(classes) == 1 and len(given) > 1 and not one_label and not flat:
         yield doubt(
             "one class predicted",
             f"all {len(given)} samples",

@@ -11,6 +11,8 @@ from onnxprune.report.document import Report
 from onnxprune.runtime.timing import Latency
 from onnxprune.types import Check, Repaired, Verdict
 
+TOLD = 2
+"""Checks that a line names."""
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -52,11 +54,23 @@ def option_value(value: Any) -> str:
 
 def summary(verdict: Verdict) -> str:
     """Summarize a verdict in a line: the word for quality first, then integrity, then limits on costs."""
-    parts = [f"quality {verdict.quality}", f"integrity {verdict.integrity}"]
+    parts = [f"quality {verdict.quality}{_decisive(verdict)}", f"integrity {verdict.integrity}"]
     parts += [f"costs {verdict.word('cost')}"] if verdict.word("cost") != "NOT MEASURED" else []
     undecided = sum(check.status == "UNDECIDED" for check in verdict.checks)
     parts += [f"{undecided} undecided"] if undecided else []
     return f"{verdict.headline}: {', '.join(parts)}"
+
+
+def _decisive(verdict: Verdict) -> str:
+    """Return in brackets what decided the word for quality: a value and its limit, or the name of a doubt."""
+    found = [check for check in verdict.of("quality") if check.status == verdict.quality]
+    told = [
+        check.name
+        if check.limit is None
+        else f"{check.name} {option_value(check.value)}, limit {option_value(check.limit)}"
+        for check in found
+    ]
+    return f" ({'; '.join(told[:TOLD])}{', …' if len(told) > TOLD else ''})" if told else ""
 
 
 def quality(verdict: Verdict) -> str:
