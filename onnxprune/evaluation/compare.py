@@ -127,7 +127,7 @@ def compare(
         latency = time_sessions((original, candidate), (feeds, feeds), config, batch, on_stage)
     finite = all_finite(a) and all_finite(b)
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
-        fidelity = compare_outputs(*judged, classes=classes)
+        fidelity = compare_outputs(*judged, labels, classes=classes)
     is_real = data is not None and not data.is_generated
     rest = (labels, feeds, batch, is_real, classes)
     return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), judged, *rest)

@@ -171,16 +171,18 @@ def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> d
     return OutputPair(outputs, outputs, labels).amounts("accuracy")
 
 
-def compare_outputs(original: Outputs, candidate: Outputs, *, classes: bool = True) -> dict[str, float]:
+def compare_outputs(
+    original: Outputs, candidate: Outputs, labels: Array | None = None, *, classes: bool = True
+) -> dict[str, float]:
     """Return the fidelity metrics that apply to the outputs of two models on the same inputs.
 
-    `classes` tells whether a (n, k) output may hold class scores.
+    `classes` tells whether a (n, k) output may hold class scores; with labels one does.
 
     >>> scores = [np.array([[0.0, 1.0], [2.0, 0.0]])]
     >>> compare_outputs(scores, scores)
     {'agreement': 100.0, 'cosine': 1.0, 'kl': 0.0}
     """
-    return OutputPair(candidate, original, classes=classes).amounts("fidelity")
+    return OutputPair(candidate, original, labels, classes).amounts("fidelity")
 
 
 def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True) -> float:

@@ -477,7 +477,10 @@ def test_command_with_a_policy_and_all_formats(run, tiny, tiny_path, labelled, t
     )  # fmt: skip
     assert result.exit_code == 3
     assert "FAILED | largest class drop" in result.output
-    assert "FAILED: quality FAILED, integrity PASSED, costs PASSED" in result.output
+    assert (
+        "FAILED: quality FAILED (largest class drop (points) 84.2593, limit 20), integrity PASSED, costs PASSED"
+        in result.output
+    )
     assert "::error file=" in result.output
     assert ElementTree.fromstring(files["junit"].read_text()).get("failures") == "1"
     assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"

@@ -52,6 +52,10 @@ def test_mistakes_with_labels(seed: int) -> None:
 def test_the_same_for_every_sample() -> None:
     p = np.full((40, CLASSES), 0.1)
     p[:, 2] = 0.5
+    assert named(p, None) == ["nearly the same outputs"]
+    p[:, 2] -= 0.3 * np.random.default_rng(0).random(40)
+    p[:, 0] += 0.5 - p[:, 2]
+    p[:, 0], p[:, 2] = np.minimum(p[:, 0], p[:, 2]), np.maximum(p[:, 0], p[:, 2])
     assert named(p, None) == ["one class predicted"]
     rows = np.random.default_rng(0).normal(size=(1, 16)) + 1e-3 * np.random.default_rng(1).normal(size=(40, 16))
     assert named(rows, None) == ["nearly the same outputs"]

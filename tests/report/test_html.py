@@ -155,7 +155,7 @@ def test_markdown_has_verdict_figures_layers_and_notes(tmp_path):
     path = tmp_path / "report.md"
     saving.save(path, made_report(3), "onnxprune prune model.onnx")
     text = path.read_text(encoding="utf-8")
-    assert "**FAILED: quality UNDECIDED, integrity PASSED, costs FAILED, 1 undecided**" in text
+    assert "**FAILED: quality UNDECIDED (lost 0.5, limit 0.4), integrity PASSED, costs FAILED, 1 undecided**" in text
     assert "| FLOPs | 2 M | 1 M | -50.0 % |" in text
     assert "| 2 | /backbone/stage0/block1/conv/Conv | Conv | 64 |" in text
     assert "\\</script\\>" in text
@@ -215,7 +215,7 @@ def test_check_can_be_reported(ending, tiny_path, samples, out, run):
         jsonschema.validate(json.loads(text), schema)
     if ending == ".html":
         found = Page(text)
-        assert "PASSED: quality PASSED, integrity PASSED" in text
+        assert "PASSED: quality PASSED (" in text
         assert {row["id"] for row in found.all("table")} == {"checks-table", "made-table"}
         assert path.stat().st_size < 100_000  # Bokeh is left out
         link = next(one for one in found.all("a") if "download" in one)
