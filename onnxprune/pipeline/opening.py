@@ -205,7 +205,7 @@ def _distinct(*parts: Data | None) -> list[Data]:
 
 def _doubtful_outputs(run: Run, data: Data) -> Iterator[Check]:
     """Say why the outputs of the original on some of the samples say nothing; the verdict says it of all samples."""
-    model, config = run.original.model, run.measure
+    model, config = run.original.model, run.evaluating
     some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
     opened = open_session(str(model.path), config.session, where=str(model.path))
     size = model.signature.per_evaluation(config.eval_batch)

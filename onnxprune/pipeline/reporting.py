@@ -87,7 +87,7 @@ def measure(run: Run) -> Run:
             f"figures are of {', '.join(front.measured.names)}: in outputs that are selected from it rows change places"
         )
     seed, data = run.options.seed, run.evaluation
-    found = compare(original, candidate, header, data, run.measure, signature, run.on_stage, seed, front)
+    found = compare(original, candidate, header, data, run.evaluating, signature, run.on_stage, seed, front)
     return replace(run, comparison=found)
 
 

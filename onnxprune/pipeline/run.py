@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from onnxprune.training.distill import TrainingResult
 
 
+EVALUATION_BYTES = 256e6
+"""Bytes of the activations of an evaluation run."""
+ALIVE = 3
+"""Tensors as large as the largest one that are alive at once, about."""
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
 
@@ -170,6 +175,14 @@ class Run:
     def left(self) -> BoolArray:
         """Channels of `start` that stay."""
         return self.keep[self.start.held]
+
+    @property
+    def evaluating(self) -> BenchmarkConfig:
+        """The benchmark config with as many samples per evaluation run as fit into `EVALUATION_BYTES`."""
+        trace = self.original.trace
+        largest = max((math.prod(shape) for shape in trace.shapes.values()), default=1) / trace.samples
+        fitting = int(EVALUATION_BYTES // (ALIVE * 4 * max(largest, 1)))
+        return replace(self.measure, eval_batch=max(1, min(self.measure.eval_batch, fitting)))
 
     @property
     def traced(self) -> Trace:

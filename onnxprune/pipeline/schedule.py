@@ -148,7 +148,7 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     original, config = run.original.model, SessionConfig(run.measure.provider)
     found, signature = measured_tensors(original.graph), original.signature
     one, names = found.is_one or not found.points, found.names
-    size = signature.per_evaluation(run.measure.eval_batch)
+    size = signature.per_evaluation(run.evaluating.eval_batch)
 
     def outputs_of(model: Model) -> Outputs:
         return predict(runner(model.session(config), str(model.path)), data, size, signature)

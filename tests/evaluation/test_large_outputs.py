@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from graphs import load
 from onnx import numpy_helper
 
+import onnxprune
 from onnxprune.data.dataset import load_data
 from onnxprune.evaluation import compare
 from onnxprune.graph.model import inputs_of
 from onnxprune.metrics.outputs import compare_outputs
+from onnxprune.pipeline import reporting, run
 
 SAMPLES, SIDE = 12, 32
 
@@ -57,3 +62,26 @@ def test_a_number_that_is_not_finite_survives(monkeypatch: pytest.MonkeyPatch) -
     )
     assert not np.isfinite(found[5]).all()
     assert np.isfinite(np.delete(found, 5, axis=0)).all()
+
+
+def test_runs_of_an_evaluation_fit_into_memory(
+    tiny_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figures() -> dict[str, float]:
+        found = onnxprune.prune(
+            tiny_path, data=images, reduce={"flops": 0.4}, repair="none", scope="global", latency=False
+        )
+        return found.report.fidelity
+
+    sizes: list[int] = []
+    original = reporting.compare
+
+    def spy(*given: Any) -> Any:
+        sizes.append(given[4].eval_batch)
+        return original(*given)
+
+    monkeypatch.setattr(reporting, "compare", spy)
+    whole = figures()
+    monkeypatch.setattr(run, "EVALUATION_BYTES", 1)
+    assert figures() == pytest.approx(whole, rel=1e-4)
+    assert sizes == [64, 1]
