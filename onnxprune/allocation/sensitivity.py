@@ -16,7 +16,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.importance.obs import Removal
 from onnxprune.metrics.outputs import output_divergence
-from onnxprune.repair.network import MOST_SAMPLES, held_batches, outputs_of, pair_of
+from onnxprune.repair.network import MOST_SAMPLES, held_batches, measured_of
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, FloatArray, Trace
 
@@ -124,10 +124,8 @@ class Probe:
         """Return the divergence of the output; `aligned`: the variant has the nodes of the model in the same order."""
         if aligned:
             outputs = self._runner.finish(variant)
-        elif not self._measured.points:
-            outputs = outputs_of(variant, self._batches, self._measured.names)
         else:
-            _, outputs = pair_of(self._model, variant, self._batches, self._measured)
+            outputs = measured_of(self._model, variant, self._batches, self._measured)
         return output_divergence(self._reference, outputs, scores=not self._measured.points)
 
     def close(self) -> None:

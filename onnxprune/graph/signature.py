@@ -215,7 +215,8 @@ class _Derivation:
         given: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.light, self.header, self.given, self._opened = light, header, given, opened
-        self.told = {**solved_sizes(light, header), **told_sizes(light, header)}
+        solved = solved_sizes(light, header) if _leaves_sizes(header) else {}
+        self.told = {**solved, **told_sizes(light, header)}
         self.names = [value.name for value in header.graph.output]
         self.first = fed_inputs(header)[0]
         self.most_elements: float = math.inf

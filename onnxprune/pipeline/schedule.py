@@ -150,28 +150,29 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     one, names = found.is_one or not found.points, found.names
     size = signature.per_evaluation(run.evaluating.eval_batch)
 
+    def plain(model: Model) -> Outputs:
+        run_names = runner(model.session(config, outputs=names), str(model.path), names)
+        return predict(run_names, data, size, signature, names=names)
+
+    reference = plain(original)
+
     def outputs_of(model: Model) -> Outputs:
-        return predict(runner(model.session(config), str(model.path)), data, size, signature)
-
-    reference = None if found.points else outputs_of(original)
-
-    def pair_of(model: Model) -> tuple[Outputs, Outputs]:
-        if reference is not None:
-            return reference, outputs_of(model)
+        if not found.points:
+            return plain(model)
         first, second = (Subject(each, str(each.path)) for each in (original, model))
         both = predict(Pair(first, second, names, found.points, config), data, size, signature, names=names * 2)
-        return both[: len(names)], both[len(names) :]
+        return both[len(names) :]
 
     def drop(keep: BoolArray) -> float:
         pruned = rewrite.delete(edited.analysis.model, edited.analysis.trace, keep)
         result = edited.repaired(pruned, keep, workspace, run.options, run.on_stage).model
         run.on_stage("evaluate", None)
-        before, after = pair_of(result)
+        after = outputs_of(result)
         if data.labels is not None:
-            right = [classification_accuracy(outputs, data.labels)["top1"] for outputs in (before, after)]
-            beside = OutputPair(after, before, data.labels, one).explained()
+            right = [classification_accuracy(outputs, data.labels)["top1"] for outputs in (reference, after)]
+            beside = OutputPair(after, reference, data.labels, one).explained()
             return max(right[0] - right[1], 0.0 if beside is None else 100 - beside)
-        gone = lost(compare_outputs(before, after, classes=one))
+        gone = lost(compare_outputs(reference, after, classes=one))
         if gone is None:
             raise OptionError(
                 "--max-drop needs outputs that can be compared",

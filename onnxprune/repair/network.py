@@ -97,12 +97,9 @@ def divergences(model: Model, candidates: Sequence[Model], calibration: Calibrat
     found = measured_tensors(model.graph)
     names = [name for name in found.names if all(_has(one, name) for one in candidates)]
     measured = Measured(tuple(names), found.points)
-    reference = None if found.points else outputs_of(model, batches, names)
-    pairs = (
-        (reference, outputs_of(one, batches, names)) if reference else pair_of(model, one, batches, measured)
-        for one in candidates
-    )
-    return [output_divergence(*pair, scores=not found.points) for pair in pairs]
+    reference = outputs_of(model, batches, names)
+    found_of = (measured_of(model, one, batches, measured) for one in candidates)
+    return [output_divergence(reference, outputs, scores=not found.points) for outputs in found_of]
 
 
 def _has(model: Model, name: str) -> bool:
@@ -119,14 +116,16 @@ def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
 
 
 def outputs_of(model: Model, batches: Sequence[Feeds], names: Sequence[str]) -> Outputs:
-    """Return outputs of a model, joined over the batches."""
-    opened = model.session()
+    """Return outputs and other tensors of a model, joined over the batches."""
+    opened = model.session(outputs=names)
     return model.signature.join([run_batch(opened, feeds, names=list(names)) for feeds in batches], names)
 
 
-def pair_of(original: Model, changed: Model, batches: Sequence[Feeds], measured: Measured) -> tuple[Outputs, Outputs]:
-    """Return the measured tensors of both models, joined over the batches."""
+def measured_of(original: Model, changed: Model, batches: Sequence[Feeds], measured: Measured) -> Outputs:
+    """Return the measured tensors of a changed model that selects what the original selects, joined over the batches."""
+    if not measured.points:
+        return outputs_of(changed, batches, measured.names)
     first, second = (Subject(model, str(model.path)) for model in (original, changed))
     run, names = Pair(first, second, measured.names, measured.points, DEFAULT), measured.names
     both = original.signature.join([run(feeds) for feeds in batches], names * 2)
-    return both[: len(names)], both[len(names) :]
+    return both[len(names) :]

@@ -64,19 +64,18 @@ def summary(verdict: Verdict) -> str:
 def _decisive(verdict: Verdict) -> str:
     """Return in brackets what decided the word for quality: a value and its limit, or the name of a doubt."""
     found = [check for check in verdict.of("quality") if check.status == verdict.quality]
-    told = [
-        check.name
-        if check.limit is None
-        else f"{check.name} {option_value(check.value)}, limit {option_value(check.limit)}"
-        for check in found
-    ]
+    told = [check.name if check.limit is None else _with_limit(check) for check in found]
     return f" ({'; '.join(told[:TOLD])}{', …' if len(told) > TOLD else ''})" if told else ""
+
+
+def _with_limit(check: Check) -> str:
+    return f"{check.name} {option_value(check.value)}, limit {option_value(check.limit)}"
 
 
 def quality(verdict: Verdict) -> str:
     """Return the word for quality, with the values that decided it and their limits."""
     decisive = [check for check in verdict.of("quality") if check.status == verdict.quality and check.limit is not None]
-    told = [f"{check.name} {option_value(check.value)}, limit {option_value(check.limit)}" for check in decisive]
+    told = [*map(_with_limit, decisive)]
     return f"{verdict.quality}: {'; '.join(told)}" if told else verdict.quality
 
 
