@@ -111,8 +111,14 @@ def _output(name: str, unit: str, label: str, measure: Callable[[Any], float | N
     return Metric(name, unit, label, measure=measure, **{"kind": "fidelity", "format": ".4f", **more})
 
 
-SCORES = "outputs of the form (samples, classes)"
 PERCENT: dict[str, Any] = {"ideal": 100.0, "format": ".2f"}
+
+
+def _labelled(name: str, label: str, unit: str = "%", **more: Any) -> Metric:
+    return Metric(name, unit, label, **{**PERCENT, "kind": "accuracy", **more})
+
+
+SCORES = "outputs of the form (samples, classes)"
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -121,8 +127,25 @@ METRICS: Mapping[str, Metric] = {
         _cost("size", "bytes", "file size", lambda s: s.size, parse=_bytes, format=",.0f", estimated=True),
         _cost("memory", "bytes", "activation memory", lambda s: s.memory, parse=_bytes, format=",.0f", estimated=True),
         _cost("latency", "ms", "latency", lambda s: s.latency, parse=_milliseconds, estimated=True, margin=0.985),
-        _output("top1", "%", "top-1", lambda p: p.top(1), kind="accuracy", **PERCENT),
-        _output("top5", "%", "top-5", lambda p: p.top(5), kind="accuracy", **PERCENT),
+        _labelled("top1", "top-1", measure=lambda p: p.top(1)),
+        _labelled("top5", "top-5", measure=lambda p: p.top(5)),
+        _labelled("accuracy", "accuracy"),
+        _labelled("macro_f1", "macro-F1"),
+        _labelled("auc", "AUC"),
+        _labelled("label_map", "mAP of labels"),
+        _labelled("map", "mAP"),
+        _labelled("map50", "mAP at IoU 0.5"),
+        _labelled("mask_map", "mAP of masks"),
+        _labelled("keypoint_map", "mAP of keypoints"),
+        _labelled("miou", "mIoU"),
+        _labelled("dice", "Dice"),
+        _labelled("r2", "R²"),
+        _labelled("mae", "mean absolute error", unit="", ideal=0.0, format=".4g"),
+        _labelled("rmse", "root mean squared error", unit="", ideal=0.0, format=".4g"),
+        _labelled("recall1", "recall at 1"),
+        _labelled("recall5", "recall at 5"),
+        _labelled("cer", "character error rate", ideal=0.0),
+        _labelled("exact", "exact match"),
         _output("agreement", "%", "agreement", lambda p: p.agreement(), needs=SCORES, **PERCENT),
         _output("cosine", "", "cosine", lambda p: p.mean(p.cosine), needs="outputs of numbers", ideal=1.0),
         _output("explained", "%", "explained variance", lambda p: p.explained(), needs="outputs of numbers", **PERCENT),
@@ -130,6 +153,19 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 """All metrics, by name. FLOPs are 2 x MACs per sample."""
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "classify": ("top1", "top5", "macro_f1"),
+    "binary": ("accuracy", "auc"),
+    "multilabel": ("label_map", "macro_f1", "auc"),
+    "regress": ("r2", "mae", "rmse"),
+    "embed": ("recall1", "recall5"),
+    "detect": ("map", "map50", "mask_map"),
+    "segment": ("miou", "dice"),
+    "keypoints": ("keypoint_map", "map"),
+    "ctc": ("cer", "exact"),
+}
+"""Metrics of each task, the one that limits are held against first. Where a metric needs more than a model gives (five classes, masks), it
+is left out."""
 TARGETS = tuple(name for name, metric in METRICS.items() if metric.predict is not None)
 """Metrics that can be targets."""
 ESTIMATED = tuple(name for name, metric in METRICS.items() if metric.estimated)
