@@ -110,6 +110,9 @@ def opened(
     preprocess: Preprocess | str | None,
     on_stage: ProgressCallback,
     structure: Mapping[str, Any] | None = None,
+    *,
+    labels: Any = None,
+    task: str | None = None,
 ) -> tuple[Analysis, Data | None, ResolvedOptions]:
     """Load a model and its data, and resolve `auto` in the options; `structure` holds options that a plan decides.
 
@@ -120,7 +123,7 @@ def opened(
     stored = None if is_generated(data) else data
     loaded = load(model, options.shape, hint_of(stored, preprocess))
     specs = inputs_of(loaded)
-    given = None if stored is None else load_data(stored, specs, preprocess)
+    given = None if stored is None else load_data(stored, specs, preprocess, labels, task)
     made = given is None and (data is not None or options.repair != "none")
     if made and data is None and (reason := why_not_generated(specs)):
         made = False

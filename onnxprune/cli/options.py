@@ -1,4 +1,4 @@
-"""Click options made from the fields of `Options`, `Training` and `GateLimits`."""
+"""Click options made from the fields of `Options`, `Training`, `Judging` and `GateLimits`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import GateLimits, merged, read
 from onnxprune.options import GRANULARITIES, Options, Training
+from onnxprune.options.judging import Judging
 from onnxprune.options.metadata import AUTO, OptionMetadata, number_type, option_fields
 
 
@@ -141,6 +142,8 @@ def _limits(values: dict[str, Any]) -> GateLimits:
     return limits if values["policy"] is None else merged(read(values["policy"]), limits)
 
 
+JUDGED = option_group("judging", lambda values: Judging(**_fields(Judging, values)), *_options_of(Judging, ""))
+"""How quality is judged: argument `judging`."""
 LIMITS = option_group(
     "limits",
     _limits,

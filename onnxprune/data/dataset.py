@@ -23,6 +23,8 @@ Feeds = dict[str, Array]
 Batch = Mapping[str, Any] | Sequence[Any] | Array
 """Arrays by input name, with or without `labels`; or the array of the only input, alone or in a pair with labels."""
 DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
+COLORS = (1, 3, 4)
+"""Channels of pictures."""
 DIGESTED = 64
 """Number of samples in a digest."""
 
@@ -118,6 +120,16 @@ class Data:
             for name, source in self.arrays.items()
         }
         return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[samples])
+
+    @functools.cached_property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the network takes; (0, 0) where it takes none."""
+        shape = next((shape for shape in self.shapes().values() if len(shape) == 4), None)
+        if shape is None:
+            return 0, 0
+        looks_last = shape[3] in COLORS and shape[1] not in COLORS
+        is_last = looks_last if self.preprocess is None else self.preprocess.layout == "NHWC"
+        return (shape[1], shape[2]) if is_last else (shape[2], shape[3])
 
     def digest(self) -> str:
         """Return a digest of the number of samples and of the first of them, preprocessed."""

@@ -13,12 +13,16 @@ from onnxprune.data.dataset import Data
 from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
 from onnxprune.graph.comparison_points import Measured
 from onnxprune.graph.signature import Signature
-from onnxprune.metrics.outputs import Outputs, all_finite, classification_accuracy, compare_outputs
+from onnxprune.metrics.outputs import Outputs, all_finite, compare_outputs, lost
+from onnxprune.metrics.statistics import Statistic
+from onnxprune.metrics.table import Metric
+from onnxprune.metrics.tasks import Task, amounts, find_task
+from onnxprune.options.judging import Judging
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.runtime.timing import Latency
 from onnxprune.surgery.cuts import Pair
-from onnxprune.types import Check, IntArray
+from onnxprune.types import Array, Check, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -28,6 +32,8 @@ RUN_BYTES = 8_000_000
 """Bytes of the inputs of a run, and of its outputs: activations take ten to fifty times as much."""
 KEPT_BYTES = 128_000_000
 """Bytes of an output on all samples that are kept; of larger ones every few positions along the longest axis."""
+LOOKED = 256
+"""Samples on which the outputs of the original are looked at first."""
 RANDOM_SAMPLES = 16
 """Number of seeded random inputs that are used without data."""
 
@@ -48,14 +54,17 @@ class Comparison:
         finite: whether the outputs of both models are finite.
         outputs: of each model, joined over the samples.
         judged: what accuracy and fidelity are of: the outputs, or the tensors of a `Front`.
-        labels: (samples,); None where there are none.
+        labels: samples first; None where there are none.
         feeds: inputs of the timed runs.
         batch: samples of a timed run.
         is_real: whether the samples are the user's, neither random nor generated.
         classes: whether (samples, k) may be class scores; several tensors in front of a selection are none.
+        task: what the models do; None where it is not known.
+        statistics: the metrics of the task as functions of a resample, of each model; empty without labels.
+        shuffled: those of the original, with its predictions in another order; see `onnxprune.evaluation.sanity.near_chance`.
+        agreeing: (samples,) share of each sample on which the predictions of both models agree, where the task says what that is.
     """
 
-    accuracy: tuple[Mapping[str, float], Mapping[str, float]]
     fidelity: dict[str, float]
     latency: Latency | None
     data: str
@@ -63,11 +72,45 @@ class Comparison:
     finite: bool
     outputs: tuple[Outputs, Outputs]
     judged: tuple[Outputs, Outputs]
-    labels: IntArray | None
+    labels: Array | None
     feeds: Feeds
     batch: int
     is_real: bool = True
     classes: bool = True
+    accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
+    task: Task | None = None
+    statistics: tuple[Mapping[str, Statistic], Mapping[str, Statistic]] = ({}, {})
+    shuffled: Statistic | None = None
+    agreeing: FloatArray | None = None
+
+    @property
+    def class_labels(self) -> IntArray | None:
+        """Class numbers, (samples,), of a classifier; None for other tasks, and without labels."""
+        return (
+            self.labels if self.labels is not None and self.task is not None and self.task.name == "classify" else None
+        )
+
+    @property
+    def lead(self) -> Metric | None:
+        """The metric that quality is judged by; None without labels, or where it is not defined on them."""
+        lead = None if self.task is None else self.task.lead
+        return lead if lead is not None and all(lead.name in each for each in self.accuracy) else None
+
+    @property
+    def lost(self) -> float | None:
+        """What the candidate loses of the leading metric, in its unit; without it points, as `onnxprune.metrics.outputs.lost` has them."""
+        if self.lead is None:
+            return lost(self.fidelity, "" if self.task is None else self.task.name)
+        before, after = (each[self.lead.name] for each in self.accuracy)
+        return after - before if self.lead.direction == "lower" else before - after
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Outputs of a model on all samples, and its predictions; both samples first, predictions None where the task decodes none."""
+
+    outputs: Outputs
+    decoded: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +127,7 @@ class Front:
 
 def compare(
     original: ort.InferenceSession,
-    candidate: ort.InferenceSession,
+    candidate: ort.InferenceSession | None,
     proto: onnx.ModelProto,
     data: Data | None,
     config: BenchmarkConfig,
@@ -92,10 +135,12 @@ def compare(
     on_stage: ProgressCallback = quiet,
     seed: int = 0,
     front: Front | None = None,
+    task: Task | None = None,
 ) -> Comparison:
     """Run two sessions on the same data (without data: on seeded random inputs), and time them.
 
-    Accuracy and fidelity are of the outputs, or of the tensors of `front`.
+    Accuracy and fidelity are of the outputs, or of the tensors of `front`. Without a candidate, the original stands in its
+    place, and nothing is timed.
 
     Raises:
         DataError: there are too few samples, or labels that do not belong to the model.
@@ -103,34 +148,145 @@ def compare(
     inputs = signature.random_feeds(proto, signature.per_run(RANDOM_SAMPLES), seed) if data is None else {}
     name, samples = ("random inputs", signature.per_run(RANDOM_SAMPLES)) if data is None else (data.name, len(data))
     labels, size = None if data is None else data.labels, signature.per_evaluation(config.eval_batch)
-    runs: list[Runner] = [runner(original, "the original"), runner(candidate, "the candidate")]
+    runs: list[Runner] = [runner(original, "the original")]
+    runs += [] if candidate is None else [runner(candidate, "the candidate")]
     runs += [front.pair] if front else []
 
-    def outputs_of(number: int, names: Sequence[str] | None = None) -> Outputs:
+    def predicted(number: int, names: Sequence[str] | None = None, of: Task | None = None) -> Predicted:
         if data is None:
-            return signature.join([runs[number](inputs)], names)
+            return Predicted(signature.join([runs[number](inputs)], names))
         progress = share_of(on_stage, "evaluate")
-        return predict(runs[number], data, size, signature, lambda x: progress((number + x) / len(runs)), names)
+        return predict_task(
+            runs[number], data, size, signature, of, lambda x: progress((number + x) / len(runs)), names
+        )
 
-    a, b, classes = outputs_of(0), outputs_of(1), front is None or front.measured.is_one
-    judged = (a, b)
+    first = predicted(0, of=task)
+    second = first if candidate is None else predicted(1, of=task)
+    classes = front is None or front.measured.is_one
+    judged = (first.outputs, second.outputs)
     if front:
-        both, n = outputs_of(2, front.pair.names * 2), len(front.pair.names)
+        both, n = predicted(2, front.pair.names * 2).outputs, len(front.pair.names)
         judged = both[:n], both[n:]
-    accuracy: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
-    if labels is not None:
-        accuracy = (classification_accuracy(judged[0], labels), classification_accuracy(judged[1], labels))
+        if task is not None and task.decode is not None and not task.is_of_outputs:
+            first, second = (Predicted(each, task.decode(each)) for each in judged)
+    finite = all_finite(first.outputs) and all_finite(second.outputs)
+    with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
+        pair = Predicted(judged[0], first.decoded), Predicted(judged[1], second.decoded)
+        kept = {} if candidate is None else fidelity(*pair, task, _of_classes(labels, task), classes=classes)
+        measured = _statistics(task, labels, first, second, on_stage) if finite else {}
+    agreeing = None if task is None or candidate is None else task.agreeing(first.decoded, second.decoded)
     feeds, batch = timed_feeds(proto, data, config.batch, signature, seed), signature.per_run(config.batch)
     latency = None
-    if config.latency:
+    if config.latency and candidate is not None:
         on_stage("time", 0.0)
         latency = time_sessions((original, candidate), (feeds, feeds), config, batch, on_stage)
-    finite = all_finite(a) and all_finite(b)
-    with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
-        fidelity = compare_outputs(*judged, labels, classes=classes)
-    is_real = data is not None and not data.is_generated
-    rest = (labels, feeds, batch, is_real, classes)
-    return Comparison(accuracy, fidelity, latency, name, samples, finite, (a, b), judged, *rest)
+    return Comparison(
+        fidelity=kept,
+        latency=latency,
+        data=name,
+        samples=samples,
+        finite=finite,
+        outputs=(first.outputs, second.outputs),
+        judged=judged,
+        labels=labels,
+        feeds=feeds,
+        batch=batch,
+        is_real=data is not None and not data.is_generated,
+        classes=classes and (task is None or task.has_classes),
+        task=task,
+        agreeing=agreeing,
+        **measured,
+    )
+
+
+def fidelity(
+    original: Predicted,
+    candidate: Predicted,
+    task: Task | None,
+    labels: IntArray | None = None,
+    *,
+    classes: bool = True,
+) -> dict[str, float]:
+    """Return the metrics of fidelity that apply to a task; agreement is that of its predictions.
+
+    Args:
+        original: of the original.
+        candidate: of the candidate, on the same samples.
+        task: what both do; None: not known.
+        labels: class numbers of a classifier.
+        classes: whether (samples, k) may hold class scores, where the task allows them.
+    """
+    has_classes = classes and (task is None or task.has_classes)
+    found = compare_outputs(original.outputs, candidate.outputs, labels, classes=has_classes)
+    agreeing = None if task is None else task.agreeing(original.decoded, candidate.decoded)
+    return found if agreeing is None else {**found, "agreement": 100 * float(agreeing.mean())}
+
+
+def _of_classes(labels: Array | None, task: Task | None) -> IntArray | None:
+    """Return the labels of a classifier."""
+    return labels if task is not None and task.name == "classify" else None
+
+
+def _statistics(
+    task: Task | None, labels: Array | None, first: Predicted, second: Predicted, on_stage: ProgressCallback
+) -> dict[str, Any]:
+    """Return the fields of a comparison that labels give."""
+    if task is None or labels is None or task.lead is None:
+        return {}
+    on_stage("judge", None)
+    before = task.statistics(first.outputs, first.decoded, labels)
+    after = before if second is first else task.statistics(second.outputs, second.decoded, labels)
+    turned = np.roll(np.arange(len(labels)), max(1, len(labels) // 2))
+    other = None if first.decoded is None else first.decoded[turned]
+    shuffled = task.statistics([output[turned] for output in first.outputs], other, labels)
+    return {
+        "accuracy": (amounts(before, len(labels)), amounts(after, len(labels))),
+        "statistics": (before, after),
+        "shuffled": shuffled[task.lead.name],
+    }
+
+
+@dataclass(frozen=True)
+class Found:
+    """The task of a model, and what tells it.
+
+    Attributes:
+        task: None where neither labels nor options tell it.
+        outputs: outputs of the model on some of the samples.
+        some: these samples.
+    """
+
+    task: Task | None
+    outputs: Outputs
+    some: Data
+
+
+def task_of(
+    asked: Judging,
+    data: Data,
+    runs: tuple[Runner, Runner | None],
+    names: Sequence[str],
+    signature: Signature,
+    size: int,
+) -> Found:
+    """Find the task of a model on at most `LOOKED` samples.
+
+    Args:
+        asked: what the user says.
+        data: samples, with or without labels.
+        runs: from the inputs of a run to the outputs of the model, and to its tensors `names` in front of a selection; None: there is
+            no selection.
+        names: of these tensors.
+        signature: of the model.
+        size: samples per run.
+
+    Raises:
+        DataError: the labels do not fit the task or the outputs.
+    """
+    some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
+    outputs = predict(runs[0], some, size, signature)
+    scores = None if runs[1] is None else predict(runs[1], some, size, signature, names=names)
+    return Found(find_task(asked, some.labels, outputs, scores, some.picture_size), outputs, some)
 
 
 def finite_check(compared: Comparison) -> Check:
@@ -166,12 +322,27 @@ def predict(
     progress: Callable[[float], None] | None = None,
     names: Sequence[str] | None = None,
 ) -> Outputs:
-    """Return what `run` gives, the outputs of a model or the tensors `names`, on all data, samples first.
+    """Return what `run` gives, the outputs of a model or the tensors `names`, on all data; see `predict_task`."""
+    return predict_task(run, data, size, signature, None, progress, names).outputs
+
+
+def predict_task(
+    run: Runner,
+    data: Data,
+    size: int,
+    signature: Signature,
+    task: Task | None = None,
+    progress: Callable[[float], None] | None = None,
+    names: Sequence[str] | None = None,
+) -> Predicted:
+    """Return what `run` gives, the outputs of a model or the tensors `names`, on all data, and the predictions of a task.
 
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out. Of maps that
-    take more than `KEPT_BYTES` some positions are returned, the same ones for every model.
+    take more than `KEPT_BYTES` some positions are returned, the same ones for every model, unless a metric of the user's own
+    takes them; predictions are decoded from whole outputs, run by run.
     """
     parts: list[list[Any]] = []
+    decoded: list[Array] = []
     sample = sum(value.nbytes for value in data.samples(0, 1).values())
     start, step = 0, data.fixed or 1  # the first run tells the size of the outputs
     while start < len(data):
@@ -182,11 +353,15 @@ def predict(
             made = sum(value.nbytes for value in found if isinstance(value, np.ndarray)) // step
             size = min(size, max(1, RUN_BYTES // max(sample, made, 1)))
         rows = data.fixed or stop - start
-        parts.append([_thinned(value, len(data), rows) for value in found])
+        if task is not None and task.decode is not None:
+            decoded.append(task.decode(signature.join([found], names))[: stop - start])
+        whole = task is not None and task.own is not None
+        parts.append(found if whole else [_thinned(value, len(data), rows) for value in found])
         start, step = stop, data.fixed or size
         if progress:
             progress(stop / len(data))
-    return [output[: len(data)] for output in signature.join(parts, names)]
+    outputs = [output[: len(data)] for output in signature.join(parts, names)]
+    return Predicted(outputs, np.concatenate(decoded) if decoded else None)
 
 
 def _thinned(output: Any, samples: int, of: int) -> Any:

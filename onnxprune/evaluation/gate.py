@@ -16,7 +16,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.sanity import doubts, look
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import Front, compare, finite_check
+from onnxprune.evaluation.compare import Front, compare, finite_check, runner, task_of
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.sanity import normalization
 from onnxprune.evaluation.structure import check_structure, full_check
@@ -26,6 +26,8 @@ from onnxprune.graph.comparison_points import in_front_of_files
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import all_finite, relative_difference
+from onnxprune.metrics.tasks import Task, find_task
+from onnxprune.options.judging import Judging
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
 from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
@@ -77,6 +79,7 @@ def check(
     *,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
+    judging: Judging | None = None,
     limits: GateLimits | None = None,
     measure: BenchmarkConfig | None = None,
     providers: tuple[str, ...] = (CPU_PROVIDER,),
@@ -90,6 +93,7 @@ def check(
         baseline: path of the model it should replace.
         data: samples that both models run on; None: seeded random inputs.
         preprocess: as for `prune`.
+        judging: how quality is judged; None: as labels and outputs tell.
         limits: limits of the gate.
         measure: the benchmark config.
         providers: execution providers that the candidate must load on; the first one runs the comparison.
@@ -112,7 +116,8 @@ def check(
     original = _open(baseline, config.session)
     signature = derive(light(theirs), theirs, lambda: original, shape, hint_of(data, preprocess))
     specs = input_specs(theirs, signature.inputs, signature.fixed)
-    loaded = load_data(data, specs, preprocess) if data is not None else None
+    judging = judging or Judging()
+    loaded = load_data(data, specs, preprocess, judging.labels, judging.task) if data is not None else None
     doubtful = tuple(_doubts(theirs, loaded, on_stage))
     opened = list(_loads(candidate, providers, config.session))
     checks += [found for found, _ in opened]
@@ -120,7 +125,9 @@ def check(
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
     front = _front((baseline, theirs), (candidate, ours), config.session)
-    compared = compare(original, ran, ours, loaded, replace(config, latency=False), signature, on_stage, front=front)
+    task = _task(judging, loaded, original, front, signature, config)
+    quiet_config = replace(config, latency=False)
+    compared = compare(original, ran, ours, loaded, quiet_config, signature, on_stage, front=front, task=task)
     timed = None
     if config.latency:
         timed = paired_timing.time_pair(
@@ -138,6 +145,28 @@ def check(
     paths, protos = (baseline, candidate), (theirs, ours)
     measured = Measurements(compared, limits, paths, protos, float(size), timed, config.session, doubts=doubtful)
     return Verdict((*checks, *hold(measured)))
+
+
+def _task(
+    asked: Judging,
+    data: Data | None,
+    original: ort.InferenceSession,
+    front: Front | None,
+    signature: Signature,
+    config: BenchmarkConfig,
+) -> Task | None:
+    """Return the task of the baseline; None where nothing tells it."""
+    if data is None or data.is_generated:
+        return find_task(asked, None, [])
+    names = front.pair.names if front else ()
+
+    def of_original(feeds: Feeds) -> list[Any]:
+        assert front is not None
+        return front.pair(feeds)[: len(names)]
+
+    in_front = of_original if front else None
+    size = signature.per_evaluation(config.eval_batch)
+    return task_of(asked, data, (runner(original, "the baseline"), in_front), names, signature, size).task
 
 
 def _doubts(baseline: onnx.ModelProto, data: Data | None, on_stage: ProgressCallback) -> Iterator[Check]:

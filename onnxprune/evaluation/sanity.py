@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 
 from onnxprune.data.dataset import Data
 from onnxprune.metrics.outputs import OutputPair, Outputs, log_probabilities
-from onnxprune.metrics.paired_tests import right
+from onnxprune.metrics.paired_tests import difference, right
+from onnxprune.metrics.statistics import Statistic, on_all
+from onnxprune.metrics.tasks import Task
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 from onnxprune.types import Check, FloatArray, IntArray, doubt
 
@@ -42,6 +44,33 @@ def doubts(outputs: Outputs, labels: IntArray | None, *, classes: bool = True) -
         yield from _flat(outputs)
     else:
         yield from _doubtful_scores(scores[0], labels)
+
+
+def near_chance(
+    task: Task | None, statistics: Mapping[str, Statistic], shuffled: Statistic | None, samples: int
+) -> Iterator[Check]:
+    """Say that a model is hardly better on its labels than on those of other samples; of classifiers `doubts` says more.
+
+    Args:
+        task: what the model does.
+        statistics: its metrics.
+        shuffled: the leading metric with the predictions in another order.
+        samples: number of samples.
+
+    Source: Ojala and Garriga, 2010, "Permutation tests for studying classifier performance", test 1; here with one order, and the
+    bootstrap in place of many orders.
+    """
+    lead = None if task is None else task.lead
+    if task is None or lead is None or shuffled is None or samples < 2 or task.name == "classify":
+        return
+    right, other = statistics[lead.name], shuffled
+    if lead.direction == "lower":
+        right, other = other, right
+    if difference(right, other, samples).lower > 0:
+        return
+    amounts = [lead.text(on_all(each, samples)) for each in (statistics[lead.name], shuffled)]
+    told = f"with the labels of other samples {lead.label} is {amounts[1]}: {REMEDY}, and its labels to the samples"
+    yield doubt("original near chance", f"{amounts[0]} {lead.label}", told)
 
 
 def _flat(outputs: Outputs) -> Iterator[Check]:

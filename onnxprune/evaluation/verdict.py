@@ -19,6 +19,7 @@ from onnxprune.evaluation.policy import GateLimits
 from onnxprune.graph.model import count_params
 from onnxprune.metrics import activation_memory, paired_tests
 from onnxprune.metrics.outputs import OutputPair, log_probabilities
+from onnxprune.metrics.statistics import mean
 from onnxprune.metrics.table import METRICS, SCORES, Metric, of_kind
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import SessionConfig
@@ -27,7 +28,8 @@ from onnxprune.types import Check, FloatArray, IntArray, doubt
 NOISY = 0.25
 """Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
 DEFAULT_DROP = 2.0
-"""Points of top-1 (without labels of agreement, or of explained variance) that may be lost where no limit is given."""
+"""Points of the task's metric (without labels of agreement, of explained variance, or of the cosine) that may be lost where no limit is
+given; percent of the original's amount where the metric of the user's own has another unit."""
 ROUNDING = 1e-9
 """Difference up to which a value equals its limit: 92.5 - 92.0 is not exactly 0.5."""
 
@@ -56,11 +58,11 @@ class Judged:
     def scores(self) -> tuple[FloatArray, FloatArray] | None:
         """Return the class scores of both models; None where there are none."""
         original, candidate = self.compared.judged
-        return OutputPair(candidate, original, self.compared.labels, self.compared.classes).scores()
+        return OutputPair(candidate, original, self.compared.class_labels, self.compared.classes).scores()
 
     def labelled(self) -> tuple[FloatArray, FloatArray, IntArray] | None:
         """Return class scores and labels; None where there are none, or outputs are not finite."""
-        scores, labels = self.scores(), self.compared.labels
+        scores, labels = self.scores(), self.compared.class_labels
         return None if scores is None or labels is None or not self.compared.finite else (*scores, labels)
 
 
@@ -143,7 +145,7 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
     limits = judged.limits
     asked = any(getattr(limits, check.limit) is not None for check in QUALITY)
     if not asked and judged.compared.is_real:
-        limits = replace(limits, max_drop=DEFAULT_DROP)
+        limits = replace(limits, max_drop=_default_drop(judged.compared))
     found = list(_held(QUALITY, replace(judged, limits=limits, is_asked=asked), judged.limits))
     if all(check.limit is None for check in found):
         why = "give samples with --data" if not judged.compared.is_real else "no output can be compared"
@@ -152,6 +154,14 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
     if judged.compared.is_real:
         yield from _doubts(judged)
     yield from found
+
+
+def _default_drop(compared: Comparison) -> float:
+    """Return the default limit in the unit of the leading metric: points, or a share of the original's amount."""
+    lead = compared.lead
+    return (
+        DEFAULT_DROP if lead is None or lead.unit == "%" else DEFAULT_DROP / 100 * abs(compared.accuracy[0][lead.name])
+    )
 
 
 def _held(checks: Iterable[LimitCheck], measured: Judged, asked: GateLimits) -> Iterator[Check]:
@@ -177,21 +187,21 @@ def _doubts(judged: Judged) -> Iterator[Check]:
     """Say why the outputs of the original, or the number of samples, say little."""
     compared = judged.compared
     if compared.finite:
-        yield from sanity.doubts(compared.judged[0], compared.labels, classes=compared.classes)
+        yield from sanity.doubts(compared.judged[0], compared.class_labels, classes=compared.classes)
+        yield from sanity.near_chance(compared.task, compared.statistics[0], compared.shuffled, compared.samples)
     if compared.samples < sanity.FEW and not all(map(np.array_equal, *compared.judged)):
         yield doubt("samples", str(compared.samples), f"too few for a word on quality: give {sanity.FEW} or more")
 
 
 def _drop(measured: Judged) -> Measured | None:
-    scores, labels, compared = measured.scores(), measured.compared.labels, measured.compared
-    if not compared.finite:
+    """Return the drop of the leading metric; without labels that of agreement, of the cosine, or of explained variance."""
+    compared = measured.compared
+    if not compared.finite or (not compared.fidelity and not compared.accuracy[1]):
         return None  # a check of its own
-    if scores is None:
-        explained = compared.fidelity.get("explained")
-        if explained is None or measured.limits.max_drop is None:
-            return None
-        return Measured(100 - explained, measured.where, name="explained variance, drop (points)")
-    if labels is not None:
+    if compared.lead is not None and compared.lead.name != "top1":
+        return _drop_of(compared.lead, measured)
+    scores, labels = measured.scores(), compared.class_labels
+    if scores is not None and labels is not None:
         first, second = (paired_tests.right(one, labels) for one in scores)
         found = paired_drop(paired_tests.paired(first, second), measured.where, is_asked=measured.is_asked)
         before, after = (each["top1"] for each in compared.accuracy)
@@ -199,14 +209,46 @@ def _drop(measured: Judged) -> Measured | None:
         return replace(found, detail=f"{change}, {found.detail}")
     if measured.limits.max_drop is None:
         return None
-    same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
-    paired = paired_tests.paired(np.ones_like(same), same)
-    return paired_drop(paired, measured.where, "agreement drop (points)", is_asked=measured.is_asked)
+    if compared.agreeing is not None:
+        found = (mean(np.full(compared.samples, 100.0)), mean(100 * compared.agreeing))
+        return _bounded(paired_tests.difference(*found, compared.samples), measured, "agreement drop (points)")
+    if scores is not None:
+        same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
+        paired = paired_tests.paired(np.ones_like(same), same)
+        return paired_drop(paired, measured.where, "agreement drop (points)", is_asked=measured.is_asked)
+    label = METRICS["cosine" if compared.task is not None and compared.task.name == "embed" else "explained"].label
+    return None if compared.lost is None else Measured(compared.lost, measured.where, name=f"{label}, drop (points)")
+
+
+def _drop_of(lead: Metric, measured: Judged) -> Measured:
+    """Return the drop of a metric, in its unit, with the interval of the paired bootstrap."""
+    compared = measured.compared
+    first, second = (statistics[lead.name] for statistics in compared.statistics)
+    if lead.direction == "lower":
+        first, second = second, first
+    found = paired_tests.difference(first, second, compared.samples)
+    before, after = (each[lead.name] for each in compared.accuracy)
+    unit = "points" if lead.unit == "%" else lead.unit
+    what = "rise" if lead.direction == "lower" else "drop"
+    name = f"{lead.label} {what} ({unit})" if unit else f"{lead.label} {what}"
+    return _bounded(found, measured, name, f"{lead.text(before)} -> {lead.text(after)}, ")
+
+
+def _bounded(found: paired_tests.Interval, measured: Judged, name: str, change: str = "") -> Measured:
+    """Return a drop with the bounds that decide; see `Judged.is_asked`."""
+    told = f"no worse than {found.upper:.4g} at 95 %, interval {found.low:.4g} to {found.high:.4g}"
+    low = found.drop if measured.is_asked else found.low
+    return Measured(found.drop, f"{change}{told}, {measured.where}", low, max(found.drop, found.upper), name)
 
 
 def _beside_drop(measured: Judged) -> Measured | None:
     """Return the drop of the outputs beside the class scores; None where there are none, or no limit."""
-    if measured.scores() is None or measured.limits.max_drop is None or not measured.compared.finite:
+    if (
+        not measured.compared.classes
+        or measured.scores() is None
+        or measured.limits.max_drop is None
+        or not measured.compared.finite
+    ):
         return None
     explained = measured.compared.fidelity.get("explained")
     return None if explained is None else Measured(100 - explained, measured.where)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError
 from onnxprune.metrics.table import of_kind
 from onnxprune.types import FloatArray
 
@@ -42,14 +41,6 @@ class OutputPair:
     original: Outputs
     labels: np.ndarray[Any, Any] | None = None
     classes: bool = True
-
-    def top(self, k: int) -> float | None:
-        """Return the percentage of samples whose label is among the k largest scores; None without labels, or with k or fewer classes."""
-        scores = class_scores(self.candidate, labelled=True)
-        if scores is None or self.labels is None or (k > 1 and scores.shape[1] <= k):
-            return None
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return 100.0 * float((order == self.labels[: len(scores), None]).any(axis=1).mean())
 
     def mean(self, measure: Callable[[Any, Any], Any]) -> float | None:
         """Return the mean over outputs of a function of the original and the candidate, (n, …) arrays.
@@ -149,28 +140,6 @@ def _names_the_same(scores: Array, output: Array) -> bool:
     return bool(output.size == len(scores) and np.array_equal(output.reshape(-1), best))
 
 
-def classification_accuracy(outputs: Outputs, labels: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Return `top1` (and `top5`, with more than five classes) in percent.
-
-    Raises:
-        DataError: the outputs are not those of a classifier, or a label is out of their range.
-    """
-    scores = class_scores(outputs, labelled=True)
-    if scores is None:
-        raise DataError(
-            "there are labels, but no output of the form (samples, classes)",
-            hint="leave the labels out to compare with the original",
-        )
-    labels = labels[: len(scores)]
-    if labels.max() >= scores.shape[1]:
-        raise DataError(
-            "a label is out of range",
-            why=f"the largest is {labels.max()}, the model has {scores.shape[1]} classes",
-            hint="check that the labels belong to this model",
-        )
-    return OutputPair(outputs, outputs, labels).amounts("accuracy")
-
-
 def compare_outputs(
     original: Outputs, candidate: Outputs, labels: Array | None = None, *, classes: bool = True
 ) -> dict[str, float]:
@@ -206,13 +175,18 @@ def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = T
     return float("inf") if error is None else error
 
 
-def lost(fidelity: Mapping[str, float]) -> float | None:
-    """Return the points that are lost without labels: of agreement, or of explained variance; the larger where there are both.
+KEPT = {"embed": ("cosine",), "segment": ("agreement",), "ctc": ("agreement",)}
+"""Metrics of fidelity that say what is lost without labels, by task; `agreement` and `explained` for all others."""
 
-    >>> lost({"agreement": 99.0, "explained": 98.0})
-    2.0
+
+def lost(fidelity: Mapping[str, float], task: str = "") -> float | None:
+    """Return the points that are lost without labels: of agreement, of explained variance, or of the cosine; the largest counts.
+
+    >>> lost({"agreement": 99.0, "explained": 98.0}), lost({"cosine": 0.99, "explained": 90.0}, "embed")
+    (2.0, 1.0)
     """
-    kept = [fidelity[name] for name in ("agreement", "explained") if name in fidelity]
+    names = KEPT.get(task, ("agreement", "explained"))
+    kept = [fidelity[name] * (100 if name == "cosine" else 1) for name in names if name in fidelity]
     return 100 - min(kept) if kept else None
 
 

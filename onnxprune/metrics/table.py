@@ -98,6 +98,11 @@ class Metric:
         """Label and unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    def change(self, before: float, after: float) -> str:
+        """Write a change with its sign: percent change by points."""
+        unit = "points" if self.unit == "%" else self.unit
+        return f"{after - before:+{self.format}} {unit}".rstrip()
+
     def text(self, amount: float) -> str:
         """Write an amount with its unit."""
         return f"{amount:{self.format}} {self.unit}".rstrip()
@@ -127,8 +132,8 @@ METRICS: Mapping[str, Metric] = {
         _cost("size", "bytes", "file size", lambda s: s.size, parse=_bytes, format=",.0f", estimated=True),
         _cost("memory", "bytes", "activation memory", lambda s: s.memory, parse=_bytes, format=",.0f", estimated=True),
         _cost("latency", "ms", "latency", lambda s: s.latency, parse=_milliseconds, estimated=True, margin=0.985),
-        _labelled("top1", "top-1", measure=lambda p: p.top(1)),
-        _labelled("top5", "top-5", measure=lambda p: p.top(5)),
+        _labelled("top1", "top-1"),
+        _labelled("top5", "top-5"),
         _labelled("accuracy", "accuracy"),
         _labelled("macro_f1", "macro-F1"),
         _labelled("auc", "AUC"),
@@ -170,6 +175,11 @@ TARGETS = tuple(name for name, metric in METRICS.items() if metric.predict is no
 """Metrics that can be targets."""
 ESTIMATED = tuple(name for name, metric in METRICS.items() if metric.estimated)
 """Targets that are estimated during the selection and measured on the result."""
+
+
+def named(name: str) -> Metric:
+    """Return the row of a metric; one without unit for a metric of the user's own."""
+    return METRICS.get(name) or Metric(name, "", name.replace("_", " "), format=".4f", kind="accuracy")
 
 
 def of_kind(kind: str) -> list[Metric]:

@@ -57,7 +57,7 @@ def bench(
         >>> timed.report.latency.a > 0
         True
     """
-    _, measure = parted(fields, None, measure, prunes=False)
+    measure = parted(fields, None, measure, prunes=False)[1]
     paths = [Path(path) for path in (a, b) if path is not None]
     if latency_table is not None:
         check_destination(Path(latency_table), *paths)

@@ -13,6 +13,7 @@ from onnxprune.evaluation import gate
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.evaluation.policy import GateLimits
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.results import CheckResult
 from onnxprune.progress import ProgressCallback, quiet
@@ -20,7 +21,7 @@ from onnxprune.progress import ProgressCallback, quiet
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from onnxprune.pipeline.arguments import BenchmarkFields
+    from onnxprune.pipeline.arguments import MeasuringFields
 
 
 def check(
@@ -29,13 +30,14 @@ def check(
     *,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
+    judging: Judging | None = None,
     limits: GateLimits | None = None,
     strict: bool = False,
     providers: Sequence[str] = (),
     shape: Mapping[str, tuple[int, ...]] | None = None,
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
-    **fields: Unpack[BenchmarkFields],
+    **fields: Unpack[MeasuringFields],
 ) -> CheckResult:
     """Check a candidate against the model that it should replace.
 
@@ -45,6 +47,7 @@ def check(
         data: samples to run both models on, as for `onnxprune.prune`; None: seeded random inputs, on which no accuracy
             is measured.
         preprocess: as for `onnxprune.prune`.
+        judging: as for `onnxprune.prune`.
         limits: limits on accuracy, fidelity, latency and cost; None: structure and finite outputs alone are checked.
         strict: let undecided checks fail as well: those whose interval holds the limit.
         providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first
@@ -52,7 +55,7 @@ def check(
         shape: as for `onnxprune.inspect`.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
-        **fields: in place of `measure`, its fields: threads=2, runs=50, …
+        **fields: in place of `measure` and `judging`, their fields: threads=2, runs=50, …
 
     Returns:
         The verdict: truthy when every check passed; `checks` holds each measured value beside its limit.
@@ -68,7 +71,7 @@ def check(
         >>> bool(verdict)
         True
     """
-    _, measure = parted(fields, None, measure, prunes=False)
+    _, measure, judging = parted(fields, None, measure, judging, prunes=False)
     if isinstance(providers, str):
         raise OptionError(f"providers is {providers!r}", hint="give a list of names")
     names = providers or (measure.provider,)
@@ -77,6 +80,7 @@ def check(
         baseline,
         data=data,
         preprocess=preprocess,
+        judging=judging,
         limits=limits,
         measure=measure,
         providers=tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in names),

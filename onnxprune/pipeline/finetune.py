@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
+from onnxprune.options.judging import Judging
+from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
 from onnxprune.pipeline.reporting import (
@@ -26,6 +29,11 @@ from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 from onnxprune.torch_backend import require_torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from onnxprune.pipeline.arguments import MeasuringFields
 
 
 def finetune(
@@ -47,6 +55,8 @@ def finetune(
     on_stage: ProgressCallback = quiet,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
+    judging: Judging | None = None,
+    **fields: Unpack[MeasuringFields],
 ) -> ModelResult:
     """Train a model towards the outputs of its teacher, verify it, and write it where `output` is given.
 
@@ -73,6 +83,8 @@ def finetune(
         on_stage: as for `onnxprune.prune`.
         report_output: as for `onnxprune.prune`.
         command: as for `onnxprune.prune`.
+        judging: as for `onnxprune.prune`.
+        **fields: in place of `measure` and `judging`, their fields.
 
     Returns:
         The trained model and its report.
@@ -93,12 +105,13 @@ def finetune(
     """
     command = command or saving.call("finetune", locals())
     require_torch("finetune")
+    _, measure, judging = parted(fields, None, measure, judging, prunes=False)
     run = Run(
-        Sources(Path(model), data, evaluation, preprocess, path_of(plan), Path(teacher)),
+        Sources(Path(model), data, evaluation, preprocess, path_of(plan), Path(teacher), judging=judging),
         Destinations(path_of(output), None, path_of(report_output), path_of(checkpoint)),
         Options(seed=seed, memory=memory, shape=shape or {}, tolerate=tolerate),
         training or Training(),
-        measure or BenchmarkConfig(),
+        measure,
         on_stage,
         command,
     )

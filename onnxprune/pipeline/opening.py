@@ -18,13 +18,14 @@ from onnxprune.data.sanity import Look, look
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
 from onnxprune.errors import DataError, DataWarning, ModelError, OptionError
 from onnxprune.evaluation import sanity, structure
-from onnxprune.evaluation.compare import predict, runner
+from onnxprune.evaluation.compare import Found, runner, task_of
 from onnxprune.evaluation.gate import ORIGINAL
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model, inputs_of
-from onnxprune.metrics.outputs import all_finite, classification_accuracy
+from onnxprune.metrics.outputs import all_finite
+from onnxprune.metrics.tasks import find_task
 from onnxprune.options import ResolvedTraining, Training
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
@@ -35,8 +36,6 @@ from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import Check, doubt
 
-LOOKED = 256
-"""Samples on which the outputs of the original are looked at first."""
 WARN_BELOW = 0.5
 """Prunable share of the FLOPs below which a run warns."""
 
@@ -46,14 +45,24 @@ def load(run: Run) -> Run:
     sources = run.sources
     run.destinations.check(*sources.paths)
     structure = {} if sources.plan is None else plan_file.structure(sources.plan)  # channels are those of the plan
+    judging = sources.judging
+    labels = judging.labels if sources.evaluation is None else None  # of the samples that quality is measured on
     original, data, options = opened(
-        sources.model, run.asked, sources.data, sources.preprocess, run.on_stage, structure
+        sources.model,
+        run.asked,
+        sources.data,
+        sources.preprocess,
+        run.on_stage,
+        structure,
+        labels=labels,
+        task=judging.task,
     )
     run.destinations.check(*sources.paths, *original.model.files)  # external data as well
     check_repeatable(original.model, original.trace.input_shapes)
     evaluation = data
     if sources.evaluation is not None:
-        evaluation = load_data(sources.evaluation, inputs_of(original.model), sources.preprocess)
+        specs = inputs_of(original.model)
+        evaluation = load_data(sources.evaluation, specs, sources.preprocess, judging.labels, judging.task)
     if run.training is not None:
         if sources.data is None:
             raise OptionError(
@@ -97,8 +106,12 @@ def load_pair(run: Run) -> Run:
     run.destinations.check(*sources.paths, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
     inputs = inputs_of(teacher)
-    data = load_data(sources.data, inputs, sources.preprocess)
-    evaluation = data if sources.evaluation is None else load_data(sources.evaluation, inputs, sources.preprocess)
+    judging, evaluation = sources.judging, None
+    if sources.evaluation is not None:
+        evaluation = load_data(sources.evaluation, inputs, sources.preprocess, judging.labels, judging.task)
+    labels = judging.labels if evaluation is None else None
+    data = load_data(sources.data, inputs, sources.preprocess, labels, judging.task)
+    evaluation = evaluation or data
     if not len(data):
         raise DataError("there are no samples to train on", where=data.name, hint="give some")
     original, shapes = analyse(teacher, known=data.shapes()), data.shapes()
@@ -159,21 +172,25 @@ def look_at_data(run: Run) -> Run:
     """
     known, judging = run.data, run.evaluation
     found: list[Check] = list(_already_pruned(run))
-    seen: Look | None = None
+    earlier: Look | None = None
     for data in _distinct(known, judging):
         looked = look(data, share_of(run.on_stage, "look"))
-        found += data_sanity.doubts(data, looked, seen)
-        seen = looked
+        found += data_sanity.doubts(data, looked, earlier)
+        earlier = looked
+    warned, task = found, None
     if judging is not None and not judging.is_generated:
         found += sanity.normalization(io.read(run.original.model.path)[0], judging)
-        warned = [*found, *_doubtful_outputs(run, judging)]
-    else:
-        warned = found
+        seen = _outputs_first(run, judging)
+        task = seen.task
+        is_selected = bool(measured_tensors(run.original.model.graph).points)
+        warned = found if is_selected else [*found, *_doubtful_outputs(seen)]
+    elif run.sources.judging.task is not None or run.sources.judging.metric is not None:
+        task = find_task(run.sources.judging, None, [])
     told = [f"{each.name}: {each.value}; {each.detail}" for each in warned]
     without_effect = list(_without_effect(run))
     for text in (*told, *without_effect):
         warnings.warn(DataWarning(text), stacklevel=2)
-    return replace(run, doubts=tuple(found)).noted(*without_effect)
+    return replace(run, doubts=tuple(found), task=task).noted(*without_effect)
 
 
 def _already_pruned(run: Run) -> Iterator[Check]:
@@ -203,18 +220,23 @@ def _distinct(*parts: Data | None) -> list[Data]:
     return [part for n, part in enumerate(given) if not any(part is earlier for earlier in given[:n])]
 
 
-def _doubtful_outputs(run: Run, data: Data) -> Iterator[Check]:
+def _outputs_first(run: Run, data: Data) -> Found:
+    """Run the original on some samples, and find its task."""
+    model, session, names = run.original.model, run.measure.session, measured_tensors(run.original.model.graph).names
+    where = str(model.path)
+    plain = runner(open_session(where, session, where=where), "the original")
+    in_front = None
+    if measured_tensors(model.graph).points:
+        in_front = runner(model.session(session, outputs=names), "the original", names)
+    size = model.signature.per_evaluation(run.evaluating.eval_batch)
+    return task_of(run.sources.judging, data, (plain, in_front), names, model.signature, size)
+
+
+def _doubtful_outputs(seen: Found) -> Iterator[Check]:
     """Say why the outputs of the original on some of the samples say nothing; the verdict says it of all samples."""
-    model, config = run.original.model, run.evaluating
-    some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
-    opened = open_session(str(model.path), config.session, where=str(model.path))
-    size = model.signature.per_evaluation(config.eval_batch)
-    outputs = predict(runner(opened, "the original"), some, size, model.signature)
-    if not all_finite(outputs) or measured_tensors(model.graph).points:
-        return
-    if some.labels is not None:
-        classification_accuracy(outputs, some.labels)  # refuses labels that do not fit
-    yield from sanity.doubts(outputs, some.labels)
+    if all_finite(seen.outputs):
+        labels = seen.some.class_labels if seen.task is not None and seen.task.name == "classify" else None
+        yield from sanity.doubts(seen.outputs, labels, classes=seen.task is None or seen.task.has_classes)
 
 
 LOAD = Stage(load)

@@ -12,8 +12,9 @@ from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
-from onnxprune.pipeline.opening import LOAD, calibration
+from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.results import PlanResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.pipeline.selection import SELECT
@@ -35,6 +36,7 @@ def plan(
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
+    judging: Judging | None = None,
     **fields: Unpack[Fields],
 ) -> PlanResult:
     """Select the channels and edits that `prune` would delete and make, and write nothing but the plan.
@@ -50,6 +52,7 @@ def plan(
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
         options: as for `onnxprune.prune`.
+        judging: as for `onnxprune.prune`.
         **fields: as for `onnxprune.prune`.
 
     Returns:
@@ -66,16 +69,16 @@ def plan(
         >>> flops_removed >= 0.4
         True
     """
-    options, measure = parted(fields, options, measure)
+    options, measure, judging = parted(fields, options, measure, judging)
     run = Run(
-        Sources(Path(model), data, preprocess=preprocess, latency_table=path_of(latency_table)),
+        Sources(Path(model), data, preprocess=preprocess, latency_table=path_of(latency_table), judging=judging),
         Destinations(plan=path_of(output)),
         options,
         measure=measure,
         on_stage=on_stage,
     )
     with contextlib.ExitStack() as scope:
-        run = execute(run, (LOAD, calibration(scope), SELECT))
+        run = execute(run, (LOAD, LOOK_AT_DATA, calibration(scope), SELECT))
     generated = [DATA_FREE] if data is None and run.data is not None else []
     result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.notes, *generated))
     if output is not None:

@@ -13,6 +13,7 @@ from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
@@ -54,6 +55,7 @@ def prune(
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
+    judging: Judging | None = None,
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     latency_table: str | os.PathLike[str] | None = None,
@@ -82,6 +84,7 @@ def prune(
         measure: how to time models; default: `BenchmarkConfig()`.
         on_stage: progress callback: name of a stage, share that is done (0 to 1, or None), detail.
         options: all options of selection and repair as one value; None: they are taken from `fields`.
+        judging: how quality is judged, as one value: the task, labels in files, a metric of your own; None: taken from `fields`.
         training: how to train the pruned model towards the original, on `data`; None: no training. Needs torch.
         checkpoint: path of a file for the state of the training, from which the same call continues after an interrupt.
         latency_table: path of a latency table of the target machine, written by `bench`; None: measured here where
@@ -89,7 +92,7 @@ def prune(
         force: write a result even where it is measured to be slower than the original.
         report_output: path of the report, .html, .md or .json; None: no report is written.
         command: command line for the report; None: this call.
-        **fields: fields of `Options` and `BenchmarkConfig`, one by one. `reduce={"flops": 0.5}` removes at least half
+        **fields: fields of `Options`, `BenchmarkConfig` and `Judging`, one by one. `reduce={"flops": 0.5}` removes at least half
             of the FLOPs (a share above 0 and below 1); `limit={"size": 4e6}` bounds FLOPs, parameters, bytes or
             milliseconds absolutely.
 
@@ -113,8 +116,9 @@ def prune(
         True
     """
     command = command or saving.call("prune", locals())
-    options, measure = parted(fields, options, measure)
-    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), latency_table=path_of(latency_table))
+    options, measure, judging = parted(fields, options, measure, judging)
+    table = path_of(latency_table)
+    sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), latency_table=table, judging=judging)
     files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
     run = Run(sources, _with_plan(Destinations(*files), sources.plan), options, training, measure, on_stage, command)
     with contextlib.ExitStack() as scope:

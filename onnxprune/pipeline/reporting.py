@@ -87,7 +87,7 @@ def measure(run: Run) -> Run:
             f"figures are of {', '.join(front.measured.names)}: in outputs that are selected from it rows change places"
         )
     seed, data = run.options.seed, run.evaluation
-    found = compare(original, candidate, header, data, run.evaluating, signature, run.on_stage, seed, front)
+    found = compare(original, candidate, header, data, run.evaluating, signature, run.on_stage, seed, front, run.task)
     return replace(run, comparison=found)
 
 
@@ -171,6 +171,9 @@ def report(run: Run) -> Run:
         versions=versions(),
         latency_table=estimator.table if estimator is not None and estimator.measured else None,
         blocks=() if plan is None else plan.blocks,
+        task="" if found.task is None else found.task.name,
+        lead="" if found.lead is None else found.lead.name,
+        lost=found.lost,
         details=more,
     )
     return replace(run, report=made)

@@ -16,6 +16,7 @@ from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.analysis import Analysis, Inspection, Layer, layers_of
 from onnxprune.graph.model import Model
+from onnxprune.metrics.table import named
 from onnxprune.report.document import Report, Sweep, curve_dict
 from onnxprune.types import Check, Curve, Plan, Trace, Verdict
 
@@ -84,8 +85,10 @@ class ModelResult(Result):
             "FLOPs": f"{after.flops:.4g} of {before.flops:.4g}",
             "parameters": f"{after.params:,} of {before.params:,}",
         }
-        if after.top1 is not None and before.top1 is not None:
-            found["top-1"] = f"{after.top1:.2f} % (was {before.top1:.2f} %)"
+        lead = self.report.lead
+        if lead in after.accuracy and lead in before.accuracy:
+            metric = named(lead)
+            found[metric.label] = f"{metric.text(after.accuracy[lead])} (was {metric.text(before.accuracy[lead])})"
         elif "agreement" in self.report.fidelity:
             found["agreement"] = f"{self.report.fidelity['agreement']:.2f} %"
         if latency is not None and latency.speedup is not None:

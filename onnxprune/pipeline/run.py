@@ -21,7 +21,9 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
 from onnxprune.graph.model import Model
+from onnxprune.metrics.tasks import Task
 from onnxprune.options import Options, ResolvedOptions, Training
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.repair.network import RepairResult
@@ -86,11 +88,13 @@ class Sources:
     plan: Path | None = None
     teacher: Path | None = None
     latency_table: Path | None = None
+    judging: Judging = field(default_factory=Judging)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files and folders that are read."""
-        data = (Path(v) for v in (self.data, self.evaluation, self.preprocess) if isinstance(v, str | os.PathLike))
+        given = (self.data, self.evaluation, self.preprocess, self.judging.labels, self.judging.characters)
+        data = (Path(v) for v in given if isinstance(v, str | os.PathLike))
         return (self.model, *(path for path in (self.teacher, self.plan) if path is not None), *data)
 
 
@@ -118,6 +122,7 @@ class Run:
         data, evaluation: calibration samples, and the samples that the result is verified on.
         shapes: of the inputs, from the data or else from the trace.
         doubts: what is doubtful about the data.
+        task: what the model does; None: not known, outputs are compared by their form.
         workspace: calibration samples and activations; None without data.
         estimator: predicts and measures costs; None where a plan is replayed.
         edited: the original after layer edits: the model that the plan speaks of.
@@ -151,6 +156,7 @@ class Run:
     evaluation: Data | None = None
     shapes: dict[str, tuple[int, ...]] = UNSET
     doubts: tuple[Check, ...] = ()
+    task: Task | None = None
     workspace: Workspace | None = None
     estimator: CostEstimator | None = None
     edited: EditedModel = UNSET

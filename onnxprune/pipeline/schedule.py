@@ -20,11 +20,12 @@ from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.evaluation.compare import predict, runner
+from onnxprune.evaluation.compare import Predicted, fidelity, predict, predict_task, runner
 from onnxprune.graph.analysis import Analysis, removed
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model
-from onnxprune.metrics.outputs import OutputPair, Outputs, classification_accuracy, compare_outputs, lost
+from onnxprune.metrics.outputs import OutputPair, lost
+from onnxprune.metrics.tasks import amounts
 from onnxprune.options import Options
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.edited_model import EditedModel
@@ -32,7 +33,7 @@ from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.runtime.session import SessionConfig, random_feeds
+from onnxprune.runtime.session import random_feeds
 from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.cuts import Pair, Subject
@@ -140,46 +141,59 @@ ALLOCATE = Stage(allocate, requires=("original", "edited", "scored", "keep", "es
 
 
 def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
-    """Return a function of a selection: its loss after repair, in points of top-1, without labels of agreement or explained variance."""
+    """Return a function of a selection: its loss after repair, in the unit of the task's metric, without labels in points of agreement, explained variance or cosine."""
     edited, workspace, data = run.edited, run.workspace, run.evaluation
     assert workspace is not None
     assert data is not None
 
-    original, config = run.original.model, SessionConfig(run.measure.provider)
+    original, config, task = run.original.model, replace(run.measure.session, threads=0), run.task
     found, signature = measured_tensors(original.graph), original.signature
     one, names = found.is_one or not found.points, found.names
     size = signature.per_evaluation(run.evaluating.eval_batch)
+    lead = None if task is None else task.lead
 
-    def plain(model: Model) -> Outputs:
+    def plain(model: Model) -> Predicted:
+        if lead is not None and task is not None and task.is_of_outputs:
+            return predict_task(runner(model.session(config), str(model.path)), data, size, signature, task)
         run_names = runner(model.session(config, outputs=names), str(model.path), names)
-        return predict(run_names, data, size, signature, names=names)
+        return predict_task(run_names, data, size, signature, task, names=names)
 
     reference = plain(original)
 
-    def outputs_of(model: Model) -> Outputs:
-        if not found.points:
+    def predicted(model: Model) -> Predicted:
+        if not found.points or (task is not None and task.is_of_outputs and lead is not None):
             return plain(model)
         first, second = (Subject(each, str(each.path)) for each in (original, model))
         both = predict(Pair(first, second, names, found.points, config), data, size, signature, names=names * 2)
-        return both[len(names) :]
+        outputs = both[len(names) :]
+        return Predicted(outputs, task.decode(outputs) if task is not None and task.decode is not None else None)
+
+    def amount(of: Predicted) -> float:
+        assert lead is not None
+        assert task is not None
+        assert data.labels is not None
+        return amounts(task.statistics(of.outputs, of.decoded, data.labels), len(data))[lead.name]
+
+    before = amount(reference) if lead is not None else 0.0
 
     def drop(keep: BoolArray) -> float:
         pruned = rewrite.delete(edited.analysis.model, edited.analysis.trace, keep)
         result = edited.repaired(pruned, keep, workspace, run.options, run.on_stage).model
         run.on_stage("evaluate", None)
-        after = outputs_of(result)
-        if data.labels is not None:
-            right = [classification_accuracy(outputs, data.labels)["top1"] for outputs in (reference, after)]
-            beside = OutputPair(after, reference, data.labels, one).explained()
-            return max(right[0] - right[1], 0.0 if beside is None else 100 - beside)
-        gone = lost(compare_outputs(reference, after, classes=one))
-        if gone is None:
+        after = predicted(result)
+        if lead is not None:
+            gone = (amount(after) - before) * (1 if lead.direction == "lower" else -1)
+            labels = data.class_labels if task is not None and task.name == "classify" else None
+            beside = None if labels is None else OutputPair(after.outputs, reference.outputs, labels, one).explained()
+            return max(gone, 0.0 if beside is None else 100 - beside)
+        kept = lost(fidelity(reference, after, task, classes=one), "" if task is None else task.name)
+        if kept is None:
             raise OptionError(
                 "--max-drop needs outputs that can be compared",
                 why="no output of numbers has the same shape for every sample",
                 hint="give --reduce or --limit",
             )
-        return gone
+        return kept
 
     return drop
 

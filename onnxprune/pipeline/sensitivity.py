@@ -18,9 +18,11 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.registry import calibrated_scores
+from onnxprune.metrics.tasks import Task
 from onnxprune.options import Options
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
-from onnxprune.pipeline.opening import LOAD, calibration
+from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.results import SensitivityResult
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet, share_of
@@ -46,6 +48,7 @@ def sensitivity(
     scheduler: str | None = None,
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
+    judging: Judging | None = None,
     **fields: Unpack[Fields],
 ) -> SensitivityResult:
     """Measure the loss of the output as each group by itself loses channels, while its readers are refitted.
@@ -61,6 +64,7 @@ def sensitivity(
         scheduler: address of a Dask scheduler that runs the work instead; None: processes on this machine.
         on_stage: as for `onnxprune.prune`.
         options: as for `onnxprune.prune`.
+        judging: as for `onnxprune.prune`.
         **fields: as for `onnxprune.prune`.
 
     Returns:
@@ -76,11 +80,12 @@ def sensitivity(
         >>> [curve.group for curve in found.curves]
         ['conv1', 'conv2']
     """
-    options = replace(parted(fields, options, None)[0], importance="obs", scope="sensitivity")
+    options, _, judging = parted(fields, options, None, judging)
+    options = replace(options, importance="obs", scope="sensitivity")
     if data is None:
         raise OptionError("sensitivity needs inputs of the model", hint="give --data, or `--data generated`")
-    run = Run(Sources(Path(model), data, preprocess=preprocess), asked=options, on_stage=on_stage)
-    run = execute(run, (LOAD,))
+    run = Run(Sources(Path(model), data, preprocess=preprocess, judging=judging), asked=options, on_stage=on_stage)
+    run = execute(run, (LOAD, LOOK_AT_DATA))
     refuse_unprunable(run.original)
     with threadpool_limits(1):  # sums come out the same, however many workers there are
         found = _curves(run) if jobs == 1 and scheduler is None else _shared_out(run, jobs, scheduler)
@@ -92,7 +97,7 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     trace = run.original.trace
     free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
     parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]
-    work = [(run.sources, run.asked, tuple(part)) for part in parts]
+    work = [(run.sources, run.asked, run.task, tuple(part)) for part in parts]
     left = len(work)
 
     def done(number: int, found: tuple[Curve, ...]) -> None:
@@ -104,10 +109,10 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     return tuple(curve for curves in found for curve in curves)
 
 
-def _study_part(part: tuple[Sources, Options, tuple[str, ...]]) -> tuple[Curve, ...]:
-    sources, options, names = part
+def _study_part(part: tuple[Sources, Options, Task | None, tuple[str, ...]]) -> tuple[Curve, ...]:
+    sources, options, task, names = part
     with threadpool_limits(1):
-        return _curves(execute(Run(sources, asked=options), (LOAD,)), names)
+        return _curves(replace(execute(Run(sources, asked=options), (LOAD,)), task=task), names)
 
 
 def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from onnxprune.allocation.problem import refuse_unprunable, score, settings, wit
 from onnxprune.allocation.targets import meet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OptionError, TargetError
+from onnxprune.errors import DataWarning, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
-from onnxprune.pipeline.opening import LOAD, calibration
+from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, Stage, execute, path_of
@@ -55,6 +57,7 @@ def sweep(
     quantity: str = QUANTITIES[0],
     shares: Sequence[float] = SHARES,
     options: Options | None = None,
+    judging: Judging | None = None,
     training: Training | None = None,
     measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
@@ -81,6 +84,7 @@ def sweep(
         shares: shares to remove, one member each, above 0 and below 1; default 0.1 to 0.8. A share that no plan reaches
             gets a note.
         options: options of selection and repair, without targets; None: they are taken from `fields`.
+        judging: as for `onnxprune.prune`.
         training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.
         latency_table: as for `onnxprune.prune`.
@@ -106,17 +110,18 @@ def sweep(
         ['flops-21', 'flops-40']
     """
     command = command or saving.call("sweep", locals())
-    options, measure = parted(fields, options, measure)
+    options, measure, judging = parted(fields, options, measure, judging)
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
     Destinations(report=page).check(Path(model))
-    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=path_of(latency_table))
+    table = path_of(latency_table)
+    sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
     if family.unplanned:
         with contextlib.ExitStack() as scope:
             plan = Stage(lambda run: plan_members(run, family), requires=("original",))
-            execute(replace(run, training=None), (LOAD, calibration(scope), plan))
+            execute(replace(run, training=None), (LOAD, LOOK_AT_DATA, calibration(scope), plan))
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
@@ -209,7 +214,11 @@ class Job:
 
 def make_member(job: Job) -> dict[str, Any]:
     """Make one member by its plan, and write it and its report; return the report."""
-    with threadpool_limits(1):  # sums come out the same, however many members are made at a time
+    with (
+        threadpool_limits(1),
+        warnings.catch_warnings(),
+    ):  # sums come out the same, however many members are made at a time
+        warnings.simplefilter("ignore", DataWarning)  # told once, before the plans; each report has it
         result = prune(
             job.sources.model,
             output=job.folder / f"{job.name}.onnx",
@@ -218,6 +227,7 @@ def make_member(job: Job) -> dict[str, Any]:
             evaluation=job.sources.evaluation,
             preprocess=job.sources.preprocess,
             options=job.options,
+            judging=job.sources.judging,
             training=job.training,
             measure=job.measure,
         )
@@ -231,7 +241,8 @@ def _digest(run: Run, quantity: str) -> str:
     sources, training = run.sources, run.training
     digest = hashlib.sha256(sources.model.read_bytes())
     identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]
-    values = [quantity, asdict(run.asked), None if training is None else asdict(training), *identities]
+    judging = {name: _identity(value) for name, value in sources.judging.plain().items()}
+    values = [quantity, asdict(run.asked), judging, None if training is None else asdict(training), *identities]
     digest.update(json.dumps(values, default=str, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from onnxprune.errors import OutputError
 from onnxprune.fileio import write_json
-from onnxprune.metrics.outputs import lost
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"
@@ -103,11 +102,8 @@ class Family:
     def made(self, share: float, report: dict[str, Any]) -> None:
         """Put the figures of a report into the state of a member."""
         before, after, fidelity = report["before"], report["after"], report["fidelity"]
-        drop = None if before["top1"] is None else before["top1"] - after["top1"]
-        if drop is None:
-            drop = lost(fidelity)
         word, data = report["verdict"]["headline"], f"{report['samples']} samples of {report['data']}"
-        figures = {"size": after["size"], "drop": drop, "kl": fidelity.get("kl"), "verdict": word}
+        figures = {"size": after["size"], "drop": report["lost"], "kl": fidelity.get("kl"), "verdict": word}
         self.set(share, report=figures, before={"size": before["size"]}, data=data)
 
     def finished(self, model: str) -> Sweep:

@@ -104,16 +104,16 @@ def details(
     Layers are timed where the comparison measured latency.
     """
     times = _layer_times(sources, found.feeds, config) if found.latency is not None else ()
-    scores = OutputPair(found.judged[1], found.judged[0], found.labels, found.classes).scores()
+    scores = OutputPair(found.judged[1], found.judged[0], found.class_labels, found.classes).scores()
     if data is None or not found.finite or scores is None:
         return Details(times, groups=tuple(groups))
     first, second = scores
     changed = first.argmax(axis=1) != second.argmax(axis=1)
     return Details(
         times,
-        found.labels is not None,
-        _classes(found.labels, first, second, data),
-        _changed(np.flatnonzero(changed), first, second, found.labels, data),
+        found.class_labels is not None,
+        _classes(found.class_labels, first, second, data),
+        _changed(np.flatnonzero(changed), first, second, found.class_labels, data),
         int(changed.sum()),
         tuple(groups),
     )

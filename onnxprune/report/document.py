@@ -9,13 +9,14 @@ from typing import Any
 from onnxprune.allocation.latency_model import Table
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Layer
-from onnxprune.metrics.table import of_kind
 from onnxprune.report.details import Details
 from onnxprune.runtime.timing import Latency
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import Curve, Repaired, Verdict
 
 SCHEMA = "onnxprune.report/1"
+ALWAYS = ("top1", "top5")
+"""Metrics that are in every report as JSON."""
 SWEEP_SCHEMA = "onnxprune.sweep/1"
 
 
@@ -31,16 +32,11 @@ class Figures:
     latency_ms: float | None = None
     latency_interval_ms: tuple[float, float] | None = None
 
-    @property
-    def top1(self) -> float | None:
-        """Top-1 in percent; None without labels."""
-        return self.accuracy.get("top1")
-
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; accuracy metrics that do not apply are None."""
+        """Return plain values for JSON: those of metrics that apply, and top-1 and top-5, None where they don't."""
         content = asdict(self)
         accuracy = content.pop("accuracy")
-        return {**content, **{metric.name: accuracy.get(metric.name) for metric in of_kind("accuracy")}}
+        return {**content, **dict.fromkeys(ALWAYS), **accuracy}
 
 
 def figures(
@@ -81,6 +77,9 @@ class Report:
         versions: of onnxprune, onnxruntime and onnx.
         latency_table: table that latency was predicted from; None where latency was no target.
         blocks: layer edits, in rounds, as in the plan.
+        task: what the model does; empty where it is not known.
+        lead: name of the metric that quality is judged by; empty without labels.
+        lost: how much the result loses of it, in its unit; without labels in points, as `onnxprune.metrics.outputs.lost` has it.
         details: details that only a report needs; None where no report was asked for.
     """
 
@@ -107,6 +106,9 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     latency_table: Table | None = None
     blocks: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    task: str = ""
+    lead: str = ""
+    lost: float | None = None
     details: Details | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,9 +133,9 @@ class Report:
         for key in ("flops", "params", "size"):
             before, after = getattr(self.before, key), getattr(self.after, key)
             change[f"{key}_removed"] = 1 - after / before if before else 0.0
-        for metric in of_kind("accuracy"):
-            old, new = self.before.accuracy.get(metric.name), self.after.accuracy.get(metric.name)
-            change[f"{metric.name}_points"] = None if old is None or new is None else new - old
+        for name in dict.fromkeys((*ALWAYS, *self.before.accuracy)):
+            old, new = self.before.accuracy.get(name), self.after.accuracy.get(name)
+            change[f"{name}_points"] = None if old is None or new is None else new - old
         return {"schema": SCHEMA, "change": change, **content}
 
 
@@ -156,7 +158,8 @@ class Member:
         target: share of the quantity to remove.
         flops_removed, params_removed: shares that were removed.
         size: bytes.
-        drop: points of top-1, without labels of agreement, that were lost; None where neither is known.
+        drop: what was lost of the leading metric, in its unit, without labels in points of agreement or explained variance; None where
+            neither is known.
         kl: divergence of the output in nats; None without class scores.
         latency_ms, speedup, speedup_interval: from runs interleaved with those of the original; None where latency was not measured.
         verdict: PASSED, FAILED, UNDECIDED, or NOT MEASURED; empty where the model does not exist.

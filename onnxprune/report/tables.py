@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.evaluation.benchmark import Bench, LayerTime
 from onnxprune.graph.analysis import Inspection, Layer
-from onnxprune.metrics.table import METRICS, of_kind
+from onnxprune.metrics.table import METRICS, named, of_kind
 from onnxprune.report.details import Details
 from onnxprune.report.document import Member, Report, Sweep
 from onnxprune.report.text import human, option_value, relative, size, speedup
@@ -88,11 +88,12 @@ def figures(report: Report) -> Table:
             ("file size", size, a.size, b.size),
         )
     ]
-    for metric in of_kind("accuracy"):
-        if metric.name in a.accuracy and metric.name in b.accuracy:
+    for metric in map(named, a.accuracy):
+        if metric.name in b.accuracy:
             old, new = a.accuracy[metric.name], b.accuracy[metric.name]
-            points = (f"{new - old:+.2f} points", new - old)
-            rows.append((metric.label, (metric.text(old), old), (metric.text(new), new), points))
+            rows.append(
+                (metric.label, (metric.text(old), old), (metric.text(new), new), (metric.change(old, new), new - old))
+            )
     if latency is not None and latency.b is not None:
         old, new, change = latency.a, latency.b, speedup(latency.speedup, latency.speedup_interval)
         rows.append(("latency", (f"{old:.3f} ms", old), (f"{new:.3f} ms", new), change))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.metrics.table import named
 from onnxprune.report.document import Report
 from onnxprune.runtime.timing import Latency
 from onnxprune.types import Check, Repaired, Verdict
@@ -98,8 +99,9 @@ def result(report: Report) -> str:
     """Return a line with the FLOPs removed and the change in accuracy or agreement."""
     a, b = report.before, report.after
     removed = f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted"
-    if a.top1 is not None and b.top1 is not None:
-        return f"{removed}; accuracy change: {b.top1 - a.top1:+.2f} points"
+    if report.lead in a.accuracy and report.lead in b.accuracy:
+        lead, old, new = named(report.lead), a.accuracy[report.lead], b.accuracy[report.lead]
+        return f"{removed}; {lead.label}: {lead.text(old)} -> {lead.text(new)}, {lead.change(old, new)}"
     parts = [removed]
     if "agreement" in report.fidelity:
         parts.append(f"agreement with the original: {report.fidelity['agreement']:.2f} %")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onnxprune.metrics.outputs import classification_accuracy, compare_outputs, output_divergence
+from onnxprune.metrics.outputs import class_scores, compare_outputs, output_divergence
+from onnxprune.metrics.paired_tests import right
 from onnxprune.torch_backend.batches import Batches
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import all_finite
@@ -65,7 +66,10 @@ class Validator:
         targets, labels = self._objective.targets, self._objective.labels
         divergence = output_divergence(targets, outputs)
         agreement = compare_outputs(targets, outputs).get("agreement")
-        top1 = None if labels is None else classification_accuracy(outputs, labels[self._batches.validation])["top1"]
+        scores = None if labels is None else class_scores(outputs, labelled=True)
+        top1 = None
+        if scores is not None and labels is not None:
+            top1 = 100.0 * float(right(scores, labels[self._batches.validation]).mean())
         self.history.append(Validation(step, seconds, loss, divergence, agreement, top1))
         self.since += 1
         score = self._objective.score(outputs, divergence)

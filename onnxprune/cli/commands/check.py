@@ -12,7 +12,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
 from onnxprune.cli.group import FAILED, examples
-from onnxprune.cli.options import LIMITS, SHAPE
+from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import init
@@ -29,6 +29,7 @@ from onnxprune.fileio import atomic_write, check_destination, jsonable
 @click.argument("candidate", type=PATH, required=False)
 @click.option("--baseline", type=PATH, help="Model that the candidate replaces.")
 @DATA
+@JUDGED
 @SHAPE
 @click.option("--init", "template", type=PATH, help="Write a commented policy here, and stop.")
 @LIMITS

@@ -10,7 +10,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import CHECKPOINT, SEED, SHAPE, TOLERATE, kept, trained
+from onnxprune.cli.options import CHECKPOINT, JUDGED, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
@@ -27,6 +27,7 @@ from onnxprune.options import Options
 @click.option("--teacher", type=PATH, required=True, help="Model that MODEL was pruned from.")
 @output("Where to write the trained model.")
 @DATA
+@JUDGED
 @EVALUATION
 @trained("--for", default="2epochs", show_default=True, help="Length of the training: 300steps, 2epochs or 3min.")
 @CHECKPOINT

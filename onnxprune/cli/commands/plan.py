@@ -10,7 +10,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import PLANNED
+from onnxprune.cli.options import JUDGED, PLANNED
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
@@ -24,6 +24,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @output("Where to write the plan.")
 @PLANNED
 @DATA
+@JUDGED
 @LATENCY_TABLE
 @TIMING
 @TERMINAL

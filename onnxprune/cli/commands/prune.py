@@ -21,7 +21,7 @@ from onnxprune.cli.common import (
     output,
 )
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import CHECKPOINT, PLANNED, kept, trained
+from onnxprune.cli.options import CHECKPOINT, JUDGED, PLANNED, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
@@ -38,6 +38,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @MODEL
 @output("Where to write the pruned model.")
 @DATA
+@JUDGED
 @EVALUATION
 @PLANNED
 @click.option("--plan", type=PATH, help="Replay this plan.json; the options that select channels have no effect then.")

@@ -10,7 +10,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, MODEL, PLOT, WORKERS, draw
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import STUDIED
+from onnxprune.cli.options import JUDGED, STUDIED
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
@@ -22,6 +22,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 )
 @MODEL
 @DATA
+@JUDGED
 @PLOT
 @STUDIED
 @WORKERS

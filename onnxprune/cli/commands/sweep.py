@@ -22,7 +22,7 @@ from onnxprune.cli.common import (
     output,
 )
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import SWEPT, trained
+from onnxprune.cli.options import JUDGED, SWEPT, trained
 from onnxprune.cli.parameters import Words
 from onnxprune.cli.parsers import parse_shares
 from onnxprune.cli.terminal import NOTHING, TERMINAL, Terminal
@@ -46,6 +46,7 @@ from onnxprune.options import QUANTITIES
     help=f"Shares to remove, one model for each share; of {', '.join(QUANTITIES)}.",
 )
 @DATA
+@JUDGED
 @EVALUATION
 @SWEPT
 @trained(
