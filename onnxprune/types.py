@@ -335,9 +335,20 @@ class Check:
         return "INFO" if self.limit is None and self.kind != "integrity" else "PASSED"
 
     def __str__(self) -> str:
-        value = f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)
-        limit = "" if self.limit is None else f" (limit {self.limit})"
+        value = amount_text(self.value)
+        limit = "" if self.limit is None else f" (limit {amount_text(self.limit)})"
         return f"{self.status} | {self.name}: {value}{limit}" + (f" | {self.detail}" if self.detail else "")
+
+
+def amount_text(amount: object) -> str:
+    """Write a value of a check, or of an option: numbers with six digits, large ones without an exponent.
+
+    >>> amount_text(2259870.0), amount_text(0.5)
+    ('2,259,870', '0.5')
+    """
+    if not isinstance(amount, float):
+        return str(amount)
+    return f"{amount:,.0f}" if 1e5 <= abs(amount) < 1e15 else f"{amount:.6g}"
 
 
 def doubt(name: str, value: float | str | bool, detail: str) -> Check:

@@ -12,10 +12,18 @@ import click
 
 from onnxprune.cli.common import PATH
 from onnxprune.cli.parameters import Decorator, NumberOrAuto, Words, option_group
-from onnxprune.cli.parsers import parse_bounds, parse_budget, parse_kinds, parse_memory, parse_shapes, parse_targets
+from onnxprune.cli.parsers import (
+    parse_amounts,
+    parse_bounds,
+    parse_budget,
+    parse_kinds,
+    parse_memory,
+    parse_shapes,
+    parse_targets,
+)
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.policy import GateLimits, merged, read
+from onnxprune.evaluation.policy import IN_MB, GateLimits, limit_of, merged, read
 from onnxprune.options import GRANULARITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.options.metadata import AUTO, OptionMetadata, number_type, option_fields
@@ -34,6 +42,9 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "augment": _kinds,
     "train_augment": _kinds,
     "domain": lambda names: names or None,
+    "min": partial(parse_amounts, "min"),
+    "max": partial(parse_amounts, "max"),
+    **{name: partial(limit_of, name) for name in IN_MB},
 }
 """Parsers of the options that click has no type for, by parameter name."""
 
@@ -47,7 +58,7 @@ def _type(each: Field[Any], found: OptionMetadata) -> Any:
         return click.Choice(found.choices)
     if found.known:
         return Words(found.known)
-    if found.shown is not None:
+    if found.shown is not None or found.factor != 1:
         return str
     return NumberOrAuto() if found.auto else number_type(each)
 
@@ -69,11 +80,11 @@ def _options_of(kind: type, *groups: str) -> list[Decorator]:
 def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return field values from the values of click options."""
     result = {}
-    for each, found, flag in option_fields(kind):
+    for each, _, flag in option_fields(kind):
         name = flag.replace("-", "_")
         if name in values:
             value = PARSERS[name](values[name]) if name in PARSERS else values[name]
-            result[each.name] = value * found.factor if found.factor != 1 and value is not None else value
+            result[each.name] = value
     return result
 
 

@@ -113,6 +113,25 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     return result
 
 
+def parse_amounts(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """Parse limits on metrics; their amounts are read where the metric is known.
+
+    >>> parse_amounts("min", ["map=0.40", "top1=90%"])
+    {'map': '0.40', 'top1': '90%'}
+    """
+    result: dict[str, str] = {}
+    for text in texts:
+        name, equals, amount = (part.strip() for part in text.partition("="))
+        if not equals or not amount:
+            raise OptionError(
+                f"--{option} {text!r} is not of the form NAME=AMOUNT", hint=f"for instance --{option} map=0.40"
+            )
+        if name in result:
+            raise OptionError(f"--{option} names {name} twice", hint="give one amount per metric")
+        result[name] = amount
+    return result
+
+
 def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
     """Parse targets: shares for the option `reduce`, absolute amounts (ms, bytes, counts) for `limit`.
 

@@ -63,6 +63,8 @@ class Comparison:
         statistics: the metrics of the task as functions of a resample, of each model; empty without labels.
         shuffled: those of the original, with its predictions in another order; see `onnxprune.evaluation.sanity.near_chance`.
         agreeing: (samples,) share of each sample on which the predictions of both models agree, where the task says what that is.
+        alone: whether there is no candidate, and the original stands in its place.
+        class_names: names of the classes; empty where they have none.
     """
 
     fidelity: dict[str, float]
@@ -82,6 +84,12 @@ class Comparison:
     statistics: tuple[Mapping[str, Statistic], Mapping[str, Statistic]] = ({}, {})
     shuffled: Statistic | None = None
     agreeing: FloatArray | None = None
+    alone: bool = False
+    class_names: tuple[str, ...] = ()
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class, its number where it has none."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
 
     @property
     def class_labels(self) -> IntArray | None:
@@ -163,13 +171,13 @@ def compare(
     first = predicted(0, of=task)
     second = first if candidate is None else predicted(1, of=task)
     classes = front is None or front.measured.is_one
-    judged = (first.outputs, second.outputs)
+    judged = raw = (first.outputs, second.outputs)
     if front:
         both, n = predicted(2, front.pair.names * 2).outputs, len(front.pair.names)
         judged = both[:n], both[n:]
         if task is not None and task.decode is not None and not task.is_of_outputs:
             first, second = (Predicted(each, task.decode(each)) for each in judged)
-    finite = all_finite(first.outputs) and all_finite(second.outputs)
+    finite = all(map(all_finite, raw))
     with np.errstate(invalid="ignore", over="ignore"):  # reported by `finite`
         pair = Predicted(judged[0], first.decoded), Predicted(judged[1], second.decoded)
         kept = {} if candidate is None else fidelity(*pair, task, _of_classes(labels, task), classes=classes)
@@ -186,7 +194,7 @@ def compare(
         data=name,
         samples=samples,
         finite=finite,
-        outputs=(first.outputs, second.outputs),
+        outputs=raw,
         judged=judged,
         labels=labels,
         feeds=feeds,
@@ -195,6 +203,8 @@ def compare(
         classes=classes and (task is None or task.has_classes),
         task=task,
         agreeing=agreeing,
+        alone=candidate is None,
+        class_names=() if data is None else data.classes,
         **measured,
     )
 

@@ -17,10 +17,10 @@ from onnxprune.data.sanity import doubts, look
 from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Front, compare, finite_check, runner, task_of
+from onnxprune.evaluation.cost_checks import Measurements, hold
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.sanity import normalization
 from onnxprune.evaluation.structure import check_structure, full_check
-from onnxprune.evaluation.verdict import Measurements, hold
 from onnxprune.graph import io
 from onnxprune.graph.comparison_points import in_front_of_files
 from onnxprune.graph.shapes import light
@@ -75,7 +75,7 @@ class Judgement:
 
 def check(
     candidate: str | os.PathLike[str],
-    baseline: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None,
     *,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
@@ -90,7 +90,7 @@ def check(
 
     Args:
         candidate: path of the model to judge.
-        baseline: path of the model it should replace.
+        baseline: path of the model it should replace; None: there is none, and only amounts of the candidate are held.
         data: samples that both models run on; None: seeded random inputs.
         preprocess: as for `prune`.
         judging: how quality is judged; None: as labels and outputs tell.
@@ -108,9 +108,10 @@ def check(
         if getattr(limits, name) is not None and data is None:
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
+    alone, baseline = baseline is None, candidate if baseline is None else baseline
     (ours, size, _), (theirs, _, digest) = io.read(candidate), io.read(baseline)
     checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
-    checks += [*_origin(ours, digest), *_operators(ours, limits)]
+    checks += [*([] if alone else _origin(ours, digest)), *_operators(ours, limits)]
     if not all(checks):
         return Verdict(tuple(checks))
     original = _open(baseline, config.session)
@@ -127,7 +128,9 @@ def check(
     front = _front((baseline, theirs), (candidate, ours), config.session)
     task = _task(judging, loaded, original, front, signature, config)
     quiet_config = replace(config, latency=False)
-    compared = compare(original, ran, ours, loaded, quiet_config, signature, on_stage, front=front, task=task)
+    compared = compare(
+        original, None if alone else ran, ours, loaded, quiet_config, signature, on_stage, front=front, task=task
+    )
     timed = None
     if config.latency:
         timed = paired_timing.time_pair(

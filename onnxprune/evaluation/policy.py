@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OptionError, first_line
 from onnxprune.fileio import atomic_write
+from onnxprune.metrics.table import METRICS, named
 from onnxprune.options.metadata import check, documented, number_type, option, option_fields
 
 if sys.version_info >= (3, 11):
@@ -16,6 +18,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MB = 1e6
+"""Bytes in the unit of plain numbers."""
+BYTES_MEANT = 1e10
+"""Bytes of a plain number of megabytes from which bytes were meant."""
+IN_MB = ("max_size", "max_memory", "max_peak_memory")
+"""Limits that are written in megabytes, and kept in bytes."""
 HINT = "`onnxprune check --init policy.toml` writes a policy with all limits"
 
 
@@ -23,7 +31,15 @@ def _limit(text: str, metavar: str, example: str, **more: Any) -> Any:
     return option(None, text, metavar=metavar, low=0, example=example, **more)
 
 
-DROP = "Points of top-1 (without labels: of agreement with the baseline, or of explained variance) that may be lost."
+DROP = (
+    "Points of the task's metric (top-1, mAP, mIoU …; without labels of agreement with the baseline, or of explained variance) that may be "
+    "lost; of a metric of your own in its unit."
+)
+AMOUNT = "Amount of a metric of the candidate, at {}, for instance {}; `own` is your own metric."
+OWN = "own"
+"""Name of the metric of the user's own in a limit."""
+AMOUNTS = (*(name for name in METRICS if name not in ("flops", "kl")), "kl", OWN)
+"""Metrics that a limit can be on."""
 EXPLAINED = (
     "Percent of the variance of the outputs that the candidate gives, at least; for outputs that are no classes."
 )
@@ -39,6 +55,22 @@ DOMAINS = "Operator domain that is allowed beside ai.onnx; may be repeated."
 class GateLimits:
     """Limits on a candidate; None: the value is reported without a limit."""
 
+    min: Mapping[str, float | str] = option(
+        dict,
+        AMOUNT.format("least", "map=0.40 or top1=90%"),
+        metavar="NAME=AMOUNT",
+        known=AMOUNTS,
+        example='{ map = "40%" }',
+        texts=True,
+    )
+    max: Mapping[str, float | str] = option(
+        dict,
+        AMOUNT.format("most", "cer=3%, latency=5ms or size=4MB"),
+        metavar="NAME=AMOUNT",
+        known=AMOUNTS,
+        example='{ size = "4MB" }',
+        texts=True,
+    )
     max_drop: float | None = _limit(DROP, "POINTS", "0.5", high=100, active=True)
     max_class_drop: float | None = _limit(CLASS_DROP, "POINTS", "10", high=100, active=True)
     min_agreement: float | None = _limit("Percent of samples with the same top-1, at least.", "PERCENT", "98", high=100)
@@ -48,10 +80,10 @@ class GateLimits:
     max_calibration_rise: float | None = _limit(CALIBRATION, "POINTS", "1.0", high=100)
     min_speedup: float | None = _limit(SPEEDUP, "RATIO", "1.0", active=True)
     max_latency: float | None = _limit("Milliseconds of a run, at most.", "MS", "5.0")
-    max_size: float | None = _limit("Size of the file, at most.", "MB", "4e6", factor=1e6)
+    max_size: float | None = _limit("Size of the file, at most.", "MB", '"4MB"', factor=MB)
     max_params: float | None = _limit("Parameters, at most.", "N", "1e6")
-    max_memory: float | None = _limit("Activations that are alive at once, at most.", "MB", "16e6", factor=1e6)
-    max_peak_memory: float | None = _limit(PEAK_MEMORY, "MB", "200e6", factor=1e6)
+    max_memory: float | None = _limit("Activations that are alive at once, at most.", "MB", '"16MB"', factor=MB)
+    max_peak_memory: float | None = _limit(PEAK_MEMORY, "MB", '"200MB"', factor=MB)
     max_opset: int | None = _limit("Opset of the standard operators, at most.", "N", "21")
     domains: tuple[str, ...] | None = option(
         None, DOMAINS, flag="domain", metavar="NAME", listed=True, example='["com.microsoft"]'
@@ -59,6 +91,69 @@ class GateLimits:
 
     def __post_init__(self) -> None:
         check(self)
+        for side in ("min", "max"):
+            self.amounts(side)
+
+    def amounts(self, side: str) -> dict[str, float]:
+        """Return the limits of `min` or `max`, in the unit of the metric.
+
+        >>> GateLimits(min={"map": 0.4, "top1": "90%"}).amounts("min")
+        {'map': 40.0, 'top1': 90.0}
+        """
+        return {name: amount_of(name, text) for name, text in getattr(self, side).items()}
+
+    def of(self, name: str) -> float | None:
+        """Return a limit by its name, `min_…` or `max_…`: its own field, else an entry of `min` or `max`."""
+        own = getattr(self, name, None)
+        if own is not None:
+            return float(own)
+        side, _, metric = name.partition("_")
+        return self.amounts(side).get(metric) if side in ("min", "max") else None
+
+
+def limit_of(name: str, value: Any) -> float | None:
+    """Return bytes from a limit as the command line and a policy write it: 4MB, or a number of megabytes.
+
+    Raises:
+        OptionError: the value is no amount, or a number that can only have been meant as bytes.
+
+    >>> limit_of("max_size", "4MB"), limit_of("max_size", 4)
+    (4000000.0, 4000000.0)
+    """
+    if value is None:
+        return None
+    option, text = f"--{name.replace('_', '-')}", str(value).strip().lower()
+    try:
+        found = float(text) * MB if text[-1:].isdigit() or text[-1:] == "." else METRICS["size"].parse(text)
+    except ValueError:
+        raise OptionError(f"{option} {value!r} is not an amount", hint="for instance 4MB") from None
+    if text[-1:].isdigit() and found > BYTES_MEANT:
+        raise OptionError(
+            f"{option} {value} would be {found / MB:,.0f} MB",
+            why="a plain number counts megabytes",
+            hint="write 4MB, or 4000kB",
+        )
+    return found
+
+
+def amount_of(name: str, text: float | str) -> float:
+    """Return an amount of a metric in its unit; percent may be written as 40%, 0.40 or 40.
+
+    Raises:
+        OptionError: the text is no amount.
+
+    >>> amount_of("map", "0.40"), amount_of("size", "4MB"), amount_of("cer", "0.5%")
+    (40.0, 4000000.0, 0.5)
+    """
+    metric = named(name)
+    told = str(text).strip().lower()
+    try:
+        if metric.unit != "%":
+            return metric.parse(told)
+        return float(told[:-1]) if told.endswith("%") else float(told) * (100 if abs(float(told)) <= 1 else 1)
+    except ValueError:
+        hint = f"for instance {name}={'40%' if metric.unit == '%' else '4MB' if metric.unit == 'bytes' else '5'}"
+        raise OptionError(f"a limit on {name} is {text!r}", hint=hint) from None
 
 
 def template() -> str:
@@ -96,20 +191,30 @@ def read(path: Path) -> GateLimits:
     unknown = sorted(set(limits) - set(known))
     if unknown:
         raise OptionError("the policy has unknown limits", where=where, why=", ".join(unknown), hint=HINT)
+    limits = {name: limit_of(name, value) if name in IN_MB else value for name, value in limits.items()}
     for name, value in limits.items():
-        if number_type(known[name]):
+        if known[name].default_factory is dict:
+            fits = isinstance(value, dict)
+        elif number_type(known[name]):
             fits = isinstance(value, int | float) and not isinstance(value, bool)
         else:
             fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not fits:
-            raise OptionError(f"{name} is {value!r}", where=where, hint="give a number, for domains a list of names")
+            raise OptionError(
+                f"{name} is {value!r}",
+                where=where,
+                hint="give a number, for domains a list of names, for min and max a table",
+            )
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in limits.items()}
     return GateLimits(**values)
 
 
 def merged(policy: GateLimits, given: GateLimits) -> GateLimits:
     """Return a policy whose limits are replaced by those of the command line."""
-    return replace(policy, **{name: value for name, value in vars(given).items() if value is not None})
+    values = {name: value for name, value in vars(given).items() if value is not None}
+    for side in ("min", "max"):
+        values[side] = {**getattr(policy, side), **values[side]}
+    return replace(policy, **values)
 
 
 def init(path: Path) -> None:

@@ -1,35 +1,39 @@
-"""The measured checks of the gate: one row per check, and one rule that decides all of them."""
+"""The checks of quality: one row per check, and one rule that decides all of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 
-from onnxprune.errors import OnnxPruneError, OptionError
+from onnxprune.errors import OptionError
 from onnxprune.evaluation import sanity
 from onnxprune.evaluation.compare import Comparison
-from onnxprune.evaluation.policy import GateLimits
-from onnxprune.graph.model import count_params
-from onnxprune.metrics import activation_memory, paired_tests
+from onnxprune.evaluation.policy import OWN, GateLimits
+from onnxprune.metrics import paired_tests
 from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.metrics.statistics import mean
-from onnxprune.metrics.table import METRICS, SCORES, Metric, of_kind
-from onnxprune.runtime import paired_timing, process_memory
-from onnxprune.runtime.session import SessionConfig
+from onnxprune.metrics.table import METRICS, SCORES, Metric, named, of_kind
 from onnxprune.types import Check, FloatArray, IntArray, doubt
 
-NOISY = 0.25
-"""Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
 DEFAULT_DROP = 2.0
 """Points of the task's metric (without labels of agreement, of explained variance, or of the cosine) that may be lost where no limit is
 given; percent of the original's amount where the metric of the user's own has another unit."""
+COMPARED = (
+    "max_drop",
+    "max_class_drop",
+    "max_calibration_rise",
+    "min_agreement",
+    "min_cosine",
+    "min_explained",
+    "max_kl",
+    "min_speedup",
+)
+"""Limits on what a candidate has against its baseline."""
+EVERY_CLASS, WORST_CLASSES = 20, 5
+"""Number of classes up to which each has a row, and number of rows of more classes."""
 ROUNDING = 1e-9
 """Difference up to which a value equals its limit: 92.5 - 92.0 is not exactly 0.5."""
 
@@ -67,31 +71,6 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Measurements(Judged):
-    """Measurements of a baseline and a candidate, in that order.
-
-    Attributes:
-        compared: both models on the same inputs.
-        limits: limits of the gate.
-        paths, protos: of both models.
-        size: bytes of the candidate.
-        timed: latency of both models; None where it is not measured.
-        config: how the models are executed.
-    """
-
-    paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
-    protos: tuple[onnx.ModelProto, onnx.ModelProto]
-    size: float
-    timed: paired_timing.PairedTiming | None
-    config: SessionConfig
-
-    @property
-    def batch(self) -> int:
-        """Samples per timed run."""
-        return self.compared.batch
-
-
-@dataclass(frozen=True)
 class Measured:
     """A value, its interval where known, and a name that replaces the one of the check."""
 
@@ -106,7 +85,7 @@ class Measured:
 class LimitCheck:
     """A measured value with a limit: the smallest value that passes where `at_least`, else the largest.
 
-    Where the value cannot be measured, a limit is an error if `needs` says what the measurement requires; else the check is left out.
+    Values and limits are divided by `scale`, for the unit in the name. Where the value cannot be measured, a limit is an error if `needs` says what the measurement requires; else the check is left out.
     """
 
     name: str
@@ -115,25 +94,17 @@ class LimitCheck:
     at_least: bool = False
     needs: str = ""
     kind: str = "cost"
+    scale: float = 1.0
 
     def held(self, found: Measured, limit: float | None) -> Check:
         """Decide the check where the whole interval is on one side of the limit; else the check is undecided."""
-        name = found.name or self.name
+        name, value = found.name or self.name, found.value / self.scale
         if limit is None:
-            return Check(name, found.value, None, True, found.detail, kind=self.kind)
+            return Check(name, value, None, True, found.detail, kind=self.kind)
         bounds = [found.value if bound is None else bound for bound in (found.low, found.high)]
         passes = [b >= limit - ROUNDING if self.at_least else b <= limit + ROUNDING for b in bounds]
-        return Check(name, found.value, limit, any(passes), found.detail, any(passes) and not all(passes), self.kind)
-
-
-def hold(measured: Measurements) -> Iterator[Check]:
-    """Decide all checks.
-
-    Raises:
-        OptionError: there is a limit on a value that cannot be measured.
-    """
-    yield from hold_quality(measured)
-    yield from _held(COSTS, measured, measured.limits)
+        decided = any(passes) and not all(passes)
+        return Check(name, value, limit / self.scale, any(passes), found.detail, decided, self.kind)
 
 
 def hold_quality(judged: Judged) -> Iterator[Check]:
@@ -143,17 +114,80 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
         OptionError: there is a limit on a value that cannot be measured.
     """
     limits = judged.limits
-    asked = any(getattr(limits, check.limit) is not None for check in QUALITY)
-    if not asked and judged.compared.is_real:
+    _refuse_alone(judged)
+    asked = any(limits.of(check.limit) is not None for check in QUALITY) or any(
+        limits.amounts(side).keys() & judged.compared.accuracy[1].keys() for side in ("min", "max")
+    )
+    if not asked and judged.compared.is_real and not judged.compared.alone:
         limits = replace(limits, max_drop=_default_drop(judged.compared))
-    found = list(_held(QUALITY, replace(judged, limits=limits, is_asked=asked), judged.limits))
+    paired = () if judged.compared.alone else QUALITY
+    found = list(held(paired, replace(judged, limits=limits, is_asked=asked), judged.limits))
+    found += absolute(judged)
     if all(check.limit is None for check in found):
-        why = "give samples with --data" if not judged.compared.is_real else "no output can be compared"
+        why = "no output can be compared"
+        if judged.compared.alone:
+            why = "give a limit, for instance --min top1=90%, or --baseline"
+        if not judged.compared.is_real:
+            why = "give samples with --data"
         yield Check("quality", "not measured", None, True, why, kind="quality")
     yield from judged.doubts
     if judged.compared.is_real:
         yield from _doubts(judged)
     yield from found
+
+
+def absolute(judged: Judged) -> Iterator[Check]:
+    """Decide the limits on amounts of the candidate, with the bootstrap's interval; metrics without a limit are told.
+
+    Raises:
+        OptionError: there is a limit on a metric that was not measured.
+    """
+    compared, limits = judged.compared, judged.limits
+    asked = {side: limits.amounts(side) for side in ("min", "max")}
+    own = compared.lead.name if compared.lead is not None and compared.lead.name not in METRICS else OWN
+    known = {**compared.accuracy[1]}
+    for side, wanted in asked.items():
+        for name in wanted:
+            measured_elsewhere = METRICS[name].kind != "accuracy" if name in METRICS else False
+            if (own if name == OWN else name) not in known and not measured_elsewhere and compared.finite:
+                raise OptionError(
+                    f"--{side} {name} was not measured",
+                    why=f"measured were {', '.join(known) or 'none, there are no labels'}",
+                    hint="give --task and labels that have this metric, or leave the limit out",
+                )
+    for name, amount in known.items():
+        metric, alias = named(name), OWN if name == own else name
+        limit = next(((side, of[alias]) for side, of in asked.items() if alias in of), None)
+        if limit is None and compared.lead is not None and name == compared.lead.name and not compared.alone:
+            continue  # the drop tells it
+        change = (
+            judged.where
+            if compared.alone
+            else f"{metric.text(compared.accuracy[0][name])} -> {metric.text(amount)}, {judged.where}"
+        )
+        if limit is None:
+            yield Check(metric.title, amount, None, True, change, kind="quality")
+            continue
+        found = paired_tests.interval(compared.statistics[1][name], compared.samples)
+        told = f"{found.low:.4g} to {found.high:.4g} at 95 %, {change}"
+        row = LimitCheck(metric.title, "", lambda _: None, at_least=limit[0] == "min", kind="quality")
+        yield row.held(Measured(amount, told, found.low, found.high), limit[1])
+
+
+def _refuse_alone(judged: Judged) -> None:
+    """Refuse limits on a comparison where there is no baseline.
+
+    Raises:
+        OptionError: there is one.
+    """
+    if not judged.compared.alone:
+        return
+    for name in COMPARED:
+        if judged.limits.of(name) is not None:
+            raise OptionError(
+                f"--{name.replace('_', '-')} needs a baseline",
+                hint="give --baseline MODEL, or a limit on an amount: --min top1=90%",
+            )
 
 
 def _default_drop(compared: Comparison) -> float:
@@ -164,12 +198,17 @@ def _default_drop(compared: Comparison) -> float:
     )
 
 
-def _held(checks: Iterable[LimitCheck], measured: Judged, asked: GateLimits) -> Iterator[Check]:
+def held(checks: Iterable[LimitCheck], measured: Judged, asked: GateLimits) -> Iterator[Check]:
+    """Decide checks; `asked` are the limits that must be measured.
+
+    Raises:
+        OptionError: a limit is on a value that cannot be measured.
+    """
     for check_ in checks:
         found = check_.measure(measured)
         if found is not None:
-            yield check_.held(found, getattr(measured.limits, check_.limit))
-        elif getattr(asked, check_.limit) is not None and check_.needs and measured.compared.finite:
+            yield check_.held(found, measured.limits.of(check_.limit))
+        elif asked.of(check_.limit) is not None and check_.needs and measured.compared.finite:
             option = check_.limit.replace("_", "-")
             raise OptionError(
                 f"--{option} needs {check_.needs}", hint=f"provide {check_.needs}, or leave the limit out"
@@ -207,7 +246,7 @@ def _drop(measured: Judged) -> Measured | None:
         before, after = (each["top1"] for each in compared.accuracy)
         change = f"{before:.2f} -> {after:.2f} %"
         return replace(found, detail=f"{change}, {found.detail}")
-    if measured.limits.max_drop is None:
+    if measured.limits.of("max_drop") is None:
         return None
     if compared.agreeing is not None:
         found = (mean(np.full(compared.samples, 100.0)), mean(100 * compared.agreeing))
@@ -246,7 +285,7 @@ def _beside_drop(measured: Judged) -> Measured | None:
     if (
         not measured.compared.classes
         or measured.scores() is None
-        or measured.limits.max_drop is None
+        or measured.limits.of("max_drop") is None
         or not measured.compared.finite
     ):
         return None
@@ -274,9 +313,22 @@ def _class_drop(measured: Judged) -> Measured | None:
         return None
     first, second, labels = known
     drops = paired_tests.class_drops(paired_tests.right(first, labels), paired_tests.right(second, labels), labels)
-    worst = max(drops, key=lambda one: one.low if measured.limits.max_class_drop is not None else one.drop)
-    change = f"class {worst.label}: {worst.before:.1f} -> {worst.after:.1f} % of {worst.samples} samples"
+    worst = max(drops, key=lambda one: one.low if measured.limits.of("max_class_drop") is not None else one.drop)
+    change = f"class {measured.compared.class_name(worst.label)}: {worst.before:.1f} -> {worst.after:.1f} % of {worst.samples} samples"
     return Measured(worst.drop, f"{change}, {worst.low:.1f} at least at 95 %", worst.low, worst.drop)
+
+
+def class_rows(judged: Judged) -> Iterator[Check]:
+    """Tell the recall of each class; of many classes, of those that lose most."""
+    known = judged.labelled()
+    if known is None or judged.compared.alone:
+        return
+    first, second, labels = known
+    drops = paired_tests.class_drops(paired_tests.right(first, labels), paired_tests.right(second, labels), labels)
+    told = sorted(drops, key=lambda one: one.label) if len(drops) <= EVERY_CLASS else drops[:WORST_CLASSES]
+    for one in told:
+        name = f"recall of {judged.compared.class_name(one.label)} (%)"
+        yield Check(name, one.after, None, True, f"{one.before:.2f} before, {one.samples} samples", kind="quality")
 
 
 def _calibration_rise(measured: Judged) -> Measured | None:
@@ -286,54 +338,6 @@ def _calibration_rise(measured: Judged) -> Measured | None:
     first, second, labels = known
     before, after = (paired_tests.calibration_error(log_probabilities(scores), labels) for scores in (first, second))
     return Measured(after - before, f"{before:.2f} -> {after:.2f}")
-
-
-def _speedup(measured: Measurements) -> Measured | None:
-    timed = measured.timed
-    if timed is None:
-        return None
-    ratio, low, high = (float(of(timed.ratios)) for of in (np.median, np.min, np.max))
-    setting = f"batch {measured.batch}, threads {measured.config.threads or 'default'}"
-    detail = f"{low:.2f} to {high:.2f} in {len(timed.ratios)} rounds, {timed.runs} runs, {setting}"
-    detail += "; the machine is noisy" if high - low > NOISY * ratio else ""
-    detail += f"; other processes kept {timed.others:.1f} processors busy" if timed.busy else ""
-    return Measured(ratio, detail, low, high)
-
-
-def _latency(measured: Measurements) -> Measured | None:
-    """Return milliseconds, where there is a limit; the interval allows for the load of other processes."""
-    timed = measured.timed
-    if timed is None or measured.limits.max_latency is None:
-        return None
-    low, high = min(timed.b), max(timed.b)
-    idle = low / (1 + (timed.others or 0.0)) if timed.busy else low
-    detail = f"{low:.3f} to {high:.3f}" + (f"; {idle:.3f} perhaps on a quiet machine" if timed.busy else "")
-    return Measured(float(np.median(timed.b)), detail, idle, high)
-
-
-def _parameters(measured: Measurements) -> Measured:
-    return Measured(float(count_params(measured.protos[1])), "in the file: floats, and quantized weights")
-
-
-def _activation_memory(measured: Measurements) -> Measured | None:
-    shapes = {name: value.shape for name, value in measured.compared.feeds.items()}
-    try:
-        before, after = (float(activation_memory.peak(proto, shapes)) for proto in measured.protos)
-    except OnnxPruneError:
-        if measured.limits.max_memory is not None:
-            raise
-        return None
-    return Measured(after, f"activations alive at once, batch {measured.batch}; {before:.6g} in the baseline")
-
-
-def _peak_memory(measured: Measurements) -> Measured | None:
-    with ThreadPoolExecutor() as pool:
-        opens = partial(process_memory.measure, feeds=measured.compared.feeds, config=measured.config)
-        before, after = pool.map(opens, measured.paths)
-    if before is None or after is None:
-        return None
-    detail = f"of a process that loads and runs it, batch {measured.batch}; {before:.6g} for the baseline"
-    return Measured(float(after), detail)
 
 
 DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES, kind="quality")
@@ -346,12 +350,3 @@ QUALITY = (
         "calibration error, rise (points)", "max_calibration_rise", _calibration_rise, needs="labels", kind="quality"
     ),
 )
-COSTS = (
-    LimitCheck("speed-up", "min_speedup", _speedup, at_least=True),
-    LimitCheck(METRICS["latency"].title, "max_latency", _latency),
-    LimitCheck("size (bytes)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it")),
-    LimitCheck(METRICS["params"].title, "max_params", _parameters),
-    LimitCheck(METRICS["memory"].title, "max_memory", _activation_memory),
-    LimitCheck("peak memory (bytes)", "max_peak_memory", _peak_memory, needs="Linux, which tells what a process takes"),
-)
-"""All measured checks, in the order of a verdict."""

@@ -120,6 +120,11 @@ def difference(first: Statistic, second: Statistic, samples: int, seed: int = 0)
     return Interval(drop, float(low), float(high), float(upper), float(lower))
 
 
+def interval(statistic: Statistic, samples: int, seed: int = 0) -> Interval:
+    """Return the amount of a metric as `drop`, with its bounds; see `difference`."""
+    return difference(statistic, Sums(np.zeros((samples, 1)), lambda sums: sums[:, 0]), samples, seed)
+
+
 def _resampled(first: BoolArray, second: BoolArray, rng: np.random.Generator) -> tuple[int, int, FloatArray]:
     """Return how many samples are lost and gained, and the drop in each resample, (RESAMPLES,) points."""
     n, lost, gained = first.size, int((first & ~second).sum()), int((~first & second).sum())

@@ -31,13 +31,13 @@ class Judging:
         choices=tuple(TASKS),
         decided="derived from the labels and the outputs",
     )
-    labels: Any = option(
+    labels: Any = option(  # noqa: RUF009
         None,
         "Labels of the samples that quality is measured on: COCO JSON, a folder of YOLO .txt, VOC .xml or PNG masks, or a CSV.",
         metavar="FILE",
         decided="class folders, or the array `labels` of the data",
     )
-    metric: str | Callable[[Any, Any], float] | None = option(
+    metric: str | Callable[[Any, Any], float] | None = option(  # noqa: RUF009
         None,
         "Your own metric, a function of outputs and labels that returns a number; limits are held against it.",
         metavar="FILE.py:FUNCTION",
@@ -50,7 +50,7 @@ class Judging:
         metavar="NAME",
         decided="by the shapes of the outputs",
     )
-    characters: Any = option(
+    characters: Any = option(  # noqa: RUF009
         None,
         "Characters of a text recogniser, one a line, in the order of its classes.",
         metavar="FILE",

@@ -40,6 +40,7 @@ class OptionMetadata:
         factor: units of the field in one unit of the click option.
         example: allowed values, for a hint; in a policy template, the value.
         active: whether a policy template sets the value.
+        texts: whether the values of a mapping may be texts, which their reader checks.
     """
 
     help: str
@@ -60,6 +61,7 @@ class OptionMetadata:
     factor: float = 1.0
     example: str = ""
     active: bool = False
+    texts: bool = False
 
     @property
     def range(self) -> str:
@@ -151,6 +153,8 @@ def _check_mapping(found: OptionMetadata, flag: str, value: Any) -> None:
     for key, amount in value.items():
         if key not in found.known:
             raise OptionError(f"--{flag} does not know {key!r}", hint=f"give one of {', '.join(found.known)}")
+        if found.texts:
+            continue
         if not isinstance(amount, Real):
             raise OptionError(f"{flag} of {key} is {amount!r}", hint="give a number")
         if not found.contains(amount) or amount == found.high:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def check(
     candidate: str | os.PathLike[str],
-    baseline: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None = None,
     *,
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
@@ -43,7 +43,8 @@ def check(
 
     Args:
         candidate: path of the model to judge.
-        baseline: path of the model that it should replace.
+        baseline: path of the model that it should replace; None: there is none, and limits are on amounts of the candidate
+            (`GateLimits.min`, `GateLimits.max`).
         data: samples to run both models on, as for `onnxprune.prune`; None: seeded random inputs, on which no accuracy
             is measured.
         preprocess: as for `onnxprune.prune`.
@@ -88,4 +89,4 @@ def check(
         on_stage=on_stage,
     )
     verdict = gate.strict(verdict) if strict else verdict
-    return CheckResult(Judgement(os.fspath(candidate), os.fspath(baseline), verdict))
+    return CheckResult(Judgement(os.fspath(candidate), "" if baseline is None else os.fspath(baseline), verdict))

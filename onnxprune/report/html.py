@@ -76,13 +76,15 @@ def sweep_page(found: Sweep, command: str, machine: Mapping[str, str]) -> str:
 
 def check_page(found: Judgement, command: str, machine: Mapping[str, str]) -> str:
     """Return the page of a gate's verdict; see `report_page`."""
+    name, baseline = PurePath(found.candidate).name, PurePath(found.baseline).name
+    lead = f"May {name} replace {baseline}?" if baseline else f"Does {name} hold its limits?"
     return _rendered(
         "check.html.j2",
         found.candidate,
         command,
         {"check": found.to_dict()},
         found=found,
-        lead=f"May {PurePath(found.candidate).name} replace {PurePath(found.baseline).name}?",
+        lead=lead,
         machine=machine,
         bokeh="",  # there are no plots
     )

@@ -55,7 +55,8 @@ def sweep_text(found: Sweep, command: str) -> str:
 
 def check_text(verdict: Verdict, candidate: str, baseline: str) -> str:
     """Return a verdict for a pull request."""
-    head = [f"### onnxprune check: {_plain(candidate)} for {_plain(baseline)}", "", f"**{text.summary(verdict)}**", ""]
+    of = f" for {_plain(baseline)}" if baseline else ""
+    head = [f"### onnxprune check: {_plain(candidate)}{of}", "", f"**{text.summary(verdict)}**", ""]
     return "\n".join([*head, *_table(tables.checks(verdict)), ""])
 
 

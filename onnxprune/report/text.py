@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.metrics.table import named
 from onnxprune.report.document import Report
 from onnxprune.runtime.timing import Latency
-from onnxprune.types import Check, Repaired, Verdict
+from onnxprune.types import Check, Repaired, Verdict, amount_text
 
 TOLD = 2
 """Checks that a line names."""
@@ -50,7 +50,7 @@ def option_value(value: Any) -> str:
         return " ".join(f"{key}={option_value(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, list | tuple):
         return ", ".join(map(option_value, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return amount_text(value)
 
 
 def summary(verdict: Verdict) -> str:

@@ -22,12 +22,17 @@ from onnxprune.fileio import atomic_write, check_destination, jsonable
 @click.command(
     epilog=examples(
         "onnxprune check small.onnx --baseline model.onnx --data eval.npz --max-drop 0.5 --min-speedup 1.3",
+        "onnxprune check detector.onnx --data images/ --labels coco.json --preprocess letterbox.toml --min map=0.40 --max latency=5ms",
         "onnxprune check --init policy.toml",
         "onnxprune check quantized.onnx --baseline model.onnx --data images/ --preprocess imagenet --policy policy.toml --junit check.xml",
     )
 )
 @click.argument("candidate", type=PATH, required=False)
-@click.option("--baseline", type=PATH, help="Model that the candidate replaces.")
+@click.option(
+    "--baseline",
+    type=PATH,
+    help="Model that the candidate replaces; without it, limits are on amounts: --min map=0.40.",
+)
 @DATA
 @JUDGED
 @SHAPE
@@ -75,11 +80,12 @@ def check(
         init(template)
         click.echo(f"written: {template}")
         return
-    if candidate is None or baseline is None:
-        raise OptionError("Missing models: check needs two", hint="give a CANDIDATE and --baseline MODEL")
+    if candidate is None:
+        raise OptionError("Missing model", hint="give a CANDIDATE, and --baseline MODEL where it replaces one")
+    models = [candidate] if baseline is None else [candidate, baseline]
     for target in (junit, sarif, markdown, report):
         if target is not None:
-            check_destination(target, candidate, baseline)
+            check_destination(target, *models)
     if report is not None:
         saving.check_format(report)
         saving.refuse_same(report, junit, sarif, markdown)
@@ -90,7 +96,7 @@ def check(
     verdict = result.verdict
     _write(junit, ci_formats.junit(verdict, str(candidate)))
     _write(sarif, json.dumps(jsonable(ci_formats.sarif(verdict, str(candidate), version("onnxprune"))), indent=1))
-    _write(markdown, check_text(verdict, str(candidate), str(baseline)))
+    _write(markdown, check_text(verdict, str(candidate), str(baseline or "")))
     if report is not None:
         saving.save(report, result.report, command_line())
     terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
