@@ -15,8 +15,8 @@ from onnxprune.errors import DataError
 from onnxprune.metrics.statistics import Statistic, Sums, mean
 from onnxprune.types import Array, BoolArray, FloatArray, IntArray
 
-BLOCK = 2**22
-"""Values that an intermediate array holds at most, in whole resamples."""
+BLOCK = 2**18
+"""Counts of samples that are sorted at a time, in whole resamples; they fit into the cache."""
 ROUNDING = 1e-6
 """How far a probability may lie outside 0..1."""
 
@@ -75,7 +75,7 @@ def auc(predictions: Array, labels: Array) -> Statistic:
         predictions: (n,) scores; (n, k): the mean over labels that have both values is returned.
         labels: of 0 and 1, of the same shape.
     """
-    return _over_labels(predictions, labels, _area)
+    return _over_labels(predictions, labels, _Ranked.area)
 
 
 def label_map(predictions: Array, labels: Array) -> Statistic:
@@ -84,7 +84,7 @@ def label_map(predictions: Array, labels: Array) -> Statistic:
     Average precision is the sum over thresholds of precision times the step in recall. Predictions are (n, k) scores, labels (n, k) of
     0 and 1.
     """
-    return _over_labels(predictions, labels, _average_precision)
+    return _over_labels(predictions, labels, _Ranked.average_precision)
 
 
 # ------------------------------------------------------------------------------------------------------------ sums over classes
@@ -154,58 +154,68 @@ def _one_hot(numbers: IntArray, classes: int) -> Any:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Samples in the order of falling scores, those with equal scores in one group.
+    """Positive and negative samples in the order of falling scores.
 
     Attributes:
-        order: (n,) numbers of samples.
-        starts: (g,) places where groups start.
-        positive: (n,) whether each is positive, in this order.
+        positive: (p,) numbers of the positive samples.
+        negative: (m,) numbers of the negative samples.
+        before: (p,) how many negative samples have a larger score than each positive one.
+        through: (p,) how many have the same score or a larger one.
+        found: (p,) how many positive samples have the same score or a larger one, each itself included.
     """
 
-    order: IntArray
-    starts: IntArray
-    positive: BoolArray
+    positive: IntArray
+    negative: IntArray
+    before: IntArray
+    through: IntArray
+    found: IntArray
 
     @staticmethod
     def of(scores: Array, labels: Array) -> _Ranked:
         """Rank (n,) scores with (n,) labels of 0 and 1."""
-        order = np.argsort(-scores, kind="stable")
-        ranked = scores[order]
-        starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
-        return _Ranked(order, starts, labels[order] > 0)
+        falling = -scores.astype(np.float64)
+        order = np.argsort(falling, kind="stable")
+        positive, negative = order[labels[order] > 0], order[labels[order] <= 0]
+        own, others = falling[positive], falling[negative]
+        before, through = (np.searchsorted(others, own, side) for side in ("left", "right"))
+        return _Ranked(positive, negative, before, through, np.searchsorted(own, own, "right"))
 
-    def counts(self, counts: IntArray) -> tuple[IntArray, IntArray]:
-        """Return how many positive and negative samples of each group are drawn, (r, g) each."""
-        drawn = counts[:, self.order]
-        positive = np.add.reduceat(drawn * self.positive, self.starts, axis=1)
-        return positive, np.add.reduceat(drawn, self.starts, axis=1) - positive
+    def area(self, drawn: IntArray) -> FloatArray:
+        """Return the share of pairs of a positive and a negative sample in which the positive is ranked first, (r,)."""
+        positive, negative = self._drawn(drawn)
+        pairs = 2 * positive.sum(axis=0) * negative[-1]
+        lost = (positive * (negative[self.before] + negative[self.through])).sum(axis=0)
+        return np.asarray((pairs - lost) / pairs)
+
+    def average_precision(self, drawn: IntArray) -> FloatArray:
+        """Return the mean over positive samples of the precision at their score, (r,)."""
+        positive, negative = self._drawn(drawn)
+        found = np.cumsum(positive, axis=0)[self.found - 1]
+        precision = found / np.maximum(found + negative[self.through], 1)
+        return np.asarray((positive * precision).sum(axis=0) / positive.sum(axis=0))
+
+    def _drawn(self, drawn: IntArray) -> tuple[IntArray, IntArray]:
+        """Return how often positive samples are drawn, (p, r), and the first 0, 1, … m negative ones together, (m + 1, r)."""
+        negative = np.zeros((len(self.negative) + 1, drawn.shape[1]), dtype=np.int64)
+        np.cumsum(drawn[self.negative], axis=0, out=negative[1:])
+        return drawn[self.positive], negative
 
 
-def _over_labels(predictions: Array, labels: Array, value: Callable[[IntArray, IntArray], FloatArray]) -> Statistic:
-    """Return the mean over labels of a value of ranked samples, in percent; labels without a value (NaN) are left out."""
+def _over_labels(predictions: Array, labels: Array, value: Callable[[_Ranked, IntArray], FloatArray]) -> Statistic:
+    """Return the mean over labels of a value of ranked samples, in percent; labels without a value (NaN) are left out.
+
+    `value` takes how often samples are drawn as (n, r), so that samples are sorted by whole rows.
+    """
     columns, targets = (array.reshape(len(array), -1) for array in (predictions, labels))
     ranked = [_Ranked.of(column, target) for column, target in zip(columns.T, targets.T, strict=True)]
 
     def statistic(counts: IntArray) -> FloatArray:
         rows = max(1, BLOCK // counts.shape[1])
-        blocks = [counts[start : start + rows].astype(np.int64) for start in range(0, len(counts), rows)]
+        starts = range(0, len(counts), rows)
+        blocks = (np.ascontiguousarray(counts[start : start + rows].T, dtype=np.int64) for start in starts)
         with np.errstate(invalid="ignore", divide="ignore"):
-            amounts = np.stack([np.concatenate([value(*one.counts(block)) for block in blocks]) for one in ranked])
+            amounts = np.concatenate([np.stack([value(one, block) for one in ranked]) for block in blocks], axis=1)
             there = ~np.isnan(amounts)
             return np.asarray(100.0 * np.where(there, amounts, 0.0).sum(axis=0) / there.sum(axis=0))
 
     return statistic
-
-
-def _area(positive: IntArray, negative: IntArray) -> FloatArray:
-    """Return the share of pairs of a positive and a negative sample in which the positive is ranked first, (r,)."""
-    first = np.cumsum(positive, axis=1)
-    twice = ((2 * first - positive) * negative).sum(axis=1)
-    return np.asarray(twice / (2 * first[:, -1] * negative.sum(axis=1)))
-
-
-def _average_precision(positive: IntArray, negative: IntArray) -> FloatArray:
-    """Return the mean over positive samples of the precision at their score, (r,)."""
-    found = np.cumsum(positive, axis=1)
-    drawn = np.maximum(np.cumsum(positive + negative, axis=1), 1)
-    return np.asarray((positive * (found / drawn)).sum(axis=1) / found[:, -1])

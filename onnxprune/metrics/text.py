@@ -20,6 +20,8 @@ PADDING = -1
 def cer(predictions: Array, labels: Array) -> Statistic:
     """Return the character error rate: edits (insertions, deletions, substitutions) per 100 characters of the labels.
 
+    It is NaN where the labels have no characters.
+
     Args:
         predictions: (n,) strings, or tuples of class numbers.
         labels: (n,) strings, or sequences of class numbers; (n, L) class numbers with -1 behind the end.
@@ -31,7 +33,7 @@ def cer(predictions: Array, labels: Array) -> Statistic:
     distance = _distance()
     pairs = _pairs(predictions, labels)
     parts = np.array([[distance(label, found), len(label)] for found, label in pairs], dtype=np.float64)
-    return Sums(parts.reshape(-1, 2), lambda sums: 100.0 * sums[:, 0] / sums[:, 1])
+    return Sums(parts.reshape(-1, 2), lambda sums: np.where(sums[:, 1] > 0, 100.0 * sums[:, 0] / sums[:, 1], np.nan))
 
 
 def exact(predictions: Array, labels: Array) -> Statistic:
@@ -124,7 +126,7 @@ def _by_class(content: dict[str, Any]) -> list[str] | None:
         numbered = {int(key): value for key, value in content.items()}
     else:
         return None
-    if len(numbered) < len(content) or max(numbered) - min(numbered) >= len(numbered):
+    if not numbered or len(numbered) < len(content) or max(numbered) - min(numbered) >= len(numbered):
         return None
     return [numbered[number] for number in sorted(numbered)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from resampled import assert_counts_repeat_samples, drawn
 
@@ -42,6 +42,7 @@ def several_labels(seed: int) -> tuple[Array, Array]:
     return rng.integers(-6, 7, (n, k)) / 4.0 + 0.125, rng.integers(0, 2, (n, k))
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 5))
 def test_topk_is_that_of_outputs(seed: int, k: int) -> None:
     scores, labels = one_class(seed)
@@ -72,6 +73,7 @@ def test_labels_out_of_range_are_refused(metric: Any, wrong: int) -> None:
     assert str(wrong) in caught.value.why
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_macro_f1_of_classes(reference: Any, seed: int) -> None:
     scores, labels = one_class(seed)
@@ -80,6 +82,7 @@ def test_macro_f1_of_classes(reference: Any, seed: int) -> None:
     assert_counts_repeat_samples(classification.macro_f1, scores, labels, seed)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_macro_f1_of_labels(reference: Any, seed: int) -> None:
     scores, labels = several_labels(seed)
@@ -103,6 +106,7 @@ def test_probabilities_are_cut_at_a_half_and_logits_at_zero() -> None:
     assert classification.above(within, probabilities=False).tolist() == [[True, True]]
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_accuracy_of_two_classes(reference: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -111,6 +115,7 @@ def test_accuracy_of_two_classes(reference: Any, seed: int) -> None:
     assert_counts_repeat_samples(classification.accuracy, p, labels, seed)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_area_of_two_classes(reference: Any, seed: int) -> None:
     scores, labels = (array[:, 0] for array in several_labels(seed))
@@ -120,6 +125,7 @@ def test_area_of_two_classes(reference: Any, seed: int) -> None:
     assert_counts_repeat_samples(classification.auc, scores, labels, seed)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_area_of_labels_leaves_out_those_with_one_value(reference: Any, seed: int) -> None:
     scores, labels = several_labels(seed)
@@ -129,6 +135,7 @@ def test_area_of_labels_leaves_out_those_with_one_value(reference: Any, seed: in
     assert_counts_repeat_samples(classification.auc, scores, labels, seed)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_average_precision(reference: Any, seed: int) -> None:
     scores, labels = several_labels(seed)

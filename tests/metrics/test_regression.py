@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from resampled import assert_counts_repeat_samples, drawn
 
@@ -40,6 +40,7 @@ def close(amount: float) -> Any:
     return pytest.approx(amount, rel=1e-12, abs=1e-10)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_as_scikit_learn(reference: Any, seed: int) -> None:
     predictions, labels = numbers(seed)
@@ -62,6 +63,7 @@ def test_constant_targets_are_those_of_scikit_learn(reference: Any, exact: bool)
     assert on_all(regression.r2(predictions, labels), 5) == 100 * expected
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_resamples(seed: int) -> None:
     predictions, labels = numbers(seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from resampled import drawn
 
@@ -37,6 +37,7 @@ def by_definition(embeddings: Array, labels: Array, k: int) -> tuple[Array, Arra
     return np.array(queries), np.array(hits)
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 5))
 def test_is_its_definition_on_all_and_on_resamples_of_queries(seed: int, k: int) -> None:
     embeddings, labels = embedded(seed)
