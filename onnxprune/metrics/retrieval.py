@@ -9,18 +9,20 @@ import numpy as np
 from onnxprune.metrics.statistics import Statistic, Sums
 from onnxprune.types import Array, BoolArray
 
-BLOCK = 2**24
+BLOCK = 2**23
 """Similarities that are held at a time."""
+ROUNDING = 16
+"""Units in the last place of 1 within which similarities are equal."""
 
 
 def recall(k: int) -> Callable[[Array, Array], Statistic]:
     """Return the metric: percentage of queries with a sample of the same identity among the k nearest by cosine.
 
-    Every sample with another one of its identity is a query, and all other samples are its gallery. Equal similarities count against
-    the query, so that a model that gives one embedding for all finds nothing. Resamples draw queries; the gallery stays. The metric is
+    Every sample with another one of its identity is a query, and all other samples are its gallery. Equal similarities (up to rounding) count
+    against the query, so that a model that gives one embedding for all finds nothing. Resamples draw queries; the gallery stays. The metric is
     NaN where there are no queries. Predictions are (n, d), labels (n,) identities; time is O(n^2 d).
 
-    Source: Musgrave et al., 2020, "A metric learning reality check", section 2.2 (recall at k, there also called precision at 1).
+    Source: Oh Song et al., 2016, "Deep metric learning via lifted structured feature embedding" (Recall@K).
 
     >>> from onnxprune.metrics.statistics import on_all
     >>> on_all(recall(1)(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]), np.array([0, 0, 1, 2])), 4)
@@ -42,6 +44,7 @@ def _found(embeddings: Array, identities: Array, k: int) -> BoolArray:
     units = _units(embeddings)
     rows = max(1, BLOCK // max(n, 1))
     hits = np.zeros(n, dtype=bool)
+    margin = ROUNDING * np.finfo(units.dtype).eps
     with np.errstate(invalid="ignore"):
         for start in range(0, n, rows):
             block = np.arange(start, min(start + rows, n))
@@ -49,7 +52,7 @@ def _found(embeddings: Array, identities: Array, k: int) -> BoolArray:
             near[block - start, block] = -np.inf
             same = identities[block, None] == identities
             best = np.where(same, near, -np.inf).max(axis=1, keepdims=True)
-            hits[block] = (~(near < best) & ~same).sum(axis=1) < k
+            hits[block] = (~(near < best - margin) & ~same).sum(axis=1) < k
     return hits
 
 

@@ -63,6 +63,13 @@ def test_one_embedding_for_all_finds_nothing(embedding: float) -> None:
         assert on_all(retrieval.recall(5)(np.full((12, 3), embedding, dtype=kind), labels), 12) == 0
 
 
+def test_rounding_finds_nothing_either() -> None:
+    row = np.random.default_rng(0).normal(size=37)
+    for kind in (np.float32, np.float64):
+        embeddings = (np.linspace(1, 2, 1003)[:, None] * row).astype(kind)  # one direction
+        assert on_all(retrieval.recall(5)(embeddings, np.arange(1003) // 2), 1003) == 0
+
+
 def test_length_does_not_count_and_half_floats_work() -> None:
     embeddings, labels = embedded(1, 60)
     whole = on_all(retrieval.recall(1)(embeddings, labels), 60)
