@@ -1,0 +1,74 @@
+"""Functions that a user names as `file.py:function`."""
+
+from __future__ import annotations
+
+import importlib.util
+import linecache
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from onnxprune.errors import OptionError, first_line
+
+
+def load(text: str) -> Callable[..., Any]:
+    """Return the function that `file.py:function` names.
+
+    The file is executed on each call, with its folder in front of `sys.path`, so that it imports the modules beside it. It stays out of
+    `sys.modules`, so that worker processes get its functions by value.
+
+    Args:
+        text: path of a Python file, absolute or relative to the working folder; a colon; the name of a function in it.
+
+    Raises:
+        OptionError: there is no such file or function, or the file cannot be imported; the message names the line that failed.
+    """
+    name, colon, function = text.rpartition(":")
+    if not colon or not name or not function.isidentifier():
+        raise OptionError("a function is named as file.py:function", where=text)
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise OptionError("there is no such file", where=name, why=f"the function {function} was looked for in it")
+    found = getattr(_imported(path, name), function, None)
+    if not callable(found):
+        why = f"the file has no {function}" if found is None else f"{function} is of type {type(found).__name__}"
+        raise OptionError("there is no such function", where=text, why=why)
+    return found  # type: ignore[no-any-return]
+
+
+def _imported(path: Path, name: str) -> ModuleType:
+    """Import a file."""
+    own = f"onnxprune_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(own, path)
+    if spec is None or spec.loader is None:
+        raise OptionError("the file is no Python file", where=name, hint="its name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
+    sys.modules[own] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise OptionError("the file cannot be imported", where=name, why=_failure(error, path)) from error
+    finally:
+        sys.modules.pop(own, None)
+        if folder in sys.path:
+            sys.path.remove(folder)
+    return module
+
+
+def _failure(error: BaseException, path: Path) -> str:
+    """Return the line of the file that failed, and the error."""
+    said = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        number = error.lineno
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        number = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+    if not number:
+        return said
+    linecache.checkcache(str(path))
+    return f"line {number}: {linecache.getline(str(path), number).strip()}: {said}"

@@ -1,0 +1,107 @@
+"""Functions that a user names as `file.py:function`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from onnxprune.errors import OptionError
+from onnxprune.metrics import user_functions
+
+METRIC = """
+from __future__ import annotations
+from dataclasses import dataclass
+import beside_{name}
+
+@dataclass
+class Scale:
+    factor: float = 2.0
+
+def metric(predictions, labels):
+    return Scale().factor * beside_{name}.total(predictions, labels)
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    name = tmp_path.name
+    (tmp_path / f"beside_{name}.py").write_text("def total(a, b):\n    return a + b\n")
+    path = tmp_path / "my.py"
+    path.write_text(METRIC.format(name=name))
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_absolute_and_relative_paths(file: Path) -> None:
+    before, names = list(sys.path), set(sys.modules)
+    for path in (str(file), "my.py", "./my.py", f"../{file.parent.name}/my.py"):
+        assert user_functions.load(f"{path}:metric")(1, 2) == 6
+    assert sys.path == before
+    assert not [name for name in set(sys.modules) - names if name.startswith("onnxprune_user")]
+
+
+def test_a_changed_file_is_read_again(file: Path) -> None:
+    user_functions.load("my.py:metric")
+    file.write_text("def metric(predictions, labels):\n    return 'another'\n")
+    assert user_functions.load("my.py:metric")(1, 2) == "another"
+
+
+def test_workers_get_functions_by_value(file: Path) -> None:
+    file.write_text("def metric(predictions, labels):\n    return predictions - labels\n")
+    content = cloudpickle.dumps(user_functions.load("my.py:metric"))
+    file.unlink()
+    assert cloudpickle.loads(content)(5, 2) == 3
+
+
+@pytest.mark.parametrize("text", ["my.py", "my.py:", ":metric", "", "my.py:not a name", "C:\\my.py"])
+def test_what_names_no_function(text: str, file: Path) -> None:
+    with pytest.raises(OptionError, match=r"file\.py:function"):
+        user_functions.load(text)
+
+
+def test_missing_files_and_functions(file: Path) -> None:
+    with pytest.raises(OptionError, match="no such file") as caught:
+        user_functions.load("other.py:metric")
+    assert caught.value.where == "other.py"
+    with pytest.raises(OptionError, match="no such function") as caught:
+        user_functions.load("my.py:other")
+    assert caught.value.why == "the file has no other"
+    with pytest.raises(OptionError, match="no such function") as caught:
+        user_functions.load("my.py:constant")
+    assert caught.value.why == "constant is of type int"
+    file.rename(file.with_suffix(".txt"))
+    with pytest.raises(OptionError, match="no Python file"):
+        user_functions.load("my.txt:metric")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("a = 1\nb = 1 / 0\n", "line 2: b = 1 / 0: ZeroDivisionError: division by zero"),
+        ("\n\nimport nothing_like_it\n", "line 3: import nothing_like_it: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("def f():\n    raise ValueError('bad\\nworse')\nf()\n", "line 2: raise ValueError('bad\\nworse'): ValueError: bad"),
+        ("import sys\nsys.exit(4)\n", "line 2: sys.exit(4): SystemExit: 4"),
+        ("a = 1\nb = (\n", "line 2: b = (: SyntaxError: "),
+    ],
+)  # fmt: skip
+def test_the_line_that_failed_is_named(content: str, why: str, file: Path) -> None:
+    before = list(sys.path)
+    file.write_text(content)
+    with pytest.raises(OptionError, match="cannot be imported") as caught:
+        user_functions.load("my.py:metric")
+    assert caught.value.why.startswith(why)
+    assert caught.value.where == "my.py"
+    assert sys.path == before
+
+
+def test_an_error_in_a_module_beside_it(file: Path) -> None:
+    other = next(file.parent.glob("beside_*.py"))
+    other.write_text("1 / 0\n")
+    with pytest.raises(OptionError) as caught:
+        user_functions.load("my.py:metric")
+    assert caught.value.why == f"line 4: import {other.stem}: ZeroDivisionError: division by zero"
