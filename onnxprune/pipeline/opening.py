@@ -146,7 +146,7 @@ def calibration(scope: contextlib.ExitStack) -> Stage:
             return run
         if training is not None:
             data = data.take(hold_out(len(data), training.hold_out, data.fixed or 1, run.options.seed)[0])
-        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options)))
+        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options, run.distance)))
 
     return Stage(calibrate, requires=("original",))
 

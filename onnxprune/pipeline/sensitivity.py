@@ -92,7 +92,7 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     trace = run.original.trace
     free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
     parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]
-    work = [(run.sources, run.asked, tuple(part)) for part in parts]
+    work = [(run.sources, run.asked, run.distance, tuple(part)) for part in parts]
     left = len(work)
 
     def done(number: int, found: tuple[Curve, ...]) -> None:
@@ -104,10 +104,10 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     return tuple(curve for curves in found for curve in curves)
 
 
-def _study_part(part: tuple[Sources, Options, tuple[str, ...]]) -> tuple[Curve, ...]:
-    sources, options, names = part
+def _study_part(part: tuple[Sources, Options, str, tuple[str, ...]]) -> tuple[Curve, ...]:
+    sources, options, distance, names = part
     with threadpool_limits(1):
-        return _curves(execute(Run(sources, asked=options), (LOAD,)), names)
+        return _curves(execute(Run(sources, asked=options, distance=distance), (LOAD,)), names)
 
 
 def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]:

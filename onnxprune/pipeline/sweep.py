@@ -24,6 +24,7 @@ from onnxprune.errors import OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
+from onnxprune.metrics.distances import AUTO
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.opening import LOAD, calibration
@@ -232,6 +233,7 @@ def _digest(run: Run, quantity: str) -> str:
     digest = hashlib.sha256(sources.model.read_bytes())
     identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]
     values = [quantity, asdict(run.asked), None if training is None else asdict(training), *identities]
+    values += [] if run.distance == AUTO else [run.distance]
     digest.update(json.dumps(values, default=str, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onnxprune.metrics.outputs import classification_accuracy, compare_outputs, output_divergence
+from onnxprune.metrics.outputs import classification_accuracy, output_agreement, output_divergence
 from onnxprune.torch_backend.batches import Batches
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import all_finite
@@ -24,7 +24,7 @@ class Validation:
         step, seconds: position in the training.
         loss: mean training loss since the last validation; None at the start.
         divergence: divergence from the original; see `onnxprune.metrics.outputs.output_divergence`.
-        agreement: percent of samples with the class of the original; None without class scores.
+        agreement: percent of samples (of maps and frames, of positions) with the class of the original; None without class scores.
         top1: percent of correct samples; None without labels.
     """
 
@@ -63,8 +63,9 @@ class Validator:
         finally:
             put(current, self._executor.weights)
         targets, labels = self._objective.targets, self._objective.labels
-        divergence = output_divergence(targets, outputs)
-        agreement = compare_outputs(targets, outputs).get("agreement")
+        kind = self._objective.distance
+        divergence = output_divergence(targets, outputs, kind=kind)
+        agreement = output_agreement(targets, outputs, kind)
         top1 = None if labels is None else classification_accuracy(outputs, labels[self._batches.validation])["top1"]
         self.history.append(Validation(step, seconds, loss, divergence, agreement, top1))
         self.since += 1
