@@ -163,6 +163,7 @@ def _slopes(
         memory=workspace.memory,
         seed=options.seed,
         progress=share_of(on_stage, "gradients"),
+        distance=workspace.distance,
     )
     return {n: partial(gradients.of_change, directions, samples=samples) for n, directions in found.items()}
 

@@ -103,6 +103,7 @@ class Probe:
         values = sum(math.prod(analysis.trace.shapes.get(name, ())) for name in names) / analysis.trace.samples
         least = LEAST_DENSE if values >= DENSE else LEAST_SAMPLES
         samples = int(np.clip(WORK / max(1.0, macs / 2), least, MOST_SAMPLES))
+        self._kind = workspace.distance
         self._batches = held_batches(workspace.calibration.plain, samples)
         self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store, names)
         self._runner.hold(self._measured.points)
@@ -126,7 +127,7 @@ class Probe:
             outputs = self._runner.finish(variant)
         else:
             outputs = measured_of(self._model, variant, self._batches, self._measured)
-        return output_divergence(self._reference, outputs, scores=not self._measured.points)
+        return output_divergence(self._reference, outputs, scores=not self._measured.points, kind=self._kind)
 
     def close(self) -> None:
         """Forget the activations."""

@@ -19,6 +19,7 @@ from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
 from onnxprune.graph.model import inputs_of
 from onnxprune.graph.readers import readers_of
+from onnxprune.metrics.distances import AUTO, takes_class_scores
 from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback
 from onnxprune.runtime.session import Feeds
@@ -39,12 +40,14 @@ class Workspace:
         store: store of activations.
         memory: bytes for the sums of one layer.
         notes: notes on the samples, for the report.
+        distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
     """
 
     calibration: Calibration
     store: ActivationStore
     memory: float
     notes: tuple[str, ...] = ()
+    distance: str = AUTO
 
     @property
     def some(self) -> Feeds:
@@ -58,8 +61,15 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> Iterator[Workspace]:
-    """Yield a workspace for some data, with the augmentation that `auto` stands for; delete its files at the end."""
+def workspace_for(
+    data: Data, analysis: Analysis, options: ResolvedOptions, distance: str = AUTO
+) -> Iterator[Workspace]:
+    """Yield a workspace for some data, with the augmentation that `auto` stands for; delete its files at the end.
+
+    Raises:
+        OptionError: the kind of the distance is unknown.
+    """
+    takes_class_scores(distance)
     notes = []
     if data.name == GENERATED_NAME:
         notes.append(DATA_FREE)
@@ -81,7 +91,7 @@ def workspace_for(data: Data, analysis: Analysis, options: ResolvedOptions) -> I
     store = ActivationStore(options.memory * STORED)
     try:
         calibration = Calibration.of(data, options.samples, kinds, options.seed)
-        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes))
+        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes), distance)
     finally:
         store.close()
 

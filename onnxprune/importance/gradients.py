@@ -23,7 +23,8 @@ derivative of (A r)' z. This is unbiased, as are labels drawn from the distribut
 certain. `fisher` and `hessian` estimate the same number, by noise at the output and by noise at the channels; `fisher` needs less work
 and fewer draws. Labels are not used: the Hessian of a cross-entropy does not depend on them in a network of ReLUs.
 
-Outputs without class scores count by their squared error as a share of their variance; `taylor` then takes g as `fisher` does.
+Outputs without class scores count by their squared error as a share of their variance; `taylor` then takes g as `fisher` does. So it does
+for all kinds of distances that take no class scores; see `onnxprune.metrics.distances`.
 All scores are in the units of the loss, over the whole network, so that scores of different layers can be compared.
 """
 
@@ -42,7 +43,10 @@ from onnxprune.calibration.batches import Calibration
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.graph.model import Model, inputs_of
 from onnxprune.importance.weights import ScoringInputs
+from onnxprune.metrics.distances import AUTO, SCORES, takes_class_scores
+from onnxprune.metrics.output_distance import Look, OutputDistance
 from onnxprune.runtime.session import Feeds
+from onnxprune.torch_backend import output_losses
 from onnxprune.torch_backend.batches import fixed_batch, tensors
 from onnxprune.torch_backend.executor import Executor
 from onnxprune.torch_backend.losses import LEAST, are_probabilities
@@ -135,7 +139,7 @@ def scores(inputs: ScoringInputs, draws: int | None = None) -> FloatArray:
     trace, method, calibration = inputs.trace, inputs.method, inputs.workspace.calibration
     masked = _Masked(inputs.model, trace)
     size = masked.samples_at_once(inputs.workspace.memory / (HELD_TWICE if method == "hessian" else HELD))
-    loss = _Loss(masked.executor, _chunks(calibration, size), inputs.seed)
+    loss = _Loss(masked.executor, _chunks(calibration, size), inputs.seed, inputs.workspace.distance)
     draws = draws or DRAWS[method]
     total = np.zeros(trace.n_channels)
     seen = 0
@@ -178,17 +182,18 @@ def of_weights(
     memory: float = 1e9,
     seed: int = 0,
     progress: Progress | None = None,
+    distance: str = AUTO,
 ) -> tuple[dict[int, Array], int]:
     """Return random directions of the weights of layers, from which `of_change` estimates the loss after any change.
 
     `_Loss.noise` draws signs for each sample, so that gradients may be summed over the samples before they are squared: the products of
-    different samples have mean 0. `hessian` equals `fisher` here. `weights` maps each node to the input that holds its weight. Returns
-    (draws, *weight) by node, and the number of samples.
+    different samples have mean 0. `hessian` equals `fisher` here. `weights` maps each node to the input that holds its weight, `distance`
+    is a kind of `onnxprune.metrics.distances`. Returns (draws, *weight) by node, and the number of samples.
     """
     stored = {n: model.graph.nodes[n].inputs[i].values for n, i in weights.items()}
     masked = _Masked(model, trace)
     size = masked.samples_at_once(memory / 2 / (HELD_TWICE if method == "hessian" else HELD))
-    loss = _Loss(masked.executor, _chunks(calibration, size), seed)
+    loss = _Loss(masked.executor, _chunks(calibration, size), seed, distance)
     elements = sum(value.size for value in stored.values())
     draws = 1 if method == "taylor" else int(np.clip(memory / 2 / (4 * max(1, elements)), LEAST_DIRECTIONS, DIRECTIONS))
     total = {n: np.zeros((draws, *value.shape), dtype=np.float32) for n, value in stored.items()}
@@ -289,20 +294,28 @@ class _Masked:
 class _Loss:
     """The losses that are differentiated; see the docstring of the module."""
 
-    def __init__(self, executor: Executor, chunks: Iterable[Chunk], seed: int) -> None:
+    def __init__(self, executor: Executor, chunks: Iterable[Chunk], seed: int, kind: str = AUTO) -> None:
         self.names = [value.name for value in executor.model.graph.outputs]
         self.generator = torch.Generator().manual_seed(seed)
         self.classifier: str | None = None
         self.probabilities = False
+        self.labelled = kind == SCORES
+        self.distances: dict[str, tuple[OutputDistance, float]] = {}
+        """Distance of each output, and its values per sample; for kinds that take no class scores."""
+        self.weights: dict[str, float] = {}
+        """Weight of the squared error of one element, by output; for models without class scores."""
+        if not takes_class_scores(kind):
+            self._look(executor, chunks, kind)
+            return
         sums: dict[str, Array] = {}
         samples = 0
         for feeds, _ in chunks:
             samples += _count(feeds)
             with torch.no_grad():
                 outputs = executor(tensors(feeds))
-            self.classifier = next((name for name in self.names if classes(outputs[name]) is not None), None)
+            self.classifier = next((name for name in self.names if self._scores(outputs, name) is not None), None)
             if self.classifier is not None:  # decided as in `onnxprune.metrics.outputs`
-                self.probabilities = are_probabilities(outputs[self.classifier])
+                self.probabilities = are_probabilities(outputs[self.classifier], labelled=self.labelled)
                 return
             for name in self.names:
                 x = outputs[name]
@@ -313,7 +326,26 @@ class _Loss:
             name: samples / (n * max(square / n - (mean / n) ** 2, 1e-30) * len(sums))
             for name, (n, mean, square) in sums.items()
         }
-        """Weight of the squared error of one element, by output; for models without class scores."""
+
+    def _look(self, executor: Executor, chunks: Iterable[Chunk], kind: str) -> None:
+        """Find the distance of each output, and the number of its values per sample."""
+        samples = 0
+        looks = {name: Look(kind) for name in self.names}
+        for feeds, _ in chunks:
+            samples += _count(feeds)
+            with torch.no_grad():
+                outputs = executor(tensors(feeds))
+            for name, look in looks.items():
+                look.add(outputs[name].numpy())
+        found = {name: (look.distance(), look.size / samples) for name, look in looks.items()}
+        self.distances = {name: (each, size) for name, (each, size) in found.items() if each is not None}
+
+    def _of_kind(self, outputs: dict[str, Tensor]) -> Iterator[tuple[OutputDistance, Tensor, float]]:
+        """Yield the distance of each output, the output, and the factor of its mean in the sum over the samples."""
+        errors = sum(found.measure == "error" for found, _ in self.distances.values())
+        for name, (found, size) in self.distances.items():
+            alike = errors if found.measure == "error" else len(self.distances) - errors
+            yield found, outputs[name], outputs[name].numel() / size / alike
 
     def first_order(self, outputs: dict[str, Tensor], labels: Array | None) -> Tensor:
         """Return the cross-entropy with the labels, or with the most likely class; summed over the samples."""
@@ -338,6 +370,8 @@ class _Loss:
             signed = root * self._signs(root)
             return (signed * log_p).sum()  # the gradient of log p makes r sqrt(p) into A r
         total = torch.zeros(())
+        for found, z, factor in self._of_kind(outputs):
+            total = total + math.sqrt(factor) * output_losses.noise(found, z, self.generator)
         for name, weight in self.weights.items():
             z = outputs[name]
             total = total + math.sqrt(2 * weight) * (z * self._signs(z)).sum()
@@ -349,14 +383,19 @@ class _Loss:
             log_p = self._log_probabilities(outputs)
             return -(log_p.detach().exp() * log_p).sum()
         total = torch.zeros(())
+        for found, z, factor in self._of_kind(outputs):
+            total = total + factor * output_losses.distance(found, z, z.detach())
         for name, weight in self.weights.items():
             z = outputs[name]
             total = total + weight * (z - z.detach()).square().sum()
         return total
 
+    def _scores(self, outputs: dict[str, Tensor], name: str) -> Tensor | None:
+        return classes(outputs[name], labelled=self.labelled)
+
     def _log_probabilities(self, outputs: dict[str, Tensor]) -> Tensor:
         assert self.classifier is not None
-        x = classes(outputs[self.classifier])
+        x = self._scores(outputs, self.classifier)
         assert x is not None
         return x.clamp_min(LEAST).log() if self.probabilities else x.log_softmax(1)
 

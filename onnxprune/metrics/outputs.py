@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.metrics.distances import AUTO, SCORES, takes_class_scores
+from onnxprune.metrics.output_distance import distance_of
 from onnxprune.metrics.table import of_kind
 from onnxprune.types import FloatArray
 
@@ -85,13 +87,13 @@ class OutputPair:
         share = pair.mean(_unexplained)
         return None if share is None else 100.0 * (1.0 - share)
 
-    def _beside_scores(self) -> OutputPair:
+    def _beside_scores(self, *, labelled: bool = False) -> OutputPair:
         """Return the outputs without the class scores, and without those that name the same classes in another form."""
-        place = _place_of_scores(self.original, labelled=self.labels is not None)
+        place = _place_of_scores(self.original, labelled=labelled or self.labels is not None)
         if place is None:
             return self
         main = self.original[place]
-        kept = [n for n, output in enumerate(self.original) if n != place and not _names_the_same(main, output)]
+        kept = [n for n, output in enumerate(self.original) if n != place and not names_the_same(main, output)]
         return OutputPair([self.candidate[n] for n in kept], [self.original[n] for n in kept])
 
     def scores(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
@@ -132,7 +134,7 @@ def _place_of_scores(outputs: Outputs, *, labelled: bool) -> int | None:
     return None
 
 
-def _names_the_same(scores: Array, output: Array) -> bool:
+def names_the_same(scores: Array, output: Array) -> bool:
     """Tell whether an output holds the same classes as class scores do: probabilities beside logits, or the best class."""
     best = scores.reshape(len(scores), -1).argmax(axis=1)
     if output.dtype.kind == "f":
@@ -154,25 +156,62 @@ def compare_outputs(
     return OutputPair(candidate, original, labels, classes).amounts("fidelity")
 
 
-def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True) -> float:
+def output_divergence(original: Outputs, candidate: Outputs, *, scores: bool = True, kind: str = AUTO) -> float:
     """Return the divergence of the outputs of a model from those of the original; 0 where they are the same.
 
     For an output of the form (samples, classes) the divergence is the Kullback-Leibler divergence, as training takes it, for all others
     the squared error as a share of their variance, mean over outputs; a model with both has the sum. It is infinite where an output is not finite, and
     where no output is comparable: where none holds numbers and has one shape in both models. `scores` tells whether an
     output may be the class scores of a classifier. Whether such an output holds plain numbers is not judged here: the judgement depends
-    on the samples, and losses that are compared must be of one kind.
+    on the samples, and losses that are compared must be of one kind. The other kinds are those of `onnxprune.metrics.distances`; for
+    them `scores` has no effect.
+
+    Raises:
+        OptionError: the kind is unknown.
     """
+    if not takes_class_scores(kind):
+        return _divergence_of_kind(original, candidate, kind) if all_finite(candidate) else float("inf")
     if not all_finite(candidate):
         return float("inf")
-    pair = _pair_of_scores(original, candidate) if scores else None
+    known = kind == SCORES
+    pair = _pair_of_scores(original, candidate, labelled=known) if scores or known else None
     whole = OutputPair(candidate, original)
-    error = (whole if pair is None else whole._beside_scores()).mean(
+    error = (whole if pair is None else whole._beside_scores(labelled=known)).mean(
         lambda x, y: _squared(x, y) / max(_squared(x, x.mean(dtype=np.float64)), 1e-30)
     )
     if pair is not None:
         return max(_kl(*pair), 0.0) + (error or 0.0)
     return float("inf") if error is None else error
+
+
+def _divergence_of_kind(original: Outputs, candidate: Outputs, kind: str) -> float:
+    """Return the mean distance of the outputs that a kind is made for, plus the mean error of all others."""
+    made: list[float] = []
+    others: list[float] = []
+    for x, y in zip(original, candidate, strict=True):
+        found = distance_of(kind, x) if x.shape == y.shape else None
+        if found is not None:
+            (others if found.measure == "error" else made).append(found(x, y))
+    if not made and not others:
+        return float("inf")
+    return max(0.0, sum((float(np.mean(each)) for each in (made, others) if each), 0.0))
+
+
+def output_agreement(original: Outputs, candidate: Outputs, kind: str = AUTO) -> float | None:
+    """Return the percentage of samples, of maps and frames that of positions, with the same class; None where none names a class.
+
+    >>> map = [np.array([[[1.0, 0.0]], [[0.0, 1.0]]]).reshape(1, 2, 2)]
+    >>> output_agreement(map, [map[0][:, ::-1]], "map")
+    0.0
+    """
+    if kind == AUTO:
+        return OutputPair(candidate, original).agreement()
+    if takes_class_scores(kind):
+        pair = _pair_of_scores(original, candidate, labelled=True)
+        return None if pair is None else 100.0 * float((pair[0].argmax(axis=1) == pair[1].argmax(axis=1)).mean())
+    found = [(distance_of(kind, x), x, y) for x, y in zip(original, candidate, strict=True) if x.shape == y.shape]
+    same = [each.agreement(x, y) for each, x, y in found if each is not None and each.tells_classes]
+    return 100.0 * float(np.mean(same)) if same else None
 
 
 KEPT = {"embed": ("cosine",), "segment": ("agreement",), "ctc": ("agreement",)}

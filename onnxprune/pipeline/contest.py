@@ -276,7 +276,8 @@ class Search:
         if (
             math.isnan(loss) or start is not solution.base
         ):  # otherwise repair has measured the divergence from the original
-            loss = divergences(self.run.edited.analysis.model, [result.model], workspace.calibration)[0]
+            original, calibration = self.run.edited.analysis.model, workspace.calibration
+            loss = divergences(original, [result.model], calibration, workspace.distance)[0]
         return replace(solution, repaired=result, loss=loss)
 
 

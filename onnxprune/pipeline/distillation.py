@@ -50,6 +50,7 @@ def train(run: Run) -> Run:
         state_file(run, run.step),
         run.options.memory / 2,
         lambda share, text: run.on_stage("train", share, text),
+        run.distance,
     )
     tuned = distill(run.model, run.edited.reference, run.data, with_augmentation(training, run.data), setting)
     run = replace(run, model=tuned.model, tuned=tuned)

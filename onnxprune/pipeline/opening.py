@@ -24,6 +24,7 @@ from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model, inputs_of
+from onnxprune.metrics.distances import OF_TASK
 from onnxprune.metrics.outputs import all_finite
 from onnxprune.metrics.tasks import find_task
 from onnxprune.options import ResolvedTraining, Training
@@ -159,7 +160,7 @@ def calibration(scope: contextlib.ExitStack) -> Stage:
             return run
         if training is not None:
             data = data.take(hold_out(len(data), training.hold_out, data.fixed or 1, run.options.seed)[0])
-        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options)))
+        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options, run.distance)))
 
     return Stage(calibrate, requires=("original",))
 
@@ -190,7 +191,8 @@ def look_at_data(run: Run) -> Run:
     without_effect = list(_without_effect(run))
     for text in (*told, *without_effect):
         warnings.warn(DataWarning(text), stacklevel=2)
-    return replace(run, doubts=tuple(found), task=task).noted(*without_effect)
+    distance = AUTO if task is None else OF_TASK.get(task.name, AUTO)
+    return replace(run, doubts=tuple(found), task=task, distance=distance).noted(*without_effect)
 
 
 def _already_pruned(run: Run) -> Iterator[Check]:

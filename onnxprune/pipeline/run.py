@@ -21,6 +21,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
 from onnxprune.graph.model import Model
+from onnxprune.metrics.distances import AUTO
 from onnxprune.metrics.tasks import Task
 from onnxprune.options import Options, ResolvedOptions, Training
 from onnxprune.options.judging import Judging
@@ -115,6 +116,7 @@ class Run:
         asked: options as given.
         training: settings of the training; None: no training.
         measure: benchmark config.
+        distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
         on_stage: progress callback.
         command: command line or call, for the report.
         options: without `auto`.
@@ -150,6 +152,7 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
+    distance: str = AUTO
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET
     data: Data | None = None

@@ -18,7 +18,6 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.registry import calibrated_scores
-from onnxprune.metrics.tasks import Task
 from onnxprune.options import Options
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
@@ -97,7 +96,7 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     trace = run.original.trace
     free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
     parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]
-    work = [(run.sources, run.asked, run.task, tuple(part)) for part in parts]
+    work = [(run.sources, run.asked, run.distance, tuple(part)) for part in parts]
     left = len(work)
 
     def done(number: int, found: tuple[Curve, ...]) -> None:
@@ -109,10 +108,10 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     return tuple(curve for curves in found for curve in curves)
 
 
-def _study_part(part: tuple[Sources, Options, Task | None, tuple[str, ...]]) -> tuple[Curve, ...]:
-    sources, options, task, names = part
+def _study_part(part: tuple[Sources, Options, str, tuple[str, ...]]) -> tuple[Curve, ...]:
+    sources, options, distance, names = part
     with threadpool_limits(1):
-        return _curves(replace(execute(Run(sources, asked=options), (LOAD,)), task=task), names)
+        return _curves(execute(Run(sources, asked=options, distance=distance), (LOAD,)), names)
 
 
 def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]:

@@ -11,6 +11,7 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.comparison_points import Measured, measured_tensors
 from onnxprune.graph.model import Model, count_params
 from onnxprune.graph.readers import linear_layers, units_of
+from onnxprune.metrics.distances import AUTO
 from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
@@ -69,7 +70,7 @@ def refit_if_better(
 ) -> RepairResult:
     """Refit all layers, unless that increases the divergence of the output from the reference on held-out samples."""
     model, layers = refit(task, workspace, options, on_stage)
-    before, after = divergences(task.reference, (task.pruned, model), workspace.calibration)
+    before, after = divergences(task.reference, (task.pruned, model), workspace.calibration, workspace.distance)
     notes = list(workspace.notes)
     if before == math.inf == after:
         notes.append("the repair was not judged: no output of the result is comparable with one of the original")
@@ -91,15 +92,17 @@ def refit_if_better(
     return RepairResult(model, layers, tuple(notes), after)
 
 
-def divergences(model: Model, candidates: Sequence[Model], calibration: Calibration) -> list[float]:
-    """Return the divergence of each candidate's output from the model's, on held-out samples."""
+def divergences(
+    model: Model, candidates: Sequence[Model], calibration: Calibration, distance: str = AUTO
+) -> list[float]:
+    """Return the divergence of each candidate's output from the model's, on held-out samples, by a kind of distance."""
     batches = held_batches(calibration, MOST_SAMPLES)
     found = measured_tensors(model.graph)
     names = [name for name in found.names if all(_has(one, name) for one in candidates)]
     measured = Measured(tuple(names), found.points)
     reference = outputs_of(model, batches, names)
     found_of = (measured_of(model, one, batches, measured) for one in candidates)
-    return [output_divergence(reference, outputs, scores=not found.points) for outputs in found_of]
+    return [output_divergence(reference, outputs, scores=not found.points, kind=distance) for outputs in found_of]
 
 
 def _has(model: Model, name: str) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from onnxprune.data.dataset import Data
 from onnxprune.errors import ModelError, OptionError, TrainingError
 from onnxprune.graph.model import Model
+from onnxprune.metrics.distances import AUTO
 from onnxprune.options import ResolvedTraining
 from onnxprune.runtime.session import ORT_VERSION
 from onnxprune.torch_backend import parity
@@ -91,6 +92,7 @@ class Setting:
         trace: facts of the student, for `Training.gate_below`.
         checkpoint: file of the state, from which an interrupted training resumes; see `onnxprune.training.checkpoint`.
         memory: bytes that preprocessed samples may take.
+        distance: kind of the distance from the teacher, of `onnxprune.metrics.distances`.
         on_progress: called after each step with the share that is done, and a text with the loss.
     """
 
@@ -100,6 +102,7 @@ class Setting:
     checkpoint: Path | None = None
     memory: float = 1e9
     on_progress: Callable[[float, str], None] | None = None
+    distance: str = AUTO
 
 
 def distill(student: Model, teacher: Model, data: Data, training: ResolvedTraining, setting: Setting) -> TrainingResult:
@@ -177,7 +180,9 @@ class _Run:
         self.batches = Batches(data, training, setting.seed, setting.memory)
         probe = self.batches.feeds(self.batches.probe)
         compared = [parity.check(executor, probe) for executor in (self.teacher, self.executor)]
-        self.objective = Objective(self.executor, self.teacher, self.batches, data, training, setting.features)
+        self.objective = Objective(
+            self.executor, self.teacher, self.batches, data, training, setting.features, setting.distance
+        )
         self.constraints = Constraints(self.executor, training.bounds)
         self.notes = [*filter(None, compared), *self.constraints.notes]
         self.frozen = None if training.freeze_below is None else Frozen(self.weights, training.freeze_below)
@@ -353,6 +358,7 @@ class _Run:
         """Return a digest of everything that the result depends on."""
         setting, versions = self.setting, (torch.__version__, ORT_VERSION)
         plain = [asdict(self.training), setting.seed, sorted(setting.features), self.teacher.model.digest, *versions]
+        plain += [] if setting.distance == AUTO else [setting.distance]
         digest = hashlib.sha256(json.dumps(plain, default=str, sort_keys=True).encode())
         for name, tensor in (*self.weights.items(), *self.executor.buffers.items()):
             digest.update(name.encode())

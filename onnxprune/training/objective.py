@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onnxprune.data.dataset import Array, Data
 from onnxprune.errors import DataError, ModelError, OptionError
+from onnxprune.metrics.distances import AUTO, SCORES, takes_class_scores
 from onnxprune.metrics.outputs import Outputs, class_scores
 from onnxprune.options import LABELS, ResolvedTraining
 from onnxprune.torch_backend.batches import Batches, tensors
@@ -24,6 +25,7 @@ class Objective:
     Attributes:
         targets: outputs of the teacher for the validation samples.
         labels: labels of all samples; None if the loss does not use them.
+        distance: kind of the distance from the teacher, of `onnxprune.metrics.distances`.
     """
 
     def __init__(
@@ -34,18 +36,20 @@ class Objective:
         data: Data,
         training: ResolvedTraining,
         features: FeaturePositions,
+        distance: str = AUTO,
     ) -> None:
         """Run the teacher on the validation samples.
 
         Raises:
             ModelError: no output is a floating point number.
-            OptionError: the options ask for labels, and there are none.
+            OptionError: the options ask for labels, and there are none; the kind of the distance is unknown.
             DataError: a label is out of range.
         """
         self._student, self._teacher, self._batches, self._training = student, teacher, batches, training
+        self.distance = distance
         self._outputs = [value.name for value in student.model.graph.outputs]
         self.targets = validation_outputs(teacher, batches)
-        self._distance = Distance.of([torch.from_numpy(o) for o in self.targets], training.temperature)
+        self._distance = Distance.of([torch.from_numpy(o) for o in self.targets], training.temperature, distance)
         if not self._distance:
             raise ModelError(
                 "nothing can be learned from the original",
@@ -95,10 +99,15 @@ class Objective:
     def _checked_labels(self, data: Data) -> tuple[Array | None, float]:
         """Return the labels, or None if the loss does not use them, and their share of the loss."""
         asked = self._training.labels
-        classes = class_scores(self.targets)
-        if data.labels is None or classes is None:
+        if not asked and not takes_class_scores(self.distance):
+            return None, 0.0
+        known = self._distance.classes is not None
+        classes = class_scores(self.targets, labelled=self.distance == SCORES) if known else None
+        if data.labels is None or classes is None or not _are_class_numbers(data.labels):
             if asked:
                 why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
+                if data.labels is not None and classes is not None:
+                    why = "those of the data are no class numbers"
                 raise OptionError(
                     f"--label-weight {asked:g} needs labels", why=why, hint="give labeled data, or leave out the option"
                 )
@@ -116,6 +125,11 @@ class Objective:
             why=f"there is a label {beyond[0]}, and the model has {n} classes, from 0",
             hint="check that the labels belong to this model, or give --label-weight 0",
         )
+
+
+def _are_class_numbers(labels: Array) -> bool:
+    """Tell whether labels are one integer per sample; those of some tasks are maps, boxes or texts."""
+    return np.ndim(labels) == 1 and np.asarray(labels).dtype.kind in "iu"
 
 
 def validation_outputs(executor: Executor, batches: Batches) -> Outputs:

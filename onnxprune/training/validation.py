@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onnxprune.metrics.outputs import class_scores, compare_outputs, output_divergence
+from onnxprune.metrics.outputs import class_scores, output_agreement, output_divergence
 from onnxprune.metrics.paired_tests import right
 from onnxprune.torch_backend.batches import Batches
 from onnxprune.torch_backend.executor import Executor
@@ -25,7 +25,7 @@ class Validation:
         step, seconds: position in the training.
         loss: mean training loss since the last validation; None at the start.
         divergence: divergence from the original; see `onnxprune.metrics.outputs.output_divergence`.
-        agreement: percent of samples with the class of the original; None without class scores.
+        agreement: percent of samples (of maps and frames, of positions) with the class of the original; None without class scores.
         top1: percent of correct samples; None without labels.
     """
 
@@ -64,8 +64,9 @@ class Validator:
         finally:
             put(current, self._executor.weights)
         targets, labels = self._objective.targets, self._objective.labels
-        divergence = output_divergence(targets, outputs)
-        agreement = compare_outputs(targets, outputs).get("agreement")
+        kind = self._objective.distance
+        divergence = output_divergence(targets, outputs, kind=kind)
+        agreement = output_agreement(targets, outputs, kind)
         scores = None if labels is None else class_scores(outputs, labelled=True)
         top1 = None
         if scores is not None and labels is not None:

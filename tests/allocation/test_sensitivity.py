@@ -41,7 +41,7 @@ SETTINGS = settings(DRAWN, max_examples=20)
 class Study:
     """A model, how its groups lose channels, and the curves."""
 
-    def __init__(self, proto: onnx.ModelProto, n: int = 32) -> None:
+    def __init__(self, proto: onnx.ModelProto, n: int = 32, distance: str = "auto") -> None:
         self.model: Model = load(proto)
         self.trace: Trace = trace_model(self.model)
         self.analysis = Analysis(self.model, self.trace, CostModel(self.trace))
@@ -49,7 +49,7 @@ class Study:
         feeds = random_feeds(self.model.header, shapes, 7)
         self.calibration = Calibration.of(load_data(feeds, inputs_of(self.model)), 10_000)
         self.store = ActivationStore(1e9)
-        self.workspace = Workspace(self.calibration, self.store, 1e9)
+        self.workspace = Workspace(self.calibration, self.store, 1e9, distance=distance)
         self.removals: list[Removal] = list(
             second_order.removals(self.model, self.trace, self.workspace, None, np.ones(self.trace.n_channels))
         )
@@ -93,7 +93,9 @@ def checked(study: Study) -> None:
         assert (np.diff(curve.losses) >= 0).all()
         np.testing.assert_array_equal(curve.order, removal.order)
         measured = [
-            output_divergence(reference, outputs(study.variant(removal, gone), study.held()))
+            output_divergence(
+                reference, outputs(study.variant(removal, gone), study.held()), kind=study.workspace.distance
+            )
             for gone in removal.weights
         ]
         wanted = np.maximum.accumulate(np.array([0.0, *measured]))
@@ -148,6 +150,52 @@ def test_measurements_are_those_of_the_whole_variant(build):
 @pytest.mark.parametrize("n", [1, 3])
 def test_few_samples(n):
     checked(Study(proto_of(line), n=n))
+
+
+def kl_of_pixels(x: Array, y: Array) -> float:
+    log_p, log_q = (z - np.log(np.exp(z).sum(axis=1, keepdims=True)) for z in (x.astype(float), y.astype(float)))
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+
+
+def test_curves_of_maps_are_the_divergence_of_their_pixels():
+    study, other = (Study(proto_of(residual), distance=kind) for kind in ("map", "auto"))
+    checked(study)
+    (reference,) = outputs(study.model, study.held())
+    for removal in study.removals:
+        curve = study.curves[removal.group.name]
+        measured = [
+            kl_of_pixels(reference, outputs(study.variant(removal, gone), study.held())[0]) for gone in removal.weights
+        ]
+        np.testing.assert_allclose(curve.losses[1:], np.maximum.accumulate(measured), rtol=1e-3, atol=2e-6)
+        assert not np.allclose(curve.losses[1:], other.curves[removal.group.name].losses[1:], rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "map"])
+def test_repair_is_judged_by_the_distance_of_the_task(kind):
+    study = Study(proto_of(residual))
+    variant = study.variant(study.removals[0], max(study.removals[0].weights))
+    found = divergences(study.model, [variant], study.calibration, kind)[0]
+    reference = outputs(study.model, study.held())
+    assert found == pytest.approx(output_divergence(reference, outputs(variant, study.held()), kind=kind), rel=1e-3)
+    assert found != pytest.approx(divergences(study.model, [variant], study.calibration)[0], rel=0.01)
+
+
+def detector(b: Builder) -> str:
+    """Rows of 4 pixels and 2 scores, (n, 6, 64)."""
+    x = b.node("Relu", [b.conv("x", 8, 3)])
+    boxes = b.node("Mul", [b.conv(x, 4), b.const(np.float32(320))])
+    return b.reshape(b.concat([boxes, b.node("Sigmoid", [b.conv(x, 2)])]), (-1, 6, 64), (6, 64))
+
+
+def test_scores_of_boxes_count_in_curves_as_pixels_do():
+    study = Study(proto_of(detector), distance="boxes")
+    checked(study)
+    (removal,) = study.removals
+    (reference,) = outputs(study.model, study.held())
+    worst = max(removal.weights)
+    (found,) = outputs(study.variant(removal, worst), study.held())
+    error = np.square(reference.astype(float) - found).mean(axis=(0, 2)) / reference.astype(float).var(axis=(0, 2))
+    assert study.curves[removal.group.name].losses[-1] == pytest.approx(error.mean(), rel=1e-3)
 
 
 def test_a_fixed_batch():

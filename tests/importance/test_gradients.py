@@ -42,11 +42,17 @@ class Study:
     calibration: Calibration
 
     def scores(
-        self, method: str, seed: int = 0, memory: float = 1e9, draws: int | None = None, progress: Any = None
+        self,
+        method: str,
+        seed: int = 0,
+        memory: float = 1e9,
+        draws: int | None = None,
+        progress: Any = None,
+        distance: str = "auto",
     ) -> Array:
         from onnxprune.importance import gradients
 
-        workspace = Workspace(self.calibration, ActivationStore(0), memory)
+        workspace = Workspace(self.calibration, ActivationStore(0), memory, distance=distance)
         keep = np.ones(self.trace.n_channels, dtype=bool)
         return gradients.scores(ScoringInputs(method, self.model, self.trace, keep, seed, workspace, progress), draws)
 
@@ -245,6 +251,30 @@ def test_second_order_is_the_divergence_as_what_reads_a_channel_is_scaled(body: 
         moved = [output_divergence(reference, study.outputs(channel, factor)) for factor in (1.05, 0.95)]
         expected[channel] = sum(moved) / 2 / 0.05**2
     np.testing.assert_allclose(found[study.free], expected[study.free], rtol=0.2, atol=0.04 * float(expected.max()))
+
+
+@pytest.mark.parametrize("method", ["fisher", "hessian"])
+@pytest.mark.parametrize("kind", ["numbers", "boxes", "map", "frames", "embedding"])
+def test_scores_are_in_the_units_of_the_distance_of_a_task(method: str, kind: str):
+    b = Builder((2, 4, 4), seed=3)
+    x = b.node("Sigmoid", [plain(b)])
+    if kind == "embedding":
+        output = b.gemm(b.flatten(x), 5)
+    else:
+        output = b.conv(x, 3)
+        output = b.reshape(output, (-1, 4, 12), (4, 12)) if kind == "frames" else output
+    study = studied(b.build(output), n=3)
+    found = study.scores(method, draws=600, distance=kind)
+    np.testing.assert_allclose(
+        study.scores(method, draws=600, memory=1, distance=kind), found, rtol=0.3, atol=0.05 * float(found.max())
+    )
+    reference = study.outputs()
+    expected = np.zeros(study.trace.n_channels)
+    for channel in study.free:
+        moved = [output_divergence(reference, study.outputs(channel, factor), kind=kind) for factor in (1.05, 0.95)]
+        expected[channel] = sum(moved) / 2 / 0.05**2
+    np.testing.assert_allclose(found[study.free], expected[study.free], rtol=0.2, atol=0.04 * float(expected.max()))
+    assert study.scores("taylor", distance=kind).any()
 
 
 def test_an_output_that_is_no_classifier_counts_by_its_squared_error():
