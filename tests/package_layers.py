@@ -30,6 +30,7 @@ OWNERS = {
     "joblib": {"runtime.workers"},
     "dask": {"runtime.workers"},
     "distributed": {"runtime.workers"},
+    "pycocotools": {"metrics.detection"},
     "platformdirs": {"runtime.machine"},
     "matplotlib": {"report.matplotlib_plots"},
     "bokeh": {"report.bokeh_plots"},
