@@ -234,13 +234,18 @@ def _pose(outputs: Outputs, size: Size) -> Array:
     return _collected(of(sample) for sample in rows)
 
 
-def _boxes_and_scores(outputs: Outputs) -> tuple[Array, Array]:
-    """Return boxes, then scores; where both have four columns, scores come first or are the ones that sum to 1."""
+def _boxes_and_scores(outputs: Outputs, are_boxes: Callable[[Array], bool]) -> tuple[Array, Array]:
+    """Return boxes, then scores; where both have four columns, values tell: rows of scores may sum to 1, and boxes look like boxes."""
     first, second = outputs
-    if first.shape[2] == second.shape[2]:
-        sums = second.sum(axis=2)
-        return (first, second) if bool((np.abs(sums - 1) < 1e-3).all()) else (second, first)
-    return (first, second) if first.shape[2] == 4 else (second, first)
+    if first.shape[2] != second.shape[2]:
+        return (first, second) if first.shape[2] == 4 else (second, first)
+    sums = [_sum_to_1(output) for output in outputs]
+    boxes_last = sums[0] if sums[0] != sums[1] else are_boxes(second)
+    return (second, first) if boxes_last else (first, second)
+
+
+def _sum_to_1(scores: Array) -> bool:
+    return bool((np.abs(scores.sum(axis=2, dtype=np.float64) - 1) < 1e-2).all())
 
 
 def _detr(outputs: Outputs, size: Size) -> Array:
@@ -249,10 +254,9 @@ def _detr(outputs: Outputs, size: Size) -> Array:
     It is a softmax where "no object" has the largest score, above 0, in most queries: that of most queries of a softmax finds nothing,
     and a sigmoid then has no positive score.
     """
-    boxes, scores = _boxes_and_scores(outputs)
+    boxes, scores = _boxes_and_scores(outputs, lambda boxes: bool(boxes.min() >= 0 and boxes.max() <= 1))
     nothing = (scores.argmax(axis=2) == scores.shape[2] - 1) & (scores[..., -1] > 0)
-    in_shares = bool((np.abs(scores.sum(axis=2) - 1) < 1e-3).all())
-    if scores.shape[2] > 1 and (in_shares or nothing.mean() > 0.5):
+    if scores.shape[2] > 1 and (_sum_to_1(scores) or nothing.mean() > 0.5):
         scores = shares(scores)[..., :-1]
     else:
         scores = probabilities(scores)
@@ -267,7 +271,7 @@ def _detr(outputs: Outputs, size: Size) -> Array:
 
 
 def _ssd(outputs: Outputs, size: Size) -> Array:
-    boxes, scores = _boxes_and_scores(outputs)
+    boxes, scores = _boxes_and_scores(outputs, lambda boxes: bool((boxes[..., 2:] >= boxes[..., :2]).mean() > 0.9))
     boxes = pixels(boxes, size) if relative(boxes) else boxes.astype(np.float64)
     return _suppressed(boxes, shares(scores)[..., 1:], SSD_FLOOR, SSD_IOU)
 

@@ -58,7 +58,9 @@ def drawn(seed: int, images: int, classes: int, digits: int, keypoints: int = 0)
         places = np.concatenate(
             [points[near] + random.normal(0, 1, (len(near), keypoints, 3)), random.uniform(0, 70, (far, keypoints, 3))]
         )
-        rows = np.column_stack([boxes, random.random(len(boxes)).round(digits), kinds, places.reshape(len(boxes), 3 * keypoints)])
+        rows = np.column_stack(
+            [boxes, random.random(len(boxes)).round(digits), kinds, places.reshape(len(boxes), 3 * keypoints)]
+        )
         predictions.append(rows[random.permutation(len(rows))])
     return objects(predictions), objects(labels)
 
