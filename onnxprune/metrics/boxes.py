@@ -60,7 +60,7 @@ def suppress(boxes: FloatArray, scores: Array, classes: Array, *, iou: float, li
     >>> suppress(boxes, np.array([0.8, 0.9, 0.7]), np.array([0, 0, 1]), iou=0.7, limit=300).tolist()
     [1, 2]
     """
-    order = np.argsort(-scores, kind="stable")[:CANDIDATES]
+    order = best(scores)
     kept = np.zeros(0, dtype=np.int64)
     for start in range(0, len(order), BLOCK):
         block = order[start : start + BLOCK]
@@ -75,6 +75,16 @@ def suppress(boxes: FloatArray, scores: Array, classes: Array, *, iou: float, li
         if len(kept) >= limit:
             break
     return kept[:limit]
+
+
+def best(scores: Array) -> IntArray:
+    """Return the numbers of the highest of (m,) scores, the highest first, at most `CANDIDATES`; equal scores keep their order."""
+    chosen = np.arange(len(scores))
+    if len(scores) > CANDIDATES:
+        level = np.partition(scores, -CANDIDATES)[-CANDIDATES]
+        above = np.flatnonzero(scores > level)
+        chosen = np.sort(np.concatenate([above, np.flatnonzero(scores == level)[: CANDIDATES - len(above)]]))
+    return np.asarray(chosen[np.argsort(-scores[chosen], kind="stable")])
 
 
 def _doubles(boxes: FloatArray, classes: Array, first: IntArray, second: IntArray, iou: float) -> Array:

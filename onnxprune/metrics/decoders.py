@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from onnxprune.errors import DataError
 from onnxprune.metrics.boxes import (
+    best,
     cells,
     corners,
     grid,
@@ -180,7 +181,9 @@ def _suppressed(boxes: Array, scores: Array, floor: float = FLOOR, iou: float = 
     """Return what a suppression leaves of corners (n, A, 4) with scores (n, A, c); a box counts for each class above the floor."""
 
     def of(boxes: Array, scores: Array) -> FloatArray:
-        anchors, classes = np.nonzero(scores >= floor)
+        pairs = np.flatnonzero(scores >= floor)
+        pairs = pairs[best(scores.reshape(-1)[pairs])]
+        anchors, classes = np.unravel_index(pairs, scores.shape)
         rows = _table(boxes[anchors], scores[anchors, classes], classes)
         return rows[suppress(rows[:, :4], rows[:, 4], classes, iou=iou, limit=LIMIT)]
 
@@ -263,8 +266,8 @@ def _detr(outputs: Outputs, size: Size) -> Array:
     boxes = pixels(corners(boxes), size)
 
     def of(boxes: Array, scores: Array) -> FloatArray:
-        best = np.argsort(-scores, axis=None, kind="stable")[:LIMIT]
-        queries, classes = np.unravel_index(best, scores.shape)
+        first = np.argsort(-scores, axis=None, kind="stable")[:LIMIT]
+        queries, classes = np.unravel_index(first, scores.shape)
         return _table(boxes[queries], scores[queries, classes], classes)
 
     return _collected(of(*sample) for sample in zip(boxes, scores, strict=True))

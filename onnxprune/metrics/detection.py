@@ -70,7 +70,7 @@ def mean_average_precision(predictions: Array, labels: Array) -> Statistic:
 def at_half(predictions: Array, labels: Array) -> Statistic:
     """Return the mAP of boxes at IoU 0.5, in percent, as a function of resamples; see `mean_average_precision`.
 
-    Detections are matched at this one IoU, in a tenth of the time.
+    Detections are matched at this IoU alone.
     """
     return _statistic(predictions, labels, THRESHOLDS[:1])
 

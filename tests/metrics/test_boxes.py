@@ -51,6 +51,14 @@ def test_overlap_is_that_of_each_pair(seed: int) -> None:
     assert boxes.overlap(first, second) == pytest.approx(np.array(expected))
 
 
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), max_size=20), st.integers(1, 20))
+def test_best_scores_are_the_first_of_all_in_order(scores: list[float], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boxes, "CANDIDATES", most)
+        expected = sorted(range(len(scores)), key=lambda number: -scores[number])[:most]
+        assert boxes.best(np.array(scores)).tolist() == expected
+
+
 def test_only_the_best_candidates_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boxes, "CANDIDATES", 2)
     found = np.array([[0.0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10]])
