@@ -31,6 +31,7 @@ OWNERS = {
     "dask": {"runtime.workers"},
     "distributed": {"runtime.workers"},
     "rapidfuzz": {"metrics.text"},
+    "pycocotools": {"metrics.detection"},
     "platformdirs": {"runtime.machine"},
     "matplotlib": {"report.matplotlib_plots"},
     "bokeh": {"report.bokeh_plots"},

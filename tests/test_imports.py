@@ -102,13 +102,13 @@ def test_import_and_help_stay_light(statement):
 
 
 def test_the_main_job_needs_no_extra(tiny_path, samples, tmp_path):
-    """Without the extras (torch, Bokeh, matplotlib, Dask, rapidfuzz) a model is pruned, repaired, checked and swept."""
+    """Without the extras (torch, Bokeh, matplotlib, Dask, rapidfuzz, pycocotools) a model is pruned, repaired, checked and swept."""
     code = f"""
 import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {{"torch", "onnxscript", "bokeh", "jinja2", "matplotlib", "dask", "distributed", "rapidfuzz"}}:
+        if name.partition(".")[0] in {{"torch", "onnxscript", "bokeh", "jinja2", "matplotlib", "dask", "distributed", "rapidfuzz", "pycocotools"}}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())

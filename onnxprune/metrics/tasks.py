@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from onnxprune.errors import DataError, OptionError
 from onnxprune.metrics import classification, regression, retrieval, segmentation, text
-from onnxprune.metrics.outputs import Outputs, class_scores
-from onnxprune.metrics.statistics import OfSamples, Statistic, mean, on_all
+from onnxprune.metrics.outputs import Outputs, class_scores, log_probabilities
+from onnxprune.metrics.statistics import OfSamples, Statistic, on_all
 from onnxprune.metrics.table import METRICS, TASKS, Metric, named
 from onnxprune.options.judging import Judging
 from onnxprune.types import Array, FloatArray, IntArray
@@ -150,9 +151,9 @@ def find_task(
 def load_own(asked: Judging) -> Callable[[Any, Any], float] | None:
     """Return the user's own metric, loaded from its file where a file is named."""
     if isinstance(asked.metric, str):
-        from onnxprune.metrics.user_functions import load
+        from onnxprune.data.user_functions import load
 
-        loaded: Callable[[Any, Any], float] = load(asked.metric, "--metric")
+        loaded: Callable[[Any, Any], float] = load(asked.metric)
         return loaded
     return asked.metric
 
@@ -205,7 +206,7 @@ def _derived(labels: Array, outputs: Outputs, scores: Outputs, has_own: bool) ->
 
 
 def _decoder(name: str, asked: Judging, outputs: Outputs, size: tuple[int, int]) -> Callable[[Outputs], Array]:
-    """Return the function from the outputs of a run to predictions.
+    """Return the function from the outputs of a run to predictions; whether scores are probabilities is that of `outputs`.
 
     Raises:
         DataError: no output has a form that the task knows.
@@ -213,20 +214,34 @@ def _decoder(name: str, asked: Judging, outputs: Outputs, size: tuple[int, int])
     if name in ("detect", "keypoints"):
         from onnxprune.metrics.decoders import find_decoder
 
-        decoder = find_decoder(outputs, size, asked.decode, keypoints=name == "keypoints")
+        decoder = find_decoder(outputs, size, asked.decode, task=name)
         return lambda found: decoder.decode(found, size)
-    if name == "classify":
-        return functools.partial(_scores, "(samples, classes)", lambda found: class_scores(found, labelled=True))
     if name == "segment":
-        return functools.partial(_scores, "(samples, classes, height, width)", segmentation.predicted)
+        of = functools.partial(_map, size=size, probabilities=_in_unit(_place(_map_of, outputs, "a map")))
+        return functools.partial(_place, of, form="(samples, classes, height, width)")
     if name == "ctc":
         characters = None if asked.characters is None else text.read_characters(Path(asked.characters))
-        return functools.partial(
-            _scores, "(samples, steps, characters)", lambda found: text.predicted(found, characters)
-        )
+        return functools.partial(_place, functools.partial(_texts, characters=characters), form="(samples, steps, classes)")
+    if name == "classify":
+        scores = functools.partial(class_scores, labelled=True)
+        return functools.partial(_place, scores, form="(samples, classes)")
     if name == "binary":
-        return functools.partial(_scores, "(samples, 1) or (samples, 2)", classification.positive)
-    return functools.partial(_scores, "(samples, values)", _values)
+        of = functools.partial(_positive, probabilities=_in_unit(_place(_values, outputs, "numbers")))
+        return functools.partial(_place, of, form="(samples, 1) or (samples, 2)")
+    return functools.partial(_place, _values, form="(samples, values)")
+
+
+def _place(find: Callable[[Outputs], Array | None], outputs: Outputs, form: str) -> Array:
+    """Return what `find` finds in outputs.
+
+    Raises:
+        DataError: nothing.
+    """
+    found = find(outputs)
+    if found is None:
+        shapes = ", ".join(str(list(np.shape(output))) for output in outputs)
+        raise DataError(f"no output has the form {form}", why=f"outputs have the shapes {shapes}", hint="check --task")
+    return found
 
 
 def _values(outputs: Outputs) -> Array | None:
@@ -235,12 +250,41 @@ def _values(outputs: Outputs) -> Array | None:
     return None if found is None else found.reshape(len(found), -1)
 
 
-def _scores(form: str, find: Callable[[Outputs], Array | None], outputs: Outputs) -> Array:
-    found = find(outputs)
+def _positive(outputs: Outputs, probabilities: bool) -> Array | None:
+    """Return the probability of class 1, (n,)."""
+    scores = _values(outputs)
+    if scores is None or scores.shape[1] > 2:
+        return None
+    if scores.shape[1] == 2:
+        return np.exp(log_probabilities(scores)[:, 1])
+    values = scores[:, 0].astype(np.float64)
+    return values if probabilities else np.asarray(expit(values))
+
+
+def _map_of(outputs: Outputs) -> Array | None:
+    """Return the first output that is a map: of scores, or of class numbers."""
+    maps = [o for o in outputs if isinstance(o, np.ndarray) and o.ndim in (3, 4) and o.dtype.kind in "fiub"]
+    return next((o for o in maps if o.ndim == 4), next(iter(maps), None))
+
+
+def _map(outputs: Outputs, size: tuple[int, int], probabilities: bool) -> Array | None:
+    """Return the class of every pixel; classes lie on the last axis where the axes before it have the form of the input."""
+    found = _map_of(outputs)
     if found is None:
-        shapes = ", ".join(str(list(np.shape(output))) for output in outputs)
-        raise DataError(f"no output has the form {form}", why=f"outputs have the shapes {shapes}", hint="check --task")
-    return found
+        return None
+    is_last = found.ndim == 4 and found.shape[3] < found.shape[1] and found.shape[1] * size[1] == found.shape[2] * size[0]
+    return segmentation.class_map(found, classes_last=is_last and found.shape[2] != found.shape[3], probabilities=probabilities)
+
+
+def _texts(outputs: Outputs, characters: Sequence[str] | None) -> Array | None:
+    """Return the text of each sample."""
+    scores = next((o for o in outputs if isinstance(o, np.ndarray) and o.ndim == 3 and o.dtype.kind == "f"), None)
+    return None if scores is None else text.greedy(scores, characters)
+
+
+def _in_unit(values: Array) -> bool:
+    """Tell whether all values are probabilities."""
+    return bool(values.min() >= -classification.ROUNDING and values.max() <= 1 + classification.ROUNDING)
 
 
 def _measured(
@@ -272,7 +316,7 @@ def _measures(name: str) -> dict[str, Measure]:
         boxes: dict[str, Measure] = {"map": detection.mean_average_precision, "map50": detection.at_half}
         return boxes if name == "detect" else {**boxes, "keypoint_map": detection.keypoint_average_precision}
     tables: dict[str, dict[str, Measure]] = {
-        "classify": {"top1": top(1), "top5": top(5), "macro_f1": classification.macro_f1},
+        "classify": {"top1": classification.topk(1), "top5": classification.topk(5), "macro_f1": classification.macro_f1},
         "binary": {"accuracy": classification.accuracy, "auc": classification.auc},
         "multilabel": {
             "label_map": classification.label_map,
@@ -285,16 +329,6 @@ def _measures(name: str) -> dict[str, Measure]:
         "ctc": {"cer": text.cer, "exact": text.exact},
     }
     return dict(tables[name])
-
-
-def top(k: int) -> Measure:
-    """Return the share of samples whose label is among the k largest scores, in percent, as a metric."""
-
-    def measure(scores: Array, labels: Array) -> Statistic:
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return mean(100.0 * (order == labels[:, None]).any(axis=1))
-
-    return measure
 
 
 def _check_fit(name: str, labels: Array, predictions: Array) -> None:

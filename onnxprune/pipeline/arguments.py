@@ -84,7 +84,7 @@ def parted(
     Raises:
         OptionError: there is no such field, or a value and its fields are both given.
     """
-    kinds = {"options": Options, "measure": BenchmarkConfig, "judging": Judging}
+    kinds: dict[str, Any] = {"options": Options, "measure": BenchmarkConfig, "judging": Judging}
     mine = {
         name: set(kind.__dataclass_fields__) if prunes or name != "options" else set() for name, kind in kinds.items()
     }
