@@ -249,7 +249,9 @@ def _drop(measured: Judged) -> Measured | None:
     if measured.limits.of("max_drop") is None:
         return None
     if compared.agreeing is not None:
-        gone = paired_tests.difference(mean(np.full(compared.samples, 100.0)), mean(100 * compared.agreeing), compared.samples)
+        gone = paired_tests.difference(
+            mean(np.full(compared.samples, 100.0)), mean(100 * compared.agreeing), compared.samples
+        )
         return _bounded(gone, measured, "agreement drop (points)")
     if scores is not None:
         same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)

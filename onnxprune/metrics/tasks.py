@@ -221,7 +221,9 @@ def _decoder(name: str, asked: Judging, outputs: Outputs, size: tuple[int, int])
         return functools.partial(_place, of, form="(samples, classes, height, width)")
     if name == "ctc":
         characters = None if asked.characters is None else text.read_characters(Path(asked.characters))
-        return functools.partial(_place, functools.partial(_texts, characters=characters), form="(samples, steps, classes)")
+        return functools.partial(
+            _place, functools.partial(_texts, characters=characters), form="(samples, steps, classes)"
+        )
     if name == "classify":
         scores = functools.partial(class_scores, labelled=True)
         return functools.partial(_place, scores, form="(samples, classes)")
@@ -272,8 +274,9 @@ def _map(outputs: Outputs, size: tuple[int, int], probabilities: bool) -> Array 
     found = _map_of(outputs)
     if found is None:
         return None
-    is_last = found.ndim == 4 and found.shape[3] < found.shape[1] and found.shape[1] * size[1] == found.shape[2] * size[0]
-    return segmentation.class_map(found, classes_last=is_last and found.shape[2] != found.shape[3], probabilities=probabilities)
+    has_form = bool(size[0]) and found.ndim == 4 and found.shape[1] * size[1] == found.shape[2] * size[0]
+    is_last = has_form and found.shape[3] < found.shape[1]
+    return segmentation.class_map(found, classes_last=is_last, probabilities=probabilities)
 
 
 def _texts(outputs: Outputs, characters: Sequence[str] | None) -> Array | None:
@@ -316,7 +319,11 @@ def _measures(name: str) -> dict[str, Measure]:
         boxes: dict[str, Measure] = {"map": detection.mean_average_precision, "map50": detection.at_half}
         return boxes if name == "detect" else {**boxes, "keypoint_map": detection.keypoint_average_precision}
     tables: dict[str, dict[str, Measure]] = {
-        "classify": {"top1": classification.topk(1), "top5": classification.topk(5), "macro_f1": classification.macro_f1},
+        "classify": {
+            "top1": classification.topk(1),
+            "top5": classification.topk(5),
+            "macro_f1": classification.macro_f1,
+        },
         "binary": {"accuracy": classification.accuracy, "auc": classification.auc},
         "multilabel": {
             "label_map": classification.label_map,
