@@ -102,7 +102,7 @@ def compare(
     """
     inputs = signature.random_feeds(proto, signature.per_run(RANDOM_SAMPLES), seed) if data is None else {}
     name, samples = ("random inputs", signature.per_run(RANDOM_SAMPLES)) if data is None else (data.name, len(data))
-    labels, size = None if data is None else data.labels, signature.per_evaluation(config.eval_batch)
+    labels, size = None if data is None else data.class_labels, signature.per_evaluation(config.eval_batch)
     runs: list[Runner] = [runner(original, "the original"), runner(candidate, "the candidate")]
     runs += [front.pair] if front else []
 

@@ -212,9 +212,9 @@ def _doubtful_outputs(run: Run, data: Data) -> Iterator[Check]:
     outputs = predict(runner(opened, "the original"), some, size, model.signature)
     if not all_finite(outputs) or measured_tensors(model.graph).points:
         return
-    if some.labels is not None:
-        classification_accuracy(outputs, some.labels)  # refuses labels that do not fit
-    yield from sanity.doubts(outputs, some.labels)
+    if some.class_labels is not None:
+        classification_accuracy(outputs, some.class_labels)  # refuses labels that do not fit
+    yield from sanity.doubts(outputs, some.class_labels)
 
 
 LOAD = Stage(load)

@@ -168,9 +168,9 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
         result = edited.repaired(pruned, keep, workspace, run.options, run.on_stage).model
         run.on_stage("evaluate", None)
         after = outputs_of(result)
-        if data.labels is not None:
-            right = [classification_accuracy(outputs, data.labels)["top1"] for outputs in (reference, after)]
-            beside = OutputPair(after, reference, data.labels, one).explained()
+        if data.class_labels is not None:
+            right = [classification_accuracy(outputs, data.class_labels)["top1"] for outputs in (reference, after)]
+            beside = OutputPair(after, reference, data.class_labels, one).explained()
             return max(right[0] - right[1], 0.0 if beside is None else 100 - beside)
         gone = lost(compare_outputs(reference, after, classes=one))
         if gone is None:

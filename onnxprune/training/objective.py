@@ -96,14 +96,16 @@ class Objective:
         """Return the labels, or None if the loss does not use them, and their share of the loss."""
         asked = self._training.labels
         classes = class_scores(self.targets)
-        if data.labels is None or classes is None:
+        if data.class_labels is None or classes is None:
             if asked:
-                why = "the data have none" if data.labels is None else "no output has the form (samples, classes)"
+                why = "no output has the form (samples, classes)"
+                if data.class_labels is None:
+                    why = "the data have none" if data.labels is None else "those of the data are no class numbers"
                 raise OptionError(
                     f"--label-weight {asked:g} needs labels", why=why, hint="give labeled data, or leave out the option"
                 )
             return None, 0.0
-        labels, share = np.asarray(data.labels), LABELS if asked is None else asked
+        labels, share = np.asarray(data.class_labels), LABELS if asked is None else asked
         n = classes.shape[1]
         beyond = labels[(labels < 0) | (labels >= n)]
         if not beyond.size:
