@@ -89,7 +89,7 @@ class Geometry:
     def boxes(self, xyxy: Array, *, upright: bool = False) -> tuple[FloatArray, BoolArray]:
         """Return boxes, (n, 4), in pixels of the input, clipped to the picture, and whether each is kept, (n,).
 
-        A box is dropped where less than a tenth of its area is left in the picture, or less than one pixel of a side.
+        A box is dropped where less than a tenth of its area in the image is left, or less than one pixel of a side.
 
         Args:
             xyxy (array of float): x1, y1, x2, y2 in pixels of the image.
@@ -99,6 +99,10 @@ class Geometry:
         [[0.0, 0.0, 4.0, 5.0], [0.0, 0.0, 0.0, 5.0]]
         """
         corners = self.points(np.asarray(xyxy, dtype=np.float64).reshape(-1, 2, 2), upright=upright)
+        whole = np.array(
+            [(self.shift_x, self.shift_y), (self.shift_x + self.resized[0], self.shift_y + self.resized[1])]
+        )
+        corners = np.clip(corners, *whole)
         low, high = corners.min(axis=1), corners.max(axis=1)
         left, top, right, bottom = self.picture
         inner = [np.clip(corner, (left, top), (right, bottom)) for corner in (low, high)]
@@ -107,16 +111,20 @@ class Geometry:
         return np.concatenate(inner, axis=1), kept
 
     def mask(self, pixels: Array, fill: int = IGNORED, *, upright: bool = False) -> Array:
-        """Return a mask, (height, width) of the stored image, in the size of the input: nearest pixels, `fill` around them."""
+        """Return a mask in the size of the input, uint8 or int32: nearest pixels, `fill` around them.
+
+        Args:
+            pixels (array of int): class numbers, (height, width).
+            fill: class number of the pixels around the picture.
+            upright: whether the mask is that of the image turned upright; else of the image as stored.
+        """
+        from PIL import Image
+
         pixels = pixels if upright else _turned_pixels(pixels, self.orientation)
-        left, top, right, bottom = self.picture
-        rows = ((np.arange(top, bottom) + 0.5 - self.shift_y) / self.scale_y).astype(np.int64)
-        columns = ((np.arange(left, right) + 0.5 - self.shift_x) / self.scale_x).astype(np.int64)
-        result = np.full((self.height, self.width), fill, pixels.dtype)
-        result[top:bottom, left:right] = pixels[
-            np.minimum(rows, pixels.shape[0] - 1)[:, None], np.minimum(columns, pixels.shape[1] - 1)
-        ]
-        return result
+        form = np.uint8 if pixels.dtype == np.uint8 else np.int32
+        image = Image.fromarray(np.ascontiguousarray(pixels, dtype=form))
+        result = np.asarray(self.image(image, Image.Resampling.NEAREST, fill))
+        return np.pad(result, self.pad, constant_values=fill)
 
     def image(self, image: Image.Image, resampling: Image.Resampling, fill: int) -> Image.Image:
         """Return an upright image in the size of the input without `pad`, `fill` around it."""
