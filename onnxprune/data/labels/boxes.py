@@ -94,7 +94,8 @@ def _coco_keypoints(objects: Sequence[Mapping[str, Any]], path: Path) -> FloatAr
         _wrong(
             path, "not every annotation has keypoints, or not the same number of them", "give keypoints to every object"
         )
-    return np.array([one["keypoints"] for one in objects], dtype=np.float64).reshape(len(objects), -1)
+    width = max(lengths, default=0)
+    return np.array([one["keypoints"] for one in objects], dtype=np.float64).reshape(len(objects), width)
 
 
 # ------------------------------------------------------------------------------------------------------------------ YOLO
@@ -129,6 +130,8 @@ def read_yolo(
 def _yolo_rows(file: Path, place: Geometry, keypoints: bool) -> FloatArray:
     lines = [line.split() for line in read_file(file, lambda: file.read_text(encoding="utf-8"), "text").splitlines()]
     lines = [line for line in lines if line]
+    if not lines:
+        return np.zeros((0, BOX + 2))
     lengths = {len(line) for line in lines}
     least = 1 + BOX
     points = min(lengths, default=least) - least

@@ -98,7 +98,7 @@ def moved(rows: FloatArray, place: Geometry, *, upright: bool = True) -> FloatAr
     """Return rows of boxes or keypoints, (m, 6 + 3 k), in pixels of the model's input, without boxes that are dropped."""
     boxes, kept = place.boxes(rows[:, :BOX], upright=upright)
     result = np.concatenate([boxes, rows[:, BOX:]], axis=1)[kept]
-    if rows.shape[1] > BOX + 2:
+    if rows.shape[1] > BOX + 2 and len(result):
         keypoints = rows[kept, BOX + 2 :].reshape(len(result), -1, 3)
         points, seen = place.points(keypoints[..., :2], upright=upright), keypoints[..., 2]
         left, top, right, bottom = place.picture
