@@ -27,6 +27,7 @@ OWNERS = {
     "onnxruntime": {"runtime"},
     "onnx_graphsurgeon": {"graph", "surgery", "repair", "allocation", "torch_backend", "training"},
     "PIL": {"data", "report.thumbnails"},
+    "yaml": {"data.labels"},
     "joblib": {"runtime.workers"},
     "dask": {"runtime.workers"},
     "distributed": {"runtime.workers"},

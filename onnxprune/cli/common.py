@@ -40,7 +40,8 @@ DATA = together(
     click.option(
         "--data",
         type=File("generated"),
-        help="Samples: a .npz (arrays by input name, optional `labels`), a .npy, a folder of images, or `generated`. "
+        help="Samples: a .npz (arrays by input name, optional `labels`), a .npy, a folder of images, FILE.py:FUNCTION that returns "
+        "arrays or batches, or `generated`. "
         "Without --data, `prune`, `plan` and `sweep` generate inputs.",
     ),
     option_group(

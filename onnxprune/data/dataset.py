@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,16 +13,29 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
+from onnxprune.data.array_labels import checked_labels, read_array_labels
+from onnxprune.data.arrays import Array as Array
+from onnxprune.data.arrays import Batch as Batch
+from onnxprune.data.arrays import DataLike as DataLike
+from onnxprune.data.arrays import (
+    check_array,
+    check_lengths,
+    joined,
+    only_input,
+    read_arrays,
+    samples_first,
+)
 from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack, unreadable
 from onnxprune.data.input_spec import InputSpec, input_specs
+from onnxprune.data.labels.reading import read_labels
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
-from onnxprune.errors import DataError, first_line
+from onnxprune.data.user_functions import is_function, load
+from onnxprune.errors import DataError
+from onnxprune.types import IntArray
 
-Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-Batch = Mapping[str, Any] | Sequence[Any] | Array
-"""Arrays by input name, with or without `labels`; or the array of the only input, alone or in a pair with labels."""
-DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch]
+LabelsLike = str | os.PathLike[str] | Array | Sequence[Any]
+"""A label file or a folder of them, or labels as an array or a sequence."""
 COLORS = (1, 3, 4)
 """Channels of pictures."""
 DIGESTED = 64
@@ -35,11 +48,12 @@ class Data:
 
     Attributes:
         arrays: per input, an array with samples first, or a list of image files.
-        labels: (n,) class numbers, or None.
+        labels: array with samples first, or None: (n,) class numbers, numbers or strings, (n, …) numbers or truth values, or an
+            (n,) object array, as of boxes. See `onnxprune.data.labels.values.Labels` for the labels of files.
         preprocess: None: values are used as stored.
         inputs: inputs of the model.
         name: name of the data in a report.
-        classes: names of the classes, for a folder of images.
+        classes: names of the classes, for a folder of images or from a label file.
         is_generated: whether the samples are generated: the truth about them is not known.
         unused: arrays that no input asks for, and whether each may hold labels.
         skipped: files that cannot be read and were left out.
@@ -57,6 +71,17 @@ class Data:
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    @property
+    def class_labels(self) -> IntArray | None:
+        """Labels, if they are class numbers of samples: (n,) integers; else None."""
+        labels = self.labels
+        return labels if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" else None
+
+    @property
+    def pictures(self) -> Sequence[Path]:
+        """Image files of the samples; empty for arrays."""
+        return next((source for source in self.arrays.values() if not isinstance(source, np.ndarray)), ())
 
     @functools.cached_property
     def fixed(self) -> int | None:
@@ -157,7 +182,7 @@ def hint_of(
         try:
             if isinstance(data, str | os.PathLike) and Path(data).is_dir():
                 return _from_folder(Path(data), specs, how, read=False).shapes()
-            arrays = _arrays(data, specs)
+            arrays = read_arrays(data, specs)
         except DataError:
             return {}  # the data are read again, and refused, when the axes of samples are known
         found = {}
@@ -173,171 +198,63 @@ def hint_of(
     return shapes
 
 
-def load_data(path: DataLike, inputs: Sequence[InputSpec], preprocess: Preprocess | str | None = None) -> Data:
+def load_data(
+    path: DataLike,
+    inputs: Sequence[InputSpec],
+    preprocess: Preprocess | str | None = None,
+    labels: LabelsLike | None = None,
+    task: str | None = None,
+) -> Data:
     """Read data and check them against the inputs of a model.
 
     Args:
         path: a `.npz` with an array per input name and optional `labels`; a `.npy` for the only input; a folder of
             images, with a sub-folder per class where they are labeled; arrays; or an iterable of batches (a list, a
-            generator, a DataLoader of torch), each as in `Batch`. An iterable is read to its end, its batches joined.
+            generator, a DataLoader of torch), each as in `Batch`. An iterable is read to its end, its batches joined. Or
+            `file.py:function`, a function of yours without arguments that returns any of these.
         inputs: inputs of the model.
         preprocess: a `Preprocess`, the name of a preset, or a TOML file.
+        labels: labels instead of those of `path`. For a folder of images, whose sub-folders are read at any depth then, a label
+            file or a folder of them, see `read_labels`; for arrays a .npy, or a table with one row per sample. Or labels from
+            Python, in the order of the samples; boxes and masks among them are in pixels of the model's input.
+        task: name of the task, which says what labels are where their form does not: labels of `regress` may be negative
+            integers, and those of `detect` are boxes that are padded, see `npz_boxes`.
 
     Raises:
-        DataError: the data cannot be read or do not fit; says what would fit.
+        DataError: the data or labels cannot be read or do not fit; says what would fit.
 
     >>> spec = InputSpec("x", np.dtype(np.float32), (None, 3))
     >>> len(load_data(np.zeros((5, 3)), [spec]))
     5
     """
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    if isinstance(path, str | os.PathLike) and is_function(path):
+        made = load(os.fspath(path))()
+        return replace(load_data(made, inputs, how, labels, task), name=os.fspath(path))
     if isinstance(path, str | os.PathLike):
         file = Path(path)
         if file.is_dir():
-            return _from_folder(file, inputs, how)
-        arrays = _samples_first(_arrays(file, inputs), inputs, str(file))
-        return _from_arrays(arrays, inputs, how, file.name, str(file))
+            return _from_folder(file, inputs, how, labels, task)
+        arrays = samples_first(read_arrays(file, inputs), inputs, str(file))
+        return _from_arrays(arrays, inputs, how, file.name, str(file), labels, task)
     if isinstance(path, Mapping) or hasattr(path, "__array__"):
-        return _from_arrays(_samples_first(_arrays(path, inputs), inputs, "data"), inputs, how, "arrays")
-    return _from_arrays(_joined(path, inputs), inputs, how, "batches")
-
-
-def _arrays(path: DataLike, inputs: Sequence[InputSpec]) -> dict[str, Array]:
-    """Return the arrays of a file, or those that are given, by name.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if not isinstance(path, str | os.PathLike):
-        given = path if isinstance(path, Mapping) else {_only(inputs, "an array").name: path}
-        return {name: np.asarray(value) for name, value in given.items()}
-    file = Path(path)
-    if not file.exists():
-        raise DataError("no such data", where=str(file), hint="check the path given to --data")
-    if file.suffix.lower() not in (".npz", ".npy"):
-        raise DataError(
-            f"data of type {file.suffix or 'none'} are not known",
-            where=str(file),
-            hint="give a .npz, a .npy or a folder of images",
-        )
-    only = None if file.suffix.lower() == ".npz" else _only(inputs, "a .npy file").name
-    try:
-        if only is None:
-            with np.load(file, allow_pickle=False) as loaded:
-                arrays = dict(loaded)
-        else:
-            with file.open("rb") as stream:
-                arrays = {only: np.lib.format.read_array(stream, allow_pickle=False)}
-    except Exception as error:  # a damaged file can make numpy, zipfile or zlib raise nearly anything
-        raise DataError(
-            "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
-        ) from error
-    return arrays
-
-
-def _samples_first(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
-    """Return arrays with samples first."""
-    specs = {spec.name: spec for spec in inputs}
-    return {n: specs[n].by_sample(array, where) if n in specs else array for n, array in arrays.items()}
-
-
-def _joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, Array]:
-    """Join the batches of an iterable, per name."""
-    if not isinstance(batches, Iterable):
-        raise DataError(
-            f"data of type {type(batches).__name__} are not known",
-            hint="give a path, arrays by input name, or an iterable of batches",
-        )
-    parts: dict[str, list[Array]] = {}
-    for number, batch in enumerate(batches):
-        arrays = _arrays_of(batch, inputs, f"batch {number}")
-        if number and arrays.keys() != parts.keys():
-            raise DataError(
-                "the batches do not have the same arrays",
-                where=f"batch {number}",
-                why=f"it has {', '.join(arrays)}; those before have {', '.join(parts)}",
-                hint="give every batch each input, and labels to all or to none",
-            )
-        for name, array in arrays.items():
-            earlier = parts.setdefault(name, [])
-            if earlier and earlier[0].shape[1:] != array.shape[1:]:
-                raise DataError(
-                    f"the batches of {name} have different shapes",
-                    where=f"batch {number}",
-                    why=f"samples are {list(array.shape[1:])}, those before are {list(earlier[0].shape[1:])}",
-                    hint="give all samples one shape",
-                )
-            earlier.append(array)
-    if not parts:
-        raise DataError(
-            "there are no batches", why="the iterable gave nothing", hint="a generator can be read only once"
-        )
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
-    """Return the arrays of a batch: inputs and labels, by name."""
-    if isinstance(batch, Mapping):
-        named = {name: value for name, value in batch.items() if name == "labels" or name in {i.name for i in inputs}}
-    elif hasattr(batch, "__array__"):
-        named = {_only(inputs, where).name: batch}
-    elif isinstance(batch, Sequence) and 1 <= len(batch) <= 2 and hasattr(batch[0], "__array__"):
-        named = dict(zip((_only(inputs, where).name, "labels"), batch, strict=False))
+        arrays, name = samples_first(read_arrays(path, inputs), inputs, "data"), "arrays"
     else:
-        raise DataError(
-            "the form of a batch is not known",
-            where=where,
-            why=f"it is a {type(batch).__name__}",
-            hint="give arrays by input name, an array for the only input, or a pair of it and labels",
-        )
-    try:
-        arrays = {name: np.asarray(value) for name, value in named.items()}
-    except Exception as error:  # tensors on a graphics card, or with a gradient, cannot become arrays
-        raise DataError(
-            "a batch cannot be read", where=where, why=first_line(error), hint="give it as arrays of numpy"
-        ) from error
-    arrays = _samples_first(arrays, inputs, where)
-    _check_lengths(arrays, inputs, where)
-    return arrays
-
-
-def _check_lengths(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str, least: int = 0) -> int:
-    """Return the number of samples, the same in all arrays, which hold samples first."""
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    n = next(iter(lengths.values()), -1)
-    if n < least or len(set(lengths.values())) > 1 or not all(array.ndim for array in arrays.values()):
-        raise DataError(
-            "the arrays have no common number of samples",
-            where=where,
-            why=", ".join(f"{name} has {length}" for name, length in lengths.items())
-            or "there is no input of the model",
-            hint=f"give as many samples in each array, and at least one: {_axes_of(inputs)}",
-        )
-    return n
-
-
-def _axes_of(inputs: Sequence[InputSpec]) -> str:
-    """Say along which axis of which array the samples lie."""
-    axes = {spec.name: spec.samples.axis or 0 for spec in inputs}
-    if not any(axes.values()):
-        return "they lie along the first axis of every array"
-    return "they lie along " + ", ".join(f"axis {axis} of {name}" for name, axis in axes.items())
-
-
-def _only(inputs: Sequence[InputSpec], what: str) -> InputSpec:
-    if len(inputs) != 1:
-        raise DataError(
-            f"{what} holds one input, the model has {len(inputs)}",
-            why=f"inputs are {', '.join(i.name for i in inputs)}",
-            hint="save a .npz with an array per input name",
-        )
-    return inputs[0]
+        arrays, name = joined(path, inputs), "batches"
+    return _from_arrays(arrays, inputs, how, name, "data", labels, task)
 
 
 def _from_arrays(
-    arrays: dict[str, Array], inputs: Sequence[InputSpec], how: Preprocess | None, name: str, where: str = "data"
+    arrays: dict[str, Array],
+    inputs: Sequence[InputSpec],
+    how: Preprocess | None,
+    name: str,
+    where: str,
+    given: LabelsLike | None,
+    task: str | None,
 ) -> Data:
     labels = arrays.pop("labels", None) if "labels" not in {spec.name for spec in inputs} else None
+    classes: tuple[str, ...] = ()
     missing = [spec.name for spec in inputs if spec.name not in arrays]
     if missing:
         raise DataError(
@@ -352,62 +269,17 @@ def _from_arrays(
     for spec in inputs:  # one value for all samples
         if spec.samples.axis is None and len(arrays[spec.name]) == 1:
             arrays[spec.name] = np.broadcast_to(arrays[spec.name], (n, *arrays[spec.name].shape[1:]))
-    n = _check_lengths(arrays, inputs, where, 1)
+    n = check_lengths(arrays, inputs, where, 1)
+    if given is not None:
+        labels, classes = read_array_labels(given, n, task)
     if labels is not None:
-        labels = np.asarray(labels)
-        labels = labels[:, 0] if labels.shape == (n, 1) else labels  # as Keras writes them
-        if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            raise DataError(
-                "the labels don't fit",
-                where=where,
-                why=f"labels are {labels.dtype}{list(labels.shape)}, there are {n} samples",
-                hint="give one integer class number per sample",
-            )
-        if labels.min() < 0:
-            raise DataError(
-                "a label is negative",
-                where=where,
-                why=f"the label of sample {int(labels.argmin())} is {labels.min()}",
-                hint="class numbers start at 0",
-            )
-        labels = labels.astype(np.int64)
+        labels = checked_labels(labels, n, where, task)
     for spec in inputs:
-        _check_array(arrays[spec.name], spec, how, where)
+        check_array(arrays[spec.name], spec, how, where)
     unused = {key: bool(array.size == n and array.dtype.kind in "iu") for key, array in others.items()}
-    data = Data(arrays, labels, how, tuple(inputs), name, unused=unused)
+    data = Data(arrays, labels, how, tuple(inputs), name, classes, unused=unused)
     _check_shapes(data, where)
     return data
-
-
-def _check_array(array: Array, spec: InputSpec, how: Preprocess | None, where: str) -> None:
-    floating = array.dtype.kind == "f"
-    wants_float = spec.dtype.kind == "f" or str(spec.dtype) == "bfloat16"
-    if how is None and array.dtype != spec.dtype and not (floating and wants_float):
-        scaling = "give --preprocess (a preset or a TOML file) to say how the values are scaled"
-        raise DataError(
-            f"input {spec.name} has another dtype",
-            where=where,
-            why=f"data are {array.dtype}, the model wants {spec.dtype}",
-            hint=scaling if wants_float else "convert the array",
-        )
-    if array.dtype.kind not in "fiub":
-        raise DataError(
-            f"input {spec.name} holds no numbers",
-            where=where,
-            why=f"its dtype is {array.dtype}",
-            hint="save an array of numbers",
-        )
-    if floating:
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(array.astype(spec.dtype, copy=False) if how is None else array)
-        if not finite.all():
-            bad = int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
-            raise DataError(
-                f"input {spec.name} holds NaN or infinity",
-                where=where,
-                why=f"first in sample {bad}, as {spec.dtype}",
-                hint="clean the data",
-            )
 
 
 def _check_shapes(data: Data, where: str) -> None:
@@ -426,9 +298,17 @@ def _check_shapes(data: Data, where: str) -> None:
             )
 
 
-def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | None, *, read: bool = True) -> Data:
+def _from_folder(
+    folder: Path,
+    inputs: Sequence[InputSpec],
+    how: Preprocess | None,
+    given: LabelsLike | None = None,
+    task: str | None = None,
+    *,
+    read: bool = True,
+) -> Data:
     """Return the images of a folder; `read` has every file read once, so that damaged ones are known at once."""
-    spec = _only(inputs, "a folder of images")
+    spec = only_input(inputs, "a folder of images")
     if how is None:
         raise DataError(
             "images need a preprocessing",
@@ -436,14 +316,10 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
             why="nothing says how large they should be, nor how their values are scaled",
             hint=f"give --preprocess: {', '.join(PRESETS)}, or a TOML file",
         )
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [images_in(folder / name) for name in classes]
-    numbers = [number for number, paths in enumerate(found) for _ in paths]
-    files = [path for paths in found for path in paths]
-    if not files:
-        classes, files, numbers = [], images_in(folder), []
+    classes, files, numbers = _pictures(folder, given)
     bad = unreadable(files, how) if read else []
-    kept = [i for i, file in enumerate(files) if file not in bad]
+    damaged = set(bad)
+    kept = [i for i, file in enumerate(files) if file not in damaged]
     files, numbers = [files[i] for i in kept], [numbers[i] for i in kept if numbers]
     if not files:
         raise DataError(
@@ -453,8 +329,24 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], how: Preprocess | No
             hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
     labels = np.array(numbers) if numbers else None
-    data = Data(
-        {spec.name: files}, labels, how, (spec,), folder.name, tuple(classes), skipped=tuple(p.name for p in bad)
-    )
+    if isinstance(given, str | os.PathLike) and Path(given).suffix.lower() != ".npy":
+        found = read_labels(given, files, how, task=task)
+        labels, classes = checked_labels(found.values, len(files), str(given), task), found.classes
+    elif given is not None:
+        labels, classes = read_array_labels(given, len(files), task)
+        labels = checked_labels(labels, len(files), str(folder), task)
+    data = Data({spec.name: files}, labels, how, (spec,), folder.name, classes, skipped=tuple(p.name for p in bad))
     _check_shapes(data, str(folder))
     return data
+
+
+def _pictures(folder: Path, given: LabelsLike | None) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """Return classes, files, and the class number of each file; without classes where labels are given or there are none."""
+    if given is not None:
+        apart = Path(given) if isinstance(given, str | os.PathLike) else None
+        return (), images_in(folder, deep=True, but=apart), []
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [images_in(folder / name) for name in classes]
+    numbers = [number for number, paths in enumerate(found) for _ in paths]
+    files = [path for paths in found for path in paths]
+    return (tuple(classes), files, numbers) if files else ((), images_in(folder), [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxprune.data.geometry import Geometry, geometry
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
 
@@ -21,8 +23,15 @@ TOLD = 3
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted."""
+def images_in(folder: Path, *, deep: bool = False, but: Path | None = None) -> list[Path]:
+    """Return the image files of a folder, sorted; `deep`: of its sub-folders as well, except for the folder `but`."""
+    if deep:
+        found: list[Path] = []
+        for root, names, files in os.walk(folder):
+            here = Path(root)
+            names[:] = [name for name in names if not name.startswith(".") and here / name != but]
+            found += [here / name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        return sorted(found)
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -67,13 +76,13 @@ def stack(paths: Sequence[Path], how: Preprocess) -> Array:
                 "the images have different sizes",
                 where=str(path),
                 why=f"it is {list(image.shape)}, {paths[0].name} is {list(images[0].shape)}",
-                hint="give a preprocessing with resize and crop",
+                hint="give a preprocessing with resize and crop, stretch, or letterbox",
             )
     return np.stack(images)
 
 
 def read_image(path: Path, how: Preprocess) -> Array:
-    """Read, turn, resize and crop an image; return uint8 in the layout of the model input."""
+    """Read, turn and resize an image, then crop or letterbox it; return uint8 in the layout of the model input."""
     from PIL import Image, ImageOps
 
     try:
@@ -81,30 +90,49 @@ def read_image(path: Path, how: Preprocess) -> Array:
             upright = ImageOps.exif_transpose(opened) if how.exif else opened
             image = _of_bytes(upright).convert("L" if how.color == "L" else "RGB")
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
-        raise DataError(
-            "an image cannot be read",
-            where=str(path),
-            why=first_line(error),
-            hint="remove or replace it, or leave it out with --skip-bad",
-        ) from error
-    if how.resize:
-        width, height = (max(how.resize, round(side * how.resize / min(image.size))) for side in image.size)
-        image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
-    if how.crop:
-        if min(image.size) < how.crop:
-            raise DataError(
-                "an image is smaller than the crop",
-                where=str(path),
-                why=f"it is {image.width} x {image.height}, crop is {how.crop}",
-                hint="set resize to no less than crop in the preprocessing",
-            )
-        left, top = ((side - how.crop) // 2 for side in image.size)
-        image = image.crop((left, top, left + how.crop, top + how.crop))
+        raise _unreadable(path, error) from error
+    try:
+        image = geometry(how, image.size).image(image, Image.Resampling[how.interpolation.upper()], how.pad_value)
+    except DataError as error:
+        raise DataError(error.what, where=str(path), why=error.why, hint=error.hint) from None
     pixels = np.asarray(image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if how.color == "BGR":
         pixels = pixels[..., ::-1]
     return pixels if how.layout == "NHWC" else np.moveaxis(pixels, 2, 0)
+
+
+def geometries(paths: Sequence[Path], how: Preprocess) -> list[Geometry]:
+    """Return the geometry of each image, from the head of its file.
+
+    Raises:
+        DataError: an image cannot be read, or is smaller than the crop.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda path: _geometry_of(path, how), paths))
+
+
+def _geometry_of(path: Path, how: Preprocess) -> Geometry:
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as opened:
+            size, turned = opened.size, opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
+        raise _unreadable(path, error) from error
+    try:
+        return geometry(how, size, turned)
+    except DataError as error:
+        raise DataError(error.what, where=str(path), why=error.why, hint=error.hint) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        "an image cannot be read",
+        where=str(path),
+        why=first_line(error),
+        hint="remove or replace it, or leave it out with --skip-bad",
+    )
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:

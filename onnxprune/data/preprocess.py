@@ -22,6 +22,10 @@ else:
 Array = np.ndarray[Any, Any]
 
 
+PAD_VALUE = 114
+"""Byte around a letterboxed image: the grey that the detectors of ultralytics are trained with."""
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Preprocessing of stored values, applied in the order of the fields.
@@ -29,6 +33,12 @@ class Preprocess:
     Attributes:
         resize (int, default None): shorter side in pixels, 1 or more; None: as stored (image files only).
         crop (int, default None): side in pixels of the central square that is kept; None: all (image files only).
+        stretch (int or (height, width), default None): exact size in pixels, whatever the aspect ratio; excludes `resize`,
+            `crop` and `letterbox` (image files only).
+        letterbox (int or (height, width), default None): exact size in pixels; the image keeps its aspect ratio, lies in
+            the center, and is padded with `pad_value`; excludes `resize`, `crop` and `stretch` (image files only). Rounding
+            is that of `LetterBox` of ultralytics.
+        pad_value (int, default 114): byte around a letterboxed image.
         interpolation (str, default bilinear): nearest, bilinear or bicubic (image files only).
         color (str, default RGB): RGB, BGR or L (image files only).
         layout (str, default NCHW): layout of the model input, NCHW or NHWC; stored arrays are not transposed.
@@ -45,6 +55,9 @@ class Preprocess:
 
     resize: int | None = None
     crop: int | None = None
+    stretch: int | Sequence[int] | None = None
+    letterbox: int | Sequence[int] | None = None
+    pad_value: int = PAD_VALUE
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     color: Literal["RGB", "BGR", "L"] = "RGB"
     layout: Literal["NCHW", "NHWC"] = "NCHW"
@@ -62,6 +75,11 @@ class Preprocess:
             is_default = value is None and key in ("resize", "crop")
             if not is_default and not (_is_number(value, Integral) and value >= least):
                 raise _wrong(key, value, f"give a whole number, {least} or more")
+        for key in EXACT:
+            object.__setattr__(self, key, _sides(key, getattr(self, key)))
+        if not (_is_number(self.pad_value, Integral) and 0 <= self.pad_value <= 255):
+            raise _wrong("pad_value", self.pad_value, "give a whole number, 0 to 255")
+        self._check_exclusive()
         for key in ("exif", "skip_bad"):
             if not isinstance(getattr(self, key), bool):
                 raise _wrong(key, getattr(self, key), "give true or false")
@@ -77,6 +95,18 @@ class Preprocess:
                 sign = "numbers" if key == "mean" else "numbers above 0"
                 raise _wrong(key, value, f"give {sign}: one, or one per channel")
             object.__setattr__(self, key, row)
+
+    def _check_exclusive(self) -> None:
+        exact = [key for key in EXACT if getattr(self, key) is not None]
+        others = [key for key in ("resize", "crop", *exact[1:]) if getattr(self, key) is not None]
+        if exact and others:
+            raise DataError(
+                f"preprocessing fields {exact[0]!r} and {others[0]!r} exclude each other",
+                why="each of them says how large images become",
+                hint=f"give {exact[0]} alone, or leave it out",
+            )
+        if self.pad_value != PAD_VALUE and self.letterbox is None:
+            raise _wrong("pad_value", self.pad_value, "only letterbox pads with it; give letterbox as well")
 
     def apply(self, batch: Array) -> Array:
         """Return a preprocessed batch in float32.
@@ -115,6 +145,8 @@ class Preprocess:
         return x
 
 
+EXACT = ("stretch", "letterbox")
+"""Fields that say the exact size of images."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "interpolation": ("nearest", "bilinear", "bicubic"),
     "color": ("RGB", "BGR", "L"),
@@ -124,6 +156,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(cast(float, value))
+
+
+def _sides(key: str, value: Any) -> int | tuple[int, ...] | None:
+    """Return a side, or height and width, as numbers of Python."""
+    if value is None:
+        return None
+    sides = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) else ()
+    if len(sides) not in (1, 2) or not all(_is_number(side, Integral) and side >= 1 for side in sides):
+        raise _wrong(key, value, "give one whole number, 1 or more, or height and width")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def _wrong(key: str, value: object, hint: str) -> DataError:

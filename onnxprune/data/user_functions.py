@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,16 @@ from types import ModuleType
 from typing import Any
 
 from onnxprune.errors import OptionError, first_line
+
+
+def is_function(text: str | os.PathLike[str]) -> bool:
+    """Tell whether a text names a function of a Python file.
+
+    >>> is_function("samples.py:load"), is_function("samples.npz")
+    (True, False)
+    """
+    name, colon, function = os.fspath(text).rpartition(":")
+    return bool(colon) and name.endswith(".py") and function.isidentifier()
 
 
 def load(text: str) -> Callable[..., Any]:

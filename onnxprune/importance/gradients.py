@@ -418,12 +418,12 @@ def _grad(loss: Tensor, masks: list[Tensor], *, again: bool = False, twice: bool
 
 def _chunks(calibration: Calibration, size: int) -> Iterator[Chunk]:
     """Yield batches of at most `size` samples, and their labels."""
-    start = 0
+    start, numbers = 0, calibration.data.class_labels
     for feeds in calibration:
         count = _count(feeds)
         for at in range(0, count, size):
             stop = min(at + size, count)
-            labels = None if calibration.data.labels is None else calibration.data.labels[start + at : start + stop]
+            labels = None if numbers is None else numbers[start + at : start + stop]
             yield {name: x[at:stop] for name, x in feeds.items()}, labels
         start += count
 

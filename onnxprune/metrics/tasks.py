@@ -82,7 +82,7 @@ class Task:
 def prepared(name: str, labels: Array) -> Array:
     """Return labels as the metrics of a task take them: boxes without their padding, class numbers of texts as tuples."""
     if name in ("detect", "keypoints") and labels.dtype.kind != "O":
-        from onnxprune.data.labels import npz_boxes
+        from onnxprune.data.labels.values import npz_boxes
 
         return npz_boxes(labels)
     if name == "ctc" and labels.dtype.kind in "iu":
@@ -258,7 +258,7 @@ def _positive(outputs: Outputs, probabilities: bool) -> Array | None:
     if scores is None or scores.shape[1] > 2:
         return None
     if scores.shape[1] == 2:
-        return np.exp(log_probabilities(scores)[:, 1])
+        return np.asarray(np.exp(log_probabilities(scores)[:, 1]))
     values = scores[:, 0].astype(np.float64)
     return values if probabilities else np.asarray(expit(values))
 

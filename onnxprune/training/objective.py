@@ -112,7 +112,7 @@ class Objective:
                     f"--label-weight {asked:g} needs labels", why=why, hint="give labeled data, or leave out the option"
                 )
             return None, 0.0
-        labels, share = np.asarray(data.labels), LABELS if asked is None else asked
+        labels, share = np.asarray(data.class_labels), LABELS if asked is None else asked
         n = classes.shape[1]
         beyond = labels[(labels < 0) | (labels >= n)]
         if not beyond.size:

@@ -1,0 +1,235 @@
+"""Boxes and keypoints: COCO, YOLO and Pascal VOC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+import numpy as np
+
+from onnxprune.data.geometry import Geometry
+from onnxprune.data.images import geometries
+from onnxprune.data.labels.names import names_near
+from onnxprune.data.labels.values import (
+    BOX,
+    Files,
+    Labels,
+    check_classes,
+    grouped,
+    is_upright,
+    moved,
+    object_array,
+    read_file,
+)
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import DataError
+from onnxprune.types import FloatArray
+
+ROUNDING = 0.01
+"""Distance by which normalised coordinates may leave the image."""
+
+
+def _wrong(where: Path | str, why: str, hint: str = "correct the label file") -> NoReturn:
+    raise DataError("the labels are not valid", where=str(where), why=why, hint=hint)
+
+
+# ------------------------------------------------------------------------------------------------------------------ COCO
+
+
+def read_coco(path: Path, images: Sequence[Path], how: Preprocess, *, keypoints: bool = False) -> Labels:
+    """Read objects of COCO: categories become 0 … k - 1 in ascending order of their ids.
+
+    Raises:
+        DataError: the file is not valid, or does not name an image.
+    """
+    content = read_file(path, lambda: json.loads(path.read_bytes()), "JSON")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("images", "annotations")
+    ):
+        _wrong(path, "it has no lists named images and annotations", "give JSON of COCO, with boxes")
+    return read_file(path, lambda: _coco(content, path, images, how, keypoints), "COCO")
+
+
+def _coco(content: dict[str, Any], path: Path, images: Sequence[Path], how: Preprocess, keypoints: bool) -> Labels:
+    entries, objects = content["images"], content["annotations"]
+    names = {int(one["id"]): str(one["name"]) for one in content.get("categories", ())}
+    ids = {one: number for number, one in enumerate(sorted(names or {int(o["category_id"]) for o in objects}))}
+    numbers = Files((str(one["file_name"]) for one in entries), path).numbers(images)
+    owner_of = {entries[number]["id"]: place for place, number in enumerate(numbers) if number is not None}
+    mine = [one for one in objects if one["image_id"] in owner_of]
+    unknown = next((one["category_id"] for one in mine if int(one["category_id"]) not in ids), None)
+    if unknown is not None:
+        _wrong(path, f"an annotation has the category {unknown}, which is not among the categories")
+    without = next((one for one in mine if len(one.get("bbox") or ()) != BOX), None)
+    if without is not None:
+        _wrong(path, f"the annotation {without.get('id')} has no box of four numbers")
+    boxes = np.array([one["bbox"] for one in mine], dtype=np.float64).reshape(-1, BOX)
+    boxes[:, 2:] += boxes[:, :2]
+    facts = np.array([(ids[int(one["category_id"])], bool(one.get("iscrowd"))) for one in mine], dtype=np.float64)
+    columns = [boxes, facts.reshape(-1, 2)]
+    if keypoints:
+        columns.append(_coco_keypoints(mine, path))
+    rows = np.concatenate(columns, axis=1)
+    if not np.isfinite(rows).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        _wrong(path, "a box is not finite, or its width or height is negative")
+    owners = np.array([owner_of[one["image_id"]] for one in mine], dtype=np.int64)
+    result = []
+    for image, number, place, found in zip(
+        images, numbers, geometries(images, how), grouped(rows, owners, len(images)), strict=True
+    ):
+        entry = entries[number or 0]
+        size = (int(entry.get("width") or 0), int(entry.get("height") or 0))
+        result.append(moved(found, place, upright=not all(size) or is_upright(place, size, image, path)))
+    classes = tuple(names[one] for one in ids) if names else ()
+    return Labels(object_array(result), classes, "keypoints" if keypoints else "boxes")
+
+
+def _coco_keypoints(objects: Sequence[Mapping[str, Any]], path: Path) -> FloatArray:
+    lengths = {len(one.get("keypoints") or ()) for one in objects}
+    if len(lengths) > 1 or any(length % 3 or not length for length in lengths):
+        _wrong(
+            path, "not every annotation has keypoints, or not the same number of them", "give keypoints to every object"
+        )
+    width = max(lengths, default=0)
+    return np.array([one["keypoints"] for one in objects], dtype=np.float64).reshape(len(objects), width)
+
+
+# ------------------------------------------------------------------------------------------------------------------ YOLO
+
+
+def read_yolo(
+    folder: Path, files: Sequence[Path], images: Sequence[Path], how: Preprocess, *, keypoints: bool = False
+) -> Labels:
+    """Read objects of YOLO, `class cx cy w h` in shares of the image turned upright; an image without a file has none.
+
+    With `keypoints`, lines go on with x, y and visibility of each point, or with x and y alone.
+
+    Raises:
+        DataError: a line is not valid, or no image has a file.
+    """
+    numbers = Files((_stem_in(folder, file) for file in files), folder).numbers(images, all_named=False)
+    result, width = [], 0
+    for number, place in zip(numbers, geometries(images, how), strict=True):
+        rows = np.zeros((0, 0)) if number is None else _yolo_rows(files[number], place, keypoints)
+        if len(rows) and width and rows.shape[1] != width:
+            _wrong(files[number or 0], "its objects have another number of keypoints than those of other files")
+        width = rows.shape[1] if len(rows) else width
+        result.append(rows)
+    width = width or BOX + 2
+    rows = np.concatenate([found for found in result if len(found)] or [np.zeros((0, width))])
+    classes = names_near(folder)
+    check_classes(rows, classes, folder)
+    values = object_array([found if len(found) else np.zeros((0, width)) for found in result])
+    return Labels(values, classes, "keypoints" if keypoints else "boxes")
+
+
+def _yolo_rows(file: Path, place: Geometry, keypoints: bool) -> FloatArray:
+    lines = [line.split() for line in read_file(file, lambda: file.read_text(encoding="utf-8"), "text").splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        return np.zeros((0, BOX + 2))
+    lengths = {len(line) for line in lines}
+    least = 1 + BOX
+    points = min(lengths, default=least) - least
+    if len(lengths) > 1 or (keypoints and (points <= 0 or (points % 3 and points % 2))) or (not keypoints and points):
+        _wrong(
+            file,
+            f"its lines have {' or '.join(map(str, sorted(lengths)))} values",
+            "give lines of class, center x, center y, width and height; outlines and scores are not read"
+            if not keypoints
+            else "give lines of class, center x, center y, width and height, then x, y and visibility of each point",
+        )
+    try:
+        values = np.array(lines, dtype=np.float64).reshape(-1, least + points)
+    except ValueError:
+        _wrong(file, "a value is not a number")
+    number, boxes = values[:, 0], values[:, 1:least]
+    if not np.isfinite(values).all() or (number < 0).any() or (number % 1).any():
+        _wrong(file, "a class is no whole number from 0, or a coordinate is not finite")
+    if (boxes < -ROUNDING).any() or (boxes > 1 + ROUNDING).any():
+        _wrong(file, "a coordinate is below 0 or above 1", "divide coordinates by the width and height of the image")
+    size = np.array(place.source, dtype=np.float64)
+    center, half = boxes[:, :2] * size, boxes[:, 2:] * size / 2
+    columns = [center - half, center + half, number[:, None], np.zeros((len(values), 1))]
+    if keypoints:
+        each = values[:, least:].reshape(len(values), -1, 2 if points % 3 else 3)
+        seen = each[..., 2:] if each.shape[2] == 3 else 2.0 * (each > 0).any(axis=2, keepdims=True)
+        columns.append(np.concatenate([each[..., :2] * size, seen], axis=2).reshape(len(values), -1))
+    return moved(np.concatenate(columns, axis=1), place)
+
+
+def _stem_in(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
+# ------------------------------------------------------------------------------------------------------------------- VOC
+
+
+def read_voc(folder: Path, files: Sequence[Path], images: Sequence[Path], how: Preprocess) -> Labels:
+    """Read objects of Pascal VOC; difficult ones count as crowds.
+
+    Class numbers are those of `classes.txt` or `data.yaml`, else of the names in alphabetical order, as in the VOC challenge.
+    Coordinates count from 1, as there, unless one is below 1.
+
+    Raises:
+        DataError: a file is not valid, or an image has none.
+    """
+    numbers = Files((_stem_in(folder, file) for file in files), folder).numbers(images)
+    trees = [read_file(files[n], lambda n=n: _tree(files[n]), "XML") for n in numbers if n is not None]  # type: ignore[misc]
+    sources = [files[n] for n in numbers if n is not None]
+    found = [_voc_objects(tree, file) for tree, file in zip(trees, sources, strict=True)]
+    named = {name for objects in found for name, *_ in objects}
+    given = names_near(folder)
+    if given and not named <= set(given):
+        _wrong(folder, f"the class {min(named - set(given))} is not among the names of classes", "name every class")
+    classes = given or tuple(sorted(named))
+    number_of = {name: number for number, name in enumerate(classes)}
+    rows = [
+        np.array([(*box, number_of[name], hard) for name, box, hard in objects]).reshape(-1, 6) for objects in found
+    ]
+    first = min((float(row[:, :2].min()) for row in rows if len(row)), default=1.0)
+    result = []
+    for image, file, tree, place, row in zip(images, sources, trees, geometries(images, how), rows, strict=True):
+        row[:, :2] -= first >= 1
+        size = tuple(int(float(tree.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
+        upright = not all(size) or is_upright(place, (size[0], size[1]), image, file)
+        result.append(moved(row, place, upright=upright))
+    return Labels(object_array(result), classes, "boxes")
+
+
+def _voc_objects(tree: Element, file: Path) -> list[tuple[str, tuple[float, ...], bool]]:
+    objects = []
+    for one in tree.iter("object"):
+        try:
+            box = tuple(float(one.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax"))
+        except ValueError:
+            _wrong(file, "an object has no bndbox of four numbers")
+        name = (one.findtext("name") or "").strip()
+        if not name or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
+            _wrong(file, "an object has no name, or its right edge lies before its left one")
+        objects.append((name, box, (one.findtext("difficult") or "0").strip() not in ("", "0")))
+    return objects
+
+
+def _tree(file: Path) -> Element:
+    """Return the root of an XML file; entities, which can grow without end or read other files, are refused."""
+    parser, builder = expat.ParserCreate(), TreeBuilder()
+
+    def refuse(*_: object) -> NoReturn:
+        _wrong(file, "it has a document type or entities", "leave out <!DOCTYPE>")
+
+    handlers: dict[str, Callable[..., Any]] = {
+        "StartElementHandler": builder.start,
+        "EndElementHandler": builder.end,
+        "CharacterDataHandler": builder.data,
+        "StartDoctypeDeclHandler": refuse,
+        "EntityDeclHandler": refuse,
+    }
+    for name, handler in handlers.items():
+        setattr(parser, name, handler)
+    parser.Parse(file.read_bytes(), True)
+    return builder.close()
