@@ -9,7 +9,7 @@ import cloudpickle
 import pytest
 
 from onnxprune.errors import OptionError
-from onnxprune.metrics import user_functions
+from onnxprune.data import user_functions
 
 METRIC = """
 from __future__ import annotations
