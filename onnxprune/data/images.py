@@ -27,9 +27,10 @@ def images_in(folder: Path, *, deep: bool = False, but: Path | None = None) -> l
     """Return the image files of a folder, sorted; `deep`: of its sub-folders as well, except for the folder `but`."""
     if deep:
         found: list[Path] = []
+        apart = None if but is None else but.resolve()
         for root, names, files in os.walk(folder):
             here = Path(root)
-            names[:] = [name for name in names if not name.startswith(".") and here / name != but]
+            names[:] = [name for name in names if not name.startswith(".") and (here / name).resolve() != apart]
             found += [here / name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         return sorted(found)
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)

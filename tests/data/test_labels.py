@@ -631,3 +631,9 @@ def test_hidden_folders_hold_no_images(photos):
     assert len(images_in(photos, deep=True)) == 3
     assert images_in(photos, deep=True, but=photos / "sub") == [photos / "a.jpg", photos / "b.jpg"]
     assert replace(PLAIN, stretch=(4, 4)).stretch == (4, 4)
+
+
+def test_a_folder_of_masks_is_found_by_another_form_of_its_path(photos, monkeypatch):
+    Image.new("L", (8, 8)).save(photos / "sub" / "mask.png")
+    monkeypatch.chdir(photos.parent)
+    assert len(images_in(Path("photos"), deep=True, but=photos / "sub")) == 2

@@ -32,8 +32,9 @@ def read_table(path: Path, images: Sequence[Path], task: str | None = None) -> L
         DataError: the table is not valid, or does not name an image.
     """
     rows = _rows(path)
-    known = {image.name for image in images} | {image.stem for image in images}
-    header = () if is_image_name(rows[0][0]) or Path(rows[0][0].strip()).name in known else tuple(rows[0])
+    first = rows[0][0]
+    known = is_image_name(first) or any(Path(first.strip()).name in (image.name, image.stem) for image in images)
+    header = () if known else tuple(rows[0])
     rows = rows[1:] if header else rows
     if not rows or len(rows[0]) < 2:
         _wrong(path, "it has no column of labels", "give rows of an image file and its labels")

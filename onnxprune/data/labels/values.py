@@ -96,6 +96,8 @@ def npz_boxes(array: Array) -> Array:
 
 def moved(rows: FloatArray, place: Geometry, *, upright: bool = True) -> FloatArray:
     """Return rows of boxes or keypoints, (m, 6 + 3 k), in pixels of the model's input, without boxes that are dropped."""
+    if not len(rows):
+        return rows
     boxes, kept = place.boxes(rows[:, :BOX], upright=upright)
     result = np.concatenate([boxes, rows[:, BOX:]], axis=1)[kept]
     if rows.shape[1] > BOX + 2 and len(result):
@@ -155,6 +157,7 @@ class Files:
                 end = parts[start:]
                 self._found[end] = SEVERAL if end in self._found else number
         self._found |= whole  # a whole name comes before the end of another
+        self._longest = max(map(len, self._found), default=0)
 
     def find(self, image: Path) -> int | None:
         """Return the number of the entry of an image; None: there is none.
@@ -162,9 +165,10 @@ class Files:
         Raises:
             DataError: several entries may be meant.
         """
-        for last in (image.name, image.stem):
-            parts = (*image.parts[:-1], last)
-            for start in range(len(parts)):
+        parts = image.parts
+        for last in (parts[-1], image.stem):
+            parts = (*parts[:-1], last)
+            for start in range(max(0, len(parts) - self._longest), len(parts)):
                 number = self._found.get(parts[start:])
                 if number == SEVERAL:
                     raise DataError(
@@ -187,13 +191,13 @@ class Files:
         missing = [image for image, number in zip(images, numbers, strict=True) if number is None]
         if missing and (all_named or len(missing) == len(images)):
             unnamed(missing, len(images), self._where)
-        first: dict[int, Path] = {}
-        for image, number in zip(images, numbers, strict=True):
-            if number is not None and first.setdefault(number, image) != image:
+        first: dict[int, int] = {}
+        for place, number in enumerate(numbers):
+            if number is not None and images[first.setdefault(number, place)] != images[place]:
                 raise DataError(
                     "a label fits two images",
                     where=self._where,
-                    why=f"{self._names[number]} may be {first[number]} or {image}",
+                    why=f"{self._names[number]} may be {images[first[number]]} or {images[place]}",
                     hint="name images with their folders",
                 )
         return numbers
