@@ -22,12 +22,14 @@ from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import load_data
 from onnxprune.graph.analysis import Analysis
+from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.model import Model, inputs_of
 from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.obs import Removal
+from onnxprune.metrics.output_distance import form_of
 from onnxprune.metrics.outputs import output_divergence
 from onnxprune.repair.network import divergences
 from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
@@ -196,6 +198,23 @@ def test_scores_of_boxes_count_in_curves_as_pixels_do():
     (found,) = outputs(study.variant(removal, worst), study.held())
     error = np.square(reference.astype(float) - found).mean(axis=(0, 2)) / reference.astype(float).var(axis=(0, 2))
     assert study.curves[removal.group.name].losses[-1] == pytest.approx(error.mean(), rel=1e-3)
+
+
+def test_boxes_in_front_of_a_selection_are_compared_by_their_entries():
+    b = Builder((3, 8, 8))
+    x = b.node("Relu", [b.conv("x", 8, 3)])
+    boxes = b.node("Transpose", [b.reshape(b.conv(x, 4), (-1, 4, 64), (4, 64))], (64, 4), perm=[0, 2, 1])
+    scores = b.reshape(b.node("Sigmoid", [b.conv(x, 2)]), (-1, 2, 64), (2, 64))
+    proto = b.build(boxes, scores)
+    limits = {"most": np.array([10]), "overlap": np.float32([0.5]), "least": np.float32([0.3])}
+    proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in limits.items())
+    proto.graph.node.append(onnx.helper.make_node("NonMaxSuppression", [boxes, scores, *limits], ["selected"]))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("selected", onnx.TensorProto.INT64, None))
+    model = load(proto)
+    assert set(measured_tensors(model.graph).names) == {boxes, scores}
+    assert form_of("boxes", (1, 64, 4)) == ("error", -1)
+    assert form_of("boxes", (1, 2, 64)) == ("error", -2)
 
 
 def test_a_fixed_batch():
