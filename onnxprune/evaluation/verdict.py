@@ -171,7 +171,8 @@ def absolute(judged: Judged) -> Iterator[Check]:
         found = paired_tests.interval(compared.statistics[1][name], compared.samples)
         told = f"{found.low:.4g} to {found.high:.4g} at 95 %, {change}"
         row = LimitCheck(metric.title, "", lambda _: None, at_least=limit[0] == "min", kind="quality")
-        yield row.held(Measured(amount, told, found.low, found.high), limit[1])
+        low, high = (found.low, amount) if row.at_least else (amount, found.high)  # an amount beyond the limit fails
+        yield row.held(Measured(amount, told, low, high), limit[1])
 
 
 def _refuse_alone(judged: Judged) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from onnxprune.errors import OptionError
 from onnxprune.data import user_functions
+from onnxprune.errors import OptionError
 
 METRIC = """
 from __future__ import annotations

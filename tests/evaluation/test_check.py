@@ -149,9 +149,9 @@ def another_baseline(proto: onnx.ModelProto) -> None:
         (change_rank, LIMITS, ["same outputs"]),
         (roll_dice, LIMITS, ["deterministic"]),
         (newer_opset, GateLimits(max_opset=17), ["opset"]),
-        (fatten, GateLimits(max_size=1e6), ["size (bytes)"]),
-        (bloat, GateLimits(max_memory=1e6), ["activation memory (bytes)"]),
-        (bloat, GateLimits(max_peak_memory=50e6), ["peak memory (bytes)"]),
+        (fatten, GateLimits(max_size=1e6), ["size (MB)"]),
+        (bloat, GateLimits(max_memory=1e6), ["activation memory (MB)"]),
+        (bloat, GateLimits(max_peak_memory=50e6), ["peak memory (MB)"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -262,9 +262,9 @@ def test_each_round_has_sessions_of_its_own_in_another_order(tiny_path, images) 
 
 def test_both_kinds_of_memory_are_told_without_a_limit(tiny_path) -> None:
     verdict = onnxprune.check(tiny_path, tiny_path, measure=MEASURE)
-    assert check_named(verdict, "activation memory (bytes)").value == 4 * (2 * 16 * 64 + 3 * 64)
+    assert check_named(verdict, "activation memory (MB)").value == 4e-6 * (2 * 16 * 64 + 3 * 64)
     if Path("/proc/self/status").exists():
-        assert 1e5 < float(check_named(verdict, "peak memory (bytes)").value) < 1e9
+        assert 0.1 < float(check_named(verdict, "peak memory (MB)").value) < 1e3
 
 
 def test_peak_memory_holds_the_weights(tmp_path) -> None:
@@ -313,11 +313,11 @@ def test_too_few_samples_are_undecided(tiny, tiny_path, labelled, tmp_path) -> N
     ("limits", "name"),
     [
         (GateLimits(max_params=10), "parameters"),
-        (GateLimits(max_memory=10), "activation memory (bytes)"),
-        (GateLimits(max_peak_memory=10), "peak memory (bytes)"),
+        (GateLimits(max_memory=10), "activation memory (MB)"),
+        (GateLimits(max_peak_memory=10), "peak memory (MB)"),
         (GateLimits(max_opset=10), "opset"),
         (GateLimits(min_cosine=1.0, max_latency=0), "latency (ms)"),
-        (GateLimits(max_size=1), "size (bytes)"),
+        (GateLimits(max_size=1), "size (MB)"),
     ],
 )
 def test_each_limit_fails_its_check(limits: GateLimits, name: str, tiny_path) -> None:
@@ -522,5 +522,23 @@ def test_each_file_is_parsed_once(tiny_path, tmp_path, monkeypatch) -> None:
     assert sorted(parsed) == sorted([copy, tiny_path])
 
 
-def test_two_models_are_needed(run, tiny_path) -> None:
-    assert run("check", tiny_path).exit_code == 2
+def test_a_candidate_is_needed(run, tiny_path) -> None:
+    assert run("check", "--baseline", tiny_path).exit_code == 2
+
+
+def test_a_candidate_alone_is_held_against_amounts(run, tiny_path, labelled, tmp_path) -> None:
+    """Without a baseline nothing is compared; limits on amounts are held, and a limit on a change is refused."""
+    data = tmp_path / "data.npz"
+    np.savez(data, **labelled)
+    nothing = run("check", tiny_path, "--no-latency")
+    assert nothing.exit_code == 0
+    assert "quality NOT MEASURED" in nothing.stdout
+    for limit, code in (("top1=0%", 0), ("top1=0.999", 3), ("top1=99.9", 3)):
+        assert run("check", tiny_path, "--no-latency", "--data", data, "--min", limit).exit_code == code
+    assert run("check", tiny_path, "--no-latency", "--data", data, "--max", "size=1kB").exit_code == 3
+    refused = run("check", tiny_path, "--no-latency", "--data", data, "--max-drop", "1")
+    assert refused.exit_code == 2
+    assert "needs a baseline" in refused.stderr
+    unmeasured = run("check", tiny_path, "--no-latency", "--data", data, "--min", "map=0.4")
+    assert unmeasured.exit_code == 2
+    assert "map was not measured" in unmeasured.stderr

@@ -74,7 +74,7 @@ def test_size_counts_external_data(tiny, tiny_path, tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save_model(tiny, str(path), save_as_external_data=True, location="m.data", size_threshold=0)
     verdict = onnxprune.check(path, tiny_path, measure=MEASURE)
-    assert values(verdict)["size (bytes)"] == path.stat().st_size + (tmp_path / "m.data").stat().st_size
+    assert values(verdict)["size (MB)"] == (path.stat().st_size + (tmp_path / "m.data").stat().st_size) / 1e6
 
 
 @pytest.mark.parametrize(("bytes_over", "passes"), [(0, True), (-1, False)])
@@ -133,7 +133,7 @@ def test_limit_out_of_range(fields):
 def test_dictionary_says_the_same_as_the_verdict(tiny_path):
     content = onnxprune.check(tiny_path, tiny_path, limits=GateLimits(max_size=1), measure=MEASURE).report.to_dict()
     assert content["passed"] is False
-    assert [check["name"] for check in content["checks"] if not check["passed"]] == ["size (bytes)"]
+    assert [check["name"] for check in content["checks"] if not check["passed"]] == ["size (MB)"]
     assert next(check for check in content["checks"] if not check["passed"])["limit"] == 1
 
 
