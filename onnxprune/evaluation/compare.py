@@ -168,8 +168,9 @@ def compare(
             runs[number], data, size, signature, of, lambda x: progress((number + x) / len(runs)), names
         )
 
-    first = predicted(0, of=task)
-    second = first if candidate is None else predicted(1, of=task)
+    of_outputs = task if task is not None and (front is None or task.is_of_outputs) else None
+    first = predicted(0, of=of_outputs)
+    second = first if candidate is None else predicted(1, of=of_outputs)
     classes = front is None or front.measured.is_one
     judged = raw = (first.outputs, second.outputs)
     if front:

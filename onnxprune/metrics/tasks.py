@@ -180,19 +180,26 @@ def _derived(labels: Array, outputs: Outputs, scores: Outputs, has_own: bool) ->
     """
     numbers = labels.dtype.kind in "iub"
     first = next((output for output in outputs if isinstance(output, np.ndarray) and output.dtype.kind == "f"), None)
-    if labels.dtype.kind in "OU":
-        return "ctc" if all(isinstance(one, str) for one in labels) else "detect"
+    if labels.dtype.kind in "OU" and not all(isinstance(one, str) for one in labels):
+        return "detect"
+    if labels.dtype.kind in "OU" and any(np.ndim(output) == 3 for output in outputs):
+        return "ctc"
     if labels.ndim == 3 and labels.shape[2] in (5, 6) and labels.dtype.kind == "f":
         return "detect"
     if numbers and labels.ndim == 1 and class_scores(scores, labelled=True) is not None:
         return "classify"
     if numbers and labels.ndim == 1 and first is not None and first[0].size == 1 and set(np.unique(labels)) <= {0, 1}:
         return "binary"
-    if first is not None and labels.ndim == 2 and labels.shape == first.reshape(len(first), -1).shape:
+    if (
+        first is not None
+        and labels.ndim == 2
+        and labels.dtype.kind in "iubf"
+        and labels.shape == first.reshape(len(first), -1).shape
+    ):
         return "multilabel" if set(np.unique(labels)) <= {0, 1} else "regress"
     if numbers and labels.ndim == 3 and any(output.ndim >= 3 for output in outputs):
         return "segment"
-    if not numbers and first is not None and first[0].size == labels[0].size:
+    if labels.dtype.kind == "f" and first is not None and first[0].size == labels[0].size:
         return "regress"
     if has_own:
         return "metric"

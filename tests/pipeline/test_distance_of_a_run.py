@@ -13,6 +13,7 @@ from graphs import Builder
 
 from onnxprune.errors import OptionError
 from onnxprune.options import Options, Training
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline import sensitivity, sweep
 from onnxprune.pipeline.distillation import train
 from onnxprune.pipeline.opening import LOAD, calibration
@@ -56,9 +57,9 @@ def test_calibration_takes_the_distance_and_refuses_an_unknown_one(sources: Sour
         calibration(scope)(replace(run, distance="pixels"))
 
 
-def test_a_sweep_by_another_distance_is_another_sweep(sources: Sources) -> None:
-    run = Run(sources, asked=OPTIONS)
-    assert sweep._digest(run, "flops") != sweep._digest(replace(run, distance="map"), "flops")
+def test_a_sweep_of_another_task_is_another_sweep(sources: Sources) -> None:
+    run, other = (Run(replace(sources, judging=Judging(task=task)), asked=OPTIONS) for task in (None, "segment"))
+    assert sweep._digest(run, "flops") != sweep._digest(other, "flops")
 
 
 @pytest.mark.torch

@@ -20,6 +20,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph import io as graph_io
 from onnxprune.graph.analysis import analyse
+from onnxprune.metrics.tasks import Task
 from onnxprune.report import details, grouping, thumbnails
 from onnxprune.runtime.session import SessionConfig
 
@@ -29,7 +30,9 @@ SPEC = InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
 
 def compared(second: np.ndarray, labels: list[int] | None) -> Comparison:
     truth = None if labels is None else np.array(labels)
-    return Comparison(({}, {}), {}, None, "", 4, True, ([LOGITS], [second]), ([LOGITS], [second]), truth, {}, 1)
+    outputs = [LOGITS], [second]
+    task = None if truth is None else Task("classify")
+    return Comparison({}, None, "", 4, True, outputs, outputs, truth, {}, 1, task=task)
 
 
 def made_data(shape: tuple[int, ...] = (3, 8, 8), **how: object) -> Data:
