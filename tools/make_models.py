@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ import onnxruntime
 import scenes
 import torch
 from models_page import README, digests, note, row
-from scene_models import SCENE_RECIPES, Detector, UNet, build_scene, train_scene
+from scene_models import SCENE_RECIPES, Detector, SceneRecipe, UNet, build_scene, train_scene
 from scenes import Images, Labels, load
 from torch import Tensor, nn
 from torch.nn import functional
@@ -160,14 +160,13 @@ def _mobile() -> Classifier:
     return Classifier((1, 28, 28), layers)
 
 
+CLASSIFIERS = {"small": _small, "resnet": _resnet, "mobile": _mobile}
 Network = Classifier | Detector | UNet
 
 
 def build(name: str) -> Network:
     """Return the untrained network of that name; its weights follow ``torch.manual_seed``."""
-    if name in SCENE_RECIPES:
-        return build_scene(name)
-    return {"small": _small, "resnet": _resnet, "mobile": _mobile}[name]()
+    return build_scene(name) if name in SCENE_RECIPES else CLASSIFIERS[name]()
 
 
 def names(model: Network) -> tuple[str, str]:
@@ -275,7 +274,7 @@ def train(name: str, epochs: int, seed: int) -> Classifier:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images, labels = (torch.from_numpy(a) for a in load("train"))
-    model = build(name)
+    model = CLASSIFIERS[name]()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = [  # no decay for biases and the scales of normalizations
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.decay},
@@ -308,7 +307,7 @@ def train(name: str, epochs: int, seed: int) -> Classifier:
 
 def make_model(name: str, args: argparse.Namespace) -> None:
     """Train one network (or load its saved weights), export it, and check the written file."""
-    recipe = SCENE_RECIPES[name] if name in SCENE_RECIPES else RECIPES[name]
+    recipe: Recipe | SceneRecipe = SCENE_RECIPES[name] if name in SCENE_RECIPES else RECIPES[name]
     state, path = args.work / f"{name}.pt", args.models / f"{name}.onnx"
     if args.export_only:
         if not state.is_file():
@@ -316,7 +315,7 @@ def make_model(name: str, args: argparse.Namespace) -> None:
         model = build(name)
         model.load_state_dict(torch.load(state, weights_only=True))
     else:
-        make = train_scene if name in SCENE_RECIPES else train
+        make: Callable[[str, int, int], Network] = train_scene if name in SCENE_RECIPES else train
         model = make(name, args.epochs or recipe.epochs, args.seed)
         torch.save(model.state_dict(), state)
     export(model, path, recipe.exporter, recipe.opset)
@@ -377,7 +376,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Train the reference models on Fashion-MNIST and on made scenes, and export them to ONNX.",
         epilog="example: python tools/make_models.py small data readme --threads 2",
     )
-    epochs = ", ".join(f"{recipe.epochs} for {name}" for name, recipe in {**RECIPES, **SCENE_RECIPES}.items())
+    every: dict[str, Recipe | SceneRecipe] = {**RECIPES, **SCENE_RECIPES}
+    epochs = ", ".join(f"{recipe.epochs} for {name}" for name, recipe in every.items())
     choices = [*RECIPES, *SCENE_RECIPES, "data", "scenes", "readme", "all"]
     parser.add_argument(
         "targets", nargs="+", choices=choices, metavar="TARGET",

@@ -67,11 +67,11 @@ class Csp(nn.Module):
         half = outputs // 2
         self.first, self.last = conv(inputs, outputs, 1), conv(3 * half, outputs, 1)
         self.pair = nn.Sequential(conv(half, half), conv(half, half))
-        self.half, self.residual = half, residual
+        self.parts, self.residual = [half, half], residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        one, two = self.first(x).split([self.half, self.half], 1)  # constant sizes make one Split of the file
+        one, two = torch.split(self.first(x), self.parts, 1)  # constant sizes make one Split of the file
         three = self.pair(two)
         y: Tensor = self.last(torch.cat([one, two, two + three if self.residual else three], 1))
         return y
@@ -96,6 +96,8 @@ class Detector(nn.Module):
     """Backbone, feature pyramid with a way up and a way down, and a head per stride."""
 
     input_shape = (1, SIDE, SIDE)
+    centres: Tensor
+    strides: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,15 +160,18 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
 
 def build_scene(name: str) -> Detector | UNet:
     """Return the untrained network ``detector`` or ``unet``; its weights follow ``torch.manual_seed``."""
-    return {"detector": Detector, "unet": UNet}[name]()
+    if name == "unet":
+        return UNet()
+    return Detector()
 
 
 def iou(one: Tensor, two: Tensor) -> Tensor:
     """Return the intersection over union of boxes (..., 4) that broadcast."""
     size = (torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])).clamp(min=0)
-    common = size.prod(-1)
-    area = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1) for boxes in (one, two)]
-    return common / (area[0] + area[1] - common + 1e-7)
+    common: Tensor = size.prod(-1)
+    area: list[Tensor] = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1) for boxes in (one, two)]
+    share: Tensor = common / (area[0] + area[1] - common + 1e-7)
+    return share
 
 
 def detector_loss(model: Detector, x: Tensor, boxes: Tensor) -> Tensor:
@@ -212,7 +217,8 @@ def unet_loss(model: UNet, x: Tensor, masks: Tensor) -> Tensor:
     logits = model(x)
     p, wanted = logits.softmax(1), functional.one_hot(masks, len(CLASSES) + 1).permute(0, 3, 1, 2).float()
     common, total = (p * wanted).sum((0, 2, 3)), (p + wanted).sum((0, 2, 3))
-    return functional.cross_entropy(logits, masks) + (1 - (2 * common + 1) / (total + 1)).mean()
+    loss: Tensor = functional.cross_entropy(logits, masks) + (1 - (2 * common + 1) / (total + 1)).mean()
+    return loss
 
 
 def train_scene(name: str, epochs: int, seed: int) -> Detector | UNet:
@@ -233,7 +239,7 @@ def train_scene(name: str, epochs: int, seed: int) -> Detector | UNet:
     for epoch in range(epochs):
         start, total = time.perf_counter(), 0.0
         model.train()
-        for batch in torch.randperm(len(images))[: steps * BATCH].split(BATCH):
+        for batch in torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH):
             mirror = bool(torch.rand(()) < 0.5)
             x = (images[batch].flip(3) if mirror else images[batch]).float() / 255
             x = x.to(memory_format=torch.channels_last)

@@ -90,7 +90,8 @@ def write_scenes(models: Path, seed: int) -> None:
         ("masks", evaluation, {"labels": evaluation.masks}),
         ("calibration", calibration, {}),
     ):
-        np.savez_compressed(models / f"scenes_{name}.npz", **{INPUT: found.images}, **labels)
+        arrays: dict[str, Any] = {INPUT: found.images, **labels}
+        np.savez_compressed(models / f"scenes_{name}.npz", **arrays)
     print(f"scenes: wrote scenes_boxes.npz, scenes_masks.npz ({EVALUATION}) and scenes_calibration.npz ({CALIBRATION})")
 
 
@@ -145,7 +146,7 @@ def _background(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     else:
         coarse = Image.fromarray(rng.normal(0, 1, 2 * (rng.integers(4, 13),)).astype(np.float32))
         pattern = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float64)
-    return level + contrast * pattern
+    return np.asarray(level + contrast * pattern)
 
 
 def _shape(rng: np.random.Generator) -> npt.NDArray[np.bool_]:
@@ -156,9 +157,9 @@ def _shape(rng: np.random.Generator) -> npt.NDArray[np.bool_]:
     distance = np.hypot(y - cy, x - cx)
     kind = rng.integers(3)
     if kind == 0:
-        return distance < radius
+        return np.asarray(distance < radius)
     if kind == 1:
-        return (distance < radius) & (distance > 0.6 * radius)
+        return np.asarray((distance < radius) & (distance > 0.6 * radius))
     sides = turn + np.arange(3)[:, None, None] * 2 * np.pi / 3
     return np.asarray(((x - cx) * np.cos(sides) + (y - cy) * np.sin(sides) < radius / 2).all(0))
 
@@ -229,8 +230,8 @@ def mean_precision(found: list[npt.NDArray[Any]], boxes: npt.NDArray[Any]) -> tu
         found: rows x1 y1 x2 y2 score class per picture.
         boxes: (n, m, 5), x1 y1 x2 y2 class; rows of class -1 are padding.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools.coco import COCO  # type: ignore[import-untyped]
+    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
     truth = [(i, row) for i, rows in enumerate(boxes.astype(float)) for row in rows if row[4] >= 0]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
