@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 STRIDES = (8, 16)
-BATCH = 64
 TRAINING = 16_000
 """Scenes that a network is trained on."""
 
@@ -34,6 +33,7 @@ class SceneRecipe:
     epochs: int
     exporter: Literal["dynamo", "legacy"]
     opset: int
+    batch: int = 64
     rate: float = 4e-3
     decay: float = 1e-4
 
@@ -46,7 +46,7 @@ SCENE_RECIPES = {
     ),
     "unet": SceneRecipe(
         "U-Net: widths 16/32/64, ReLU, batch normalization, ConvTranspose and Concat on the way up",
-        "segment", "logits", epochs=4, exporter="dynamo", opset=18,
+        "segment", "logits", epochs=2, batch=32, exporter="dynamo", opset=18,
     ),
 }  # fmt: skip
 
@@ -234,12 +234,12 @@ def train_scene(name: str, epochs: int, seed: int) -> Detector | UNet:
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.decay},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer, steps = torch.optim.AdamW(groups, lr=recipe.rate), len(images) // BATCH
+    optimizer, steps = torch.optim.AdamW(groups, lr=recipe.rate), len(images) // recipe.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, epochs * steps, pct_start=0.15)
     for epoch in range(epochs):
         start, total = time.perf_counter(), 0.0
         model.train()
-        for batch in torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH):
+        for batch in torch.randperm(len(images))[: steps * recipe.batch].view(steps, recipe.batch):
             mirror = bool(torch.rand(()) < 0.5)
             x = (images[batch].flip(3) if mirror else images[batch]).float() / 255
             x = x.to(memory_format=torch.channels_last)
