@@ -41,8 +41,8 @@ The classes are T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, snea
 {scene_rows}
 
 A scene is a grey picture of 64 x 64 pixels with one to four garments of Fashion-MNIST on a procedural background, and shapes that
-belong to no class (`tools/scenes.py`). Scenes for training have garments of the training images, all others garments of the test
-images. Both files take a float32 tensor `images` with a dynamic first dimension `batch`, grey values in 0..1 (`--preprocess unit`).
+belong to no class (`tools/scenes.py`). Scenes for training and calibration have garments of the training images, scenes for
+evaluation those of the test images. Both files take a float32 tensor `images` with a dynamic first dimension `batch`, grey values in 0..1 (`--preprocess unit`).
 
 - `detector.onnx` gives `output` (batch, 9, 80): for each of 80 anchors the centre x, centre y, width and height of a box in pixels, then
   a probability per class, as Ultralytics exports YOLOv8. mAP is that of COCO, by pycocotools, after non-maximum suppression within

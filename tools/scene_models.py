@@ -45,7 +45,7 @@ SCENE_RECIPES = {
         "detect", "output", epochs=25, exporter="legacy", opset=17,
     ),
     "unet": SceneRecipe(
-        "U-Net: widths 16/32/64, ReLU, batch normalization, ConvTranspose and Concat on the way up",
+        "U-Net: widths 16/32/64, batch normalization (folded by the exporter), ReLU, ConvTranspose and Concat on the way up",
         "segment", "logits", epochs=2, batch=32, exporter="dynamo", opset=18,
     ),
 }  # fmt: skip
