@@ -1,9 +1,10 @@
-"""The three reference networks in models/, and the same networks untrained, out of both exporters of torch."""
+"""The reference networks in models/ with their scenes, and the same networks untrained, out of both exporters of torch."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,9 @@ from onnxprune.surgery.proof import prove
 from onnxprune.types import BoolArray, Trace
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("small", "resnet", "mobile")
+MODELS = ROOT / "models"
+SCENES = ("detector", "unet")
+NAMES = ("small", "resnet", "mobile", *SCENES)
 
 # (channels, pinned, layers that write them) of every group, in the order of the graph
 GROUPS = {
@@ -48,14 +51,27 @@ GROUPS = {
         (160, 0, 2), (40, 0, 1), (160, 0, 2), (40, 0, 1), (160, 0, 2), (40, 0, 1), (64, 0, 2),
         (192, 0, 2), (48, 0, 1), (128, 0, 1), (10, 10, 1),
     ],
+    "detector": [
+        (16, 0, 1), (32, 0, 1), (16, 0, 1), (16, 0, 2), (16, 0, 1), (32, 0, 1),
+        (48, 0, 1), (24, 0, 1), (24, 0, 2), (24, 0, 1), (48, 0, 1),
+        (64, 0, 1), (32, 0, 1), (32, 0, 2), (32, 0, 1), (64, 0, 1),
+        (48, 0, 1), (24, 0, 1), (24, 0, 1), (48, 0, 1),
+        (32, 0, 1), (64, 0, 1), (32, 0, 1), (32, 0, 1), (64, 0, 1),
+        (24, 0, 1), (2, 2, 2), (24, 0, 1), (5, 5, 2), (24, 0, 1), (24, 0, 1),
+    ],
+    "unet": [
+        (16, 0, 1), (16, 0, 1), (32, 0, 1), (32, 0, 1), (64, 0, 1), (64, 0, 1),
+        (32, 0, 1), (32, 0, 1), (32, 0, 1), (16, 0, 1), (16, 0, 1), (16, 0, 1), (6, 6, 1),
+    ],
 }  # fmt: skip
 COSTS = {"small": (11_732_224, 564_426), "resnet": (20_183_936, 174_410), "mobile": (7_897_024, 177_954)}
+COSTS |= {"detector": (9_708_416, 212_071), "unet": (99_549_184, 116_838)}
 """MACs per image and parameters, BatchNormalization folded; those of small and resnet were worked out by hand."""
 
 
 @functools.cache
 def analysed(name: str) -> Analysis:
-    return analysing.analyse(io.load(ROOT / "models" / f"{name}.onnx"))
+    return analysing.analyse(io.load(MODELS / f"{name}.onnx"))
 
 
 def table(trace: Trace) -> list[tuple[int, int, int]]:
@@ -80,7 +96,8 @@ def pruned_and_proven(model: Model, trace: Trace, keep: BoolArray, seed: int = 0
 def test_groups_of_the_reference_networks(name: str) -> None:
     trace = analysed(name).trace
     assert table(trace) == GROUPS[name]
-    assert {(pin.op, pin.reason) for pin in trace.pins} == {("Gemm", "it is a channel of the model output logits")}
+    op, output = {"detector": ("Concat", "output"), "unet": ("Conv", "logits")}.get(name, ("Gemm", "logits"))
+    assert {(pin.op, pin.reason) for pin in trace.pins} == {(op, f"it is a channel of the model output {output}")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,7 +199,7 @@ def test_min_channels_and_max_ratio_hold(name: str, rules: dict[str, Any], sched
 def test_importances_are_deterministic(name: str, method: str) -> None:
     analysis = analysed(name)
     model, trace = analysis.model, analysis.trace
-    if method == "bn_scale" and name != "resnet":
+    if method == "bn_scale" and name not in ("resnet", "detector"):
         with pytest.raises(OptionError, match="finds nothing to rank"):
             importance.score(model, trace, method)
         return
@@ -206,14 +223,83 @@ def test_seeds_of_the_random_importance_differ() -> None:
 
 
 @functools.cache
-def make_models() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_models", ROOT / "tools" / "make_models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def tool(name: str) -> ModuleType:
+    """Return a script of tools/ as a module."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+def slices() -> Any:
+    boxes, masks = (np.load(MODELS / f"scenes_{kind}.npz") for kind in ("boxes", "masks"))
+    assert np.array_equal(boxes["images"], masks["images"])
+    return tool("scenes").Scenes(boxes["images"], boxes["labels"], masks["labels"])
+
+
+def test_scenes_have_exact_labels() -> None:
+    scenes, side = slices(), tool("scenes").SIDE
+    assert (scenes.images.shape, scenes.images.dtype) == ((400, 1, side, side), np.uint8)
+    assert (scenes.boxes.shape, scenes.boxes.dtype) == ((400, 4, 5), np.float32)
+    assert (scenes.masks.shape, scenes.masks.dtype) == ((400, side, side), np.uint8)
+    for boxes, classes in zip(scenes.boxes, scenes.masks, strict=True):
+        boxes = boxes[boxes[:, 4] >= 0].astype(int)
+        assert 1 <= len(boxes) <= 4
+        assert set(boxes[:, 4] + 1) | {0} == set(np.unique(classes))
+        inside = np.zeros((6, side, side), bool)
+        for x1, y1, x2, y2, kind in boxes:
+            part = classes[y1:y2, x1:x2] == kind + 1
+            assert part[[0, -1]].any(1).all(), "the garment reaches the upper and the lower edge"
+            assert part[:, [0, -1]].any(0).all(), "the garment reaches the left and the right edge"
+            inside[kind + 1, y1:y2, x1:x2] = True
+        assert inside[1:].any(0)[classes > 0].all()
+    calibration = np.load(MODELS / "scenes_calibration.npz")
+    assert calibration.files == ["images"]
+    assert calibration["images"].shape == (256, 1, side, side)
+
+
+def test_scenes_follow_from_their_seed() -> None:
+    module = tool("scenes")
+    if not module.DATASET.is_dir():
+        pytest.skip("needs the Debian package dataset-fashion-mnist")
+    made, stored = module.make_scenes("t10k", 20, 1), slices()
+    for name in ("images", "boxes", "masks"):
+        assert np.array_equal(getattr(made, name), getattr(stored, name)[:20])
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_accuracy_of_the_scene_networks(name: str) -> None:
+    """The page tells what the file reaches on the evaluation slice."""
+    module, path = tool("scenes"), MODELS / f"{name}.onnx"
+    assert path.stat().st_size < 1e6
+    if name == "detector":
+        pytest.importorskip("pycocotools")
+    found = module.accuracy(path, "detect" if name == "detector" else "segment", slices())
+    page = (MODELS / "README.md").read_text(encoding="utf-8")
+    cells = next(line for line in page.splitlines() if line.startswith(f"| `{name}.onnx`")).split("|")
+    assert cells[5].strip() == ", ".join(found)
+    assert list(found.values()) == pytest.approx([float(v) for v in re.findall(r"[\d.]+", cells[7])], abs=0.3)
+    assert next(iter(found.values())) > {"detector": 60, "unet": 75}[name]
+
+
+def test_metrics_of_perfect_and_of_wrong_detections() -> None:
+    pytest.importorskip("pycocotools")
+    module, boxes = tool("scenes"), slices().boxes
+    perfect = [np.insert(rows[rows[:, 4] >= 0], 4, 1.0, axis=1) for rows in boxes]
+    assert module.mean_precision(perfect, boxes) == pytest.approx((100, 100))
+    moved = [rows + np.array([64, 0, 64, 0, 0, 0]) for rows in perfect]
+    assert module.mean_precision(moved, boxes) == pytest.approx((0, 0))
+    assert module.mean_precision([rows[:0] for rows in perfect], boxes) == (0, 0)
+
+
+def test_detections_drop_weaker_boxes_of_the_same_class() -> None:
+    output = np.zeros((1, 9, 4))
+    output[0, :4] = np.array([[10, 10, 8, 8], [11, 10, 8, 8], [11, 10, 8, 8], [40, 40, 8, 8]]).T
+    output[0, [5, 5, 6, 5], range(4)] = [0.9, 0.8, 0.7, 0.001]
+    (rows,) = tool("scenes").detections(output)
+    assert rows[:, 4:].tolist() == [[0.9, 1], [0.7, 2]]
+    assert rows[0, :4].tolist() == [6, 6, 14, 14]
 
 
 @pytest.mark.torch
@@ -224,7 +310,7 @@ def test_untrained_networks_out_of_both_exporters(name: str, exporter: str, tmp_
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     path = tmp_path / f"{name}.onnx"
-    make_models().export(make_models().build(name), path, exporter)
+    tool("make_models").export(tool("make_models").build(name), path, exporter)
     model = io.load(path)
     trace = trace_model(model)
     assert table(trace) == GROUPS[name], "the exporter makes no difference"

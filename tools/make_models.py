@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Train the three reference classifiers on Fashion-MNIST and export them to ONNX.
+"""Train the reference models on Fashion-MNIST and on made scenes of its garments, and export them to ONNX.
 
-The targets are the networks ``small``, ``resnet`` and ``mobile``, the image slices for calibration and evaluation
-(``data``), the measured table (``readme``), or ``all`` of them in that order. Weights, order and
+The targets are the classifiers ``small``, ``resnet`` and ``mobile``, the networks ``detector`` and ``unet`` of made scenes, the slices
+for calibration and evaluation (``data`` and ``scenes``), the measured tables (``readme``), or ``all`` of them in that order. Weights, order and
 augmentation follow from the seed; another processor or number of threads rounds differently.
 
 :func:`build` and :func:`export` need neither the data set nor any training, so tests can export untrained networks.
@@ -11,34 +11,31 @@ augmentation follow from the seed; another processor or number of threads rounds
 from __future__ import annotations
 
 import argparse
-import gzip
-import hashlib
 import logging
-import math
 import os
 import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
+import scenes
 import torch
+from models_page import README, digests, note, row
+from scene_models import SCENE_RECIPES, Detector, SceneRecipe, UNet, build_scene, train_scene
+from scenes import Images, Labels, load
 from torch import Tensor, nn
 from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parent.parent
-DATASET = Path("/usr/share/datasets/fashion-mnist")
 MEAN, STD = 0.2860, 0.3530
 BATCH = 128
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
 Exporter = Literal["dynamo", "legacy"]
 
 
@@ -68,42 +65,6 @@ RECIPES = {
         epochs=24, exporter="dynamo", opset=18, decay=2e-4,
     ),
 }  # fmt: skip
-
-
-README = """\
-# Reference models
-
-Three small classifiers of Fashion-MNIST, to prune and to measure. This page is written by
-`python tools/make_models.py readme`; the numbers come from running the files.
-
-| File | Input | MACs | Parameters | Top-1, test images | Top-1, evaluation slice | Export |
-|---|---|---|---|---|---|---|
-{rows}
-
-Every file takes a float32 tensor `image` with a dynamic first dimension `batch`, and gives the ten `logits`. MACs are
-the multiply-accumulates of convolutions and matrix products for one image; parameters are their weights and biases
-and the scales and biases of batch normalization. Top-1 is measured by onnxruntime, on the 10,000 test images and on
-the 1,000 of them in `evaluation.npz`.
-
-{notes}
-- `calibration.npz`: 512 training images, `image` uint8 (512, 1, 28, 28) and `labels` int64 (512,).
-- `evaluation.npz`: 1,000 test images, 100 of each class, `image` uint8 (1000, 1, 28, 28) and `labels` int64 (1000,).
-  Both are made by `python tools/make_models.py data`.
-- `28x28.toml`, `32x32.toml`: how those images become the input of `resnet.onnx` and `mobile.onnx`, and of `small.onnx`.
-
-The classes are T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag and ankle boot, in this order.
-
-## SHA-256
-
-```
-{digests}
-```
-
-## Licence of the data
-
-The images are from [Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), copyright 2017 Zalando SE, under
-the MIT licence. `make_models.py` reads it from the Debian package `dataset-fashion-mnist`.
-"""
 
 
 class Classifier(nn.Sequential):
@@ -199,13 +160,24 @@ def _mobile() -> Classifier:
     return Classifier((1, 28, 28), layers)
 
 
-def build(name: str) -> Classifier:
-    """Return the untrained network ``small``, ``resnet`` or ``mobile``; its weights follow ``torch.manual_seed``."""
-    return {"small": _small, "resnet": _resnet, "mobile": _mobile}[name]()
+CLASSIFIERS = {"small": _small, "resnet": _resnet, "mobile": _mobile}
+Network = Classifier | Detector | UNet
 
 
-def export(model: Classifier, path: str | Path, exporter: Exporter = "dynamo", opset: int | None = None) -> None:
-    """Write ``model`` in inference mode as one checked ONNX file ("image" to "logits", dynamic "batch").
+def build(name: str) -> Network:
+    """Return the untrained network of that name; its weights follow ``torch.manual_seed``."""
+    return build_scene(name) if name in SCENE_RECIPES else CLASSIFIERS[name]()
+
+
+def names(model: Network) -> tuple[str, str]:
+    """Return the names of input and output."""
+    if isinstance(model, Classifier):
+        return "image", "logits"
+    return scenes.INPUT, "output" if isinstance(model, Detector) else "logits"
+
+
+def export(model: Network, path: str | Path, exporter: Exporter = "dynamo", opset: int | None = None) -> None:
+    """Write ``model`` in inference mode as one checked ONNX file with a dynamic first dimension "batch".
 
     The default opset is 18 with the exporter ``dynamo`` and 17 with ``legacy``.
     """
@@ -214,7 +186,8 @@ def export(model: Classifier, path: str | Path, exporter: Exporter = "dynamo", o
     model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # A batch of two, because the exporters take a dimension of one for a constant.
     options: dict[str, Any] = {"args": (torch.zeros(2, *model.input_shape),), "f": str(partial), "verbose": False}
-    options |= {"input_names": ["image"], "output_names": ["logits"]}
+    source, result = names(model)
+    options |= {"input_names": [source], "output_names": [result]}
     with warnings.catch_warnings():
         # The exporters warn about themselves, and that torchvision is not there, which these networks do not need.
         warnings.simplefilter("ignore")
@@ -230,7 +203,7 @@ def export(model: Classifier, path: str | Path, exporter: Exporter = "dynamo", o
             torch.onnx.export(
                 model, **options, dynamo=False, opset_version=opset or 17, do_constant_folding=True,
                 training=torch.onnx.TrainingMode.PRESERVE,
-                dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+                dynamic_axes={source: {0: "batch"}, result: {0: "batch"}},
             )  # fmt: skip
     proto = onnx.load(partial)
     for item in [proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer,
@@ -242,15 +215,14 @@ def export(model: Classifier, path: str | Path, exporter: Exporter = "dynamo", o
     os.replace(partial, path)
 
 
-def parity(model: Classifier, path: Path, images: Images) -> float:
-    """Return the greatest difference of the logits between torch and onnxruntime, on one and on three images."""
+def parity(model: Network, path: Path, x: Tensor) -> float:
+    """Return the greatest difference of the output between torch and onnxruntime, on one and on three images."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = 0.0
     for count in (1, 3):
-        x = prepare(torch.from_numpy(images[:count]), model.input_shape)
         with torch.inference_mode():
-            want = model.eval()(x).numpy()
-        worst = max(worst, float(np.abs(session.run(["logits"], {"image": x.numpy()})[0] - want).max()))
+            want = model.eval()(x[:count]).numpy()
+        worst = max(worst, float(np.abs(session.run(None, {names(model)[0]: x[:count].numpy()})[0] - want).max()))
     return worst
 
 
@@ -263,39 +235,6 @@ def accuracy(path: Path, images: Images, labels: Labels) -> float:
         x = prepare(torch.from_numpy(images[i : i + 500]), shape).numpy()
         right += int((session.run(["logits"], {"image": x})[0].argmax(1) == labels[i : i + 500]).sum())
     return 100 * right / len(images)
-
-
-def count(path: Path) -> tuple[int, int]:
-    """Return the multiply-accumulates for one image (convolutions and matrix products) and the parameters."""
-    proto = onnx.load(path)
-    del proto.graph.value_info[:]  # inferred again below, for a batch of exactly one
-    for value in [*proto.graph.input, *proto.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
-    weights = {w.name: list(w.dims) for w in graph.initializer}
-    macs, used = 0, set()
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in weights:  # the legacy exporter shares equal weights
-            weights[node.output[0]] = weights[node.input[0]]
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
-            size = math.prod(weights[node.input[1]])
-            # Each weight of a convolution is used once for every position of the output.
-            macs += size * (math.prod(shapes[node.output[0]][2:]) if node.op_type == "Conv" else 1)
-        if node.op_type in ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add"):
-            used.update(node.input[1:3])  # weight and bias, or scale and bias: not the running statistics
-    return macs, sum(math.prod(weights[name]) for name in used if name in weights)
-
-
-def load(split: Literal["train", "t10k"]) -> tuple[Images, Labels]:
-    """Return images (count, 1, 28, 28) and labels of Fashion-MNIST, or end the program if it is not installed."""
-    arrays = []
-    for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
-        path = DATASET / f"{split}-{kind}-ubyte.gz"
-        if not path.is_file():
-            sys.exit(f"error: {path} is missing; install the Debian package dataset-fashion-mnist")
-        arrays.append(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).copy())
-    return arrays[0].reshape(-1, 1, 28, 28), arrays[1].astype(np.int64)
 
 
 def prepare(images: Tensor, shape: Sequence[int]) -> Tensor:
@@ -335,7 +274,7 @@ def train(name: str, epochs: int, seed: int) -> Classifier:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images, labels = (torch.from_numpy(a) for a in load("train"))
-    model = build(name)
+    model = CLASSIFIERS[name]()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = [  # no decay for biases and the scales of normalizations
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.decay},
@@ -368,45 +307,65 @@ def train(name: str, epochs: int, seed: int) -> Classifier:
 
 def make_model(name: str, args: argparse.Namespace) -> None:
     """Train one network (or load its saved weights), export it, and check the written file."""
-    recipe = RECIPES[name]
+    recipe: Recipe | SceneRecipe = SCENE_RECIPES[name] if name in SCENE_RECIPES else RECIPES[name]
     state, path = args.work / f"{name}.pt", args.models / f"{name}.onnx"
-    images, labels = load("t10k")
     if args.export_only:
         if not state.is_file():
             sys.exit(f"error: {state} is missing; train {name} first, without --export-only")
         model = build(name)
         model.load_state_dict(torch.load(state, weights_only=True))
     else:
-        model = train(name, args.epochs or recipe.epochs, args.seed)
+        make: Callable[[str, int, int], Network] = train_scene if name in SCENE_RECIPES else train
+        model = make(name, args.epochs or recipe.epochs, args.seed)
         torch.save(model.state_dict(), state)
     export(model, path, recipe.exporter, recipe.opset)
-    difference = parity(model, path, images)
-    if difference > 1e-4:
+    if name in SCENE_RECIPES:
+        fresh = scenes.fresh_scenes(args.seed)
+        x, limit = torch.from_numpy(fresh.images[:3]).float() / 255, 1e-3  # boxes are in pixels
+        found = scenes.accuracy(path, SCENE_RECIPES[name].task, fresh)
+    else:
+        images, labels = load("t10k")
+        x, limit = prepare(torch.from_numpy(images[:3]), model.input_shape), 1e-4
+        found = {"top-1": accuracy(path, images, labels)}
+    difference = parity(model, path, x)
+    if difference > limit:
         sys.exit(f"error: {path} differs from torch by {difference:.1e}")
-    top1 = accuracy(path, images, labels)
-    print(f"{name}: top-1 {top1:.2f} %, {path.stat().st_size} bytes, differs from torch by {difference:.1e}")
+    measured = ", ".join(f"{metric} {value:.2f} %" for metric, value in found.items())
+    print(f"{name}: {measured}, {path.stat().st_size} bytes, differs from torch by {difference:.1e}")
 
 
-def make_readme(models: Path) -> None:
+def make_readme(models: Path, seed: int) -> None:
     """Measure the files and write models/README.md."""
-    for name, target in [(f"{name}.onnx", name) for name in RECIPES] + [("evaluation.npz", "data")]:
+    needed = [(f"{name}.onnx", name) for name in (*RECIPES, *SCENE_RECIPES)]
+    needed += [("evaluation.npz", "data"), *((f"scenes_{kind}.npz", "scenes") for kind in ("boxes", "masks"))]
+    for name, target in needed:
         if not (models / name).is_file():
             sys.exit(f"error: {models / name} is missing; make it with: make_models.py {target}")
     images, labels = load("t10k")
     part = np.load(models / "evaluation.npz")
-    rows, notes = [], []
+    boxes, masks = (np.load(models / f"scenes_{kind}.npz") for kind in ("boxes", "masks"))
+    fresh = scenes.fresh_scenes(seed)
+    sliced = scenes.Scenes(boxes[scenes.INPUT], boxes["labels"], masks["labels"])
+    rows, scene_rows = [], []
     for name, recipe in RECIPES.items():
         path = models / f"{name}.onnx"
-        macs, parameters = count(path)
-        shape = "x".join(map(str, build(name).input_shape))
-        rows.append(
-            f"| `{path.name}` | {shape} | {macs / 1e6:.2f} M | {parameters:,} | {accuracy(path, images, labels):.2f} % "
-            f"| {accuracy(path, part['image'], part['labels']):.1f} % | {recipe.exporter}, opset {recipe.opset} |"
-        )
-        notes.append(f"- `{path.name}`: {recipe.summary}. Made by `python tools/make_models.py {name}`.")
-    files = sorted(p for p in models.iterdir() if p.suffix in (".onnx", ".npz", ".toml"))
-    digests = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}" for p in files]
-    text = README.format(rows="\n".join(rows), notes="\n".join(notes), digests="\n".join(digests))
+        whole, few = accuracy(path, images, labels), accuracy(path, part["image"], part["labels"])
+        export = f"{recipe.exporter}, opset {recipe.opset}"
+        rows.append(row(path, build(name).input_shape, [f"{whole:.2f} %", f"{few:.1f} %"], export))
+    for name, scene in SCENE_RECIPES.items():
+        path = models / f"{name}.onnx"
+        found = [scenes.accuracy(path, scene.task, these) for these in (fresh, sliced)]
+        numbers = [", ".join(found[0]), *(", ".join(f"{v:.1f} %" for v in values.values()) for values in found)]
+        scene_rows.append(row(path, build(name).input_shape, numbers, f"{scene.exporter}, opset {scene.opset}"))
+    text = README.format(
+        rows="\n".join(rows),
+        notes="\n".join(note(models / f"{name}.onnx", recipe.summary) for name, recipe in RECIPES.items()),
+        scene_rows="\n".join(scene_rows),
+        scene_notes="\n".join(note(models / f"{name}.onnx", scene.summary) for name, scene in SCENE_RECIPES.items()),
+        fresh=scenes.FRESH, evaluation=scenes.EVALUATION, calibration=scenes.CALIBRATION,
+        threshold=scenes.THRESHOLD, overlap=scenes.OVERLAP,
+        classes=f"{', '.join(scenes.CLASSES[:-1])} and {scenes.CLASSES[-1]}", digests=digests(models),
+    )  # fmt: skip
     (models / "README.md").write_text(text, encoding="utf-8")
     print("readme: wrote README.md")
 
@@ -414,15 +373,16 @@ def make_readme(models: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description="Train the reference classifiers on Fashion-MNIST and export them to ONNX.",
+        description="Train the reference models on Fashion-MNIST and on made scenes, and export them to ONNX.",
         epilog="example: python tools/make_models.py small data readme --threads 2",
     )
-    epochs = ", ".join(f"{recipe.epochs} for {name}" for name, recipe in RECIPES.items())
-    choices = [*RECIPES, "data", "readme", "all"]
+    every: dict[str, Recipe | SceneRecipe] = {**RECIPES, **SCENE_RECIPES}
+    epochs = ", ".join(f"{recipe.epochs} for {name}" for name, recipe in every.items())
+    choices = [*RECIPES, *SCENE_RECIPES, "data", "scenes", "readme", "all"]
     parser.add_argument(
         "targets", nargs="+", choices=choices, metavar="TARGET",
-        help="what to make: a network (small, resnet, mobile), data (calibration and evaluation images), "
-        "readme (measures the files), or all of them",
+        help=f"what to make: a network ({', '.join((*RECIPES, *SCENE_RECIPES))}), data (calibration and evaluation images), "
+        "scenes (the same of made scenes), readme (measures the files), or all of them",
     )  # fmt: skip
     parser.add_argument("--models", type=Path, default=ROOT / "models", metavar="DIR", help="output (default: models/)")
     parser.add_argument("--work", type=Path, default=ROOT / "build", metavar="DIR", help="weights (default: build/)")
@@ -440,8 +400,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for target in choices[:-1] if "all" in args.targets else args.targets:
         if target == "data":
             make_data(args.models, args.seed)
+        elif target == "scenes":
+            scenes.write_scenes(args.models, args.seed)
         elif target == "readme":
-            make_readme(args.models)
+            make_readme(args.models, args.seed)
         else:
             make_model(target, args)
 
