@@ -17,6 +17,7 @@ class BenchmarkFields(TypedDict, total=False):
     batch: int
     threads: int
     provider: str
+    fallback: bool
     runs: int
     warmup: int
     seconds: float

@@ -32,7 +32,7 @@ from onnxprune.pipeline.opening import from_model
 from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, REWRITE
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
-from onnxprune.runtime.session import SessionConfig, random_feeds
+from onnxprune.runtime.session import random_feeds
 from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.cuts import Pair, Subject
@@ -145,7 +145,7 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
     assert workspace is not None
     assert data is not None
 
-    original, config = run.original.model, SessionConfig(run.measure.provider)
+    original, config = run.original.model, replace(run.measure.session, threads=0)
     found, signature = measured_tensors(original.graph), original.signature
     one, names = found.is_one or not found.points, found.names
     size = signature.per_evaluation(run.evaluating.eval_batch)
