@@ -336,6 +336,7 @@ def page(records: Sequence[Record]) -> str:
         f"*Efficiency* is speed-up x share of FLOPs left: 1.00 means that time follows FLOPs. Digest of the sources: {', '.join(digests)};",
         f"measured {first.get('day', '')} on {_processor()}. Peers: Torch-Pruning on the PyTorch module (multiples of 1, its default, and of 16), and",
         "onnxsim on the same file, each at the ratio that came nearest to half of the MACs; share left in brackets.",
+        "Figures of another device need its [execution provider](providers.md): `--provider`; a latency table is of one provider, and another one is refused.",
         "",
         "## Half of the FLOPs, default options",
         "",

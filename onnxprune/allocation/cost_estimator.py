@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxprune.allocation import latency_model
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
-from onnxprune.errors import LatencyError
-from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.errors import LatencyError, OptionError
+from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere
 from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
@@ -253,13 +253,8 @@ class CostEstimator:
         digest = latency_model.architecture(self.analysis)
         if self._table_path is not None:
             table = latency_model.read(Path(self._table_path))
-            if table.architecture != digest:
-                raise LatencyError(
-                    "the latency table is of another model",
-                    where=str(self._table_path),
-                    why="operators, shapes or connections differ",
-                    hint="make one with `onnxprune bench MODEL --latency-table FILE` on the target machine",
-                )
+            latency_model.refuse_other_model(table, digest, str(self._table_path))
+            latency_model.refuse_other_provider(table, self.config, str(self._table_path))
             return table
         options, where = self.options, machine.environment(self.config.session, self.config.batch)
         rules = PruningRules.of(self.analysis.trace, options)
@@ -282,9 +277,49 @@ def write_table(
     on_stage: ProgressCallback = quiet,
 ) -> latency_model.Table:
     """Measure a latency table of a model file, and write it to `output`."""
-    options = replace(Options().resolved(True), norms="cut")
-    analysis = analysed(load(path, shape), options, None)
+    analysis, options = _timed(path, shape)
     rules = PruningRules.of(analysis.trace, options)
     table = latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
     latency_model.write(table, output)
     return table
+
+
+def measured_elsewhere(
+    path: str | os.PathLike[str],
+    measured: Path,
+    output: Path | None,
+    shape: Mapping[str, tuple[int, ...]] | None = None,
+) -> tuple[Bench, latency_model.Table | None]:
+    """Read the times of a model file that were measured elsewhere: a latency table or a profile.
+
+    A table is written to `output` as well. No table follows from a profile: it has one time of each layer, and the time
+    of a layer with fewer channels may be nearly the same or a share of it.
+
+    Raises:
+        LatencyError: the file cannot be read, or is of another model.
+        OptionError: a table is asked for, and the file is a profile.
+    """
+    if not latency_model.is_table(measured):
+        found = elsewhere(path, measured)
+        if output is not None:
+            raise OptionError(
+                "no latency table follows from a single profile",
+                where=str(measured),
+                why="it has one time of each layer, and none of the layer with fewer channels",
+                hint="on the target machine, run `onnxprune bench MODEL --latency-table FILE`",
+            )
+        return found, None
+    analysis, _ = _timed(path, shape)
+    table = latency_model.read(measured)
+    latency_model.refuse_other_model(table, latency_model.architecture(analysis), str(measured))
+    if output is not None:
+        latency_model.write(table, output)
+    return latency_model.at_full_width(analysis, table, f"latency table {measured}"), table if output else None
+
+
+def _timed(
+    path: str | os.PathLike[str], shape: Mapping[str, tuple[int, ...]] | None
+) -> tuple[Analysis, ResolvedOptions]:
+    """Return the analysis of a model file and the options by which a table's variants lose channels."""
+    options = replace(Options().resolved(True), norms="cut")
+    return analysed(load(path, shape), options, None), options

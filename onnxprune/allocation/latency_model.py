@@ -20,13 +20,15 @@ from scipy.optimize import nnls
 
 from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
 from onnxprune.errors import LatencyError
-from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, side_by_side
 from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.runtime import machine, profiler
+from onnxprune.runtime.providers import short_name
 from onnxprune.runtime.session import Feeds, SessionConfig
+from onnxprune.runtime.timing import Latency
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, FloatArray, Trace
 
@@ -187,6 +189,27 @@ class Predictor:
         return float(self._table.scale * total / 1e3 + self._table.offset)
 
 
+def at_full_width(analysis: Analysis, table: Table, source: str) -> Bench:
+    """Return the times of all layers and of a run that a table gives for the whole model; `source` is its file."""
+    trace = analysis.trace
+    keep = np.ones(trace.n_channels, dtype=bool)
+    activations = ActivationCost(analysis.model.graph, trace, analysis.cost)
+    features = {step: activations.features(keep, step) for step in {fit.step for fit in (*table.fits, table.rest)}}
+    number = {label: n for n, label in enumerate(trace.labels)}
+    times = {
+        fit.label: (fit.op, table.scale * float(features[fit.step][number[fit.label]] @ fit.coefficients))
+        for fit in table.fits
+        if fit.label in number
+    }
+    total = Predictor(analysis, table).predict(keep)
+    times["(all else)"] = "", 1e3 * total - sum(value for _, value in times.values())
+    where = table.environment
+    latency = Latency.from_samples(
+        np.array([[total]]), batch=where.batch, threads=where.threads, provider=where.provider
+    )
+    return Bench(latency, side_by_side([times]), (), where, source)
+
+
 def measure(
     analysis: Analysis, rules: PruningRules, config: BenchmarkConfig, progress: Callable[[float], None] | None = None
 ) -> Table:
@@ -298,6 +321,46 @@ def read(path: Path) -> Table:
             "the latency table cannot be read", where=str(path), why=str(error), hint="check the path"
         ) from error
     return _from_dict(content, str(path))
+
+
+def is_table(path: Path) -> bool:
+    """Tell whether a file is meant as a latency table, of whichever version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "schema" in content
+
+
+def refuse_other_model(table: Table, digest: str, where: str) -> None:
+    """Refuse a table of a model with another `architecture`.
+
+    Raises:
+        LatencyError: the model is another one.
+    """
+    if table.architecture != digest:
+        raise LatencyError(
+            "the latency table is of another model",
+            where=where,
+            why="operators, shapes or connections differ",
+            hint="make one with `onnxprune bench MODEL --latency-table FILE` on the target machine",
+        )
+
+
+def refuse_other_provider(table: Table, config: BenchmarkConfig, where: str) -> None:
+    """Refuse a table that was measured on another execution provider, or with other options of it.
+
+    Raises:
+        LatencyError: the provider is another one.
+    """
+    measured, asked = short_name(table.environment.provider), short_name(config.provider)
+    if measured != asked:
+        raise LatencyError(
+            "the latency table is of another execution provider",
+            where=where,
+            why=f"it was measured on {measured}, and this run is on {asked}",
+            hint=f"give --provider {measured}, or make a table with `onnxprune bench MODEL --latency-table FILE --provider {asked}`",
+        )
 
 
 def text(table: Table) -> str:

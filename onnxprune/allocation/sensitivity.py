@@ -15,8 +15,9 @@ from onnxprune.graph.linear import share_one_weight, write_together
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers, linear_of, units_of
 from onnxprune.importance.obs import Removal
-from onnxprune.metrics.outputs import output_divergence
+from onnxprune.metrics.outputs import Outputs, output_divergence
 from onnxprune.repair.network import MOST_SAMPLES, held_batches, measured_of
+from onnxprune.runtime.session import DEFAULT, SessionConfig
 from onnxprune.surgery.mask import mask
 from onnxprune.types import Curve, FloatArray, Trace
 
@@ -37,6 +38,7 @@ def curves(
     workspace: Workspace,
     progress: Callable[[float], None] | None = None,
     of: int | None = None,
+    config: SessionConfig | None = None,
 ) -> tuple[Curve, ...]:
     """Measure the loss of every group at the numbers of channels for which its removal has weights.
 
@@ -50,11 +52,12 @@ def curves(
         workspace: calibration samples; as many held-out samples are used as `WORK` allows.
         progress: called with the share that is done.
         of: number of measurements that `WORK` is for, where these are a part of them; None: these.
+        config: how the models run whose outputs are compared; None: the nodes behind a group alone, on the CPU.
     """
     model, trace, store = analysis.model, analysis.trace, workspace.store
     first = {removal.group.name: _first_reader(trace, removal) for removal in removals}
     points = sum(len(removal.weights) for removal in removals)
-    probe = Probe(analysis, workspace, of or points)
+    probe = Probe(analysis, workspace, of or points, config)
     found: dict[str, Curve] = {}
     done = 0
     units = {unit.nodes[0]: unit for unit in units_of(model.graph, linear_layers(model.graph))}
@@ -94,9 +97,12 @@ class Probe:
         analysis: of the model.
         workspace: calibration samples; as many held-out samples are used as `WORK` allows.
         measurements: how many there will be.
+        config: as for `curves`.
     """
 
-    def __init__(self, analysis: Analysis, workspace: Workspace, measurements: int) -> None:
+    def __init__(
+        self, analysis: Analysis, workspace: Workspace, measurements: int, config: SessionConfig | None = None
+    ) -> None:
         macs = analysis.cost.totals(np.ones(analysis.trace.n_channels, dtype=bool))[0] * measurements
         self._model, self._measured = analysis.model, measured_tensors(analysis.model.graph)
         names = self._measured.names
@@ -107,7 +113,8 @@ class Probe:
         self._batches = held_batches(workspace.calibration.plain, samples)
         self._runner = LayerwiseRunner(analysis.model, self._batches, workspace.store, names)
         self._runner.hold(self._measured.points)
-        self._reference = self._runner.finish(analysis.model)
+        self._config = config
+        self._reference = self._runner.finish(analysis.model) if config is None else self._whole(analysis.model)
 
     def advance(self, n: int) -> None:
         """Run up to the inputs of node n; nodes are asked for in graph order."""
@@ -123,11 +130,12 @@ class Probe:
 
     def loss(self, variant: Model, *, aligned: bool = True) -> float:
         """Return the divergence of the output; `aligned`: the variant has the nodes of the model in the same order."""
-        if aligned:
-            outputs = self._runner.finish(variant)
-        else:
-            outputs = measured_of(self._model, variant, self._batches, self._measured)
+        outputs = self._runner.finish(variant) if aligned and self._config is None else self._whole(variant)
         return output_divergence(self._reference, outputs, scores=not self._measured.points, kind=self._kind)
+
+    def _whole(self, variant: Model) -> Outputs:
+        """Return what is measured of a model that runs as a whole."""
+        return measured_of(self._model, variant, self._batches, self._measured, self._config or DEFAULT)
 
     def close(self) -> None:
         """Forget the activations."""

@@ -14,6 +14,7 @@ from onnxprune.cli.group import FAILED
 from onnxprune.cli.parameters import Decorator, File, Words, option_group, together
 from onnxprune.cli.terminal import Terminal
 from onnxprune.options import PRESETS
+from onnxprune.runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from onnxprune.data.preprocess import Preprocess
@@ -86,22 +87,39 @@ def _benchmark_config(values: dict[str, Any]) -> BenchmarkConfig:
     return BenchmarkConfig(latency=not values.pop("no_latency", False), **values)
 
 
-RUNS = (
+PROVIDER = click.option(
+    "--provider",
+    metavar="NAME[,KEY=VALUE…]",
+    type=Words(tuple(PROVIDERS)),
+    default="CPU",
+    show_default=True,
+    help=f"Execution provider that runs and times the models, with its options: {', '.join(PROVIDERS)}.",
+)
+ALLOW_FALLBACK = click.option(
+    "--allow-fallback",
+    "fallback",
+    is_flag=True,
+    help="Run nodes that the provider does not take on the CPU; without it, they are an error.",
+)
+_RUNS = (
     click.option("--batch", type=int, default=1, show_default=True, help="Samples per timed run."),
     click.option("--threads", type=int, default=1, show_default=True, help="Threads of onnxruntime; 0: its default."),
     click.option("--runs", type=int, default=200, show_default=True, help="Timed runs of each model."),
     click.option("--warmup", type=int, default=20, show_default=True, help="Untimed runs before the timed ones."),
 )
+RUNS = (*_RUNS, PROVIDER, ALLOW_FALLBACK)
 TIMING = option_group("measure", _benchmark_config, *RUNS)
 """Benchmark config for timing: argument `measure`."""
-MEASURE = option_group(
-    "measure",
-    _benchmark_config,
-    *RUNS,
+_EVALUATED = (
     click.option("--eval-batch", type=int, default=64, show_default=True, help="Samples per batch of the evaluation."),
     click.option("--no-latency", is_flag=True, help="Do not time the models."),
 )
+MEASURE = option_group("measure", _benchmark_config, *RUNS, *_EVALUATED)
 """Benchmark config for timing and evaluation: argument `measure`."""
+MEASURE_ON_SEVERAL = option_group("measure", _benchmark_config, *_RUNS, ALLOW_FALLBACK, *_EVALUATED)
+"""The same for a command with a `--provider` of its own."""
+EVALUATED_ON = option_group("measure", _benchmark_config, PROVIDER, ALLOW_FALLBACK)
+"""Benchmark config of a command that times nothing: argument `measure`."""
 
 
 def command_line() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from onnxprune.cli.parsers import (
 )
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.policy import IN_MB, GateLimits, limit_of, merged, read
+from onnxprune.evaluation.policy import IN_MB, GateLimits, Policy, limit_of, merged, read
 from onnxprune.options import GRANULARITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.options.metadata import AUTO, OptionMetadata, number_type, option_fields
@@ -148,17 +148,22 @@ def kept(checkpoint: Path | None) -> str:
     return f"no model was written; the same command goes on from {checkpoint}"
 
 
-def _limits(values: dict[str, Any]) -> GateLimits:
+def _policy(values: dict[str, Any]) -> Policy:
     limits = GateLimits(**_fields(GateLimits, values))
-    return limits if values["policy"] is None else merged(read(values["policy"]), limits)
+    if values["policy"] is None:
+        return Policy(limits)
+    found = read(values["policy"])
+    return replace(found, limits=merged(found.limits, limits))
 
 
 JUDGED = option_group("judging", lambda values: Judging(**_fields(Judging, values)), *_options_of(Judging, ""))
 """How quality is judged: argument `judging`."""
 LIMITS = option_group(
-    "limits",
-    _limits,
-    click.option("--policy", type=PATH, help="TOML file with limits; options on the command line override them."),
+    "policy",
+    _policy,
+    click.option(
+        "--policy", type=PATH, help="TOML file with limits and a provider; options on the command line override them."
+    ),
     *_options_of(GateLimits, ""),
 )
-"""Options of `check`."""
+"""Options of `check`: argument `policy`."""

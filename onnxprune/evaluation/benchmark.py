@@ -16,8 +16,9 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
-from onnxprune.runtime import machine, profiler
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session
+from onnxprune.runtime import machine, profile_files, profiler
+from onnxprune.runtime.providers import CPU_PROVIDER, normal_provider
+from onnxprune.runtime.session import Feeds, SessionConfig, open_session
 from onnxprune.runtime.timing import Latency, sample_times
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class BenchmarkConfig:
         runs, warmup: counted and uncounted runs of each model.
         seconds: time limit of the counted runs.
         eval_batch: samples per batch of the evaluation.
-        provider: execution provider of onnxruntime.
+        provider: execution provider of onnxruntime that runs and times the models: `NAME[,key=value…]`, with or without
+            `ExecutionProvider`; kept with the name that onnxruntime has for it.
+        fallback: whether nodes that the provider does not take run on the CPU; off, they are an error.
     """
 
     latency: bool = True
@@ -50,13 +53,15 @@ class BenchmarkConfig:
     seconds: float = 20.0
     eval_batch: int = 64
     provider: str = CPU_PROVIDER
+    fallback: bool = False
 
     @property
     def session(self) -> SessionConfig:
         """How models are executed."""
-        return SessionConfig(self.provider, self.threads)
+        return SessionConfig(self.provider, fallback=self.fallback, threads=self.threads)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "provider", normal_provider(self.provider))
         for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
             if (value := getattr(self, name)) < least:
                 option = f"--{name.replace('_', '-')}"
@@ -82,12 +87,14 @@ class Bench:
         layers: times of the nodes, the slowest first; kernels that onnxruntime inserts are summed by operator.
         pinned: processors that the process was pinned to.
         environment: the machine.
+        source: what the times are read from; empty where they are measured here.
     """
 
     latency: Latency
     layers: tuple[LayerTime, ...]
     pinned: tuple[int, ...]
     environment: machine.Environment
+    source: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -156,7 +163,7 @@ def time_sessions(
         seconds=config.seconds,
         progress=share_of(on_stage, "time"),
     )
-    return Latency.from_samples(times, batch=samples, threads=config.threads)
+    return Latency.from_samples(times, batch=samples, threads=config.threads, provider=config.provider)
 
 
 Times = dict[str, tuple[str, float]]
@@ -171,12 +178,38 @@ def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, second
         proto, weights, where = io.read(source)[0], None, Path(source).name
         if proto.ByteSize() >= 2**31:
             return {}  # the profiler renames nodes in memory, where such a model does not fit
-    names = [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
+    names = node_names(proto)
+    return _by_node(
+        names, profiler.profile(proto, feeds, config, weights=weights, seconds=seconds, where=where).kernels
+    )
+
+
+def node_names(proto: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Return name and operator of each node."""
+    return [(node.name or f"{node.op_type}_{node.output[0]}", node.op_type) for node in proto.graph.node]
+
+
+def _by_node(names: Sequence[tuple[str, str]], kernels: Sequence[profiler.Kernel]) -> Times:
     found: Times = {}
-    for kernel in profiler.profile(proto, feeds, config, weights=weights, seconds=seconds, where=where).kernels:
-        name, op = (f"({kernel.op}, inserted by onnxruntime)", kernel.op) if kernel.node is None else names[kernel.node]
+    for kernel in kernels:
+        name, op = (kernel.label, kernel.op) if kernel.node is None else names[kernel.node]
         found[name] = op, found.get(name, (op, 0.0))[1] + kernel.microseconds
     return found
+
+
+def elsewhere(path: str | os.PathLike[str], profile: Path) -> Bench:
+    """Return the times of a model that were measured elsewhere, from a profile; see `onnxprune.runtime.profile_files`.
+
+    Raises:
+        ModelError: the model cannot be read.
+        LatencyError: the profile cannot be read, or is of another model.
+    """
+    proto = io.read(path)[0]
+    found = profile_files.read(profile, proto)
+    latency = Latency.from_samples(found.runs[None], batch=0, threads=0, provider=found.provider)
+    environment = machine.Environment("", "", 0, 0, found.provider)
+    layers = side_by_side([_by_node(node_names(proto), found.kernels)])
+    return Bench(latency, layers, (), environment, f"{found.kind} {profile}")
 
 
 def side_by_side(times: Sequence[Times]) -> tuple[LayerTime, ...]:

@@ -30,7 +30,8 @@ from onnxprune.metrics.tasks import Task, find_task
 from onnxprune.options.judging import Judging
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
-from onnxprune.runtime.session import CPU_PROVIDER, Feeds, SessionConfig, open_session, random_feeds, run_batch
+from onnxprune.runtime.providers import CPU_PROVIDER, short_name
+from onnxprune.runtime.session import Feeds, SessionConfig, open_session, random_feeds, run_batch
 from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Check, Verdict
 
@@ -120,7 +121,7 @@ def check(
     judging = judging or Judging()
     loaded = load_data(data, specs, preprocess, judging.labels, judging.task) if data is not None else None
     doubtful = tuple(_doubts(theirs, loaded, on_stage))
-    opened = list(_loads(candidate, providers, config.session))
+    opened = list(_loads(candidate, providers, config))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
@@ -217,12 +218,12 @@ def _operators(candidate: onnx.ModelProto, limits: GateLimits) -> Iterator[Check
 
 
 def _loads(
-    candidate: str | os.PathLike[str], providers: tuple[str, ...], config: SessionConfig
+    candidate: str | os.PathLike[str], providers: tuple[str, ...], config: BenchmarkConfig
 ) -> Iterator[tuple[Check, Any]]:
     for provider in providers:
-        name = f"loads on {provider.removesuffix('ExecutionProvider')}"
+        name = f"loads on {short_name(provider)}"
         try:
-            opened = _open(candidate, replace(config, provider=provider))
+            opened = _open(candidate, replace(config, provider=provider).session)
         except OnnxPruneError as error:
             yield Check(name, False, None, False, error.why or error.what), None
         else:

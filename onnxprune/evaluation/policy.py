@@ -12,6 +12,7 @@ from onnxprune.errors import OptionError, first_line
 from onnxprune.fileio import atomic_write
 from onnxprune.metrics.table import METRICS, named
 from onnxprune.options.metadata import check, documented, number_type, option, option_fields
+from onnxprune.runtime.providers import normal_provider
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +25,7 @@ BYTES_MEANT = 1e10
 """Bytes of a plain number of megabytes from which bytes were meant."""
 IN_MB = ("max_size", "max_memory", "max_peak_memory")
 """Limits that are written in megabytes, and kept in bytes."""
+PROVIDER_EXAMPLE = 'provider = "OpenVINO,device_type=CPU"'
 HINT = "`onnxprune check --init policy.toml` writes a policy with all limits"
 
 
@@ -156,12 +158,22 @@ def amount_of(name: str, text: float | str) -> float:
         raise OptionError(f"a limit on {name} is {text!r}", hint=hint) from None
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What a policy file says: limits, and the execution provider that runs both models; None: it names none."""
+
+    limits: GateLimits
+    provider: str | None = None
+
+
 def template() -> str:
     """Return a commented policy."""
     lines = [
         "# What a candidate must keep to replace the baseline:",
         "# `onnxprune check CANDIDATE --baseline MODEL --data D --policy THIS_FILE`.",
         "# Remove the # of the limits to set; options on the command line take precedence.",
+        "",
+        f"# {PROVIDER_EXAMPLE:<38}# Execution provider that runs and times both models.",
         "",
         "[limits]",
     ]
@@ -170,7 +182,7 @@ def template() -> str:
     return "\n".join([*lines, ""])
 
 
-def read(path: Path) -> GateLimits:
+def read(path: Path) -> Policy:
     """Read a policy.
 
     Raises:
@@ -182,11 +194,19 @@ def read(path: Path) -> GateLimits:
     except (OSError, ValueError) as error:
         hint = "check the path and the TOML"
         raise OptionError("the policy cannot be read", where=where, why=first_line(error), hint=hint) from error
-    odd = sorted(set(content) - {"limits"})
+    odd = sorted(set(content) - {"limits", "provider"})
     limits = content.get("limits", {})
     if odd or not isinstance(limits, dict):
         why = ", ".join(odd) or "`limits` is no table"
         raise OptionError("the policy has unknown entries", where=where, why=why, hint=HINT)
+    provider = content.get("provider")
+    if provider is not None:
+        if not isinstance(provider, str):
+            raise OptionError(f"provider is {provider!r}", where=where, hint=f"give a text: {PROVIDER_EXAMPLE}")
+        try:
+            provider = normal_provider(provider)
+        except OptionError as error:
+            raise OptionError(error.what, where=where, why=error.why, hint=f"write it as {PROVIDER_EXAMPLE}") from error
     known = {each.name: each for each in fields(GateLimits)}
     unknown = sorted(set(limits) - set(known))
     if unknown:
@@ -206,7 +226,7 @@ def read(path: Path) -> GateLimits:
                 hint="give a number, for domains a list of names, for min and max a table",
             )
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in limits.items()}
-    return GateLimits(**values)
+    return Policy(GateLimits(**values), provider)
 
 
 def merged(policy: GateLimits, given: GateLimits) -> GateLimits:

@@ -18,6 +18,7 @@ class BenchmarkFields(TypedDict, total=False):
     batch: int
     threads: int
     provider: str
+    fallback: bool
     runs: int
     warmup: int
     seconds: float

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.allocation.cost_estimator import write_table
+from onnxprune.allocation.cost_estimator import measured_elsewhere, write_table
+from onnxprune.errors import OptionError
 from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.fileio import check_destination
@@ -26,6 +27,7 @@ def bench(
     b: str | os.PathLike[str] | None = None,
     *,
     latency_table: str | os.PathLike[str] | None = None,
+    profile_on: str | os.PathLike[str] | None = None,
     shape: Mapping[str, tuple[int, ...]] | None = None,
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
@@ -39,6 +41,9 @@ def bench(
         a: path of an ONNX file.
         b: path of another one; None: `a` alone.
         latency_table: path of a latency table of the layers of `a` to write, for `prune`; None: not measured.
+        profile_on: path of times of `a` that were measured elsewhere, in place of a measurement: a latency table, a profile
+            of onnxruntime, of `trtexec --exportProfile`, or a CSV of `node,microseconds`; a `latency_table` follows
+            from a latency table only.
         shape: as for `onnxprune.inspect`.
         measure: as for `onnxprune.prune`; default: `BenchmarkConfig()`.
         on_stage: as for `onnxprune.prune`.
@@ -48,7 +53,8 @@ def bench(
         Median latencies in milliseconds (`report.latency.a`, `.b`), and the speed-up of b over a with its interval.
 
     Raises:
-        OptionError: a field is unknown.
+        OptionError: a field is unknown, or `profile_on` stands beside a second model.
+        LatencyError: the file of `profile_on` cannot be read, or is of another model.
         OnnxPruneError: a model cannot be read or run.
 
     Examples:
@@ -61,6 +67,11 @@ def bench(
     paths = [Path(path) for path in (a, b) if path is not None]
     if latency_table is not None:
         check_destination(Path(latency_table), *paths)
+    if profile_on is not None:
+        if b is not None:
+            raise OptionError("--profile-on has times of one model", hint="leave out the second model")
+        output = None if latency_table is None else Path(latency_table)
+        return BenchResult(*measured_elsewhere(a, Path(profile_on), output, shape))
     found = benchmark.bench(paths, measure, shape=shape, on_stage=on_stage)
     table = None if latency_table is None else write_table(a, Path(latency_table), measure, shape, on_stage)
     return BenchResult(found, table)

@@ -17,6 +17,7 @@ from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.results import CheckResult
 from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.runtime.providers import normal_provider
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,8 +52,8 @@ def check(
         judging: as for `onnxprune.prune`.
         limits: limits on accuracy, fidelity, latency and cost; None: structure and finite outputs alone are checked.
         strict: let undecided checks fail as well: those whose interval holds the limit.
-        providers: onnxruntime providers that must load the candidate, with or without `ExecutionProvider`; the first
-            one runs both models; default: that of the benchmark config.
+        providers: execution providers that must load the candidate, `NAME[,key=value…]`, with or without `ExecutionProvider`;
+            the first one runs both models; default: that of the benchmark config.
         shape: as for `onnxprune.inspect`.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
@@ -75,7 +76,6 @@ def check(
     _, measure, judging = parted(fields, None, measure, judging, prunes=False)
     if isinstance(providers, str):
         raise OptionError(f"providers is {providers!r}", hint="give a list of names")
-    names = providers or (measure.provider,)
     verdict = gate.check(
         candidate,
         baseline,
@@ -84,7 +84,7 @@ def check(
         judging=judging,
         limits=limits,
         measure=measure,
-        providers=tuple(f"{name.removesuffix('ExecutionProvider')}ExecutionProvider" for name in names),
+        providers=tuple(map(normal_provider, providers or (measure.provider,))),
         shape=shape,
         on_stage=on_stage,
     )

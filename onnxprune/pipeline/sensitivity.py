@@ -16,6 +16,7 @@ from onnxprune.allocation.problem import refuse_unprunable
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OptionError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.importance import obs as second_order
 from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import Options
@@ -26,6 +27,7 @@ from onnxprune.pipeline.results import SensitivityResult
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import workers
+from onnxprune.runtime.providers import CPU_PROVIDER
 from onnxprune.types import Curve
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def sensitivity(
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
     judging: Judging | None = None,
+    measure: BenchmarkConfig | None = None,
     **fields: Unpack[Fields],
 ) -> SensitivityResult:
     """Measure the loss of the output as each group by itself loses channels, while its readers are refitted.
@@ -64,6 +67,7 @@ def sensitivity(
         on_stage: as for `onnxprune.prune`.
         options: as for `onnxprune.prune`.
         judging: as for `onnxprune.prune`.
+        measure: the execution provider that computes the outputs that are compared, where it is not the CPU; nothing is timed.
         **fields: as for `onnxprune.prune`.
 
     Returns:
@@ -79,11 +83,12 @@ def sensitivity(
         >>> [curve.group for curve in found.curves]
         ['conv1', 'conv2']
     """
-    options, _, judging = parted(fields, options, None, judging)
+    options, measure, judging = parted(fields, options, measure, judging)
     options = replace(options, importance="obs", scope="sensitivity")
     if data is None:
         raise OptionError("sensitivity needs inputs of the model", hint="give --data, or `--data generated`")
-    run = Run(Sources(Path(model), data, preprocess=preprocess, judging=judging), asked=options, on_stage=on_stage)
+    sources = Sources(Path(model), data, preprocess=preprocess, judging=judging)
+    run = Run(sources, asked=options, measure=measure, on_stage=on_stage)
     run = execute(run, (LOAD, LOOK_AT_DATA))
     refuse_unprunable(run.original)
     with threadpool_limits(1):  # sums come out the same, however many workers there are
@@ -96,7 +101,7 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     trace = run.original.trace
     free = [group.name for group in trace.groups if not trace.pinned[group.channels].all()]
     parts = [part.tolist() for part in np.array_split(np.array(free, dtype=object), PARTS * max(jobs, 1)) if part.size]
-    work = [(run.sources, run.asked, run.distance, tuple(part)) for part in parts]
+    work = [(run.sources, run.asked, run.measure, run.distance, tuple(part)) for part in parts]
     left = len(work)
 
     def done(number: int, found: tuple[Curve, ...]) -> None:
@@ -108,10 +113,10 @@ def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]
     return tuple(curve for curves in found for curve in curves)
 
 
-def _study_part(part: tuple[Sources, Options, str, tuple[str, ...]]) -> tuple[Curve, ...]:
-    sources, options, distance, names = part
+def _study_part(part: tuple[Sources, Options, BenchmarkConfig, str, tuple[str, ...]]) -> tuple[Curve, ...]:
+    sources, options, measured, distance, names = part
     with threadpool_limits(1):
-        return _curves(execute(Run(sources, asked=options, distance=distance), (LOAD,)), names)
+        return _curves(execute(Run(sources, asked=options, measure=measured, distance=distance), (LOAD,)), names)
 
 
 def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]:
@@ -123,7 +128,8 @@ def _curves(run: Run, names: tuple[str, ...] | None = None) -> tuple[Curve, ...]
         keep = np.ones(original.trace.n_channels, dtype=bool)
         _, removals = calibrated_scores(original, run.options, keep, run.on_stage, workspace, names)
         progress, of = share_of(run.on_stage, "measure"), second_order.points_of(original.trace)
-        curves = losses.curves(original, removals, workspace, progress, of)
+        config = None if run.measure.provider == CPU_PROVIDER else run.measure.session
+        curves = losses.curves(original, removals, workspace, progress, of, config)
         return replace(run, curves=curves)
 
     with contextlib.ExitStack() as scope:

@@ -17,7 +17,7 @@ from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.repair import least_squares
 from onnxprune.repair.least_squares import RepairTask
-from onnxprune.runtime.session import DEFAULT, Feeds, run_batch
+from onnxprune.runtime.session import DEFAULT, Feeds, SessionConfig, run_batch
 from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Repaired
 
@@ -118,17 +118,25 @@ def held_batches(calibration: Calibration, samples: int) -> list[Feeds]:
     return [feeds for batch, feeds in enumerate(calibration) if batch in chosen]
 
 
-def outputs_of(model: Model, batches: Sequence[Feeds], names: Sequence[str]) -> Outputs:
+def outputs_of(
+    model: Model, batches: Sequence[Feeds], names: Sequence[str], config: SessionConfig = DEFAULT
+) -> Outputs:
     """Return outputs and other tensors of a model, joined over the batches."""
-    opened = model.session(outputs=names)
+    opened = model.session(config, outputs=names)
     return model.signature.join([run_batch(opened, feeds, names=list(names)) for feeds in batches], names)
 
 
-def measured_of(original: Model, changed: Model, batches: Sequence[Feeds], measured: Measured) -> Outputs:
+def measured_of(
+    original: Model,
+    changed: Model,
+    batches: Sequence[Feeds],
+    measured: Measured,
+    config: SessionConfig = DEFAULT,
+) -> Outputs:
     """Return the measured tensors of a changed model that selects what the original selects, joined over the batches."""
     if not measured.points:
-        return outputs_of(changed, batches, measured.names)
+        return outputs_of(changed, batches, measured.names, config)
     first, second = (Subject(model, str(model.path)) for model in (original, changed))
-    run, names = Pair(first, second, measured.names, measured.points, DEFAULT), measured.names
+    run, names = Pair(first, second, measured.names, measured.points, config), measured.names
     both = original.signature.join([run(feeds) for feeds in batches], names * 2)
     return both[len(names) :]

@@ -102,6 +102,8 @@ def bench_parts(found: Bench, a: str, b: str, layers: int) -> Parts:
         more = len(found.layers) - layers
         parts += _dim([f"and {more} more; --layers {len(found.layers)} shows them all"] if more > 0 else [])
         parts.append("")
+    if found.source:
+        return [*parts, *_dim([f"times from the {found.source}; nothing was run here"])]
     where = f", on processors {', '.join(map(str, found.pinned))}" if found.pinned else ""
     return [*parts, *_dim([f"{text.timing(found.latency)}{where}; {found.environment.processor}"])]
 

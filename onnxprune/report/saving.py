@@ -99,11 +99,12 @@ def _html(found: Found, command: str, plan: Mapping[str, Any] | None) -> str:
     from onnxprune.report import html  # only here: a template and Bokeh take time to load
 
     where = machine.environment(DEFAULT, 0)
+    timed = found.latency if isinstance(found, Report) else None
     about = {
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": where.processor,
-        "runtime": f"onnxruntime {where.runtime}, {where.provider}",
+        "runtime": f"onnxruntime {where.runtime}, {where.provider if timed is None else timed.provider}",
     }
     if isinstance(found, Sweep):
         return html.sweep_page(found, command, about)

@@ -151,7 +151,7 @@ def latencies(found: Bench, names: Sequence[str]) -> Table:
     for name, (median, interval) in zip(names, pairs, strict=False):
         if median is not None and interval is not None:
             ratio = speedup(latency.speedup, latency.speedup_interval) if rows else ""
-            span = f"{interval[0]:.3f} to {interval[1]:.3f} ms"
+            span = f"{interval[0]:.3f} to {interval[1]:.3f} ms" if latency.runs > 1 else ""
             rows.append((name, (f"{median:.3f} ms", median), (span, median), (ratio, latency.speedup or 1.0)))
     return Table("latency", "Latency", ("model", "median", "95 % interval", "speed-up"), tuple(rows))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.metrics.table import named
 from onnxprune.report.document import Report
+from onnxprune.runtime.providers import CPU_PROVIDER, short_name
 from onnxprune.runtime.timing import Latency
 from onnxprune.types import Check, Repaired, Verdict, amount_text
 
@@ -124,7 +125,8 @@ def timing(latency: Latency) -> str:
     """Return a line on how latency was measured."""
     turns = "interleaved runs" if latency.b is not None else "runs"
     threads = f"{latency.threads or 'default'} thread{'' if latency.threads == 1 else 's'}"
-    return f"latency: median of {latency.runs} {turns}, batch {latency.batch}, {threads}, 95 % bootstrap interval"
+    on = "" if latency.provider == CPU_PROVIDER else f", on {short_name(latency.provider)}"
+    return f"latency: median of {latency.runs} {turns}{on}, batch {latency.batch}, {threads}, 95 % bootstrap interval"
 
 
 def changes(report: Report) -> list[str]:

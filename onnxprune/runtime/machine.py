@@ -16,7 +16,8 @@ import psutil
 
 from onnxprune.errors import OutputError
 from onnxprune.fileio import atomic_write
-from onnxprune.runtime.session import CPU_PROVIDER, ORT_VERSION, SessionConfig
+from onnxprune.runtime.providers import CPU_PROVIDER
+from onnxprune.runtime.session import ORT_VERSION, SessionConfig
 
 MIN_SECONDS = 0.1
 """Shortest time over which load is measured: the system counts processor time in hundredths of a second."""
@@ -24,18 +25,19 @@ MIN_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Environment:
-    """What a latency depends on beside the model."""
+    """What a latency depends on beside the model; `provider` has its options, and `fallback` is as in `SessionConfig`."""
 
     processor: str
     runtime: str
     threads: int
     batch: int
     provider: str = CPU_PROVIDER
+    fallback: bool = False
 
 
 def environment(config: SessionConfig, batch: int) -> Environment:
     """Return the environment of models that are executed on this machine."""
-    return Environment(_processor(), ORT_VERSION, config.threads, batch, config.provider)
+    return Environment(_processor(), ORT_VERSION, config.threads, batch, config.label, config.fallback)
 
 
 @functools.cache

@@ -12,12 +12,23 @@ import onnx
 import onnxruntime as ort
 
 from onnxprune.errors import ModelError, first_line
+from onnxprune.runtime.providers import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    OPENVINO_PROVIDER,
+    Provider,
+    package_of,
+    parse_provider,
+    short_name,
+)
 
 Feeds = dict[str, np.ndarray[Any, Any]]
-CPU_PROVIDER = "CPUExecutionProvider"
 
 ort.set_default_logger_severity(4)
 ORT_VERSION: str = ort.__version__
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
+REFUSED = "fallback to CPU EP has been explicitly disabled"
+"""Part of onnxruntime's message where a provider leaves nodes to the CPU."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +36,34 @@ class SessionConfig:
     """How onnxruntime executes a model.
 
     Attributes:
-        provider: execution provider.
-        threads: threads within an operator; 0: onnxruntime's default.
+        provider: execution provider, as `onnxprune.runtime.providers.parse_provider` takes it; its options may follow the name.
+        options: keys and values of the options of the provider.
+        fallback: whether nodes that the provider does not take run on the CPU; off, they are an error.
+        threads: threads within an operator; 0: onnxruntime's (OpenVINO's) default.
         optimize: whether onnxruntime may rewrite the graph; off, models are compared operator by operator.
         spinning: whether threads spin between runs; off, the processors are free for numpy between runs.
     """
 
     provider: str = CPU_PROVIDER
+    options: tuple[tuple[str, str], ...] = ()
+    fallback: bool = False
     threads: int = 0
     optimize: bool = True
     spinning: bool = True
+
+    def __post_init__(self) -> None:
+        found = parse_provider(self.provider)
+        given = (
+            *found.options,
+            *((str(key), str(value)) for key, value in self.options),
+        )  # lists, where read from JSON
+        object.__setattr__(self, "provider", found.name)
+        object.__setattr__(self, "options", tuple(given))
+
+    @property
+    def label(self) -> str:
+        """The provider and its options in one text."""
+        return str(Provider(self.provider, self.options))
 
 
 DEFAULT = SessionConfig()
@@ -63,7 +92,7 @@ def open_session(
         profile: prefix of the file that onnxruntime's profiler writes; None: the profiler is off.
 
     Raises:
-        ModelError: onnxruntime cannot load the model.
+        ModelError: onnxruntime cannot load the model, lacks the provider, or would run nodes on the CPU without leave to.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -83,30 +112,87 @@ def open_session(
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     # external data lie beside a link to the file, as in a cache of a model hub, or beside the file itself
     sources = dict.fromkeys((source, os.path.realpath(source))) if isinstance(source, str) else (source,)
-    available = ort.get_available_providers()
-    if config.provider not in available:
-        raise ModelError(
-            f"onnxruntime has no {config.provider} here",
-            where=where,
-            why=f"it has {', '.join(available)}",
-            hint="install the onnxruntime of that provider, or name another one",
-        )
+    _require(config, where)
+    if config.provider != CPU_PROVIDER and not config.fallback:
+        options.add_session_config_entry(NO_FALLBACK, "1")
     opened = None
     for source in sources:
         try:
-            opened = ort.InferenceSession(source, options, providers=[config.provider], enable_fallback=0)
+            opened = ort.InferenceSession(source, options, providers=_providers(config), enable_fallback=0)
             break
         except Exception as error:
             failure = error
     if opened is None:
+        if REFUSED in str(failure):
+            raise _not_taken(source, options, config, where) from failure
         raise ModelError(
             "onnxruntime cannot load the model",
             where=where,
             why=first_line(failure),
-            hint="check that the file runs in onnxruntime before pruning it",
+            hint="check that the file runs in onnxruntime before pruning it"
+            if config.provider == CPU_PROVIDER
+            else f"check that {short_name(config.label)} runs the file in onnxruntime, and the options of the provider",
         ) from failure
+    if config.provider not in opened.get_providers():
+        raise _not_set_up(config, where)
     opened.onnxprune_weights = shared  # keep them as long as the session
     return opened
+
+
+def _require(config: SessionConfig, where: str) -> None:
+    """Refuse a provider that this onnxruntime lacks."""
+    available = ort.get_available_providers()
+    if config.provider not in available:
+        package = package_of(config.provider)
+        raise ModelError(
+            f"onnxruntime has no {config.provider} here",
+            where=where,
+            why=f"it has {', '.join(available)}",
+            hint=f"install {package} in place of the onnxruntime that is here, or name another provider"
+            if package
+            else "install the onnxruntime of that provider, or name another one",
+        )
+
+
+def _providers(config: SessionConfig) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers of a session, with their options; nodes that TensorRT leaves go to CUDA before the CPU."""
+    options = dict(config.options)
+    if config.provider == OPENVINO_PROVIDER and config.threads:
+        options["num_of_threads"] = str(config.threads)  # OpenVINO has threads of its own
+    behind = [CUDA_PROVIDER] if config.fallback and "Tensorrt" in config.provider else []
+    behind = [name for name in behind if name in ort.get_available_providers()]
+    return [(config.provider, options), *((name, {}) for name in behind)]
+
+
+def _not_set_up(config: SessionConfig, where: str) -> ModelError:
+    return ModelError(
+        f"{short_name(config.label)} is in this onnxruntime, but cannot be set up on this machine",
+        where=where,
+        why="onnxruntime would run the whole model on the CPU",
+        hint="check the device, its driver and libraries, and the options of the provider",
+    )
+
+
+def _not_taken(source: bytes | str, options: ort.SessionOptions, config: SessionConfig, where: str) -> ModelError:
+    """Return the error for nodes that a provider leaves to the CPU; it names their operators where onnxruntime tells."""
+    left: list[str] = []
+    options.add_session_config_entry(NO_FALLBACK, "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        opened = ort.InferenceSession(source, options, providers=_providers(config), enable_fallback=0)
+        if config.provider not in opened.get_providers():
+            return _not_set_up(config, where)
+        for part in opened.get_provider_graph_assignment_info():
+            left += [node.op_type for node in part.get_nodes()] if part.ep_name == CPU_PROVIDER else []
+    except Exception:  # an onnxruntime that does not tell
+        left = []
+    names = f": {', '.join(sorted(set(left)))}" if left else ""
+    return ModelError(
+        f"{short_name(config.label)} does not run all of the model",
+        where=where,
+        why=f"it leaves {len(left) or 'some'} node{'' if len(left) == 1 else 's'} to the CPU{names}",
+        hint="--allow-fallback (fallback=True) runs these nodes on the CPU; or name another provider",
+    )
 
 
 def watch(proto: onnx.ModelProto, names: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxprune.runtime.providers import CPU_PROVIDER
 from onnxprune.runtime.session import Feeds, run_batch
 from onnxprune.types import FloatArray
 
@@ -78,6 +79,7 @@ class Latency:
         speedup: a / b; above 1, b is faster.
         speedup_interval: 95 % bootstrap interval of the speed-up, over pairs of runs.
         threads: of onnxruntime; 0: its own choice.
+        provider: execution provider, with its options.
     """
 
     a: float
@@ -89,18 +91,20 @@ class Latency:
     runs: int
     batch: int
     threads: int
+    provider: str = CPU_PROVIDER
 
     @classmethod
-    def from_samples(cls, samples: FloatArray, *, batch: int, threads: int) -> Latency:
+    def from_samples(cls, samples: FloatArray, *, batch: int, threads: int, provider: str = CPU_PROVIDER) -> Latency:
         """Summarize (1 or 2, runs) milliseconds."""
         runs = samples.shape[1]
         picks = np.random.default_rng(0).integers(0, runs, (RESAMPLES, runs))
         medians = np.median(samples[:, picks], axis=2)  # (sessions, resamples)
         a, *others = (float(np.median(row)) for row in samples)
         if not others:
-            return cls(a, _interval(medians[0]), None, None, None, None, runs, batch, threads)
+            return cls(a, _interval(medians[0]), None, None, None, None, runs, batch, threads, provider)
         b, ratios = others[0], medians[0] / medians[1]
-        return cls(a, _interval(medians[0]), b, _interval(medians[1]), a / b, _interval(ratios), runs, batch, threads)
+        intervals = (_interval(medians[0]), _interval(medians[1]), _interval(ratios))
+        return cls(a, intervals[0], b, intervals[1], a / b, intervals[2], runs, batch, threads, provider)
 
 
 def _interval(values: FloatArray) -> tuple[float, float]:

@@ -339,7 +339,7 @@ def test_a_provider_that_is_not_there(tiny_path) -> None:
     verdict = onnxprune.check(
         tiny_path, tiny_path, providers=(CPU_PROVIDER, "TensorrtExecutionProvider"), measure=MEASURE
     )
-    assert failed(verdict) == ["loads on Tensorrt"]
+    assert failed(verdict) == ["loads on TensorRT"]
 
 
 # ------------------------------------------------------------------------------------------------------------------ formats
@@ -440,11 +440,11 @@ def test_markdown_puts_failures_first() -> None:
 def test_policy_that_init_writes_is_read(tmp_path, run, tiny_path) -> None:
     path = tmp_path / "p.toml"
     assert run("check", "--init", path).exit_code == 0
-    assert policy.read(path) == GateLimits(max_drop=0.5, max_class_drop=10, min_speedup=1.0)
+    assert policy.read(path) == policy.Policy(GateLimits(max_drop=0.5, max_class_drop=10, min_speedup=1.0))
     assert run("check", "--init", path).exit_code == 2
     every = path.read_text().replace("\n# ", "\n")
     path.write_text(every[every.index("[limits]") :])
-    assert all(getattr(policy.read(path), name) is not None for name in GateLimits.__dataclass_fields__)
+    assert all(getattr(policy.read(path).limits, name) is not None for name in GateLimits.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -456,6 +456,9 @@ def test_policy_that_init_writes_is_read(tmp_path, run, tiny_path) -> None:
         "[limits]\nmax_drop = 'much'",
         "[limits",
         "[limits]\ndomains = 3",
+        "provider = 3",
+        "provider = 'OpenVINO,fast'",
+        "[limits]\nprovider = 'CPU'",
     ],
 )
 def test_policies_that_make_no_sense(tmp_path, text: str) -> None:

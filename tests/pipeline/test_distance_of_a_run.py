@@ -12,6 +12,7 @@ import pytest
 from graphs import Builder
 
 from onnxprune.errors import OptionError
+from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline import sensitivity, sweep
@@ -42,7 +43,7 @@ def test_curves_follow_the_distance_on_one_worker_and_on_several(sources: Source
     auto, pixels = (sensitivity._curves(replace(run, distance=kind)) for kind in ("auto", "map"))
     assert not np.allclose(losses(auto), losses(pixels), rtol=0.05)
     names = tuple(curve.group for curve in pixels)
-    part = sensitivity._study_part((sources, OPTIONS, "map", names))
+    part = sensitivity._study_part((sources, OPTIONS, BenchmarkConfig(), "map", names))
     np.testing.assert_allclose(losses(part), losses(pixels), rtol=1e-5)
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @click.command(
     epilog=examples(
         "onnxprune bench model.onnx small.onnx --threads 2 --batch 8",
+        "onnxprune bench model.onnx --provider OpenVINO,device_type=CPU",
+        "onnxprune bench model.onnx --profile-on profile.json    # times that were measured elsewhere",
         "onnxprune bench model.onnx --latency-table table.json    # then, elsewhere: prune model.onnx --latency-table table.json",
     )
 )
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 @click.option(
     "--latency-table", type=PATH, help="Time each layer at fewer channels, and write the table here for `prune`."
 )
+@click.option(
+    "--profile-on",
+    type=PATH,
+    help="Show the times of A that were measured elsewhere: a latency table, an onnxruntime profile (JSON), "
+    "a `trtexec --exportProfile` file, or a CSV of node,microseconds.",
+)
 @SHAPE
 @TIMING
 @TERMINAL
@@ -39,6 +47,7 @@ def bench(
     b: Path | None,
     layers: int,
     latency_table: Path | None,
+    profile_on: Path | None,
     shape: dict[str, tuple[int, ...]],
     measure: BenchmarkConfig,
     terminal: Terminal,
@@ -50,7 +59,15 @@ def bench(
     from onnxprune.report import console
 
     with terminal.progress() as on_stage:
-        result = onnxprune.bench(a, b, latency_table=latency_table, shape=shape, measure=measure, on_stage=on_stage)
+        result = onnxprune.bench(
+            a,
+            b,
+            latency_table=latency_table,
+            profile_on=profile_on,
+            shape=shape,
+            measure=measure,
+            on_stage=on_stage,
+        )
     found, table = result.report, result.table
     terminal.show(
         lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, MEASURE, PATH, REPORT, command_line
+from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, command_line
 from onnxprune.cli.group import FAILED, examples
 from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import init
 from onnxprune.fileio import atomic_write, check_destination, jsonable
+
+if TYPE_CHECKING:
+    from onnxprune.evaluation.policy import Policy
 
 
 @click.command(
@@ -43,20 +46,22 @@ from onnxprune.fileio import atomic_write, check_destination, jsonable
     "--provider",
     "providers",
     multiple=True,
-    metavar="NAME",
-    help="Execution provider that must load the candidate; may be repeated. The first one runs it.",
+    metavar="NAME[,KEY=VALUE…]",
+    help="Execution provider that must load the candidate; may be repeated. The first one runs both models. "
+    "Default: that of the policy, else CPU.",
 )
 @click.option("--junit", type=PATH, help="Write JUnit XML here.")
 @click.option("--sarif", type=PATH, help="Write a SARIF log here.")
 @click.option("--markdown", type=PATH, help="Write a Markdown summary for a pull request here.")
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
 @REPORT
-@MEASURE
+@MEASURE_ON_SEVERAL
 @TERMINAL
 def check(
     candidate: Path | None,
     baseline: Path | None,
     template: Path | None,
+    policy: Policy,
     strict: bool,
     providers: tuple[str, ...],
     junit: Path | None,
@@ -91,7 +96,13 @@ def check(
         saving.refuse_same(report, junit, sarif, markdown)
     with terminal.progress() as on_stage:
         result = onnxprune.check(
-            candidate, baseline, strict=strict, providers=providers or ("CPU",), on_stage=on_stage, **asked
+            candidate,
+            baseline,
+            strict=strict,
+            limits=policy.limits,
+            providers=providers or (policy.provider or "CPU",),
+            on_stage=on_stage,
+            **asked,
         )
     verdict = result.verdict
     _write(junit, ci_formats.junit(verdict, str(candidate)))
