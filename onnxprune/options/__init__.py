@@ -70,8 +70,9 @@ class Options:
     )
     max_drop: float | None = option(
         None,
-        "Largest loss in points of top-1 (without labels: of agreement, or of explained variance where the outputs are no "
-        "classes); the smallest model within it is taken.",
+        "Largest loss of the task's metric, in its unit: points of top-1, mAP, mIoU … (without labels: of agreement, or of explained "
+        "variance where the outputs are no classes); the smallest model within it is taken.",
+        more="[Tasks and metrics](docs/tasks.md)",
         group="targets",
         metavar="POINTS",
         low=0,
@@ -79,8 +80,8 @@ class Options:
     )
     tolerate: float | None = option(
         None,
-        "Points of top-1 (without labels: of agreement, or of explained variance) that the result may lose; beyond, its quality is "
-        "FAILED.",
+        "What the result may lose of the task's metric, in its unit (without labels: points of agreement, or of explained variance); "
+        "beyond, its quality is FAILED.",
         group="targets",
         metavar="POINTS",
         low=0,

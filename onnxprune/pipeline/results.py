@@ -16,6 +16,7 @@ from onnxprune.graph import io
 from onnxprune.graph import model as models
 from onnxprune.graph.analysis import Analysis, Inspection, Layer, layers_of
 from onnxprune.graph.model import Model
+from onnxprune.metrics.distances import AUTO, DISTANCES
 from onnxprune.metrics.table import named
 from onnxprune.report.document import Report, Sweep, curve_dict
 from onnxprune.types import Check, Curve, Plan, Trace, Verdict
@@ -164,10 +165,12 @@ class SensitivityResult(Result):
     Attributes:
         curves: one per group.
         analysis: of the model.
+        distance: what the losses are, of `onnxprune.metrics.distances`.
     """
 
     curves: tuple[Curve, ...]
     analysis: Analysis
+    distance: str = AUTO
 
     @property
     def report(self) -> dict[str, Any]:
@@ -175,6 +178,7 @@ class SensitivityResult(Result):
         return {
             "schema": SENSITIVITY_SCHEMA,
             "model": {"path": str(self.analysis.model.path), "sha256": self.analysis.model.digest},
+            "loss": DISTANCES[self.distance],
             "groups": [curve_dict(curve) for curve in self.curves],
             "held": [
                 {"node": p.node, "operator": p.op, "reason": p.reason, "channels": int(p.channels.size)}

@@ -93,7 +93,7 @@ def sensitivity(
     refuse_unprunable(run.original)
     with threadpool_limits(1):  # sums come out the same, however many workers there are
         found = _curves(run) if jobs == 1 and scheduler is None else _shared_out(run, jobs, scheduler)
-    return SensitivityResult(found, run.original)
+    return SensitivityResult(found, run.original, run.distance)
 
 
 def _shared_out(run: Run, jobs: int, scheduler: str | None) -> tuple[Curve, ...]:

@@ -14,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from onnxprune.graph.analysis import Inspection, Layer, pinned_of
+from onnxprune.metrics.distances import AUTO, DISTANCES
 from onnxprune.report import tables, text
 from onnxprune.report.document import Report, Sweep
 from onnxprune.types import Curve, Plan, Trace, Verdict
@@ -70,12 +71,10 @@ def report_parts(report: Report) -> Parts:
     ]
 
 
-def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None) -> Parts:
+def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None, distance: str = AUTO) -> Parts:
     """Return the output of `sensitivity`."""
     pinned = [group.name for group in trace.groups if trace.pinned[group.channels].all()]
-    remarks = [
-        "loss: KL divergence of the output in nats (for other outputs: squared error / variance); bars are logarithmic"
-    ]
+    remarks = [f"loss: {DISTANCES[distance]}; bars are logarithmic"]
     if pinned:
         remarks.append(f"not measured, all channels pinned: {', '.join(pinned)}")
     return [grid(tables.curves(curves)), "", *_dim(remarks), *written(plot)]

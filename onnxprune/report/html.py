@@ -13,11 +13,13 @@ from typing import Any
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.fileio import jsonable
+from onnxprune.metrics.table import named
 from onnxprune.report import bokeh_plots, plots, tables, text
 from onnxprune.report.details import Changed, Details
 from onnxprune.report.document import Report, Sweep
 
-CARDS = ("FLOPs", "parameters", "file size", "top-1", "latency", "agreement")
+CARDS = ("agreement", "latency", "file size", "parameters", "FLOPs")
+"""Figures that are shown large, beside the leading metric."""
 
 
 def report_page(report: Report, command: str, machine: Mapping[str, str], plan: Mapping[str, Any] | None) -> str:
@@ -41,7 +43,7 @@ def report_page(report: Report, command: str, machine: Mapping[str, str], plan: 
         {"report": report.to_dict()} | ({} if plan is None else {"plan": dict(plan)}),
         report=report,
         details=details,
-        cards=[row for row in tables.figures(report).texts() if row[0] in CARDS],
+        cards=[row for row in tables.figures(report).texts() if row[0] in (*CARDS, named(report.lead).label)],
         pictures=[(one, *_describe(one)) for one in details.changed if one.picture],
         short_names=plots.short([one.name.removesuffix(f"/{ops.get(one.name)}") for one in details.groups], 48),
         graph=[asdict(node) for node in details.groups],

@@ -77,30 +77,31 @@ def build(name: str, caption: str, items: Iterable[Any], columns: Sequence[Colum
 
 
 def figures(report: Report) -> Table:
-    """Return the figures of both models; accuracy and fidelity as the metric table has them."""
+    """Return the figures of both models: quality, then latency, size and FLOPs."""
     a, b, latency = report.before, report.after, report.latency
-    rows: list[Row] = [
-        (name, (show(old), old), (show(new), new), (relative(old, new), new - old))
-        for name, show, old, new in (
-            ("FLOPs", human, a.flops, b.flops),
-            ("MACs", human, a.macs, b.macs),
-            ("parameters", "{:,}".format, a.params, b.params),
-            ("file size", size, a.size, b.size),
-        )
-    ]
+    rows: list[Row] = []
+    change: Any
     for metric in map(named, a.accuracy):
         if metric.name in b.accuracy:
             old, new = a.accuracy[metric.name], b.accuracy[metric.name]
-            rows.append(
-                (metric.label, (metric.text(old), old), (metric.text(new), new), (metric.change(old, new), new - old))
-            )
-    if latency is not None and latency.b is not None:
-        old, new, change = latency.a, latency.b, speedup(latency.speedup, latency.speedup_interval)
-        rows.append(("latency", (f"{old:.3f} ms", old), (f"{new:.3f} ms", new), change))
+            change = (metric.change(old, new), new - old)
+            rows.append((metric.label, (metric.text(old), old), (metric.text(new), new), change))
     for metric in of_kind("fidelity"):
         if metric.name in report.fidelity:
             old, new = metric.ideal, report.fidelity[metric.name]
             rows.append((metric.label, (metric.text(old), old), (metric.text(new), new), ""))
+    if latency is not None and latency.b is not None:
+        old, new, change = latency.a, latency.b, speedup(latency.speedup, latency.speedup_interval)
+        rows.append(("latency", (f"{old:.3f} ms", old), (f"{new:.3f} ms", new), change))
+    rows += [
+        (name, (show(old), old), (show(new), new), (relative(old, new), new - old))
+        for name, show, old, new in (
+            ("file size", size, a.size, b.size),
+            ("parameters", "{:,}".format, a.params, b.params),
+            ("FLOPs", human, a.flops, b.flops),
+            ("MACs", human, a.macs, b.macs),
+        )
+    ]
     return Table("figures", "Before and after", ("figure", "before", "after", "change"), tuple(rows))
 
 

@@ -97,17 +97,20 @@ def integrity(verdict: Verdict) -> str:
 
 
 def result(report: Report) -> str:
-    """Return a line with the FLOPs removed and the change in accuracy or agreement."""
-    a, b = report.before, report.after
-    removed = f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted"
+    """Return a line with the change in quality, then in speed, size and FLOPs."""
+    a, b, parts = report.before, report.after, list[str]()
     if report.lead in a.accuracy and report.lead in b.accuracy:
         lead, old, new = named(report.lead), a.accuracy[report.lead], b.accuracy[report.lead]
-        return f"{removed}; {lead.label}: {lead.text(old)} -> {lead.text(new)}, {lead.change(old, new)}"
-    parts = [removed]
-    if "agreement" in report.fidelity:
-        parts.append(f"agreement with the original: {report.fidelity['agreement']:.2f} %")
-    if "explained" in report.fidelity:
-        parts.append(f"explained variance of the original's outputs: {report.fidelity['explained']:.2f} %")
+        parts.append(f"{lead.label}: {lead.text(old)} -> {lead.text(new)}, {lead.change(old, new)}")
+    else:
+        if "agreement" in report.fidelity:
+            parts.append(f"agreement with the original: {report.fidelity['agreement']:.2f} %")
+        if "explained" in report.fidelity:
+            parts.append(f"explained variance of the original's outputs: {report.fidelity['explained']:.2f} %")
+    if report.latency is not None and report.latency.speedup is not None:
+        parts.append(f"speed-up: {report.latency.speedup:.2f}x")
+    parts.append(f"file size: {relative(a.size, b.size)}")
+    parts.append(f"FLOPs removed: {100 * (1 - b.flops / a.flops):.1f} %" if a.flops else "FLOPs removed: none counted")
     return "; ".join(parts)
 
 

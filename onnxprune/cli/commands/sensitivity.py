@@ -41,4 +41,6 @@ def sensitivity(model: Path, plot: Path | None, terminal: Terminal, **asked: Any
     with terminal.progress() as on_stage:
         found = onnxprune.sensitivity(model, on_stage=on_stage, **asked)
     drawn = draw(lambda: plots.curve_plots(found.curves), plot)
-    terminal.show(lambda: found.report, lambda: console.curve_parts(found.curves, found.analysis.trace, drawn))
+    terminal.show(
+        lambda: found.report, lambda: console.curve_parts(found.curves, found.analysis.trace, drawn, found.distance)
+    )
