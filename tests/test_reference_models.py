@@ -283,25 +283,6 @@ def test_accuracy_of_the_scene_networks(name: str) -> None:
     assert next(iter(found.values())) > {"detector": 60, "unet": 75}[name]
 
 
-def test_metrics_of_perfect_and_of_wrong_detections() -> None:
-    pytest.importorskip("pycocotools")
-    module, boxes = tool("scenes"), slices().boxes
-    perfect = [np.insert(rows[rows[:, 4] >= 0], 4, 1.0, axis=1) for rows in boxes]
-    assert module.mean_precision(perfect, boxes) == pytest.approx((100, 100))
-    moved = [rows + np.array([64, 0, 64, 0, 0, 0]) for rows in perfect]
-    assert module.mean_precision(moved, boxes) == pytest.approx((0, 0))
-    assert module.mean_precision([rows[:0] for rows in perfect], boxes) == (0, 0)
-
-
-def test_detections_drop_weaker_boxes_of_the_same_class() -> None:
-    output = np.zeros((1, 9, 4))
-    output[0, :4] = np.array([[10, 10, 8, 8], [11, 10, 8, 8], [11, 10, 8, 8], [40, 40, 8, 8]]).T
-    output[0, [5, 5, 6, 5], range(4)] = [0.9, 0.8, 0.7, 0.001]
-    (rows,) = tool("scenes").detections(output)
-    assert rows[:, 4:].tolist() == [[0.9, 1], [0.7, 2]]
-    assert rows[0, :4].tolist() == [6, 6, 14, 14]
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @pytest.mark.parametrize("name", NAMES)

@@ -363,7 +363,6 @@ def make_readme(models: Path, seed: int) -> None:
         scene_rows="\n".join(scene_rows),
         scene_notes="\n".join(note(models / f"{name}.onnx", scene.summary) for name, scene in SCENE_RECIPES.items()),
         fresh=scenes.FRESH, evaluation=scenes.EVALUATION, calibration=scenes.CALIBRATION,
-        threshold=scenes.THRESHOLD, overlap=scenes.OVERLAP,
         classes=f"{', '.join(scenes.CLASSES[:-1])} and {scenes.CLASSES[-1]}", digests=digests(models),
     )  # fmt: skip
     (models / "README.md").write_text(text, encoding="utf-8")

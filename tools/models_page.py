@@ -46,7 +46,7 @@ evaluation those of the test images. Both files take a float32 tensor `images` w
 
 - `detector.onnx` gives `output` (batch, 9, 80): for each of 80 anchors the centre x, centre y, width and height of a box in pixels, then
   a probability per class, as Ultralytics exports YOLOv8. mAP is that of COCO, by pycocotools, after non-maximum suppression within
-  each class (scores above {threshold}, IoU {overlap}).
+  each class, as `onnxprune --task detect` measures it.
 - `unet.onnx` gives `logits` (batch, 6, 64, 64): the background, then the classes. mIoU is the mean over these six, over all pixels.
 
 {scene_notes}

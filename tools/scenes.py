@@ -1,4 +1,4 @@
-"""Made scenes of garments with exact labels, and the metrics of a detector and of a segmentation network on them.
+"""Made scenes of garments with exact labels, and what a detector and a segmentation network reach on them.
 
 A scene is a grey picture of 64 x 64 pixels: a procedural background, circles and triangles that belong to no class, and one to four
 garments of Fashion-MNIST at random place, size and brightness, with little overlap. Scenes follow from their seed. Pictures have 32
@@ -7,9 +7,7 @@ grey levels, so that they compress.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from PIL import Image
+
+from onnxprune.data.labels.values import npz_boxes
+from onnxprune.metrics import detection, segmentation
+from onnxprune.metrics.decoders import DECODERS
+from onnxprune.metrics.statistics import on_all
 
 DATASET = Path("/usr/share/datasets/fashion-mnist")
 INPUT = "images"
@@ -30,8 +33,6 @@ GARMENTS = (1, 3, 7, 8, 9)
 """Labels of Fashion-MNIST of these classes."""
 MOST = 4
 """Largest number of garments in a scene."""
-THRESHOLD, OVERLAP = 0.01, 0.6
-"""Least score of a detection, and IoU above which the weaker of two of one class is left out."""
 EVALUATION, CALIBRATION, FRESH = 400, 256, 2000
 """Numbers of scenes in the slices, and of those that the files are measured on besides."""
 LEVEL = 8
@@ -194,84 +195,6 @@ def _place(
     return None
 
 
-def detections(output: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Return rows x1 y1 x2 y2 score class per picture, after non-maximum suppression within each class.
-
-    Args:
-        output: (n, 4 + classes, anchors), centre x, centre y, width, height in pixels, then scores.
-    """
-    found = []
-    for sample in output.astype(np.float64):
-        kinds, anchors = np.nonzero(sample[4:] > THRESHOLD)
-        scores = sample[4 + kinds, anchors]
-        centre, half = sample[:2, anchors].T, sample[2:4, anchors].T / 2
-        rows = np.column_stack([centre - half, centre + half, scores, kinds])[np.argsort(-scores, kind="stable")]
-        close = iou(rows, rows) * (rows[:, None, 5] == rows[None, :, 5]) > OVERLAP
-        keep = np.ones(len(rows), bool)
-        for i in range(len(rows)):
-            if keep[i]:
-                keep[i + 1 :] &= ~close[i, i + 1 :]
-        found.append(rows[keep])
-    return found
-
-
-def iou(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the intersection over union of every box of one (a, 4+) with every box of two (b, 4+)."""
-    least, most = np.maximum(one[:, None, :2], two[None, :, :2]), np.minimum(one[:, None, 2:4], two[None, :, 2:4])
-    common = np.clip(most - least, 0, None).prod(2)
-    area = [np.clip(boxes[:, 2:4] - boxes[:, :2], 0, None).prod(1) for boxes in (one, two)]
-    return np.asarray(common / np.maximum(area[0][:, None] + area[1] - common, 1e-9))
-
-
-def mean_precision(found: list[npt.NDArray[Any]], boxes: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return COCO mAP and mAP at IoU 0.5, in percent, by pycocotools.
-
-    Args:
-        found: rows x1 y1 x2 y2 score class per picture.
-        boxes: (n, m, 5), x1 y1 x2 y2 class; rows of class -1 are padding.
-    """
-    from pycocotools.coco import COCO  # type: ignore[import-untyped]
-    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
-
-    truth = [(i, row) for i, rows in enumerate(boxes.astype(float)) for row in rows if row[4] >= 0]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": i} for i in range(len(boxes))],
-            "categories": [{"id": kind} for kind in range(len(CLASSES))],
-            "annotations": [
-                {"id": k, "image_id": i, "category_id": int(row[4]), "iscrowd": 0, "bbox": _xywh(row),
-                 "area": (row[2] - row[0]) * (row[3] - row[1])}
-                for k, (i, row) in enumerate(truth, 1)
-            ],
-        }  # fmt: skip
-        coco.createIndex()
-        results = [
-            {"image_id": i, "category_id": int(row[5]), "bbox": _xywh(row), "score": row[4]}
-            for i, rows in enumerate(found)
-            for row in rows
-        ]
-        if not results:
-            return 0.0, 0.0
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return 100 * float(evaluation.stats[0]), 100 * float(evaluation.stats[1])
-
-
-def _xywh(row: npt.NDArray[Any]) -> list[float]:
-    return [row[0], row[1], row[2] - row[0], row[3] - row[1]]
-
-
-def mean_iou(predicted: npt.NDArray[Any], masks: npt.NDArray[Any]) -> float:
-    """Return the mean over the classes, background included, of intersection over union of all pixels, in percent."""
-    k = len(CLASSES) + 1
-    table = np.bincount(k * masks.astype(np.int64).ravel() + predicted.ravel(), minlength=k * k).reshape(k, k)
-    hits = np.diag(table)
-    return 100 * float(np.mean(hits / (table.sum(0) + table.sum(1) - hits)))
-
-
 def run(path: Path, images: Images) -> npt.NDArray[Any]:
     """Return the output of an ONNX file for uint8 pictures."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -281,8 +204,9 @@ def run(path: Path, images: Images) -> npt.NDArray[Any]:
 
 def accuracy(path: Path, task: Task, scenes: Scenes) -> dict[str, float]:
     """Return the metrics of an ONNX file on scenes, in percent: mAP and mAP at IoU 0.5, or mIoU."""
-    output = run(path, scenes.images)
+    output, n = run(path, scenes.images), len(scenes.images)
     if task == "segment":
-        return {"mIoU": mean_iou(output.argmax(1), scenes.masks)}
-    precise, half = mean_precision(detections(output), scenes.boxes)
-    return {"mAP": precise, "mAP at IoU 0.5": half}
+        return {"mIoU": on_all(segmentation.miou(segmentation.class_map(output), scenes.masks), n)}
+    found, truth = DECODERS["yolov8"].decode([output], (SIDE, SIDE)), npz_boxes(scenes.boxes)
+    measured = {"mAP": detection.mean_average_precision, "mAP at IoU 0.5": detection.at_half}
+    return {name: on_all(measure(found, truth), n) for name, measure in measured.items()}
