@@ -63,6 +63,7 @@ class Comparison:
         statistics: the metrics of the task as functions of a resample, of each model; empty without labels.
         shuffled: those of the original, with its predictions in another order; see `onnxprune.evaluation.sanity.near_chance`.
         agreeing: (samples,) share of each sample on which the predictions of both models agree, where the task says what that is.
+        predictions: of the original, samples first; None where the task decodes none.
         alone: whether there is no candidate, and the original stands in its place.
         class_names: names of the classes; empty where they have none.
     """
@@ -84,6 +85,7 @@ class Comparison:
     statistics: tuple[Mapping[str, Statistic], Mapping[str, Statistic]] = ({}, {})
     shuffled: Statistic | None = None
     agreeing: FloatArray | None = None
+    predictions: Array | None = None
     alone: bool = False
     class_names: tuple[str, ...] = ()
 
@@ -204,6 +206,7 @@ def compare(
         classes=classes and (task is None or task.has_classes),
         task=task,
         agreeing=agreeing,
+        predictions=first.decoded,
         alone=candidate is None,
         class_names=() if data is None else data.classes,
         **measured,

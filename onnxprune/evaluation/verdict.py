@@ -11,11 +11,13 @@ import numpy as np
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import sanity
 from onnxprune.evaluation.compare import Comparison
+from onnxprune.evaluation.label_sanity import label_doubts
 from onnxprune.evaluation.policy import OWN, GateLimits
 from onnxprune.metrics import paired_tests
 from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.metrics.statistics import mean
 from onnxprune.metrics.table import METRICS, SCORES, Metric, named, of_kind
+from onnxprune.metrics.tasks import prepared
 from onnxprune.types import Check, FloatArray, IntArray, doubt
 
 DEFAULT_DROP = 2.0
@@ -229,6 +231,9 @@ def _doubts(judged: Judged) -> Iterator[Check]:
     if compared.finite:
         yield from sanity.doubts(compared.judged[0], compared.class_labels, classes=compared.classes)
         yield from sanity.near_chance(compared.task, compared.statistics[0], compared.shuffled, compared.samples)
+        if compared.task is not None and compared.labels is not None and compared.task.measures:
+            truth = prepared(compared.task.name, compared.labels)
+            yield from label_doubts(compared.task.name, compared.predictions, truth, compared.outputs[0])
     if compared.samples < sanity.FEW and not all(map(np.array_equal, *compared.judged)):
         yield doubt("samples", str(compared.samples), f"too few for a word on quality: give {sanity.FEW} or more")
 
