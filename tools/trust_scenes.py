@@ -172,7 +172,7 @@ BOTH: dict[str, Mistake] = {
     "ten samples, --reduce flops=3%": lambda s: s.prune(reduce="3%", images=s.images[:10], labels=s.labels[:10]),
     "--reduce flops=90%": lambda s: s.prune(reduce="90%"),
     "--max-drop 50": lambda s: s.prune("--max-drop", "50", reduce=None),
-    "--reduce flops=80%, check --max-drop 50": lambda s: s.prune("--max-drop", "50", reduce="80%"),
+    "--reduce flops=80% --max-drop 50": lambda s: s.prune("--max-drop", "50", reduce="80%"),
     "no labels, images normalised twice": lambda s: s.check(images=s.images / 255, labels=None),
     "no labels, images all black": lambda s: s.check(images=np.zeros_like(s.images), labels=None),
     "labels named y": lambda s: s.check(labels=None, y=s.labels),

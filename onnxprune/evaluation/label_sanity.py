@@ -88,7 +88,9 @@ def _hits(rows: FloatArray, objects: FloatArray) -> BoolArray:
 
 def _better_form(found: list[FloatArray], there: list[FloatArray]) -> tuple[str, str] | None:
     """Return the share of the surest detections that overlap an object, and a form of the boxes with which it is much larger."""
-    surest = [rows[np.argsort(-rows[:, 4], kind="stable")[: len(objects)]] for rows, objects in zip(found, there, strict=True)]
+    surest = [
+        rows[np.argsort(-rows[:, 4], kind="stable")[: len(objects)]] for rows, objects in zip(found, there, strict=True)
+    ]
     if sum(map(len, surest)) < FEW:
         return None
 
@@ -100,7 +102,10 @@ def _better_form(found: list[FloatArray], there: list[FloatArray]) -> tuple[str,
     best = max(shares, key=lambda form: shares[form])
     if shares[best] - as_given < BETTER:
         return None
-    return f"{as_given:.0f} %", f"of the original's boxes overlap an object, read as {best} {shares[best]:.0f} %: give x1, y1, x2, y2"
+    return (
+        f"{as_given:.0f} %",
+        f"of the original's boxes overlap an object, read as {best} {shares[best]:.0f} %: give x1, y1, x2, y2",
+    )
 
 
 def _pairs(found: list[FloatArray], there: list[FloatArray]) -> tuple[IntArray, IntArray]:
@@ -189,4 +194,6 @@ def other_classes(given: IntArray, labels: IntArray, what: str, *, balanced: boo
     chance = float((rows.sum(axis=0) * (there * (there != there.max()) if balanced else there)).sum()) / total**2
     kappa = (same / total - chance) / (1 - chance) if chance < 1 else 1.0
     if same / total < 0.5 and kappa < SLIGHT:
-        yield doubt("classes near chance", f"{100 * same / total:.0f} %", f"{told}: {REMEDY}, and its labels to the samples")
+        yield doubt(
+            "classes near chance", f"{100 * same / total:.0f} %", f"{told}: {REMEDY}, and its labels to the samples"
+        )
