@@ -163,8 +163,8 @@ def other_classes(given: IntArray, labels: IntArray, what: str, *, balanced: boo
         balanced: whether each class of the labels counts alike, and agreement is that beside the most frequent one.
 
     >>> labels = np.arange(300) % 3
-    >>> [found.detail.split(":")[0] for found in other_classes((labels + 2) % 3, labels + 1, "objects")]
-    ['of the objects are of the class that the original gives, with labels -2 or in another order they are 100 %']
+    >>> [found.detail.split(", ")[1].split(":")[0] for found in other_classes(labels, labels + 1, "objects")]
+    ['with labels -1 they are 100 %']
     """
     given = np.maximum(given, -1) + 1  # of no class: 0
     labels = labels + 1
