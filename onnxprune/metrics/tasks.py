@@ -80,7 +80,7 @@ class Task:
 
 
 def prepared(name: str, labels: Array) -> Array:
-    """Return labels as the metrics of a task take them: boxes without their padding, class numbers of texts as tuples."""
+    """Return labels as the metrics of a task take them: boxes without padding, texts as tuples, truth values as integers."""
     if name in ("detect", "keypoints") and labels.dtype.kind != "O":
         from onnxprune.data.labels.values import npz_boxes
 
@@ -89,6 +89,10 @@ def prepared(name: str, labels: Array) -> Array:
         texts = np.empty(len(labels), dtype=object)
         texts[:] = [tuple(row[row >= 0].tolist()) for row in labels]
         return texts
+    if name == "multilabel" and labels.dtype.kind == "f" and set(np.unique(labels)) <= {0, 1}:
+        return labels.astype(np.int64)
+    if name == "regress":
+        return labels.reshape(len(labels), -1)  # as predictions are
     return labels
 
 
