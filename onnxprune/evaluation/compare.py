@@ -258,7 +258,7 @@ def _statistics(
     on_stage("judge", None)
     before = task.statistics(first.outputs, first.decoded, labels)
     after = before if second is first else task.statistics(second.outputs, second.decoded, labels)
-    turned = np.roll(np.arange(len(labels)), max(1, len(labels) // 2))
+    turned = _others(len(labels))
     other = None if first.decoded is None else first.decoded[turned]
     shuffled = task.statistics([output[turned] for output in first.outputs], other, labels)
     return {
@@ -285,6 +285,14 @@ def _misread(
         return task.statistics(found.outputs, found.decoded, some.labels)[lead.name]
 
     yield from picture_doubts(lead, some.rows(0, len(some)), measure, len(some))
+
+
+def _others(samples: int) -> IntArray:
+    """Return the number of another sample for each sample, at random: labels may be sorted, or come in turn."""
+    order = np.random.default_rng(0).permutation(samples)
+    turned = np.empty_like(order)
+    turned[order] = np.roll(order, 1)
+    return turned
 
 
 @dataclass(frozen=True)
