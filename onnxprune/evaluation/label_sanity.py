@@ -59,7 +59,8 @@ def _of_boxes(found: list[FloatArray], there: list[FloatArray]) -> Iterator[Chec
         return
     sides = every[:, 2:4] - every[:, :2]
     empty = int((sides <= 0).any(axis=1).sum())
-    if relative(every[:, :4]):
+    boxes = every[(every[:, :4] != 0).any(axis=1), :4]
+    if len(boxes) and relative(boxes):
         told = f"the largest coordinate is {every[:, :4].max():.3g}: give them in pixels of the network's input"
         yield doubt("boxes in shares of the picture", f"{len(every)} boxes", told)
         return
