@@ -2,10 +2,10 @@
 """Make mistakes that users make, on the reference models, and write down what the tool says: docs/trust.md.
 
 Each mistake is a command on data that were damaged in one way. None may end with a quality that PASSED. Honest runs, of as many
-seeds, may not warn.
+seeds, may not warn. Mistakes with the detector and the U-Net are in `trust_scenes`.
 
 Example:
-    python tools/trust.py                 # about ten minutes on two cores
+    python tools/trust.py                 # about twenty minutes on two cores
     python tools/trust.py --only 'labels*' --models small
 """
 
@@ -28,7 +28,9 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "trust.md"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+import trust_scenes  # noqa: E402
 
 from onnxprune.cli import main  # noqa: E402
 from onnxprune.data.preprocess import load_preprocess  # noqa: E402
@@ -38,6 +40,7 @@ SAMPLES = 256
 PRUNE = ("--no-latency", "--repair", "bias", "--scope", "global", "--json", "--quiet")
 CHECK = ("--no-latency", "--json", "--quiet")
 Arrays = dict[str, np.ndarray]
+Rows = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ def said(arguments: list[str]) -> dict[str, Any]:
     return {
         "exit": done.exit_code,
         "headline": headline or ("error" if error else "?"),
+        "doubts": "; ".join([*doubts, *re.findall(r"^warning.*", done.stderr, re.MULTILINE)]),
         "says": error or "; ".join([*failed, *doubts]) or ("no data" if headline == "NOT MEASURED" else ""),
         "crash": repr(done.exception) if crashed or re.search("defect|Traceback", done.stderr) else "",
     }
@@ -228,26 +232,35 @@ def stage_of(name: str, folder: Path, seed: int = 0) -> Stage:
 
 
 def honest(name: str, seeds: int) -> list[str]:
-    """Check the model with right data of many seeds; return what is doubted."""
+    """Check and prune with right data of many seeds; return what is doubted."""
     found = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            stage = stage_of(name, Path(folder), seed)
-            told = said(check(stage, stage.changed()))
-            if told["headline"] != "PASSED":
-                found.append(f"seed {seed}: {told['headline']}: {told['says']}")
+            if name in MODELS:
+                stage = stage_of(name, Path(folder), seed)
+                runs = [check(stage, stage.changed())]
+            else:
+                scenes = trust_scenes.stage_of(name, Path(folder), seed)
+                runs = [scenes.check(), scenes.prune(reduce="2%")]
+            for number, told in enumerate(map(said, runs)):
+                if told["doubts"] or (not number and told["headline"] != "PASSED"):
+                    found.append(f"seed {seed}: {told['headline']}: {told['doubts'] or told['says']}")
     return found
 
 
-def run(models: list[str], only: str, seeds: int) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, list[str]]]:
+def run(models: list[str], only: str, seeds: int) -> tuple[Rows, dict[str, list[str]]]:
     """Make all mistakes on all models."""
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for mistake, arguments in MISTAKES.items():
-        if not fnmatch.fnmatch(mistake, only):
-            continue
-        for name in models:
+    rows: Rows = {}
+    for name in models:
+        for mistake in MISTAKES if name in MODELS else trust_scenes.MISTAKES[name]:
+            if not fnmatch.fnmatch(mistake, only):
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                told = said(arguments(stage_of(name, Path(folder))))
+                if name in MODELS:
+                    told = said(MISTAKES[mistake](stage_of(name, Path(folder))))
+                else:
+                    scenes = trust_scenes.stage_of(name, Path(folder))
+                    told = said(trust_scenes.MISTAKES[name][mistake](scenes))
             rows.setdefault(mistake, {})[name] = told
             print(
                 f"{mistake} | {name}: {told['exit']} {told['headline']}: {told['says'][:150]} {told['crash']}",
@@ -255,41 +268,59 @@ def run(models: list[str], only: str, seeds: int) -> tuple[dict[str, dict[str, d
             )
     wrong = {name: honest(name, seeds) for name in models} if seeds else {}
     for name, found in wrong.items():
-        print(f"honest runs | {name}: {len(found)} of {seeds} doubted {'; '.join(found)}")
+        print(f"honest runs | {name}: {len(found)} doubted {'; '.join(found)}")
     return rows, wrong
 
 
-def page(rows: dict[str, dict[str, dict[str, Any]]], wrong: dict[str, list[str]], seeds: int) -> str:
+def page(rows: Rows, wrong: dict[str, list[str]], seeds: int) -> str:
     """Return docs/trust.md."""
-    green = sum(told["headline"] == "PASSED" for row in rows.values() for told in row.values())
+    runs = [(mistake, name, told) for mistake, row in rows.items() for name, told in row.items()]
+    green = [f"{mistake} ({name})" for mistake, name, told in runs if told["headline"] == "PASSED"]
     doubted = sum(map(len, wrong.values()))
-    names = list(MODELS)
     lines = [
         "# Mistakes, and what is said of them",
         "",
-        f"Written by `python tools/trust.py` from real runs, {date.today().isoformat()}: {len(rows)} mistakes on {len(names)} models.",
-        f"**{green} of {len(rows) * len(names)} runs end with a quality that PASSED.** Of {seeds} honest runs of each model, {doubted} are doubted.",
+        f"Written by `python tools/trust.py` from real runs, {date.today().isoformat()}: {len(rows)} mistakes on {len(wrong)} models.",
+        f"**{len(green)} of {len(runs)} runs end with a quality that PASSED{': ' if green else ''}{', '.join(green)}.** "
+        f"Of honest runs with {seeds} seeds of each model, {doubted} are doubted.",
         "",
         "A cell holds the headline, the exit code, and what is said; the words stand in the verdict, and on the terminal before the work begins.",
         "",
-        f"| mistake | {' | '.join(names)} |",
-        f"| --- | {' | '.join('---' for _ in names)} |",
+        "## Classifiers",
+        "",
+        *_table(rows, list(MODELS)),
+        "",
+        "## Detector and U-Net",
+        "",
+        f"Checks of a model against itself on {trust_scenes.SCENES} scenes, so that no drop says anything; rows with another option prune.",
+        "",
+        *_table(rows, list(trust_scenes.FILES)),
     ]
-    for mistake, row in rows.items():
-        cells = [
-            f"{t['headline']}, {t['exit']}: {t['says']}".replace("|", "\\|")[:160]
-            for t in (row[name] for name in names)
-        ]
-        lines.append(f"| {mistake} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
+def _table(rows: Rows, names: list[str]) -> list[str]:
+    """Return the rows of some models as a table."""
+    lines = [f"| mistake | {' | '.join(names)} |", f"| --- | {' | '.join('---' for _ in names)} |"]
+    for mistake, row in rows.items():
+        if row.keys() & {*names}:
+            cells = [
+                f"{row[n]['headline']}, {row[n]['exit']}: {row[n]['says']}".replace("|", "\\|")[:160]
+                if n in row
+                else ""
+                for n in names
+            ]
+            lines.append(f"| {mistake} | {' | '.join(cells)} |")
+    return lines
+
+
 if __name__ == "__main__":
+    every = [*MODELS, *trust_scenes.FILES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=every, choices=every)
     parser.add_argument("--only", default="*", help="mistakes of that name")
-    parser.add_argument("--seeds", type=int, default=20, help="honest runs of each model (default: 20)")
+    parser.add_argument("--seeds", type=int, default=20, help="seeds of honest runs of each model (default: 20)")
     chosen = parser.parse_args()
     found, doubted = run(chosen.models, chosen.only, chosen.seeds)
-    if chosen.only == "*" and chosen.models == list(MODELS):
+    if chosen.only == "*" and chosen.models == every:
         PAGE.write_text(page(found, doubted, chosen.seeds), encoding="utf-8")

@@ -112,6 +112,17 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
     return labels.astype(np.int64)
 
 
+def may_be_labels(array: Array, n: int) -> bool:
+    """Tell whether an array may hold labels of n samples: class numbers, boxes, or masks.
+
+    >>> [may_be_labels(np.zeros(shape), 9) for shape in ((9,), (9, 4, 5), (9, 8, 8))]
+    [False, True, False]
+    """
+    if array.ndim == 3 and len(array) == n and array.shape[2] in BOXES:
+        return True
+    return bool(array.dtype.kind in "iu" and (array.size == n or (array.ndim == 3 and len(array) == n)))
+
+
 def _check_finite(labels: Array, where: str) -> None:
     """Refuse NaN and infinity; NaN is allowed as padding of boxes."""
     wrong = np.isinf(labels) if labels.ndim == 3 and labels.shape[2] in BOXES else ~np.isfinite(labels)

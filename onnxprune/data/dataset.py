@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from onnxprune.data.array_labels import checked_labels, read_array_labels
+from onnxprune.data.array_labels import checked_labels, may_be_labels, read_array_labels
 from onnxprune.data.arrays import Array as Array
 from onnxprune.data.arrays import Batch as Batch
 from onnxprune.data.arrays import DataLike as DataLike
@@ -276,7 +276,7 @@ def _from_arrays(
         labels = checked_labels(labels, n, where, task)
     for spec in inputs:
         check_array(arrays[spec.name], spec, how, where)
-    unused = {key: bool(array.size == n and array.dtype.kind in "iu") for key, array in others.items()}
+    unused = {key: may_be_labels(array, n) for key, array in others.items()}
     data = Data(arrays, labels, how, tuple(inputs), name, classes, unused=unused)
     _check_shapes(data, where)
     return data

@@ -119,7 +119,7 @@ def _unused(data: Data) -> Iterator[Check]:
         yield doubt(
             "labels",
             "none",
-            f"no input of the model is named {labels[0]}; where it holds class numbers, name the array `labels`, so that accuracy is measured",
+            f"no input of the model is named {labels[0]}; where it holds labels, name the array `labels`, so that accuracy is measured",
         )
     others = [name for name in data.unused if name not in labels]
     if others:

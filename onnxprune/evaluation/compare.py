@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ import onnx
 
 from onnxprune.data.dataset import Data
 from onnxprune.evaluation.benchmark import BenchmarkConfig, time_sessions
+from onnxprune.evaluation.picture_sanity import PROBED, Change, is_picture, picture_doubts
+from onnxprune.evaluation.sanity import BETTER
 from onnxprune.graph.comparison_points import Measured
 from onnxprune.graph.signature import Signature
 from onnxprune.metrics.outputs import Outputs, all_finite, compare_outputs, lost
@@ -63,6 +65,8 @@ class Comparison:
         statistics: the metrics of the task as functions of a resample, of each model; empty without labels.
         shuffled: those of the original, with its predictions in another order; see `onnxprune.evaluation.sanity.near_chance`.
         agreeing: (samples,) share of each sample on which the predictions of both models agree, where the task says what that is.
+        doubts: whether the original reads other pictures than it was trained on.
+        predictions: of the original, samples first; None where the task decodes none.
         alone: whether there is no candidate, and the original stands in its place.
         class_names: names of the classes; empty where they have none.
     """
@@ -84,6 +88,8 @@ class Comparison:
     statistics: tuple[Mapping[str, Statistic], Mapping[str, Statistic]] = ({}, {})
     shuffled: Statistic | None = None
     agreeing: FloatArray | None = None
+    predictions: Array | None = None
+    doubts: tuple[Check, ...] = ()
     alone: bool = False
     class_names: tuple[str, ...] = ()
 
@@ -184,6 +190,9 @@ def compare(
         kept = {} if candidate is None else fidelity(*pair, task, _of_classes(labels, task), classes=classes)
         measured = _statistics(task, labels, first, second, on_stage) if finite else {}
     agreeing = None if task is None or candidate is None else task.agreeing(first.decoded, second.decoded)
+    doubts: tuple[Check, ...] = ()
+    if measured and data is not None and of_outputs is not None:
+        doubts = tuple(_misread(of_outputs, runs[0], data, size, signature, measured["accuracy"][0]))
     feeds, batch = timed_feeds(proto, data, config.batch, signature, seed), signature.per_run(config.batch)
     latency = None
     if config.latency and candidate is not None:
@@ -204,6 +213,8 @@ def compare(
         classes=classes and (task is None or task.has_classes),
         task=task,
         agreeing=agreeing,
+        predictions=first.decoded,
+        doubts=doubts,
         alone=candidate is None,
         class_names=() if data is None else data.classes,
         **measured,
@@ -247,7 +258,7 @@ def _statistics(
     on_stage("judge", None)
     before = task.statistics(first.outputs, first.decoded, labels)
     after = before if second is first else task.statistics(second.outputs, second.decoded, labels)
-    turned = np.roll(np.arange(len(labels)), max(1, len(labels) // 2))
+    turned = _others(len(labels))
     other = None if first.decoded is None else first.decoded[turned]
     shuffled = task.statistics([output[turned] for output in first.outputs], other, labels)
     return {
@@ -255,6 +266,33 @@ def _statistics(
         "statistics": (before, after),
         "shuffled": shuffled[task.lead.name],
     }
+
+
+def _misread(
+    task: Task, run: Runner, data: Data, size: int, signature: Signature, accuracy: Mapping[str, float]
+) -> Iterator[Check]:
+    """Say that the original is much better on the pictures of some samples where their values are changed."""
+    lead, some = task.lead, data.take(np.arange(min(PROBED, len(data))))
+    if lead is None or lead.unit != "%" or abs(lead.ideal - accuracy.get(lead.name, lead.ideal)) < BETTER:
+        return  # no other reading can be that much better
+
+    def measure(change: Change) -> Statistic:
+        def changed(feeds: Feeds) -> list[Any]:
+            return run({name: change(value) if is_picture(value) else value for name, value in feeds.items()})
+
+        found = predict_task(changed, some, size, signature, task)
+        assert some.labels is not None
+        return task.statistics(found.outputs, found.decoded, some.labels)[lead.name]
+
+    yield from picture_doubts(lead, some.rows(0, len(some)), measure, len(some))
+
+
+def _others(samples: int) -> IntArray:
+    """Return the number of another sample for each sample, at random: labels may be sorted, or come in turn."""
+    order = np.random.default_rng(0).permutation(samples)
+    turned = np.empty_like(order)
+    turned[order] = np.roll(order, 1)
+    return turned
 
 
 @dataclass(frozen=True)

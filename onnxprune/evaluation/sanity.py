@@ -66,11 +66,19 @@ def near_chance(
     right, other = statistics[lead.name], shuffled
     if lead.direction == "lower":
         right, other = other, right
-    if difference(right, other, samples).lower > 0:
+    found = difference(right, other, samples)
+    if found.lower > 0:
         return
     amounts = [lead.text(on_all(each, samples)) for each in (statistics[lead.name], shuffled)]
-    told = f"with the labels of other samples {lead.label} is {amounts[1]}: {REMEDY}, and its labels to the samples"
-    yield doubt("original near chance", f"{amounts[0]} {lead.label}", told)
+    told = f"with the labels of other samples {lead.label} is {amounts[1]}"
+    if task.own is not None and found.upper < 0:
+        better = "lower" if lead.direction == "higher" else "higher"
+        told += f", which is better: check --direction; {better} amounts seem to be better"
+        yield doubt("direction of the metric", f"{amounts[0]} {lead.label}", told)
+        return
+    yield doubt(
+        "original near chance", f"{amounts[0]} {lead.label}", f"{told}: {REMEDY}, and its labels to the samples"
+    )
 
 
 def _flat(outputs: Outputs) -> Iterator[Check]:
@@ -142,27 +150,38 @@ def _is_near_chance(scores: FloatArray, labels: IntArray) -> bool:
 def _better_assignment(given: IntArray, labels: IntArray, classes: int) -> tuple[str, str] | None:
     """Return the share that is right, and which other assignment of class numbers agrees with the labels much better.
 
-    The best assignment is that of the confusion matrix: Kuhn, 1955, "The Hungarian method for the assignment problem".
+    The best assignment is that of the confusion matrix; see `assignment`.
     """
-    from scipy.optimize import linear_sum_assignment
-
     size = max(classes, int(labels.max()) + 1)
     used = np.unique(np.concatenate([given, labels]))
     place = np.zeros(size, dtype=np.int64)
     place[used] = np.arange(len(used))
     confusion = np.zeros((len(used), len(used)))
     np.add.at(confusion, (place[labels], place[given]), 1)
-    rows, columns = linear_sum_assignment(confusion, maximize=True)
-    before, after = (
-        100 * float(found) / len(labels) for found in (np.trace(confusion), confusion[rows, columns].sum())
-    )
+    before, after, how = assignment(confusion / len(labels), used)
     if after - before < BETTER or len(labels) < FEW or after - before < 2 * 100 * len(used) / len(labels):
         return None
-    seen = confusion[rows, columns] > 0
-    steps = {int(used[c] - used[r]) for r, c in zip(rows[seen], columns[seen], strict=True)}
-    how = f"with labels {-steps.pop():+d} they are" if len(steps) == 1 else "in another order of the classes they are"
-    told = f"of the original's predictions are right, {how} {after:.2f} %: check the order and the first number of the classes"
+    told = f"of the original's predictions are right, {how} they are {after:.2f} %: check the order and the first number of the classes"
     return f"{before:.2f} %", told
+
+
+def assignment(confusion: FloatArray, classes: IntArray) -> tuple[float, float, str]:
+    """Return the percent that is right, the percent with the best assignment of class numbers, and the assignment in words.
+
+    Args:
+        confusion: (classes, classes), share of all samples with a label (rows) and a prediction (columns).
+        classes: (classes,) their numbers.
+
+    Source: Kuhn, 1955, "The Hungarian method for the assignment problem".
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(confusion, maximize=True)
+    before, after = (100 * float(found) for found in (np.trace(confusion), confusion[rows, columns].sum()))
+    seen = confusion[rows, columns] > 0
+    steps = {int(classes[c] - classes[r]) for r, c in zip(rows[seen], columns[seen], strict=True)}
+    how = f"with labels {-steps.pop():+d}" if len(steps) == 1 else "in another order of the classes"
+    return before, after, how
 
 
 def normalization(proto: onnx.ModelProto, data: Data) -> Iterator[Check]:

@@ -11,11 +11,13 @@ import numpy as np
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import sanity
 from onnxprune.evaluation.compare import Comparison
+from onnxprune.evaluation.label_sanity import label_doubts
 from onnxprune.evaluation.policy import OWN, GateLimits
 from onnxprune.metrics import paired_tests
 from onnxprune.metrics.outputs import OutputPair, log_probabilities
-from onnxprune.metrics.statistics import mean
+from onnxprune.metrics.statistics import mean, on_all
 from onnxprune.metrics.table import METRICS, SCORES, Metric, named, of_kind
+from onnxprune.metrics.tasks import prepared
 from onnxprune.types import Check, FloatArray, IntArray, doubt
 
 DEFAULT_DROP = 2.0
@@ -133,6 +135,8 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
     yield from judged.doubts
     if judged.compared.is_real:
         yield from _doubts(judged)
+    if all(found):
+        yield from _wide_limit(judged)
     yield from found
 
 
@@ -229,8 +233,25 @@ def _doubts(judged: Judged) -> Iterator[Check]:
     if compared.finite:
         yield from sanity.doubts(compared.judged[0], compared.class_labels, classes=compared.classes)
         yield from sanity.near_chance(compared.task, compared.statistics[0], compared.shuffled, compared.samples)
+        if compared.task is not None and compared.labels is not None and compared.task.measures:
+            truth = prepared(compared.task.name, compared.labels)
+            yield from label_doubts(compared.task.name, compared.predictions, truth, compared.outputs[0])
+        yield from compared.doubts
     if compared.samples < sanity.FEW and not all(map(np.array_equal, *compared.judged)):
         yield doubt("samples", str(compared.samples), f"too few for a word on quality: give {sanity.FEW} or more")
+
+
+def _wide_limit(judged: Judged) -> Iterator[Check]:
+    """Say that a candidate within its limits has lost more than half of what the original has above chance."""
+    compared, lead = judged.compared, judged.compared.lead
+    if lead is None or compared.shuffled is None or compared.alone or compared.lost is None:
+        return
+    before, chance = compared.accuracy[0][lead.name], on_all(compared.shuffled, compared.samples)
+    above = chance - before if lead.direction == "lower" else before - chance
+    if 0 < above < 2 * compared.lost:
+        amounts = f"the original has {lead.text(before)}, with the labels of other samples {lead.text(chance)}"
+        told = f"of {lead.label} are lost, more than half of what is above chance ({amounts}): give a smaller limit"
+        yield doubt("limit", lead.text(compared.lost), told)
 
 
 def _drop(measured: Judged) -> Measured | None:

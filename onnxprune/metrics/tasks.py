@@ -80,7 +80,7 @@ class Task:
 
 
 def prepared(name: str, labels: Array) -> Array:
-    """Return labels as the metrics of a task take them: boxes without their padding, class numbers of texts as tuples."""
+    """Return labels as the metrics of a task take them: boxes without padding, texts as tuples, truth values as integers."""
     if name in ("detect", "keypoints") and labels.dtype.kind != "O":
         from onnxprune.data.labels.values import npz_boxes
 
@@ -89,6 +89,10 @@ def prepared(name: str, labels: Array) -> Array:
         texts = np.empty(len(labels), dtype=object)
         texts[:] = [tuple(row[row >= 0].tolist()) for row in labels]
         return texts
+    if name == "multilabel" and labels.dtype.kind == "f" and set(np.unique(labels)) <= {0, 1}:
+        return labels.astype(np.int64)
+    if name == "regress":
+        return labels.reshape(len(labels), -1)  # as predictions are
     return labels
 
 
@@ -281,9 +285,13 @@ def _map(outputs: Outputs, size: tuple[int, int], probabilities: bool) -> Array 
     found = _map_of(outputs)
     if found is None:
         return None
+    return segmentation.class_map(found, classes_last=_is_last(found, size), probabilities=probabilities)
+
+
+def _is_last(found: Array, size: tuple[int, int]) -> bool:
+    """Tell whether classes lie on the last axis of a map."""
     has_form = bool(size[0]) and found.ndim == 4 and found.shape[1] * size[1] == found.shape[2] * size[0]
-    is_last = has_form and found.shape[3] < found.shape[1]
-    return segmentation.class_map(found, classes_last=is_last, probabilities=probabilities)
+    return has_form and found.shape[3] < found.shape[1]
 
 
 def _texts(outputs: Outputs, characters: Sequence[str] | None) -> Array | None:
@@ -308,6 +316,8 @@ def _measured(
     decode = _decoder(name, asked, outputs, size)
     predictions, labels = decode(outputs), prepared(name, labels)
     _check_fit(name, labels, predictions)
+    if name == "segment":
+        _check_classes(labels, outputs, size)
     known = _measures(name)
     if name == "classify" and predictions.shape[1] <= 5:
         known.pop("top5")
@@ -384,6 +394,21 @@ def _check_fit(name: str, labels: Array, predictions: Array) -> None:
     if name in ("detect", "keypoints") and labels.dtype.kind != "O":
         raise DataError(
             f"the labels don't fit --task {name}", why=have, hint="give --labels, or (n, m, 5) boxes: x1 y1 x2 y2 class"
+        )
+
+
+def _check_classes(labels: Array, outputs: Outputs, size: tuple[int, int]) -> None:
+    """Refuse masks with classes that the map of scores does not have."""
+    found = _map_of(outputs)
+    if found is None or found.ndim != 4 or found.dtype.kind != "f" or 1 in (found.shape[1], found.shape[3]):
+        return
+    classes = found.shape[3] if _is_last(found, size) else found.shape[1]
+    largest = int(np.where(labels == segmentation.IGNORED, 0, labels).max())
+    if largest >= classes:
+        raise DataError(
+            "a label is out of range",
+            why=f"the largest is {largest}, the model has {classes} classes",
+            hint=f"check that the masks belong to this model; pixels of {segmentation.IGNORED} are ignored",
         )
 
 
