@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from package_layers import LAYERS
+from PIL import Image
 
 from onnxprune.cli import main
 from onnxprune.graph.operators import RULES
@@ -88,6 +89,7 @@ NOT_RUN = {
     "--granularity": "forms of layers are timed; tests/surgery/test_edits.py and tests/pipeline/test_contest.py",
     "latency": "the machine is measured for a minute; tests/allocation/test_latency_model.py and test_targets.py",
     "prune model.onnx -o small.onnx --data data.npz --max-drop": "many sizes are tried; tests/allocation/test_knapsack.py",
+    "prune detector.onnx": "many sizes are tried; tests/pipeline/test_tasks_of_runs.py",
     "sweep": "many sizes are made; tests/pipeline/test_sweep.py",
 }
 """Commands of the documentation that are not executed here, by what they contain: why, and what executes them."""
@@ -114,6 +116,29 @@ def needs_what_is_missing(text: str) -> bool:
     return any(word in text and importlib.util.find_spec(module) is None for word, module in extras.items())
 
 
+def write_scenes(folder: Path) -> None:
+    """Write the reference detector, and some of its scenes as pictures with labels in COCO's form."""
+    shutil.copy(ROOT / "models" / "detector.onnx", folder)
+    (folder / "letterbox.toml").write_text(
+        '[image]\nletterbox = 64\ncolor = "L"\nscale = 0.00392156862745098\n', encoding="utf-8"
+    )
+    (folder / "images").mkdir()
+    with np.load(ROOT / "models" / "scenes_boxes.npz") as content:
+        pictures, boxes = content["images"][:40], content["labels"][:40].astype(float)
+    objects = []
+    for number, (picture, rows) in enumerate(zip(pictures, boxes, strict=True)):
+        Image.fromarray(picture[0]).save(folder / "images" / f"{number:03d}.png")
+        objects += [
+            {"id": len(objects) + n, "image_id": number, "category_id": int(kind), "iscrowd": 0,
+             "bbox": [x, y, right - x, low - y], "area": (right - x) * (low - y)}
+            for n, (x, y, right, low, kind) in enumerate(rows[rows[:, 4] >= 0], 1)
+        ]  # fmt: skip
+    named = [{"id": n, "file_name": f"{n:03d}.png", "width": 64, "height": 64} for n in range(len(pictures))]
+    classes = [{"id": n, "name": f"class {n}"} for n in range(5)]
+    content = {"images": named, "annotations": objects, "categories": classes}
+    (folder / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+
+
 @pytest.fixture
 def folder(tiny_path: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the working folder, with the files that the documentation names: a small classifier, and samples for it."""
@@ -121,6 +146,7 @@ def folder(tiny_path: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.M
         shutil.copy(tiny_path, tmp_path / name)
     with np.load(samples) as content:
         x = content["x"]
+    write_scenes(tmp_path)
     for name in ("data.npz", "test.npz", "eval.npz"):
         np.savez(tmp_path / name, x=x, labels=np.arange(len(x)) % 4)
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,7 @@ import pytest
 from package_layers import LAYERS, OWNERS
 
 import onnxprune
+from onnxprune.options.judging import Judging
 from onnxprune.pipeline import arguments
 
 PACKAGE = Path(onnxprune.__file__).parent
@@ -137,8 +138,8 @@ def test_public_name_resolves(name):
 
 
 def test_arguments_are_the_fields_of_the_options():
-    fields = {*onnxprune.Options.__dataclass_fields__, *onnxprune.BenchmarkConfig.__dataclass_fields__}
-    assert set(arguments.Fields.__annotations__) == fields
+    kinds = (onnxprune.Options, onnxprune.BenchmarkConfig, Judging)
+    assert set(arguments.Fields.__annotations__) == {name for kind in kinds for name in kind.__dataclass_fields__}
 
 
 def test_version_is_public():

@@ -492,7 +492,8 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
     import zoo
 
     from onnxprune.graph import analysis, io
-    from onnxprune.metrics.outputs import classification_accuracy, compare_outputs
+    from onnxprune.metrics.outputs import class_scores, compare_outputs
+    from onnxprune.metrics.paired_tests import right
 
     job = task(entry.model, cache)
     data, test = (_load(what, str(job.path), job.preprocess) for what in (job.data, job.evaluation))
@@ -551,7 +552,10 @@ def torch_pruning(entry: Entry, cache: Path) -> Record:
         costs.append(found.cost.totals(np.ones(found.trace.n_channels, dtype=bool)))
     a, b = (_outputs(onnx.load(file), test, 50) for file in (job.path, path))
     extra = job.judge(str(job.path), onnx.load(path)) if job.judge else {}
-    accuracy = [None if test.labels is None else classification_accuracy(o, test.labels)["top1"] for o in (a, b)]
+    accuracy = [
+        None if test.labels is None else 100 * float(right(class_scores(o, labelled=True), test.labels).mean())
+        for o in (a, b)
+    ]
     clock("end", None)
     return {
         "flops_removed": 1 - costs[1][0] / costs[0][0],

@@ -335,7 +335,9 @@ def task_of(
     some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
     outputs = predict(runs[0], some, size, signature)
     scores = None if runs[1] is None else predict(runs[1], some, size, signature, names=names)
-    return Found(find_task(asked, some.labels, outputs, scores, some.picture_size), outputs, some)
+    feeds = filled(some, 0, some.fixed or 1)
+    one = signature.join([runs[0](feeds)])
+    return Found(find_task(asked, some.labels, outputs, scores, some.picture_size, one), outputs, some)
 
 
 def finite_check(compared: Comparison) -> Check:

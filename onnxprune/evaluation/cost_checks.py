@@ -22,6 +22,7 @@ from onnxprune.types import Check
 
 NOISY = 0.25
 """Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
+TIMES = "timings, which --no-latency leaves out"
 MB = 1e6
 """Bytes in the unit of the checks."""
 
@@ -116,8 +117,8 @@ def _beside(measured: Measurements, before: float) -> str:
 
 
 COSTS = (
-    LimitCheck("speed-up", "min_speedup", _speedup, at_least=True),
-    LimitCheck(METRICS["latency"].title, "max_latency", _latency),
+    LimitCheck("speed-up", "min_speedup", _speedup, at_least=True, needs=TIMES),
+    LimitCheck(METRICS["latency"].title, "max_latency", _latency, needs=TIMES),
     LimitCheck(
         "size (MB)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it"), scale=MB
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from onnxprune.errors import OptionError, first_line
 from onnxprune.fileio import atomic_write
-from onnxprune.metrics.table import METRICS, named
+from onnxprune.metrics.table import METRICS, Metric, named
 from onnxprune.options.metadata import check, documented, number_type, option, option_fields
 from onnxprune.runtime.providers import normal_provider
 
@@ -99,9 +100,14 @@ class GateLimits:
     def amounts(self, side: str) -> dict[str, float]:
         """Return the limits of `min` or `max`, in the unit of the metric.
 
+        Raises:
+            OptionError: one of them is no limit.
+
         >>> GateLimits(min={"map": 0.4, "top1": "90%"}).amounts("min")
         {'map': 40.0, 'top1': 90.0}
         """
+        for name in getattr(self, side):
+            check_side(side, name)
         return {name: amount_of(name, text) for name, text in getattr(self, side).items()}
 
     def of(self, name: str) -> float | None:
@@ -129,6 +135,8 @@ def limit_of(name: str, value: Any) -> float | None:
         found = float(text) * MB if text[-1:].isdigit() or text[-1:] == "." else METRICS["size"].parse(text)
     except ValueError:
         raise OptionError(f"{option} {value!r} is not an amount", hint="for instance 4MB") from None
+    if not 0 <= found < math.inf:
+        raise OptionError(f"{option} {value} is out of range", hint="for instance 4MB")
     if text[-1:].isdigit() and found > BYTES_MEANT:
         raise OptionError(
             f"{option} {value} would be {found / MB:,.0f} MB",
@@ -139,23 +147,59 @@ def limit_of(name: str, value: Any) -> float | None:
 
 
 def amount_of(name: str, text: float | str) -> float:
-    """Return an amount of a metric in its unit; percent may be written as 40%, 0.40 or 40.
+    """Return an amount of a metric in its unit; percent may be written as 40%, 0.40 or 40, megabytes without their unit.
 
     Raises:
-        OptionError: the text is no amount.
+        OptionError: the text is no amount, or may be read in two ways.
 
     >>> amount_of("map", "0.40"), amount_of("size", "4MB"), amount_of("cer", "0.5%")
     (40.0, 4000000.0, 0.5)
     """
     metric = named(name)
     told = str(text).strip().lower()
+    example = f"{name}={'40%' if metric.unit == '%' else '4MB' if metric.unit == 'bytes' else '5'}"
     try:
-        if metric.unit != "%":
-            return metric.parse(told)
-        return float(told[:-1]) if told.endswith("%") else float(told) * (100 if abs(float(told)) <= 1 else 1)
+        if metric.unit == "bytes":
+            found = limit_of(name, told) or 0.0
+        elif metric.unit == "%":
+            found = _percent(metric, told)
+        else:
+            found = metric.parse(told)
     except ValueError:
-        hint = f"for instance {name}={'40%' if metric.unit == '%' else '4MB' if metric.unit == 'bytes' else '5'}"
-        raise OptionError(f"a limit on {name} is {text!r}", hint=hint) from None
+        raise OptionError(f"a limit on {name} is {text!r}", hint=f"for instance {example}") from None
+    least = -math.inf if name in (OWN, "r2") else 0
+    if not math.isfinite(found) or found < least or (metric.unit == "%" and metric.ideal and found > 100):
+        raise OptionError(f"a limit on {name} is {text!r}, which is out of range", hint=f"for instance {example}")
+    return found
+
+
+def _percent(metric: Metric, told: str) -> float:
+    """Read percent: 40%, 0.40 or 40; a number up to 1 may mean a share or percent where small amounts are usual.
+
+    Raises:
+        OptionError: the text may be read in two ways.
+    """
+    if told.endswith("%"):
+        return float(told[:-1])
+    number = float(told)
+    if number == 1 or (0 < number < 1 and not metric.ideal):
+        raise OptionError(
+            f"a limit on {metric.name} is {told}, which may be {number:g} % or {100 * number:g} %",
+            hint=f"write {metric.name}={number:g}% or {metric.name}={100 * number:g}%",
+        )
+    return number * (100 if abs(number) < 1 else 1)
+
+
+def check_side(side: str, name: str) -> None:
+    """Refuse a limit that cannot be on this side of a metric.
+
+    Raises:
+        OptionError: costs and divergences have a `max` alone, agreement, cosine and explained variance a `min` alone.
+    """
+    metric = named(name)
+    only = "max" if metric.kind == "cost" or name == "kl" else "min" if metric.kind == "fidelity" else side
+    if name != OWN and side != only:
+        raise OptionError(f"--{side} {name} is no limit", hint=f"give --{only} {name}=AMOUNT")
 
 
 @dataclass(frozen=True)

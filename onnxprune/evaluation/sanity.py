@@ -21,6 +21,8 @@ FEW = 30
 """Samples below which a drop within the limit is undecided."""
 BETTER = 20.0
 """Points that another assignment of classes must gain to be named."""
+LEAST_ABOVE = 0.05
+"""Share of what is possible above chance that the original reaches, at least: with labels of another model a few agree by luck."""
 OVERCONFIDENT = 25.0
 """Points by which the mean probability of the predicted class may exceed the accuracy: models are that well calibrated on data like
 those that trained them, and far less on others (Guo et al., 2017; Ovadia et al., 2019)."""
@@ -67,7 +69,8 @@ def near_chance(
     if lead.direction == "lower":
         right, other = other, right
     found = difference(right, other, samples)
-    if found.lower > 0:
+    above = abs(lead.ideal - on_all(shuffled, samples)) * (LEAST_ABOVE if lead.unit == "%" else 0)
+    if found.lower > 0 and found.drop >= above:
         return
     amounts = [lead.text(on_all(each, samples)) for each in (statistics[lead.name], shuffled)]
     told = f"with the labels of other samples {lead.label} is {amounts[1]}"

@@ -16,7 +16,7 @@ from onnxprune.evaluation.policy import OWN, GateLimits
 from onnxprune.metrics import paired_tests
 from onnxprune.metrics.outputs import OutputPair, log_probabilities
 from onnxprune.metrics.statistics import mean, on_all
-from onnxprune.metrics.table import METRICS, SCORES, Metric, named, of_kind
+from onnxprune.metrics.table import METRICS, Metric, named, of_kind
 from onnxprune.metrics.tasks import prepared
 from onnxprune.types import Check, FloatArray, IntArray, doubt
 
@@ -126,9 +126,10 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
     found = list(held(paired, replace(judged, limits=limits, is_asked=asked), judged.limits))
     found += absolute(judged)
     if all(check.limit is None for check in found):
-        why = "no output can be compared"
-        if judged.compared.alone:
-            why = "give a limit, for instance --min top1=90%, or --baseline"
+        why = "no output can be compared" if judged.compared.finite else "outputs are not finite"
+        if judged.compared.alone and judged.compared.finite:
+            lead = judged.compared.lead
+            why = f"give a limit, for instance --min {'top1' if lead is None else lead.name}=…, or --baseline"
         if not judged.compared.is_real:
             why = "give samples with --data"
         yield Check("quality", "not measured", None, True, why, kind="quality")
@@ -237,7 +238,7 @@ def _doubts(judged: Judged) -> Iterator[Check]:
             truth = prepared(compared.task.name, compared.labels)
             yield from label_doubts(compared.task.name, compared.predictions, truth, compared.outputs[0])
         yield from compared.doubts
-    if compared.samples < sanity.FEW and not all(map(np.array_equal, *compared.judged)):
+    if compared.samples < sanity.FEW and (compared.alone or not all(map(np.array_equal, *compared.judged))):
         yield doubt("samples", str(compared.samples), f"too few for a word on quality: give {sanity.FEW} or more")
 
 
@@ -300,6 +301,10 @@ def _drop_of(lead: Metric, measured: Judged) -> Measured:
 def _bounded(found: paired_tests.Interval, measured: Judged, name: str, change: str = "") -> Measured:
     """Return a drop with the bounds that decide; see `Judged.is_asked`."""
     told = f"no worse than {found.upper:.4g} at 95 %, interval {found.low:.4g} to {found.high:.4g}"
+    if not np.isfinite(found.upper):
+        told = "no interval: the metric is not defined on resamples, in which samples occur more than once"
+    if not measured.is_asked and measured.limits.max_drop != DEFAULT_DROP:
+        told += f", limit by default: {DEFAULT_DROP:g} % of the original's amount"
     low = found.drop if measured.is_asked else found.low
     return Measured(found.drop, f"{change}{told}, {measured.where}", low, max(found.drop, found.upper), name)
 
@@ -364,7 +369,7 @@ def _calibration_rise(measured: Judged) -> Measured | None:
     return Measured(after - before, f"{before:.2f} -> {after:.2f}")
 
 
-DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs=SCORES, kind="quality")
+DROP = LimitCheck("top-1 drop (points)", "max_drop", _drop, needs="outputs that can be compared", kind="quality")
 QUALITY = (
     DROP,
     LimitCheck("explained variance of the other outputs, drop (points)", "max_drop", _beside_drop, kind="quality"),

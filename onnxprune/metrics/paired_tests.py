@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.metrics.statistics import Statistic, Sums, on_all
+from onnxprune.metrics.statistics import OfSamples, Statistic, Sums, on_all
 from onnxprune.types import BoolArray, FloatArray, IntArray
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 RESAMPLES_OF_SUMS, FEW_RESAMPLES = 2000, 200
 """Resamples of a metric that is a function of sums, and of any other."""
+FEWEST_RESAMPLES, COPIED = 40, 40e9
+"""Resamples of a metric that copies much, at least, and bytes that all of them copy, about."""
 DRAWN = 2**24
 """Counts of samples that are drawn at a time."""
 BINS = 15
@@ -104,7 +106,7 @@ def difference(first: Statistic, second: Statistic, samples: int, seed: int = 0)
     rng = np.random.default_rng(seed)
     quick = isinstance(first, Sums) and isinstance(second, Sums)
     draws: list[FloatArray] = []
-    left = RESAMPLES_OF_SUMS if quick else FEW_RESAMPLES
+    left = RESAMPLES_OF_SUMS if quick else _affordable(first, second)
     while left:
         rows = min(left, max(1, DRAWN // samples))
         counts = rng.multinomial(samples, np.full(samples, 1 / samples), rows)
@@ -118,6 +120,12 @@ def difference(first: Statistic, second: Statistic, samples: int, seed: int = 0)
     outside = 100 * (1 - CONFIDENCE)
     low, high, lower, upper = np.percentile(drops, [outside / 2, 100 - outside / 2, outside, 100 - outside])
     return Interval(drop, float(low), float(high), float(upper), float(lower))
+
+
+def _affordable(*statistics: Statistic) -> int:
+    """Return a number of resamples; fewer where each copies much."""
+    size = sum(one.size for one in statistics if isinstance(one, OfSamples))
+    return int(np.clip(COPIED / max(size, 1), FEWEST_RESAMPLES, FEW_RESAMPLES))
 
 
 def interval(statistic: Statistic, samples: int, seed: int = 0) -> Interval:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from onnxprune.types import Array, FloatArray, IntArray
 
 Measure = Callable[[Array, Array], Statistic]
 """A metric of predictions and labels, samples first."""
+BOXES = ("detect", "keypoints")
+"""Tasks whose predictions are boxes."""
 IN_FRONT = ("classify", "binary", "multilabel")
 """Tasks whose predictions are read from tensors in front of a selection, where there is one."""
 
@@ -81,7 +85,7 @@ class Task:
 
 def prepared(name: str, labels: Array) -> Array:
     """Return labels as the metrics of a task take them: boxes without padding, texts as tuples, truth values as integers."""
-    if name in ("detect", "keypoints") and labels.dtype.kind != "O":
+    if name in BOXES and labels.dtype.kind != "O":
         from onnxprune.data.labels.values import npz_boxes
 
         return npz_boxes(labels)
@@ -97,26 +101,53 @@ def prepared(name: str, labels: Array) -> Array:
 
 
 def own_statistic(metric: Callable[[Any, Any], float], outputs: Outputs, labels: Array) -> Statistic:
-    """Return a metric of the user's own as a function of a resample.
+    """Return a metric of the user's own as a function of a resample; NaN on resamples where it fails.
 
     Raises:
-        OptionError: the function fails, or returns no number.
+        OptionError: the function fails on all samples, or returns no finite number.
     """
+    everything = np.arange(len(labels))
 
     def value(numbers: IntArray) -> float:
         drawn = [output[numbers] for output in outputs]
-        try:
-            return float(metric(drawn[0] if len(drawn) == 1 else drawn, labels[numbers]))
-        except Exception as error:  # code of the user can raise anything
-            shapes = ", ".join(f"{output.dtype}{list(output.shape)}" for output in drawn)
+        with contextlib.redirect_stdout(sys.stderr):  # what the function prints is no result
+            try:
+                found = float(metric(drawn[0] if len(drawn) == 1 else drawn, labels[numbers]))
+            except (Exception, SystemExit) as error:  # code of the user can raise anything
+                if not np.array_equal(numbers, everything):
+                    return np.nan
+                shapes = ", ".join(f"{output.dtype}{list(output.shape)}" for output in drawn)
+                raise OptionError(
+                    "the metric of your own failed",
+                    where=getattr(metric, "__name__", "--metric"),
+                    why=f"on outputs {shapes} and labels {labels.dtype}{list(labels.shape)}: {type(error).__name__}: {error}",
+                    hint="it takes outputs and labels, samples first, and returns a number",
+                ) from error
+        if not np.isfinite(found) and np.array_equal(numbers, everything):
             raise OptionError(
-                "the metric of your own failed",
+                f"the metric of your own returned {found}",
                 where=getattr(metric, "__name__", "--metric"),
-                why=f"on outputs {shapes} and labels {labels.dtype}{list(labels[numbers].shape)}: {type(error).__name__}: {error}",
-                hint="it takes outputs and labels, samples first, and returns a number",
-            ) from error
+                hint="it returns a finite number for all samples",
+            )
+        return found
 
-    return OfSamples(value)
+    return OfSamples(value, sum(output.nbytes for output in outputs))
+
+
+def _check_own(metric: Callable[[Any, Any], float], outputs: Outputs, labels: Array) -> None:
+    """Try a metric of the user's own before any work is done.
+
+    Raises:
+        OptionError: it fails, or gives two values for the same outputs.
+    """
+    first, second = (on_all(own_statistic(metric, outputs, labels), len(labels)) for _ in range(2))
+    if abs(first - second) > 1e-9 * max(abs(first), abs(second)):
+        raise OptionError(
+            "the metric of your own is not repeatable",
+            where=getattr(metric, "__name__", "--metric"),
+            why=f"it gives {first:.6g} and {second:.6g} for the same outputs and labels",
+            hint="seed its random numbers",
+        )
 
 
 def find_task(
@@ -125,6 +156,7 @@ def find_task(
     outputs: Outputs,
     scores: Outputs | None = None,
     size: tuple[int, int] = (0, 0),
+    run: Outputs | None = None,
 ) -> Task | None:
     """Return the task of a model: as asked, else what labels and outputs tell; None where neither does.
 
@@ -134,10 +166,11 @@ def find_task(
         outputs: of the same samples.
         scores: tensors in front of a selection (the scores that an ArgMax takes), which classes are read from; None: the outputs.
         size: height and width of the network's input; (0, 0) where it takes no pictures.
+        run: outputs of one run, which boxes are decoded from; None: `outputs`. Rows per sample may differ between runs.
 
     Raises:
         DataError: the labels do not fit the task or the outputs.
-        OptionError: a metric of the user's own without labels, or one that cannot be loaded.
+        OptionError: a metric of the user's own without labels, or one that cannot be loaded or fails; an option of another task.
     """
     own = load_own(asked)
     if labels is None:
@@ -145,9 +178,18 @@ def find_task(
             raise OptionError("--metric needs labels", hint="give `labels` in the data, or --labels FILE")
         return None if asked.task is None else _unlabelled(asked, outputs, size)
     name = asked.task or _derived(labels, outputs, scores or outputs, own is not None)
+    for option, tasks in (("decode", BOXES), ("characters", ("ctc",))):
+        if getattr(asked, option) is not None and name not in tasks:
+            raise OptionError(
+                f"--{option} has no effect on the task {name}",
+                hint=f"leave it out, or give --task {' or '.join(tasks)}",
+            )
+    if own is not None:
+        _check_own(own, outputs, labels)
     if name == "metric":
         return Task(name, own=own, metrics=(own_metric(own, asked.direction),)) if own is not None else None
-    decode, measures = _measured(name, asked, labels, (name in IN_FRONT and scores) or outputs, size)
+    found = (name in IN_FRONT and scores) or (name in BOXES and run) or outputs
+    decode, measures = _measured(name, asked, labels, found, size)
     lead = () if own is None else (own_metric(own, asked.direction),)
     return Task(name, decode, measures, own, (*lead, *(METRICS[metric] for metric in measures)))
 
@@ -222,7 +264,7 @@ def _decoder(name: str, asked: Judging, outputs: Outputs, size: tuple[int, int])
     Raises:
         DataError: no output has a form that the task knows.
     """
-    if name in ("detect", "keypoints"):
+    if name in BOXES:
         from onnxprune.metrics.decoders import find_decoder
 
         decoder = find_decoder(outputs, size, asked.decode, task=name)
@@ -330,7 +372,7 @@ def _measured(
 
 def _measures(name: str) -> dict[str, Measure]:
     """Return the metrics of a task, by name."""
-    if name in ("detect", "keypoints"):
+    if name in BOXES:
         from onnxprune.metrics import detection
 
         boxes: dict[str, Measure] = {"map": detection.mean_average_precision, "map50": detection.at_half}
@@ -391,7 +433,7 @@ def _check_fit(name: str, labels: Array, predictions: Array) -> None:
         raise DataError(f"the labels don't fit --task {name}", why="some are neither 0 nor 1", hint="give 0 or 1")
     if name == "ctc" and labels.dtype.kind not in "OUiu":
         raise DataError("the labels don't fit --task ctc", why=have, hint="give a text per sample")
-    if name in ("detect", "keypoints") and labels.dtype.kind != "O":
+    if name in BOXES and labels.dtype.kind != "O":
         raise DataError(
             f"the labels don't fit --task {name}", why=have, hint="give --labels, or (n, m, 5) boxes: x1 y1 x2 y2 class"
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxprune.errors import OptionError
 from onnxprune.metrics.table import TASKS
 from onnxprune.options.metadata import check, documented, option
 
@@ -59,6 +60,10 @@ class Judging:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.direction == "lower" and self.metric is None:
+            raise OptionError(
+                "--direction has no effect without --metric", hint="give --metric FILE.py:FUNCTION, or leave it out"
+            )
 
     def plain(self) -> Mapping[str, Any]:
         """Return the fields that differ from their defaults, for a report."""

@@ -33,7 +33,7 @@ from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.progress import share_of
-from onnxprune.runtime.session import open_session
+from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import Check, doubt
@@ -225,7 +225,11 @@ def _distinct(*parts: Data | None) -> list[Data]:
 
 def _outputs_first(run: Run, data: Data) -> Found:
     """Run the original on some samples, and find its task."""
-    model, session, names = run.original.model, run.measure.session, measured_tensors(run.original.model.graph).names
+    model, session = (
+        run.original.model,
+        SessionConfig(threads=run.measure.threads),
+    )  # figures are measured later, on the provider
+    names = measured_tensors(model.graph).names
     where = str(model.path)
     plain = runner(open_session(where, session, where=where), "the original")
     in_front = None

@@ -172,7 +172,14 @@ def _measured_drop(run: Run) -> Callable[[BoolArray], float]:
         assert lead is not None
         assert task is not None
         assert data.labels is not None
-        return amounts(task.statistics(of.outputs, of.decoded, data.labels), len(data))[lead.name]
+        found = amounts(task.statistics(of.outputs, of.decoded, data.labels), len(data)).get(lead.name)
+        if found is None:
+            raise OptionError(
+                "--max-drop needs a metric that is defined on the samples",
+                why=f"{lead.label} is not: do the labels hold anything?",
+                hint="check the labels, or give --reduce or --limit",
+            )
+        return found
 
     before = amount(reference) if lead is not None else 0.0
 

@@ -116,7 +116,7 @@ def latency_table_parts(table: latencies.Table, path: Path) -> Parts:
 def sweep_parts(found: Sweep, folder: str, plot: str | None) -> Parts:
     """Return the output of `sweep`."""
     remarks = [
-        f"lost: points of top-1, or without labels of agreement with the original, on {found.data}; KL in nats",
+        f"lost: of the task's metric in its unit, or without labels points of agreement with the original, on {found.data}; KL in nats",
         "*: no other model is both faster (or smaller, where latency was not measured) and more accurate",
     ]
     path = folder if plot is None else f"{folder}, {plot}"

@@ -32,6 +32,11 @@ class Figures:
     latency_ms: float | None = None
     latency_interval_ms: tuple[float, float] | None = None
 
+    @property
+    def top1(self) -> float | None:
+        """Top-1 in percent; None without labels of a classifier."""
+        return self.accuracy.get("top1")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: those of metrics that apply, and top-1 and top-5, None where they don't."""
         content = asdict(self)

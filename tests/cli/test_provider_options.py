@@ -62,7 +62,7 @@ def test_a_policy_names_the_provider(
     tiny_path: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "p.toml"
-    path.write_text('provider = "openvino,device_type=CPU"\n\n[limits]\nmax_size = 1e9\n')
+    path.write_text('provider = "openvino,device_type=CPU"\n\n[limits]\nmax_size = "1GB"\n')
     assert policy.read(path) == policy.Policy(GateLimits(max_size=1e9), "OpenVINOExecutionProvider,device_type=CPU")
     asked: list[Any] = []
 
