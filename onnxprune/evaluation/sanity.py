@@ -28,10 +28,12 @@ OVERCONFIDENT = 25.0
 those that trained them, and far less on others (Guo et al., 2017; Ovadia et al., 2019)."""
 FLAT = 0.05
 """Deviation of (n, k) outputs between samples, as a share of that between their entries, below which they hardly depend on the input."""
+FLAT_MAP = 0.01
+"""The same of (n, C, h, w) outputs, whose pixels may have biases of their own."""
 SPREAD, SHIFT = 2.2, 1.5
 """Factor between the deviation of a normalised tensor and that of its statistics, and distance of the means in deviations, that are usual."""
 LOOKED = 64
-"""Samples on which the first normalisation is looked at."""
+"""Samples on which the first normalisation, and maps, are looked at."""
 REMEDY = "check --preprocess (values scaled twice, or not at all; the order of colors), and that the data belong to this model"
 
 
@@ -87,12 +89,14 @@ def near_chance(
 def _flat(outputs: Outputs) -> Iterator[Check]:
     """Say that outputs hardly depend on the input."""
     for output in outputs:
-        if output.ndim != 2 or output.dtype.kind != "f" or len(output) < FEW or output.shape[1] < 2:
+        if output.ndim not in (2, 4) or output.dtype.kind != "f" or len(output) < FEW or output[0].size < 2:
             continue
-        values = output.astype(np.float64)
+        is_map = output.ndim == 4
+        some = output[:: -(-len(output) // LOOKED)] if is_map else output
+        values = some.reshape(len(some), -1).astype(np.float64)
         entries = float((values - values.mean(axis=1, keepdims=True)).std())
         share = float((values - values.mean(axis=0)).std()) / entries if entries else 0.0
-        if share < FLAT:
+        if share < (FLAT_MAP if is_map else FLAT):
             yield doubt(
                 "nearly the same outputs",
                 f"all {len(output)} samples",

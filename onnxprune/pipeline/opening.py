@@ -20,13 +20,14 @@ from onnxprune.errors import DataError, DataWarning, ModelError, OptionError
 from onnxprune.evaluation import sanity, structure
 from onnxprune.evaluation.compare import Found, runner, task_of
 from onnxprune.evaluation.gate import ORIGINAL
+from onnxprune.evaluation.label_sanity import label_doubts
 from onnxprune.graph import io
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.comparison_points import measured_tensors
 from onnxprune.graph.model import Model, inputs_of
 from onnxprune.metrics.distances import OF_TASK
 from onnxprune.metrics.outputs import all_finite
-from onnxprune.metrics.tasks import find_task
+from onnxprune.metrics.tasks import find_task, prepared
 from onnxprune.options import ResolvedTraining, Training
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
@@ -243,6 +244,9 @@ def _doubtful_outputs(seen: Found) -> Iterator[Check]:
     if all_finite(seen.outputs):
         labels = seen.some.class_labels if seen.task is not None and seen.task.name == "classify" else None
         yield from sanity.doubts(seen.outputs, labels, classes=seen.task is None or seen.task.has_classes)
+        task, truth = seen.task, seen.some.labels
+        if task is not None and task.measures and task.decode is not None and task.is_of_outputs and truth is not None:
+            yield from label_doubts(task.name, task.decode(seen.outputs), prepared(task.name, truth), seen.outputs)
 
 
 LOAD = Stage(load)

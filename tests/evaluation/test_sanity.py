@@ -49,6 +49,14 @@ def test_mistakes_with_labels(seed: int) -> None:
     assert shifted.status == "UNDECIDED"
 
 
+@pytest.mark.parametrize("deviation", [0.001, 0.1])
+def test_maps_that_hardly_depend_on_the_input(deviation: float) -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(1, CLASSES, 8, 8)) + deviation * rng.normal(size=(100, CLASSES, 8, 8))
+    assert named(maps, None) == (["nearly the same outputs"] if deviation < 0.01 else [])
+    assert named(maps[:20], None) == []
+
+
 def test_the_same_for_every_sample() -> None:
     p = np.full((40, CLASSES), 0.1)
     p[:, 2] = 0.5
