@@ -29,7 +29,7 @@ from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack, 
 from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.data.labels.reading import read_labels
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
-from onnxprune.data.user_functions import is_function, load
+from onnxprune.data.user_functions import called, failing, is_function
 from onnxprune.errors import DataError
 from onnxprune.types import IntArray
 
@@ -152,8 +152,8 @@ class Data:
         shape = next((shape for shape in self.shapes().values() if len(shape) == 4), None)
         if shape is None:
             return 0, 0
-        looks_last = shape[3] in COLORS and shape[1] not in COLORS
-        is_last = looks_last if self.preprocess is None else self.preprocess.layout == "NHWC"
+        first, last = shape[1] in COLORS, shape[3] in COLORS
+        is_last = last if first != last else self.preprocess is not None and self.preprocess.layout == "NHWC"
         return (shape[1], shape[2]) if is_last else (shape[2], shape[3])
 
     def digest(self) -> str:
@@ -229,8 +229,11 @@ def load_data(
     """
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     if isinstance(path, str | os.PathLike) and is_function(path):
-        made = load(os.fspath(path))()
-        return replace(load_data(made, inputs, how, labels, task), name=os.fspath(path))
+        made = called(os.fspath(path))
+        if isinstance(made, tuple) and len(made) == 2:
+            made = [made]  # inputs and labels
+        with failing(os.fspath(path)):  # a generator runs while it is read
+            return replace(load_data(made, inputs, how, labels, task), name=os.fspath(path))
     if isinstance(path, str | os.PathLike):
         file = Path(path)
         if file.is_dir():

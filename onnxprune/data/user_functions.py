@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import linecache
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from onnxprune.errors import OptionError, first_line
+from onnxprune.errors import DataError, OnnxPruneError, OptionError, first_line
 
 
 def is_function(text: str | os.PathLike[str]) -> bool:
@@ -48,6 +49,44 @@ def load(text: str) -> Callable[..., Any]:
         why = f"the file has no {function}" if found is None else f"{function} is of type {type(found).__name__}"
         raise OptionError("there is no such function", where=text, why=why)
     return found  # type: ignore[no-any-return]
+
+
+def called(text: str) -> Any:
+    """Return what a function of the user returns, called without arguments; what it prints goes to stderr.
+
+    Raises:
+        OptionError: there is no such function.
+        DataError: it fails; the message names the line.
+    """
+    function = load(text)
+    with failing(text):
+        return function()
+
+
+@contextlib.contextmanager
+def failing(text: str) -> Iterator[None]:
+    """Name the line of the user's file where code in it fails; other errors pass.
+
+    Raises:
+        DataError: the code of the user failed, or left the program.
+    """
+    path = Path(text.rpartition(":")[0]).expanduser().resolve()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except OnnxPruneError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = not any(frame.filename == str(path) for frame in frames)
+        if ours and not isinstance(error, TypeError | SystemExit):
+            raise
+        raise DataError(
+            "the function of your own failed",
+            where=text,
+            why=_failure(error, path),
+            hint="it takes no arguments, and returns arrays by input name, with or without `labels`, or batches of them",
+        ) from error
 
 
 def _imported(path: Path, name: str) -> ModuleType:

@@ -57,6 +57,7 @@ class Decoder:
             (m, 6 + 3K): and x y confidence of each. The highest scores are first.
         usual: tells of shapes that can be of this form whether they are likely, for an input of a size.
         task: `detect`, or `keypoints`.
+        classes: returns the number of classes that outputs tell; 0: they do not.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Decoder:
     decode: Callable[[Outputs, Size], Array]
     usual: Callable[[Sequence[Shape], Size], bool] = lambda shapes, size: True
     task: str = "detect"
+    classes: Callable[[Outputs], int] = lambda outputs: 0
 
     def fits(self, outputs: Outputs, size: Size) -> bool:
         """Return whether outputs have this form, judged by their number, ranks and shapes."""
@@ -363,12 +365,14 @@ DECODERS: Mapping[str, Decoder] = {
             "(n, 4 + c, A), c >= 1, A > 4 + c: centre, size, class probabilities (YOLOv8, v9, v11)",
             lambda shapes: _columns_of(shapes, 5),
             _yolov8,
+            classes=lambda outputs: outputs[0].shape[1] - 4,
         ),
         Decoder(
             "yolov5",
             "(n, A, 5 + c), A = 3 x cells: centre, size, objectness, class probabilities (YOLOv5, v7)",
             lambda shapes: _rows_of(shapes, 6),
             _yolov5,
+            classes=lambda outputs: outputs[0].shape[2] - 5,
             usual=lambda shapes, size: shapes[0][1] in {3 * number for number in _grids(size)},
         ),
         Decoder(
@@ -376,6 +380,7 @@ DECODERS: Mapping[str, Decoder] = {
             "(n, A, 5 + c), A = cells: centre, size, objectness, class probabilities (YOLOX), in pixels or in cells",
             lambda shapes: _rows_of(shapes, 6),
             _yolox,
+            classes=lambda outputs: outputs[0].shape[2] - 5,
             usual=lambda shapes, size: shapes[0][1] in _grids(size),
         ),
         Decoder(
@@ -392,6 +397,7 @@ DECODERS: Mapping[str, Decoder] = {
             "logits (n, q, c + 1) or (n, q, c), boxes (n, q, 4), q <= 1000: relative centre and size (DETR, RT-DETR)",
             lambda shapes: _pair(shapes, 1),
             _detr,
+            classes=lambda outputs: max(output.shape[2] for output in outputs),
             usual=lambda shapes, size: shapes[0][1] <= QUERIES,
         ),
         Decoder(

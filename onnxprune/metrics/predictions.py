@@ -105,16 +105,40 @@ def _in_unit(values: Array) -> bool:
     return bool(values.min() >= -classification.ROUNDING and values.max() <= 1 + classification.ROUNDING)
 
 
-def check_masks(labels: Array, outputs: Outputs, size: tuple[int, int]) -> None:
-    """Refuse masks with classes that the map of scores does not have."""
+def check_classes(name: str, labels: Array, outputs: Outputs, size: tuple[int, int], decoder: str | None) -> None:
+    """Refuse classes of masks and boxes that the outputs do not have.
+
+    Args:
+        name: of the task.
+        labels: as its metrics take them.
+        outputs: of one run or of several.
+        size: height and width of the network's input.
+        decoder: of boxes; None: the one that fits.
+
+    Raises:
+        DataError: the largest class is beyond those of the model.
+    """
+    if name == "segment":
+        classes, largest = (
+            _classes_of_map(outputs, size),
+            int(np.where(labels == segmentation.IGNORED, 0, labels).max()),
+        )
+        hint = f"check that the masks belong to this model; pixels of {segmentation.IGNORED} are ignored"
+    else:
+        from onnxprune.metrics.decoders import find_decoder
+
+        classes = find_decoder(outputs, size, decoder, task=name).classes(outputs)
+        largest = int(max((rows[:, 4].max() for rows in labels if len(rows)), default=0))
+        hint = "check that the labels belong to this model; categories of COCO are numbered from 0 in the order of their ids"
+    if classes and largest >= classes:
+        raise DataError(
+            "a label is out of range", why=f"the largest is {largest}, the model has {classes} classes", hint=hint
+        )
+
+
+def _classes_of_map(outputs: Outputs, size: tuple[int, int]) -> int:
+    """Return the number of classes that a map of scores has; 0 where there is none."""
     found = _map_of(outputs)
     if found is None or found.ndim != 4 or found.dtype.kind != "f" or 1 in (found.shape[1], found.shape[3]):
-        return
-    classes = found.shape[3] if _is_last(found, size) else found.shape[1]
-    largest = int(np.where(labels == segmentation.IGNORED, 0, labels).max())
-    if largest >= classes:
-        raise DataError(
-            "a label is out of range",
-            why=f"the largest is {largest}, the model has {classes} classes",
-            hint=f"check that the masks belong to this model; pixels of {segmentation.IGNORED} are ignored",
-        )
+        return 0
+    return int(found.shape[3] if _is_last(found, size) else found.shape[1])

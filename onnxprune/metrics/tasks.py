@@ -13,7 +13,8 @@ import numpy as np
 from onnxprune.errors import DataError, OptionError
 from onnxprune.metrics import classification, regression, retrieval, segmentation, text
 from onnxprune.metrics.outputs import Outputs, class_scores
-from onnxprune.metrics.predictions import check_masks, decoder_of
+from onnxprune.metrics.predictions import check_classes, decoder_of
+from onnxprune.metrics.segmentation import IGNORED
 from onnxprune.metrics.statistics import OfSamples, Statistic, on_all
 from onnxprune.metrics.table import METRICS, TASKS, Metric, named
 from onnxprune.options.judging import Judging
@@ -23,6 +24,8 @@ Measure = Callable[[Array, Array], Statistic]
 """A metric of predictions and labels, samples first."""
 BOXES = ("detect", "keypoints")
 """Tasks whose predictions are boxes."""
+LOOKED = 4096
+"""Labels that are looked at for values other than 0 and 1."""
 IN_FRONT = ("classify", "binary", "multilabel")
 """Tasks whose predictions are read from tensors in front of a selection, where there is one."""
 
@@ -82,7 +85,7 @@ class Task:
 
 
 def prepared(name: str, labels: Array) -> Array:
-    """Return labels as the metrics of a task take them: boxes without padding, texts as tuples, truth values as integers."""
+    """Return labels as the metrics of a task take them: boxes without padding, texts as tuples, truth values and masks as integers."""
     if name in BOXES and labels.dtype.kind != "O":
         from onnxprune.data.labels.values import npz_boxes
 
@@ -91,8 +94,11 @@ def prepared(name: str, labels: Array) -> Array:
         texts = np.empty(len(labels), dtype=object)
         texts[:] = [tuple(row[row >= 0].tolist()) for row in labels]
         return texts
-    if name == "multilabel" and labels.dtype.kind == "f" and set(np.unique(labels)) <= {0, 1}:
+    if name in ("binary", "multilabel") and labels.dtype.kind == "f" and set(np.unique(labels)) <= {0, 1}:
         return labels.astype(np.int64)
+    if name == "segment" and labels.dtype.kind in "iubf":
+        masks = labels[:, 0] if labels.ndim == 4 and labels.shape[1] == 1 else labels
+        return masks.astype(np.int32) if masks.dtype.kind == "f" and (masks == np.round(masks)).all() else masks
     if name == "regress":
         return labels.reshape(len(labels), -1)  # as predictions are
     return labels
@@ -222,29 +228,13 @@ def _derived(labels: Array, outputs: Outputs, scores: Outputs, has_own: bool) ->
     Raises:
         DataError: they tell none, and the user has no metric of their own.
     """
-    numbers = labels.dtype.kind in "iub"
-    first = next((output for output in outputs if isinstance(output, np.ndarray) and output.dtype.kind == "f"), None)
-    if labels.dtype.kind in "OU" and not all(isinstance(one, str) for one in labels):
-        return "detect"
-    if labels.dtype.kind in "OU" and any(np.ndim(output) == 3 for output in outputs):
-        return "ctc"
-    if labels.ndim == 3 and labels.shape[2] in (5, 6) and labels.dtype.kind == "f":
-        return "detect"
-    if numbers and labels.ndim == 1 and class_scores(scores, labelled=True) is not None:
-        return "classify"
-    if numbers and labels.ndim == 1 and first is not None and first[0].size == 1 and set(np.unique(labels)) <= {0, 1}:
-        return "binary"
-    if (
-        first is not None
-        and labels.ndim == 2
-        and labels.dtype.kind in "iubf"
-        and labels.shape == first.reshape(len(first), -1).shape
-    ):
-        return "multilabel" if set(np.unique(labels)) <= {0, 1} else "regress"
-    if numbers and labels.ndim == 3 and any(output.ndim >= 3 for output in outputs):
-        return "segment"
-    if labels.dtype.kind == "f" and first is not None and first[0].size == labels[0].size:
-        return "regress"
+    if labels.dtype.kind in "OU":
+        if not all(isinstance(one, str) for one in labels):
+            return "detect"
+        if any(np.ndim(output) == 3 for output in outputs):
+            return "ctc"
+    elif name := _of_numbers(labels, [o for o in outputs if isinstance(o, np.ndarray)], scores):
+        return name
     if has_own:
         return "metric"
     found = ", ".join(f"{output.dtype}{list(output.shape)}" for output in outputs if isinstance(output, np.ndarray))
@@ -254,6 +244,35 @@ def _derived(labels: Array, outputs: Outputs, scores: Outputs, has_own: bool) ->
         hint=f"say what the model does with --task {'|'.join(TASKS)}, give a --metric of your own, or leave the labels out to "
         "compare with the original",
     )
+
+
+def _of_numbers(labels: Array, outputs: Outputs, scores: Outputs) -> str:
+    """Return the task that labels of numbers tell; empty where they tell none."""
+    truths = labels.dtype.kind in "iubf" and set(np.unique(labels[:LOOKED])) <= {0, 1}
+    whole = labels.dtype.kind in "iub"
+    sizes = {output[0].size for output in outputs if output.dtype.kind == "f" and output.ndim}
+    if (
+        labels.ndim == 3
+        and labels.shape[2] in (5, 6)
+        and not any(_is_map(output, labels.shape[1:]) for output in outputs)
+    ):
+        return "detect"
+    if labels.ndim == 1:
+        if whole and class_scores(scores, labelled=True) is not None:
+            return "classify"
+        if truths and 1 in sizes:
+            return "binary"
+    if labels.ndim == 2 and labels.shape[1] in sizes:
+        return "multilabel" if truths else "regress"
+    is_mask = labels.ndim == 3 or (labels.ndim == 4 and labels.shape[1] == 1)
+    if is_mask and (whole or (labels == np.round(labels)).all()) and any(output.ndim >= 3 for output in outputs):
+        return "segment"
+    return "regress" if labels.dtype.kind == "f" and labels[0].size in sizes else ""
+
+
+def _is_map(output: Array, shape: tuple[int, ...]) -> bool:
+    """Tell whether an output has a value for each element of labels of a shape."""
+    return output.ndim >= 3 and (output.shape[-2:] == shape or output.shape[1:3] == shape)
 
 
 def _measured(
@@ -267,8 +286,9 @@ def _measured(
     decode = decoder_of(name, asked, outputs, size)
     predictions, labels = decode(outputs), prepared(name, labels)
     _check_fit(name, labels, predictions)
-    if name == "segment":
-        check_masks(labels, outputs, size)
+    _refuse_empty(name, labels)
+    if name in ("segment", *BOXES):
+        check_classes(name, labels, outputs, size, asked.decode)
     known = _measures(name)
     if name == "classify" and predictions.shape[1] <= 5:
         known.pop("top5")
@@ -345,6 +365,29 @@ def _check_fit(name: str, labels: Array, predictions: Array) -> None:
     if name in BOXES and labels.dtype.kind != "O":
         raise DataError(
             f"the labels don't fit --task {name}", why=have, hint="give --labels, or (n, m, 5) boxes: x1 y1 x2 y2 class"
+        )
+
+
+def _refuse_empty(name: str, labels: Array) -> None:
+    """Refuse labels that hold nothing, on which no metric is defined.
+
+    Raises:
+        DataError: no object, no pixel that counts, or no character.
+    """
+    told = ""
+    if name in BOXES and not any(
+        ((rows[:, 5] == 0) & (rows[:, 2:4] > rows[:, :2]).all(axis=1)).any() for rows in labels
+    ):
+        told = "no object with an area"
+    if name == "segment" and not ((labels != IGNORED) & (labels >= 0)).any():
+        told = f"no pixel that counts: all are {IGNORED}"
+    if name == "ctc" and not any(map(len, labels)):
+        told = "no character"
+    if told:
+        raise DataError(
+            f"the labels hold {told}",
+            why=f"there are {len(labels)} samples",
+            hint="check the labels, or leave them out",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,9 +27,11 @@ from onnxprune.data.labels.values import (
     read_file,
 )
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import DataError
-from onnxprune.types import FloatArray
+from onnxprune.errors import DataError, DataWarning
+from onnxprune.types import FloatArray, IntArray
 
+BEYOND = 0.05
+"""Share of the boxes that may reach beyond their images."""
 ROUNDING = 0.01
 """Distance by which normalised coordinates may leave the image."""
 
@@ -59,8 +62,18 @@ def _coco(content: dict[str, Any], path: Path, images: Sequence[Path], how: Prep
     names = {int(one["id"]): str(one["name"]) for one in content.get("categories", ())}
     ids = {one: number for number, one in enumerate(sorted(names or {int(o["category_id"]) for o in objects}))}
     numbers = Files((str(one["file_name"]) for one in entries), path).numbers(images)
+    known = {one["id"] for one in entries}
+    if len(known) < len(entries):
+        _wrong(
+            path, f"{len(entries) - len(known)} of its images have an id that another one has", "give each image an id"
+        )
     owner_of = {entries[number]["id"]: place for place, number in enumerate(numbers) if number is not None}
     mine = [one for one in objects if one["image_id"] in owner_of]
+    lost = sum(one["image_id"] not in known for one in objects)
+    if lost:
+        _warn(
+            path, f"{lost} of {len(objects)} annotations are of an image that the file does not list, and are left out"
+        )
     unknown = next((one["category_id"] for one in mine if int(one["category_id"]) not in ids), None)
     if unknown is not None:
         _wrong(path, f"an annotation has the category {unknown}, which is not among the categories")
@@ -77,15 +90,45 @@ def _coco(content: dict[str, Any], path: Path, images: Sequence[Path], how: Prep
     if not np.isfinite(rows).all() or (boxes[:, 2:] < boxes[:, :2]).any():
         _wrong(path, "a box is not finite, or its width or height is negative")
     owners = np.array([owner_of[one["image_id"]] for one in mine], dtype=np.int64)
+    _remark(path, rows, owners, np.array([_sides(entries[number or 0]) for number in numbers], dtype=np.float64))
     result = []
     for image, number, place, found in zip(
         images, numbers, geometries(images, how), grouped(rows, owners, len(images)), strict=True
     ):
         entry = entries[number or 0]
-        size = (int(entry.get("width") or 0), int(entry.get("height") or 0))
+        size = _sides(entry)
         result.append(moved(found, place, upright=not all(size) or is_upright(place, size, image, path)))
     classes = tuple(names[one] for one in ids) if names else ()
     return Labels(object_array(result), classes, "keypoints" if keypoints else "boxes")
+
+
+def _sides(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return width and height of an image as the file says; 0 where it does not."""
+    return int(entry.get("width") or 0), int(entry.get("height") or 0)
+
+
+def _remark(path: Path, rows: FloatArray, owners: IntArray, sizes: FloatArray) -> None:
+    """Warn of objects that are listed twice, lie outside their images, or are corners read as sizes; sizes are (images, 2)."""
+    if not len(rows):
+        return
+    twice = len(rows) - len(np.unique(np.column_stack([owners, rows]), axis=0))
+    if twice:
+        _warn(path, f"{twice} of {len(rows)} annotations are there twice")
+    size = sizes[owners]
+    told = (size > 0).all(axis=1)
+    outside = told & ((rows[:, :2] >= size).any(axis=1) | (rows[:, 2:BOX] <= 0).any(axis=1))
+    if outside.any():
+        _warn(path, f"{int(outside.sum())} of {len(rows)} boxes lie outside their images, and are left out")
+    beyond = told & ~outside & (rows[:, 2:BOX] > size + 1).any(axis=1)
+    if beyond.sum() > BEYOND * len(rows):
+        _warn(
+            path,
+            f"{int(beyond.sum())} of {len(rows)} boxes reach beyond their images: COCO gives x, y, width, height, not corners",
+        )
+
+
+def _warn(where: Path | str, text: str) -> None:
+    warnings.warn(DataWarning(f"{where}: {text}"), stacklevel=2)
 
 
 def _coco_keypoints(objects: Sequence[Mapping[str, Any]], path: Path) -> FloatArray:
@@ -112,6 +155,9 @@ def read_yolo(
         DataError: a line is not valid, or no image has a file.
     """
     numbers = Files((_stem_in(folder, file) for file in files), folder).numbers(images, all_named=False)
+    missing = sum(number is None for number in numbers)
+    if missing > len(images) / 2:
+        _warn(folder, f"{missing} of {len(images)} images have no label file, and count as images without objects")
     result, width = [], 0
     for number, place in zip(numbers, geometries(images, how), strict=True):
         rows = np.zeros((0, 0)) if number is None else _yolo_rows(files[number], place, keypoints)

@@ -73,7 +73,15 @@ def _of_folder(folder: Path, images: Sequence[Path], how: Preprocess, keypoints:
                 files[file.suffix.lower()].append(file)
     own = {image.resolve() for image in images if image.suffix.lower() == ".png"}
     files[".png"] = [file for file in files[".png"] if not own or file.resolve() not in own]
-    kind = next((suffix for suffix in FOLDERS if any(file.stem in stems for file in files[suffix])), None)
+    kinds = [suffix for suffix in FOLDERS if any(file.stem in stems for file in files[suffix])]
+    if len(kinds) > 1:
+        raise DataError(
+            "the folder holds labels in several forms",
+            where=str(folder),
+            why=f"images have {' and '.join(kinds)} of their names",
+            hint="give a folder with one form",
+        )
+    kind = next(iter(kinds), None)
     if kind is None:
         some = [str(len(found)) + f" {suffix}" for suffix, found in files.items() if found]
         raise DataError(
