@@ -180,7 +180,7 @@ def compare(
     classes = front is None or front.measured.is_one
     judged = raw = (first.outputs, second.outputs)
     if front:
-        both, n = predicted(2, front.pair.names * 2).outputs, len(front.pair.names)
+        both, n = predicted(len(runs) - 1, front.pair.names * 2).outputs, len(front.pair.names)
         judged = both[:n], both[n:]
         if task is not None and task.decode is not None and not task.is_of_outputs:
             first, second = (Predicted(each, task.decode(each)) for each in judged)
@@ -318,7 +318,7 @@ def task_of(
     signature: Signature,
     size: int,
 ) -> Found:
-    """Find the task of a model on at most `LOOKED` samples.
+    """Find the task of a model on at most `LOOKED` samples; on all of them with a metric of the user's own, which may need them.
 
     Args:
         asked: what the user says.
@@ -332,7 +332,8 @@ def task_of(
     Raises:
         DataError: the labels do not fit the task or the outputs.
     """
-    some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
+    looked = len(data) if asked.metric is not None else LOOKED
+    some = data.take(np.unique(np.linspace(0, len(data) - 1, looked, dtype=np.int64)))
     outputs = predict(runs[0], some, size, signature)
     scores = None if runs[1] is None else predict(runs[1], some, size, signature, names=names)
     feeds = filled(some, 0, some.fixed or 1)

@@ -22,7 +22,7 @@ from onnxprune.types import Check
 
 NOISY = 0.25
 """Range of the speed-up over the rounds, as a share of the median, above which the machine is noisy."""
-TIMES = "timings, which --no-latency leaves out"
+TIMES = "timings (without --no-latency)"
 MB = 1e6
 """Bytes in the unit of the checks."""
 

@@ -36,6 +36,7 @@ COMPARED = (
 """Limits on what a candidate has against its baseline."""
 EVERY_CLASS, WORST_CLASSES = 20, 5
 """Number of classes up to which each has a row, and number of rows of more classes."""
+NO_INTERVAL = "no interval: the metric is not defined on resamples, in which samples occur more than once"
 ROUNDING = 1e-9
 """Difference up to which a value equals its limit: 92.5 - 92.0 is not exactly 0.5."""
 
@@ -174,7 +175,8 @@ def absolute(judged: Judged) -> Iterator[Check]:
             yield Check(metric.title, amount, None, True, change, kind="quality")
             continue
         found = paired_tests.interval(compared.statistics[1][name], compared.samples)
-        told = f"{found.low:.4g} to {found.high:.4g} at 95 %, {change}"
+        told = f"{found.low:.4g} to {found.high:.4g} at 95 %" if np.isfinite(found.high) else NO_INTERVAL
+        told = f"{told}, {change}"
         row = LimitCheck(metric.title, "", lambda _: None, at_least=limit[0] == "min", kind="quality")
         low, high = (found.low, amount) if row.at_least else (amount, found.high)  # an amount beyond the limit fails
         yield row.held(Measured(amount, told, low, high), limit[1])
@@ -302,7 +304,7 @@ def _bounded(found: paired_tests.Interval, measured: Judged, name: str, change: 
     """Return a drop with the bounds that decide; see `Judged.is_asked`."""
     told = f"no worse than {found.upper:.4g} at 95 %, interval {found.low:.4g} to {found.high:.4g}"
     if not np.isfinite(found.upper):
-        told = "no interval: the metric is not defined on resamples, in which samples occur more than once"
+        told = NO_INTERVAL
     if not measured.is_asked and measured.limits.max_drop != DEFAULT_DROP:
         told += f", limit by default: {DEFAULT_DROP:g} % of the original's amount"
     low = found.drop if measured.is_asked else found.low

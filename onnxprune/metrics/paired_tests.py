@@ -16,6 +16,8 @@ RESAMPLES_OF_SUMS, FEW_RESAMPLES = 2000, 200
 """Resamples of a metric that is a function of sums, and of any other."""
 FEWEST_RESAMPLES, COPIED = 40, 40e9
 """Resamples of a metric that copies much, at least, and bytes that all of them copy, about."""
+LEAST_DEFINED = 0.5
+"""Share of the resamples on which a metric is defined, at least, for an interval."""
 DRAWN = 2**24
 """Counts of samples that are drawn at a time."""
 BINS = 15
@@ -89,7 +91,8 @@ class Interval:
 def difference(first: Statistic, second: Statistic, samples: int, seed: int = 0) -> Interval:
     """Return how much a metric drops from the first to the second of two models, by the paired bootstrap over samples.
 
-    Both models are resampled alike; resamples on which the metric is not defined are left out.
+    Both models are resampled alike; resamples on which the metric is not defined are left out. Where it is not defined on most, the
+    interval is infinite.
 
     Args:
         first: the metric of the first model.
@@ -113,12 +116,12 @@ def difference(first: Statistic, second: Statistic, samples: int, seed: int = 0)
         draws.append(first(counts) - second(counts))
         left -= rows
     drops = np.concatenate(draws)
-    drops = drops[np.isfinite(drops)]
+    defined = np.isfinite(drops)
     drop = on_all(first, samples) - on_all(second, samples)
-    if not drops.size:
+    if defined.mean() < LEAST_DEFINED:
         return Interval(drop, -np.inf, np.inf, np.inf, -np.inf)
     outside = 100 * (1 - CONFIDENCE)
-    low, high, lower, upper = np.percentile(drops, [outside / 2, 100 - outside / 2, outside, 100 - outside])
+    low, high, lower, upper = np.percentile(drops[defined], [outside / 2, 100 - outside / 2, outside, 100 - outside])
     return Interval(drop, float(low), float(high), float(upper), float(lower))
 
 

@@ -145,3 +145,36 @@ def test_outputs_that_are_not_finite_fail(value, tiny, tiny_path, tmp_path):
     path.write_bytes(tiny.SerializeToString())
     verdict = onnxprune.check(path, tiny_path, measure=MEASURE)
     assert [check.name for check in verdict.checks if not check] == ["finite outputs"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"min": {"size": "1GB"}}, "--min size is no limit"),
+        ({"max": {"explained": 99}}, "--max explained is no limit"),
+        ({"min": {"kl": 1}}, "--min kl is no limit"),
+        ({"max": {"cer": 1}}, "may be 1 % or 100 %"),
+        ({"max": {"cer": "0.5"}}, "may be 0.5 % or 50 %"),
+        ({"min": {"top1": 1.0}}, "may be 1 % or 100 %"),
+        ({"min": {"top1": "101%"}}, "out of range"),
+        ({"min": {"top1": "nan"}}, "out of range"),
+        ({"max": {"latency": -1}}, "out of range"),
+        ({"max": {"size": "-4MB"}}, "out of range"),
+        ({"max": {"size": "much"}}, "is not an amount"),
+    ],
+)
+def test_limits_that_cannot_be_held_are_refused(limits, told):
+    with pytest.raises(OptionError, match=told):
+        GateLimits(**limits)
+
+
+def test_megabytes_are_the_unit_of_plain_sizes():
+    assert GateLimits(max={"size": 4, "memory": "64kB"}).amounts("max") == {"size": 4e6, "memory": 64e3}
+
+
+@pytest.mark.parametrize(
+    "limits", [GateLimits(max_latency=1), GateLimits(max={"latency": "1us"}), GateLimits(min_speedup=1)]
+)
+def test_a_limit_on_time_needs_timings(limits, tiny_path):
+    with pytest.raises(OptionError, match="needs timings"):
+        onnxprune.check(tiny_path, tiny_path, limits=limits, latency=False)

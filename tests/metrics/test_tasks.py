@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import DataError, OptionError
+from onnxprune.metrics.paired_tests import difference
 from onnxprune.metrics.statistics import on_all
 from onnxprune.metrics.tasks import Task, amounts, find_task
 from onnxprune.options.judging import Judging
@@ -18,6 +21,9 @@ Array = np.ndarray[Any, Any]
 N = 12
 SIZE = (64, 64)
 RNG = np.random.default_rng(0)
+
+RANDOM = itertools.count()
+"""Values that never repeat."""
 
 
 def scores(*shape: int) -> Array:
@@ -202,14 +208,52 @@ def test_outputs_of_a_metric_of_the_users_own() -> None:
 @pytest.mark.parametrize("fails", [lambda o, y: 1 / 0, lambda o, y: o, lambda o, y: None, lambda o, y: "high"])
 def test_a_failing_metric_is_named_with_its_shapes(fails: Any) -> None:
     fails.__name__ = "mine"
-    labels, outputs = numbers(5), scores(5)
-    task = found(labels, outputs, metric=fails)
-    assert task is not None
     with pytest.raises(OptionError, match="the metric of your own failed") as error:
-        on_all(task.statistics([outputs], None, labels)["mine"], N)
+        found(numbers(5), scores(5), metric=fails)
     assert error.value.where == "mine"
     assert f"float32[{N}, 5]" in error.value.why
     assert f"int64[{N}]" in error.value.why
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (lambda o, y: np.nan, "returned nan"),
+        (lambda o, y: np.inf, "returned inf"),
+        (lambda o, y: sys.exit(0), "failed"),
+        (lambda o, y: next(RANDOM), "not repeatable"),
+    ],
+)
+def test_a_metric_is_tried_before_any_work(metric: Any, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        found(numbers(5), scores(5), metric=metric)
+
+
+def test_a_metric_that_needs_every_sample_once_has_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    def once(outputs: Array, labels: Array) -> float:
+        print("counted")
+        if len({output.tobytes() for output in outputs}) < len(outputs):
+            raise ValueError("twice")
+        return 1.0
+
+    labels, outputs = numbers(5), scores(5)
+    task = found(labels, outputs, metric=once)
+    assert task is not None
+    statistic = task.statistics([outputs], None, labels)["once"]
+    told = difference(statistic, statistic, N)
+    assert (told.drop, told.low, told.high) == (0.0, -np.inf, np.inf)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("asked", [{"decode": "yolov8"}, {"characters": "nowhere.txt"}])
+def test_options_of_another_task_are_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="has no effect on the task classify"):
+        found(numbers(5), scores(5), **asked)
+
+
+def test_a_direction_is_that_of_a_metric() -> None:
+    with pytest.raises(OptionError, match="--direction has no effect"):
+        Judging(direction="lower")
 
 
 def test_a_metric_of_the_users_own_needs_labels() -> None:
