@@ -187,7 +187,7 @@ def assignment(confusion: FloatArray, classes: IntArray) -> tuple[float, float, 
     before, after = (100 * float(found) for found in (np.trace(confusion), confusion[rows, columns].sum()))
     seen = confusion[rows, columns] > 0
     steps = {int(classes[c] - classes[r]) for r, c in zip(rows[seen], columns[seen], strict=True)}
-    how = f"with labels {-steps.pop():+d}" if len(steps) == 1 else "in another order of the classes"
+    how = f"with labels {steps.pop():+d}" if len(steps) == 1 else "in another order of the classes"
     return before, after, how
 
 

@@ -137,7 +137,7 @@ def hold_quality(judged: Judged) -> Iterator[Check]:
     yield from judged.doubts
     if judged.compared.is_real:
         yield from _doubts(judged)
-    if all(found):
+    if asked and all(found):
         yield from _wide_limit(judged)
     yield from found
 

@@ -95,3 +95,9 @@ def test_values_that_the_first_normalization_was_not_trained_on(
     found = list(normalization(proto, load_data({"x": x * scale + shift}, inputs_of(model))))
     assert bool(found) is doubtful
     assert Verdict(tuple(found)).quality == ("UNDECIDED" if doubtful else "NOT MEASURED")
+
+
+def test_labels_that_start_at_another_number_are_told_how_to_correct() -> None:
+    labels = np.random.default_rng(0).integers(0, CLASSES - 1, 200)
+    (found,) = doubts([scores(labels, 1.0, 0)], labels + 1)
+    assert "with labels -1 they are" in found.detail
