@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import numpy as np
 import pytest
 
 from onnxprune.data import user_functions
-from onnxprune.errors import OptionError
+from onnxprune.data.dataset import load_data
+from onnxprune.data.input_spec import InputSpec
+from onnxprune.errors import DataError, OptionError
 
 METRIC = """
 from __future__ import annotations
@@ -105,3 +108,32 @@ def test_an_error_in_a_module_beside_it(file: Path) -> None:
     with pytest.raises(OptionError) as caught:
         user_functions.load("my.py:metric")
     assert caught.value.why == f"line 4: import {other.stem}: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise RuntimeError('no disk')", "line 2: raise RuntimeError('no disk'): RuntimeError: no disk"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("yield 1 / 0", "line 2: yield 1 / 0: ZeroDivisionError"),
+    ],
+)
+def test_a_loader_that_fails_is_named_with_its_line(body: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"def load():\n    {body}\n")
+    spec = InputSpec("x", np.dtype(np.float32), (None, 3))
+    with pytest.raises(DataError, match="the function of your own failed") as error:
+        load_data(f"{path}:load", [spec])
+    assert told in error.value.why
+
+
+def test_a_pair_of_a_loader_is_inputs_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\ndef load():\n    print('read')\n    return np.zeros((5, 3), np.float32), np.arange(5)\n"
+    )
+    data = load_data(f"{path}:load", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+    assert (len(data), data.name) == (5, f"{path}:load")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == ""

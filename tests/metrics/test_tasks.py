@@ -123,15 +123,16 @@ def test_several_decoders_that_fit_are_named(monkeypatch: pytest.MonkeyPatch) ->
     from onnxprune.metrics import decoders
 
     outputs = scores(84, 6)  # the cells of an input of 64 x 64, with one class: YOLOX; no number of queries
-    task = found(BOXES, outputs)
+    boxes = objects([rows * [1, 1, 1, 1, 0, 1] for rows in BOXES])
+    task = found(boxes, outputs)
     assert task is not None
     assert task.name == "detect"
     likely = {name: replace(one, usual=lambda shapes, size: True) for name, one in decoders.DECODERS.items()}
     monkeypatch.setattr(decoders, "DECODERS", likely)
     with pytest.raises(DataError, match="outputs fit yolov5 and yolox and end2end") as error:
-        found(BOXES, outputs)
+        found(boxes, outputs)
     assert "--decode NAME" in error.value.hint
-    named = found(BOXES, outputs, decode="yolox")
+    named = found(boxes, outputs, decode="yolox")
     assert named is not None
     assert named.name == "detect"
 
@@ -272,3 +273,42 @@ def test_a_metric_is_loaded_from_a_file(tmp_path: Path) -> None:
     assert on_all(task.statistics([outputs], None, labels)["share"], N) == pytest.approx(top1(outputs, labels) / 100)
     with pytest.raises(OptionError, match="no such function"):
         found(labels, outputs, metric=f"{path}:other")
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "told"),
+    [
+        ({}, objects([np.zeros((0, 6))] * N), "no object"),
+        ({}, objects([np.array([[1.0, 1, 5, 5, 0, 1]])] * N), "no object"),
+        ({}, objects([np.array([[5.0, 5, 5, 5, 0, 0]])] * N), "no object"),
+        ({}, objects([np.array([[1.0, 1, 5, 5, 9, 0]])] * N), "out of range"),
+    ],
+)
+def test_boxes_that_say_nothing_or_too_much_are_refused(asked: dict[str, Any], labels: Array, told: str) -> None:
+    outputs = np.abs(scores(9, 80)) / 10
+    with pytest.raises(DataError, match=told):
+        found(labels, outputs, **asked)
+
+
+@pytest.mark.parametrize(
+    ("labels", "output", "name"),
+    [
+        (np.tile(np.array([[[1, 1, 9, 9, 0]]]), (N, 1, 1)), np.abs(scores(9, 80)) / 10, "detect"),
+        (RNG.integers(0, 2, N).astype(float), scores(1), "binary"),
+        (RNG.integers(0, 2, (N, 3)).astype(float), scores(3), "multilabel"),
+        (RNG.normal(size=(N, 3)), scores(3), "regress"),
+        (numbers(3, 8, 8).astype(np.float32), scores(3, 8, 8), "segment"),
+        (numbers(3, 1, 8, 8), scores(3, 8, 8), "segment"),
+    ],
+)
+def test_numbers_tell_a_task_whatever_their_type(labels: Array, output: Array, name: str) -> None:
+    task = found(labels, output)
+    assert task is not None
+    assert task.name == name
+
+
+def test_masks_that_count_nowhere_and_empty_texts_are_refused() -> None:
+    with pytest.raises(DataError, match="no pixel that counts"):
+        found(np.full((N, 8, 8), 255, np.uint8), scores(3, 8, 8))
+    with pytest.raises(DataError, match="no character"):
+        found(np.array([""] * N), scores(20, 5), task="ctc")
