@@ -318,7 +318,9 @@ def task_of(
     signature: Signature,
     size: int,
 ) -> Found:
-    """Find the task of a model on at most `LOOKED` samples; on all of them with a metric of the user's own, which may need them.
+    """Find the task of a model on at most `LOOKED` samples, fewer where their outputs take more than `KEPT_BYTES`.
+
+    With a metric of the user's own, which may need all samples, these are all.
 
     Args:
         asked: what the user says.
@@ -332,12 +334,12 @@ def task_of(
     Raises:
         DataError: the labels do not fit the task or the outputs.
     """
-    looked = len(data) if asked.metric is not None else LOOKED
+    one = signature.join([runs[0](filled(data, 0, data.fixed or 1))])
+    fitting = KEPT_BYTES // max(1, *(output.nbytes for output in one if isinstance(output, np.ndarray)))
+    looked = len(data) if asked.metric is not None else max(1, min(LOOKED, fitting))
     some = data.take(np.unique(np.linspace(0, len(data) - 1, looked, dtype=np.int64)))
-    outputs = predict(runs[0], some, size, signature)
+    outputs = predict_task(runs[0], some, size, signature, whole=True).outputs
     scores = None if runs[1] is None else predict(runs[1], some, size, signature, names=names)
-    feeds = filled(some, 0, some.fixed or 1)
-    one = signature.join([runs[0](feeds)])
     return Found(find_task(asked, some.labels, outputs, scores, some.picture_size, one), outputs, some)
 
 
@@ -386,12 +388,14 @@ def predict_task(
     task: Task | None = None,
     progress: Callable[[float], None] | None = None,
     names: Sequence[str] | None = None,
+    *,
+    whole: bool = False,
 ) -> Predicted:
     """Return what `run` gives, the outputs of a model or the tensors `names`, on all data, and the predictions of a task.
 
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out. Of maps that
-    take more than `KEPT_BYTES` some positions are returned, the same ones for every model, unless a metric of the user's own
-    takes them; predictions are decoded from whole outputs, run by run.
+    take more than `KEPT_BYTES` some positions are returned, the same ones for every model, unless they are asked for as a `whole`
+    or a metric of the user's own takes them; predictions are decoded from whole outputs, run by run.
     """
     parts: list[list[Any]] = []
     decoded: list[Array] = []
@@ -407,7 +411,7 @@ def predict_task(
         rows = data.fixed or stop - start
         if task is not None and task.decode is not None:
             decoded.append(task.decode(signature.join([found], names))[: stop - start])
-        whole = task is not None and task.own is not None
+        whole = whole or (task is not None and task.own is not None)
         parts.append(found if whole else [_thinned(value, len(data), rows) for value in found])
         start, step = stop, data.fixed or size
         if progress:

@@ -37,15 +37,9 @@ class Sums:
 
 @dataclass(frozen=True)
 class OfSamples:
-    """A metric of a set of samples that no sums give.
-
-    Attributes:
-        value: returns the metric for the numbers of the samples, (m,).
-        size: bytes that one evaluation copies.
-    """
+    """A metric of a set of samples that no sums give: `value` returns it for the numbers of the samples, (m,)."""
 
     value: Callable[[IntArray], float]
-    size: int = 0
 
     def __call__(self, counts: IntArray) -> FloatArray:
         """Return the metric on resamples, one after the other."""
