@@ -174,7 +174,7 @@ def compare(
     classes = front is None or front.measured.is_one
     judged = raw = (first.outputs, second.outputs)
     if front:
-        both, n = predicted(2, front.pair.names * 2).outputs, len(front.pair.names)
+        both, n = predicted(len(runs) - 1, front.pair.names * 2).outputs, len(front.pair.names)
         judged = both[:n], both[n:]
         if task is not None and task.decode is not None and not task.is_of_outputs:
             first, second = (Predicted(each, task.decode(each)) for each in judged)
@@ -280,7 +280,7 @@ def task_of(
     signature: Signature,
     size: int,
 ) -> Found:
-    """Find the task of a model on at most `LOOKED` samples.
+    """Find the task of a model on at most `LOOKED` samples, fewer where their outputs take more than `KEPT_BYTES`.
 
     Args:
         asked: what the user says.
@@ -294,8 +294,11 @@ def task_of(
     Raises:
         DataError: the labels do not fit the task or the outputs.
     """
-    some = data.take(np.unique(np.linspace(0, len(data) - 1, LOOKED, dtype=np.int64)))
-    outputs = predict(runs[0], some, size, signature)
+    one = predict_task(runs[0], data.take(np.arange(1)), 1, signature, whole=True).outputs
+    fitting = KEPT_BYTES // max(1, *(output.nbytes for output in one if isinstance(output, np.ndarray)))
+    looked = max(1, min(LOOKED, fitting))
+    some = data.take(np.unique(np.linspace(0, len(data) - 1, looked, dtype=np.int64)))
+    outputs = predict_task(runs[0], some, size, signature, whole=True).outputs
     scores = None if runs[1] is None else predict(runs[1], some, size, signature, names=names)
     return Found(find_task(asked, some.labels, outputs, scores, some.picture_size), outputs, some)
 
@@ -345,12 +348,13 @@ def predict_task(
     task: Task | None = None,
     progress: Callable[[float], None] | None = None,
     names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> Predicted:
     """Return what `run` gives, the outputs of a model or the tensors `names`, on all data, and the predictions of a task.
 
     A model that fixes the samples of a run gets samples again in the last run, whose outputs are left out. Of maps that
-    take more than `KEPT_BYTES` some positions are returned, the same ones for every model, unless a metric of the user's own
-    takes them; predictions are decoded from whole outputs, run by run.
+    take more than `KEPT_BYTES` some positions are returned, the same ones for every model, unless they are asked for as a `whole`
+    or a metric of the user's own takes them; predictions are decoded from whole outputs, run by run.
     """
     parts: list[list[Any]] = []
     decoded: list[Array] = []
@@ -366,7 +370,7 @@ def predict_task(
         rows = data.fixed or stop - start
         if task is not None and task.decode is not None:
             decoded.append(task.decode(signature.join([found], names))[: stop - start])
-        whole = task is not None and task.own is not None
+        whole = whole or (task is not None and task.own is not None)
         parts.append(found if whole else [_thinned(value, len(data), rows) for value in found])
         start, step = stop, data.fixed or size
         if progress:
