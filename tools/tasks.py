@@ -301,7 +301,14 @@ def _measured_row(row: Row, record: Record) -> str:
 
 def _own_row(row: Row, record: Record) -> str:
     one, two = record["task"]["drop"], record["own"]["drop"]
-    cells = [row.id, f"`{row.metric}`", f"{one:.4f}", f"{two:.4f}", f"{abs(one - two):.1g}", f"{record['own_seconds']:.0f}"]
+    cells = [
+        row.id,
+        f"`{row.metric}`",
+        f"{one:.4f}",
+        f"{two:.4f}",
+        f"{abs(one - two):.1g}",
+        f"{record['own_seconds']:.0f}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -336,7 +343,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "tasks", help="packages, samples and results")
     parser.add_argument("--only", action="append", default=[], metavar="ID", help="only this row; may be repeated")
     parser.add_argument("--again", action="store_true", help="run rows that have a result, too")
-    parser.add_argument("--report", action="store_true", help="write the tables from the results that are there and stop")
+    parser.add_argument(
+        "--report", action="store_true", help="write the tables from the results that are there and stop"
+    )
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
