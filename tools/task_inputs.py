@@ -57,9 +57,7 @@ def pages(folder: Path, calibration: int, judged: int) -> None:
     }  # fmt: skip
     (folder / "boxes.json").write_text(json.dumps(coco), encoding="utf-8")
     _write(folder / "masks", (_kernels(boxes) for _, boxes in made))
-    _toml(
-        folder / "ppocr.toml", color="BGR", scale=1 / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]
-    )
+    _toml(folder / "ppocr.toml", color="BGR", scale=1 / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
 def _kernels(boxes: Iterable[tuple[float, ...]], margin: int = 2, ratio: float = 0.6) -> Array:
@@ -119,7 +117,10 @@ def cards(folder: Path, calibration: int, judged: int, packages: Path) -> None:
     shutil.rmtree(folder / "labels", ignore_errors=True)
     (folder / "labels").mkdir()
     for i, (_, boxes) in enumerate(made):
-        rows = [f"2 {(x0 + x1) / 2 / SIDE} {(y0 + y1) / 2 / SIDE} {(x1 - x0) / SIDE} {(y1 - y0) / SIDE}\n" for x0, y0, x1, y1 in boxes]
+        rows = [
+            f"2 {(x0 + x1) / 2 / SIDE} {(y0 + y1) / 2 / SIDE} {(x1 - x0) / SIDE} {(y1 - y0) / SIDE}\n"
+            for x0, y0, x1, y1 in boxes
+        ]
         (folder / "labels" / f"{i:04}.txt").write_text("".join(rows), encoding="utf-8")
 
 

@@ -193,8 +193,13 @@ def find_task(
     if name == "metric":
         return Task(name, own=own, metrics=(own_metric(own, asked.direction),)) if own is not None else None
     found = (name in IN_FRONT and scores) or (name in BOXES and run) or outputs
-    decode, measures = _measured(name, asked, labels, found, size)
     lead = () if own is None else (own_metric(own, asked.direction),)
+    try:
+        decode, measures = _measured(name, asked, labels, found, size)
+    except DataError:
+        if own is None or asked.task is not None:
+            raise
+        return Task("metric", own=own, metrics=lead)  # the user's metric reads what no decoder does
     return Task(name, decode, measures, own, (*lead, *(METRICS[metric] for metric in measures)))
 
 
@@ -362,6 +367,11 @@ def _check_fit(name: str, labels: Array, predictions: Array) -> None:
         raise DataError(f"the labels don't fit --task {name}", why="some are neither 0 nor 1", hint="give 0 or 1")
     if name == "ctc" and labels.dtype.kind not in "OUiu":
         raise DataError("the labels don't fit --task ctc", why=have, hint="give a text per sample")
+    if name == "ctc" and isinstance(labels[0], str) and not isinstance(predictions[0], str):
+        raise DataError(
+            "the labels are text, and the predictions are numbers of classes",
+            hint="name their characters: --characters FILE",
+        )
     if name in BOXES and labels.dtype.kind != "O":
         raise DataError(
             f"the labels don't fit --task {name}", why=have, hint="give --labels, or (n, m, 5) boxes: x1 y1 x2 y2 class"

@@ -85,3 +85,25 @@ def test_runs_of_an_evaluation_fit_into_memory(
     monkeypatch.setattr(run, "EVALUATION_BYTES", 1)
     assert figures() == pytest.approx(whole, rel=1e-4)
     assert sizes == [64, 1]
+
+
+def test_texts_are_decoded_from_whole_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task is found on whole outputs, on fewer samples where these are large: thinned classes fit no characters."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        m (float[N, 6, 4] x) => (float[N, 6, 40] y) { y = MatMul (x, w) }""")
+    weight = np.random.default_rng(0).normal(size=(4, 40)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    (tmp_path / "characters.txt").write_text("\n".join(chr(0x4E00 + k) for k in range(39)), encoding="utf-8")
+    texts = np.array(["\u4e00\u4e01"] * SAMPLES)
+    np.savez(tmp_path / "data.npz", x=np.ones((SAMPLES, 6, 4), np.float32), labels=texts)
+    monkeypatch.setattr(compare, "KEPT_BYTES", 3 * 6 * 40 * 4)
+    verdict = onnxprune.check(
+        tmp_path / "m.onnx",
+        data=tmp_path / "data.npz",
+        task="ctc",
+        characters=tmp_path / "characters.txt",
+        limits=onnxprune.GateLimits(max={"cer": 1000.0}),
+        latency=False,
+    )
+    assert next(check for check in verdict.checks if "character error rate" in check.name).passed

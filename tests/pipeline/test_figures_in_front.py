@@ -131,3 +131,12 @@ def codebook() -> onnx.ModelProto:
     near = b.node("ArgMax", [b.node("MatMul", [rows, turned], (8, 8, 8))], (8, 8), axis=3, keepdims=0)
     picked = b.node("Transpose", [b.node("Gather", [table, near], (8, 8, 6), axis=0)], (6, 8, 8), perm=[0, 3, 1, 2])
     return b.build(b.conv(b.node("Relu", [b.conv(picked, 16, 3)]), 3))
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_model_alone_is_judged_in_front_of_its_selection(best: bool, tmp_path: Path) -> None:
+    path, data, x = data_of(classes(best), tmp_path)
+    chosen = run_batch(io.load(path).session(), {"x": x})[-1].reshape(48, -1)[:, 0]
+    np.savez(data, x=x, labels=chosen)
+    checked = onnxprune.check(path, data=data, limits=onnxprune.GateLimits(min={"top1": 99.0}), latency=False)
+    assert next(check for check in checked.checks if check.name.startswith("top-1")).value == 100
