@@ -292,6 +292,11 @@ def _measured(
     predictions, labels = decode(outputs), prepared(name, labels)
     _check_fit(name, labels, predictions)
     _refuse_empty(name, labels)
+    if name == "ctc" and isinstance(labels[0], str) and not isinstance(predictions[0], str):
+        raise DataError(
+            "the labels are text, and the predictions are numbers of classes",
+            hint="name their characters: --characters FILE",
+        )
     if name in ("segment", *BOXES):
         check_classes(name, labels, outputs, size, asked.decode)
     known = _measures(name)
@@ -367,11 +372,6 @@ def _check_fit(name: str, labels: Array, predictions: Array) -> None:
         raise DataError(f"the labels don't fit --task {name}", why="some are neither 0 nor 1", hint="give 0 or 1")
     if name == "ctc" and labels.dtype.kind not in "OUiu":
         raise DataError("the labels don't fit --task ctc", why=have, hint="give a text per sample")
-    if name == "ctc" and isinstance(labels[0], str) and not isinstance(predictions[0], str):
-        raise DataError(
-            "the labels are text, and the predictions are numbers of classes",
-            hint="name their characters: --characters FILE",
-        )
     if name in BOXES and labels.dtype.kind != "O":
         raise DataError(
             f"the labels don't fit --task {name}", why=have, hint="give --labels, or (n, m, 5) boxes: x1 y1 x2 y2 class"
