@@ -142,6 +142,7 @@ def report(run: Run) -> Run:
     amounts = macs1, models.count_params(run.model.stub()[0]), run.model.byte_size()
     before, after = figures(found, (macs0, model.params, model.size), amounts)
     trained = {"training": asdict(run.training)} if run.training is not None else {}
+    judged = {**({} if run.task is None else {"task": run.task.name}), **run.sources.judging.plain()}
     more = None
     if run.destinations.report is not None:
         run.on_stage("profile", None)
@@ -151,7 +152,7 @@ def report(run: Run) -> Run:
         model=str(model.path),
         sha256=model.digest,
         output=None,
-        settings={**trained, "seed": run.options.seed} if plan is None else {**plan.settings, **trained},
+        settings={**({"seed": run.options.seed} if plan is None else plan.settings), **trained, **judged},
         before=before,
         after=after,
         fidelity=found.fidelity,
