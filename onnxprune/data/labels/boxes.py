@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -261,8 +262,8 @@ def read_voc(folder: Path, files: Sequence[Path], images: Sequence[Path], how: P
     first = min((float(row[:, :2].min()) for row in rows if len(row)), default=1.0)
     places = list(geometries(images, how))
     sizes = [
-        read_file(file, lambda tree=tree: _size_of(tree), "XML") for tree, file in zip(trees, sources, strict=True)
-    ]  # type: ignore[misc]
+        read_file(file, functools.partial(_size_of, tree), "XML") for tree, file in zip(trees, sources, strict=True)
+    ]
     for row in rows:
         row[:, :2] -= first >= 1
     owners = np.repeat(np.arange(len(rows)), list(map(len, rows)))
