@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from onnxprune.errors import DataError, first_line
 Array = np.ndarray[Any, Any]
 BOXES = (5, 6)
 """Length of the last axis of boxes, in which NaN is allowed: rows of NaN pad samples to one number of boxes."""
+LARGEST = np.iinfo(np.int64).max
+BEYOND = "give class numbers, which start at 0"
 AS_GIVEN = ("regress", "multilabel")
 """Tasks whose labels keep an axis of length 1."""
 
@@ -75,10 +77,10 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
     """Return labels of n samples: class numbers and truth values of samples as int64.
 
     Boxes that are padded to one number per sample become an object array for the task `detect`, and integers floats for
-    the task `regress`.
+    the task `regress`. Boxes without a column of crowds, in an object array, get one.
 
     Raises:
-        DataError: there is another number of labels, or they are neither finite numbers nor strings.
+        DataError: there is another number of labels, or they are neither finite numbers nor strings, or beyond 64 bits.
     """
     whole = labels.dtype.kind in "iub"
     if labels.shape == (n, 1) and labels.dtype.kind in "iubUO" and task not in AS_GIVEN:
@@ -96,6 +98,8 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
         labels = object_array(list(labels))
     if labels.dtype.kind == "O":
         _check_objects(labels, where)
+        if task is None and _lack_crowds(labels):
+            return npz_boxes(labels)
     if labels.dtype.kind == "f":
         _check_finite(labels, where)
     if task == "regress" and whole:
@@ -109,7 +113,14 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
             why=f"the label of sample {int(labels.argmin())} is {labels.min()}",
             hint="class numbers start at 0",
         )
+    if labels.max() > LARGEST:
+        _beyond(int(labels.argmax()), labels.max(), where)
     return labels.astype(np.int64)
+
+
+def may_be_boxes(array: Array) -> bool:
+    """Tell whether an array may hold the boxes of samples, padded or as objects; an empty one may."""
+    return array.dtype.kind == "O" or (array.ndim == 3 and array.shape[2] in BOXES) or not array.size
 
 
 def may_be_labels(array: Array, n: int) -> bool:
@@ -135,6 +146,18 @@ def _check_finite(labels: Array, where: str) -> None:
         )
 
 
+def _lack_crowds(labels: Array) -> bool:
+    """Tell whether objects are boxes of which some have five columns: x1, y1, x2, y2, class."""
+    shapes = [np.shape(one) for one in labels.ravel() if not isinstance(one, str) and np.size(one)]
+    return any(s[1:] == BOXES[:1] for s in shapes) and all(len(s) == 2 and s[1] in BOXES for s in shapes)
+
+
+def _beyond(sample: int, label: Any, where: str) -> NoReturn:
+    raise DataError(
+        "the labels don't fit", where=where, why=f"the label {sample} is {label}, beyond 64 bits", hint=BEYOND
+    )
+
+
 def _check_objects(labels: Array, where: str) -> None:
     """Refuse objects that are neither strings nor finite numbers."""
     for i, one in enumerate(labels.ravel()):
@@ -144,6 +167,8 @@ def _check_objects(labels: Array, where: str) -> None:
             kind = np.asarray(one).dtype.kind
         except ValueError:
             kind = "O"
+        if isinstance(one, int) and kind not in "iub":
+            _beyond(i, one, where)
         if kind not in "iubf" or not np.isfinite(one).all():
             raise DataError(
                 "the labels don't fit",

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.array_labels import as_labels
+from onnxprune.data.array_labels import as_labels, may_be_boxes
 from onnxprune.data.input_spec import InputSpec
+from onnxprune.data.labels.values import object_array
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
 
@@ -82,7 +83,8 @@ def joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, A
             )
         for name, array in arrays.items():
             earlier = parts.setdefault(name, [])
-            if earlier and earlier[0].shape[1:] != array.shape[1:]:
+            are_boxes = name == "labels" and may_be_boxes(array) and (not earlier or may_be_boxes(earlier[0]))
+            if earlier and earlier[0].shape[1:] != array.shape[1:] and not are_boxes:
                 raise DataError(
                     f"the batches of {name} have different shapes",
                     where=f"batch {number}",
@@ -94,7 +96,14 @@ def joined(batches: Iterable[Batch], inputs: Sequence[InputSpec]) -> dict[str, A
         raise DataError(
             "there are no batches", why="the iterable gave nothing", hint="a generator can be read only once"
         )
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return {name: _concatenated(arrays) for name, arrays in parts.items()}
+
+
+def _concatenated(parts: Sequence[Array]) -> Array:
+    """Join arrays; boxes of different numbers per sample become an object array."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        return object_array([rows for part in parts for rows in part])
+    return np.concatenate(parts)
 
 
 def _arrays_of(batch: Batch, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:

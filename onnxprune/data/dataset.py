@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack, 
 from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.data.labels.reading import read_labels
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
-from onnxprune.data.user_functions import called, failing, is_function
+from onnxprune.data.user_functions import batches_of, called, failing, is_function
 from onnxprune.errors import DataError
 from onnxprune.types import IntArray
 
@@ -230,8 +230,10 @@ def load_data(
     how = load_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     if isinstance(path, str | os.PathLike) and is_function(path):
         made = called(os.fspath(path))
-        if isinstance(made, tuple) and len(made) == 2:
+        if isinstance(made, tuple) and len(made) == 2 and hasattr(made[0], "__array__"):
             made = [made]  # inputs and labels
+        elif isinstance(made, Iterable) and not isinstance(made, str | Mapping) and not hasattr(made, "__array__"):
+            made = batches_of(made, os.fspath(path))
         with failing(os.fspath(path)):  # a generator runs while it is read
             return replace(load_data(made, inputs, how, labels, task), name=os.fspath(path))
     if isinstance(path, str | os.PathLike):

@@ -8,12 +8,15 @@ import linecache
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from onnxprune.errors import DataError, OnnxPruneError, OptionError, first_line
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Folder of this program, whose files are none of the user's."""
 
 
 def is_function(text: str | os.PathLike[str]) -> bool:
@@ -59,13 +62,34 @@ def called(text: str) -> Any:
         DataError: it fails; the message names the line.
     """
     function = load(text)
-    with failing(text):
+    with failing(text, anywhere=True):
         return function()
 
 
+def batches_of(iterable: Iterable[Any], text: str) -> Iterator[Any]:
+    """Yield the batches of an iterable that a function of the user returned; what it prints goes to stderr.
+
+    Raises:
+        DataError: it fails; the message names the line.
+    """
+    end = object()
+    with failing(text, anywhere=True):
+        iterator = iter(iterable)
+    while True:
+        with failing(text, anywhere=True):
+            batch = next(iterator, end)
+        if batch is end:
+            return
+        yield batch
+
+
 @contextlib.contextmanager
-def failing(text: str) -> Iterator[None]:
-    """Name the line of the user's file where code in it fails; other errors pass.
+def failing(text: str, *, anywhere: bool = False) -> Iterator[None]:
+    """Name the line of the user's file where code in it fails; other errors pass, unless the code of the user is called directly.
+
+    Args:
+        text: `file.py:function`.
+        anywhere: whether every error is one of the user's code, also where no line of the file is in its traceback.
 
     Raises:
         DataError: the code of the user failed, or left the program.
@@ -78,13 +102,12 @@ def failing(text: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = not any(frame.filename == str(path) for frame in frames)
-        if ours and not isinstance(error, TypeError | SystemExit):
+        if not anywhere and not any(frame.filename == str(path) for frame in frames):
             raise
         raise DataError(
             "the function of your own failed",
             where=text,
-            why=_failure(error, path),
+            why=_failure(error, path, beside=True),
             hint="it takes no arguments, and returns arrays by input name, with or without `labels`, or batches of them",
         ) from error
 
@@ -110,8 +133,8 @@ def _imported(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _failure(error: BaseException, path: Path) -> str:
-    """Return the line of the file that failed, and the error."""
+def _failure(error: BaseException, path: Path, *, beside: bool = False) -> str:
+    """Return the line of the file that failed, and the error; of another file where no line of it is known, if `beside`."""
     said = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError) and error.filename == str(path):
         number = error.lineno
@@ -119,6 +142,9 @@ def _failure(error: BaseException, path: Path) -> str:
         frames = traceback.extract_tb(error.__traceback__)
         number = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
     if not number:
-        return said
+        others = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(PACKAGE)]
+        if not beside or not others:
+            return said
+        return f"{Path(others[-1].filename).name}, line {others[-1].lineno}: {others[-1].line}: {said}"
     linecache.checkcache(str(path))
     return f"line {number}: {linecache.getline(str(path), number).strip()}: {said}"

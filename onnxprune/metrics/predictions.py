@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, DataWarning
 from onnxprune.metrics import classification, segmentation, text
 from onnxprune.metrics.outputs import Outputs, class_scores, log_probabilities
 from onnxprune.options.judging import Judging
@@ -55,6 +56,31 @@ def _place(find: Callable[[Outputs], Array | None], outputs: Outputs, form: str)
         shapes = ", ".join(str(list(np.shape(output))) for output in outputs)
         raise DataError(f"no output has the form {form}", why=f"outputs have the shapes {shapes}", hint="check --task")
     return found
+
+
+def place_of(name: str, labels: Array, outputs: Outputs) -> int | None:
+    """Return which output predictions are read from, where it is not the first of its form: the first one that fits the labels.
+
+    Args:
+        name: of the task. Class scores fit where there are more classes than the largest label, numbers where there are as many as labels.
+        labels: as its metrics take them.
+        outputs: of the same samples.
+
+    Returns:
+        None where the first output of the form fits, or none does, or the task has another form.
+    """
+    if name == "classify" and labels.ndim == 1 and labels.dtype.kind in "iu":
+        forms = [class_scores([output], labelled=True) for output in outputs]
+        fits = [found is not None and found.shape[1] > labels.max() for found in forms]
+    elif name in ("regress", "multilabel"):
+        forms = [_values([output]) for output in outputs]
+        fits = [found is not None and found[0].size == labels[0].size for found in forms]
+    else:
+        return None
+    first = next((place for place, found in enumerate(forms) if found is not None), None)
+    if first is None or fits[first] or True not in fits:
+        return None
+    return fits.index(True)
 
 
 def _values(outputs: Outputs) -> Array | None:
@@ -115,6 +141,8 @@ def check_classes(name: str, labels: Array, outputs: Outputs, size: tuple[int, i
         size: height and width of the network's input.
         decoder: of boxes; None: the one that fits.
 
+    Where outputs do not tell the number of classes of boxes, a `DataWarning` says what the largest one is.
+
     Raises:
         DataError: the largest class is beyond those of the model.
     """
@@ -130,6 +158,9 @@ def check_classes(name: str, labels: Array, outputs: Outputs, size: tuple[int, i
         classes = find_decoder(outputs, size, decoder, task=name).classes(outputs)
         largest = int(max((rows[:, 4].max() for rows in labels if len(rows)), default=0))
         hint = "check that the labels belong to this model; categories of COCO are numbered from 0 in the order of their ids"
+        if not classes and largest:
+            told = f"the outputs do not tell how many classes the model has, and the largest class of the labels is {largest}"
+            warnings.warn(DataWarning(f"{told}: {hint}"), stacklevel=2)
     if classes and largest >= classes:
         raise DataError(
             "a label is out of range", why=f"the largest is {largest}, the model has {classes} classes", hint=hint

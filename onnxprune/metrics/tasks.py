@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 from onnxprune.errors import DataError, OptionError
 from onnxprune.metrics import classification, regression, retrieval, segmentation, text
 from onnxprune.metrics.outputs import Outputs, class_scores
-from onnxprune.metrics.predictions import check_classes, decoder_of
+from onnxprune.metrics.predictions import check_classes, decoder_of, place_of
 from onnxprune.metrics.segmentation import IGNORED
 from onnxprune.metrics.statistics import OfSamples, Statistic, on_all
 from onnxprune.metrics.table import METRICS, TASKS, Metric, named
@@ -86,7 +87,7 @@ class Task:
 
 def prepared(name: str, labels: Array) -> Array:
     """Return labels as the metrics of a task take them: boxes without padding, texts as tuples, truth values and masks as integers."""
-    if name in BOXES and labels.dtype.kind != "O":
+    if name in BOXES and (labels.dtype.kind != "O" or any(np.shape(rows)[1:] == (5,) for rows in labels)):
         from onnxprune.data.labels.values import npz_boxes
 
         return npz_boxes(labels)
@@ -94,6 +95,8 @@ def prepared(name: str, labels: Array) -> Array:
         texts = np.empty(len(labels), dtype=object)
         texts[:] = [tuple(row[row >= 0].tolist()) for row in labels]
         return texts
+    if name == "binary" and labels.shape == (len(labels), 1):
+        labels = labels[:, 0]  # a column of a table
     if name in ("binary", "multilabel") and labels.dtype.kind == "f" and set(np.unique(labels)) <= {0, 1}:
         return labels.astype(np.int64)
     if name == "segment" and labels.dtype.kind in "iubf":
@@ -268,7 +271,7 @@ def _of_numbers(labels: Array, outputs: Outputs, scores: Outputs) -> str:
         if truths and 1 in sizes:
             return "binary"
     if labels.ndim == 2 and labels.shape[1] in sizes:
-        return "multilabel" if truths else "regress"
+        return "regress" if not truths else "binary" if labels.shape[1] == 1 else "multilabel"
     is_mask = labels.ndim == 3 or (labels.ndim == 4 and labels.shape[1] == 1)
     if is_mask and (whole or (labels == np.round(labels)).all()) and any(output.ndim >= 3 for output in outputs):
         return "segment"
@@ -289,7 +292,11 @@ def _measured(
         DataError: labels and predictions do not fit.
     """
     decode = decoder_of(name, asked, outputs, size)
-    predictions, labels = decode(outputs), prepared(name, labels)
+    labels = prepared(name, labels)
+    place = place_of(name, labels, outputs)
+    if place is not None:
+        decode = functools.partial(_of_output, decode, place)
+    predictions = decode(outputs)
     _check_fit(name, labels, predictions)
     _refuse_empty(name, labels)
     if name == "ctc" and isinstance(labels[0], str) and not isinstance(predictions[0], str):
@@ -307,6 +314,11 @@ def _measured(
             if k >= len(labels):
                 known.pop(f"recall{k}", None)
     return decode, {metric: known[metric] for metric in TASKS[name] if metric in known}
+
+
+def _of_output(decode: Callable[[Outputs], Array], place: int, outputs: Outputs) -> Array:
+    """Return the predictions of one output."""
+    return decode([outputs[place]])
 
 
 def _measures(name: str) -> dict[str, Measure]:
@@ -370,12 +382,30 @@ def _check_fit(name: str, labels: Array, predictions: Array) -> None:
         )
     if name in ("binary", "multilabel") and not set(np.unique(labels)) <= {0, 1}:
         raise DataError(f"the labels don't fit --task {name}", why="some are neither 0 nor 1", hint="give 0 or 1")
+    if name == "segment" and not _of_one_form(labels.shape[1:], predictions.shape[1:]):
+        forms = [" x ".join(map(str, maps.shape[1:])) for maps in (labels, predictions)]
+        raise DataError(
+            "the masks have another form than the predictions",
+            why=f"masks are {forms[0]}, predictions are {forms[1]}",
+            hint="give masks of the pictures as the network takes them, cropped and padded alike",
+        )
     if name == "ctc" and labels.dtype.kind not in "OUiu":
         raise DataError("the labels don't fit --task ctc", why=have, hint="give a text per sample")
     if name in BOXES and labels.dtype.kind != "O":
         raise DataError(
             f"the labels don't fit --task {name}", why=have, hint="give --labels, or (n, m, 5) boxes: x1 y1 x2 y2 class"
         )
+
+
+def _of_one_form(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Tell whether maps of two sizes, (height, width), have one aspect ratio, up to 1 % and the rounding of a side to whole pixels.
+
+    >>> _of_one_form((61, 64), (8, 8)), _of_one_form((64, 40), (64, 64))
+    (True, False)
+    """
+    height, width = (a / b for a, b in zip(first, second, strict=True))
+    rounding = max(1 / side for side in (*first, *second))
+    return abs(height / width - 1) <= max(0.01, rounding)
 
 
 def _refuse_empty(name: str, labels: Array) -> None:

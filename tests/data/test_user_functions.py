@@ -137,3 +137,49 @@ def test_a_pair_of_a_loader_is_inputs_and_labels(tmp_path: Path, capsys: pytest.
     assert data.labels is not None
     assert data.labels.tolist() == [0, 1, 2, 3, 4]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("body", ["yield 1 / 0", "import sys; yield sys.exit(0)"])
+def test_batches_of_a_module_beside_the_loader_that_fail(body: str, tmp_path: Path) -> None:
+    other = f"batches_{tmp_path.name}"
+    (tmp_path / f"{other}.py").write_text(f"def batches():\n    {body}\n")
+    path = tmp_path / "mine.py"
+    path.write_text(f"import {other}\ndef load():\n    return {other}.batches()\n")
+    with pytest.raises(DataError, match="the function of your own failed") as error:
+        load_data(f"{path}:load", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+    assert error.value.where == f"{path}:load"
+    assert error.value.why.startswith(f"{other}.py, line 2: {body}: ")
+
+
+def test_an_array_of_a_loader_that_fails(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Lazy:\n    def __array__(self, *a, **k):\n        raise OSError('no disk')\n"
+        "def load():\n    return {'x': Lazy()}\n"
+    )
+    with pytest.raises(DataError, match="the function of your own failed") as error:
+        load_data(f"{path}:load", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+    assert error.value.why == "line 3: raise OSError('no disk'): OSError: no disk"
+
+
+def test_errors_of_this_program_are_not_blamed_on_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import numpy as np\ndef load():\n    yield np.zeros((5, 3), np.float32)\n")
+
+    def broken(*_: object) -> None:
+        raise TypeError("ours")
+
+    monkeypatch.setattr("onnxprune.data.dataset.check_array", broken)
+    with pytest.raises(TypeError, match="ours"):
+        load_data(f"{path}:load", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+
+
+def test_a_pair_of_batches_of_a_loader_is_two_batches(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\ndef batch(n):\n    return {'x': np.zeros((n, 3), np.float32), 'labels': np.arange(n)}\n"
+        "def load():\n    return batch(5), batch(2)\n"
+    )
+    data = load_data(f"{path}:load", [InputSpec("x", np.dtype(np.float32), (None, 3))])
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1, 2, 3, 4, 0, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.errors import DataError, OptionError
+from onnxprune.errors import DataError, DataWarning, OptionError
 from onnxprune.metrics.paired_tests import difference
 from onnxprune.metrics.statistics import on_all
 from onnxprune.metrics.tasks import Task, amounts, find_task
@@ -312,3 +313,80 @@ def test_masks_that_count_nowhere_and_empty_texts_are_refused() -> None:
         found(np.full((N, 8, 8), 255, np.uint8), scores(3, 8, 8))
     with pytest.raises(DataError, match="no character"):
         found(np.array([""] * N), scores(20, 5), task="ctc")
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_a_column_of_truth_values_is_binary(kind: type) -> None:
+    labels, outputs = numbers(2, 1).astype(kind), scores(1)
+    task = found(labels, outputs)
+    assert task is not None
+    assert task.decode is not None
+    assert task.name == "binary"
+    measured = amounts(task.statistics([outputs], task.decode([outputs]), labels), N)
+    assert measured["accuracy"] == pytest.approx(100 * ((outputs[:, 0] > 0) == labels[:, 0]).mean())
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [((8, 8), True), ((64, 64), True), ((63, 63), True), ((61, 64), True), ((64, 40), False), ((80, 64), False)],
+)
+def test_masks_of_another_form_are_refused(shape: tuple[int, int], fits: bool) -> None:
+    labels = numbers(3, *shape)
+    if fits:  # a map of 8 x 8 for 61 x 64 is rounded up
+        assert found(labels, scores(3, 8, 8) if shape == (61, 64) else scores(3, *shape)) is not None
+        return
+    with pytest.raises(DataError, match="the masks have another form than the predictions") as error:
+        found(labels, scores(3, 64, 64))
+    assert error.value.why == f"masks are {shape[0]} x {shape[1]}, predictions are 64 x 64"
+
+
+OTHERS: dict[str, tuple[Array, tuple[Array, ...], str, int]] = {
+    "classify": (np.arange(N) % 5, (scores(2), scores(5)), "classify", 1),
+    "classify, the first of those that fit": (np.arange(N) % 5, (scores(2), scores(7), scores(5)), "classify", 1),
+    "classify, the first": (np.arange(N) % 2, (scores(2), scores(5)), "classify", 0),
+    "regress": (scores(3), (scores(2), scores(3)), "regress", 1),
+    "regress of one value": (scores(), (scores(8), scores(1)), "regress", 1),
+    "multilabel": (numbers(2, 4), (scores(3), scores(4)), "multilabel", 1),
+    "multilabel behind a map": (numbers(2, 4), (scores(3, 8, 8), scores(4)), "multilabel", 1),
+}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("case", OTHERS)
+def test_predictions_are_of_the_output_that_fits_the_labels(case: str, asked: bool) -> None:
+    labels, outputs, name, place = OTHERS[case]
+    task = found(labels, *outputs, task=name if asked else None)
+    assert task is not None
+    assert task.decode is not None
+    assert task.name == name
+    decoded = task.decode(list(outputs))
+    assert np.array_equal(decoded, outputs[place].reshape(N, -1))
+    assert task.lead is not None
+    assert task.lead.name in amounts(task.statistics(list(outputs), decoded, labels), N)
+
+
+def test_where_no_output_fits_the_first_is_refused() -> None:
+    with pytest.raises(DataError, match="out of range") as error:
+        found(np.arange(N), scores(2), scores(5))
+    assert error.value.why == f"the largest is {N - 1}, the model has 2 classes"
+
+
+def test_where_the_number_of_classes_is_unknown_the_largest_is_told() -> None:
+    pytest.importorskip("pycocotools")
+    end2end = np.abs(scores(30, 6))
+    with pytest.warns(DataWarning, match="the largest class of the labels is 1"):
+        found(BOXES, end2end, decode="end2end")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        found(np.where(BOXES == 1, 0, BOXES), end2end, decode="end2end")
+        found(BOXES, YOLO)
+
+
+def test_objects_with_five_columns_are_boxes() -> None:
+    pytest.importorskip("pycocotools")
+    labels = objects([rows[:, :5] for rows in OF_BOXES])
+    task = found(labels, YOLO)
+    assert task is not None
+    assert task.decode is not None
+    assert task.name == "detect"
+    assert "map" in amounts(task.statistics([YOLO], task.decode([YOLO]), labels), N)

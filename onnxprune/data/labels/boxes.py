@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ from onnxprune.types import FloatArray, IntArray
 
 BEYOND = 0.05
 """Share of the boxes that may reach beyond their images."""
+LARGEST = 2**31 - 1
+"""Largest class number."""
 ROUNDING = 0.01
 """Distance by which normalised coordinates may leave the image."""
 
@@ -90,13 +93,11 @@ def _coco(content: dict[str, Any], path: Path, images: Sequence[Path], how: Prep
     if not np.isfinite(rows).all() or (boxes[:, 2:] < boxes[:, :2]).any():
         _wrong(path, "a box is not finite, or its width or height is negative")
     owners = np.array([owner_of[one["image_id"]] for one in mine], dtype=np.int64)
-    _remark(path, rows, owners, np.array([_sides(entries[number or 0]) for number in numbers], dtype=np.float64))
+    places = list(geometries(images, how))
+    sizes = [_sides(entries[number or 0]) for number in numbers]
+    _remark(path, rows, owners, _told(sizes, places), sized=True)
     result = []
-    for image, number, place, found in zip(
-        images, numbers, geometries(images, how), grouped(rows, owners, len(images)), strict=True
-    ):
-        entry = entries[number or 0]
-        size = _sides(entry)
+    for image, size, place, found in zip(images, sizes, places, grouped(rows, owners, len(images)), strict=True):
         result.append(moved(found, place, upright=not all(size) or is_upright(place, size, image, path)))
     classes = tuple(names[one] for one in ids) if names else ()
     return Labels(object_array(result), classes, "keypoints" if keypoints else "boxes")
@@ -107,20 +108,38 @@ def _sides(entry: Mapping[str, Any]) -> tuple[int, int]:
     return int(entry.get("width") or 0), int(entry.get("height") or 0)
 
 
-def _remark(path: Path, rows: FloatArray, owners: IntArray, sizes: FloatArray) -> None:
-    """Warn of objects that are listed twice, lie outside their images, or are corners read as sizes; sizes are (images, 2)."""
-    if not len(rows):
-        return
+def _told(sizes: Sequence[tuple[int, int]], places: Sequence[Geometry]) -> FloatArray:
+    """Return widths and heights of images, (images, 2): as a label file says, else as they are."""
+    pairs = [size if all(size) else place.source for size, place in zip(sizes, places, strict=True)]
+    return np.array(pairs, dtype=np.float64)
+
+
+def _remark_twice(path: Path, rows: FloatArray, owners: IntArray) -> None:
+    """Warn of objects of one image that are listed twice."""
     twice = len(rows) - len(np.unique(np.column_stack([owners, rows]), axis=0))
     if twice:
         _warn(path, f"{twice} of {len(rows)} annotations are there twice")
+
+
+def _remark(path: Path, rows: FloatArray, owners: IntArray, sizes: FloatArray, *, sized: bool) -> None:
+    """Warn of objects that are listed twice, lie outside their images, or are corners read as sizes.
+
+    Args:
+        path: of the labels.
+        rows: x1 y1 x2 y2 and more of all objects.
+        owners: number of the image of each.
+        sizes: width and height of images, (images, 2).
+        sized: whether the labels give width and height of boxes.
+    """
+    if not len(rows):
+        return
+    _remark_twice(path, rows, owners)
     size = sizes[owners]
-    told = (size > 0).all(axis=1)
-    outside = told & ((rows[:, :2] >= size).any(axis=1) | (rows[:, 2:BOX] <= 0).any(axis=1))
+    outside = (rows[:, :2] >= size).any(axis=1) | (rows[:, 2:BOX] <= 0).any(axis=1)
     if outside.any():
         _warn(path, f"{int(outside.sum())} of {len(rows)} boxes lie outside their images, and are left out")
-    beyond = told & ~outside & (rows[:, 2:BOX] > size + 1).any(axis=1)
-    if beyond.sum() > BEYOND * len(rows):
+    beyond = ~outside & (rows[:, 2:BOX] > size + 1).any(axis=1)
+    if sized and beyond.sum() > BEYOND * len(rows):
         _warn(
             path,
             f"{int(beyond.sum())} of {len(rows)} boxes reach beyond their images: COCO gives x, y, width, height, not corners",
@@ -169,6 +188,7 @@ def read_yolo(
     rows = np.concatenate([found for found in result if len(found)] or [np.zeros((0, width))])
     classes = names_near(folder)
     check_classes(rows, classes, folder)
+    _remark_twice(folder, rows, np.repeat(np.arange(len(result)), list(map(len, result))))
     values = object_array([found if len(found) else np.zeros((0, width)) for found in result])
     return Labels(values, classes, "keypoints" if keypoints else "boxes")
 
@@ -196,6 +216,8 @@ def _yolo_rows(file: Path, place: Geometry, keypoints: bool) -> FloatArray:
     number, boxes = values[:, 0], values[:, 1:least]
     if not np.isfinite(values).all() or (number < 0).any() or (number % 1).any():
         _wrong(file, "a class is no whole number from 0, or a coordinate is not finite")
+    if number.max() > LARGEST:
+        _wrong(file, f"a class is larger than {LARGEST}")
     if (boxes < -ROUNDING).any() or (boxes > 1 + ROUNDING).any():
         _wrong(file, "a coordinate is below 0 or above 1", "divide coordinates by the width and height of the image")
     size = np.array(place.source, dtype=np.float64)
@@ -238,13 +260,25 @@ def read_voc(folder: Path, files: Sequence[Path], images: Sequence[Path], how: P
         np.array([(*box, number_of[name], hard) for name, box, hard in objects]).reshape(-1, 6) for objects in found
     ]
     first = min((float(row[:, :2].min()) for row in rows if len(row)), default=1.0)
-    result = []
-    for image, file, tree, place, row in zip(images, sources, trees, geometries(images, how), rows, strict=True):
+    places = list(geometries(images, how))
+    sizes = [
+        read_file(file, functools.partial(_size_of, tree), "XML") for tree, file in zip(trees, sources, strict=True)
+    ]
+    for row in rows:
         row[:, :2] -= first >= 1
-        size = tuple(int(float(tree.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
-        upright = not all(size) or is_upright(place, (size[0], size[1]), image, file)
+    owners = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    _remark(folder, np.concatenate(rows), owners, _told(sizes, places), sized=False)
+    result = []
+    for image, file, size, place, row in zip(images, sources, sizes, places, rows, strict=True):
+        upright = not all(size) or is_upright(place, size, image, file)
         result.append(moved(row, place, upright=upright))
     return Labels(object_array(result), classes, "boxes")
+
+
+def _size_of(tree: Element) -> tuple[int, int]:
+    """Return width and height of an image as the file says; 0 where it does not."""
+    width, height = (int(float(tree.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
+    return width, height
 
 
 def _voc_objects(tree: Element, file: Path) -> list[tuple[str, tuple[float, ...], bool]]:

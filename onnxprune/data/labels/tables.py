@@ -16,6 +16,7 @@ from onnxprune.errors import DataError
 Rows = list[list[str]]
 TABLES = frozenset({".csv", ".tsv", ".txt"})
 SEPARATORS = ",;\t"
+LARGEST = np.iinfo(np.int64).max
 REPEATED = 2
 """Rows per different name, on average, from which names count as classes; else they count as texts."""
 TASKS = ("classify", "binary", "multilabel", "regress", "embed", "ctc")
@@ -118,7 +119,11 @@ def interpreted(rows: Rows, header: Sequence[str], path: Path, task: str | None 
     if task in ("classify", "binary", "embed") and not whole:
         _wrong(path, "a label is not a whole number", "give class numbers or names")
     if columns == 1 and whole and task != "regress":
-        return Column(np.array(list(map(int, first))), lambda values: Labels(values, (), "classes"))
+        whole_numbers = list(map(int, first))
+        for number, one in enumerate(whole_numbers):
+            if abs(one) > LARGEST:
+                _wrong(path, f"a label of row {number + 1} is {one}, beyond 64 bits", "give class numbers, or names")
+        return Column(np.array(whole_numbers, dtype=np.int64), lambda values: Labels(values, (), "classes"))
     return Column(numbers[:, 0] if columns == 1 else numbers, lambda values: Labels(values, (), "numbers"))
 
 
