@@ -340,7 +340,7 @@ def task_of(
     some = data.take(np.unique(np.linspace(0, len(data) - 1, looked, dtype=np.int64)))
     outputs = predict_task(runs[0], some, size, signature, whole=True).outputs
     scores = None if runs[1] is None else predict(runs[1], some, size, signature, names=names)
-    return Found(find_task(asked, some.labels, outputs, scores, some.picture_size, one), outputs, some)
+    return Found(find_task(asked, some.labels, outputs, scores, some.picture_size, one, data.labels), outputs, some)
 
 
 def finite_check(compared: Comparison) -> Check:

@@ -164,6 +164,7 @@ def find_task(
     scores: Outputs | None = None,
     size: tuple[int, int] = (0, 0),
     run: Outputs | None = None,
+    every: Array | None = None,
 ) -> Task | None:
     """Return the task of a model: as asked, else what labels and outputs tell; None where neither does.
 
@@ -174,6 +175,7 @@ def find_task(
         scores: tensors in front of a selection (the scores that an ArgMax takes), which classes are read from; None: the outputs.
         size: height and width of the network's input; (0, 0) where it takes no pictures.
         run: outputs of one run, which boxes are decoded from; None: `outputs`. Rows per sample may differ between runs.
+        every: labels of all samples, which must fit and hold something; None: `labels`.
 
     Raises:
         DataError: the labels do not fit the task or the outputs.
@@ -198,7 +200,7 @@ def find_task(
     found = (name in IN_FRONT and scores) or (name in BOXES and run) or outputs
     lead = () if own is None else (own_metric(own, asked.direction),)
     try:
-        decode, measures = _measured(name, asked, labels, found, size)
+        decode, measures = _measured(name, asked, labels if every is None else every, found, size)
     except DataError:
         if own is None or asked.task is not None:
             raise

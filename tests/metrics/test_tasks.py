@@ -390,3 +390,12 @@ def test_objects_with_five_columns_are_boxes() -> None:
     assert task.decode is not None
     assert task.name == "detect"
     assert "map" in amounts(task.statistics([YOLO], task.decode([YOLO]), labels), N)
+
+
+def test_all_labels_must_fit_and_some_must_hold_something() -> None:
+    outputs = scores(3)
+    with pytest.raises(DataError, match="out of range"):
+        find_task(Judging(), numbers(3), [outputs], None, SIZE, every=np.append(numbers(3), 7))
+    empty, one = np.zeros((N, 0, 5)), np.tile(np.array([[[1.0, 1, 5, 5, 0]]]), (2 * N, 1, 1))
+    boxes = [np.abs(scores(9, 80)) / 10]
+    assert find_task(Judging(task="detect"), empty, boxes, None, SIZE, every=one) is not None
