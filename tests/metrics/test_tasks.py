@@ -29,5 +29,5 @@ def test_own_metric_needs_no_decoder(labels: Any, outputs: Any, name: str) -> No
     assert found is not None
     assert (found.name, found.decode, [metric.name for metric in found.metrics]) == ("metric", None, ["own"])
     for asked in (Judging(), Judging(task=name), Judging(task=name, metric=own)):
-        with pytest.raises(DataError, match="numbers of classes|no decoder fits"):
+        with pytest.raises(DataError, match=r"numbers of classes|no decoder fits"):
             find_task(asked, labels, outputs, size=(64, 64))
