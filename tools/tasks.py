@@ -180,10 +180,10 @@ def onnxprune(folder: Path, *arguments: str) -> Record:
     return {**found, "rc": done.returncode, "seconds": time.perf_counter() - begin}
 
 
-def measured(found: Record, wanted: str) -> Record:
-    """Return value, amounts, interval and verdict of a check of quality, of the report of `prune` or the verdict of `check`."""
+def measured(found: Record) -> Record:
+    """Return value, amounts, interval and verdict of the check of the leading metric, of the report of `prune` or the verdict of `check`."""
     checks = (found["verdict"] if isinstance(found["verdict"], dict) else found)["checks"]
-    check = next(c for c in checks if wanted in c["name"])
+    check = next(c for c in checks if re.search(r" (drop|rise)", c["name"]))
     amounts = re.match(r"([\d.]+) ?%? -> ([\d.]+)", check["detail"])
     ends = re.search(r"interval (-?[\d.e-]+) to (-?[\d.e-]+)", check["detail"])
     return {
@@ -213,7 +213,7 @@ def run_row(row: Row, folder: Path, cache: Path) -> Record:
         "after": report["after"][row.lead],
         "half": [report[side].get("map50") for side in ("before", "after")],
         "verdict": report["verdict"]["headline"],
-        "task": measured(report, "drop"),
+        "task": measured(report),
     }
     own = ["--task", words[words.index("--task") + 1]]
     kept = [word for k, word in enumerate(words) if word not in own and words[k - 1] != "--characters"]
@@ -222,7 +222,7 @@ def run_row(row: Row, folder: Path, cache: Path) -> Record:
     metric = f"user_metrics.py:{row.metric}"
     found = onnxprune(folder, *pair, *kept, "--metric", metric, "--direction", row.direction)
     record |= {
-        "own": measured(found, "drop"),
+        "own": measured(found),
         "own_seconds": found["seconds"],
         "own_verdict": found["quality"],
     }
@@ -241,7 +241,7 @@ def run_again(row: Row, share: float, folder: Path) -> Record:
         report = onnxprune(folder, *typed, "--tolerate", "100", *options)
         pair = ["check", target, "--baseline", "model.onnx", "--max-drop", "100", "--data", row.judged, *words]
         found = onnxprune(folder, *pair)
-        record[name] = {"removed": report["change"]["flops_removed"], **measured(found, "drop")}
+        record[name] = {"removed": report["change"]["flops_removed"], **measured(found)}
     return record
 
 
