@@ -32,7 +32,7 @@ OWNERS = {
     "dask": {"runtime.workers"},
     "distributed": {"runtime.workers"},
     "rapidfuzz": {"metrics.text"},
-    "pycocotools": {"metrics.detection"},
+    "pycocotools": {"data.instances", "metrics.detection"},
     "platformdirs": {"runtime.machine"},
     "matplotlib": {"report.matplotlib_plots"},
     "bokeh": {"report.bokeh_plots"},

@@ -8,10 +8,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, softmax
 
+from onnxprune.data.labels.values import object_array
 from onnxprune.types import Array, FloatArray, IntArray
 
 BLOCK = 256
 """Candidates of the suppression that are compared at once."""
+FLOOR, IOU, LIMIT = 0.001, 0.7, 300
+"""Lowest score, IoU of the suppression, and most boxes of a sample, as ultralytics validates YOLO."""
 CANDIDATES = 30_000
 """Candidates of the suppression of one sample, the highest scores first (ultralytics' `max_nms`)."""
 
@@ -75,6 +78,35 @@ def suppress(boxes: FloatArray, scores: Array, classes: Array, *, iou: float, li
         if len(kept) >= limit:
             break
     return kept[:limit]
+
+
+def suppressed(
+    boxes: Array, scores: Array, floor: float = FLOOR, iou: float = IOU, beside: Array | None = None
+) -> Array:
+    """Return what a suppression leaves of all samples: an (n,) object array of rows x1 y1 x2 y2 score class, the highest score first.
+
+    Args:
+        boxes: (n, A, 4) corners.
+        scores: (n, A, c); a box counts for each class above the floor.
+        floor: lowest score.
+        iou: of `suppress`.
+        beside: (n, A, k), further columns of the rows.
+    """
+    result = []
+    for sample, (corner, score) in enumerate(zip(boxes, scores, strict=True)):
+        pairs = np.flatnonzero(score >= floor)
+        pairs = pairs[best(score.reshape(-1)[pairs])]
+        anchors, classes = np.unravel_index(pairs, score.shape)
+        rows = table(corner[anchors], score[anchors, classes], classes)
+        left = suppress(rows[:, :4], rows[:, 4], classes, iou=iou, limit=LIMIT)
+        more = () if beside is None else (beside[sample, anchors[left]],)
+        result.append(np.concatenate([rows[left], *more], axis=1))
+    return object_array(result)
+
+
+def table(boxes: Array, scores: Array, classes: Array) -> FloatArray:
+    """Return rows x1 y1 x2 y2 score class, (m, 6)."""
+    return np.concatenate([boxes, scores[:, None], classes[:, None]], axis=1, dtype=np.float64)
 
 
 def best(scores: Array) -> IntArray:

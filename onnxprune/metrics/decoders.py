@@ -4,20 +4,24 @@ A detector's outputs have no standard form. Each row of `DECODERS` reads one for
 shapes of the outputs, or is told by name. Below n is the number of samples of the run, A that of anchors, c that of classes; sizes are
 (height, width) of the network's input, and boxes are in pixels of it.
 
-Not read: heads in front of their decoding (YOLOv5 with three outputs, SSD with offsets), masks of instance segmentation.
+Not read: heads in front of their decoding (YOLOv5 with three outputs, SSD with offsets).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
+from onnxprune.data.instances import Instances
+from onnxprune.data.labels.values import object_array
 from onnxprune.errors import DataError
+from onnxprune.metrics import masks
 from onnxprune.metrics.boxes import (
-    best,
+    FLOOR,
+    IOU,
+    LIMIT,
     cells,
     corners,
     grid,
@@ -26,15 +30,16 @@ from onnxprune.metrics.boxes import (
     relative,
     shares,
     suppress,
+    suppressed,
+    table,
 )
+from onnxprune.metrics.text_maps import text_boxes
 from onnxprune.types import Array, FloatArray
 
 Outputs = Sequence[Array]
 Size = tuple[int, int]
 Shape = tuple[int, ...]
 
-FLOOR, IOU, LIMIT = 0.001, 0.7, 300
-"""Lowest score, IoU of the suppression, and most boxes of a sample, as ultralytics validates YOLO."""
 SSD_FLOOR, SSD_IOU = 0.01, 0.45
 """Lowest score and IoU of the suppression of SSD (https://arxiv.org/abs/1512.02325, section 3.1)."""
 FACE_FLOOR, FACE_IOU = 0.02, 0.4
@@ -57,6 +62,7 @@ class Decoder:
             (m, 6 + 3K): and x y confidence of each. The highest scores are first.
         usual: tells of shapes that can be of this form whether they are likely, for an input of a size.
         task: `detect`, or `keypoints`.
+        instances: returns the same with the mask of each box, as `Instances`, where the outputs hold masks; None: they hold none.
         classes: returns the number of classes that outputs tell; 0: they do not.
     """
 
@@ -66,6 +72,7 @@ class Decoder:
     decode: Callable[[Outputs, Size], Array]
     usual: Callable[[Sequence[Shape], Size], bool] = lambda shapes, size: True
     task: str = "detect"
+    instances: Callable[[Outputs, Size], Array] | None = None
     classes: Callable[[Outputs], int] = lambda outputs: 0
 
     def fits(self, outputs: Outputs, size: Size) -> bool:
@@ -143,6 +150,16 @@ def _pair(shapes: Sequence[Shape], classes: int) -> bool:
     return 4 in widths and min(widths) >= classes
 
 
+def _prototypes(shapes: Sequence[Shape]) -> bool:
+    """Return whether outputs are (n, 4 + c + k, A) and prototypes of masks (n, k, h, w), in any order."""
+    ranked = sorted(shapes, key=len)
+    return (
+        [len(shape) for shape in ranked] == [3, 4]
+        and ranked[0][0] == ranked[1][0]
+        and 4 + 1 + ranked[1][1] <= ranked[0][1] < ranked[0][2]
+    )
+
+
 def _faces(shapes: Sequence[Shape]) -> bool:
     return (
         len(shapes) == 3
@@ -166,41 +183,32 @@ def _lists(shapes: Sequence[Shape]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------- decoding
 
 
-def _collected(samples: Iterable[FloatArray]) -> Array:
-    """Return an object array with one array per sample."""
-    arrays = list(samples)
-    result = np.empty(len(arrays), dtype=object)
-    for number, rows in enumerate(arrays):
-        result[number] = rows
-    return result
-
-
-def _table(boxes: Array, scores: Array, classes: Array) -> FloatArray:
-    return np.concatenate([boxes, scores[:, None], classes[:, None]], axis=1, dtype=np.float64)
-
-
-def _suppressed(boxes: Array, scores: Array, floor: float = FLOOR, iou: float = IOU) -> Array:
-    """Return what a suppression leaves of corners (n, A, 4) with scores (n, A, c); a box counts for each class above the floor."""
-
-    def of(boxes: Array, scores: Array) -> FloatArray:
-        pairs = np.flatnonzero(scores >= floor)
-        pairs = pairs[best(scores.reshape(-1)[pairs])]
-        anchors, classes = np.unravel_index(pairs, scores.shape)
-        rows = _table(boxes[anchors], scores[anchors, classes], classes)
-        return rows[suppress(rows[:, :4], rows[:, 4], classes, iou=iou, limit=LIMIT)]
-
-    return _collected(of(*sample) for sample in zip(boxes, scores, strict=True))
-
-
 def _yolov8(outputs: Outputs, size: Size) -> Array:
     rows = outputs[0].transpose(0, 2, 1)
-    return _suppressed(corners(rows[..., :4]), probabilities(rows[..., 4:]))
+    return suppressed(corners(rows[..., :4]), probabilities(rows[..., 4:]))
+
+
+def _yolov8_seg(outputs: Outputs, size: Size) -> Array:
+    rows, prototypes = sorted(outputs, key=np.ndim)
+    return _yolov8([rows[:, : -prototypes.shape[1]]], size)
+
+
+def _yolov8_masks(outputs: Outputs, size: Size) -> Array:
+    rows, prototypes = sorted(outputs, key=np.ndim)
+    rows, k = rows.transpose(0, 2, 1), prototypes.shape[1]
+    found = suppressed(corners(rows[..., :4]), probabilities(rows[..., 4:-k]), beside=rows[..., -k:])
+    return object_array(
+        [
+            Instances(of[:, :6], masks.of_prototypes(of[:, 6:], planes, of[:, :4], size))
+            for of, planes in zip(found, prototypes, strict=True)
+        ]
+    )
 
 
 def _yolov5(outputs: Outputs, size: Size) -> Array:
     rows = outputs[0]
     scores = probabilities(rows[..., 4:])
-    return _suppressed(corners(rows[..., :4]), scores[..., :1] * scores[..., 1:])
+    return suppressed(corners(rows[..., :4]), scores[..., :1] * scores[..., 1:])
 
 
 def _yolox(outputs: Outputs, size: Size) -> Array:
@@ -222,7 +230,7 @@ def _end2end(outputs: Outputs, size: Size) -> Array:
         rows = rows[rows[:, 4] >= FLOOR]
         return rows[np.argsort(-rows[:, 4], kind="stable")[:LIMIT]]
 
-    return _collected(of(rows) for rows in outputs[0])
+    return object_array([of(rows) for rows in outputs[0]])
 
 
 def _pose(outputs: Outputs, size: Size) -> Array:
@@ -231,12 +239,12 @@ def _pose(outputs: Outputs, size: Size) -> Array:
         classes = np.zeros(len(rows), dtype=np.int64)
         left = suppress(corners(rows[:, :4]), rows[:, 4], classes, iou=IOU, limit=LIMIT)
         rows = rows[left]
-        return np.concatenate([_table(corners(rows[:, :4]), rows[:, 4], classes[left]), rows[:, 5:]], axis=1)
+        return np.concatenate([table(corners(rows[:, :4]), rows[:, 4], classes[left]), rows[:, 5:]], axis=1)
 
     rows = outputs[0].transpose(0, 2, 1)
     rows = np.concatenate([rows[..., :4], probabilities(rows[..., 4:5]), rows[..., 5:]], axis=-1)
     rows[..., 7::3] = probabilities(rows[..., 7::3])
-    return _collected(of(sample) for sample in rows)
+    return object_array([of(sample) for sample in rows])
 
 
 def _boxes_and_scores(outputs: Outputs, are_boxes: Callable[[Array], bool]) -> tuple[Array, Array]:
@@ -270,15 +278,15 @@ def _detr(outputs: Outputs, size: Size) -> Array:
     def of(boxes: Array, scores: Array) -> FloatArray:
         first = np.argsort(-scores, axis=None, kind="stable")[:LIMIT]
         queries, classes = np.unravel_index(first, scores.shape)
-        return _table(boxes[queries], scores[queries, classes], classes)
+        return table(boxes[queries], scores[queries, classes], classes)
 
-    return _collected(of(*sample) for sample in zip(boxes, scores, strict=True))
+    return object_array([of(*sample) for sample in zip(boxes, scores, strict=True)])
 
 
 def _ssd(outputs: Outputs, size: Size) -> Array:
     boxes, scores = _boxes_and_scores(outputs, lambda boxes: bool((boxes[..., 2:] >= boxes[..., :2]).mean() > 0.9))
     boxes = pixels(boxes, size) if relative(boxes) else boxes.astype(np.float64)
-    return _suppressed(boxes, shares(scores)[..., 1:], SSD_FLOOR, SSD_IOU)
+    return suppressed(boxes, shares(scores)[..., 1:], SSD_FLOOR, SSD_IOU)
 
 
 def _retinaface(outputs: Outputs, size: Size) -> Array:
@@ -298,17 +306,17 @@ def _retinaface(outputs: Outputs, size: Size) -> Array:
         decoded = np.concatenate(
             [centres + 0.1 * boxes[..., :2] * sides, sides * np.exp(0.2 * boxes[..., 2:].astype(np.float64))], axis=-1
         )
-    return _suppressed(corners(decoded), shares(scores)[..., 1:], FACE_FLOOR, FACE_IOU)
+    return suppressed(corners(decoded), shares(scores)[..., 1:], FACE_FLOOR, FACE_IOU)
 
 
-def _nms(outputs: Outputs, size: Size) -> Array:
+def _nms(outputs: Outputs, size: Size, planes: Array | None = None) -> Array:
     """Read results of a suppression in the graph: corners in pixels, or in parts of the input.
 
     Labels are integers. Where two outputs hold whole numbers labels come first. With a number of results, boxes in parts of the input are
-    y1 x1 y2 x2, as in TensorFlow's detection API; boxes behind that number are left out.
+    y1 x1 y2 x2, as in TensorFlow's detection API; boxes behind that number are left out. With masks (n, m, h, w) results are instances.
     """
     shapes = [output.shape for output in outputs]
-    at = next(n for n, s in enumerate(shapes) if s[-1:] == (4,) and len(s) > 1 and shapes.count(s[:-1]) == 2)
+    at = _boxes_among(shapes)
     boxes, lead = outputs[at].astype(np.float64), shapes[at][:-1]
     first, second = (output for output in outputs if output.shape == lead)
     counts = [output for output in outputs if output.shape not in (lead, shapes[at]) and output.ndim < 3]
@@ -324,37 +332,28 @@ def _nms(outputs: Outputs, size: Size) -> Array:
     if left.any() and relative(boxes[left]):
         boxes = pixels(boxes[..., [1, 0, 3, 2]] if counts else boxes, size)
 
-    def of(boxes: Array, scores: Array, labels: Array, left: Array) -> FloatArray:
-        rows = _table(boxes, scores, labels)[left]
-        return rows[np.argsort(-rows[:, 4], kind="stable")]
+    def of(sample: int) -> FloatArray | Instances:
+        rows = table(boxes[sample], scores[sample], labels[sample])
+        order = np.flatnonzero(left[sample])
+        order = order[np.argsort(-rows[order, 4], kind="stable")]
+        rows = rows[order]
+        return rows if planes is None else Instances(rows, masks.pasted(planes[sample][order], rows[:, :4], size))
 
-    return _collected(of(*sample) for sample in zip(boxes, scores, labels, left, strict=True))
-
-
-TEXT, BOX, UNCLIP, SIDE = 0.3, 0.6, 1.5, 3
-"""Of text maps (differentiable binarization): probability of a pixel, lowest mean of a region, how far its box is enlarged relative to
-area / perimeter, shortest side of a region in pixels of the map; values of PP-OCR."""
+    return object_array([of(sample) for sample in range(len(boxes))])
 
 
-def _db(outputs: Outputs, size: Size) -> Array:
-    """Read maps of text: regions above a probability, as boxes along the axes, enlarged; the score is the mean of the region."""
-    maps = probabilities(outputs[0][:, 0])
-    scale = np.tile([size[1] / maps.shape[2], size[0] / maps.shape[1]], 2)
+def _nms_masks(outputs: Outputs, size: Size) -> Array:
+    """Read masks (m, 1, h, w) or (n, m, h, w) beside the results, probabilities in their boxes or in the whole input (Mask R-CNN)."""
+    shapes = [output.shape for output in outputs]
+    lead = shapes[_boxes_among(shapes)][:-1]
+    one = len(lead) == 1
+    found = next((o for o in outputs if o.ndim == 4 and o.shape[:2] == ((*lead, 1) if one else lead)), None)
+    return _nms(outputs, size, found[None, :, 0] if one and found is not None else found)
 
-    def of(text: Array) -> FloatArray:
-        regions, number = ndimage.label(text > TEXT, structure=np.ones((3, 3), dtype=int))
-        if not number:
-            return np.zeros((0, 6))
-        scores = np.asarray(ndimage.mean(text.astype(np.float64), regions, np.arange(1, number + 1)))
-        boxes = np.array([[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(regions)], dtype=float)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        grow = (UNCLIP * sides.prod(axis=1) / (2 * sides.sum(axis=1)))[:, None] * np.array([-1, -1, 1, 1])
-        boxes = np.clip((boxes + grow) * scale, 0, np.tile([size[1], size[0]], 2))
-        left = np.flatnonzero((sides.min(axis=1) >= SIDE) & (scores >= BOX))
-        left = left[np.argsort(-scores[left], kind="stable")]
-        return _table(boxes[left], scores[left], np.zeros(len(left)))
 
-    return _collected(of(text) for text in maps)
+def _boxes_among(shapes: Sequence[Shape]) -> int:
+    """Return the number of the output that holds the boxes: (…, 4), where two others are (…)."""
+    return next(n for n, s in enumerate(shapes) if s[-1:] == (4,) and len(s) > 1 and shapes.count(s[:-1]) == 2)
 
 
 DECODERS: Mapping[str, Decoder] = {
@@ -366,6 +365,14 @@ DECODERS: Mapping[str, Decoder] = {
             lambda shapes: _columns_of(shapes, 5),
             _yolov8,
             classes=lambda outputs: outputs[0].shape[1] - 4,
+        ),
+        Decoder(
+            "yolov8_seg",
+            "(n, 4 + c + k, A), prototypes (n, k, h, w): as yolov8, then coefficients of masks (YOLOv8-seg, v11-seg)",
+            _prototypes,
+            _yolov8_seg,
+            instances=_yolov8_masks,
+            classes=lambda outputs: min(outputs, key=np.ndim).shape[1] - 4 - max(outputs, key=np.ndim).shape[1],
         ),
         Decoder(
             "yolov5",
@@ -416,15 +423,16 @@ DECODERS: Mapping[str, Decoder] = {
         ),
         Decoder(
             "nms",
-            "boxes (m, 4) or (n, m, 4), scores, labels, maybe their number (torchvision, TensorFlow's detection API)",
+            "boxes (m, 4) or (n, m, 4), scores, labels, maybe their number, masks (torchvision, TensorFlow's detection API)",
             _lists,
             _nms,
+            instances=_nms_masks,
         ),
         Decoder(
             "db",
             "(n, 1, h, w): probabilities of text (PP-OCR)",
             lambda shapes: _one(shapes, 4) and shapes[0][1] == 1,
-            _db,
+            lambda outputs, size: text_boxes(probabilities(outputs[0][:, 0]), size),
         ),
         Decoder(
             "yolov8_pose",

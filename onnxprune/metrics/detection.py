@@ -1,4 +1,4 @@
-"""Mean average precision of boxes and of keypoints, as COCO defines it, on all samples and on resamples of them.
+"""Mean average precision of boxes, masks and keypoints, as COCO defines it, on all samples and on resamples of them.
 
 pycocotools matches the detections of each image to its objects, once per model. A resample draws whole images, so it keeps these matches:
 an image that is drawn twice counts twice in the sums of the precision-recall curve, and no image is matched again.
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.data.instances import areas, hold_masks
+from onnxprune.data.labels.values import object_array
 from onnxprune.errors import DataError, OptionError
 from onnxprune.metrics.statistics import Statistic
 from onnxprune.types import Array, BoolArray, FloatArray, IntArray
@@ -45,7 +47,7 @@ def mean_average_precision(predictions: Array, labels: Array) -> Statistic:
 
     Args:
         predictions: (n,) object array of (m, 6): x1 y1 x2 y2 score class, in pixels; further columns (keypoints) are ignored. Detections
-            with a number that is not finite are dropped.
+            with a number that is not finite are dropped. `Instances` are read as their boxes.
         labels: (n,) object array of (m, 6): x1 y1 x2 y2 class crowd, crowd 1 for a region of many objects; further columns are ignored.
 
     Returns:
@@ -73,6 +75,31 @@ def at_half(predictions: Array, labels: Array) -> Statistic:
     Detections are matched at this IoU alone.
     """
     return _statistic(predictions, labels, THRESHOLDS[:1])
+
+
+def mask_average_precision(predictions: Array, labels: Array) -> Statistic:
+    """Return the COCO mAP of masks at IoU .50:.05:.95, of all areas, in percent, as a function of resamples.
+
+    Args:
+        predictions: (n,) object array of `Instances`; see `mean_average_precision`.
+        labels: the same, with masks of the same sizes.
+
+    Raises:
+        OptionError: pycocotools is not installed.
+        DataError: a sample has another form or no masks, or masks of a sample differ in size.
+    """
+    for number, pair in enumerate(zip(predictions, labels, strict=True)):
+        if not hold_masks(pair):
+            raise DataError("a sample has no masks", where=f"sample {number}")
+        sizes = {tuple(mask["size"]) for one in pair for mask in one.masks}
+        if len(sizes) > 1:
+            raise DataError(
+                "masks of labels and predictions differ in size",
+                where=f"sample {number}",
+                why=f"they are {' and '.join(f'{width} x {height}' for height, width in sorted(sizes))}",
+                hint="give a --preprocess with which all pictures have one size",
+            )
+    return _statistic(predictions, labels, THRESHOLDS, masks=True)
 
 
 def keypoint_average_precision(predictions: Array, labels: Array) -> Statistic:
@@ -203,21 +230,28 @@ class AveragePrecision:
 # ---------------------------------------------------------------------------------------------------------------- matching
 
 
-def _statistic(predictions: Array, labels: Array, thresholds: FloatArray, keypoints: int = 0) -> Statistic:
+def _statistic(
+    predictions: Array, labels: Array, thresholds: FloatArray, keypoints: int = 0, *, masks: bool = False
+) -> Statistic:
     """Match detections at thresholds, and return their mean average precision."""
     found, image = _rows(predictions, "predictions", 6 + 3 * keypoints)
     truth, place = _rows(labels, "labels", 6 + 3 * keypoints)
-    finite = np.isfinite(found).all(axis=1)
-    found, image = found[finite], image[finite]
     classes = np.unique(truth[:, 4])
-    found, image = _counting(found, image, classes, POSES if keypoints else BOXES)
-    hits, ignored, counts = _match(found, image, truth, place, thresholds, keypoints)
+    chosen = _counting(found, image, classes, POSES if keypoints else BOXES)
+    found, image = found[chosen], image[chosen]
+    outlines = (_masks(predictions)[chosen], _masks(labels)) if masks else None
+    hits, ignored, counts = _match(found, image, truth, place, thresholds, keypoints, outlines)
     truths = np.zeros((len(labels), len(classes)))
     np.add.at(truths, (place, np.searchsorted(classes, truth[:, 4])), counts)
     edges = np.searchsorted(found[:, 5], np.append(classes, np.inf))
     parts = [slice(*pair) for pair in itertools.pairwise(edges)]
     of = [_class(image[part], found[part, 4], hits[:, part], ignored[:, part]) for part in parts]
     return AveragePrecision(truths, of)
+
+
+def _masks(samples: Array) -> Array:
+    """Return the masks of all samples, an object array."""
+    return object_array([mask for one in samples for mask in one.masks])
 
 
 def _rows(samples: Array, what: str, width: int) -> tuple[FloatArray, IntArray]:
@@ -237,18 +271,16 @@ def _rows(samples: Array, what: str, width: int) -> tuple[FloatArray, IntArray]:
     return np.concatenate([np.empty((0, width)), *arrays]), place
 
 
-def _counting(found: FloatArray, image: IntArray, classes: FloatArray, limit: int) -> tuple[FloatArray, IntArray]:
-    """Return the detections that count: of classes that have objects, at most `limit` of an image and class.
+def _counting(found: FloatArray, image: IntArray, classes: FloatArray, limit: int) -> IntArray:
+    """Return the numbers of the detections that count: finite ones of classes that have objects, at most `limit` of an image and class.
 
     They are in the order of class, image, falling score and their own order.
     """
-    known = np.isin(found[:, 5], classes)
-    found, image = found[known], image[known]
-    order = np.lexsort((-found[:, 4], image, found[:, 5]))
-    found, image = found[order], image[order]
-    first = np.flatnonzero(_starts(found[:, 5], image))
-    rank = np.arange(len(found)) - np.repeat(first, np.diff(np.append(first, len(found))))
-    return found[rank < limit], image[rank < limit]
+    known = np.flatnonzero(np.isfinite(found).all(axis=1) & np.isin(found[:, 5], classes))
+    known = known[np.lexsort((-found[known, 4], image[known], found[known, 5]))]
+    first = np.flatnonzero(_starts(found[known, 5], image[known]))
+    rank = np.arange(len(known)) - np.repeat(first, np.diff(np.append(first, len(known))))
+    return known[rank < limit]
 
 
 def _starts(*keys: Array) -> BoolArray:
@@ -275,16 +307,22 @@ def _class(image: IntArray, scores: FloatArray, hits: BoolArray, ignored: BoolAr
 
 
 def _match(
-    found: FloatArray, image: IntArray, truth: FloatArray, place: IntArray, thresholds: FloatArray, keypoints: int
+    found: FloatArray,
+    image: IntArray,
+    truth: FloatArray,
+    place: IntArray,
+    thresholds: FloatArray,
+    keypoints: int,
+    masks: tuple[Array, Array] | None,
 ) -> tuple[BoolArray, BoolArray, BoolArray]:
-    """Match detections with objects of the same image and class, by `COCOeval.evaluateImg`.
+    """Match detections with objects of the same image and class, by `COCOeval.evaluateImg`; with masks of both by these.
 
     Returns:
         (t, d) detections that match an object that counts, (t, d) those that do not count, (objects,) objects that count.
     """
-    evaluation = _evaluation(thresholds, keypoints)
+    evaluation = _evaluation(thresholds, keypoints, "keypoints" if keypoints else "segm" if masks else "bbox")
     boxes = found[:, 2:4] - found[:, :2]
-    area = boxes[:, 0] * boxes[:, 1] if not keypoints else _extent(found[:, 6:])
+    area = areas(list(masks[0])) if masks else _extent(found[:, 6:]) if keypoints else boxes[:, 0] * boxes[:, 1]
     hits = np.zeros((len(thresholds), len(found)), dtype=bool)
     # without a match, a detection outside of the range of areas does not count
     ignored = np.repeat(((area < 0) | (area > LARGEST))[None], len(thresholds), axis=0)
@@ -293,13 +331,16 @@ def _match(
     detections = np.concatenate([found[:, :2], boxes, found[:, 4:5], area[:, None], found[:, 6:]], axis=1).tolist()
     for members in np.split(order, np.flatnonzero(_starts(truth[order, 4], place[order]))[1:]) if len(order) else ():
         start, stop = _span(found[:, 5], image, truth[members[0], 4], place[members[0]])
-        evaluation._gts = {(0, 0): list(_objects(truth[members], members))}
-        evaluation._dts = {
-            (0, 0): [
-                {"bbox": row[:4], "score": row[4], "area": row[5], "keypoints": row[6:], "id": start + number + 1}
-                for number, row in enumerate(detections[start:stop])
-            ]
-        }
+        there = list(_objects(truth[members], members))
+        given = [
+            {"bbox": row[:4], "score": row[4], "area": row[5], "keypoints": row[6:], "id": start + number + 1}
+            for number, row in enumerate(detections[start:stop])
+        ]
+        for one, mask in (
+            zip([*given, *there], [*masks[0][start:stop], *masks[1][members]], strict=True) if masks else ()
+        ):
+            one["segmentation"] = mask
+        evaluation._gts, evaluation._dts = {(0, 0): there}, {(0, 0): given}
         measure = evaluation.computeOks if keypoints else evaluation.computeIoU
         evaluation.ious = {(0, 0): measure(0, 0)}
         result = evaluation.evaluateImg(0, 0, [0, LARGEST], stop - start)
@@ -338,13 +379,13 @@ def _extent(points: FloatArray) -> FloatArray:
     return np.asarray(np.ptp(x, axis=1) * np.ptp(y, axis=1)) if len(points) else np.zeros(0)
 
 
-def _evaluation(thresholds: FloatArray, keypoints: int) -> Any:
-    """Return an evaluation of pycocotools without data: of boxes, or of objects with a number of keypoints."""
+def _evaluation(thresholds: FloatArray, keypoints: int, kind: str) -> Any:
+    """Return an evaluation of pycocotools without data: of a kind, and of objects with a number of keypoints."""
     try:
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise OptionError("mAP of detections needs pycocotools", hint="pip install 'onnxprune[detect]'") from error
-    evaluation = COCOeval(iouType="keypoints" if keypoints else "bbox")
+    evaluation = COCOeval(iouType=kind)
     evaluation.params.iouThrs = thresholds
     evaluation.params.maxDets = [POSES if keypoints else BOXES]
     if keypoints:

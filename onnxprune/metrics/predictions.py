@@ -17,8 +17,17 @@ from onnxprune.options.judging import Judging
 from onnxprune.types import Array
 
 
-def decoder_of(name: str, asked: Judging, outputs: Outputs, size: tuple[int, int]) -> Callable[[Outputs], Array]:
+def decoder_of(
+    name: str, asked: Judging, outputs: Outputs, size: tuple[int, int], *, masks: bool = False
+) -> Callable[[Outputs], Array]:
     """Return the function from the outputs of a run to predictions; whether scores are probabilities is that of `outputs`.
+
+    Args:
+        name: of the task.
+        asked: what the user says.
+        outputs: of a run.
+        size: height and width of the network's input.
+        masks: whether boxes are decoded with their masks, where outputs hold masks.
 
     Raises:
         DataError: no output has a form that the task knows.
@@ -27,7 +36,8 @@ def decoder_of(name: str, asked: Judging, outputs: Outputs, size: tuple[int, int
         from onnxprune.metrics.decoders import find_decoder
 
         decoder = find_decoder(outputs, size, asked.decode, task=name)
-        return lambda found: decoder.decode(found, size)
+        decode = (decoder.instances if masks else None) or decoder.decode
+        return lambda found: decode(found, size)
     if name == "segment":
         of = functools.partial(_map, size=size, probabilities=_in_unit(_place(_map_of, outputs, "a map")))
         return functools.partial(_place, of, form="(samples, classes, height, width)")

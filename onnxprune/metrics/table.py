@@ -140,6 +140,7 @@ METRICS: Mapping[str, Metric] = {
         _labelled("label_map", "mAP of labels"),
         _labelled("map", "mAP"),
         _labelled("map50", "mAP at IoU 0.5"),
+        _labelled("mask_map", "mAP of masks"),
         _labelled("keypoint_map", "mAP of keypoints"),
         _labelled("miou", "mIoU"),
         _labelled("dice", "Dice"),
@@ -163,13 +164,13 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "multilabel": ("label_map", "macro_f1", "auc"),
     "regress": ("r2", "mae", "rmse"),
     "embed": ("recall1", "recall5"),
-    "detect": ("map", "map50"),
+    "detect": ("map", "map50", "mask_map"),
     "segment": ("miou", "dice"),
     "keypoints": ("keypoint_map", "map"),
     "ctc": ("cer", "exact"),
 }
-"""Metrics of each task, the one that limits are held against first. Where a metric needs more than a model gives (five classes), it
-is left out."""
+"""Metrics of each task, the one that limits are held against first. Where a metric needs more than a model or the labels give (five
+classes, masks), it is left out."""
 TARGETS = tuple(name for name, metric in METRICS.items() if metric.predict is not None)
 """Metrics that can be targets."""
 ESTIMATED = tuple(name for name, metric in METRICS.items() if metric.estimated)

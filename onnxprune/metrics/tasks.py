@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.data.instances import hold_masks
 from onnxprune.errors import DataError, OptionError
 from onnxprune.metrics import classification, regression, retrieval, segmentation, text
 from onnxprune.metrics.outputs import Outputs, class_scores
@@ -293,8 +294,8 @@ def _measured(
     Raises:
         DataError: labels and predictions do not fit.
     """
-    decode = decoder_of(name, asked, outputs, size)
     labels = prepared(name, labels)
+    decode = decoder_of(name, asked, outputs, size, masks=name == "detect" and hold_masks(labels))
     place = place_of(name, labels, outputs)
     if place is not None:
         decode = functools.partial(_of_output, decode, place)
@@ -309,6 +310,8 @@ def _measured(
     if name in ("segment", *BOXES):
         check_classes(name, labels, outputs, size, asked.decode)
     known = _measures(name)
+    if name == "detect" and not (hold_masks(labels) and hold_masks(predictions)):
+        known.pop("mask_map")
     if name == "classify" and predictions.shape[1] <= 5:
         known.pop("top5")
     if name == "embed":
@@ -328,8 +331,12 @@ def _measures(name: str) -> dict[str, Measure]:
     if name in BOXES:
         from onnxprune.metrics import detection
 
-        boxes: dict[str, Measure] = {"map": detection.mean_average_precision, "map50": detection.at_half}
-        return boxes if name == "detect" else {**boxes, "keypoint_map": detection.keypoint_average_precision}
+        return {
+            "map": detection.mean_average_precision,
+            "map50": detection.at_half,
+            "mask_map": detection.mask_average_precision,
+            "keypoint_map": detection.keypoint_average_precision,
+        }
     tables: dict[str, dict[str, Measure]] = {
         "classify": {
             "top1": classification.topk(1),

@@ -240,7 +240,7 @@ def test_names_of_yolo_may_be_in_yaml(photos, tmp_path, monkeypatch):
     ("line", "says"),
     [
         ("0 .5 .5 .2", "4 values"),
-        ("0 .1 .1 .2 .2 .3 .3", "7 values"),
+        ("0 .1 .1 .2 .2 .3 .3 .4", "8 values"),
         ("0 .5 .5 .2 x", "not a number"),
         ("0.5 .5 .5 .2 .2", "no whole number"),
         ("-1 .5 .5 .2 .2", "no whole number"),

@@ -1,8 +1,9 @@
-"""Boxes and keypoints: COCO, YOLO and Pascal VOC."""
+"""Boxes, keypoints and outlines of objects: COCO, YOLO and Pascal VOC."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,9 @@ import numpy as np
 
 from onnxprune.data.geometry import Geometry
 from onnxprune.data.images import geometries
+from onnxprune.data.instances import Instances
 from onnxprune.data.labels.names import names_near
+from onnxprune.data.labels.outlines import POINTS, Outline, coco_outline, complete, extent, instances
 from onnxprune.data.labels.values import (
     BOX,
     Files,
@@ -28,7 +31,7 @@ from onnxprune.data.labels.values import (
     read_file,
 )
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import DataError, DataWarning
+from onnxprune.errors import DataError, DataWarning, first_line
 from onnxprune.types import FloatArray, IntArray
 
 BEYOND = 0.05
@@ -48,6 +51,8 @@ def _wrong(where: Path | str, why: str, hint: str = "correct the label file") ->
 
 def read_coco(path: Path, images: Sequence[Path], how: Preprocess, *, keypoints: bool = False) -> Labels:
     """Read objects of COCO: categories become 0 … k - 1 in ascending order of their ids.
+
+    Without `keypoints`, objects have masks where each has a segmentation; one without a box has that of its segmentation.
 
     Raises:
         DataError: the file is not valid, or does not name an image.
@@ -80,11 +85,8 @@ def _coco(content: dict[str, Any], path: Path, images: Sequence[Path], how: Prep
     unknown = next((one["category_id"] for one in mine if int(one["category_id"]) not in ids), None)
     if unknown is not None:
         _wrong(path, f"an annotation has the category {unknown}, which is not among the categories")
-    without = next((one for one in mine if len(one.get("bbox") or ()) != BOX), None)
-    if without is not None:
-        _wrong(path, f"the annotation {without.get('id')} has no box of four numbers")
-    boxes = np.array([one["bbox"] for one in mine], dtype=np.float64).reshape(-1, BOX)
-    boxes[:, 2:] += boxes[:, :2]
+    outlines: list[Outline | None] = [] if keypoints else _coco_outlines(mine, path)
+    boxes = np.array([_coco_box(*one, path) for one in itertools.zip_longest(mine, outlines)]).reshape(-1, BOX)
     facts = np.array([(ids[int(one["category_id"])], bool(one.get("iscrowd"))) for one in mine], dtype=np.float64)
     columns = [boxes, facts.reshape(-1, 2)]
     if keypoints:
@@ -96,11 +98,44 @@ def _coco(content: dict[str, Any], path: Path, images: Sequence[Path], how: Prep
     places = list(geometries(images, how))
     sizes = [_sides(entries[number or 0]) for number in numbers]
     _remark(path, rows, owners, _told(sizes, places), sized=True)
-    result = []
-    for image, size, place, found in zip(images, sizes, places, grouped(rows, owners, len(images)), strict=True):
-        result.append(moved(found, place, upright=not all(size) or is_upright(place, size, image, path)))
+    result: list[FloatArray | Instances] = []
+    whole = complete(outlines)
+    for image, size, place, of in zip(
+        images, sizes, places, grouped(np.arange(len(rows)), owners, len(images)), strict=True
+    ):
+        upright = not all(size) or is_upright(place, size, image, path)
+        if whole is None:
+            result.append(moved(rows[of], place, upright=upright))
+        else:
+            result.append(instances(rows[of], [whole[one] for one in of], place, str(path), upright=upright))
     classes = tuple(names[one] for one in ids) if names else ()
     return Labels(object_array(result), classes, "keypoints" if keypoints else "boxes")
+
+
+def _coco_outlines(objects: Sequence[Mapping[str, Any]], path: Path) -> list[Outline | None]:
+    """Return the outline of each object; where one is not valid, or some have none and others do, warn that masks are not read."""
+    found = []
+    for one in objects:
+        try:
+            found.append(coco_outline(one.get("segmentation")))
+        except (ValueError, TypeError, KeyError) as error:
+            _warn(path, f"masks are not read: the segmentation of the annotation {one.get('id')}: {first_line(error)}")
+            return [None] * len(objects)
+    without = sum(one is None for one in found)
+    if 0 < without < len(found):
+        _warn(path, f"masks are not read: {without} of {len(found)} annotations have no segmentation")
+    return found
+
+
+def _coco_box(one: Mapping[str, Any], outline: Outline | None, path: Path) -> FloatArray:
+    """Return corners: of the box that an annotation has, or of its outline."""
+    if not one.get("bbox") and outline is not None:
+        return extent(outline)
+    box = np.array(one.get("bbox") or (), dtype=np.float64)
+    if box.shape != (BOX,):
+        _wrong(path, f"the annotation {one.get('id')} has no box of four numbers")
+    box[2:] += box[:2]
+    return box
 
 
 def _sides(entry: Mapping[str, Any]) -> tuple[int, int]:
@@ -168,7 +203,8 @@ def read_yolo(
 ) -> Labels:
     """Read objects of YOLO, `class cx cy w h` in shares of the image turned upright; an image without a file has none.
 
-    With `keypoints`, lines go on with x, y and visibility of each point, or with x and y alone.
+    Lines may be `class x1 y1 x2 y2 x3 y3 …`, the points of an outline; where all of them are, objects have masks. With `keypoints`,
+    lines of boxes go on with x, y and visibility of each point, or with x and y alone.
 
     Raises:
         DataError: a line is not valid, or no image has a file.
@@ -177,57 +213,92 @@ def read_yolo(
     missing = sum(number is None for number in numbers)
     if missing > len(images) / 2:
         _warn(folder, f"{missing} of {len(images)} images have no label file, and count as images without objects")
-    result, width = [], 0
-    for number, place in zip(numbers, geometries(images, how), strict=True):
-        rows = np.zeros((0, 0)) if number is None else _yolo_rows(files[number], place, keypoints)
+    places, found, width = list(geometries(images, how)), [], 0
+    for number, place in zip(numbers, places, strict=True):
+        rows, outlines = (np.zeros((0, 0)), []) if number is None else _yolo_rows(files[number], place, keypoints)
         if len(rows) and width and rows.shape[1] != width:
             _wrong(files[number or 0], "its objects have another number of keypoints than those of other files")
         width = rows.shape[1] if len(rows) else width
-        result.append(rows)
+        found.append((rows, outlines))
     width = width or BOX + 2
-    rows = np.concatenate([found for found in result if len(found)] or [np.zeros((0, width))])
+    found = [(rows if len(rows) else np.zeros((0, width)), outlines) for rows, outlines in found]
     classes = names_near(folder)
-    check_classes(rows, classes, folder)
-    _remark_twice(folder, rows, np.repeat(np.arange(len(result)), list(map(len, result))))
-    values = object_array([found if len(found) else np.zeros((0, width)) for found in result])
-    return Labels(values, classes, "keypoints" if keypoints else "boxes")
+    every_row = np.concatenate([rows for rows, _ in found])
+    check_classes(every_row, classes, folder)
+    _remark_twice(folder, every_row, np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found]))
+    every = [outline for _, outlines in found for outline in outlines]
+    if 0 < every.count(None) < len(every):
+        _warn(
+            folder, f"masks are not read: {every.count(None)} of {len(every)} lines are boxes, the others are outlines"
+        )
+    values: list[FloatArray | Instances]
+    if complete(every) is None:
+        values = [moved(rows, place) for (rows, _), place in zip(found, places, strict=True)]
+    else:
+        values = [
+            instances(rows, [one for one in outlines if one is not None], place, str(folder))
+            for (rows, outlines), place in zip(found, places, strict=True)
+        ]
+    return Labels(object_array(values), classes, "keypoints" if keypoints else "boxes")
 
 
-def _yolo_rows(file: Path, place: Geometry, keypoints: bool) -> FloatArray:
+def _yolo_rows(file: Path, place: Geometry, keypoints: bool) -> tuple[FloatArray, list[Outline | None]]:
+    """Return boxes in pixels of the upright image, and the outline of each; None: it has none."""
     lines = [line.split() for line in read_file(file, lambda: file.read_text(encoding="utf-8"), "text").splitlines()]
     lines = [line for line in lines if line]
     if not lines:
-        return np.zeros((0, BOX + 2))
-    lengths = {len(line) for line in lines}
+        return np.zeros((0, BOX + 2)), []
     least = 1 + BOX
-    points = min(lengths, default=least) - least
-    if len(lengths) > 1 or (keypoints and (points <= 0 or (points % 3 and points % 2))) or (not keypoints and points):
+    lengths = {len(line) for line in lines}
+    points = min(lengths) - least
+    if keypoints:
+        known = len(lengths) == 1 and points > 0 and not (points % 3 and points % 2)
+    else:
+        known = all(length == least or _is_outline(length) for length in lengths)
+    if not known:
         _wrong(
             file,
             f"its lines have {' or '.join(map(str, sorted(lengths)))} values",
-            "give lines of class, center x, center y, width and height; outlines and scores are not read"
+            "give lines of class, center x, center y, width and height, or of class and the points of an outline; scores are not read"
             if not keypoints
             else "give lines of class, center x, center y, width and height, then x, y and visibility of each point",
         )
     try:
-        values = np.array(lines, dtype=np.float64).reshape(-1, least + points)
+        each = [np.array(line, dtype=np.float64) for line in lines]
     except ValueError:
         _wrong(file, "a value is not a number")
-    number, boxes = values[:, 0], values[:, 1:least]
-    if not np.isfinite(values).all() or (number < 0).any() or (number % 1).any():
+    number = np.array([line[0] for line in each])
+    if not all(np.isfinite(line).all() for line in each) or (number < 0).any() or (number % 1).any():
         _wrong(file, "a class is no whole number from 0, or a coordinate is not finite")
     if number.max() > LARGEST:
         _wrong(file, f"a class is larger than {LARGEST}")
-    if (boxes < -ROUNDING).any() or (boxes > 1 + ROUNDING).any():
-        _wrong(file, "a coordinate is below 0 or above 1", "divide coordinates by the width and height of the image")
     size = np.array(place.source, dtype=np.float64)
-    center, half = boxes[:, :2] * size, boxes[:, 2:] * size / 2
-    columns = [center - half, center + half, number[:, None], np.zeros((len(values), 1))]
+    outlines: list[Outline | None] = [None] * len(each)
+    boxes = np.zeros((len(each), BOX))
+    for row, line in enumerate(each):
+        shares = line[1:] if not keypoints and _is_outline(len(line)) else line[1:least]
+        if (shares < -ROUNDING).any() or (shares > 1 + ROUNDING).any():
+            _wrong(
+                file, "a coordinate is below 0 or above 1", "divide coordinates by the width and height of the image"
+            )
+        corners = shares.reshape(-1, 2) * size
+        if len(corners) >= POINTS:
+            outlines[row] = (corners,)
+            boxes[row] = extent((corners,))
+        else:
+            center, half = corners[0], corners[1] / 2
+            boxes[row] = *(center - half), *(center + half)
+    columns = [boxes, number[:, None], np.zeros((len(each), 1))]
     if keypoints:
-        each = values[:, least:].reshape(len(values), -1, 2 if points % 3 else 3)
-        seen = each[..., 2:] if each.shape[2] == 3 else 2.0 * (each > 0).any(axis=2, keepdims=True)
-        columns.append(np.concatenate([each[..., :2] * size, seen], axis=2).reshape(len(values), -1))
-    return moved(np.concatenate(columns, axis=1), place)
+        marks = np.array([line[least:] for line in each]).reshape(len(each), -1, 2 if points % 3 else 3)
+        seen = marks[..., 2:] if marks.shape[2] == 3 else 2.0 * (marks > 0).any(axis=2, keepdims=True)
+        columns.append(np.concatenate([marks[..., :2] * size, seen], axis=2).reshape(len(each), -1))
+    return np.concatenate(columns, axis=1), outlines
+
+
+def _is_outline(values: int) -> bool:
+    """Tell whether a line of so many values is a class and the points of an outline."""
+    return values >= 1 + 2 * POINTS and values % 2 == 1
 
 
 def _stem_in(folder: Path, file: Path) -> str:

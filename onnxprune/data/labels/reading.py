@@ -31,10 +31,10 @@ def read_labels(
 
     | path | labels |
     | --- | --- |
-    | .json | boxes or keypoints of COCO |
+    | .json | boxes or keypoints of COCO, with masks where objects have a segmentation |
     | .csv; .tsv or .txt, separated by tabs | classes, numbers or text; see `tables.interpreted` |
     | folder of .xml | boxes of Pascal VOC |
-    | folder of .txt | boxes or keypoints of YOLO |
+    | folder of .txt | boxes, outlines (boxes with masks) or keypoints of YOLO |
     | folder of .png | masks |
 
     Boxes, points and masks belong to images that are turned as their EXIF orientation says, if `how.exif`. Where a label file

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.data.geometry import Geometry
 from onnxprune.data.images import IMAGE_SUFFIXES, TOLD
+from onnxprune.data.instances import Instances
 from onnxprune.errors import DataError, first_line
 from onnxprune.types import FloatArray, IntArray
 
@@ -31,7 +32,8 @@ class Labels:
     Attributes:
         values: array with samples first. Classes are (n,) class numbers, or (n, k) truth values of k classes; masks (n, height,
             width) class numbers, 255 is ignored; text (n,) strings; numbers (n, …). Boxes are an (n,) object array of (m, 6): x1, y1,
-            x2, y2, class, crowd; keypoints of (m, 6 + 3 k): as boxes, then x, y and visibility (0, 1 or 2) of k points.
+            x2, y2, class, crowd, or of `Instances`, which have a mask for each box; keypoints of (m, 6 + 3 k): as boxes, then x, y and
+            visibility (0, 1 or 2) of k points.
         classes: names of the classes; empty where the file has none.
         kind: what the values are.
     """
@@ -58,7 +60,7 @@ def npz_boxes(array: Array) -> Array:
 
     Args:
         array: (n, m, 5) or (n, m, 6), x1, y1, x2, y2, class and (default 0) crowd; padded rows have the class -1 or NaN. Or an
-            (n,) object array of such (m, 5) or (m, 6).
+            (n,) object array of such (m, 5) or (m, 6), or of `Instances`, which stay.
 
     Raises:
         DataError: the shape is another one, or a coordinate is not finite.
@@ -66,8 +68,11 @@ def npz_boxes(array: Array) -> Array:
     >>> npz_boxes(np.array([[[0, 0, 4, 4, 2], [0, 0, 0, 0, -1]]]))[0].tolist()
     [[0.0, 0.0, 4.0, 4.0, 2.0, 0.0]]
     """
-    result = []
+    result: list[FloatArray | Instances] = []
     for i, rows in enumerate(array):
+        if isinstance(rows, Instances):
+            result.append(rows)
+            continue
         try:
             boxes = np.asarray(rows, dtype=np.float64)
         except (TypeError, ValueError):
@@ -252,7 +257,7 @@ def check_classes(rows: FloatArray, classes: Sequence[str], where: Path | str) -
         )
 
 
-def grouped(rows: FloatArray, owners: IntArray, n: int) -> list[FloatArray]:
+def grouped(rows: Array, owners: IntArray, n: int) -> list[Array]:
     """Return the rows of each of n owners, in their order."""
     order = np.argsort(owners, kind="stable")
     return np.split(rows[order], np.searchsorted(owners[order], np.arange(1, n)))
