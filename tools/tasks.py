@@ -6,7 +6,7 @@ command line as a user types it, run in a folder of its own; then `check` measur
 Results are kept as JSON in the cache.
 
 Example:
-    python tools/tasks.py --cache ~/tasks                    # everything that has no result; half an hour on one core
+    python tools/tasks.py --cache ~/tasks                    # everything that has no result; an hour on one core
     python tools/tasks.py --cache ~/tasks --only unet --again
     python tools/tasks.py --cache ~/tasks --report           # the tables alone
 """
