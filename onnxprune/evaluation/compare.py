@@ -100,9 +100,7 @@ class Comparison:
     @property
     def class_labels(self) -> IntArray | None:
         """Class numbers, (samples,), of a classifier; None for other tasks, and without labels."""
-        return (
-            self.labels if self.labels is not None and self.task is not None and self.task.name == "classify" else None
-        )
+        return _of_classes(self.labels, self.task)
 
     @property
     def lead(self) -> Metric | None:

@@ -88,7 +88,8 @@ class Measured:
 class LimitCheck:
     """A measured value with a limit: the smallest value that passes where `at_least`, else the largest.
 
-    Values and limits are divided by `scale`, for the unit in the name. Where the value cannot be measured, a limit is an error if `needs` says what the measurement requires; else the check is left out.
+    Values and limits are divided by `scale`, for the unit in the name. Where the value cannot be measured, a limit is an error
+    if `needs` says what the measurement requires; else the check is left out.
     """
 
     name: str
@@ -106,8 +107,8 @@ class LimitCheck:
             return Check(name, value, None, True, found.detail, kind=self.kind)
         bounds = [found.value if bound is None else bound for bound in (found.low, found.high)]
         passes = [b >= limit - ROUNDING if self.at_least else b <= limit + ROUNDING for b in bounds]
-        decided = any(passes) and not all(passes)
-        return Check(name, value, limit / self.scale, any(passes), found.detail, decided, self.kind)
+        undecided = any(passes) and not all(passes)
+        return Check(name, value, limit / self.scale, any(passes), found.detail, undecided, self.kind)
 
 
 def hold_quality(judged: Judged) -> Iterator[Check]:
