@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from onnxprune.report.document import Report
 
 PATH = File()
+WRITTEN = File(written=True)
 MODEL = click.argument("model", type=PATH)
-PLOT = click.option("--plot", type=PATH, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
+PLOT = click.option("--plot", type=WRITTEN, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
 EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Evaluation data; the default is the --data samples.")
 
 
@@ -71,14 +72,14 @@ WORKERS = together(
 )
 REPORT = click.option(
     "--report",
-    type=PATH,
+    type=WRITTEN,
     help="Write a report here: .html (one page with plots; pip install 'onnxprune[report]'), .md or .json.",
 )
 
 
-def output(text: str) -> Decorator:
-    """Return the option for the output of a command."""
-    return click.option("--output", "-o", type=PATH, required=True, help=text)
+def output(text: str, *holds: str) -> Decorator:
+    """Return the option for the output of a command; `holds`: patterns of the names of the files in a folder."""
+    return click.option("--output", "-o", type=File(written=True, holds=holds), required=True, help=text)
 
 
 def _benchmark_config(values: dict[str, Any]) -> BenchmarkConfig:

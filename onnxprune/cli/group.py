@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from onnxprune import paths
+from onnxprune.cli.parameters import File, Words
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OnnxPruneError
 
 FAILED = 3
 INTERRUPTED = 130
+
+
+class Command(click.Command):
+    """A command that refuses, before it does anything, outputs that would overwrite its inputs or one another."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Compare the paths, and run the command."""
+        read: list[paths.Input] = []
+        written: list[paths.Output] = []
+        for each in self.params:
+            kind, given = each.type, ctx.params.get(each.name or "")
+            name = each.opts[0] if isinstance(each, click.Option) else each.human_readable_name
+            if isinstance(kind, File) and kind.writes and given is not None:
+                written.append(paths.Output(name, given, kind.holds))
+            elif isinstance(kind, File | Words) and kind.reads and str(given) not in kind.known:
+                read += paths.inputs([(name, given)])
+        if any(os.path.isfile(output.path) for output in written):  # unlike `is_file`, False for an impossible name
+            read += _external(read)
+        paths.check_outputs(written, read)
+        return super().invoke(ctx)
+
+
+def _external(read: Sequence[paths.Input]) -> list[paths.Input]:
+    """Return the data files of the models among the inputs."""
+    from onnxprune.graph.external_data import data_files
+
+    models = [each for each in read if each.path.suffix == ".onnx" and os.path.isfile(each.path)]
+    return [paths.Input(str(each.path), file) for each in models for file in data_files(each.path)]
 
 
 class Cli(click.Group):

@@ -113,9 +113,9 @@ def sweep(
     options, measure, judging = parted(fields, options, measure, judging)
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
-    Destinations(report=page).check(Path(model))
     table = path_of(latency_table)
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
+    Destinations(report=page, family=Path(output_folder)).check(sources)
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
     if family.unplanned:

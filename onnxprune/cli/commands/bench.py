@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 import onnxprune
-from onnxprune.cli.common import PATH, TIMING
-from onnxprune.cli.group import examples
+from onnxprune.cli.common import PATH, TIMING, WRITTEN
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune bench model.onnx small.onnx --threads 2 --batch 8",
         "onnxprune bench model.onnx --provider OpenVINO,device_type=CPU",
         "onnxprune bench model.onnx --profile-on profile.json    # times that were measured elsewhere",
         "onnxprune bench model.onnx --latency-table table.json    # then, elsewhere: prune model.onnx --latency-table table.json",
-    )
+    ),
 )
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH, required=False)
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     "--layers", type=click.IntRange(0), default=10, show_default=True, help="Number of layers to show, slowest first."
 )
 @click.option(
-    "--latency-table", type=PATH, help="Time each layer at fewer channels, and write the table here for `prune`."
+    "--latency-table", type=WRITTEN, help="Time each layer at fewer channels, and write the table here for `prune`."
 )
 @click.option(
     "--profile-on",

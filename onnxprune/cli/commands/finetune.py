@@ -9,7 +9,7 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
-from onnxprune.cli.group import examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import CHECKPOINT, JUDGED, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -18,10 +18,11 @@ from onnxprune.options import Options
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune finetune small.onnx --teacher model.onnx --data data.npz -o tuned.onnx --for 3min",
         "onnxprune finetune small.onnx --teacher model.onnx --data images/ --preprocess imagenet -o tuned.onnx --for 2epochs --train-batch 16 --accumulate 4",
-    )
+    ),
 )
 @MODEL
 @click.option("--teacher", type=PATH, required=True, help="Model that MODEL was pruned from.")

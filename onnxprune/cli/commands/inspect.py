@@ -8,12 +8,14 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import MODEL
-from onnxprune.cli.group import examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import IGNORE, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
-@click.command(epilog=examples("onnxprune inspect model.onnx", "onnxprune inspect model.onnx --json | jq .pins"))
+@click.command(
+    cls=Command, epilog=examples("onnxprune inspect model.onnx", "onnxprune inspect model.onnx --json | jq .pins")
+)
 @MODEL
 @IGNORE
 @SHAPE

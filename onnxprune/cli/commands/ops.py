@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.terminal import ANSWER, Terminal
 
 
-@click.command(epilog=examples("onnxprune ops", "onnxprune ops --json | jq 'keys'"))
+@click.command(cls=Command, epilog=examples("onnxprune ops", "onnxprune ops --json | jq 'keys'"))
 @ANSWER
 def ops(terminal: Terminal) -> None:
     """Show for each operator what it does to channels."""

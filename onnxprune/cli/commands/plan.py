@@ -9,16 +9,17 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
-from onnxprune.cli.group import examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import JUDGED, PLANNED
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune plan model.onnx -o plan.json --reduce flops=50%",
         "onnxprune plan model.onnx -o plan.json --threshold 0.2 --round-to 1",
-    )
+    ),
 )
 @MODEL
 @output("Where to write the plan.")

@@ -16,16 +16,18 @@ from onnxprune.cli.common import (
     MODEL,
     PATH,
     REPORT,
+    WRITTEN,
     command_line,
     conclude,
     output,
 )
-from onnxprune.cli.group import examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import CHECKPOINT, JUDGED, PLANNED, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50%",
         "onnxprune prune model.onnx -o small.onnx --data images/ --preprocess imagenet --limit flops=300M --ignore 'head*'",
@@ -33,7 +35,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
         "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce flops=50% --finetune 3min",
         "onnxprune prune model.onnx -o small.onnx --data data.npz --reduce latency=30% --limit size=4MB",
         "onnxprune prune model.onnx -o small.onnx --data data.npz --max-drop 0.5 --minimise latency",
-    )
+    ),
 )
 @MODEL
 @output("Where to write the pruned model.")
@@ -42,7 +44,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @EVALUATION
 @PLANNED
 @click.option("--plan", type=PATH, help="Replay this plan.json; the options that select channels have no effect then.")
-@click.option("--plan-output", type=PATH, help="Where to write the plan; the default is beside the output.")
+@click.option("--plan-output", type=WRITTEN, help="Where to write the plan; the default is beside the output.")
 @trained(
     "--finetune",
     help="Distill the original into the pruned model for 300steps, 2epochs or 3min; needs --data and torch.",

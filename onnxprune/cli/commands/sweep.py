@@ -21,22 +21,24 @@ from onnxprune.cli.common import (
     draw,
     output,
 )
-from onnxprune.cli.group import examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import JUDGED, SWEPT, trained
 from onnxprune.cli.parameters import Words
 from onnxprune.cli.parsers import parse_shares
 from onnxprune.cli.terminal import NOTHING, TERMINAL, Terminal
 from onnxprune.options import QUANTITIES
+from onnxprune.paths import FAMILY
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune sweep model.onnx -o sizes/ --data data.npz --eval test.npz",
         "onnxprune sweep model.onnx -o sizes/ --data images/ --preprocess imagenet --targets latency=20%,40%,60% --jobs 2 --plot front.svg",
-    )
+    ),
 )
 @MODEL
-@output("Folder for all models, plans and reports; an interrupted sweep resumes there.")
+@output("Folder for all models, plans and reports; an interrupted sweep resumes there.", *FAMILY)
 @click.option(
     "--targets",
     type=Words([f"{quantity}=" for quantity in QUANTITIES]),
@@ -65,11 +67,8 @@ def sweep(
 
     Each model is repaired and measured; the result shows the Pareto set.
     """
-    from onnxprune.fileio import check_destination
     from onnxprune.report import console, plots
 
-    if plot is not None:
-        check_destination(plot, model)
     quantity, shares = parse_shares(targets)
     with terminal.progress(lambda: _left(output, len(shares))) as on_stage:
         result = onnxprune.sweep(
