@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from onnxprune import paths
+from onnxprune.cli import interrupts
 from onnxprune.cli.parameters import File, Words
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OnnxPruneError
 
 FAILED = 3
-INTERRUPTED = 130
 
 
 class Command(click.Command):
@@ -51,12 +51,13 @@ class Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with interrupts.caught():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # handled by click
         except KeyboardInterrupt as interrupt:
             click.echo(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}", err=True)
-            ctx.exit(INTERRUPTED)
+            ctx.exit(interrupts.exit_code(interrupt))
         except Exception as error:
             told = expected(error)
             if told is None and os.environ.get("ONNXPRUNE_DEBUG"):

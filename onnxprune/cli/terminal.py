@@ -77,8 +77,9 @@ class Terminal:
             warnings.showwarning = lambda message, category, *rest: stages.warn(f"warning: {message}")
             try:
                 yield stages
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(left()) from None
+            except KeyboardInterrupt as interrupt:
+                interrupt.args = (left(),)
+                raise
             finally:
                 stages.end()
 
