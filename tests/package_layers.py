@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio", "paths"),
+    ("escaping", "errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio", "paths"),
     ("runtime",),
     ("data",),
     ("graph",),

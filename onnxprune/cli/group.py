@@ -11,8 +11,9 @@ import click
 from onnxprune import paths
 from onnxprune.cli import interrupts
 from onnxprune.cli.parameters import File, Words
-from onnxprune.cli.terminal import NOTHING
-from onnxprune.errors import OnnxPruneError
+from onnxprune.cli.terminal import NOTHING, open_streams, say
+from onnxprune.errors import OnnxPruneError, first_line
+from onnxprune.escaping import visible
 
 FAILED = 3
 
@@ -50,19 +51,24 @@ class Cli(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        open_streams()
         try:
             with interrupts.caught():
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            error.message = visible(error.message, keep="\n")  # type: ignore[misc]  # final in name only
             raise  # handled by click
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
         except KeyboardInterrupt as interrupt:
-            click.echo(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}", err=True)
+            say(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}")
             ctx.exit(interrupts.exit_code(interrupt))
         except Exception as error:
             told = expected(error)
             if told is None and os.environ.get("ONNXPRUNE_DEBUG"):
                 raise
-            click.echo(f"error: {told or defect(error)}", err=True)
+            for line in f"error: {told or defect(error)}".split("\n"):
+                say(line)
             ctx.exit(error.exit_code if isinstance(error, OnnxPruneError) else 1)
 
 
@@ -73,7 +79,7 @@ def expected(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return "out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory"
     if isinstance(error, OSError):
-        where = f"\n  where: {error.filename}" if error.filename else ""
+        where = f"\n  where: {visible(os.fsdecode(error.filename))}" if error.filename else ""
         return f"{error.strerror or error}{where}\n  do:    check the path, and the disk"
     return None
 
@@ -81,7 +87,7 @@ def expected(error: Exception) -> str | None:
 def defect(error: Exception) -> str:
     """Return the message of a defect of the program."""
     return (
-        f"onnxprune failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+        f"onnxprune failed: {type(error).__name__}: {first_line(error) if str(error) else ''}\n"
         "  do:    this is a defect; run again with ONNXPRUNE_DEBUG=1 and report what it prints"
     )
 

@@ -13,6 +13,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
 from onnxprune.pipeline.reporting import (
@@ -22,7 +23,6 @@ from onnxprune.pipeline.reporting import (
     MEASURE,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
@@ -127,7 +127,6 @@ def finetune(
             JUDGE_QUALITY,
             NOTE_SAMPLES,
             REPORT,
-            WRITE,
         ),
     )
-    return ModelResult(run.model, run.report, None, run.edited.analysis.trace)
+    return deliver(run)

@@ -15,6 +15,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.reporting import (
@@ -27,8 +28,6 @@ from onnxprune.pipeline.reporting import (
     NEVER_SLOWER,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
-    provenance,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.rewriting import REPAIR, REWRITE
@@ -105,6 +104,7 @@ def prune(
         TargetError: the targets cannot be met.
         ProofError: the deleted channels change the outputs.
         LatencyError: the result is slower than the original, and `force` is not set.
+        OutputError: a file cannot be written; where the work was done, `result` of the error has the result.
 
     Examples:
         >>> import onnxprune
@@ -126,9 +126,9 @@ def prune(
     held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
     run = execute(
         run,
-        (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE),
+        (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT),
     )
-    return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
+    return deliver(run)
 
 
 def _with_plan(destinations: Destinations, replayed: Path | None) -> Destinations:

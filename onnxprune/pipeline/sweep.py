@@ -28,6 +28,7 @@ from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import unlost
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
@@ -125,9 +126,11 @@ def sweep(
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
+    result = SweepResult(found, family.folder)
     if page is not None:
-        saving.save(page, found, command)
-    return SweepResult(found, family.folder)
+        with unlost(result, family.folder):
+            saving.save(page, found, command)
+    return result
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:

@@ -9,12 +9,14 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import PATH, TIMING, WRITTEN
+from onnxprune.cli.delivery import attempt, finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 if TYPE_CHECKING:
     from onnxprune.evaluation.benchmark import BenchmarkConfig
+    from onnxprune.pipeline.results import BenchResult
 
 
 @click.command(
@@ -59,21 +61,29 @@ def bench(
     """
     from onnxprune.report import console
 
-    with terminal.progress() as on_stage:
-        result = onnxprune.bench(
-            a,
-            b,
-            latency_table=latency_table,
-            profile_on=profile_on,
-            shape=shape,
-            measure=measure,
-            on_stage=on_stage,
-        )
+    def call() -> BenchResult:
+        with terminal.progress() as on_stage:
+            return onnxprune.bench(
+                a,
+                b,
+                latency_table=latency_table,
+                profile_on=profile_on,
+                shape=shape,
+                measure=measure,
+                on_stage=on_stage,
+            )
+
+    result, failure = attempt(call)
     found, table = result.report, result.table
-    terminal.show(
-        lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},
-        lambda: [
-            *console.bench_parts(found, str(a), str(b), layers),
-            *([] if table is None or latency_table is None else console.latency_table_parts(table, latency_table)),
-        ],
+    path = latency_table if failure is None else None
+    finish(
+        lambda: terminal.show(
+            lambda: {**found.to_dict(), **({} if table is None else {"latency_table": table.summary()})},
+            lambda: [
+                *console.bench_parts(found, str(a), str(b), layers),
+                *([] if table is None or path is None else console.latency_table_parts(table, path)),
+            ],
+        ),
+        written=[] if path is None else [path],
+        failure=failure,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, WRITTEN, command_line
+from onnxprune.cli.delivery import Write, finish
 from onnxprune.cli.group import FAILED, Command, examples
 from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -84,7 +86,7 @@ def check(
 
     if template is not None:
         init(template)
-        click.echo(f"written: {template}")
+        terminal.show(lambda: {"written": str(template)}, lambda: console.written(template))
         return
     if candidate is None:
         raise OptionError("Missing model", hint="give a CANDIDATE, and --baseline MODEL where it replaces one")
@@ -101,20 +103,31 @@ def check(
             **asked,
         )
     verdict = result.verdict
-    _write(junit, ci_formats.junit(verdict, str(candidate)))
-    _write(sarif, json.dumps(jsonable(ci_formats.sarif(verdict, str(candidate), version("onnxprune"))), indent=1))
-    _write(markdown, check_text(verdict, str(candidate), str(baseline or "")))
-    if report is not None:
-        saving.save(report, result.report, command_line())
-    terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
-    if github:
-        for line in ci_formats.github(verdict, str(candidate)):
+    log = ci_formats.sarif(verdict, str(candidate), version("onnxprune"))
+
+    def show() -> None:
+        terminal.show(result.report.to_dict, lambda: console.verdict_parts(verdict))
+        for line in ci_formats.github(verdict, str(candidate)) if github else ():
             click.echo(line, err=terminal.as_json)
+
+    finish(
+        show,
+        [
+            (junit, _text(lambda: ci_formats.junit(verdict, str(candidate)))),
+            (sarif, _text(lambda: json.dumps(jsonable(log), indent=1))),
+            (markdown, _text(lambda: check_text(verdict, str(candidate), str(baseline or "")))),
+            (report, terminal.written(lambda path: saving.save(path, result.report, command_line()))),
+        ],
+    )
     if not verdict:
         sys.exit(FAILED)
 
 
-def _write(path: Path | None, text: str) -> None:
-    if path is not None:
+def _text(made: Callable[[], str]) -> Write:
+    """Return what writes a text."""
+
+    def write(path: Path) -> None:
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(made(), encoding="utf-8")
+
+    return write

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.options import Options
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline.results import ModelResult
 
 
 @click.command(
@@ -51,15 +54,18 @@ def finetune(
     """
     if asked["data"] is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
-    with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        result = onnxprune.finetune(
-            model,
-            checkpoint=checkpoint,
-            seed=Options(seed=seed).seed,
-            memory=parse_memory(memory),
-            on_stage=on_stage,
-            report_output=report,
-            command=command_line(),
-            **asked,
-        )
-    conclude(terminal, result.report, report)
+
+    def call() -> ModelResult:
+        with terminal.progress(lambda: kept(checkpoint)) as on_stage:
+            return onnxprune.finetune(
+                model,
+                checkpoint=checkpoint,
+                seed=Options(seed=seed).seed,
+                memory=parse_memory(memory),
+                on_stage=on_stage,
+                report_output=report,
+                command=command_line(),
+                **asked,
+            )
+
+    conclude(terminal, call, report)

@@ -8,6 +8,7 @@ import click
 
 import onnxprune
 from onnxprune.cli.common import MODEL
+from onnxprune.cli.delivery import finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import IGNORE, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -26,4 +27,4 @@ def inspect(model: Path, ignore: tuple[str, ...], shape: dict[str, tuple[int, ..
 
     with terminal.progress() as on_stage:
         found = onnxprune.inspect(model, ignore=ignore, shape=shape, on_stage=on_stage).report
-    terminal.show(found.to_dict, lambda: console.inspect_parts(found))
+    finish(lambda: terminal.show(found.to_dict, lambda: console.inspect_parts(found)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from onnxprune.cli.delivery import finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.terminal import ANSWER, Terminal
 
@@ -15,4 +16,4 @@ def ops(terminal: Terminal) -> None:
     from onnxprune.graph.operators import support
     from onnxprune.report import console, tables
 
-    terminal.show(lambda: dict(support()), lambda: [console.grid(tables.operators(support()))])
+    finish(lambda: terminal.show(lambda: dict(support()), lambda: [console.grid(tables.operators(support()))]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from onnxprune.cli.common import (
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import CHECKPOINT, JUDGED, PLANNED, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline.results import ModelResult
 
 
 @click.command(
@@ -62,8 +65,11 @@ def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: T
 
     The proof: the pruned model equals the model with the same channels masked, before any weight changes.
     """
-    with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        result = onnxprune.prune(
-            model, checkpoint=checkpoint, on_stage=on_stage, report_output=report, command=command_line(), **asked
-        )
-    conclude(terminal, result.report, report)
+
+    def call() -> ModelResult:
+        with terminal.progress(lambda: kept(checkpoint)) as on_stage:
+            return onnxprune.prune(
+                model, checkpoint=checkpoint, on_stage=on_stage, report_output=report, command=command_line(), **asked
+            )
+
+    conclude(terminal, call, report)
