@@ -60,7 +60,7 @@ def workflow_value(text: str) -> str:
     >>> workflow_value("100 %\n::error::forged")
     '100 %25\\n::error::forged'
     """
-    return visible(text).replace("%", "%25")
+    return log(visible(text)).replace("%", "%25")
 
 
 def workflow_property(text: str) -> str:

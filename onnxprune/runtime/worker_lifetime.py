@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -111,7 +112,7 @@ class _Watch(threading.Thread):
                 now = self.crew
                 if now is not None and now is not interrupted and now.is_over:
                     interrupted = now
-                    _thread.interrupt_main()
+                    _interrupt()
             last = now or last
             if last is not None and last.is_orphaned:
                 self._end(last)
@@ -125,9 +126,20 @@ class _Watch(threading.Thread):
         os._exit(1)
 
 
+def _interrupt() -> None:
+    """Raise KeyboardInterrupt in the main thread, also while it waits in a system call."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 @functools.cache
 def _watch() -> _Watch:
     """Return the thread of this process."""
+    if threading.current_thread() is threading.main_thread():  # also where the command ignores it, as in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     found = _Watch()
     found.start()
     return found

@@ -117,8 +117,8 @@ def test_reports(hostile, samples, out, run):
         assert run(*base, out / name).exit_code in (0, 3)
     json.loads((out / "r.json").read_text())
     page = Tags((out / "r.html").read_text(encoding="utf-8"))
-    assert not {"img", "red"} & set(page.tags)
-    assert not [address for address in page.loaded if "evil" in address or "alert" in address]
+    assert "red" not in page.tags
+    assert all(address.startswith(("data:", "#")) for address in page.loaded)
     markdown = (out / "r.md").read_text(encoding="utf-8")
     assert_harmless(markdown)
 
@@ -151,7 +151,7 @@ def test_check(hostile, out, run):
     assert commands
     assert all(re.match(r"::(error|warning) file=[^,:]*,title=onnxprune check::[^\x1b]*$", line) for line in commands)
     assert_plain("\n".join(line for line in result.stdout.splitlines() if line not in commands))
-    assert_plain("\n".join(line.removeprefix("::") for line in commands).replace("##[", ""))
+    assert_plain("\n".join(line.removeprefix("::") for line in commands))
     for element in ElementTree.parse(files["junit"]).iter():
         for text in (element.text or "", *element.attrib.values()):
             assert CONTROL.sub("", text.replace("\n", "")) == text.replace("\n", "")
