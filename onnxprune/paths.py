@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 """Suffixes of the images that are read from a folder."""
 LABEL_SUFFIXES = (".xml", ".txt", ".png")
 """Suffixes of label files in a folder; the first of which files are named as the images is read."""
-FAMILY = ("sweep.json", *(f"{quantity}-*" for quantity in QUANTITIES))
+FAMILY = ("sweep.json", "planning.state", *(f"{quantity}-*" for quantity in QUANTITIES))
 """Names of the files that a sweep writes into its folder."""
 NAME_SUFFIXES = (".yaml", ".yml")
 """Suffixes of the files with class names that are read beside labels."""

@@ -61,15 +61,21 @@ class Cli(click.Group):
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as interrupt:
-            say(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}")
+            say(f"interrupted: {'; '.join([*(map(str, interrupt.args or (NOTHING,))), *kept(interrupt)])}")
             ctx.exit(interrupts.exit_code(interrupt))
         except Exception as error:
             told = expected(error)
             if told is None and os.environ.get("ONNXPRUNE_DEBUG"):
                 raise
-            for line in f"error: {told or defect(error)}".split("\n"):
+            rows = [*f"error: {told or defect(error)}".split("\n"), *(f"  kept:  {note}" for note in kept(error))]
+            for line in rows:
                 say(line)
             ctx.exit(error.exit_code if isinstance(error, OnnxPruneError) else 1)
+
+
+def kept(error: BaseException) -> list[str]:
+    """Return what an error says of work that is kept; see `StageResults.kept_on_error`."""
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith("the work so far")]
 
 
 def expected(error: Exception) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import paths
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -59,6 +60,11 @@ class Destinations:
     checkpoint: Path | None = None
     family: Path | None = None
 
+    @property
+    def state(self) -> Path | None:
+        """The folder of what a run that breaks off leaves to go on from."""
+        return None if self.model is None else self.model.with_name(f"{self.model.name}.state")
+
     def check(self, sources: Sources, *external: Path) -> None:
         """Refuse destinations that cannot be written, that the run reads, or that are one file.
 
@@ -81,6 +87,8 @@ class Destinations:
         written = [*paths.outputs(given)]
         if self.checkpoint is not None:
             written.append(paths.numbered("the training state", self.checkpoint))
+        if self.state is not None:
+            written.append(paths.Output("the state of the run", self.state, ("*",)))
         if self.family is not None:
             written.append(paths.Output("the sweep", self.family, paths.FAMILY))
         paths.check_outputs(written, (*sources.inputs, *(paths.Input("a model", file) for file in external)))
@@ -137,6 +145,7 @@ class Run:
         measure: benchmark config.
         distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
         on_stage: progress callback.
+        results: results of long steps, which a run that broke off goes on from.
         command: command line or call, for the report.
         options: without `auto`.
         original: the model as loaded, its trace and its costs.
@@ -171,6 +180,7 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
+    results: StageResults = field(default_factory=StageResults)
     distance: str = AUTO
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET
