@@ -6,6 +6,7 @@ import unicodedata
 
 import pytest
 
+from onnxprune.errors import DataWarning, OnnxPruneError
 from onnxprune.escaping import CONTROL, log, markdown, sarif, visible, workflow_property, workflow_value
 
 HARMLESS = {"\u200c", "\u200d"}
@@ -55,3 +56,8 @@ def test_other_sinks():
     assert workflow_value("a%0A::error::b") == "a%250A::error::b"
     assert workflow_property("a:b,c\n") == r"a%3Ab%2Cc\n"
     assert sarif("[a](1)\n") == r"\[a\](1)\\n"
+
+
+def test_messages_are_visible_wherever_python_prints_them():
+    assert str(OnnxPruneError("a\x1b[2J", where="b\nc", hint="d")) == "a\\x1b[2J\n  where: b\\nc\n  do:    d"
+    assert str(DataWarning("a\nwarning: forged")) == r"a\nwarning: forged"
