@@ -27,6 +27,9 @@ class OnnxPruneError(Exception):
         why (str): the cause; empty where it is not known.
         hint (str): what the user can do.
 
+    Attributes:
+        result: the result, where the error came after the work, as of a report that cannot be written; else None.
+
     >>> print(OnnxPruneError("no such data", where="d.npz", hint="check the path"))
     no such data
       where: d.npz
@@ -34,6 +37,7 @@ class OnnxPruneError(Exception):
     """
 
     exit_code = 1
+    result: object = None
 
     def __init__(self, what: str, *, where: str = "", why: str = "", hint: str = "") -> None:
         super().__init__(what)
@@ -71,13 +75,7 @@ class PlanError(OnnxPruneError):
 
 
 class OutputError(OnnxPruneError):
-    """The result cannot be written.
-
-    Attributes:
-        result: the result, where the work was done before; else None.
-    """
-
-    result: object = None
+    """The result cannot be written."""
 
 
 class TrainingError(OnnxPruneError):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from onnxprune.errors import OutputError
+from onnxprune.errors import OnnxPruneError
 from onnxprune.pipeline.reporting import WRITE, provenance, save_report
 from onnxprune.pipeline.results import ModelResult, Result
 from onnxprune.pipeline.run import Run
@@ -15,18 +15,14 @@ from onnxprune.pipeline.run import Run
 
 @contextlib.contextmanager
 def unlost(result: Result, *written: Path) -> Iterator[None]:
-    """Put the result, and the files that are written already, into an error about a file that cannot be written.
-
-    Raises:
-        OutputError: with the result.
-    """
+    """Put the result, and the files that are written already, into an error that comes after the work."""
     try:
         yield
-    except OutputError as error:
-        kept = f"; written: {', '.join(map(str, written))}" if written else ""
-        told = OutputError(error.what, where=error.where, why=error.why, hint=f"{error.hint}{kept}")
-        told.result = result
-        raise told from error
+    except OnnxPruneError as error:
+        error.result = result
+        if written:
+            error.hint = f"{error.hint}; written: {', '.join(map(str, written))}"
+        raise
 
 
 def deliver(run: Run) -> ModelResult:

@@ -93,7 +93,7 @@ def profile(
     for number, node in enumerate(proto.graph.node):
         node.name = f"node{number}"
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         profile_file = str(Path(folder) / "profile")
         opened = open_session(proto, config, weights=weights, where=where, profile=profile_file)
         one = max(1e-3 * float(sample_times([opened], [feeds], runs=1, warmup=WARMUP)[0, 0]), 1e-6)
