@@ -578,7 +578,7 @@ def test_full_disk_leaves_nothing_behind(broken, existing, tiny_path, out, refus
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, broken, fail)
-    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"))
+    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"), shown=True)
 
 
 def test_interrupt_while_writing_leaves_nothing_behind(tiny_path, out, run, monkeypatch):
