@@ -65,6 +65,18 @@ def test_permissions_follow_the_umask(umask, tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_umask_is_not_touched_and_an_existing_file_keeps_its_mode(tmp_path, monkeypatch):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    target.chmod(0o640)
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("other threads would make files of this mode"))
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+        assert temporary.stat().st_mode & 0o007 == 0  # never open to more than the old one
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert target.read_text() == "new"
+
+
 def test_long_name_is_no_obstacle(tmp_path):
     target = tmp_path / ("x" * 255)
     check_destination(target)
@@ -73,13 +85,35 @@ def test_long_name_is_no_obstacle(tmp_path):
     assert target.read_text() == "new"
 
 
-def test_link_is_replaced_and_what_it_points_to_stays(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    (tmp_path / "link").symlink_to(tmp_path / "a.txt")
-    with atomic_write(tmp_path / "link") as temporary:
+@pytest.mark.parametrize("existing", [True, False])
+def test_target_of_a_link_is_written_and_the_link_stays(existing, tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link, second = tmp_path / "folder" / "a.txt", tmp_path / "link", tmp_path / "second"
+    if existing:
+        target.write_text("old")
+    link.symlink_to("folder/a.txt")
+    second.symlink_to(link)
+    check_destination(second)
+    with atomic_write(second) as temporary:
         temporary.write_text("new")
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert (tmp_path / "link").read_text() == "new"
+        assert temporary.parent == target.parent
+    assert link.is_symlink()
+    assert second.is_symlink()
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["a.txt"]
+
+
+def test_link_in_a_circle_or_to_nowhere_is_refused(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.symlink_to(two)
+    two.symlink_to(one)
+    for step in (check_destination, lambda path: atomic_write(path).__enter__()):
+        with pytest.raises(OutputError, match="leads nowhere"):
+            step(one)
+    (tmp_path / "lost").symlink_to(tmp_path / "gone" / "a.txt")
+    with pytest.raises(OutputError, match="folder does not exist"):
+        check_destination(tmp_path / "lost")
+    assert names(tmp_path) == ["lost", "one", "two"]
 
 
 def test_checking_a_destination_leaves_no_trace(tmp_path):
