@@ -120,11 +120,13 @@ class Transaction:
                 for part in self._parts:
                     _put_back(part)
             raise
-        for folder in dict.fromkeys(part.target.parent for part in self._parts):
-            _synchronize_folder(folder)
-        for file in self._outdated:
-            with contextlib.suppress(OSError):
-                file.unlink()
+        try:
+            for folder in dict.fromkeys(part.target.parent for part in self._parts):
+                _synchronize_folder(folder)
+        finally:
+            for file in self._outdated:
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def _clean(self) -> None:
         """Delete what is left of temporaries, and release their locks."""

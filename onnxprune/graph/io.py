@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -19,8 +20,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.fileio import atomic_write, check_destination
-from onnxprune.graph import initializers, normalize
+from onnxprune.fileio import Transaction, check_destination
+from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
 from onnxprune.graph.external_data import load_external_data
 from onnxprune.graph.folded import is_float, raw_values
@@ -308,35 +309,35 @@ def _refuse_unloadable(model: Model) -> None:
         open_session(os.fspath(model.path), UNOPTIMIZED, where=str(model.path))
 
 
-def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
-    """Write a model to a temporary file, then move it to `path`; return the bytes written.
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    together: Transaction | None = None,
+) -> int:
+    """Write a model, which takes its place once it is whole; return the bytes written.
 
-    Weights go to `<path>.data` where the model exceeds 2 GB. `metadata` holds entries to set in the model's metadata.
+    Args:
+        model: the model.
+        path: of the file; where the model exceeds 2 GB, its weights go to a data file beside it, see
+            `onnxprune.graph.model_file`.
+        metadata: entries to set in the model's metadata.
+        together: other files that take their places at the same time; None: the model alone.
 
     Raises:
         OutputError: the file cannot be written.
     """
     target = Path(path)
     check_destination(target, *model.files)
-    proto = model.to_proto()
+    proto, weights = model.stub()
     for key, value in (metadata or {}).items():
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
-    with atomic_write(target) as temporary:
-        if model.byte_size() < PROTO_LIMIT:
-            temporary.write_bytes(proto.SerializeToString())
-            return temporary.stat().st_size
-        data = target.with_name(target.name + ".data")
-        check_destination(data, *model.files)
-        with atomic_write(data) as temporary_data:
-            onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
-            stub = onnx.load_model(str(temporary), load_external_data=False)
-            for tensor in stub.graph.initializer:
-                for entry in tensor.external_data:
-                    if entry.key == "location":
-                        entry.value = data.name
-            temporary.write_bytes(stub.SerializeToString())
-            return temporary.stat().st_size + temporary_data.stat().st_size
+    write = model_file.write if model.byte_size() < PROTO_LIMIT else model_file.write_apart
+    with contextlib.nullcontext(together) if together is not None else Transaction() as files:
+        size = write(files, target, proto, weights)
+        model_file.outdate_data(files, target, proto, model.files)
+    return size
 
 
 def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
