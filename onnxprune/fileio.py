@@ -198,6 +198,16 @@ def _synchronize_folder(folder: Path) -> None:
 
 
 @contextmanager
+def joined(together: Transaction | None) -> Iterator[Transaction]:
+    """Yield a transaction that is under way, or a new one that ends with the `with` block."""
+    if together is not None:
+        yield together
+        return
+    with Transaction() as files:
+        yield files
+
+
+@contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; the file replaces `target` on success, else it is deleted.
 
@@ -235,6 +245,9 @@ def check_destination(target: Path, *originals: Path) -> None:
                     why=f"it is the same file as {original}",
                     hint="give another path with -o (for the plan, with --plan-output)",
                 )
+        if not target.name:
+            why = "it is empty, or the name of a folder"
+            raise OutputError("the output path names no file", where=str(target), why=why, hint="name a file")
         if target.is_dir():
             raise OutputError("the output path is a folder", where=str(target), hint="name a file in it")
         if target.exists() and not target.is_file():

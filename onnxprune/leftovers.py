@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,12 +61,27 @@ def new_file(folder: Path, mode: int = 0o666) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def new_folder(parent: Path) -> tuple[Path, int]:
-    """Make a private temporary folder; return its path, and the descriptor that keeps it locked.
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new, private, locked folder among the temporary files of the system; delete it at the end.
+
+    What killed runs have left there is deleted first.
 
     Raises:
         OSError: the folder cannot be made.
     """
+    parent = Path(tempfile.gettempdir())
+    sweep(parent)
+    path, descriptor = _new_folder(parent)
+    try:
+        yield path
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _new_folder(parent: Path) -> tuple[Path, int]:
+    """Make a folder; return its path, and the descriptor that keeps it locked."""
     while True:
         path = parent / new_name()
         path.mkdir(mode=0o700)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import os
@@ -20,7 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.fileio import Transaction, check_destination
+from onnxprune.fileio import Transaction, check_destination, joined
 from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
 from onnxprune.graph.external_data import load_external_data
@@ -334,7 +333,7 @@ def save(
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
     write = model_file.write if model.byte_size() < PROTO_LIMIT else model_file.write_apart
-    with contextlib.nullcontext(together) if together is not None else Transaction() as files:
+    with joined(together) as files:
         size = write(files, target, proto, weights)
         model_file.outdate_data(files, target, proto, model.files)
     return size

@@ -86,6 +86,10 @@ class Model:
         """Version of the standard operators."""
         return next(int(e.version) for e in self.header.opset_import if e.domain in ("", "ai.onnx"))
 
+    def metadata(self, key: str) -> str:
+        """Return an entry that `provenance` has put into the metadata of the file; empty where there is none."""
+        return next((e.value for e in self.header.metadata_props if e.key == f"{PROVENANCE}{key}"), "")
+
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the metadata, inputs and outputs of the original."""
         return _export(self, frozenset())[0]

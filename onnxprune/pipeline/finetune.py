@@ -23,6 +23,7 @@ from onnxprune.pipeline.reporting import (
     NOTE_SAMPLES,
     REPORT,
     WRITE,
+    provenance,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
@@ -130,4 +131,4 @@ def finetune(
             WRITE,
         ),
     )
-    return ModelResult(run.model, run.report, None, run.edited.analysis.trace)
+    return ModelResult(run.model, run.report, None, run.edited.analysis.trace, provenance(run))

@@ -72,6 +72,7 @@ def load(run: Run) -> Run:
                 hint="give --data; `--data generated` generates inputs",
             )
         require_torch("training")
+        _refuse_foreign_states(run)
     run = replace(
         run,
         options=options,
@@ -107,6 +108,8 @@ def load_pair(run: Run) -> Run:
     student, teacher = (io.load(path, run.asked.shape, hint) for path in (sources.model, teacher_path))
     run.destinations.check(*sources.paths, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
+    if sources.plan is not None:
+        plan_file.refuse_other(sources.plan, teacher.digest, student.path, student.metadata(plan_file.ENTRY))
     inputs = inputs_of(teacher)
     judging, evaluation = sources.judging, None
     if sources.evaluation is not None:
@@ -120,6 +123,7 @@ def load_pair(run: Run) -> Run:
     for model in (student, teacher):
         check_repeatable(model, shapes)
     assert run.training is not None
+    _refuse_foreign_states(run)
     run = replace(
         run,
         training=with_augmentation(run.training, data),
@@ -131,6 +135,16 @@ def load_pair(run: Run) -> Run:
         model=student,
     )
     return from_model(run, EditedModel(analyse(student, known=shapes), teacher))
+
+
+def _refuse_foreign_states(run: Run) -> None:
+    """Refuse a path of the checkpoint where another file lies: it would be overwritten, step by step of the schedule."""
+    from onnxprune.training import checkpoint  # only here: torch is an extra, and takes seconds to load
+
+    path, rounds = run.destinations.checkpoint, run.asked.rounds
+    if path is not None:
+        for step in range(1, rounds + 1):
+            checkpoint.refuse_foreign(checkpoint.file_of(path, step, rounds))
 
 
 def _refuse_unlike(student: Model, teacher: Model) -> None:

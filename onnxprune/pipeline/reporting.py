@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune import plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
 from onnxprune.evaluation.compare import Front, compare, finite_check
@@ -197,14 +195,13 @@ def finish_plan(run: Run) -> Run:
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """Return metadata of a pruned model, beside version and original; none for a model that was only trained."""
+    """Return metadata of a pruned model, beside version and original; a model that was only trained keeps its own."""
     plan, data = run.plan, run.data
-    if plan is None:
-        return {}
+    if plan is None:  # channels that training has gated are in no plan
+        return {plan_file.ENTRY: ""} if run.tuned is not None and run.model is not run.tuned.model else {}
     target = {key: plan.settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if plan.settings.get(key)}
-    edits = json.dumps([list(map(dict, part)) for part in plan.blocks]).encode() if plan.blocks else b""
     return {
-        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + edits).hexdigest(),
+        plan_file.ENTRY: plan_file.fingerprint(plan_file.to_dict(plan, run.edited.analysis.trace, "")),
         "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
         "quality": text.quality(run.report.verdict),
@@ -216,12 +213,12 @@ def write(run: Run) -> Run:
     """Write model and plan, both or none, then the report; a model that was only trained must have its integrity."""
     output, page, plan, made = run.destinations.model, run.destinations.report, run.plan, run.report
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
-    with contextlib.ExitStack() as both:
+    with fileio.Transaction() as both:
         if plan is not None and run.destinations.plan is not None:
-            both.enter_context(plan_file.written(run.destinations.plan, plan, trace, name))
+            plan_file.write(run.destinations.plan, plan, trace, name, both)
         if output is not None and (plan is not None or made.verdict.integrity == "PASSED"):
             run.on_stage("write", None)
-            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
+            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)), both)
             made = replace(made, output=str(output), after=replace(made.after, size=size))
     if page is not None:
         saving.save(page, made, run.command, None if plan is None else plan_file.to_dict(plan, trace, name))

@@ -16,7 +16,7 @@ from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OutputError
+from onnxprune.errors import OptionError, OutputError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
@@ -46,8 +46,15 @@ UNSET: Any = None
 
 
 def path_of(path: str | os.PathLike[str] | None) -> Path | None:
-    """Return a path, or None."""
-    return None if path is None else Path(path)
+    """Return the path of a file, or None.
+
+    Raises:
+        OptionError: the path is empty, or has no name.
+    """
+    found = None if path is None else Path(path)
+    if found is not None and not found.name:
+        raise OptionError("a path names no file", why=f"it is {os.fspath(found)!r}", hint="name a file")
+    return found
 
 
 @dataclass(frozen=True)
