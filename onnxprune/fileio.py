@@ -262,11 +262,11 @@ def check_destination(target: Path, *originals: Path) -> None:
         leftovers.sweep(target.parent)
         with tempfile.TemporaryFile(dir=target.parent):  # permissions do not tell: root cannot write in /proc
             pass
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+    except OSError as error:
         raise OutputError(
             "the output cannot be written",
             where=str(target),
-            why=(isinstance(error, OSError) and error.strerror) or str(error),
+            why=error.strerror or str(error),
             hint="give another path, or change the permissions",
         ) from error
 

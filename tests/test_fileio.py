@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
 from onnxprune.errors import OutputError
-from onnxprune.fileio import atomic_write, check_destination, same_file
+from onnxprune.fileio import Transaction, atomic_write, check_destination, same_file
 
 
 def names(folder: Path) -> list[str]:
@@ -114,6 +115,99 @@ def test_link_in_a_circle_or_to_nowhere_is_refused(tmp_path):
     with pytest.raises(OutputError, match="folder does not exist"):
         check_destination(tmp_path / "lost")
     assert names(tmp_path) == ["lost", "one", "two"]
+
+
+def test_path_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(""), Path("."), Path("/")):
+        with pytest.raises(OutputError, match="names no file"):
+            check_destination(path)
+
+
+# -------------------------------------------------------------------------------------------- files that change together
+
+
+def write_both(folder: Path, text: str) -> None:
+    with Transaction() as files:
+        for name in ("plan.json", "model.onnx"):
+            files.file(folder / name).write_text(text)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_files_change_together_in_the_order_given(tmp_path, monkeypatch):
+    write_both(tmp_path, "old")
+    placed, real = [], os.replace
+
+    def spied(source: Path, target: Path) -> None:
+        placed.append((Path(target).name, texts(tmp_path)["model.onnx"]))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", spied)
+    write_both(tmp_path, "new")
+    assert placed == [("plan.json", "old"), ("model.onnx", "old")]
+    assert texts(tmp_path) == {"plan.json": "new", "model.onnx": "new"}
+
+
+def break_call(monkeypatch: pytest.MonkeyPatch, call: str, number: int, error: BaseException) -> None:
+    real, calls = getattr(os, call), []
+
+    def broken(*args: object, **more: object) -> object:
+        calls.append(args)
+        if len(calls) == number:
+            raise error
+        return real(*args, **more)
+
+    monkeypatch.setattr(os, call, broken)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt(), MemoryError()], ids=type)
+def test_a_failure_at_the_last_of_two_files_changes_none(call, error, existing, tmp_path, monkeypatch):
+    if existing:
+        write_both(tmp_path, "old")
+    before = texts(tmp_path)
+    break_call(monkeypatch, call, 2, error)
+    expected = OutputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match=r"cannot write model\.onnx" if expected is OutputError else None):
+        write_both(tmp_path, "new")
+    assert texts(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), KeyboardInterrupt()], ids=type)
+def test_a_file_system_without_hard_links_is_no_error(error, tmp_path, monkeypatch):
+    write_both(tmp_path, "old")
+    break_call(monkeypatch, "link", 1, error)
+    with contextlib.suppress(KeyboardInterrupt):
+        write_both(tmp_path, "new")
+    expected = "new" if isinstance(error, OSError) else "old"
+    assert texts(tmp_path) == {"plan.json": expected, "model.onnx": expected}
+
+
+def test_a_folder_that_cannot_be_synchronized_is_no_error(tmp_path, monkeypatch):
+    break_call(monkeypatch, "fsync", 3, OSError(22, "Invalid argument"))
+    write_both(tmp_path, "new")
+    assert texts(tmp_path) == {"plan.json": "new", "model.onnx": "new"}
+
+
+def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def spied(*args: object, name: str = name, real: object = real) -> None:
+            calls.append("folder" if name == "fsync" and os.path.isdir(f"/proc/self/fd/{args[0]}") else name)
+            real(*args)
+
+        monkeypatch.setattr(os, name, spied)
+    write_both(tmp_path, "new")
+    assert calls == ["fsync", "fsync", "replace", "replace", "folder"]
 
 
 def test_checking_a_destination_leaves_no_trace(tmp_path):
