@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from onnxprune import leftovers
-from onnxprune.errors import OutputError
+from onnxprune.errors import OptionError, OutputError
 
 PERMISSIONS = 0o777
 """Bits of a file's mode that a new version of the file keeps."""
@@ -234,7 +234,8 @@ def check_destination(target: Path, *originals: Path) -> None:
     What killed runs have left in the folder is deleted.
 
     Raises:
-        OutputError: with the reason.
+        OptionError: the path has no name.
+        OutputError: any other reason.
     """
     try:
         for original in originals:
@@ -246,8 +247,7 @@ def check_destination(target: Path, *originals: Path) -> None:
                     hint="give another path with -o (for the plan, with --plan-output)",
                 )
         if not target.name:
-            why = "it is empty, or the name of a folder"
-            raise OutputError("the output path names no file", where=str(target), why=why, hint="name a file")
+            raise OptionError("the output path names no file", where=str(target), hint="name a file")
         if target.is_dir():
             raise OutputError("the output path is a folder", where=str(target), hint="name a file in it")
         if target.exists() and not target.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.errors import OutputError
+from onnxprune.errors import OptionError, OutputError
 from onnxprune.fileio import Transaction, atomic_write, check_destination, same_file
 
 
@@ -120,7 +120,7 @@ def test_link_in_a_circle_or_to_nowhere_is_refused(tmp_path):
 def test_path_without_a_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (Path(""), Path("."), Path("/")):
-        with pytest.raises(OutputError, match="names no file"):
+        with pytest.raises(OptionError, match="names no file"):
             check_destination(path)
 
 
