@@ -9,7 +9,7 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ class Transaction:
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
-        self._outdated: list[Path] = []
+        self._afterwards: list[Callable[[], None]] = []
         self._current: Path | None = None
 
     def __enter__(self) -> Transaction:
@@ -88,9 +88,9 @@ class Transaction:
         part = next(part for part in self._parts if part.temporary == temporary)
         part.target = part.target.with_name(name)
 
-    def outdate(self, file: Path) -> None:
-        """Delete a file once all files have taken their places; one that cannot be deleted stays."""
-        self._outdated.append(file)
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Do something once all files have taken their places; an OSError in it is ignored."""
+        self._afterwards.append(act)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -124,9 +124,9 @@ class Transaction:
             for folder in dict.fromkeys(part.target.parent for part in self._parts):
                 _synchronize_folder(folder)
         finally:
-            for file in self._outdated:
+            for act in self._afterwards:
                 with contextlib.suppress(OSError):
-                    file.unlink()
+                    act()
 
     def _clean(self) -> None:
         """Delete what is left of temporaries, and release their locks."""

@@ -8,6 +8,7 @@ the new one takes its place.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import mmap
@@ -78,7 +79,13 @@ def outdate_data(files: Transaction, target: Path, proto: onnx.ModelProto, input
             others = [file for file in entries if file not in (data, target)]
             is_input = any(same_file(data, file) for file in inputs)
             if not is_input and _names(target, data.name) and not any(_names(file, data.name) for file in others):
-                files.outdate(data)
+                files.afterwards(functools.partial(_delete, data, target))
+
+
+def _delete(data: Path, target: Path) -> None:
+    """Delete a data file, unless another run has put a model in place that refers to it."""
+    if not _names(target, data.name):
+        data.unlink()
 
 
 def serialized(proto: onnx.ModelProto, weights: Weights) -> Iterator[bytes | memoryview]:

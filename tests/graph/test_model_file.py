@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from kills import at_step, forks, killed
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import OutputError
@@ -228,43 +228,8 @@ def test_data_lie_beside_the_target_of_a_link(two, images, out):
 
 # ----------------------------------------------------------------------------------------------- whatever may happen
 
-STEPS = ("open", "fsync", "link", "replace", "unlink", "close", "chmod")
-"""Functions of `os` that change files or report that a change failed."""
 
-
-def at_step(number: int, act: Callable[[], None], patched: pytest.MonkeyPatch) -> list[str]:
-    """Let a system call do something else, and return the list of calls so far."""
-    calls: list[str] = []
-
-    def counted(name: str) -> Callable[..., object]:
-        real = getattr(os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            calls.append(name)
-            if len(calls) == number:
-                act()
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in STEPS:
-        patched.setattr(os, name, counted(name))
-    return calls
-
-
-def killed(work: Callable[[], object], number: int) -> bool:
-    """Kill a copy of this process at a step of its work; return whether the work had as many."""
-    child = os.fork()
-    if child == 0:
-        try:
-            at_step(number, lambda: os._exit(9), pytest.MonkeyPatch())
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked for each kill")
+@forks
 @pytest.mark.parametrize("large", [True, False])
 def test_a_kill_at_any_step_leaves_a_model_that_loads(large, two, images, out, tmp_path, monkeypatch):
     monkeypatch.chdir(out)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import onnx
 import pytest
+from kills import forks, killed
 
 import onnxprune
-from onnxprune import plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.errors import OptionError, OutputError
 from onnxprune.graph import io
-from onnxprune.graph.model import PROVENANCE
+from onnxprune.graph.model import PROVENANCE, provenance
 
 QUICK = onnxprune.BenchmarkConfig(latency=False)
 
@@ -64,17 +64,31 @@ def test_a_failure_at_any_file_leaves_the_old_model_and_its_plan(large, tiny_pat
         assert contents(out) == before
 
 
+@forks
 def test_a_kill_between_plan_and_model_is_told(tiny_path, out):
     target, plan = out / "s.onnx", out / "s.plan.json"
-    prune(tiny_path, target, 0.3)
-    new = out.with_name("new")
-    new.mkdir()
-    prune(tiny_path, new / "s.onnx", 0.6)
-    shutil.copy(new / "s.plan.json", plan)  # what a kill before the last of the two leaves
-    assert not belong_together(tiny_path, target, plan)
-    prune(tiny_path, target, 0.6)
-    assert belong_together(tiny_path, target, plan)
-    assert contents(out) == contents(new)
+    old, new = (
+        onnxprune.prune(tiny_path, reduce={"flops": share}, repair="none", round_to=1, measure=QUICK)
+        for share in (0.3, 0.6)
+    )
+
+    def write(result: onnxprune.pipeline.results.ModelResult) -> None:
+        with fileio.Transaction() as files:
+            plan_file.write(plan, result.plan, result.trace, tiny_path.name, files)
+            io.save(result.model, target, provenance(result.report.sha256, **result.provenance), files)
+
+    told = []
+    for number in range(1, 60):
+        write(old)
+        if not killed(lambda: write(new), number):
+            break
+        found = [path.read_bytes() for path in (plan, target)]
+        told.append(belong_together(tiny_path, target, plan))
+        write(old)
+        same = [path.read_bytes() == content for path, content in zip((plan, target), found, strict=True)]
+        assert told[-1] == (same[0] == same[1])
+        assert sorted(contents(out)) == ["s.onnx", "s.plan.json"]
+    assert {True, False} == set(told)
 
 
 def test_output_without_a_name_is_refused(tiny_path, out):
@@ -137,3 +151,20 @@ def test_a_file_that_is_no_checkpoint_is_refused_before_the_work(trained, tiny_p
         )  # fmt: skip
     assert set(steps) == {"load"}
     assert (out / "ck.1").read_text() == "of the user"
+
+
+@pytest.mark.torch
+def test_a_model_with_gated_channels_has_no_plan(tiny, tiny_path, trained, out):
+    for tensor in tiny.graph.initializer:  # filters of the first layer that never fire, and get no gradient
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name in ("w1", "b1"):
+            array[:5] = 0 if tensor.name == "w1" else -1
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    tiny.metadata_props.add(key=PROVENANCE + plan_file.ENTRY, value="0" * 64)
+    onnx.save(tiny, out / "s.onnx")
+    gated = onnxprune.Training(amount=40, unit="steps", gate_below=1e-12)
+    result = trained(training=gated)
+    assert result.report.training["gated"] == 5
+    assert stored(out / "t.onnx") == ""
+    result.save(out / "again.onnx")
+    assert (out / "again.onnx").read_bytes() == (out / "t.onnx").read_bytes()
