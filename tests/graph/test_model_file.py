@@ -16,6 +16,7 @@ from kills import at_step, forks, killed
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import OutputError
+from onnxprune.fileio import Transaction
 from onnxprune.graph import io, model_file
 from onnxprune.graph.model import Model
 
@@ -190,6 +191,17 @@ def test_data_that_others_need_stay(is_input, two, images, out, monkeypatch):
     io.save(second, out / "s.onnx")
     assert answer(out / "kept.onnx", images) == before
     assert answer(out / "s.onnx", images) != before
+
+
+@pytest.mark.usefixtures("limit")
+def test_data_that_another_run_has_come_to_need_stay(two, images, out):
+    first, second = two
+    io.save(first, out / "s.onnx")
+    before, content = answer(out / "s.onnx", images), (out / "s.onnx").read_bytes()
+    with Transaction() as files:
+        files.afterwards(lambda: (out / "s.onnx").write_bytes(content) and None)
+        io.save(second, out / "s.onnx", together=files)
+    assert answer(out / "s.onnx", images) == before
 
 
 def test_data_of_a_model_that_becomes_small_are_deleted(two, images, out, monkeypatch):
