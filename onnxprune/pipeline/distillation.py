@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import plan_file
+from onnxprune.calibration.stage_results import TRAINING
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import Analysis, analyse, analysed, removed
 from onnxprune.graph.model import Model
@@ -97,7 +98,7 @@ def state_file(run: Run, step: int) -> Path | None:
     """Return the file of the training state after a step; that of the last step has no number."""
     from onnxprune.training.checkpoint import file_of  # only here: torch is an extra, and takes seconds to load
 
-    path = run.destinations.checkpoint
+    path = run.destinations.checkpoint or run.results.file(TRAINING)
     return None if path is None else file_of(path, step, run.options.rounds)
 
 
