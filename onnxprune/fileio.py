@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import os
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ class Transaction:
         with self._named():
             resolved = through_links(target)
             leftovers.sweep(resolved.parent)
-            mode = stat.S_IMODE(resolved.stat().st_mode) & PERMISSIONS if resolved.exists() else None
+            mode = resolved.stat().st_mode & PERMISSIONS if resolved.exists() else None
             made = leftovers.new_file(resolved.parent, 0o666 if mode is None else mode | 0o600)
             self._parts.append(_Part(*made, resolved, mode, resolved.with_name(leftovers.new_name())))
         return made[0]
@@ -131,11 +130,11 @@ class Transaction:
     def _clean(self) -> None:
         """Delete what is left of temporaries, and release their locks."""
         for part in self._parts:
+            with contextlib.suppress(OSError):
+                os.close(part.descriptor)
             for path in (part.temporary, part.backup):
                 with contextlib.suppress(OSError):
                     path.unlink()
-            with contextlib.suppress(OSError):
-                os.close(part.descriptor)
         self._parts = []
 
     @contextmanager
@@ -157,6 +156,7 @@ def _place(part: _Part, *, is_last: bool) -> None:
     """Move a file to its place; all but the last one keep the file that they replace under a second name."""
     if os.name == "nt":
         os.close(part.descriptor)  # an open file cannot be moved there
+        part.descriptor = -1
     part.is_new = not part.target.exists()
     if not is_last and not part.is_new:
         with contextlib.suppress(OSError):  # a file system without hard links
