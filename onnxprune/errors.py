@@ -15,6 +15,8 @@ OnnxPruneError
 
 from __future__ import annotations
 
+from onnxprune.escaping import visible
+
 
 class OnnxPruneError(Exception):
     """Base of all errors that end in one message and no stack trace.
@@ -39,7 +41,7 @@ class OnnxPruneError(Exception):
 
     def __str__(self) -> str:
         rows = (("where", self.where), ("why", self.why), ("do", self.hint))
-        return "\n".join([self.what, *(f"  {key + ':':<7}{text}" for key, text in rows if text)])
+        return "\n".join([visible(self.what), *(f"  {key + ':':<7}{visible(text)}" for key, text in rows if text)])
 
 
 class ModelError(OnnxPruneError):
@@ -69,7 +71,13 @@ class PlanError(OnnxPruneError):
 
 
 class OutputError(OnnxPruneError):
-    """The result cannot be written."""
+    """The result cannot be written.
+
+    Attributes:
+        result: the result, where the work was done before; else None.
+    """
+
+    result: object = None
 
 
 class TrainingError(OnnxPruneError):

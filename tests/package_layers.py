@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "leftovers", "fileio"),
+    (
+        "escaping",
+        "errors",
+        "types",
+        "progress",
+        "metrics.table",
+        "importance.methods",
+        "options",
+        "leftovers",
+        "fileio",
+        "paths",
+    ),
     ("runtime",),
     ("data",),
     ("graph",),

@@ -269,30 +269,28 @@ class CostEstimator:
         return table
 
 
-def write_table(
+def measured_table(
     path: str | os.PathLike[str],
-    output: Path,
     config: BenchmarkConfig,
     shape: Mapping[str, tuple[int, ...]] | None = None,
     on_stage: ProgressCallback = quiet,
 ) -> latency_model.Table:
-    """Measure a latency table of a model file, and write it to `output`."""
+    """Measure a latency table of a model file."""
     analysis, options = _timed(path, shape)
     rules = PruningRules.of(analysis.trace, options)
-    table = latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
-    latency_model.write(table, output)
-    return table
+    return latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
 
 
 def measured_elsewhere(
     path: str | os.PathLike[str],
     measured: Path,
-    output: Path | None,
     shape: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    table: bool = False,
 ) -> tuple[Bench, latency_model.Table | None]:
     """Read the times of a model file that were measured elsewhere: a latency table or a profile.
 
-    A table is written to `output` as well. No table follows from a profile: it has one time of each layer, and the time
+    With `table` the table is returned as well. No table follows from a profile: it has one time of each layer, and the time
     of a layer with fewer channels may be nearly the same or a share of it.
 
     Raises:
@@ -301,7 +299,7 @@ def measured_elsewhere(
     """
     if not latency_model.is_table(measured):
         found = elsewhere(path, measured)
-        if output is not None:
+        if table:
             raise OptionError(
                 "no latency table follows from a single profile",
                 where=str(measured),
@@ -310,11 +308,10 @@ def measured_elsewhere(
             )
         return found, None
     analysis, _ = _timed(path, shape)
-    table = latency_model.read(measured)
-    latency_model.refuse_other_model(table, latency_model.architecture(analysis), str(measured))
-    if output is not None:
-        latency_model.write(table, output)
-    return latency_model.at_full_width(analysis, table, f"latency table {measured}"), table if output else None
+    found_table = latency_model.read(measured)
+    latency_model.refuse_other_model(found_table, latency_model.architecture(analysis), str(measured))
+    times = latency_model.at_full_width(analysis, found_table, f"latency table {measured}")
+    return times, found_table if table else None
 
 
 def _timed(

@@ -13,6 +13,7 @@ import numpy as np
 from onnxprune.data.geometry import Geometry, geometry
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
+from onnxprune.paths import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 TOLD = 3
 """Files that an error names."""
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def images_in(folder: Path, *, deep: bool = False, but: Path | None = None) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -46,6 +47,21 @@ def load_external_data(proto: onnx.ModelProto, file: Path) -> list[Path]:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return list(files)
+
+
+def data_files(file: Path) -> list[Path]:
+    """Return the data files that a model names, links resolved; none where it cannot be read, which `io.load` reports."""
+    try:
+        proto = onnx.load_model(file, load_external_data=False)
+        tensors = list(external_data_helper._get_all_tensors(proto))
+    except Exception:  # protobuf raises many types
+        return []
+    found: dict[Path, None] = {}
+    for tensor in tensors:
+        if external_data_helper.uses_external_data(tensor):
+            with contextlib.suppress(ModelError):
+                found[_find(external_data_helper.ExternalDataInfo(tensor).location, file, str(file))] = None
+    return list(found)
 
 
 def _find(location: str, file: Path, where: str) -> Path:

@@ -45,7 +45,7 @@ WARN_BELOW = 0.5
 def load(run: Run) -> Run:
     """Load and trace the model, load the data, resolve the options."""
     sources = run.sources
-    run.destinations.check(*sources.paths)
+    run.destinations.check(sources)
     structure = {} if sources.plan is None else plan_file.structure(sources.plan)  # channels are those of the plan
     judging = sources.judging
     labels = judging.labels if sources.evaluation is None else None  # of the samples that quality is measured on
@@ -59,7 +59,7 @@ def load(run: Run) -> Run:
         labels=labels,
         task=judging.task,
     )
-    run.destinations.check(*sources.paths, *original.model.files)  # external data as well
+    run.destinations.check(sources, *original.model.files)
     check_repeatable(original.model, original.trace.input_shapes)
     evaluation = data
     if sources.evaluation is not None:
@@ -102,11 +102,11 @@ def load_pair(run: Run) -> Run:
     sources, teacher_path = run.sources, run.sources.teacher
     assert teacher_path is not None
     assert sources.data is not None
-    run.destinations.check(*sources.paths)
+    run.destinations.check(sources)
     run.on_stage("load", None)
     hint = hint_of(sources.data, sources.preprocess)
     student, teacher = (io.load(path, run.asked.shape, hint) for path in (sources.model, teacher_path))
-    run.destinations.check(*sources.paths, *student.files, *teacher.files)
+    run.destinations.check(sources, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
     if sources.plan is not None:
         plan_file.refuse_other(sources.plan, teacher.digest, student.path, student.metadata(plan_file.ENTRY))

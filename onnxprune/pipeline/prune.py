@@ -16,6 +16,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
@@ -29,8 +30,6 @@ from onnxprune.pipeline.reporting import (
     NEVER_SLOWER,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
-    provenance,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.rewriting import REPAIR, REWRITE
@@ -110,6 +109,7 @@ def prune(
         TargetError: the targets cannot be met.
         ProofError: the deleted channels change the outputs.
         LatencyError: the result is slower than the original, and `force` is not set.
+        OutputError: a file cannot be written; where the work was done, `result` of the error has the result.
 
     Examples:
         >>> import onnxprune
@@ -129,13 +129,12 @@ def prune(
     results = StageResults(destinations.state, resume=resume)
     run = Run(sources, destinations, options, training, measure, on_stage, command, results)
     held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
-    judged = (FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+    judged = (FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT)
     with results.kept_on_error():
         with contextlib.ExitStack() as scope:
             opening = (LOAD, OPEN_RESULTS, LOOK_AT_DATA, calibration(scope))
             run = execute(run, (*opening, REPLAY if plan else SELECT, REWRITE, REPAIR))
-        run = execute(run, (TRAIN, *judged))
-    return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
+        return deliver(execute(run, (TRAIN, *judged)))
 
 
 def _with_plan(destinations: Destinations, replayed: Path | None) -> Destinations:

@@ -210,8 +210,8 @@ def provenance(run: Run) -> dict[str, str]:
 
 
 def write(run: Run) -> Run:
-    """Write model and plan, both or none, then the report; a model that was only trained must have its integrity."""
-    output, page, plan, made = run.destinations.model, run.destinations.report, run.plan, run.report
+    """Write model and plan, both or none; a model that was only trained must have its integrity."""
+    output, plan, made = run.destinations.model, run.plan, run.report
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
     with fileio.Transaction() as both:
         if plan is not None and run.destinations.plan is not None:
@@ -220,11 +220,17 @@ def write(run: Run) -> Run:
             run.on_stage("write", None)
             size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)), both)
             made = replace(made, output=str(output), after=replace(made.after, size=size))
-    if page is not None:
-        saving.save(page, made, run.command, None if plan is None else plan_file.to_dict(plan, trace, name))
     if run.tuned is not None:
         forget_states(run)
     return replace(run, report=made)
+
+
+def save_report(run: Run) -> None:
+    """Write the report where one is asked for."""
+    page, plan, edited = run.destinations.report, run.plan, run.edited.analysis
+    if page is not None:
+        content = None if plan is None else plan_file.to_dict(plan, edited.trace, edited.model.path.name)
+        saving.save(page, run.report, run.command, content)
 
 
 CHECK_TRAINED = Stage(check_structure, requires=("original", "model"))

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune import fileio
+from onnxprune import paths
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OptionError, OutputError
+from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
@@ -60,20 +60,25 @@ def path_of(path: str | os.PathLike[str] | None) -> Path | None:
 
 @dataclass(frozen=True)
 class Destinations:
-    """Files that a run writes; None where one is not asked for."""
+    """Files that a run writes, and the folder of the members of a sweep; None where one is not asked for."""
 
     model: Path | None = None
     plan: Path | None = None
     report: Path | None = None
     checkpoint: Path | None = None
+    family: Path | None = None
 
     @property
     def state(self) -> Path | None:
         """The folder of what a run that breaks off leaves to go on from."""
         return None if self.model is None else self.model.with_name(f"{self.model.name}.state")
 
-    def check(self, *inputs: Path) -> None:
-        """Refuse destinations that cannot be written, that are inputs, or that are one file.
+    def check(self, sources: Sources, *external: Path) -> None:
+        """Refuse destinations that cannot be written, that the run reads, or that are one file.
+
+        Args:
+            sources: files and data that the run reads.
+            external: data files of the models.
 
         Raises:
             OptionError: the report is of an unknown format.
@@ -81,14 +86,20 @@ class Destinations:
         """
         if self.report is not None:
             saving.check_format(self.report)
-        for target in (self.model, self.plan, self.checkpoint, self.report):
-            if target is not None:
-                fileio.check_destination(target, *(path for path in inputs if path.exists()))
-        if self.model is not None and self.plan is not None and fileio.same_file(self.model, self.plan):
-            raise OutputError(
-                "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
-            )
-        saving.refuse_same(self.report, self.model, self.plan, self.checkpoint)
+        given = (
+            ("the model", self.model),
+            ("the plan", self.plan),
+            ("the report", self.report),
+            ("the training state", self.checkpoint),
+        )
+        written = [*paths.outputs(given)]
+        if self.checkpoint is not None:
+            written.append(paths.numbered("the training state", self.checkpoint))
+        if self.state is not None:
+            written.append(paths.Output("the state of the run", self.state, ("*",)))
+        if self.family is not None:
+            written.append(paths.Output("the sweep", self.family, paths.FAMILY))
+        paths.check_outputs(written, (*sources.inputs, *(paths.Input("a model", file) for file in external)))
 
 
 @dataclass(frozen=True)
@@ -105,11 +116,22 @@ class Sources:
     judging: Judging = field(default_factory=Judging)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files and folders that are read."""
-        given = (self.data, self.evaluation, self.preprocess, self.judging.labels, self.judging.characters)
-        data = (Path(v) for v in given if isinstance(v, str | os.PathLike))
-        return (self.model, *(path for path in (self.teacher, self.plan) if path is not None), *data)
+    def inputs(self) -> tuple[paths.Input, ...]:
+        """All files and folders that are read, with the options that name them."""
+        judging = self.judging
+        given = {
+            "MODEL": self.model,
+            "--data": self.data,
+            "--eval": self.evaluation,
+            "--preprocess": self.preprocess,
+            "--plan": self.plan,
+            "--teacher": self.teacher,
+            "--latency-table": self.latency_table,
+            "--labels": judging.labels,
+            "--characters": judging.characters,
+            "--metric": judging.metric,
+        }
+        return paths.inputs(given.items())
 
 
 @dataclass(frozen=True)

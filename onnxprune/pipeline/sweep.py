@@ -27,6 +27,7 @@ from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import unlost
 from onnxprune.pipeline.identity import OPEN_RESULTS, identity
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
@@ -115,9 +116,9 @@ def sweep(
     options, measure, judging = parted(fields, options, measure, judging)
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
-    Destinations(report=page).check(Path(model))
     table = path_of(latency_table)
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
+    Destinations(report=page, family=Path(output_folder)).check(sources)
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     run = execute(run, (LOAD,))
     family = Family(Path(output_folder), quantity, sorted(set(shares)), {**identity(run), "quantity": quantity})
@@ -130,9 +131,11 @@ def sweep(
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
+    result = SweepResult(found, family.folder)
     if page is not None:
-        saving.save(page, found, command)
-    return SweepResult(found, family.folder)
+        with unlost(result, family.folder):
+            saving.save(page, found, command)
+    return result
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:

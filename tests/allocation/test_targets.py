@@ -220,7 +220,7 @@ def test_latency_target_on_this_machine(models: Path) -> None:
 
 def test_a_table_of_another_model_is_refused(models: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.json"
-    cost_estimator.write_table(models / "small.onnx", table, QUICK)
+    latency_model.write(cost_estimator.measured_table(models / "small.onnx", QUICK), table)
     with pytest.raises(LatencyError, match="of another model"):
         onnxprune.prune(
             models / "resnet.onnx", reduce={"latency": 0.2}, repair="none", latency_table=table, measure=QUICK
