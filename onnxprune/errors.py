@@ -86,7 +86,8 @@ class ProofError(OnnxPruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, at most 300 characters."""
-    text = str(error).strip() or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) else None
+    text = (said or str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio"),
+    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio", "reading"),
     ("runtime",),
     ("data",),
     ("graph",),

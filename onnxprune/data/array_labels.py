@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.data.labels.tables import TABLES, read_column
 from onnxprune.data.labels.values import npz_boxes, object_array
+from onnxprune.data.numpy_files import read_npy
 from onnxprune.errors import DataError, first_line
 
 Array = np.ndarray[Any, Any]
@@ -65,8 +66,7 @@ def read_array_labels(source: Any, n: int, task: str | None) -> tuple[Array, tup
             hint="give a .npy or a table with a row per sample, or samples as a folder of images",
         )
     try:
-        with file.open("rb") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False), ()
+        return read_npy(file), ()
     except Exception as error:  # a damaged file can make numpy raise nearly anything
         raise DataError(
             "the labels cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from onnxprune.errors import OutputError
 from onnxprune.fileio import write_json
+from onnxprune.reading import read_json
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"
@@ -42,7 +42,7 @@ class Family:
         if not self._file.exists():
             return
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
+            found = read_json(self._file)
             same = found["schema"] == SWEEP_SCHEMA and found["settings"] == settings
         except (OSError, ValueError, KeyError, TypeError):
             same = False
