@@ -3,6 +3,7 @@
 OnnxPruneError
 ├── ModelError    the .onnx cannot be read, is refused, or has nothing to prune
 │   └── ShapeError  no input shape that was tried runs
+├── RunLimitError  a run of the model takes more time or memory than it may
 ├── DataError     calibration or evaluation data do not fit the model
 ├── OptionError   an option or a policy has a value that is not allowed (exit 2)
 ├── TargetError   the target cannot be reached; names the nearest reachable amount
@@ -48,6 +49,10 @@ class ModelError(OnnxPruneError):
 
 class ShapeError(ModelError):
     """No input shape that was tried runs."""
+
+
+class RunLimitError(OnnxPruneError):
+    """A run of the model takes more time or memory than it may."""
 
 
 class DataError(OnnxPruneError):

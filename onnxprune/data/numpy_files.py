@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxprune.reading import open_regular
-from onnxprune.runtime.process_memory import free_memory
+from onnxprune.runtime.limits import free_memory
 
 Array = np.ndarray[Any, Any]
 SUFFIX = ".npy"

@@ -187,7 +187,7 @@ def load_preprocess(name: str) -> Preprocess:
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
-    if not exists(path):
+    if path.is_dir() or not exists(path):
         raise DataError(
             f"no preprocessing {name!r}",
             why="it is neither a preset nor a file",

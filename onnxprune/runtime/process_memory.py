@@ -37,11 +37,6 @@ def measure(path: str | os.PathLike[str], feeds: Feeds, config: SessionConfig) -
             return None
 
 
-def free_memory() -> int:
-    """Return the bytes of memory that the system can still give out."""
-    return int(psutil.virtual_memory().available)
-
-
 def _peak() -> int:
     """Return the peak memory of this process in bytes: from psutil on Windows, from /proc on Linux."""
     now = psutil.Process().memory_info()

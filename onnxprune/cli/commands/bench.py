@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import onnxprune
-from onnxprune.cli.common import PATH, TIMING
+from onnxprune.cli.common import PATH, TIMEOUT, TIMING
 from onnxprune.cli.group import examples
 from onnxprune.cli.options import SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 )
 @SHAPE
 @TIMING
+@TIMEOUT
 @TERMINAL
 def bench(
     a: Path,

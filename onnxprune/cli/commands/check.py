@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, command_line
+from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, TIMEOUT, command_line
 from onnxprune.cli.group import FAILED, examples
 from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
 @REPORT
 @MEASURE_ON_SEVERAL
+@TIMEOUT
 @TERMINAL
 def check(
     candidate: Path | None,

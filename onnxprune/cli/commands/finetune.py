@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
+from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, TIMEOUT, command_line, conclude, output
 from onnxprune.cli.group import examples
 from onnxprune.cli.options import CHECKPOINT, JUDGED, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
@@ -40,6 +40,7 @@ from onnxprune.options import Options
 @SEED
 @MEASURE
 @REPORT
+@TIMEOUT
 @TERMINAL
 def finetune(
     model: Path, checkpoint: Path | None, memory: str, seed: int, report: Path | None, terminal: Terminal, **asked: Any

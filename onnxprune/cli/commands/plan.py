@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
+from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMEOUT, TIMING, output
 from onnxprune.cli.group import examples
 from onnxprune.cli.options import JUDGED, PLANNED
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -27,6 +27,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @JUDGED
 @LATENCY_TABLE
 @TIMING
+@TIMEOUT
 @TERMINAL
 def plan(model: Path, output: Path, terminal: Terminal, **asked: Any) -> None:
     """Select channels and edits, and write only the plan.

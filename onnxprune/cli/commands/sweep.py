@@ -16,6 +16,7 @@ from onnxprune.cli.common import (
     MODEL,
     PLOT,
     REPORT,
+    TIMEOUT,
     WORKERS,
     command_line,
     draw,
@@ -57,6 +58,7 @@ from onnxprune.options import QUANTITIES
 @PLOT
 @MEASURE
 @REPORT
+@TIMEOUT
 @TERMINAL
 def sweep(
     model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
