@@ -35,12 +35,14 @@ FIELDS: Mapping[int, tuple[str, int]] = {
     KINDS.UINT64: ("uint64_data", 1),
 }
 """Field that holds the elements of a type, and its entries per element; all other types are in `int32_data`."""
+PACKED = {"FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+"""Bits of the types whose elements share bytes."""
 Function = tuple[str, str]
 """Domain and name of a function."""
 
 
 def check_tensors(proto: onnx.ModelProto, file: Path) -> None:
-    """Refuse a tensor with a negative size or another number of elements than it declares; external data were loaded before.
+    """Refuse a tensor with a negative size or another number of elements than it declares; external data are not looked at.
 
     Raises:
         ModelError: names the tensor, its shape and what the file holds.
@@ -82,13 +84,12 @@ def _held(tensor: onnx.TensorProto) -> int | None:
     bits = _bits(kind)
     if tensor.data_location == KINDS.EXTERNAL or (bits is None and kind != KINDS.STRING):
         return None
-    packed = 8 // bits if bits and bits < 8 else 1  # elements of an entry
     if bits and tensor.HasField("raw_data"):
-        entries = len(tensor.raw_data) * 8 // max(bits, 8)
-    else:
-        name, each = FIELDS.get(kind, ("int32_data", 1))
-        entries = len(getattr(tensor, name)) // each
-    return declared if packed > 1 and entries == -(-declared // packed) else entries * packed
+        size = len(tensor.raw_data)
+        return declared if size == -(-declared * bits // 8) else size * 8 // bits
+    name, each = FIELDS.get(kind, ("int32_data", 1))
+    entries, packed = len(getattr(tensor, name)) // each, 8 // bits if bits and bits < 8 else 1
+    return declared if entries == -(-declared // packed) else entries * packed
 
 
 def _bits(kind: int) -> int | None:
@@ -96,8 +97,7 @@ def _bits(kind: int) -> int | None:
     if kind not in KINDS.DataType.values() or kind in (KINDS.UNDEFINED, KINDS.STRING):
         return None
     name = KINDS.DataType.Name(kind)
-    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-    return packed.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return PACKED.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def check_sparse(proto: onnx.ModelProto, file: Path) -> None:
