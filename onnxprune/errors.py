@@ -3,6 +3,7 @@
 OnnxPruneError
 ├── ModelError    the .onnx cannot be read, is refused, or has nothing to prune
 │   └── ShapeError  no input shape that was tried runs
+├── RunLimitError  a run of the model takes more time or memory than it may
 ├── DataError     calibration or evaluation data do not fit the model
 ├── OptionError   an option or a policy has a value that is not allowed (exit 2)
 ├── TargetError   the target cannot be reached; names the nearest reachable amount
@@ -52,6 +53,10 @@ class ShapeError(ModelError):
     """No input shape that was tried runs."""
 
 
+class RunLimitError(OnnxPruneError):
+    """A run of the model takes more time or memory than it may."""
+
+
 class DataError(OnnxPruneError):
     """The data do not fit the model."""
 
@@ -94,7 +99,8 @@ class ProofError(OnnxPruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, at most 300 characters."""
-    text = str(error).strip() or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) else None
+    text = (said or str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.errors import OptionError, PlanError, first_line
 from onnxprune.fileio import Transaction, joined
 from onnxprune.options import Options
+from onnxprune.reading import read_json
 from onnxprune.types import IntArray, Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
@@ -96,9 +97,7 @@ def refuse_other(path: Path, digest: str, model: Path, stored: str) -> None:
 def structure(path: Path) -> dict[str, Any]:
     """Return the options of a plan that define channels; empty where the file cannot be read, which `read` reports."""
     try:
-        settings = {"norms": "keep"} | json.loads(path.read_text(encoding="utf-8"))[
-            "settings"
-        ]  # the value of older plans
+        settings = {"norms": "keep"} | read_json(path)["settings"]  # the value of older plans
         known = Options(**{name: settings[name] for name in STRUCTURE if name in settings}).resolved(True)
         return {name: getattr(known, name) for name in STRUCTURE if name in settings}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OptionError):
@@ -168,7 +167,7 @@ def _content(path: Path, digest: str) -> dict[str, Any]:
     """Return the content of a plan for the model with this digest."""
     try:
         with _damaged(path):
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = read_json(path)
             schema, made_for = content["schema"], content["model"]["sha256"]
     except OSError as error:
         _refuse(path, "the plan cannot be read", error.strerror or str(error), "check the path given to --plan")

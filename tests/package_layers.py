@@ -13,6 +13,7 @@ LAYERS = (
         "options",
         "leftovers",
         "fileio",
+        "reading",
         "paths",
     ),
     ("runtime",),

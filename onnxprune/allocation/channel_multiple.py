@@ -13,6 +13,7 @@ from dataclasses import asdict
 import numpy as np
 import onnx
 
+from onnxprune.reading import read_json
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.runtime.timing import sample_times
@@ -40,7 +41,7 @@ def machine_multiple() -> int:
     path = machine.cache_folder() / "step.json"
     key = json.dumps(asdict(machine.environment(SINGLE, 1)))
     try:
-        known: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, int] = read_json(path)
         if known[key] in MULTIPLES:
             return known[key]
     except (OSError, ValueError, KeyError, TypeError):

@@ -25,6 +25,7 @@ from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
+from onnxprune.reading import read_json
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.providers import short_name
 from onnxprune.runtime.session import Feeds, SessionConfig
@@ -315,7 +316,7 @@ def read(path: Path) -> Table:
         LatencyError: the file cannot be read, or holds no table.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise LatencyError(
             "the latency table cannot be read", where=str(path), why=str(error), hint="check the path"
@@ -326,7 +327,7 @@ def read(path: Path) -> Table:
 def is_table(path: Path) -> bool:
     """Tell whether a file is meant as a latency table, of whichever version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "schema" in content

@@ -23,6 +23,7 @@ from onnxprune.fileio import Transaction, check_destination, joined
 from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
 from onnxprune.graph.external_data import load_external_data
+from onnxprune.graph.file_checks import check_functions, check_inputs, check_sparse, check_tensors
 from onnxprune.graph.folded import is_float, raw_values
 from onnxprune.graph.means import has_scaled_sums, write_means
 from onnxprune.graph.model import Model, count_params, inferred, tensors_of, weightless
@@ -34,7 +35,8 @@ from onnxprune.graph.sequences import unpack_sequences
 from onnxprune.graph.shapes import copy_fields
 from onnxprune.graph.sharing import unshare_fills
 from onnxprune.graph.signature import Hint, derive
-from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
+from onnxprune.reading import open_regular
+from onnxprune.runtime.session import UNOPTIMIZED, open_session
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -93,7 +95,7 @@ def parse(file: Path) -> Parsed:
     """Parse and check a file; store its initializers densely, and apart from the inputs."""
     refused = partial(ModelError, where=str(file))
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
@@ -107,9 +109,12 @@ def parse(file: Path) -> Parsed:
             "the model file cannot be read", why=error.strerror or str(error), hint="check the path and its permissions"
         ) from error
     _check_header(proto, file)
+    check_functions(proto, file)
+    check_tensors(proto, file)
+    check_sparse(proto, file)
     files = (file, *load_external_data(proto, file))
     sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
-    _check_inputs(proto, file)
+    check_inputs(proto, file)
     for path in files[1:]:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -170,21 +175,6 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
                 where=f"{file}, node {node.name or node.output[0]}",
                 why="a stock onnxruntime cannot run it, so a pruned model could not be proven",
                 hint="export without custom operators",
-            )
-
-
-def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
-    """Refuse inputs that are not numbers."""
-    refused = partial(ModelError, where=str(file))
-    inputs = fed_inputs(proto)
-    if not inputs:
-        raise refused("the model has no inputs", why="every output is constant", hint="export the model again")
-    for value in inputs:
-        if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-            raise refused(
-                f"input {value.name} is not a tensor of numbers",
-                why="onnxprune could not run the model on data",
-                hint="export the network without its preprocessing",
             )
 
 

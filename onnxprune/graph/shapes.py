@@ -16,6 +16,8 @@ DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 
 """Sizes to try for axes without a size: every axis gets another one, a multiple of the usual strides."""
 MOST_ELEMENTS = 2**23
 """Elements of an input, at most, in a shape that is tried."""
+MOST_RUN, MOST_FOLDED = 2**33, 2**30
+"""Elements of a tensor for one sample, and of a constant that a file computes, at most."""
 SQUARE = (1, 256, 512, 224, 96, 128, 64, 32, 28, 48, 112, 160, 192, 100, 299, 300, 320, 384, 416, 640, 608, 768, 1024)
 """Sizes to try next: every axis gets the same; then every multiple of 32 up to the largest."""
 AUDIO = (16_000, 48_000, 8_000, 44_100, 32_000, 22_050, 24_000, 4_000, 1_600, 480, 400)
@@ -128,6 +130,22 @@ def refuse_without_room(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, 
     wrong = contradiction(cautious, infer_shapes(cautious, shapes).full)
     if wrong:
         raise ModelError("the shape does not fit the model", why=f"on {dict(shapes)}: no room for {wrong}")
+
+
+def refuse_too_large(shapes: Mapping[str, tuple[int, ...]], samples: int = 1, most: int = MOST_RUN) -> None:
+    """Refuse a tensor of more than `most` elements per sample, given the shapes of all tensors for a number of samples.
+
+    Raises:
+        ModelError: names the tensor and its size.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    name = max(sizes, key=lambda name: sizes[name], default="")
+    if name and sizes[name] > most * samples:
+        raise ModelError(
+            "a tensor of the model is too large",
+            why=f"tensor {name} has {sizes[name] // samples:,} elements, at most {most:,} are computed for a sample",
+            hint="export the model with smaller inputs",
+        )
 
 
 def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> str:

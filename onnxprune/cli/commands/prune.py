@@ -16,6 +16,7 @@ from onnxprune.cli.common import (
     MODEL,
     PATH,
     REPORT,
+    TIMEOUT,
     WRITTEN,
     command_line,
     conclude,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="Write the result even where it is measured to be slower than the original."
 )
 @REPORT
+@TIMEOUT
 @TERMINAL
 def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: Terminal, **asked: Any) -> None:
     """Prune a model, prove and repair the result, and write it.

@@ -16,6 +16,7 @@ from onnxprune.cli.common import (
     MODEL,
     PLOT,
     REPORT,
+    TIMEOUT,
     WORKERS,
     check_plot,
     command_line,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 @PLOT
 @MEASURE
 @REPORT
+@TIMEOUT
 @TERMINAL
 def sweep(
     model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
