@@ -9,7 +9,7 @@ OnnxPruneError
 ├── PlanError     a plan.json is damaged, or belongs to another model
 ├── OutputError   the result cannot be written
 ├── TrainingError fine-tuning cannot continue
-├── LatencyError  a latency table belongs to another model, or the result is slower than the original
+├── LatencyError  a table of latencies or timings cannot be used, or the result is slower than the original
 └── ProofError    the pruned model differs from the masked model; nothing is written
 """
 
@@ -77,7 +77,7 @@ class TrainingError(OnnxPruneError):
 
 
 class LatencyError(OnnxPruneError):
-    """A latency table cannot be used, or the result is slower than the original."""
+    """A table of latencies or timings cannot be used, or the result is slower than the original."""
 
 
 class ProofError(OnnxPruneError):

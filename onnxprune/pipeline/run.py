@@ -16,7 +16,7 @@ from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OutputError
+from onnxprune.errors import OnnxPruneError, OutputError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
@@ -30,6 +30,7 @@ from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.document import Report
+from onnxprune.runtime.timings import Timings
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
 
@@ -41,6 +42,8 @@ EVALUATION_BYTES = 256e6
 """Bytes of the activations of an evaluation run."""
 ALIVE = 3
 """Tensors as large as the largest one that are alive at once, about."""
+PLAN = ".plan.json"
+"""Ending of the plan that lies beside a model."""
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
 
@@ -52,12 +55,32 @@ def path_of(path: str | os.PathLike[str] | None) -> Path | None:
 
 @dataclass(frozen=True)
 class Destinations:
-    """Files that a run writes; None where one is not asked for."""
+    """Files that a run writes; None where one is not asked for.
+
+    Attributes:
+        model, plan, report, checkpoint: of the result.
+        timings: times that decisions were taken from; read first, where the file exists.
+        force: whether a result that is refused is written as `model` all the same, and not under a name of its own.
+    """
 
     model: Path | None = None
     plan: Path | None = None
     report: Path | None = None
     checkpoint: Path | None = None
+    timings: Path | None = None
+    force: bool = False
+
+    @property
+    def rejected(self) -> Destinations:
+        """The destinations of a result that is refused: `o.rejected.onnx` and `o.rejected.plan.json` for `o.onnx`."""
+
+        def named(path: Path) -> Path:
+            return path.with_name(f"{path.stem}.rejected{path.suffix}")
+
+        model, plan = (None if path is None else named(path) for path in (self.model, self.plan))
+        if self.model is not None and model is not None and self.plan == self.model.with_suffix(PLAN):
+            plan = model.with_suffix(PLAN)
+        return replace(self, model=model, plan=plan)
 
     def check(self, *inputs: Path) -> None:
         """Refuse destinations that cannot be written, that are inputs, or that are one file.
@@ -68,7 +91,8 @@ class Destinations:
         """
         if self.report is not None:
             saving.check_format(self.report)
-        for target in (self.model, self.plan, self.checkpoint, self.report):
+        refused = self.rejected
+        for target in (self.model, self.plan, self.checkpoint, self.report, refused.model, refused.plan):
             if target is not None:
                 fileio.check_destination(target, *(path for path in inputs if path.exists()))
         if self.model is not None and self.plan is not None and fileio.same_file(self.model, self.plan):
@@ -76,6 +100,15 @@ class Destinations:
                 "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
             )
         saving.refuse_same(self.report, self.model, self.plan, self.checkpoint)
+        if self.timings is not None:
+            fileio.check_destination(self.timings, *(path for path in inputs if path.exists()))
+            outputs = (self.model, self.plan, self.checkpoint, self.report)
+            if any(path is not None and fileio.same_file(path, self.timings) for path in outputs):
+                raise OutputError(
+                    "the timings would overwrite another result",
+                    where=str(self.timings),
+                    hint="give another path with --timings",
+                )
 
 
 @dataclass(frozen=True)
@@ -119,6 +152,7 @@ class Run:
         distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
         on_stage: progress callback.
         command: command line or call, for the report.
+        timings: times that decisions are taken from.
         options: without `auto`.
         original: the model as loaded, its trace and its costs.
         data, evaluation: calibration samples, and the samples that the result is verified on.
@@ -142,6 +176,7 @@ class Run:
         tuned: result of the training.
         checks: of the verdict.
         comparison: of the result with the original.
+        refusal: error that ends the run once the result is kept under another name; None: the result is not refused.
         notes, report: notes of the stages, and the report.
     """
 
@@ -152,6 +187,7 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
+    timings: Timings = field(default_factory=Timings)
     distance: str = AUTO
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET
@@ -177,6 +213,7 @@ class Run:
     tuned: TrainingResult | None = None
     checks: tuple[Check, ...] = ()
     comparison: Comparison = UNSET
+    refusal: OnnxPruneError | None = None
     notes: tuple[str, ...] = ()
     report: Report = UNSET
 

@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxprune import plan_file
+from onnxprune.allocation.channel_multiple import multiple_for
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
@@ -36,6 +37,7 @@ from onnxprune.pipeline.sweep_state import Family
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 from onnxprune.runtime import workers
+from onnxprune.runtime.timings import Timings
 from onnxprune.types import Plan
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def sweep(
     training: Training | None = None,
     measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
+    timings: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
     on_stage: ProgressCallback = quiet,
@@ -88,6 +91,7 @@ def sweep(
         training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.
         latency_table: as for `onnxprune.prune`.
+        timings: as for `onnxprune.prune`.
         jobs: number of processes that make members; default 1. Results do not depend on it.
         scheduler: address of a Dask scheduler that makes the members instead; None: processes on this machine.
         on_stage: as for `onnxprune.prune`.
@@ -113,13 +117,14 @@ def sweep(
     options, measure, judging = parted(fields, options, measure, judging)
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
-    Destinations(report=page).check(Path(model))
-    table = path_of(latency_table)
+    table, replayed = path_of(latency_table), path_of(timings)
+    Destinations(report=page, timings=replayed).check(Path(model))
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
-    run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
+    run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage, timings=Timings(replayed))
     family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
     if family.unplanned:
         with contextlib.ExitStack() as scope:
+            scope.enter_context(run.timings.kept())
             plan = Stage(lambda run: plan_members(run, family), requires=("original",))
             execute(replace(run, training=None), (LOAD, LOOK_AT_DATA, calibration(scope), plan))
     make_members(run, family, jobs, scheduler)
@@ -151,10 +156,11 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
 
 def plan_members(run: Run, family: Family) -> Run:
     """Select the channels of every member from one problem, and write the plans."""
-    analysis, options, shares = run.original, run.options, family.unplanned
+    analysis, options, shares = run.original, multiple_for(run.options, run.timings), family.unplanned
     refuse_unprunable(analysis)
     hardest = replace(options, reduce={family.quantity: max(shares)})
-    estimator = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
+    table = run.sources.latency_table
+    estimator = CostEstimator(analysis, hardest, run.measure, table=table, on_stage=run.on_stage, timings=run.timings)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
     problem = score(estimator, hardest, run.workspace, everything, analysis, everything)
     for number, share in enumerate(shares):
@@ -171,6 +177,7 @@ def plan_members(run: Run, family: Family) -> Run:
         found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
         family.reached(share, gone)
         plan_file.write(family.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
+    run.on_stage("plan", 1.0, "; ".join(run.timings.notes))
     return run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
+from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, TIMINGS, output
 from onnxprune.cli.group import examples
 from onnxprune.cli.options import JUDGED, PLANNED
 from onnxprune.cli.terminal import TERMINAL, Terminal
@@ -26,6 +26,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @DATA
 @JUDGED
 @LATENCY_TABLE
+@TIMINGS
 @TIMING
 @TERMINAL
 def plan(model: Path, output: Path, terminal: Terminal, **asked: Any) -> None:

@@ -16,6 +16,7 @@ from onnxprune.cli.common import (
     MODEL,
     PATH,
     REPORT,
+    TIMINGS,
     command_line,
     conclude,
     output,
@@ -49,6 +50,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 )
 @CHECKPOINT
 @LATENCY_TABLE
+@TIMINGS
 @MEASURE
 @click.option(
     "--force", is_flag=True, help="Write the result even where it is measured to be slower than the original."

@@ -16,6 +16,7 @@ from onnxprune.cli.common import (
     MODEL,
     PLOT,
     REPORT,
+    TIMINGS,
     WORKERS,
     command_line,
     draw,
@@ -53,6 +54,7 @@ from onnxprune.options import QUANTITIES
     "--finetune", help="Distill the original into each model for 300steps, 2epochs or 3min; needs --data and torch."
 )
 @LATENCY_TABLE
+@TIMINGS
 @WORKERS
 @PLOT
 @MEASURE
