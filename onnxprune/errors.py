@@ -10,7 +10,7 @@ OnnxPruneError
 ├── PlanError     a plan.json is damaged, or belongs to another model
 ├── OutputError   the result cannot be written
 ├── TrainingError fine-tuning cannot continue
-├── LatencyError  a latency table belongs to another model, or the result is slower than the original
+├── LatencyError  a table of latencies or timings cannot be used, or the result is slower than the original
 └── ProofError    the pruned model differs from the masked model; nothing is written
 """
 
@@ -28,6 +28,9 @@ class OnnxPruneError(Exception):
         why (str): the cause; empty where it is not known.
         hint (str): what the user can do.
 
+    Attributes:
+        result: the result of the call, where the work was done before the error; else None.
+
     >>> print(OnnxPruneError("no such data", where="d.npz", hint="check the path"))
     no such data
       where: d.npz
@@ -35,6 +38,7 @@ class OnnxPruneError(Exception):
     """
 
     exit_code = 1
+    result: object = None
 
     def __init__(self, what: str, *, where: str = "", why: str = "", hint: str = "") -> None:
         super().__init__(what)
@@ -76,13 +80,7 @@ class PlanError(OnnxPruneError):
 
 
 class OutputError(OnnxPruneError):
-    """The result cannot be written.
-
-    Attributes:
-        result: the result, where the work was done before; else None.
-    """
-
-    result: object = None
+    """The result cannot be written."""
 
 
 class TrainingError(OnnxPruneError):
@@ -90,7 +88,7 @@ class TrainingError(OnnxPruneError):
 
 
 class LatencyError(OnnxPruneError):
-    """A latency table cannot be used, or the result is slower than the original."""
+    """A table of latencies or timings cannot be used, or the result is slower than the original."""
 
 
 class ProofError(OnnxPruneError):

@@ -19,10 +19,11 @@ import numpy as np
 from onnxprune import leftovers
 from onnxprune.errors import OutputError
 from onnxprune.fileio import atomic_write, write_json
+from onnxprune.runtime.timings import Timings
 
 T = TypeVar("T")
 SCHEMA = "onnxprune.state/1"
-IDENTITY, ENDING, TRAINING = "state.json", ".npz", "training"
+IDENTITY, ENDING, TRAINING, TIMINGS = "state.json", ".npz", "training", "timings.json"
 WORTH = 1.0
 """Seconds of work from which a result is stored."""
 CONTENT = "content"
@@ -35,10 +36,12 @@ class StageResults:
     Args:
         folder: of the results; it is made when the first one is stored. None: nothing is stored.
         resume: whether results that lie there already are used; without it they are removed by the first new one.
+        timings: times that decisions were taken from; they are stored beside each result, so that a run that goes on decides
+            the same. None: there are none, or they are kept elsewhere.
     """
 
-    def __init__(self, folder: Path | None = None, *, resume: bool = False) -> None:
-        self.folder, self.resume = folder, resume
+    def __init__(self, folder: Path | None = None, *, resume: bool = False, timings: Timings | None = None) -> None:
+        self.folder, self.resume, self._timings = folder, resume, timings
         self._identity: Mapping[str, str] | None = None
         self._identify: Callable[[], Mapping[str, str]] = dict
         self.reused = 0
@@ -147,6 +150,9 @@ class StageResults:
             temporary.open("wb") as stream,
         ):
             np.savez(stream, **{CONTENT: np.frombuffer(content.encode(), dtype=np.uint8)}, **stored)  # type: ignore[arg-type]
+        if self._timings is not None:
+            with contextlib.suppress(OutputError):
+                self._timings.save(self.folder / TIMINGS)
 
     @contextlib.contextmanager
     def kept_on_error(self) -> Iterator[None]:
@@ -181,7 +187,7 @@ class StageResults:
 
 def _own(folder: Path) -> list[Path]:
     """Return the files that a run leaves in a folder; the one that identifies it comes last."""
-    found = [*folder.glob(f"*-*{ENDING}"), *folder.glob(f"{TRAINING}*")]
+    found = [*folder.glob(f"*-*{ENDING}"), *folder.glob(f"{TRAINING}*"), *folder.glob(TIMINGS)]
     identity = folder / IDENTITY
     return [*found, identity] if identity.exists() else []
 
@@ -246,6 +252,7 @@ def _update(found: Any, value: Any) -> None:
         with value.open("rb") as stream:
             found.update(b"file;" + hashlib.file_digest(stream, "sha256").digest())
     elif is_dataclass(value):
+        found.update(f"dataclass {type(value).__name__};".encode())
         _update(found, {field.name: getattr(value, field.name) for field in fields(value)})
     elif isinstance(value, Mapping):
         found.update(f"mapping {len(value)};".encode())

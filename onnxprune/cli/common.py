@@ -89,6 +89,12 @@ LATENCY_TABLE = click.option(
     help="Latency table of the target machine, written there by `bench --latency-table`; without it, a latency target "
     "measures one on this machine.",
 )
+TIMINGS = click.option(
+    "--timings",
+    type=PATH,
+    help="Table of the times that decisions are taken from: read where the file exists, else written. Equal inputs, options and "
+    "timings give equal bytes.",
+)
 WORKERS = together(
     click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of parallel processes."),
     click.option(

@@ -17,10 +17,10 @@ Write = Callable[[Path], None]
 
 
 def attempt(call: Callable[[], Result]) -> tuple[Result, OnnxPruneError | None]:
-    """Return the result of a call, and the error about a file of it that cannot be written."""
+    """Return the result of a call, and the error that came after the work was done: about a file, or a refused result."""
     try:
         return call(), None
-    except OutputError as error:
+    except OnnxPruneError as error:
         if error.result is None:
             raise
         return error.result, error  # type: ignore[return-value]  # it is the result of the call

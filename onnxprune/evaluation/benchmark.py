@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import onnx
 
 from onnxprune.errors import OptionError
 from onnxprune.graph import io
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
@@ -164,6 +165,16 @@ def time_sessions(
         progress=share_of(on_stage, "time"),
     )
     return Latency.from_samples(times, batch=samples, threads=config.threads, provider=config.provider)
+
+
+def timing_key(
+    kind: str, models: Sequence[Model], shapes: Mapping[str, tuple[int, ...]], config: BenchmarkConfig
+) -> str:
+    """Return the key of a timing in `onnxprune.runtime.timings`: what the time of models depends on, without their weights."""
+    digest = hashlib.sha256(repr((sorted(shapes.items()), config.batch, config.session)).encode())
+    for model in models:
+        digest.update(weightless(model).SerializeToString(deterministic=True))
+    return f"{kind} {digest.hexdigest()[:24]}"
 
 
 Times = dict[str, tuple[str, float]]

@@ -17,6 +17,7 @@ from onnxprune.cli.common import (
     PATH,
     REPORT,
     TIMEOUT,
+    TIMINGS,
     WRITTEN,
     command_line,
     conclude,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 @CHECKPOINT
 @RESUME
 @LATENCY_TABLE
+@TIMINGS
 @MEASURE
 @click.option(
     "--force", is_flag=True, help="Write the result even where it is measured to be slower than the original."

@@ -17,6 +17,7 @@ from onnxprune.cli.common import (
     PLOT,
     REPORT,
     TIMEOUT,
+    TIMINGS,
     WORKERS,
     check_plot,
     command_line,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     help="Go on with the sweep in the folder; a sweep does so without it, too.",
 )
 @LATENCY_TABLE
+@TIMINGS
 @WORKERS
 @PLOT
 @MEASURE
