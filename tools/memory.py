@@ -25,7 +25,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import memory_models
 import psutil
 
 SIZES = ("50MB", "300MB", "900MB", "2.3GB", "4GB", "6GB")
@@ -98,7 +97,11 @@ def _memory(pid: int) -> tuple[float, float, float]:
     except psutil.NoSuchProcess:
         children = []
     found = [_status(each) for each in (pid, *(child.pid for child in children))]
-    return sum(each.get("RssAnon", 0) for each in found), sum(each.get("VmRSS", 0) for each in found), found[0].get("VmHWM", 0)
+    return (
+        sum(each.get("RssAnon", 0) for each in found),
+        sum(each.get("VmRSS", 0) for each in found),
+        found[0].get("VmHWM", 0),
+    )
 
 
 def _status(pid: int) -> dict[str, float]:
@@ -161,7 +164,9 @@ def main() -> None:
     for size in options.sizes:
         for name, amount, peak in measured(size, options.only or tuple(COMMANDS), options):
             limit = FACTOR * amount + BASE
-            row = f"{name:9}{amount / 1e6:10.0f}{peak.resident / 1e6:9.0f}{peak.anonymous / 1e6:9.0f}{limit / 1e6:10.0f}"
+            row = (
+                f"{name:9}{amount / 1e6:10.0f}{peak.resident / 1e6:9.0f}{peak.anonymous / 1e6:9.0f}{limit / 1e6:10.0f}"
+            )
             failed = f"  exit {peak.code}: {peak.message}" if peak.code else ""
             print(f"{row}{peak.resident / amount:11.2f}{peak.seconds:9.1f}{failed}", flush=True)
             for stage, seconds, resident, anonymous in peak.stages if options.stages else ():

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import onnx
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation.verdict import Judged, LimitCheck, Measured, class_rows, held, hold_quality
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import count_params
 from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import METRICS
@@ -34,15 +34,13 @@ class Measurements(Judged):
     Attributes:
         compared: both models on the same inputs.
         limits: limits of the gate.
-        paths, protos: of both models.
-        size: bytes of the candidate.
+        paths, files: of both models.
         timed: latency of both models; None where it is not measured.
         config: how the models are executed.
     """
 
     paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
-    protos: tuple[onnx.ModelProto, onnx.ModelProto]
-    size: float
+    files: tuple[Parsed, Parsed]
     timed: paired_timing.PairedTiming | None
     config: SessionConfig
 
@@ -87,13 +85,13 @@ def _latency(measured: Measurements) -> Measured | None:
 
 
 def _parameters(measured: Measurements) -> Measured:
-    return Measured(float(count_params(measured.protos[1])), "in the file: floats, and quantized weights")
+    return Measured(float(count_params(measured.files[1].proto)), "in the file: floats, and quantized weights")
 
 
 def _activation_memory(measured: Measurements) -> Measured | None:
     shapes = {name: value.shape for name, value in measured.compared.feeds.items()}
     try:
-        before, after = (float(activation_memory.peak(proto, shapes)) for proto in measured.protos)
+        before, after = (float(activation_memory.peak(file, shapes)) for file in measured.files)
     except OnnxPruneError:
         if measured.limits.of("max_memory") is not None:
             raise
@@ -120,7 +118,10 @@ COSTS = (
     LimitCheck("speed-up", "min_speedup", _speedup, at_least=True, needs=TIMES),
     LimitCheck(METRICS["latency"].title, "max_latency", _latency, needs=TIMES),
     LimitCheck(
-        "size (MB)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it"), scale=MB
+        "size (MB)",
+        "max_size",
+        lambda of: Measured(of.files[1].size, "of the file and of the weights beside it"),
+        scale=MB,
     ),
     LimitCheck(METRICS["params"].title, "max_params", _parameters),
     LimitCheck("activation memory (MB)", "max_memory", _activation_memory, scale=MB),

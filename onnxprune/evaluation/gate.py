@@ -23,6 +23,7 @@ from onnxprune.evaluation.sanity import normalization
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.graph import io
 from onnxprune.graph.comparison_points import in_front_of_files
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import all_finite, relative_difference
@@ -110,9 +111,10 @@ def check(
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
     alone, baseline = baseline is None, candidate if baseline is None else baseline
-    (ours, size, _), (theirs, _, digest) = io.read(candidate), io.read(baseline)
-    checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
-    checks += [*([] if alone else _origin(ours, digest)), *_operators(ours, limits)]
+    files = io.read(baseline), io.read(candidate)
+    theirs, ours = (file.proto for file in files)
+    checks = check_structure(files[1], files[0], strict=full_check(files[0]) is None)
+    checks += [*([] if alone else _origin(ours, files[0].digest)), *_operators(ours, limits)]
     if not all(checks):
         return Verdict(tuple(checks))
     original = _open(baseline, config.session)
@@ -120,13 +122,13 @@ def check(
     specs = input_specs(theirs, signature.inputs, signature.fixed)
     judging = judging or Judging()
     loaded = load_data(data, specs, preprocess, judging.labels, judging.task) if data is not None else None
-    doubtful = tuple(_doubts(theirs, loaded, on_stage))
+    doubtful = tuple(_doubts(files[0], loaded, on_stage))
     opened = list(_loads(candidate, providers, config))
     checks += [found for found, _ in opened]
     ran = opened[0][1]
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    front = _front((baseline, theirs), (candidate, ours), config.session)
+    front = _front((baseline, files[0]), (candidate, files[1]), config.session)
     task = _task(judging, loaded, original, front, signature, config)
     quiet_config = replace(config, latency=False)
     compared = compare(
@@ -146,8 +148,8 @@ def check(
     checks.append(finite_check(compared))
     checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
     on_stage("memory", None)
-    paths, protos = (baseline, candidate), (theirs, ours)
-    measured = Measurements(compared, limits, paths, protos, float(size), timed, config.session, doubts=doubtful)
+    paths = baseline, candidate
+    measured = Measurements(compared, limits, paths, files, timed, config.session, doubts=doubtful)
     return Verdict((*checks, *hold(measured)))
 
 
@@ -173,11 +175,11 @@ def _task(
     return task_of(asked, data, (runner(original, "the baseline"), in_front), names, signature, size).task
 
 
-def _doubts(baseline: onnx.ModelProto, data: Data | None, on_stage: ProgressCallback) -> Iterator[Check]:
+def _doubts(baseline: Parsed, data: Data | None, on_stage: ProgressCallback) -> Iterator[Check]:
     """Say what is doubtful about the data."""
     if data is not None and not data.is_generated:
         yield from doubts(data, look(data, share_of(on_stage, "look")))
-        yield from normalization(baseline, data)
+        yield from normalization(baseline.proto, data, baseline.weights)
 
 
 def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceSession:
@@ -185,15 +187,15 @@ def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceS
 
 
 def _front(
-    baseline: tuple[str | os.PathLike[str], onnx.ModelProto],
-    candidate: tuple[str | os.PathLike[str], onnx.ModelProto],
+    baseline: tuple[str | os.PathLike[str], Parsed],
+    candidate: tuple[str | os.PathLike[str], Parsed],
     config: SessionConfig,
 ) -> Front | None:
     """Return what stands for outputs that a selection leads to, where both files compute it."""
-    found = in_front_of_files(baseline[1], candidate[1])
+    found = in_front_of_files(baseline[1].proto, candidate[1].proto)
     if found is None:
         return None
-    first, second = (Subject(proto, os.fspath(path)) for path, proto in (baseline, candidate))
+    first, second = (Subject(file, os.fspath(path)) for path, file in (baseline, candidate))
     return Front(found, Pair(first, second, found.names, found.points, config))
 
 

@@ -181,7 +181,8 @@ def look_at_data(run: Run) -> Run:
         earlier = looked
     warned, task = found, None
     if judging is not None and not judging.is_generated:
-        found += sanity.normalization(io.read(run.original.model.path)[0], judging)
+        stored = io.read(run.original.model.path)
+        found += sanity.normalization(stored.proto, judging, stored.weights)
         seen = _outputs_first(run, judging)
         task = seen.task
         is_selected = bool(measured_tensors(run.original.model.graph).points)

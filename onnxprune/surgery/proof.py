@@ -15,6 +15,7 @@ import onnx
 from onnxprune.errors import ModelError, OnnxPruneError, ProofError
 from onnxprune.graph import io
 from onnxprune.graph.comparison_points import ComparisonPoints, comparison_points
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantizer, unrounded
 from onnxprune.metrics.outputs import (
@@ -150,8 +151,10 @@ def _subjects(sources: Sequence[Source], names: Sequence[str]) -> tuple[Subject,
 
 def _proto(source: Source) -> onnx.ModelProto:
     if isinstance(source, str):
-        return io.read(source)[0]
-    return source.to_proto() if isinstance(source, Model) else source
+        return io.read(source).whole()
+    if isinstance(source, Model):
+        return source.to_proto()
+    return source.whole() if isinstance(source, Parsed) else source
 
 
 def _behind(points: ComparisonPoints, masked: Model, pruned: Model) -> tuple[str, ...]:
