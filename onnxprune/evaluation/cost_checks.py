@@ -18,6 +18,7 @@ from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import METRICS
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import SessionConfig
+from onnxprune.runtime.weight_files import LARGE
 from onnxprune.types import Check
 
 NOISY = 0.25
@@ -100,7 +101,8 @@ def _activation_memory(measured: Measurements) -> Measured | None:
 
 
 def _peak_memory(measured: Measurements) -> Measured | None:
-    with ThreadPoolExecutor() as pool:
+    together = len(measured.paths) if max(file.size for file in measured.files) < LARGE else 1
+    with ThreadPoolExecutor(together) as pool:
         opens = partial(process_memory.measure, feeds=measured.compared.feeds, config=measured.config)
         before, after = pool.map(opens, measured.paths)
     if before is None or after is None:

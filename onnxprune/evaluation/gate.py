@@ -33,6 +33,7 @@ from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
 from onnxprune.runtime.providers import CPU_PROVIDER, short_name
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, random_feeds, run_batch
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Check, Verdict
 
@@ -115,6 +116,8 @@ def check(
     theirs, ours = (file.proto for file in files)
     checks = check_structure(files[1], files[0], strict=full_check(files[0]) is None)
     checks += [*([] if alone else _origin(ours, files[0].digest)), *_operators(ours, limits)]
+    size = max(file.size for file in files)
+    release(size)
     if not all(checks):
         return Verdict(tuple(checks))
     original = _open(baseline, config.session)
@@ -123,9 +126,12 @@ def check(
     judging = judging or Judging()
     loaded = load_data(data, specs, preprocess, judging.labels, judging.task) if data is not None else None
     doubtful = tuple(_doubts(files[0], loaded, on_stage))
-    opened = list(_loads(candidate, providers, config))
-    checks += [found for found, _ in opened]
-    ran = opened[0][1]
+    ran = None
+    for found, opened in _loads(candidate, providers, config):
+        checks.append(found)
+        ran = opened if ran is None else ran
+        del opened
+    release(size)
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
     front = _front((baseline, files[0]), (candidate, files[1]), config.session)
@@ -134,19 +140,26 @@ def check(
     compared = compare(
         original, None if alone else ran, ours, loaded, quiet_config, signature, on_stage, front=front, task=task
     )
+    on_stage("verify", None)
+    checks.append(finite_check(compared))
+    checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
+    del original, ran, front
     timed = None
     if config.latency:
+
+        def opener(path: str | os.PathLike[str]) -> ort.InferenceSession:
+            release(size)
+            return _open(path, config.session)
+
         timed = paired_timing.time_pair(
-            (lambda: _open(baseline, config.session), lambda: _open(candidate, config.session)),
+            (lambda: opener(baseline), lambda: opener(candidate)),
             compared.feeds,
             runs=config.runs,
             warmup=config.warmup,
             seconds=config.seconds,
             progress=share_of(on_stage, "time"),
         )
-    on_stage("verify", None)
-    checks.append(finite_check(compared))
-    checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
+    release(size)
     on_stage("memory", None)
     paths = baseline, candidate
     measured = Measurements(compared, limits, paths, files, timed, config.session, doubts=doubtful)

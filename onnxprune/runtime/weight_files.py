@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-LARGE = 100e6
+LARGE = 32e6
 """Bytes of a model from which the weights that a run makes go to files."""
 MAPPED_FROM = 2**20
 """Bytes of an array from which it is mapped."""

@@ -16,7 +16,7 @@ from onnxprune.graph import io
 from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import Model
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, SessionConfig, open_session, run_batch
-from onnxprune.runtime.weight_files import LARGE
+from onnxprune.runtime.weight_files import LARGE, release
 
 Source = str | Model | Parsed | onnx.ModelProto
 """A path, a model, a file that was read, or a proto."""
@@ -44,7 +44,17 @@ class Subject:
         """
         given = [{} for _ in feeds] if cuts is None else cuts
         opened = self.opened(points, given[0])
-        return [opened(inputs, fed) for inputs, fed in zip(feeds, given, strict=True)]
+        found = [opened(inputs, fed) for inputs, fed in zip(feeds, given, strict=True)]
+        del opened
+        release(self.size)
+        return found
+
+    @property
+    def size(self) -> float:
+        """Bytes of the file, or of the file that the model comes from; 0 for a proto."""
+        if isinstance(self.source, str):
+            return os.path.getsize(self.source)
+        return self.source.size if isinstance(self.source, Model | Parsed) else 0
 
     def opened(
         self, points: Sequence[str], cuts: Feeds, config: SessionConfig = UNOPTIMIZED
@@ -71,7 +81,7 @@ class Subject:
         if isinstance(self.source, Model | Parsed):
             return *self.source.stub(), ""
         if isinstance(self.source, str):
-            if os.path.islink(self.source) or os.path.getsize(self.source) >= LARGE:
+            if os.path.islink(self.source) or self.size >= LARGE:
                 # data of a hub's cache lie beside the link or beside its target; a large proto takes memory several times
                 return *io.read(self.source).stub(), ""
             folder = os.path.dirname(os.path.realpath(self.source))
