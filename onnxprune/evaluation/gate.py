@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from onnxprune.metrics.tasks import Task, find_task
 from onnxprune.options.judging import Judging
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
+from onnxprune.runtime.memory_limit import CHECKED
 from onnxprune.runtime.providers import CPU_PROVIDER, short_name
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, random_feeds, run_batch
 from onnxprune.runtime.weight_files import release
@@ -112,7 +113,7 @@ def check(
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
     alone, baseline = baseline is None, candidate if baseline is None else baseline
-    files = io.read(baseline), io.read(candidate)
+    files = io.read(baseline, CHECKED), io.read(candidate, CHECKED)
     theirs, ours = (file.proto for file in files)
     checks = check_structure(files[1], files[0], strict=full_check(files[0]) is None)
     checks += [*([] if alone else _origin(ours, files[0].digest)), *_operators(ours, limits)]
@@ -121,7 +122,7 @@ def check(
     if not all(checks):
         return Verdict(tuple(checks))
     original = _open(baseline, config.session)
-    signature = derive(light(theirs), theirs, lambda: original, shape, hint_of(data, preprocess))
+    signature = derive(light(theirs), theirs, _given(original), shape, hint_of(data, preprocess))
     specs = input_specs(theirs, signature.inputs, signature.fixed)
     judging = judging or Judging()
     loaded = load_data(data, specs, preprocess, judging.labels, judging.task) if data is not None else None
@@ -193,6 +194,10 @@ def _doubts(baseline: Parsed, data: Data | None, on_stage: ProgressCallback) -> 
     if data is not None and not data.is_generated:
         yield from doubts(data, look(data, share_of(on_stage, "look")))
         yield from normalization(baseline.proto, data, baseline.weights)
+
+
+def _given(opened: ort.InferenceSession) -> Callable[[], ort.InferenceSession]:
+    return lambda: opened
 
 
 def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceSession:

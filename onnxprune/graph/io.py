@@ -34,8 +34,9 @@ from onnxprune.graph.sequences import unpack_sequences
 from onnxprune.graph.shapes import copy_fields
 from onnxprune.graph.sharing import unshare_fills
 from onnxprune.graph.signature import Hint, derive
+from onnxprune.runtime.memory_limit import READ, require
 from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
-from onnxprune.runtime.weight_files import release
+from onnxprune.runtime.weight_files import LARGE, release
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -49,14 +50,14 @@ BODY = ("node", "initializer", "sparse_initializer", "value_info")
 """Fields of a GraphProto that the graph holds; the header holds the others."""
 
 
-def read(path: str | os.PathLike[str]) -> Parsed:
-    """Read and check a model without normalization.
+def read(path: str | os.PathLike[str], factor: float = READ) -> Parsed:
+    """Read and check a model without normalization; `factor` as for `load`.
 
     Raises:
         ModelError: as for `load`.
     """
     with damaged(Path(path)):
-        return parse(Path(path))
+        return parse(Path(path), factor)
 
 
 @contextmanager
@@ -113,13 +114,14 @@ class Parsed:
         return proto
 
 
-def parse(file: Path) -> Parsed:
-    """Parse and check a file; store its initializers densely, and apart from the inputs."""
+def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
+    """Parse and check a file; store its initializers densely, and apart from the inputs. See `load` for the arguments."""
     refused = partial(ModelError, where=str(file))
     try:
         with open(file, "rb") as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
+            _require_room(os.fstat(stream.fileno()).st_size, factor, file, memory)
             digest = hashlib.file_digest(stream, "sha256")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
                 proto = _parsed(view, file)
@@ -134,6 +136,8 @@ def parse(file: Path) -> Parsed:
     _check_header(proto, file)
     beside, mapped = load_external_data(proto, file)
     files = (file, *beside)
+    size = sum(path.stat().st_size for path in files)
+    _require_room(size, factor, file, memory)
     sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
     _check_inputs(proto, file)
     for path in files[1:]:
@@ -142,9 +146,13 @@ def parse(file: Path) -> Parsed:
     notes = [f"{sparse} sparse tensors stored as dense ones"] if sparse else []
     if listed:
         notes.append(f"{listed} weights are no longer listed as inputs")
-    size = sum(path.stat().st_size for path in files)
     proto, weights = set_apart(proto, mapped, size)
     return Parsed(proto, weights, digest.hexdigest(), files, size, tuple(notes))
+
+
+def _require_room(size: float, factor: float, file: Path, memory: float) -> None:
+    if size >= LARGE:
+        require(size, factor, str(file), memory)
 
 
 def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
@@ -217,7 +225,12 @@ def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
 
 
 def load(
-    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None, hint: Hint | None = None
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    hint: Hint | None = None,
+    *,
+    factor: float = READ,
+    memory: float = 0.0,
 ) -> Model:
     """Read, check and normalize a model; the file is not changed.
 
@@ -225,22 +238,24 @@ def load(
         path: path of the file.
         shapes: shapes of inputs, for axes that have no size.
         hint: shapes of data; see `onnxprune.graph.signature.derive`.
+        factor: bytes that the run will take per byte of the model; see `onnxprune.runtime.memory_limit`, which refuses a model before it is read.
+        memory: further bytes that it will take.
 
     Raises:
-        ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
+        ModelError: too large for the memory of this process, not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
             anything else that keeps onnxruntime from loading the file.
     """
     file = Path(path)
     with damaged(file):
-        model = _load(file)
+        model = _load(file, factor, memory)
     release(model.size)
     where = os.fspath(file)
     found = derive(weightless(model), model.header, lambda: open_session(where, UNOPTIMIZED, where=where), shapes, hint)
     return replace(model, signature=found, notes=(*model.notes, *found.notes))
 
 
-def _load(file: Path) -> Model:
-    model = _imported(file)
+def _load(file: Path, factor: float, memory: float) -> Model:
+    model = _imported(file, factor, memory)
     graph = model.graph
     _refuse_unloadable(model)
     normalize.drop_identities(graph)
@@ -276,9 +291,9 @@ def _load(file: Path) -> Model:
     return replace(model, batchnorms=batchnorms, notes=(*model.notes, *filter(None, notes)))
 
 
-def _imported(file: Path) -> Model:
+def _imported(file: Path, factor: float, memory: float) -> Model:
     """Read a file into a graph that shares no memory with the parsed file, which is then freed on return."""
-    found = parse(file)
+    found = parse(file, factor, memory)
     proto = found.proto
     if proto.functions:
         from onnx import inliner

@@ -33,6 +33,7 @@ from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.progress import share_of
+from onnxprune.runtime.memory_limit import PRUNED
 from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
@@ -104,7 +105,7 @@ def load_pair(run: Run) -> Run:
     run.destinations.check(*sources.paths)
     run.on_stage("load", None)
     hint = hint_of(sources.data, sources.preprocess)
-    student, teacher = (io.load(path, run.asked.shape, hint) for path in (sources.model, teacher_path))
+    student, teacher = (io.load(path, run.asked.shape, hint, factor=PRUNED) for path in (sources.model, teacher_path))
     run.destinations.check(*sources.paths, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
     inputs = inputs_of(teacher)

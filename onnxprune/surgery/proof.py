@@ -28,6 +28,7 @@ from onnxprune.metrics.outputs import (
     scaled,
 )
 from onnxprune.runtime.session import Feeds, fed_inputs
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.cuts import Source, Subject, Values, matched
 from onnxprune.surgery.random_models import refuse_random
 
@@ -119,6 +120,7 @@ def prove(
     tries = [([*(scaled(inputs, scale) for inputs in unit), *real], "") for scale in INPUT_SCALES]
     tries += [(real, "on the samples alone")] if real else []
     path = str(original.path)
+    release(original.size)
     points = comparison_points(original.graph)
     names = (path, "the model as loaded", "the masked model", "the pruned model")
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
