@@ -33,6 +33,7 @@ from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.progress import share_of
+from onnxprune.runtime.memory_limit import PRUNED
 from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
@@ -105,7 +106,7 @@ def load_pair(run: Run) -> Run:
     run.destinations.check(sources)
     run.on_stage("load", None)
     hint = hint_of(sources.data, sources.preprocess)
-    student, teacher = (io.load(path, run.asked.shape, hint) for path in (sources.model, teacher_path))
+    student, teacher = (io.load(path, run.asked.shape, hint, factor=PRUNED) for path in (sources.model, teacher_path))
     run.destinations.check(sources, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
     if sources.plan is not None:
@@ -198,7 +199,8 @@ def look_at_data(run: Run) -> Run:
         earlier = looked
     warned, task = found, None
     if judging is not None and not judging.is_generated:
-        found += sanity.normalization(io.read(run.original.model.path)[0], judging)
+        stored = io.read(run.original.model.path)
+        found += sanity.normalization(stored.proto, judging, stored.weights)
         seen = _outputs_first(run, judging)
         task = seen.task
         is_selected = bool(measured_tensors(run.original.model.graph).points)

@@ -32,6 +32,7 @@ from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.document import Report
 from onnxprune.runtime.timings import Timings
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
 
@@ -297,7 +298,10 @@ class Stage:
         loaded = run.original is not UNSET
         with unless_it_does_not_run(run.original.model, run.shapes) if loaded else contextlib.nullcontext():
             run = self.call(run)
-            return run if self.ensures is None else self.ensures(run)
+            run = run if self.ensures is None else self.ensures(run)
+        if run.original is not UNSET:
+            release(run.original.model.size)
+        return run
 
 
 def execute(run: Run, stages: Iterable[Stage]) -> Run:

@@ -130,10 +130,13 @@ def inspect_parts(found: Inspection) -> Parts:
     """Return the output of `inspect`: layers, groups, pins and a summary."""
     model, trace, cost = found.analysis.model, found.analysis.trace, found.analysis.cost
     shapes = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
+    memory = {name: text.size(value) for name, value in found.memory.items()}
     flops = f"FLOPs {text.human(2 * found.macs)}, MACs {text.human(found.macs)} per sample"
     summary = [
         f"{flops}; {model.params:,} parameters; {text.size(model.size)}",
         f"inputs while tracing: {shapes}",
+        f"memory to prune: about {memory['prune']} without data, {memory['prune_with_data']} and --memory with data; "
+        f"{memory['available']} are available",
         f"{cost.prunable_share():.1%} of the FLOPs are in layers that can lose channels",
         *(
             f"{pin.share:7.1%} more, with {pin.channels} channels, without the pin: {pin.reason} ({pin.nodes} {pin.operator})"

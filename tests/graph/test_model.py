@@ -18,6 +18,7 @@ from onnxprune.errors import ModelError, OutputError
 from onnxprune.evaluation.structure import full_check
 from onnxprune.graph import io
 from onnxprune.graph import model as model_files
+from onnxprune.graph.initializers import SHARED_FROM
 from onnxprune.runtime.session import SessionConfig, open_session
 
 MEASURE = onnxprune.BenchmarkConfig(runs=2, warmup=0)
@@ -46,9 +47,10 @@ def test_facts_of_a_file(tiny_path):
 
 
 def test_read_returns_the_model_unchanged(tiny, tiny_path):
-    proto, size, _ = io.read(tiny_path)
-    assert proto == tiny
-    assert size == tiny_path.stat().st_size
+    found = io.read(tiny_path)
+    assert found.weights.keys() == {t.name for t in tiny.graph.initializer if len(t.raw_data) >= 4 * SHARED_FROM}
+    assert found.whole() == tiny
+    assert found.size == tiny_path.stat().st_size
 
 
 @pytest.mark.parametrize("batchnorms", [1, 2])
