@@ -89,6 +89,21 @@ class Destinations:
                 "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
             )
         saving.refuse_same(self.report, self.model, self.plan, self.checkpoint)
+        for other in (self.model, self.plan, self.report, *inputs):
+            if other is not None and self._is_state(other):
+                why, hint = f"the training state of a step would be written to {other}", "give another --checkpoint"
+                raise OutputError("the checkpoint would overwrite another file", where=str(other), why=why, hint=hint)
+
+    def _is_state(self, path: Path) -> bool:
+        """Tell whether a path is that of the training state, of the last step of a schedule or of another one."""
+        if self.checkpoint is None or fileio.same_file(path, self.checkpoint):
+            return self.checkpoint is not None
+        stem, _, step = path.name.rpartition(".")
+        return (
+            stem == self.checkpoint.name
+            and step.isdecimal()
+            and fileio.same_file(path.with_name(stem), self.checkpoint)
+        )
 
 
 @dataclass(frozen=True)
