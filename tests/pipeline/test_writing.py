@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import onnx
@@ -23,7 +24,7 @@ def prune(model: Path, output: Path, share: float) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()}  # without dangling links
 
 
 def stored(model: Path) -> str:
@@ -134,6 +135,30 @@ def test_checkpoint_of_the_run_is_deleted_and_no_other_file(trained, out):
     assert not state.exists()
     assert (out / "state.1").read_text() == "of the user"
     assert (out / "t.onnx").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("checkpoint", "more"),
+    [
+        ("t.onnx", {}),
+        ("s.onnx", {}),
+        ("t", {"output": "t.1"}),
+        ("t.md", {"report_output": "t.md"}),
+        ("t", {"evaluation": "t.2"}),
+        ("link", {}),
+    ],
+)
+def test_checkpoint_that_is_another_file_of_the_run_is_refused(checkpoint, more, trained, samples, out):
+    (out / "link").symlink_to("t.onnx")
+    more = {name: out / value for name, value in more.items()}
+    if "evaluation" in more:
+        shutil.copy(samples, more["evaluation"])
+    before, steps = contents(out), []
+    with pytest.raises(OutputError, match="would overwrite"):
+        trained(checkpoint=out / checkpoint, on_stage=lambda stage, *_: steps.append(stage), **more)
+    assert set(steps) <= {"load"}
+    assert contents(out) == before
 
 
 @pytest.mark.torch
