@@ -104,3 +104,6 @@ def first_line(error: BaseException) -> str:
 
 class DataWarning(UserWarning):
     """Data on which figures say little; the verdict says so as well."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())

@@ -135,4 +135,4 @@ def _overwrites(output: Output, read: Path) -> bool:
 def _clash(a: Output, b: Output) -> bool:
     if a.holds and b.holds:
         return a.path == b.path and bool({*a.holds} & {*b.holds})
-    return a.includes(b.path) if a.holds else b.includes(a.path)
+    return same_file(a.path, b.path) or a.includes(b.path) or b.includes(a.path)

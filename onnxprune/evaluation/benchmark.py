@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 SCHEMA = "onnxprune.bench/2"
+RANGES = {
+    "batch": (1, 10**6),
+    "threads": (0, 10**3),
+    "runs": (1, 10**6),
+    "warmup": (0, 10**6),
+    "eval_batch": (1, 10**6),
+}
+"""Least and largest number of each field; onnxruntime starts as many threads as it is told."""
 SECONDS = 20.0
 """Time limit of profiling a model."""
 
@@ -63,10 +71,10 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provider", normal_provider(self.provider))
-        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
-            if (value := getattr(self, name)) < least:
+        for name, (least, most) in RANGES.items():
+            if not least <= (value := getattr(self, name)) <= most:
                 option = f"--{name.replace('_', '-')}"
-                raise OptionError(f"{option} {value} is out of range", hint=f"give {least} or more")
+                raise OptionError(f"{option} {value} is out of range", hint=f"give {least:,} to {most:,}")
 
 
 @dataclass(frozen=True)

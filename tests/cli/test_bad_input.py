@@ -703,6 +703,8 @@ def test_option_that_makes_no_sense(args, says, command, tiny_path, out, refused
     [
         (("--batch", "0"), "--batch 0 is out of range"),
         (("--threads", "-1"), "--threads -1 is out of range"),
+        (("--threads", "99999999999999999999"), "is out of range"),
+        (("--batch", "9999999999999999"), "is out of range"),
         (("--runs", "0"), "--runs 0 is out of range"),
         (("--runs", "1.5"), "Invalid value"),
         (("--warmup", "-1"), "--warmup -1 is out of range"),

@@ -17,8 +17,15 @@ for line in {lines!r}:
         main([*line.split(), "--quiet"])
     except SystemExit as end:
         assert not end.code, line
+
+from onnxprune.runtime import workers
+
+def job(number):
+    from onnxprune.runtime import session
+    return session.ORT_VERSION
+
+assert len(workers.run(job, [1, 2], workers=2)) == 2
 """
-FAST = "--no-latency --round-to 1 --data"
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -27,13 +34,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), **more}
 
 
-def test_no_command_stores_an_id_or_connects(tiny_path, samples, tmp_path):
+def test_neither_commands_nor_workers_store_an_id_or_connect(tiny_path, tmp_path):
     home, log = tmp_path / "home", tmp_path / "calls.txt"
     home.mkdir()
-    sizes = tmp_path / "sizes"
+    small = tmp_path / "small.onnx"
     lines = [
-        f"sweep {tiny_path} -o {sizes} --targets flops=20%,40% --jobs 2 --repair none {FAST} {samples}",
-        f"check {tiny_path} --baseline {tiny_path} --no-latency",
+        f"prune {tiny_path} -o {small} --reduce flops=40% --round-to 1 --repair none --no-latency",
+        f"check {small} --baseline {tiny_path} --no-latency",
+        f"bench {tiny_path} --runs 2 --warmup 0",
     ]
     traced = ["strace", "-f", "-o", str(log), "-e", "trace=connect,sendto,sendmsg", "--seccomp-bpf"]
     tracer = traced if shutil.which("strace") else []
