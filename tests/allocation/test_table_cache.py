@@ -73,7 +73,7 @@ def test_numbers_that_no_measurement_gives(change: dict[str, Any], says: str, me
 
 
 def flat(table: Table) -> Table:
-    return replace(table, predicted=(2.0,) * len(table.predicted), scale=0.0, offset=2.0)
+    return replace(table, measured=(2.0,) * len(table.measured))
 
 
 def test_a_given_table_that_is_flat_is_refused(analysis: Analysis, measured: Table, tmp_path: Path) -> None:
