@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.allocation import latency_model
+from onnxprune.allocation import latency_model, table_cache
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
-from onnxprune.errors import LatencyError, OptionError
+from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere, timing_key
 from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
@@ -265,6 +265,7 @@ class CostEstimator:
         digest = latency_model.architecture(self.analysis)
         if self._table_path is not None:
             table = latency_model.read(Path(self._table_path))
+            latency_model.refuse_flat(table, str(self._table_path))
             latency_model.refuse_other_model(table, digest, str(self._table_path))
             latency_model.refuse_other_provider(table, self.config, str(self._table_path))
             return table
@@ -279,11 +280,9 @@ class CostEstimator:
 
     def _measured_table(self, path: Path, rules: PruningRules) -> latency_model.Table:
         """Return the table of this machine: from the cache, or measured and put there."""
-        if path.exists():
-            try:
-                return latency_model.read(path)
-            except LatencyError:
-                pass  # damaged: it is measured again
+        kept = table_cache.read(path, self.analysis, rules, self.config, self.on_stage)
+        if kept is not None:
+            return kept
         table = latency_model.measure(self.analysis, rules, self.config, share_of(self.on_stage, "table"))
         machine.keep(path, latency_model.text(table))
         return table

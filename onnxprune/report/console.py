@@ -18,6 +18,7 @@ from onnxprune.graph.analysis import Inspection, Layer, pinned_of
 from onnxprune.metrics.distances import AUTO, DISTANCES
 from onnxprune.report import tables, text
 from onnxprune.report.document import Report, Sweep
+from onnxprune.runtime.cache_entries import Entry
 from onnxprune.types import Curve, Plan, Trace, Verdict
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ def _dim(lines: Iterable[str]) -> Parts:
 def written(path: Path | str | None) -> Parts:
     """Return a line with the path of a written file; nothing without one."""
     return [] if path is None else [Text(f"written: {path}")]
+
+
+def cache_parts(entries: Sequence[Entry], folder: str, *, cleared: bool) -> Parts:
+    """Return the output of `cache`."""
+    line = Text(f"{'removed' if cleared else 'kept'} in {folder}: {len(entries) or 'nothing'}")
+    return [line, *([grid(tables.cache(entries))] if entries else [])]
 
 
 def verdict_parts(verdict: Verdict) -> Parts:
