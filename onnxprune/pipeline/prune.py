@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxprune import fileio
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -16,6 +17,7 @@ from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
+from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
@@ -62,6 +64,7 @@ def prune(
     latency_table: str | os.PathLike[str] | None = None,
     timings: str | os.PathLike[str] | None = None,
     force: bool = False,
+    resume: bool = False,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
     **fields: Unpack[Fields],
@@ -95,6 +98,8 @@ def prune(
             what it lacks is measured and added; otherwise it is written. Equal inputs, options and timings give equal
             bytes. None: all is measured.
         force: write a result even where it is measured to be slower than the original.
+        resume: go on from the work of an earlier call with the same arguments that broke off, in the folder `<output>.state`; the
+            folder is removed when a call succeeds. Results of work that took less than a second are not kept.
         report_output: path of the report, .html, .md or .json; None: no report is written.
         command: command line for the report; None: this call.
         **fields: fields of `Options`, `BenchmarkConfig` and `Judging`, one by one. `reduce={"flops": 0.5}` removes at least half
@@ -129,21 +134,14 @@ def prune(
         path_of, (output, plan_output, report_output, checkpoint, timings)
     )
     destinations = _with_plan(Destinations(model_path, plan_path, report_path, state, times, force), sources.plan)
-    run = Run(
-        sources,
-        destinations,
-        options,
-        training,
-        measure,
-        on_stage,
-        command,
-        timings=Timings(destinations.timings),
-    )
-    with run.timings.kept():
+    results, times_of = StageResults(destinations.state, resume=resume), Timings(destinations.timings)
+    run = Run(sources, destinations, options, training, measure, on_stage, command, results, times_of)
+    decided = (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, HOLD_TARGETS, NEVER_SLOWER)
+    with results.kept_on_error(), run.timings.kept():
         with contextlib.ExitStack() as scope:
-            run = execute(run, (LOAD, LOOK_AT_DATA, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
-        run = execute(run, (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, HOLD_TARGETS, NEVER_SLOWER))
-    run = execute(run, (JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE))
+            opening = (LOAD, OPEN_RESULTS, LOOK_AT_DATA, calibration(scope))
+            run = execute(run, (*opening, REPLAY if plan else SELECT, REWRITE, REPAIR))
+        run = execute(run, (*decided, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE))
     return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import fileio
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -81,6 +82,11 @@ class Destinations:
         if self.model is not None and model is not None and self.plan == self.model.with_suffix(PLAN):
             plan = model.with_suffix(PLAN)
         return replace(self, model=model, plan=plan)
+
+    @property
+    def state(self) -> Path | None:
+        """The folder of what a run that breaks off leaves to go on from."""
+        return None if self.model is None else self.model.with_name(f"{self.model.name}.state")
 
     def check(self, *inputs: Path) -> None:
         """Refuse destinations that cannot be written, that are inputs, or that are one file.
@@ -151,6 +157,7 @@ class Run:
         measure: benchmark config.
         distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
         on_stage: progress callback.
+        results: results of long steps, which a run that broke off goes on from.
         command: command line or call, for the report.
         timings: times that decisions are taken from.
         options: without `auto`.
@@ -187,6 +194,7 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
+    results: StageResults = field(default_factory=StageResults)
     timings: Timings = field(default_factory=Timings)
     distance: str = AUTO
     options: ResolvedOptions = UNSET
