@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 EMBEDDED = 2**31 - 2**24
 """Bytes up to which the weights lie in the .onnx file."""
@@ -52,17 +52,22 @@ def write(path: Path, size: float, *, batchnorm: bool = False, channels: int | N
     nodes.append(helper.make_node("GlobalAveragePool", [at], ["pool"], name="pool"))
     nodes.append(helper.make_node("Flatten", ["pool"], ["flat"], name="flat"))
     nodes.append(helper.make_node("Gemm", ["flat", "head.weight"], ["output"], name="head", transB=1))
-    sizes = {
-        name: [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *rest])]
-        for name, rest in (("input", (3, PIXELS, PIXELS)), ("output", (CLASSES,)))
-    }
-    graph = helper.make_graph(nodes, "memory", sizes["input"], sizes["output"])
+    external = size > EMBEDDED or path.stem.endswith("external")
+    _save(nodes, shapes, {"input": (3, PIXELS, PIXELS), "output": (CLASSES,)}, path, external=external)
+
+
+def _save(
+    nodes: list[NodeProto],
+    shapes: dict[str, tuple[int, ...]],
+    ends: dict[str, tuple[int, ...]],
+    path: Path,
+    *,
+    external: bool,
+) -> None:
+    """Write a model with random weights of some shapes, in the file or beside it; `ends` are the sizes of input and output."""
+    sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *rest])] for name, rest in ends.items()]
+    graph = helper.make_graph(nodes, path.stem, *sides)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    _store(model, shapes, path, external=size > EMBEDDED or path.stem.endswith("external"))
-
-
-def _store(model: ModelProto, shapes: dict[str, tuple[int, ...]], path: Path, *, external: bool) -> None:
-    """Write a model and its weights: beside it, or in it."""
     rng = np.random.default_rng(0)
     part, beside = path.with_suffix(".part"), path.with_name(path.name + ".data")
     with open(beside if external else os.devnull, "wb") as data:
@@ -88,3 +93,47 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     if len(shape) == 1:
         return values * np.float32(0.1) + np.float32(name.endswith("scale"))
     return values * np.float32((0.3 if name.endswith(".b.weight") else 1.0) * np.sqrt(2.0 / np.prod(shape[1:])))
+
+
+def write_resnet50(path: Path, size: int = 224) -> None:
+    """Write ResNet-50 (He et al., 2016, table 1) without BatchNormalization, with random weights: 25.5 million parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    nodes = []
+
+    def conv(source: str, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> str:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, kernel, kernel), (outputs,)
+        given = [source, f"{name}.weight", f"{name}.bias"]
+        how = {"pads": [kernel // 2] * 4, "strides": [stride] * 2}
+        nodes.append(helper.make_node("Conv", given, [name], name=name, **how))
+        return name
+
+    def relu(source: str) -> str:
+        nodes.append(helper.make_node("Relu", [source], [f"{source}.relu"], name=f"{source}.relu"))
+        return f"{source}.relu"
+
+    at, channels = relu(conv("input", "stem", 3, 64, 7, 2)), 64
+    how = {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [2, 2]}
+    nodes.append(helper.make_node("MaxPool", [at], ["pool"], name="pool", **how))
+    at = "pool"
+    for stage, (blocks, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True)):
+        for block in range(blocks):
+            name, stride = f"stage{stage}.{block}", 2 if stage and not block else 1
+            inner = relu(conv(relu(conv(at, f"{name}.a", channels, width, 1)), f"{name}.c", width, width, 3, stride))
+            inner = conv(inner, f"{name}.b", width, 4 * width, 1)
+            if not block:
+                at = conv(at, f"{name}.short", channels, 4 * width, 1, stride)
+            channels = 4 * width
+            nodes.append(helper.make_node("Add", [at, inner], [name], name=name))
+            at = relu(name)
+    shapes["head.weight"], shapes["head.bias"] = (1000, channels), (1000,)
+    nodes.append(helper.make_node("GlobalAveragePool", [at], ["mean"], name="mean"))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["flat"], name="flat"))
+    nodes.append(helper.make_node("Gemm", ["flat", "head.weight", "head.bias"], ["output"], name="head", transB=1))
+    _save(nodes, shapes, {"input": (3, size, size), "output": (1000,)}, path, external=False)
+
+
+def write_images(path: Path, samples: int, size: int = 224) -> None:
+    """Write random pictures, smooth as pictures are: noise of 16 x 16 pixels, enlarged."""
+    coarse = np.random.default_rng(1).standard_normal((samples, 3, 16, 16), dtype=np.float32)
+    factor = -(-size // 16)
+    np.savez(path, input=coarse.repeat(factor, axis=2).repeat(factor, axis=3)[:, :, :size, :size])

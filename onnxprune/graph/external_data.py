@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,34 +22,28 @@ from onnxprune.runtime.weight_files import MAPPED_FROM, in_file, map_array
 Array = np.ndarray[Any, Any]
 
 
-def load_external_data(proto: onnx.ModelProto, file: Path) -> tuple[list[Path], dict[str, Array]]:
+def load_external_data(
+    proto: onnx.ModelProto, file: Path, require: Callable[[float], None]
+) -> tuple[list[Path], dict[str, Array]]:
     """Load external data into a model; return the data files, links resolved, and the initializers that are mapped instead.
 
     The values of the latter are in neither the model nor in memory; `set_apart` takes them.
 
+    Args:
+        proto: the model, changed in place.
+        file: its file.
+        require: called with the bytes of all files before anything is loaded; may raise.
+
     Raises:
         ModelError: data are missing, truncated, or outside the folder of the model; see `_find`.
     """
-    files: dict[Path, None] = {}
+    tensors = [t for t in external_data_helper._get_all_tensors(proto) if external_data_helper.uses_external_data(t)]
+    found = [_located(tensor, file) for tensor in tensors]
+    files = dict.fromkeys(data for data, _, _ in found)
+    require(sum(path.stat().st_size for path in (file, *files)))
     mapped: dict[str, Array] = {}
     names = _single_names(proto.graph)
-    for tensor in external_data_helper._get_all_tensors(proto):
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        where = f"{file}, tensor {tensor.name}"
-        data = _find(info.location, file, where)
-        start = info.offset or 0
-        available = data.stat().st_size
-        length = available - start if info.length is None else info.length
-        if available < start + max(length, 0):
-            raise ModelError(
-                "external data are truncated",
-                where=where,
-                why=f"{info.location} has {available:,} bytes, {start + max(length, 0):,} are needed",
-                hint="copy the data file again",
-            )
-        files[data] = None
+    for tensor, (data, start, length) in zip(tensors, found, strict=True):
         dtype = _dtype_of(tensor, length) if tensor.name in names and length >= MAPPED_FROM else None
         try:
             if dtype is not None and start % dtype.itemsize == 0:
@@ -60,11 +54,32 @@ def load_external_data(proto: onnx.ModelProto, file: Path) -> tuple[list[Path], 
                     tensor.raw_data = stream.read(length)
         except Exception as error:
             raise ModelError(
-                "external data cannot be read", where=where, why=first_line(error), hint="copy the data file again"
+                "external data cannot be read",
+                where=f"{file}, tensor {tensor.name}",
+                why=first_line(error),
+                hint="copy the data file again",
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return list(files), mapped
+
+
+def _located(tensor: onnx.TensorProto, file: Path) -> tuple[Path, int, int]:
+    """Return file, offset and bytes of the values of a tensor."""
+    info = external_data_helper.ExternalDataInfo(tensor)
+    where = f"{file}, tensor {tensor.name}"
+    data = _find(info.location, file, where)
+    start = info.offset or 0
+    available = data.stat().st_size
+    length = available - start if info.length is None else info.length
+    if available < start + max(length, 0):
+        raise ModelError(
+            "external data are truncated",
+            where=where,
+            why=f"{info.location} has {available:,} bytes, {start + max(length, 0):,} are needed",
+            hint="copy the data file again",
+        )
+    return data, start, length
 
 
 def _single_names(graph: onnx.GraphProto) -> set[str]:

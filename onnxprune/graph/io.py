@@ -119,11 +119,16 @@ class Parsed:
 def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
     """Parse and check a file; store its initializers densely, and apart from the inputs. See `load` for the arguments."""
     refused = partial(ModelError, where=str(file))
+
+    def fits(size: float) -> None:
+        if size >= LARGE:
+            require(size, factor, str(file), memory)
+
     try:
         with open_regular(file) as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
-            _require_room(os.fstat(stream.fileno()).st_size, factor, file, memory)
+            fits(os.fstat(stream.fileno()).st_size)
             digest = hashlib.file_digest(stream, "sha256")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
                 proto = _parsed(view, file)
@@ -139,10 +144,9 @@ def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
     check_functions(proto, file)
     check_tensors(proto, file)
     check_sparse(proto, file)
-    beside, mapped = load_external_data(proto, file)
+    beside, mapped = load_external_data(proto, file, fits)
     files = (file, *beside)
     size = sum(path.stat().st_size for path in files)
-    _require_room(size, factor, file, memory)
     sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
     check_inputs(proto, file)
     for path in files[1:]:
@@ -153,11 +157,6 @@ def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
         notes.append(f"{listed} weights are no longer listed as inputs")
     proto, weights = set_apart(proto, mapped, size)
     return Parsed(proto, weights, digest.hexdigest(), files, size, tuple(notes))
-
-
-def _require_room(size: float, factor: float, file: Path, memory: float) -> None:
-    if size >= LARGE:
-        require(size, factor, str(file), memory)
 
 
 def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
