@@ -19,6 +19,7 @@ import numpy as np
 from onnxprune import leftovers
 from onnxprune.errors import OutputError
 from onnxprune.fileio import atomic_write, write_json
+from onnxprune.reading import open_regular, read_json
 from onnxprune.runtime.timings import Timings
 
 T = TypeVar("T")
@@ -194,7 +195,7 @@ def _own(folder: Path) -> list[Path]:
 
 def _identity_in(folder: Path) -> dict[str, str] | None:
     try:
-        content = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+        content = read_json(folder / IDENTITY)
         return dict(content["identity"]) if content["schema"] == SCHEMA else None
     except FileNotFoundError:
         return None if any(folder.iterdir()) else {}
@@ -249,7 +250,7 @@ def _update(found: Any, value: Any) -> None:
         text = value if isinstance(value, bytes) else repr(value).encode()
         found.update(f"{type(value).__name__} {len(text)};".encode() + text)
     elif isinstance(value, Path):
-        with value.open("rb") as stream:
+        with open_regular(value) as stream:
             found.update(b"file;" + hashlib.file_digest(stream, "sha256").digest())
     elif is_dataclass(value):
         found.update(f"dataclass {type(value).__name__};".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from onnxprune.calibration.stage_results import different
 from onnxprune.errors import OutputError
 from onnxprune.fileio import write_json
+from onnxprune.reading import read_json
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"
@@ -44,7 +44,7 @@ class Family:
         if not self._file.exists():
             return
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
+            found = read_json(self._file)
             changed = different(found["settings"], settings) if found["schema"] == SWEEP_SCHEMA else ["schema"]
             if not changed and not all(map(_is_sound, found["state"].values())):
                 raise ValueError("a member is damaged")

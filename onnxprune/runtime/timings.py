@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 
 from onnxprune.errors import LatencyError, first_line
 from onnxprune.fileio import write_json
+from onnxprune.reading import read_json
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import DEFAULT
 
@@ -114,7 +114,7 @@ class Timings:
 
     def _read(self, path: Path) -> None:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["schema"] != SCHEMA:
                 self._refuse(f"its schema is {content['schema']!r}, this version reads {SCHEMA!r}")
             made_on = f"{content['processor']}, onnxruntime {content['runtime']}"
