@@ -3,13 +3,14 @@
 OnnxPruneError
 ├── ModelError    the .onnx cannot be read, is refused, or has nothing to prune
 │   └── ShapeError  no input shape that was tried runs
+├── RunLimitError  a run of the model takes more time or memory than it may
 ├── DataError     calibration or evaluation data do not fit the model
 ├── OptionError   an option or a policy has a value that is not allowed (exit 2)
 ├── TargetError   the target cannot be reached; names the nearest reachable amount
 ├── PlanError     a plan.json is damaged, or belongs to another model
 ├── OutputError   the result cannot be written
 ├── TrainingError fine-tuning cannot continue
-├── LatencyError  a latency table belongs to another model, or the result is slower than the original
+├── LatencyError  a table of latencies or timings cannot be used, or the result is slower than the original
 └── ProofError    the pruned model differs from the masked model; nothing is written
 """
 
@@ -28,7 +29,7 @@ class OnnxPruneError(Exception):
         hint (str): what the user can do.
 
     Attributes:
-        result: the result, where the error came after the work, as of a report that cannot be written; else None.
+        result: the result of the call, where the work was done before the error; else None.
 
     >>> print(OnnxPruneError("no such data", where="d.npz", hint="check the path"))
     no such data
@@ -54,6 +55,10 @@ class ModelError(OnnxPruneError):
 
 class ShapeError(ModelError):
     """No input shape that was tried runs."""
+
+
+class RunLimitError(OnnxPruneError):
+    """A run of the model takes more time or memory than it may."""
 
 
 class DataError(OnnxPruneError):
@@ -83,7 +88,7 @@ class TrainingError(OnnxPruneError):
 
 
 class LatencyError(OnnxPruneError):
-    """A latency table cannot be used, or the result is slower than the original."""
+    """A table of latencies or timings cannot be used, or the result is slower than the original."""
 
 
 class ProofError(OnnxPruneError):
@@ -92,7 +97,8 @@ class ProofError(OnnxPruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, at most 300 characters."""
-    text = str(error).strip() or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) else None
+    text = (said or str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("escaping", "errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio", "paths"),
+    (
+        "escaping",
+        "errors",
+        "types",
+        "progress",
+        "metrics.table",
+        "importance.methods",
+        "options",
+        "leftovers",
+        "fileio",
+        "reading",
+        "paths",
+    ),
     ("runtime",),
     ("data",),
     ("graph",),

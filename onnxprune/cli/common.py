@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,27 @@ if TYPE_CHECKING:
 PATH = File()
 WRITTEN = File(written=True)
 MODEL = click.argument("model", type=PATH)
+
+
+def _limit_runs(ctx: click.Context, parameter: click.Parameter, seconds: float | None) -> None:
+    """Set the time limit of this command, and of its worker processes."""
+    if seconds is None:
+        return
+    from onnxprune.runtime.limits import VARIABLE
+
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(seconds)
+    ctx.call_on_close(lambda: os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before}))
+
+
+TIMEOUT = click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    expose_value=False,
+    callback=_limit_runs,
+    help="Seconds after which a run of a model that repeats nodes (Loop, Scan) is ended; 0: never. Default: 60.",
+)
 PLOT = click.option("--plot", type=WRITTEN, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
 EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Evaluation data; the default is the --data samples.")
 
@@ -66,6 +88,12 @@ LATENCY_TABLE = click.option(
     type=PATH,
     help="Latency table of the target machine, written there by `bench --latency-table`; without it, a latency target "
     "measures one on this machine.",
+)
+TIMINGS = click.option(
+    "--timings",
+    type=PATH,
+    help="Table of the times that decisions are taken from: read where the file exists, else written. Equal inputs, options and "
+    "timings give equal bytes.",
 )
 WORKERS = together(
     click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of parallel processes."),

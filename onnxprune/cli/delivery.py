@@ -17,7 +17,7 @@ Write = Callable[[Path], None]
 
 
 def attempt(call: Callable[[], Result]) -> tuple[Result, OnnxPruneError | None]:
-    """Return the result of a call, and the error that came after the work, as of a file that cannot be written."""
+    """Return the result of a call, and the error that came after the work was done: about a file, or a refused result."""
     try:
         return call(), None
     except OnnxPruneError as error:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxprune.errors import OnnxPruneError
+from onnxprune.pipeline.rejection import delivered_to, told
 from onnxprune.pipeline.reporting import WRITE, provenance, save_report
 from onnxprune.pipeline.results import ModelResult, Result
 from onnxprune.pipeline.run import Run
@@ -29,13 +30,17 @@ def deliver(run: Run) -> ModelResult:
     """Write model and plan, then the report, and return the result.
 
     Raises:
-        OutputError: a file cannot be written; it has the result.
+        OnnxPruneError: a file cannot be written, or the result is refused; the error has the result.
     """
     result = ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
     with unlost(result):
         run = WRITE(run)
-    given = (run.destinations.model if run.report.output else None, run.destinations.plan if run.plan else None)
+    places = delivered_to(run)
+    given = (places.model, places.plan if run.plan else None)
     result = replace(result, report=run.report, files=tuple(path for path in given if path is not None))
     with unlost(result, *result.files):
         save_report(run)
+    if run.refusal is not None:
+        with unlost(result):
+            raise told(run.refusal, places)
     return result

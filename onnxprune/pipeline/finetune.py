@@ -72,7 +72,8 @@ def finetune(
         teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the
             report.
         data: samples to train on, as for `onnxprune.prune`; their labels are used where there are some.
-        output: path of the result; None: nothing is written. A result whose integrity failed is not written.
+        output: path of the result; None: nothing is written. A result whose integrity failed is kept as
+            `<name>.rejected.onnx`.
         evaluation: samples to verify the result on; None: `data`, which training has seen.
         preprocess: as for `onnxprune.prune`.
         plan: path of the plan.json that the model was pruned by: names the channels of the teacher for

@@ -17,6 +17,7 @@ from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
@@ -30,6 +31,8 @@ from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.document import Report
+from onnxprune.runtime.timings import Timings
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
 
@@ -41,24 +44,54 @@ EVALUATION_BYTES = 256e6
 """Bytes of the activations of an evaluation run."""
 ALIVE = 3
 """Tensors as large as the largest one that are alive at once, about."""
+PLAN = ".plan.json"
+"""Ending of the plan that lies beside a model."""
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
 
 
 def path_of(path: str | os.PathLike[str] | None) -> Path | None:
-    """Return a path, or None."""
-    return None if path is None else Path(path)
+    """Return the path of a file, or None.
+
+    Raises:
+        OptionError: the path is empty, or has no name.
+    """
+    found = None if path is None else Path(path)
+    if found is not None and not found.name:
+        raise OptionError("a path names no file", why=f"it is {os.fspath(found)!r}", hint="name a file")
+    return found
 
 
 @dataclass(frozen=True)
 class Destinations:
-    """Files that a run writes, and the folder of the members of a sweep; None where one is not asked for."""
+    """Files that a run writes, and the folder of the members of a sweep; None where one is not asked for.
+
+    Attributes:
+        model, plan, report, checkpoint: of the result.
+        family: folder of a sweep.
+        timings: times that decisions were taken from; read first, where the file exists.
+        force: whether a result that is refused is written as `model` all the same, and not under a name of its own.
+    """
 
     model: Path | None = None
     plan: Path | None = None
     report: Path | None = None
     checkpoint: Path | None = None
     family: Path | None = None
+    timings: Path | None = None
+    force: bool = False
+
+    @property
+    def rejected(self) -> Destinations:
+        """The destinations of a result that is refused: `o.rejected.onnx` and `o.rejected.plan.json` for `o.onnx`."""
+
+        def named(path: Path) -> Path:
+            return path.with_name(f"{path.stem}.rejected{path.suffix}")
+
+        model, plan = (None if path is None else named(path) for path in (self.model, self.plan))
+        if self.model is not None and model is not None and self.plan == self.model.with_suffix(PLAN):
+            plan = model.with_suffix(PLAN)
+        return replace(self, model=model, plan=plan)
 
     @property
     def state(self) -> Path | None:
@@ -83,6 +116,9 @@ class Destinations:
             ("the plan", self.plan),
             ("the report", self.report),
             ("the training state", self.checkpoint),
+            ("the timings", self.timings),
+            ("the refused model", self.rejected.model),
+            ("the plan of the refused model", self.rejected.plan),
         )
         written = [*paths.outputs(given)]
         if self.checkpoint is not None:
@@ -147,6 +183,7 @@ class Run:
         on_stage: progress callback.
         results: results of long steps, which a run that broke off goes on from.
         command: command line or call, for the report.
+        timings: times that decisions are taken from.
         options: without `auto`.
         original: the model as loaded, its trace and its costs.
         data, evaluation: calibration samples, and the samples that the result is verified on.
@@ -170,6 +207,7 @@ class Run:
         tuned: result of the training.
         checks: of the verdict.
         comparison: of the result with the original.
+        refusal: error that ends the run once the result is kept under another name; None: the result is not refused.
         notes, report: notes of the stages, and the report.
     """
 
@@ -181,6 +219,7 @@ class Run:
     on_stage: ProgressCallback = quiet
     command: str = ""
     results: StageResults = field(default_factory=StageResults)
+    timings: Timings = field(default_factory=Timings)
     distance: str = AUTO
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET
@@ -206,6 +245,7 @@ class Run:
     tuned: TrainingResult | None = None
     checks: tuple[Check, ...] = ()
     comparison: Comparison = UNSET
+    refusal: OnnxPruneError | None = None
     notes: tuple[str, ...] = ()
     report: Report = UNSET
 
@@ -258,7 +298,10 @@ class Stage:
         loaded = run.original is not UNSET
         with unless_it_does_not_run(run.original.model, run.shapes) if loaded else contextlib.nullcontext():
             run = self.call(run)
-            return run if self.ensures is None else self.ensures(run)
+            run = run if self.ensures is None else self.ensures(run)
+        if run.original is not UNSET:
+            release(run.original.model.size)
+        return run
 
 
 def execute(run: Run, stages: Iterable[Stage]) -> Run:

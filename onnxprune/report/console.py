@@ -18,6 +18,7 @@ from onnxprune.graph.analysis import Inspection, Layer, pinned_of
 from onnxprune.metrics.distances import AUTO, DISTANCES
 from onnxprune.report import tables, text
 from onnxprune.report.document import Report, Sweep
+from onnxprune.runtime.cache_entries import Entry
 from onnxprune.types import Curve, Plan, Trace, Verdict
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ def _dim(lines: Iterable[str]) -> Parts:
 def written(path: Path | str | None) -> Parts:
     """Return a line with the path of a written file; nothing without one."""
     return [] if path is None else [Text(f"written: {path}")]
+
+
+def cache_parts(entries: Sequence[Entry], folder: str, *, cleared: bool) -> Parts:
+    """Return the output of `cache`."""
+    line = Text(f"{'removed' if cleared else 'kept'} in {folder}: {len(entries) or 'nothing'}")
+    return [line, *([grid(tables.cache(entries))] if entries else [])]
 
 
 def verdict_parts(verdict: Verdict) -> Parts:
@@ -130,10 +137,13 @@ def inspect_parts(found: Inspection) -> Parts:
     """Return the output of `inspect`: layers, groups, pins and a summary."""
     model, trace, cost = found.analysis.model, found.analysis.trace, found.analysis.cost
     shapes = ", ".join(f"{name} {shape}" for name, shape in found.inputs.items())
+    memory = {name: text.size(value) for name, value in found.memory.items()}
     flops = f"FLOPs {text.human(2 * found.macs)}, MACs {text.human(found.macs)} per sample"
     summary = [
         f"{flops}; {model.params:,} parameters; {text.size(model.size)}",
         f"inputs while tracing: {shapes}",
+        f"memory to prune: about {memory['prune']} without data, {memory['prune_with_data']} and --memory with data; "
+        f"{memory['available']} are available",
         f"{cost.prunable_share():.1%} of the FLOPs are in layers that can lose channels",
         *(
             f"{pin.share:7.1%} more, with {pin.channels} channels, without the pin: {pin.reason} ({pin.nodes} {pin.operator})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import onnxprune
-from onnxprune.cli.common import PATH, TIMING, WRITTEN
+from onnxprune.cli.common import PATH, TIMEOUT, TIMING, WRITTEN
 from onnxprune.cli.delivery import attempt, finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import SHAPE
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 )
 @SHAPE
 @TIMING
+@TIMEOUT
 @TERMINAL
 def bench(
     a: Path,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, WRITTEN, command_line
+from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, TIMEOUT, WRITTEN, command_line
 from onnxprune.cli.delivery import Write, finish
 from onnxprune.cli.group import FAILED, Command, examples
 from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
 @REPORT
 @MEASURE_ON_SEVERAL
+@TIMEOUT
 @TERMINAL
 def check(
     candidate: Path | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
+from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, TIMEOUT, command_line, conclude, output
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import CHECKPOINT, JUDGED, RESUME, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @SEED
 @MEASURE
 @REPORT
+@TIMEOUT
 @TERMINAL
 def finetune(
     model: Path, checkpoint: Path | None, memory: str, seed: int, report: Path | None, terminal: Terminal, **asked: Any

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import onnxprune
-from onnxprune.cli.common import MODEL
+from onnxprune.cli.common import MODEL, TIMEOUT
 from onnxprune.cli.delivery import finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import IGNORE, SHAPE
@@ -20,6 +20,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @MODEL
 @IGNORE
 @SHAPE
+@TIMEOUT
 @TERMINAL
 def inspect(model: Path, ignore: tuple[str, ...], shape: dict[str, tuple[int, ...]], terminal: Terminal) -> None:
     """Show groups, pinned channels with reasons, and costs."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMING, output
+from onnxprune.cli.common import DATA, LATENCY_TABLE, MODEL, TIMEOUT, TIMING, TIMINGS, output
 from onnxprune.cli.delivery import attempt, finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import JUDGED, PLANNED
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 @DATA
 @JUDGED
 @LATENCY_TABLE
+@TIMINGS
 @TIMING
+@TIMEOUT
 @TERMINAL
 def plan(model: Path, output: Path, terminal: Terminal, **asked: Any) -> None:
     """Select channels and edits, and write only the plan.

@@ -16,6 +16,8 @@ from onnxprune.cli.common import (
     MODEL,
     PATH,
     REPORT,
+    TIMEOUT,
+    TIMINGS,
     WRITTEN,
     command_line,
     conclude,
@@ -55,11 +57,13 @@ if TYPE_CHECKING:
 @CHECKPOINT
 @RESUME
 @LATENCY_TABLE
+@TIMINGS
 @MEASURE
 @click.option(
     "--force", is_flag=True, help="Write the result even where it is measured to be slower than the original."
 )
 @REPORT
+@TIMEOUT
 @TERMINAL
 def prune(model: Path, checkpoint: Path | None, report: Path | None, terminal: Terminal, **asked: Any) -> None:
     """Prune a model, prove and repair the result, and write it.

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATED_ON, MODEL, PLOT, WORKERS, check_plot, drawn
+from onnxprune.cli.common import DATA, EVALUATED_ON, MODEL, PLOT, TIMEOUT, WORKERS, check_plot, drawn
 from onnxprune.cli.delivery import finish
 from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import JUDGED, STUDIED
@@ -29,6 +29,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @STUDIED
 @WORKERS
 @EVALUATED_ON
+@TIMEOUT
 @TERMINAL
 def sensitivity(model: Path, plot: Path | None, terminal: Terminal, **asked: Any) -> None:
     """Measure the loss against the pruning ratio of each group.

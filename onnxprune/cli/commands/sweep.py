@@ -16,6 +16,8 @@ from onnxprune.cli.common import (
     MODEL,
     PLOT,
     REPORT,
+    TIMEOUT,
+    TIMINGS,
     WORKERS,
     check_plot,
     command_line,
@@ -66,10 +68,12 @@ if TYPE_CHECKING:
     help="Go on with the sweep in the folder; a sweep does so without it, too.",
 )
 @LATENCY_TABLE
+@TIMINGS
 @WORKERS
 @PLOT
 @MEASURE
 @REPORT
+@TIMEOUT
 @TERMINAL
 def sweep(
     model: Path, output: Path, targets: str, plot: Path | None, report: Path | None, terminal: Terminal, **asked: Any
