@@ -89,8 +89,8 @@ class Destinations:
             return path.with_name(f"{path.stem}.rejected{path.suffix}")
 
         model, plan = (None if path is None else named(path) for path in (self.model, self.plan))
-        if self.model is not None and model is not None and self.plan == self.model.with_suffix(PLAN):
-            plan = model.with_suffix(PLAN)
+        if self.model is not None and self.plan == self.model.with_suffix(PLAN):
+            plan = self.model.with_name(f"{self.model.stem}.rejected{PLAN}")  # also where the model has no suffix
         return replace(self, model=model, plan=plan)
 
     @property

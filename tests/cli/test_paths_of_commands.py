@@ -17,6 +17,7 @@ from onnxprune.cli import main
 from onnxprune.cli.parameters import File, Words
 from onnxprune.data.labels.reading import LABEL_SUFFIXES
 from onnxprune.errors import OutputError
+from onnxprune.pipeline.run import Destinations
 
 CONTENT = b"what was there before"
 Option = click.Parameter
@@ -153,3 +154,9 @@ def test_functions_refuse_what_commands_refuse(tiny_path, samples, tmp_path):
             call()
     assert {path.read_bytes() for path in (plan, state, table)} == {CONTENT}
     assert np.load(samples)["x"].shape[0] == 64
+
+
+def test_a_refused_model_has_files_of_its_own():
+    for name in ("small.onnx", "small"):
+        refused = Destinations(Path(name), Path("small.plan.json")).rejected
+        assert (refused.model.stem.partition(".")[0], refused.plan.name) == ("small", "small.rejected.plan.json")
