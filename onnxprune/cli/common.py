@@ -91,7 +91,7 @@ LATENCY_TABLE = click.option(
 )
 TIMINGS = click.option(
     "--timings",
-    type=PATH,
+    type=WRITTEN,
     help="Table of the times that decisions are taken from: read where the file exists, else written. Equal inputs, options and "
     "timings give equal bytes.",
 )
