@@ -29,9 +29,9 @@ SCHEMA = "onnxprune.bench/2"
 RANGES = {
     "batch": (1, 10**6),
     "threads": (0, 10**3),
-    "runs": (1, 10**6),
-    "warmup": (0, 10**6),
-    "eval_batch": (1, 10**6),
+    "runs": (1, 10**9),
+    "warmup": (0, 10**9),
+    "eval_batch": (1, 10**9),
 }
 """Least and largest number of each field; onnxruntime starts as many threads as it is told."""
 SECONDS = 20.0
