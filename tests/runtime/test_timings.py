@@ -25,6 +25,7 @@ from onnxprune.types import FloatArray
 
 FEW = onnxprune.BenchmarkConfig(runs=3, warmup=1, seconds=1)
 AUTO = {"granularity": GRANULARITIES, "reduce": {"flops": 0.4}, "round_to": 4}
+EDITS = {**AUTO, "granularity": ("kernel", "rank")}
 
 
 def refuse(*_: Any, **__: Any) -> Any:
@@ -89,7 +90,7 @@ def test_other_timings_give_another_plan(tiny_path: Path, few: Path, noisy) -> N
 def test_two_runs_at_once_with_the_same_timings_give_the_same_bytes(
     tiny_path: Path, few: Path, tmp_path: Path, noisy
 ) -> None:
-    how = {"data": few, "timings": tmp_path / "t.json", **AUTO}
+    how = {"data": few, "timings": tmp_path / "t.json", **EDITS}
     first = pruned(tiny_path, tmp_path / "a", **how)
     found: list[dict[str, bytes]] = []
     threads = [
@@ -127,7 +128,7 @@ def test_a_latency_target_is_replayed(tiny_path: Path, tmp_path: Path, untimed, 
 
 def test_the_report_says_what_was_replayed(tiny_path: Path, few: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    how = {"data": few, "timings": path, "measure": FEW, **AUTO}
+    how = {"data": few, "timings": path, "measure": FEW, **EDITS}
     notes = [onnxprune.plan(tiny_path, **how).notes[-1] for _ in range(2)]
     count = len(json.loads(path.read_text())["times"])
     assert notes == [f"timings {path}: 0 replayed, {count} measured", f"timings {path}: {count} replayed, 0 measured"]
