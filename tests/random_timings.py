@@ -81,7 +81,7 @@ def random_timings_run(
     options = Options(**drawn_options(seed), samples=samples, augment=())
     with (
         mock.patch.dict(os.environ, {"ONNXPRUNE_CACHE": str(folder / f"cache-{seed}")}),
-        mock.patch("onnxprune.pipeline.prune.Timings", return_value=RandomTimings(seed)),
+        mock.patch("onnxprune.pipeline.identity.Timings", return_value=RandomTimings(seed)),
     ):
         try:
             found = onnxprune.prune(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.allocation import latency_model
+from onnxprune.allocation import latency_model, table_cache
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
-from onnxprune.errors import LatencyError, OptionError
+from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere, timing_key
 from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
@@ -265,6 +265,7 @@ class CostEstimator:
         digest = latency_model.architecture(self.analysis)
         if self._table_path is not None:
             table = latency_model.read(Path(self._table_path))
+            latency_model.refuse_flat(table, str(self._table_path))
             latency_model.refuse_other_model(table, digest, str(self._table_path))
             latency_model.refuse_other_provider(table, self.config, str(self._table_path))
             return table
@@ -279,40 +280,36 @@ class CostEstimator:
 
     def _measured_table(self, path: Path, rules: PruningRules) -> latency_model.Table:
         """Return the table of this machine: from the cache, or measured and put there."""
-        if path.exists():
-            try:
-                return latency_model.read(path)
-            except LatencyError:
-                pass  # damaged: it is measured again
+        kept = table_cache.read(path, self.analysis, rules, self.config, self.on_stage)
+        if kept is not None:
+            return kept
         table = latency_model.measure(self.analysis, rules, self.config, share_of(self.on_stage, "table"))
         machine.keep(path, latency_model.text(table))
         return table
 
 
-def write_table(
+def measured_table(
     path: str | os.PathLike[str],
-    output: Path,
     config: BenchmarkConfig,
     shape: Mapping[str, tuple[int, ...]] | None = None,
     on_stage: ProgressCallback = quiet,
 ) -> latency_model.Table:
-    """Measure a latency table of a model file, and write it to `output`."""
+    """Measure a latency table of a model file."""
     analysis, options = _timed(path, shape)
     rules = PruningRules.of(analysis.trace, options)
-    table = latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
-    latency_model.write(table, output)
-    return table
+    return latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
 
 
 def measured_elsewhere(
     path: str | os.PathLike[str],
     measured: Path,
-    output: Path | None,
     shape: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    table: bool = False,
 ) -> tuple[Bench, latency_model.Table | None]:
     """Read the times of a model file that were measured elsewhere: a latency table or a profile.
 
-    A table is written to `output` as well. No table follows from a profile: it has one time of each layer, and the time
+    With `table` the table is returned as well. No table follows from a profile: it has one time of each layer, and the time
     of a layer with fewer channels may be nearly the same or a share of it.
 
     Raises:
@@ -321,7 +318,7 @@ def measured_elsewhere(
     """
     if not latency_model.is_table(measured):
         found = elsewhere(path, measured)
-        if output is not None:
+        if table:
             raise OptionError(
                 "no latency table follows from a single profile",
                 where=str(measured),
@@ -330,11 +327,10 @@ def measured_elsewhere(
             )
         return found, None
     analysis, _ = _timed(path, shape)
-    table = latency_model.read(measured)
-    latency_model.refuse_other_model(table, latency_model.architecture(analysis), str(measured))
-    if output is not None:
-        latency_model.write(table, output)
-    return latency_model.at_full_width(analysis, table, f"latency table {measured}"), table if output else None
+    found_table = latency_model.read(measured)
+    latency_model.refuse_other_model(found_table, latency_model.architecture(analysis), str(measured))
+    times = latency_model.at_full_width(analysis, found_table, f"latency table {measured}")
+    return times, found_table if table else None
 
 
 def _timed(

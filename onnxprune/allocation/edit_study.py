@@ -26,7 +26,7 @@ from onnxprune.importance.edit_error import Gram, weighing
 from onnxprune.options import WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime.timings import Timings
-from onnxprune.surgery.edits import candidates
+from onnxprune.surgery.edits import KINDS, candidates
 from onnxprune.surgery.edits.protocol import Candidate, Edit, LayerEdit
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray
@@ -71,7 +71,12 @@ def study(
         elif saving is not None:
             slower += 1
     notes = (f"{slower} of {len(found)} edits are left out: they are not measured to be faster",) if slower else ()
-    scored = _scored(analysis, timed, options, workspace, on_stage)
+    scored = workspace.results.of(
+        "edits",
+        lambda: (model.content_digest(), timed, options, workspace.identity),
+        lambda: _scored(analysis, timed, options, workspace, on_stage),
+        types=(ScoredEdit, Saving, *KINDS.values()),
+    )
     return tuple(edit for edit in scored if edit.loss < MOST_LOST), notes
 
 

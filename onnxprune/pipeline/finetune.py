@@ -15,6 +15,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
@@ -25,7 +26,6 @@ from onnxprune.pipeline.reporting import (
     MEASURE,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
@@ -123,7 +123,6 @@ def finetune(
     )
     run = replace(run, results=StageResults(run.destinations.state, resume=resume))
     trained = (LOAD_PAIR, OPEN_RESULTS, LOOK_AT_DATA, TRAIN)
-    judged = (CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+    judged = (CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT)
     with run.results.kept_on_error():
-        run = execute(run, (*trained, *judged))
-    return ModelResult(run.model, run.report, None, run.edited.analysis.trace)
+        return deliver(execute(run, (*trained, *judged)))

@@ -14,6 +14,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import unlost
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.results import PlanResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
@@ -87,5 +88,6 @@ def plan(
     generated = [DATA_FREE] if data is None and run.data is not None else []
     result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.notes, *generated, *run.timings.notes))
     if output is not None:
-        result.save(output)
+        with unlost(result):
+            result.save(output)
     return result

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxprune import fileio
-from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
-from onnxprune.pipeline.identity import OPEN_RESULTS
+from onnxprune.pipeline.identity import OPEN_RESULTS, opened
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
@@ -29,8 +29,6 @@ from onnxprune.pipeline.reporting import (
     NEVER_SLOWER,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
-    provenance,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.rewriting import REPAIR, REWRITE
@@ -38,7 +36,6 @@ from onnxprune.pipeline.run import PLAN, Destinations, Run, Sources, execute, pa
 from onnxprune.pipeline.selection import REPLAY, SELECT
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
-from onnxprune.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -116,6 +113,7 @@ def prune(
         ProofError: the deleted channels change the outputs.
         LatencyError: `timings` is no timing table; or the result is slower than the original, and `force` is not set: it
             is kept as `<name>.rejected.onnx` then.
+        OutputError: a file cannot be written; where the work was done, `result` of the error has the result.
 
     Examples:
         >>> import onnxprune
@@ -133,16 +131,18 @@ def prune(
     model_path, plan_path, report_path, state, times = map(
         path_of, (output, plan_output, report_output, checkpoint, timings)
     )
-    destinations = _with_plan(Destinations(model_path, plan_path, report_path, state, times, force), sources.plan)
-    results, times_of = StageResults(destinations.state, resume=resume), Timings(destinations.timings)
-    run = Run(sources, destinations, options, training, measure, on_stage, command, results, times_of)
-    decided = (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, HOLD_TARGETS, NEVER_SLOWER)
-    with results.kept_on_error(), run.timings.kept():
-        with contextlib.ExitStack() as scope:
-            opening = (LOAD, OPEN_RESULTS, LOOK_AT_DATA, calibration(scope))
-            run = execute(run, (*opening, REPLAY if plan else SELECT, REWRITE, REPAIR))
-        run = execute(run, (*decided, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE))
-    return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
+    given = Destinations(model_path, plan_path, report_path, state, timings=times, force=force)
+    destinations = _with_plan(given, sources.plan)
+    results, measured = opened(destinations, destinations.state, resume=resume)
+    run = Run(sources, destinations, options, training, measure, on_stage, command, results=results, timings=measured)
+    decided = (FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, HOLD_TARGETS, NEVER_SLOWER)
+    with results.kept_on_error():
+        with measured.kept():
+            with contextlib.ExitStack() as scope:
+                opening = (LOAD, OPEN_RESULTS, LOOK_AT_DATA, calibration(scope))
+                run = execute(run, (*opening, REPLAY if plan else SELECT, REWRITE, REPAIR))
+            run = execute(run, (TRAIN, *decided))
+        return deliver(execute(run, (JUDGE_QUALITY, NOTE_SAMPLES, REPORT)))
 
 
 def _with_plan(destinations: Destinations, replayed: Path | None) -> Destinations:

@@ -18,6 +18,11 @@ def refused_by(run: Run) -> tuple[Check, ...]:
     return tuple(check for check in run.report.verdict.of(kind) if not check)
 
 
+def delivered_to(run: Run) -> Destinations:
+    """Return where the files of the result go."""
+    return run.destinations.rejected if refused_by(run) else run.destinations
+
+
 def kept_note(refused: tuple[Check, ...], destinations: Destinations) -> str:
     """Say where a refused result is, and why it was refused."""
     return f"refused, and kept as {destinations.model}: {'; '.join(map(str, refused))}"

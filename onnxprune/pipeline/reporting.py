@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune import plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
 from onnxprune.evaluation.benchmark import timing_key
@@ -23,7 +21,7 @@ from onnxprune.graph.analysis import analyse, layers_of, pinned_of, versions
 from onnxprune.graph.comparison_points import in_front
 from onnxprune.graph.model import Model
 from onnxprune.pipeline.distillation import forget_states
-from onnxprune.pipeline.rejection import kept_note, refused_by, told
+from onnxprune.pipeline.rejection import delivered_to, kept_note, refused_by
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.report import grouping, saving, text
 from onnxprune.report.details import details
@@ -219,14 +217,13 @@ def finish_plan(run: Run) -> Run:
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """Return metadata of a pruned model, beside version and original; none for a model that was only trained."""
+    """Return metadata of a pruned model, beside version and original; a model that was only trained keeps its own."""
     plan, data = run.plan, run.data
-    if plan is None:
-        return {}
+    if plan is None:  # channels that training has gated are in no plan
+        return {plan_file.ENTRY: ""} if run.tuned is not None and run.model is not run.tuned.model else {}
     target = {key: plan.settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if plan.settings.get(key)}
-    edits = json.dumps([list(map(dict, part)) for part in plan.blocks]).encode() if plan.blocks else b""
     return {
-        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + edits).hexdigest(),
+        plan_file.ENTRY: plan_file.fingerprint(plan_file.to_dict(plan, run.edited.analysis.trace, "")),
         "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
         "quality": text.quality(run.report.verdict),
@@ -235,31 +232,31 @@ def provenance(run: Run) -> dict[str, str]:
 
 
 def write(run: Run) -> Run:
-    """Write model and plan, both or none, then the report; a result that is refused gets another name.
-
-    Raises:
-        OnnxPruneError: the result is refused by an error.
-    """
-    page, plan, made, refused = run.destinations.report, run.plan, run.report, refused_by(run)
-    destinations = run.destinations.rejected if refused else run.destinations
+    """Write model and plan, both or none; a result that is refused gets another name."""
+    plan, made, refused = run.plan, run.report, refused_by(run)
+    destinations = delivered_to(run)
     output = destinations.model
     if refused and output is not None:
         made = replace(made, notes=(*made.notes, kept_note(refused, destinations)))
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
-    with contextlib.ExitStack() as both:
+    with fileio.Transaction() as both:
         if plan is not None and destinations.plan is not None:
-            both.enter_context(plan_file.written(destinations.plan, plan, trace, name))
+            plan_file.write(destinations.plan, plan, trace, name, both)
         if output is not None:
             run.on_stage("write", None)
-            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
+            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)), both)
             made = replace(made, output=str(output), after=replace(made.after, size=size))
-    if page is not None:
-        saving.save(page, made, run.command, None if plan is None else plan_file.to_dict(plan, trace, name))
-    if run.refusal is not None:
-        raise told(run.refusal, destinations)
     if run.tuned is not None:
         forget_states(run)
     return replace(run, report=made)
+
+
+def save_report(run: Run) -> None:
+    """Write the report where one is asked for."""
+    page, plan, edited = run.destinations.report, run.plan, run.edited.analysis
+    if page is not None:
+        content = None if plan is None else plan_file.to_dict(plan, edited.trace, edited.model.path.name)
+        saving.save(page, run.report, run.command, content)
 
 
 CHECK_TRAINED = Stage(check_structure, requires=("original", "model"))

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune import fileio
+from onnxprune import paths
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OnnxPruneError, OutputError
+from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
@@ -32,6 +32,7 @@ from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.document import Report
 from onnxprune.runtime.timings import Timings
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
 
@@ -50,16 +51,24 @@ UNSET: Any = None
 
 
 def path_of(path: str | os.PathLike[str] | None) -> Path | None:
-    """Return a path, or None."""
-    return None if path is None else Path(path)
+    """Return the path of a file, or None.
+
+    Raises:
+        OptionError: the path is empty, or has no name.
+    """
+    found = None if path is None else Path(path)
+    if found is not None and not found.name:
+        raise OptionError("a path names no file", why=f"it is {os.fspath(found)!r}", hint="name a file")
+    return found
 
 
 @dataclass(frozen=True)
 class Destinations:
-    """Files that a run writes; None where one is not asked for.
+    """Files that a run writes, and the folder of the members of a sweep; None where one is not asked for.
 
     Attributes:
         model, plan, report, checkpoint: of the result.
+        family: folder of a sweep.
         timings: times that decisions were taken from; read first, where the file exists.
         force: whether a result that is refused is written as `model` all the same, and not under a name of its own.
     """
@@ -68,6 +77,7 @@ class Destinations:
     plan: Path | None = None
     report: Path | None = None
     checkpoint: Path | None = None
+    family: Path | None = None
     timings: Path | None = None
     force: bool = False
 
@@ -88,8 +98,12 @@ class Destinations:
         """The folder of what a run that breaks off leaves to go on from."""
         return None if self.model is None else self.model.with_name(f"{self.model.name}.state")
 
-    def check(self, *inputs: Path) -> None:
-        """Refuse destinations that cannot be written, that are inputs, or that are one file.
+    def check(self, sources: Sources, *external: Path) -> None:
+        """Refuse destinations that cannot be written, that the run reads, or that are one file.
+
+        Args:
+            sources: files and data that the run reads.
+            external: data files of the models.
 
         Raises:
             OptionError: the report is of an unknown format.
@@ -97,24 +111,23 @@ class Destinations:
         """
         if self.report is not None:
             saving.check_format(self.report)
-        refused = self.rejected
-        for target in (self.model, self.plan, self.checkpoint, self.report, refused.model, refused.plan):
-            if target is not None:
-                fileio.check_destination(target, *(path for path in inputs if path.exists()))
-        if self.model is not None and self.plan is not None and fileio.same_file(self.model, self.plan):
-            raise OutputError(
-                "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
-            )
-        saving.refuse_same(self.report, self.model, self.plan, self.checkpoint)
-        if self.timings is not None:
-            fileio.check_destination(self.timings, *(path for path in inputs if path.exists()))
-            outputs = (self.model, self.plan, self.checkpoint, self.report)
-            if any(path is not None and fileio.same_file(path, self.timings) for path in outputs):
-                raise OutputError(
-                    "the timings would overwrite another result",
-                    where=str(self.timings),
-                    hint="give another path with --timings",
-                )
+        given = (
+            ("the model", self.model),
+            ("the plan", self.plan),
+            ("the report", self.report),
+            ("the training state", self.checkpoint),
+            ("the timings", self.timings),
+            ("the refused model", self.rejected.model),
+            ("the plan of the refused model", self.rejected.plan),
+        )
+        written = [*paths.outputs(given)]
+        if self.checkpoint is not None:
+            written.append(paths.numbered("the training state", self.checkpoint))
+        if self.state is not None:
+            written.append(paths.Output("the state of the run", self.state, ("*",)))
+        if self.family is not None:
+            written.append(paths.Output("the sweep", self.family, paths.FAMILY))
+        paths.check_outputs(written, (*sources.inputs, *(paths.Input("a model", file) for file in external)))
 
 
 @dataclass(frozen=True)
@@ -131,11 +144,22 @@ class Sources:
     judging: Judging = field(default_factory=Judging)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files and folders that are read."""
-        given = (self.data, self.evaluation, self.preprocess, self.judging.labels, self.judging.characters)
-        data = (Path(v) for v in given if isinstance(v, str | os.PathLike))
-        return (self.model, *(path for path in (self.teacher, self.plan) if path is not None), *data)
+    def inputs(self) -> tuple[paths.Input, ...]:
+        """All files and folders that are read, with the options that name them."""
+        judging = self.judging
+        given = {
+            "MODEL": self.model,
+            "--data": self.data,
+            "--eval": self.evaluation,
+            "--preprocess": self.preprocess,
+            "--plan": self.plan,
+            "--teacher": self.teacher,
+            "--latency-table": self.latency_table,
+            "--labels": judging.labels,
+            "--characters": judging.characters,
+            "--metric": judging.metric,
+        }
+        return paths.inputs(given.items())
 
 
 @dataclass(frozen=True)
@@ -274,7 +298,10 @@ class Stage:
         loaded = run.original is not UNSET
         with unless_it_does_not_run(run.original.model, run.shapes) if loaded else contextlib.nullcontext():
             run = self.call(run)
-            return run if self.ensures is None else self.ensures(run)
+            run = run if self.ensures is None else self.ensures(run)
+        if run.original is not UNSET:
+            release(run.original.model.size)
+        return run
 
 
 def execute(run: Run, stages: Iterable[Stage]) -> Run:

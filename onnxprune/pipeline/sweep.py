@@ -18,7 +18,6 @@ from onnxprune.allocation.channel_multiple import multiple_for
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
-from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataWarning, OptionError, TargetError
@@ -28,7 +27,8 @@ from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
-from onnxprune.pipeline.identity import OPEN_RESULTS, identity
+from onnxprune.pipeline.delivery import unlost
+from onnxprune.pipeline.identity import OPEN_RESULTS, identity, opened
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
@@ -37,7 +37,6 @@ from onnxprune.pipeline.sweep_state import Family
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
 from onnxprune.runtime import workers
-from onnxprune.runtime.timings import Timings
 from onnxprune.types import Plan
 
 if TYPE_CHECKING:
@@ -120,23 +119,25 @@ def sweep(
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
     table, replayed = path_of(latency_table), path_of(timings)
-    Destinations(report=page, timings=replayed).check(Path(model))
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
-    run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage, timings=Timings(replayed))
+    Destinations(report=page, family=Path(output_folder), timings=replayed).check(sources)
+    run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     run = execute(run, (LOAD,))
     family = Family(Path(output_folder), quantity, sorted(set(shares)), {**identity(run), "quantity": quantity})
     if family.unplanned:
-        results = StageResults(family.folder / PLANNING, resume=True)
+        results, measured = opened(Destinations(timings=replayed), family.folder / PLANNING, resume=True)
         plan = Stage(lambda run: plan_members(run, family), requires=("original",))
-        with results.kept_on_error(), run.timings.kept(), contextlib.ExitStack() as scope:
-            planning = replace(run, training=None, results=results)
+        with results.kept_on_error(), measured.kept(), contextlib.ExitStack() as scope:
+            planning = replace(run, training=None, results=results, timings=measured)
             execute(planning, (OPEN_RESULTS, LOOK_AT_DATA, calibration(scope), plan))
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
+    result = SweepResult(found, family.folder)
     if page is not None:
-        saving.save(page, found, command)
-    return SweepResult(found, family.folder)
+        with unlost(result, family.folder):
+            saving.save(page, found, command)
+    return result
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:

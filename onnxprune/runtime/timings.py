@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from onnxprune.errors import LatencyError, first_line
-from onnxprune.fileio import atomic_write
+from onnxprune.fileio import write_json
+from onnxprune.reading import read_json
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import DEFAULT
 
@@ -100,15 +100,21 @@ class Timings:
             yield
         finally:
             if self.path is not None and self.measured:
-                where = machine.environment(DEFAULT, 0)
-                about = {"schema": SCHEMA, "processor": where.processor, "runtime": where.runtime}
-                content = {**about, "times": self._times, "tables": self._tables}
-                with atomic_write(self.path) as temporary:
-                    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                self.save(self.path)
+
+    def save(self, path: Path) -> None:
+        """Write all times to a file.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        where = machine.environment(DEFAULT, 0)
+        about = {"schema": SCHEMA, "processor": where.processor, "runtime": where.runtime}
+        write_json(path, {**about, "times": self._times, "tables": self._tables})
 
     def _read(self, path: Path) -> None:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["schema"] != SCHEMA:
                 self._refuse(f"its schema is {content['schema']!r}, this version reads {SCHEMA!r}")
             made_on = f"{content['processor']}, onnxruntime {content['runtime']}"
