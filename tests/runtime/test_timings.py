@@ -161,6 +161,17 @@ def test_timings_are_kept_when_the_run_fails(tmp_path: Path) -> None:
     assert Timings(tmp_path / "t.json").of("layer", 1, refuse) == (0.125,)
 
 
+def test_timings_that_cannot_be_written_do_not_lose_the_result(tiny_path: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot write t.json", where=str(tmp_path), why="No space left on device")
+
+    monkeypatch.setattr(Timings, "save", full)
+    how = {"reduce": {"flops": 0.3}, "repair": "none", "timings": tmp_path / "t.json", "measure": FEW, "force": True}
+    result = onnxprune.prune(tiny_path, output=tmp_path / "o.onnx", **how)
+    assert (tmp_path / "o.onnx").exists()
+    assert any("not written" in note and "No space left" in note for note in result.report.notes)
+
+
 def test_timings_of_another_machine_are_taken_and_the_report_says_so(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "t.json"
     with (timings := Timings(path)).kept():
