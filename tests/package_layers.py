@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio", "reading"),
+    (
+        "errors",
+        "types",
+        "progress",
+        "metrics.table",
+        "importance.methods",
+        "options",
+        "fileio",
+        "reading",
+        "file_kinds",
+    ),
     ("runtime",),
     ("data",),
     ("graph",),
