@@ -208,7 +208,7 @@ def change_node(n: int, **fields: str) -> Edit:
         (lambda m: m.graph.node[1].output.__setitem__(0, "c1"), "onnxruntime cannot load the model"),
         (lambda m: m.graph.node[1].input.__setitem__(0, "nowhere"), ("onnxruntime cannot load the model", "nowhere")),
         (loop_back, "onnxruntime cannot load the model"),
-        (cut_raw_data, "onnxruntime cannot load the model"),
+        (cut_raw_data, "a tensor of the model is damaged"),
         (sequence_input, "input s is not a tensor of numbers"),
         (no_rank, ("an input has no rank", "input x")),
         (quantise, ("the model is quantized", "ConvInteger")),
