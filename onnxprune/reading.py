@@ -6,12 +6,13 @@ Everything that is wrong with a file ends in an `OSError` or a `ValueError`, whi
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,7 @@ DEEP = "it is nested too deeply"
 KINDS = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file for reading; a pipe without a writer would make a plain `open` wait for ever, a device read without end.
 
     Raises:

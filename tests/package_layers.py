@@ -4,15 +4,18 @@ from __future__ import annotations
 
 LAYERS = (
     (
+        "escaping",
         "errors",
         "types",
         "progress",
         "metrics.table",
         "importance.methods",
         "options",
+        "leftovers",
         "fileio",
         "reading",
         "file_kinds",
+        "paths",
     ),
     ("runtime",),
     ("data",),

@@ -9,16 +9,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from onnxprune.options import ResolvedOptions
 from onnxprune.reading import read_json
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.runtime.timing import sample_times
+from onnxprune.runtime.timings import Timings
 from onnxprune.types import Trace
 
 SCHEMA = "onnxprune.channel-multiple/1"
@@ -66,15 +68,23 @@ def remember(multiple: int) -> None:
     machine.keep(cached(where), json.dumps(content, indent=1))
 
 
-def multiples(trace: Trace) -> tuple[int, dict[str, int]]:
-    """Return the channel multiple of a model, and the one of each group, by name.
+def multiple_for(options: ResolvedOptions, timings: Timings) -> ResolvedOptions:
+    """Return the options with the channel multiple of the machine, where they leave it to the machine."""
+    if options.round_to is not None:
+        return options
+    (found,) = timings.of("channel multiple of the machine", 1, lambda: [machine_multiple()])
+    return replace(options, multiple=round(found))
+
+
+def multiples(trace: Trace, base: int | None = None) -> tuple[int, dict[str, int]]:
+    """Return the channel multiple of a model, and the one of each group, by name; `base` is that of the machine.
 
     A network with most of its work in narrow groups takes half the multiple of the machine. With the whole multiple its
     groups would stay whole or lose a quarter and more at once, which costs more accuracy than the time is worth
     (measured in docs/targets.md). Wide groups take a larger multiple: a kernel computes up to four times the multiple
     at once, and a remainder takes longer.
     """
-    base = machine_multiple()
+    base = base or machine_multiple()
     if _share_below(trace, SHARES * base) > MOST:
         base = max(base // 2, MULTIPLES[-1])
     found = {}

@@ -120,7 +120,12 @@ class Table:
         return {"schema": SCHEMA, "features": FEATURES, **asdict(self)}
 
 
-def _from_dict(content: Any, where: str) -> Table:
+def from_dict(content: Any, where: str) -> Table:
+    """Return the table of `Table.to_dict`.
+
+    Raises:
+        LatencyError: `content` is no table; the error names `where`.
+    """
     try:
         if content["schema"] != SCHEMA:
             raise ValueError(f"its schema is {content['schema']!r}, {SCHEMA!r} is known")
@@ -344,7 +349,7 @@ def read(path: Path) -> Table:
         raise LatencyError(
             "the latency table cannot be read", where=str(path), why=first_line(error), hint="check the path"
         ) from error
-    return _from_dict(content, str(path))
+    return from_dict(content, str(path))
 
 
 def is_table(path: Path) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.data.geometry import Geometry, geometry
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
+from onnxprune.paths import IMAGE_SUFFIXES
 from onnxprune.reading import open_regular
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ TOLD = 3
 """Files that an error names."""
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are read, whatever the suffix says; Pillow starts another program for some others."""
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def images_in(folder: Path, *, deep: bool = False, but: Path | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError, OptionError, ShapeError
@@ -254,9 +255,13 @@ LARGE = 1024
 
 
 def observe_tensors(
-    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str], where: str
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    names: Iterable[str],
+    where: str,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Feeds:
-    """Run the model once on seeded inputs of `shapes` and return the named tensors.
+    """Run the model once on seeded inputs of `shapes` and return the named tensors; `weights` as for `open_session`.
 
     Raises:
         ModelError: the model cannot be loaded or run.
@@ -266,5 +271,5 @@ def observe_tensors(
     extended.CopyFrom(proto)
     present = {value.name for value in extended.graph.output}
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
-    opened = open_session(extended, UNOPTIMIZED, where=where)
+    opened = open_session(extended, UNOPTIMIZED, where=where, weights=weights)
     return dict(zip(wanted, run_batch(opened, random_feeds(proto, shapes, 0), where=where, names=wanted), strict=True))
