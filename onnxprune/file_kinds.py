@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxprune.reading import open_regular
+from onnxprune.reading import open_regular, parse_json
 
 HEAD = 2**16
 """Bytes at the beginning of a file that tell what it is."""
@@ -129,7 +128,7 @@ def _text(head: bytes) -> Kind | None:
     if not start.startswith(b"{"):
         return None
     schema = re.search(rb'"schema"\s*:\s*("[^"]{1,80}")', start)
-    name = json.loads(schema[1]) if schema else ""
+    name = parse_json(schema[1]) if schema else ""
     known = next((kind for begin, kind in SCHEMAS.items() if name.startswith(begin)), None)
     return known or (COCO if b'"annotations"' in head and b'"images"' in head else None)
 
