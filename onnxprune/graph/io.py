@@ -68,8 +68,14 @@ def damaged(file: Path) -> Iterator[None]:
     """Turn any error that a library raises over a file into a ModelError."""
     try:
         yield
-    except (OnnxPruneError, MemoryError):
+    except OnnxPruneError:
         raise
+    except MemoryError as error:
+        raise ModelError(
+            "the model does not fit into the memory of this process",
+            where=str(file),
+            hint="run on a machine with more memory, or check that the file is what it should be",
+        ) from error
     except Exception as error:
         open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # has a better message, where it fails, too
         raise ModelError(

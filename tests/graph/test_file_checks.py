@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import io
 from onnxprune.graph.file_checks import check_tensors
 from onnxprune.graph.io import load
 
@@ -177,3 +178,19 @@ def test_sparse_tensor_is_read(tiny: onnx.ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(tiny.SerializeToString())
     assert "1 sparse tensors stored as dense ones" in load(path).notes
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum recursion depth exceeded")])
+def test_a_model_that_python_cannot_hold_is_named(
+    error: Exception, tiny: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny.SerializeToString())
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(io, "check_tensors", fail)
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    assert caught.value.where == str(path)
