@@ -154,7 +154,7 @@ class Executor:
         if torch.is_grad_enabled():
             return present
         # a weight that is an output has a gradient still
-        return {name: value.detach() if value.requires_grad else value for name, value in present.items()}
+        return {name: value.detach() if name in self.weights else value for name, value in present.items()}
 
     def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
         """Return the outputs as arrays, without gradients, in evaluation mode."""
