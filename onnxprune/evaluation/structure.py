@@ -32,7 +32,11 @@ def check_structure(
 
 
 def full_check(source: onnx.ModelProto | Model) -> str | None:
-    """Return why onnx's full check refuses a model, None where it passes; the weights of a `Model` are not checked."""
+    """Return why onnx's full check refuses a model, None where it passes; the weights of a `Model` are not checked.
+
+    Raises:
+        OSError: the folder for temporary files cannot be written, which says nothing about the model.
+    """
     try:
         if not isinstance(source, Model):
             onnx.checker.check_model(source, full_check=True)
@@ -44,6 +48,8 @@ def full_check(source: onnx.ModelProto | Model) -> str | None:
             with (Path(folder) / STORED_IN).open("wb") as file:  # a sparse file: nothing is written
                 file.truncate(max((values.nbytes for values in weights.values()), default=0))
             onnx.checker.check_model(str(path), full_check=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
         return first_line(error)
     return None

@@ -121,7 +121,7 @@ def _kill(child: int) -> None:
 
 
 def _ending(status: int, folder: Path) -> str:
-    said = (folder.parent / f"{folder.name}.said").read_bytes()[-400:].decode(errors="replace").strip()
+    said = said_in(folder).read_bytes()[-400:].decode(errors="replace").strip()
     how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
     return f"{how}: {said.splitlines()[-1] if said else 'nothing said'}"
 
@@ -132,8 +132,9 @@ def _serve(call: Callable[[T], Any], cases: Sequence[T], folder: Path, limits: L
     settle(folder, limits)
     outside = watched(folder)
     for case in cases:
+        os.ftruncate(1, 0)
         begin = time.monotonic()
-        outcome = _outcome(call, case)
+        outcome = _outcome(call, case, folder)
         if outside:
             outcome = Outcome("escape", outside[0])
             outside.clear()
@@ -149,7 +150,7 @@ def settle(folder: Path, limits: Limits) -> None:
     temporary.mkdir(exist_ok=True)
     os.environ.update(TMPDIR=str(temporary), ONNXPRUNE_CACHE=str(folder / "cache"))
     tempfile.tempdir = None
-    said = os.open(folder.parent / f"{folder.name}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    said = os.open(said_in(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(said, stream)
     os.close(said)
@@ -198,7 +199,7 @@ def _is_outside(path: str, inside: str) -> bool:
     return real != inside and os.path.isabs(real)
 
 
-def _outcome(call: Callable[[T], Any], case: T) -> Outcome:
+def _outcome(call: Callable[[T], Any], case: T, folder: Path) -> Outcome:
     try:
         found = call(case)
     except click.ClickException as error:
@@ -207,8 +208,21 @@ def _outcome(call: Callable[[T], Any], case: T) -> Outcome:
         told = expected(error)
         return Outcome("defect", place(error)) if told is None else Outcome("refused", told)
     if isinstance(found, int) and found not in (0, 3):
-        return Outcome("refused", f"exit {found}")
+        return Outcome("refused", _message(folder) or f"exit {found}")
     return Outcome("done", str(found))
+
+
+def _message(folder: Path) -> str:
+    """Return the message of the error that was printed."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    said = said_in(folder).read_text(encoding="utf-8", errors="replace")
+    return said[said.rfind("error: ") + 7 :].strip() if "error: " in said else ""
+
+
+def said_in(folder: Path) -> Path:
+    """Return the file of what a child of a folder prints."""
+    return folder.with_name(f"{folder.name}.said")
 
 
 def place(error: BaseException) -> str:
@@ -240,8 +254,13 @@ def warm(call: Callable[[], Any], folder: Path) -> None:
         if name and name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+    settled()
+
+
+def settled() -> None:
+    """Leave all that is in memory out of later collections: in a child, each would copy it."""
     gc.collect()
-    gc.freeze()  # a collection in a child would copy all of this memory
+    gc.freeze()
 
 
 def tree(folder: Path) -> Iterator[Path]:

@@ -56,12 +56,12 @@ def samples() -> dict[str, np.ndarray[Any, Any]]:
     return {"x": x, "labels": np.arange(SAMPLES) % 4}
 
 
-def loads(path: Path) -> None:
-    """Fail where onnxruntime does not load a model."""
+def loads(model: Path | bytes) -> None:
+    """Fail where onnxruntime does not load a model: a file, or bytes."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"])
 
 
 def _xml(path: Path) -> None:

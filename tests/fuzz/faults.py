@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from children import Limits, settle, tree
+from children import Limits, said_in, settle, tree
 from commands import COMMANDS, WHOLE, Command, prepare, scene
 
 from onnxprune.cli import main
@@ -46,14 +46,16 @@ EVENTS = {
     "os.symlink": 2, "os.listdir": 1, "os.scandir": 1, "os.utime": 1,
 }  # fmt: skip
 """Audit events of file-system calls, and the number of their arguments that are paths."""
+EXACT = (".onnx", "plan.json")
+"""Ends of the names of outputs that have the same bytes in every run: models and plans."""
 PATIENCE = 120.0
 LEFT_OVER = ".part"
 OLD = 7 * 86400.0
 """Seconds by which the leftovers of killed runs are aged before the next run."""
 TEMPORARY = (".ses", "torchinductor_", "joblib_memmapping_folder_")
 """What onnxruntime, torch and joblib leave in the folder for temporary files after any run."""
-EXPECTED = {"KeyboardInterrupt": 130}
-"""Exit codes of faults that have their own."""
+CLEANING = ("rmtree", "cleanup", "unlink", "remove", "_rmtree")
+"""Functions that remove temporary files."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the shim
@@ -68,6 +70,8 @@ class Shim:
         fault: of `AT_CALLS`; empty: none.
         call: number of the call, from 1.
         calls: names of all calls so far.
+        fired: whether the fault was injected.
+        cleaning: whether that was within the removal of a temporary file, which is then left behind.
     """
 
     root: str
@@ -75,6 +79,7 @@ class Shim:
     call: int = 0
     calls: list[str] = field(default_factory=list)
     fired: bool = False
+    cleaning: bool = False
 
     def install(self) -> None:
         """Count from now on; for a process that ends soon, since an audit hook stays."""
@@ -108,7 +113,12 @@ class Shim:
         if not self.fault or self.fired or len(self.calls) != self.call:
             return
         self.fired = True
-        partly()
+        frame: Any = sys._getframe()
+        while frame is not None:
+            self.cleaning = self.cleaning or frame.f_code.co_name in CLEANING
+            frame = frame.f_back
+        if self.fault != "EINTR":  # what is written by then is told as a short write, and no error
+            partly()
         if self.fault == "SIGKILL":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault in ERRORS:
@@ -161,6 +171,7 @@ class Run:
     said: str
     calls: tuple[str, ...]
     seconds: float
+    cleaning: bool = False
 
 
 def run(command: Command, folder: Path, fault: str = "", at: float = 0) -> Run:
@@ -183,9 +194,9 @@ def run(command: Command, folder: Path, fault: str = "", at: float = 0) -> Run:
         if not ended:
             time.sleep(0.002)
     seconds = time.monotonic() - begin
-    said = (folder.parent / f"{folder.name}.said").read_text(encoding="utf-8", errors="replace")
-    calls = json.loads(log.read_text()) if log.exists() else ()
-    return Run(-9999 if seconds > PATIENCE else os.waitstatus_to_exitcode(status), said, tuple(calls), seconds)
+    said = said_in(folder).read_text(encoding="utf-8", errors="replace")
+    calls, cleaning = json.loads(log.read_text()) if log.exists() else ((), False)
+    return Run(-9999 if seconds > PATIENCE else os.waitstatus_to_exitcode(status), said, tuple(calls), seconds, cleaning)
 
 
 def _be(command: Command, folder: Path, fault: str, at: float, log: Path) -> None:
@@ -208,9 +219,9 @@ def _be(command: Command, folder: Path, fault: str, at: float, log: Path) -> Non
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        if not fault:
-            calls = json.dumps(shim.calls)
-            log.write_text(calls)
+        told = json.dumps([shim.calls, shim.cleaning])
+        if fault != AT_BYTES:
+            log.write_text(told)
     finally:
         os._exit(code)
 
@@ -220,7 +231,7 @@ def _be(command: Command, folder: Path, fault: str, at: float, log: Path) -> Non
 
 @dataclass(frozen=True)
 class Reference:
-    """A run without faults: its outputs (of which `exact` have the same bytes in every run), calls, bytes and seconds."""
+    """A run without faults: its outputs, of which `exact` have the same bytes in every run, calls, bytes and seconds."""
 
     command: Command
     outputs: Mapping[str, bytes]
@@ -270,10 +281,10 @@ class Scene:
         (self.folder / "out").mkdir()
 
     def reference(self, command: Command) -> Reference:
-        """Run a command twice; an output that differs is exact in neither.
+        """Run a command twice.
 
         Raises:
-            RuntimeError: it fails.
+            RuntimeError: it fails, or a model or a plan has other bytes the second time.
         """
         found = []
         for _ in range(2):
@@ -282,7 +293,10 @@ class Scene:
             found.append(contents(self.folder / "out"))
             if done.code not in (0, 3):
                 raise RuntimeError(f"{command.name} ends with {done.code}: {done.said[-500:]}")
-        exact = frozenset(name for name in found[0] if found[0][name] == found[1].get(name))
+        exact = frozenset(name for name in found[1] if name.endswith(EXACT))
+        for name in sorted(exact):
+            if found[0].get(name) != found[1][name]:
+                raise RuntimeError(f"{command.name} writes {name} with other bytes in each run")
         return Reference(command, found[1], exact, done.calls, done.seconds, done.code)
 
     def trial(self, trial: Trial, reference: Reference) -> list[str]:
@@ -323,7 +337,7 @@ class Scene:
             yield f"exit {done.code} in place of 130: {_gist(said)}"
         for name, content in contents(self.folder / "out").items():
             if name.endswith(LEFT_OVER):
-                if trial.fault not in KILLS:
+                if trial.fault not in KILLS and not done.cleaning:
                     yield f"{name} is left behind"
                 continue
             if content == old.get(name):
@@ -331,7 +345,7 @@ class Scene:
             if name not in reference.outputs and not reference.command.resumes:
                 yield f"{name} is written, which no run without faults writes"
             yield from self._not_whole(name, content, reference)
-        if trial.fault not in KILLS:
+        if trial.fault not in KILLS and not done.cleaning:
             yield from self._temporary()
 
     def _rerun(self, again: Run, reference: Reference) -> Iterator[str]:
