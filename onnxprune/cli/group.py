@@ -24,14 +24,23 @@ class Cli(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # handled by click
         except KeyboardInterrupt as interrupt:
-            click.echo(f"interrupted: {interrupt.args[0] if interrupt.args else NOTHING}", err=True)
+            click.echo(
+                f"interrupted: {'; '.join([*(map(str, interrupt.args or (NOTHING,))), *kept(interrupt)])}", err=True
+            )
             ctx.exit(INTERRUPTED)
         except Exception as error:
             told = expected(error)
             if told is None and os.environ.get("ONNXPRUNE_DEBUG"):
                 raise
-            click.echo(f"error: {told or defect(error)}", err=True)
+            click.echo(
+                "\n".join([f"error: {told or defect(error)}", *(f"  kept:  {note}" for note in kept(error))]), err=True
+            )
             ctx.exit(error.exit_code if isinstance(error, OnnxPruneError) else 1)
+
+
+def kept(error: BaseException) -> list[str]:
+    """Return what an error says of work that is kept; see `StageResults.kept_on_error`."""
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith("the work so far")]
 
 
 def expected(error: Exception) -> str | None:

@@ -111,6 +111,9 @@ SHAPE = option_group("shape", lambda values: parse_shapes(values["shape"]), _SHA
 CHECKPOINT = click.option(
     "--checkpoint", type=PATH, help="Write the training state here; the same command resumes an interrupted training."
 )
+RESUME = click.option(
+    "--resume", is_flag=True, help="Go on from the work of the same command that broke off, kept in OUTPUT.state."
+)
 CLAMP = click.option(
     "--clamp", multiple=True, metavar="[GLOB=]LO,HI", help="Range of the weights that match GLOB; may be repeated."
 )

@@ -77,8 +77,11 @@ class Terminal:
             warnings.showwarning = lambda message, category, *rest: stages.warn(f"warning: {message}")
             try:
                 yield stages
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(left()) from None
+            except KeyboardInterrupt as interrupt:
+                told = KeyboardInterrupt(left())
+                for note in getattr(interrupt, "__notes__", ()):
+                    told.add_note(note)
+                raise told from None
             finally:
                 stages.end()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import plan_file
+from onnxprune.calibration.stage_results import TRAINING
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import Analysis, analyse, analysed, removed
 from onnxprune.graph.model import Model
@@ -94,7 +95,7 @@ def gates_proven(run: Run) -> Run:
 
 def state_file(run: Run, step: int) -> Path | None:
     """Return the file of the training state after a step; that of the last step has no number."""
-    path = run.destinations.checkpoint
+    path = run.destinations.checkpoint or run.results.file(TRAINING)
     return path if path is None or step == run.options.rounds else path.with_name(f"{path.name}.{step}")
 
 

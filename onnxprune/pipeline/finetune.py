@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -14,6 +16,7 @@ from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
+from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
@@ -47,6 +50,7 @@ def finetune(
     plan: str | os.PathLike[str] | None = None,
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     shape: Mapping[str, tuple[int, ...]] | None = None,
     tolerate: float | None = None,
     seed: int = 0,
@@ -75,6 +79,7 @@ def finetune(
             `Training.features`; None: only activations of equal shape are compared.
         training: length, loss and optimizer; None: `Training()`, two epochs.
         checkpoint: as for `onnxprune.prune`.
+        resume: as for `onnxprune.prune`.
         shape: as for `onnxprune.inspect`.
         tolerate: points that the result may lose against the teacher; None: 2; see `onnxprune.Options`.
         seed: of everything random; default 0.
@@ -115,19 +120,9 @@ def finetune(
         on_stage,
         command,
     )
-    run = execute(
-        run,
-        (
-            LOAD_PAIR,
-            LOOK_AT_DATA,
-            TRAIN,
-            CHECK_TRAINED,
-            MEASURE,
-            CHECK_FINITE,
-            JUDGE_QUALITY,
-            NOTE_SAMPLES,
-            REPORT,
-            WRITE,
-        ),
-    )
+    run = replace(run, results=StageResults(run.destinations.state, resume=resume))
+    trained = (LOAD_PAIR, OPEN_RESULTS, LOOK_AT_DATA, TRAIN)
+    judged = (CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+    with run.results.kept_on_error():
+        run = execute(run, (*trained, *judged))
     return ModelResult(run.model, run.report, None, run.edited.analysis.trace)

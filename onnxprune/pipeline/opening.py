@@ -161,7 +161,10 @@ def calibration(scope: contextlib.ExitStack) -> Stage:
             return run
         if training is not None:
             data = data.take(hold_out(len(data), training.hold_out, data.fixed or 1, run.options.seed)[0])
-        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options, run.distance)))
+        return replace(
+            run,
+            workspace=scope.enter_context(workspace_for(data, run.original, run.options, run.distance, run.results)),
+        )
 
     return Stage(calibrate, requires=("original",))
 

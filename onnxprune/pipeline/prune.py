@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxprune import fileio
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
@@ -16,6 +17,7 @@ from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.distillation import TRAIN
+from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
@@ -60,6 +62,7 @@ def prune(
     checkpoint: str | os.PathLike[str] | None = None,
     latency_table: str | os.PathLike[str] | None = None,
     force: bool = False,
+    resume: bool = False,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
     **fields: Unpack[Fields],
@@ -90,6 +93,8 @@ def prune(
         latency_table: path of a latency table of the target machine, written by `bench`; None: measured here where
             latency is a target.
         force: write a result even where it is measured to be slower than the original.
+        resume: go on from the work of an earlier call with the same arguments that broke off, in the folder `<output>.state`; the
+            folder is removed when a call succeeds. Results of work that took less than a second are not kept.
         report_output: path of the report, .html, .md or .json; None: no report is written.
         command: command line for the report; None: this call.
         **fields: fields of `Options`, `BenchmarkConfig` and `Judging`, one by one. `reduce={"flops": 0.5}` removes at least half
@@ -120,14 +125,16 @@ def prune(
     table = path_of(latency_table)
     sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), latency_table=table, judging=judging)
     files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
-    run = Run(sources, _with_plan(Destinations(*files), sources.plan), options, training, measure, on_stage, command)
-    with contextlib.ExitStack() as scope:
-        run = execute(run, (LOAD, LOOK_AT_DATA, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
+    destinations = _with_plan(Destinations(*files), sources.plan)
+    results = StageResults(destinations.state, resume=resume)
+    run = Run(sources, destinations, options, training, measure, on_stage, command, results)
     held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
-    run = execute(
-        run,
-        (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE),
-    )
+    judged = (FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+    with results.kept_on_error():
+        with contextlib.ExitStack() as scope:
+            opening = (LOAD, OPEN_RESULTS, LOOK_AT_DATA, calibration(scope))
+            run = execute(run, (*opening, REPLAY if plan else SELECT, REWRITE, REPAIR))
+        run = execute(run, (TRAIN, *judged))
     return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import fileio
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
@@ -58,6 +59,11 @@ class Destinations:
     plan: Path | None = None
     report: Path | None = None
     checkpoint: Path | None = None
+
+    @property
+    def state(self) -> Path | None:
+        """The folder of what a run that breaks off leaves to go on from."""
+        return None if self.model is None else self.model.with_name(f"{self.model.name}.state")
 
     def check(self, *inputs: Path) -> None:
         """Refuse destinations that cannot be written, that are inputs, or that are one file.
@@ -118,6 +124,7 @@ class Run:
         measure: benchmark config.
         distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
         on_stage: progress callback.
+        results: results of long steps, which a run that broke off goes on from.
         command: command line or call, for the report.
         options: without `auto`.
         original: the model as loaded, its trace and its costs.
@@ -152,6 +159,7 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
+    results: StageResults = field(default_factory=StageResults)
     distance: str = AUTO
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from onnxprune import plan_file
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataWarning, OptionError, TargetError
@@ -28,6 +27,7 @@ from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.identity import OPEN_RESULTS, identity
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from onnxprune.pipeline.arguments import Fields
 
 
+PLANNING = "planning.state"
+"""Folder of the work on plans, within the folder of the sweep; it is there until all plans are."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -117,11 +119,14 @@ def sweep(
     table = path_of(latency_table)
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
-    family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
+    run = execute(run, (LOAD,))
+    family = Family(Path(output_folder), quantity, sorted(set(shares)), {**identity(run), "quantity": quantity})
     if family.unplanned:
-        with contextlib.ExitStack() as scope:
-            plan = Stage(lambda run: plan_members(run, family), requires=("original",))
-            execute(replace(run, training=None), (LOAD, LOOK_AT_DATA, calibration(scope), plan))
+        results = StageResults(family.folder / PLANNING, resume=True)
+        plan = Stage(lambda run: plan_members(run, family), requires=("original",))
+        with results.kept_on_error(), contextlib.ExitStack() as scope:
+            planning = replace(run, training=None, results=results)
+            execute(planning, (OPEN_RESULTS, LOOK_AT_DATA, calibration(scope), plan))
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
@@ -230,30 +235,8 @@ def make_member(job: Job) -> dict[str, Any]:
             judging=job.sources.judging,
             training=job.training,
             measure=job.measure,
+            resume=True,
         )
     report = result.report.to_dict()
     write_json(job.folder / f"{job.name}.json", report)
     return report
-
-
-def _digest(run: Run, quantity: str) -> str:
-    """Return a digest of what members depend on, without the shares, so that a folder can get further members."""
-    sources, training = run.sources, run.training
-    digest = hashlib.sha256(sources.model.read_bytes())
-    identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]
-    judging = {name: _identity(value) for name, value in sources.judging.plain().items()}
-    values = [quantity, asdict(run.asked), judging, None if training is None else asdict(training), *identities]
-    digest.update(json.dumps(values, default=str, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _identity(value: Any) -> str:
-    """Identify files by path, size and time of change, arrays by their bytes."""
-    if isinstance(value, str | os.PathLike) and os.path.exists(value):
-        status = os.stat(value)
-        return f"{os.path.abspath(value)} {status.st_size} {status.st_mtime_ns}"
-    if isinstance(value, Mapping):
-        return " ".join(
-            f"{key} {hashlib.sha256(np.asarray(value[key]).tobytes()).hexdigest()}" for key in sorted(value)
-        )
-    return repr(value)

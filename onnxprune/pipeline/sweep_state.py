@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.calibration.stage_results import different
 from onnxprune.errors import OutputError
 from onnxprune.fileio import write_json
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
@@ -22,13 +23,13 @@ class Family:
         folder: of all files; it is made.
         quantity: quantity of the shares.
         shares: to remove, ascending.
-        settings: digest of everything else that members depend on.
+        settings: digests of everything else that members depend on, by name.
 
     Raises:
         OutputError: the folder cannot be made, or holds a sweep of other settings.
     """
 
-    def __init__(self, folder: Path, quantity: str, shares: Sequence[float], settings: str) -> None:
+    def __init__(self, folder: Path, quantity: str, shares: Sequence[float], settings: Mapping[str, str]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -38,19 +39,19 @@ class Family:
             ) from error
         self.folder, self.quantity, self.shares = folder, quantity, shares
         self._file = folder / STATE
-        self._content: dict[str, Any] = {"schema": SWEEP_SCHEMA, "settings": settings, "state": {}}
+        self._content: dict[str, Any] = {"schema": SWEEP_SCHEMA, "settings": dict(settings), "state": {}}
         if not self._file.exists():
             return
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
-            same = found["schema"] == SWEEP_SCHEMA and found["settings"] == settings
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
-        if not same:
+            changed = different(found["settings"], settings) if found["schema"] == SWEEP_SCHEMA else ["schema"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            changed = [f"{STATE}, which is damaged"]
+        if changed:
             raise OutputError(
                 "the folder holds another sweep",
                 where=str(folder),
-                why="its model, data or options differ",
+                why=f"different: {', '.join(changed)}",
                 hint="give another folder, or remove this one",
             )
         self._content["state"] = found["state"]

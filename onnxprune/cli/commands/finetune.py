@@ -10,7 +10,7 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import CHECKPOINT, JUDGED, SEED, SHAPE, TOLERATE, kept, trained
+from onnxprune.cli.options import CHECKPOINT, JUDGED, RESUME, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
@@ -31,6 +31,7 @@ from onnxprune.options import Options
 @EVALUATION
 @trained("--for", default="2epochs", show_default=True, help="Length of the training: 300steps, 2epochs or 3min.")
 @CHECKPOINT
+@RESUME
 @click.option(
     "--plan", type=PATH, help="The plan.json of the pruning; --features needs it to compare the remaining channels."
 )

@@ -21,7 +21,7 @@ from onnxprune.cli.common import (
     output,
 )
 from onnxprune.cli.group import examples
-from onnxprune.cli.options import CHECKPOINT, JUDGED, PLANNED, kept, trained
+from onnxprune.cli.options import CHECKPOINT, JUDGED, PLANNED, RESUME, kept, trained
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
@@ -48,6 +48,7 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
     help="Distill the original into the pruned model for 300steps, 2epochs or 3min; needs --data and torch.",
 )
 @CHECKPOINT
+@RESUME
 @LATENCY_TABLE
 @MEASURE
 @click.option(

@@ -52,6 +52,12 @@ from onnxprune.options import QUANTITIES
 @trained(
     "--finetune", help="Distill the original into each model for 300steps, 2epochs or 3min; needs --data and torch."
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    expose_value=False,
+    help="Go on with the sweep in the folder; a sweep does so without it, too.",
+)
 @LATENCY_TABLE
 @WORKERS
 @PLOT
