@@ -38,13 +38,17 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--class", dest="kinds", action="append", choices=list(targets.TARGETS), help="only these classes")
     parser.add_argument("--only", type=int, help="number of one case of the class")
+    parser.add_argument("--light", action="store_true", help="without the classes whose files take seconds to make")
+    parser.add_argument("--bases", action="store_true", help="no mutations: each class must have a file that is accepted")
     parser.add_argument("--save", type=Path, default=Path("fuzzed"), help="folder for what is found")
     given = parser.parse_args()
-    kinds = given.kinds or list(targets.TARGETS)
+    kinds = given.kinds or [kind for kind in targets.TARGETS if not (given.light and kind in targets.SLOW)]
     folder = Path(tempfile.mkdtemp(prefix="onnxprune-fuzz-"))
     total, seed, end = campaign.Fuzzed(), given.seed, time.monotonic() + 3600 * (given.hours or 0)
     try:
-        campaign.ready(folder, ())
+        campaign.ready(folder, (), kinds)
+        if given.bases:
+            return bases(folder, kinds, given.jobs)
         while True:
             cases = targets.cases(seed, ROUND if given.hours else given.count, kinds)
             if given.only is not None:
@@ -62,6 +66,16 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return int(bool(total.found))
+
+
+def bases(folder: Path, kinds: list[str], jobs: int) -> int:
+    """Read files without mutations; return 1 where all of a class are refused: fuzzing would try nothing."""
+    cases = [targets.Case(kind, 0, number, ()) for kind in kinds for number in range(4)]
+    done = campaign.fuzz(cases, folder, jobs)
+    show(done)
+    refused = [kind for kind in kinds if not done.counts[kind]["done"]]
+    print("\n".join(f"{kind}: no file is accepted" for kind in refused))
+    return int(bool(refused or done.found))
 
 
 def show(done: campaign.Fuzzed) -> None:

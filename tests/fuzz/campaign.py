@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -30,8 +31,8 @@ NOISE = 110
 """Characters of a fault that tell it from others."""
 
 
-def ready(folder: Path, commands: Sequence[Command] = COMMANDS, *, fuzzing: bool = True) -> None:
-    """Import all that commands and targets import, and make the files that mutations start from."""
+def ready(folder: Path, commands: Sequence[Command] = COMMANDS, kinds: Sequence[str] = tuple(targets.TARGETS)) -> None:
+    """Import all that commands and targets import, and make the files that mutations of these classes start from."""
     os.environ.update(OMP_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1", ONNXPRUNE_DEBUG="1")
 
     def everything() -> None:
@@ -44,13 +45,12 @@ def ready(folder: Path, commands: Sequence[Command] = COMMANDS, *, fuzzing: bool
     here.mkdir(parents=True)
     if commands:
         children.warm(everything, here)
-    if fuzzing:
+    if kinds:
         made = folder / "made"
         made.mkdir()
-        children.warm(targets.MADE.make, made)
+        children.warm(functools.partial(targets.MADE.make, kinds), made)
         targets.MADE.folder = made
-        for number in range(len(corpus.sources())):
-            corpus.model(number)
+        corpus.sources()
         children.settled()
 
 
@@ -199,7 +199,7 @@ def trials_of(
 def inject(trials: Sequence[faults.Trial], folder: Path, workers: int = 1) -> Injected:
     """Run trials, `workers` at once."""
     begin, result = time.monotonic(), Injected()
-    for trial, wrong in parallel(_Trials(folder), trials, workers):
+    for trial, wrong in parallel(_Trials(folder), trials, workers):  # in any order
         result.tried[trial.command, trial.fault] += 1
         result.wrong += [(trial, problem) for problem in wrong]
     result.seconds = time.monotonic() - begin

@@ -105,7 +105,7 @@ def saved(arrays: dict[str, np.ndarray[Any, Any]], *, packed: bool = False) -> b
 
 POLICY: dict[str, Any] = {
     "provider": "CPU",
-    "limits": {"max_drop": 0.5, "min_speedup": 1.0, "max_size": "4MB", "domains": ["com.microsoft"], "min": {"top1": "10%"}, "max": {"size": "4MB"}},
+    "limits": {"max_drop": 0.5, "max_size": "4MB", "domains": ["com.microsoft"], "min": {"top1": "10%"}, "max": {"size": "4MB"}},
 }  # fmt: skip
 PREPROCESSING: tuple[dict[str, Any], ...] = (
     {"image": {"resize": 10, "crop": 8, "scale": 0.0039, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}},
@@ -122,14 +122,14 @@ COCO: dict[str, Any] = {
             "segmentation": [[1, 2, 6, 2, 6, 6, 1, 6]], "keypoints": [1, 2, 2, 5, 5, 1],
         },
         {"id": 2, "image_id": 1, "category_id": 7, "bbox": [0, 0, 3, 3], "iscrowd": 1, "segmentation": {"size": [10, 12], "counts": [5, 10, 105]}},
-        {"id": 3, "image_id": 2, "category_id": 7, "bbox": [2.5, 1, 3, 3], "segmentation": {"size": [10, 12], "counts": "02b0"}},
+        {"id": 3, "image_id": 2, "category_id": 7, "bbox": [2.5, 1, 3, 3], "segmentation": [[2, 1, 5, 1, 5, 4]]},
     ],
 }  # fmt: skip
 VOC = """<annotation><filename>a.png</filename><size><width>12</width><height>10</height><depth>3</depth></size>
 <object><name>cat</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>6</xmax><ymax>7</ymax></bndbox></object>
 <object><name>dog</name><bndbox><xmin>2.5</xmin><ymin>1</ymin><xmax>12</xmax><ymax>9</ymax></bndbox></object></annotation>
 """
-YOLO = ("0 0.5 0.5 0.2 0.3\n1 0.25 0.5 0.5 0.5\n", "0 0.1 0.1 0.9 0.1 0.5 0.8\n", "0 0.5 0.5 0.4 0.4 0.4 0.4 2 0.6 0.6 1\n")
+YOLO = ("0 0.5 0.5 0.2 0.3\n1 0.25 0.5 0.5 0.5\n", "0 0.1 0.1 0.9 0.1 0.5 0.8\n", "0 0.5 0.5 0.4 0.4\n")
 TABLES = ("file,label\na.png,cat\nb.jpg,dog\nc.bmp,cat\n", "file,value\na.png,0.5\nb.jpg,-1\nc.bmp,7e3\n", "file,label\na.png,cat;dog\nb.jpg,\nc.bmp,dog\n", "file,x,y\na.png,1,0\nb.jpg,0,1\nc.bmp,1,1\n")
 PROFILE: list[dict[str, Any]] = [
     {"cat": "Session", "name": "model_run", "dur": 900, "ts": 0, "ph": "X", "pid": 1, "tid": 1, "args": {}},

@@ -174,14 +174,19 @@ class Run:
     cleaning: bool = False
 
 
-def run(command: Command, folder: Path, fault: str = "", at: float = 0) -> Run:
-    """Run a command in a forked child, with a fault: at a call, at a number of bytes, or after so many seconds."""
+def run(
+    command: Command, folder: Path, fault: str = "", at: float = 0, before: Callable[[], None] = lambda: None
+) -> Run:
+    """Run a command in a forked child, with a fault: at a call, at a number of bytes, or after so many seconds.
+
+    The child calls `before` first.
+    """
     log = folder.parent / f"{folder.name}.calls"
     log.unlink(missing_ok=True)
     begin = time.monotonic()
     child = os.fork()
     if not child:
-        _be(command, folder, fault, at, log)
+        _be(command, folder, fault, at, log, before)
     ended = 0
     sent = fault not in AT_TIMES
     while not ended:
@@ -199,12 +204,13 @@ def run(command: Command, folder: Path, fault: str = "", at: float = 0) -> Run:
     return Run(-9999 if seconds > PATIENCE else os.waitstatus_to_exitcode(status), said, tuple(calls), seconds, cleaning)
 
 
-def _be(command: Command, folder: Path, fault: str, at: float, log: Path) -> None:
+def _be(command: Command, folder: Path, fault: str, at: float, log: Path, before: Callable[[], None]) -> None:
     """Be the process of a command, and end."""
     code = 70
     try:
         settle(folder, Limits(memory=0, file=at if fault == AT_BYTES else 0))
         os.environ.pop("ONNXPRUNE_DEBUG", None)
+        before()
         shim = Shim(str(folder), fault if fault in AT_CALLS else "", int(at))
         shim.install()
         try:
@@ -260,18 +266,19 @@ class Scene:
 
     Args:
         folder: an empty one.
+        prepared: whether there are inputs that onnxprune makes, a pruned model and a plan.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, prepared: bool = True) -> None:
         self.folder = scene(folder)
-        child = os.fork()
-        if not child:
+        if prepared and not (child := os.fork()):
             try:
                 settle(folder, Limits(0, 0))
                 prepare(folder)
             finally:
                 os._exit(0)
-        os.waitpid(child, 0)
+        if prepared:
+            os.waitpid(child, 0)
         self._inputs = contents(folder / "in")
 
     def reset(self) -> None:
@@ -321,10 +328,10 @@ class Scene:
 
     def _after(self, trial: Trial, done: Run, reference: Reference, old: Mapping[str, bytes]) -> Iterator[str]:
         """Yield what is wrong after a fault."""
-        yield from self._inputs_changed()
+        yield from self.inputs_changed()
         said = done.said.strip()
         if "Traceback" in said or "this is a defect" in said or "Exception ignored" in said:
-            yield f"a defect: {_gist(said)}"
+            yield f"a defect: {gist(said)}"
         if done.code == 0 or (done.code == 3 and reference.code == 3):
             missing = [name for name in reference.outputs if not (self.folder / "out" / name).exists()]
             if missing and not reference.command.resumes:
@@ -332,9 +339,9 @@ class Scene:
         elif done.code < 0 and trial.fault not in KILLS:
             yield f"ended by signal {-done.code}"
         elif done.code > 0 and done.code not in (1, 2, 3, 130, 143):
-            yield f"exit {done.code}: {_gist(said)}"
+            yield f"exit {done.code}: {gist(said)}"
         if trial.fault == "KeyboardInterrupt" and done.code not in (0, 130):
-            yield f"exit {done.code} in place of 130: {_gist(said)}"
+            yield f"exit {done.code} in place of 130: {gist(said)}"
         for name, content in contents(self.folder / "out").items():
             if name.endswith(LEFT_OVER):
                 if trial.fault not in KILLS and not done.cleaning:
@@ -350,9 +357,9 @@ class Scene:
 
     def _rerun(self, again: Run, reference: Reference) -> Iterator[str]:
         """Yield what is wrong after the run that follows."""
-        yield from self._inputs_changed()
+        yield from self.inputs_changed()
         if again.code != reference.code:
-            yield f"the next run ends with {again.code} in place of {reference.code}: {_gist(again.said)}"
+            yield f"the next run ends with {again.code} in place of {reference.code}: {gist(again.said)}"
             return
         found = contents(self.folder / "out")
         for name in reference.outputs:
@@ -374,7 +381,8 @@ class Scene:
         except Exception as error:
             yield f"{name} is not whole: {type(error).__name__}: {str(error)[:100]}"
 
-    def _inputs_changed(self) -> Iterator[str]:
+    def inputs_changed(self) -> Iterator[str]:
+        """Yield what has changed in the folder of the inputs, and put it back."""
         found = contents(self.folder / "in")
         for name in sorted(set(found) | set(self._inputs)):
             if found.get(name) != self._inputs.get(name):
@@ -393,7 +401,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in tree(folder)}
 
 
-def _gist(said: str) -> str:
+def gist(said: str) -> str:
+    """Return the errors that a command printed, in one line."""
     lines = [line for line in said.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error:")] or lines[-1:]
     return " | ".join(told)[-300:]

@@ -167,6 +167,11 @@ DTYPES = ("float32", "float64", "float16", "int8", "uint8", "int64", "uint64", "
 
 def mutate_array(array: np.ndarray[Any, Any], rng: Rng) -> np.ndarray[Any, Any]:
     """Change the dtype, the shape or some values of an array."""
+    with np.errstate(all="ignore"):
+        return _mutated_array(array, rng)
+
+
+def _mutated_array(array: np.ndarray[Any, Any], rng: Rng) -> np.ndarray[Any, Any]:
     choice = rng.randrange(7)
     try:
         if choice == 0:
@@ -341,7 +346,8 @@ def _initializers(model: Model, graph: onnx.GraphProto, rng: Rng) -> None:
     elif choice == 6:
         tensor.raw_data = mutate_bytes(tensor.raw_data, rng)
     elif choice == 7:
-        tensor.raw_data = np.full(len(tensor.raw_data) // 4, rng.choice(FLOATS), np.float32).tobytes()
+        with np.errstate(all="ignore"):
+            tensor.raw_data = np.full(len(tensor.raw_data) // 4, rng.choice(FLOATS)).astype(np.float32).tobytes()
     elif choice == 8:
         tensor.name = rng.choice((*_names(graph), *TEXTS))
     elif choice == 9:

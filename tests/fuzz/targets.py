@@ -5,6 +5,7 @@ A case follows from the name of its class, a seed and its number alone. It is do
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -161,7 +162,7 @@ def _read_npz(maker: Maker) -> int:
     data = next(Path().glob("d.np*"))
     Path("m.onnx").write_bytes(network().SerializeToString())
     task = maker.reading.choice(((), (), ("--task", maker.reading.choice(("regress", "embed", "multilabel", "detect", "classify")))))
-    if maker.reading.random() < 0.5:
+    if maker.reading.random() < 0.15:
         return command("check", "m.onnx", "--baseline", "m.onnx", "--data", data, "--no-latency", "--max-drop", 5, *task, "--quiet")
     options = ("--reduce", "flops=20%", "--round-to", 1, "--samples", 8)
     return command("plan", "m.onnx", "-o", "p.json", "--data", data, *options, *task, "--quiet")
@@ -212,7 +213,9 @@ def _policy(maker: Maker) -> Files:
     return {"p.toml": to_toml(maker.mutated(POLICY, mutate_tree))}
 
 
-def _read_policy(_: Maker) -> int:
+def _read_policy(maker: Maker) -> int:
+    if maker.reading.random() < 0.9:
+        return command("check", "gone.onnx", "--policy", "p.toml")  # the policy is read first
     Path("m.onnx").write_bytes(network().SerializeToString())
     return command("check", "m.onnx", "--baseline", "m.onnx", "--no-latency", "--policy", "p.toml", "--quiet", *_with_data())
 
@@ -246,7 +249,7 @@ def _table(maker: Maker) -> Files:
 
 
 def _masks(maker: Maker) -> Files:
-    modes = ("L", "P", "1", "RGB")
+    modes = ("L", "P", "1")
     files = {f"l/{Path(name).stem}.png": corpus.picture("png", mode=maker.rng.choice(modes), seed=n) for n, name in enumerate(PICTURES)}
     return {**files, "l/b.png": maker.mutated(files["l/b.png"], mutate_bytes)}
 
@@ -276,23 +279,37 @@ class Made:
 
     folder: Path | None = None
 
-    def make(self) -> None:
-        """Write them into the current folder."""
+    def make(self, kinds: Sequence[str]) -> None:
+        """Write into the current folder what these classes need."""
         Path("m.onnx").write_bytes(network().SerializeToString())
         np.savez("d.npz", **samples())  # type: ignore[arg-type]
         fast = ("--reduce", "flops=20%", "--round-to", 1, "--quiet")
-        command("plan", "m.onnx", "-o", "plan.json", *fast)
-        command("plan", "m.onnx", "-o", "edits.json", *fast, "--granularity", "auto", "--data", "d.npz", "--samples", 16)
-        command("bench", "m.onnx", "--runs", 2, "--warmup", 0, "--latency-table", "table.json", "--quiet")
-        command("prune", "m.onnx", "-o", "o.onnx", *fast, "--no-latency", "--repair", "none")
-        from onnxprune.training import distill
+        if "plans (JSON)" in kinds:
+            command("plan", "m.onnx", "-o", "plan.json", *fast)
+            command("plan", "m.onnx", "-o", "edits.json", *fast, "--granularity", "auto", "--data", "d.npz", "--samples", 16)
+        if "latency tables" in kinds:
+            command("bench", "m.onnx", "--runs", 2, "--warmup", 0, "--latency-table", "table.json", "--quiet")
+        if "sweep states" in kinds:
+            command("sweep", "m.onnx", "-o", "sizes", "--data", "d.npz", *SWEEP)
+        if "checkpoints" in kinds:
+            command("prune", "m.onnx", "-o", "o.onnx", *fast, "--no-latency", "--repair", "none")
+            command(*TUNE)  # imports what the next run needs
+            self._interrupted()
 
-        distill.SAVED_EVERY = 0.0
-        command(*TUNE, "--checkpoint", "state", "--for", "4steps")
-        unlink = Path.unlink
-        Path.unlink = lambda path, missing_ok=False: path.name == "state" or unlink(path, missing_ok)  # type: ignore[method-assign, assignment]
-        command(*TUNE, "--checkpoint", "state")
-        command("sweep", "m.onnx", "-o", "sizes", "--data", "d.npz", *SWEEP)
+    def _interrupted(self) -> None:
+        """Leave the state of a training that broke off."""
+        from onnxprune.training import checkpoint
+
+        plain = checkpoint.save
+
+        def save_once(path: Path, key: str, state: dict[str, Any]) -> None:
+            plain(path, key, state)
+            raise KeyboardInterrupt
+
+        checkpoint.save = save_once
+        with contextlib.suppress(KeyboardInterrupt):
+            command(*TUNE, "--checkpoint", "state")
+        checkpoint.save = plain
 
     def __getitem__(self, name: str) -> bytes:
         assert self.folder is not None
@@ -415,12 +432,12 @@ TARGETS: dict[str, Target] = {
     "ONNX structure": Target(12, _model, _inspect),
     "ONNX that loads": Target(15, _loadable, _inspect),
     "ONNX that loads, pruned": Target(6, _loadable, _prune),
-    "ONNX, checked": Target(2, lambda maker: {"m.onnx": maker.mutated(network(), mutate_model).SerializeToString()}, _check),
+    "ONNX, checked": Target(1, lambda maker: {"m.onnx": maker.mutated(network(), mutate_model).SerializeToString()}, _check),
     "external data": Target(5, _external_model, _inspect),
     "arrays": Target(8, _npz, _read_npz),
     "images": Target(8, _pictures, _read_pictures),
     "preprocessing (TOML)": Target(5, _preprocessing, _read_preprocessing),
-    "policies (TOML)": Target(3, _policy, _read_policy),
+    "policies (TOML)": Target(4, _policy, _read_policy),
     "COCO": Target(5, _coco, _read_labels),
     "YOLO": Target(2, _yolo, _read_labels),
     "VOC": Target(2, _voc, _read_labels),
@@ -456,6 +473,10 @@ def read(case: Case, files: Files | None = None) -> Any:
         Path(name).write_bytes(content)
     maker = Maker(case)
     return TARGETS[case.kind].read(maker)
+
+
+SLOW = ("checkpoints", "sweep states")
+"""Classes whose files take seconds to make."""
 
 
 def cases(seed: int, count: int, kinds: Sequence[str] = tuple(TARGETS)) -> list[Case]:
