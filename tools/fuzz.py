@@ -36,10 +36,14 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=ROUND, help="as many files, without --hours")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each further one adds 1")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
-    parser.add_argument("--class", dest="kinds", action="append", choices=list(targets.TARGETS), help="only these classes")
+    parser.add_argument(
+        "--class", dest="kinds", action="append", choices=list(targets.TARGETS), help="only these classes"
+    )
     parser.add_argument("--only", type=int, help="number of one case of the class")
     parser.add_argument("--light", action="store_true", help="without the classes whose files take seconds to make")
-    parser.add_argument("--bases", action="store_true", help="no mutations: each class must have a file that is accepted")
+    parser.add_argument(
+        "--bases", action="store_true", help="no mutations: each class must have a file that is accepted"
+    )
     parser.add_argument("--save", type=Path, default=Path("fuzzed"), help="folder for what is found")
     given = parser.parse_args()
     kinds = given.kinds or [kind for kind in targets.TARGETS if not (given.light and kind in targets.SLOW)]

@@ -29,8 +29,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [command.name for command in COMMANDS]
     parser.add_argument("--command", action="append", choices=names, help="only these commands")
-    parser.add_argument("--per-call", type=int, default=1, choices=range(len(AT_CALLS) + 1), help="kinds of faults at each call")
-    parser.add_argument("--kills", type=int, default=24, help="kills at random times of each command, and half as many full disks")
+    parser.add_argument(
+        "--per-call", type=int, default=1, choices=range(len(AT_CALLS) + 1), help="kinds of faults at each call"
+    )
+    parser.add_argument(
+        "--kills", type=int, default=24, help="kills at random times of each command, and half as many full disks"
+    )
     parser.add_argument("--most", type=int, default=10**6, help="trials of each command, at most")
     parser.add_argument("--seed", type=int, default=0, help="of all choices")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")

@@ -3,6 +3,8 @@
 
     python tools/reliability.py --jobs 2        # all of it, in about half an hour on two idle cores
     python tools/reliability.py --quick         # a minute: a small part of each; prints the page and writes nothing
+
+The exit code is 1 where anything was not clean; files that onnxprune fails on are kept in `--save`.
 """
 
 from __future__ import annotations
@@ -105,7 +107,9 @@ def timed(folder: Path, given: argparse.Namespace) -> tuple[list[str], list[bool
     same = timings.same_bytes(scene, 2 if given.quick else REPLAYS) if timings.replays() else []
     for problem in filter(None, wrong):
         told(problem)
-    told(f"{len(wrong)} runs with random timings, {sum(map(bool, wrong))} findings; {sum(same)} of {len(same)} replays equal")
+    told(
+        f"{len(wrong)} runs with random timings, {sum(map(bool, wrong))} findings; {sum(same)} of {len(same)} replays equal"
+    )
     return wrong, same
 
 
@@ -202,7 +206,9 @@ def ending(given: argparse.Namespace, seconds: float) -> str:
     """Return how the page was made."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "onnxprune"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "onnxprune"], capture_output=True, text=True
+    ).stdout.strip()
     memory = psutil.virtual_memory().total / 1e9
     return (
         f"## Again\n\n```sh\npython tools/reliability.py --jobs {given.jobs} --seed {given.seed}\npython tools/inject.py --per-call 6   # all "

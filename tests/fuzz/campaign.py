@@ -21,6 +21,7 @@ import faults
 import targets
 from children import CLEAN, Limits, Outcome
 from commands import COMMANDS, Command, prepare, scene
+from made_files import MADE
 from targets import Case
 
 T = TypeVar("T")
@@ -48,8 +49,8 @@ def ready(folder: Path, commands: Sequence[Command] = COMMANDS, kinds: Sequence[
     if kinds:
         made = folder / "made"
         made.mkdir()
-        children.warm(functools.partial(targets.MADE.make, kinds), made)
-        targets.MADE.folder = made
+        children.warm(functools.partial(MADE.make, kinds), made)
+        MADE.folder = made
         corpus.sources()
         children.settled()
 
@@ -130,7 +131,9 @@ def minimised(found: Found, folder: Path, limits: Limits | None = None) -> Case:
 
 def save(found: Found, folder: Path) -> Path:
     """Write the files of a case, and what became of it, into a folder of its own; return that."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{found.case.kind}-{found.case.seed}-{found.case.number}")
+    name = "".join(
+        letter if letter.isalnum() else "-" for letter in f"{found.case.kind}-{found.case.seed}-{found.case.number}"
+    )
     place = folder / name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -189,7 +192,9 @@ def trials_of(
         every = list(faults.at_every_call(reference))
         width = len(faults.AT_CALLS)
         turns = [every[start : start + width] for start in range(0, len(every), width)]
-        chosen = [turn[(number + seed + extra) % width] for number, turn in enumerate(turns) for extra in range(per_call)]
+        chosen = [
+            turn[(number + seed + extra) % width] for number, turn in enumerate(turns) for extra in range(per_call)
+        ]
         chosen += faults.at_random(reference, kills, rng)
         trials += chosen if len(chosen) <= most else rng.sample(chosen, most)
     rng.shuffle(trials)
@@ -209,4 +214,3 @@ def inject(trials: Sequence[faults.Trial], folder: Path, workers: int = 1) -> In
 def clean(counts: Counter[str]) -> int:
     """Return how many outcomes are as they should be."""
     return sum(counts[kind] for kind in CLEAN)
-

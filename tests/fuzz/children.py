@@ -7,6 +7,7 @@ what it writes outside its folder. The parent starts no threads before it forks.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import io
@@ -122,7 +123,11 @@ def _kill(child: int) -> None:
 
 def _ending(status: int, folder: Path) -> str:
     said = said_in(folder).read_bytes()[-400:].decode(errors="replace").strip()
-    how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
+    how = (
+        signal.Signals(os.WTERMSIG(status)).name
+        if os.WIFSIGNALED(status)
+        else f"exit {os.waitstatus_to_exitcode(status)}"
+    )
     return f"{how}: {said.splitlines()[-1] if said else 'nothing said'}"
 
 
@@ -145,6 +150,7 @@ def _serve(call: Callable[[T], Any], cases: Sequence[T], folder: Path, limits: L
 def settle(folder: Path, limits: Limits) -> None:
     """Bind this process to a folder and to limits; what it prints goes to a file beside the folder."""
     sys.dont_write_bytecode = True
+    faulthandler.disable()  # it would print to where the parent prints
     os.chdir(folder)
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)

@@ -40,7 +40,9 @@ def network(channels: int = 8, seed: int = 17) -> onnx.ModelProto:
     ]
     n = channels
     shapes = {"w1": (n, 3, 3, 3), "b1": (n,), "w2": (n, n, 3, 3), "b2": (n,), "w3": (4, n), "b3": (4,)}
-    weights = [numpy_helper.from_array(rng.normal(0, 0.3, size).astype(np.float32), name) for name, size in shapes.items()]
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.3, size).astype(np.float32), name) for name, size in shapes.items()
+    ]
     ends = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8]),
         helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]),
@@ -61,7 +63,9 @@ def loads(model: Path | bytes) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    onnxruntime.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _xml(path: Path) -> None:
@@ -133,7 +137,9 @@ COMMANDS: tuple[Command, ...] = (
         "prune with a page and times",
         (*PRUNE, "--round-to", 1, "--repair", "none", "--force", *TIMES, "--report", "out/r.html"),
     ),
-    Command("prune by a plan", ("prune", "in/model.onnx", *OUT, "--plan", "in/plan.json", *FAST, "--repair", "bias", *DATA)),
+    Command(
+        "prune by a plan", ("prune", "in/model.onnx", *OUT, "--plan", "in/plan.json", *FAST, "--repair", "bias", *DATA)
+    ),
     Command(
         "prune with external data",
         ("prune", "in/external.onnx", *OUT, *CUT, *FAST, "--repair", "none", "--report", "out/r.md"),
@@ -167,7 +173,17 @@ COMMANDS: tuple[Command, ...] = (
         "check with all outputs",
         (
             *("check", "in/small.onnx", "--baseline", "in/model.onnx", *DATA, "--no-latency", "--max-drop", 100),
-            *("--junit", "out/c.xml", "--sarif", "out/c.sarif", "--markdown", "out/c.md", "--report", "out/c.json", "--github"),
+            *(
+                "--junit",
+                "out/c.xml",
+                "--sarif",
+                "out/c.sarif",
+                "--markdown",
+                "out/c.md",
+                "--report",
+                "out/c.json",
+                "--github",
+            ),
         ),
     ),
     Command("check --init", ("check", "--init", "out/policy.toml"), replaces=False),
@@ -192,5 +208,17 @@ def scene(folder: Path) -> Path:
 
 def prepare(folder: Path) -> None:
     """Write, in a child, the inputs that commands of onnxprune make: a pruned model and a plan."""
-    command("prune", "in/model.onnx", "-o", "in/small.onnx", *CUT, *FAST, "--repair", "none", "--plan-output", "in/plan.json", *QUIET)
+    command(
+        "prune",
+        "in/model.onnx",
+        "-o",
+        "in/small.onnx",
+        *CUT,
+        *FAST,
+        "--repair",
+        "none",
+        "--plan-output",
+        "in/plan.json",
+        *QUIET,
+    )
     shutil.rmtree(folder / "cache", ignore_errors=True)

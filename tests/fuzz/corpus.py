@@ -130,7 +130,12 @@ VOC = """<annotation><filename>a.png</filename><size><width>12</width><height>10
 <object><name>dog</name><bndbox><xmin>2.5</xmin><ymin>1</ymin><xmax>12</xmax><ymax>9</ymax></bndbox></object></annotation>
 """
 YOLO = ("0 0.5 0.5 0.2 0.3\n1 0.25 0.5 0.5 0.5\n", "0 0.1 0.1 0.9 0.1 0.5 0.8\n", "0 0.5 0.5 0.4 0.4\n")
-TABLES = ("file,label\na.png,cat\nb.jpg,dog\nc.bmp,cat\n", "file,value\na.png,0.5\nb.jpg,-1\nc.bmp,7e3\n", "file,label\na.png,cat;dog\nb.jpg,\nc.bmp,dog\n", "file,x,y\na.png,1,0\nb.jpg,0,1\nc.bmp,1,1\n")
+TABLES = (
+    "file,label\na.png,cat\nb.jpg,dog\nc.bmp,cat\n",
+    "file,value\na.png,0.5\nb.jpg,-1\nc.bmp,7e3\n",
+    "file,label\na.png,cat;dog\nb.jpg,\nc.bmp,dog\n",
+    "file,x,y\na.png,1,0\nb.jpg,0,1\nc.bmp,1,1\n",
+)
 PROFILE: list[dict[str, Any]] = [
     {"cat": "Session", "name": "model_run", "dur": 900, "ts": 0, "ph": "X", "pid": 1, "tid": 1, "args": {}},
     *(
@@ -139,5 +144,9 @@ PROFILE: list[dict[str, Any]] = [
         for n, (name, op) in enumerate((("conv1", "Conv"), ("conv2", "Conv"), ("head", "Gemm")))
     ),
 ]  # fmt: skip
-TRT: list[dict[str, Any]] = [{"count": 10}, {"name": "conv1 + relu1", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 50.0}, {"name": "head", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 50.0}]
+TRT: list[dict[str, Any]] = [
+    {"count": 10},
+    {"name": "conv1 + relu1", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 50.0},
+    {"name": "head", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 50.0},
+]
 TIMES_TABLE = "node,microseconds\nconv1,100\nconv2,50.5\nhead,3\n"

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import atexit
 import builtins
-import contextlib
 import errno
 import gc
-import hashlib
 import io
 import json
 import os
@@ -201,7 +199,9 @@ def run(
     seconds = time.monotonic() - begin
     said = said_in(folder).read_text(encoding="utf-8", errors="replace")
     calls, cleaning = json.loads(log.read_text()) if log.exists() else ((), False)
-    return Run(-9999 if seconds > PATIENCE else os.waitstatus_to_exitcode(status), said, tuple(calls), seconds, cleaning)
+    return Run(
+        -9999 if seconds > PATIENCE else os.waitstatus_to_exitcode(status), said, tuple(calls), seconds, cleaning
+    )
 
 
 def _be(command: Command, folder: Path, fault: str, at: float, log: Path, before: Callable[[], None]) -> None:

@@ -5,7 +5,6 @@ A case follows from the name of its class, a seed and its number alone. It is do
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import random
@@ -21,8 +20,9 @@ import onnx
 from children import command
 from commands import loads, network, samples
 from corpus import COCO, PICTURES, POLICY, PREPROCESSING, PROFILE, TABLES, TIMES_TABLE, TRT, VOC, YOLO
-from mutators import mutate_external
-from mutators import mutate_array, mutate_bytes, mutate_model, mutate_text, mutate_tree, to_json, to_toml
+from made_files import MADE, SWEEP, TUNE
+from model_mutators import mutate_external, mutate_model
+from mutators import mutate_array, mutate_bytes, mutate_text, mutate_tree, to_json, to_toml
 
 from onnxprune.data.dataset import load_data
 from onnxprune.data.input_spec import InputSpec
@@ -149,7 +149,9 @@ def _npz(maker: Maker) -> Files:
     if maker.rng.random() < 0.3:
         stream = io.BytesIO()
         np.save(stream, maker.mutated(arrays["x"], mutate_array))
-        return {"d.npy": maker.mutated(stream.getvalue(), mutate_bytes) if maker.rng.random() < 0.5 else stream.getvalue()}
+        return {
+            "d.npy": maker.mutated(stream.getvalue(), mutate_bytes) if maker.rng.random() < 0.5 else stream.getvalue()
+        }
 
     def change(named: dict[str, Any], rng: Rng) -> dict[str, Any]:
         name = rng.choice((*named, *NAMES))
@@ -161,9 +163,13 @@ def _npz(maker: Maker) -> Files:
 def _read_npz(maker: Maker) -> int:
     data = next(Path().glob("d.np*"))
     Path("m.onnx").write_bytes(network().SerializeToString())
-    task = maker.reading.choice(((), (), ("--task", maker.reading.choice(("regress", "embed", "multilabel", "detect", "classify")))))
+    task = maker.reading.choice(
+        ((), (), ("--task", maker.reading.choice(("regress", "embed", "multilabel", "detect", "classify"))))
+    )
     if maker.reading.random() < 0.15:
-        return command("check", "m.onnx", "--baseline", "m.onnx", "--data", data, "--no-latency", "--max-drop", 5, *task, "--quiet")
+        return command(
+            "check", "m.onnx", "--baseline", "m.onnx", "--data", data, "--no-latency", "--max-drop", 5, *task, "--quiet"
+        )
     options = ("--reduce", "flops=20%", "--round-to", 1, "--samples", 8)
     return command("plan", "m.onnx", "-o", "p.json", "--data", data, *options, *task, "--quiet")
 
@@ -217,7 +223,9 @@ def _read_policy(maker: Maker) -> int:
     if maker.reading.random() < 0.9:
         return command("check", "gone.onnx", "--policy", "p.toml")  # the policy is read first
     Path("m.onnx").write_bytes(network().SerializeToString())
-    return command("check", "m.onnx", "--baseline", "m.onnx", "--no-latency", "--policy", "p.toml", "--quiet", *_with_data())
+    return command(
+        "check", "m.onnx", "--baseline", "m.onnx", "--no-latency", "--policy", "p.toml", "--quiet", *_with_data()
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -250,7 +258,10 @@ def _table(maker: Maker) -> Files:
 
 def _masks(maker: Maker) -> Files:
     modes = ("L", "P", "1")
-    files = {f"l/{Path(name).stem}.png": corpus.picture("png", mode=maker.rng.choice(modes), seed=n) for n, name in enumerate(PICTURES)}
+    files = {
+        f"l/{Path(name).stem}.png": corpus.picture("png", mode=maker.rng.choice(modes), seed=n)
+        for n, name in enumerate(PICTURES)
+    }
     return {**files, "l/b.png": maker.mutated(files["l/b.png"], mutate_bytes)}
 
 
@@ -260,7 +271,9 @@ def _read_labels(maker: Maker) -> str:
         Path("i", name).write_bytes(corpus.picture(name.rpartition(".")[2]))
     labels = next(path for path in Path().iterdir() if path.name == "l" or path.name.startswith("l."))
     how = load_preprocess(_toml(maker.reading.choice(PREPROCESSING)))
-    task = maker.reading.choice((None, None, None, "detect", "segment", "keypoints", "classify", "regress", "multilabel", "ctc"))
+    task = maker.reading.choice(
+        (None, None, None, "detect", "segment", "keypoints", "classify", "regress", "multilabel", "ctc")
+    )
     data = load_data("i", SPEC, how, labels, task)
     return str(None if data.labels is None else data.labels.shape)
 
@@ -271,54 +284,6 @@ def _toml(tree: dict[str, Any]) -> str:
 
 
 # -------------------------------------------------------------------------------------------- plans, states and tables
-
-
-@dataclass
-class Made:
-    """Files that onnxprune writes, made once by `make` in a child: what the mutations of plans, states and tables start from."""
-
-    folder: Path | None = None
-
-    def make(self, kinds: Sequence[str]) -> None:
-        """Write into the current folder what these classes need."""
-        Path("m.onnx").write_bytes(network().SerializeToString())
-        np.savez("d.npz", **samples())  # type: ignore[arg-type]
-        fast = ("--reduce", "flops=20%", "--round-to", 1, "--quiet")
-        if "plans (JSON)" in kinds:
-            command("plan", "m.onnx", "-o", "plan.json", *fast)
-            command("plan", "m.onnx", "-o", "edits.json", *fast, "--granularity", "auto", "--data", "d.npz", "--samples", 16)
-        if "latency tables" in kinds:
-            command("bench", "m.onnx", "--runs", 2, "--warmup", 0, "--latency-table", "table.json", "--quiet")
-        if "sweep states" in kinds:
-            command("sweep", "m.onnx", "-o", "sizes", "--data", "d.npz", *SWEEP)
-        if "checkpoints" in kinds:
-            command("prune", "m.onnx", "-o", "o.onnx", *fast, "--no-latency", "--repair", "none")
-            command(*TUNE)  # imports what the next run needs
-            self._interrupted()
-
-    def _interrupted(self) -> None:
-        """Leave the state of a training that broke off."""
-        from onnxprune.training import checkpoint
-
-        plain = checkpoint.save
-
-        def save_once(path: Path, key: str, state: dict[str, Any]) -> None:
-            plain(path, key, state)
-            raise KeyboardInterrupt
-
-        checkpoint.save = save_once
-        with contextlib.suppress(KeyboardInterrupt):
-            command(*TUNE, "--checkpoint", "state")
-        checkpoint.save = plain
-
-    def __getitem__(self, name: str) -> bytes:
-        assert self.folder is not None
-        return (self.folder / name).read_bytes()
-
-
-TUNE = ("finetune", "o.onnx", "--teacher", "m.onnx", "--data", "d.npz", "-o", "t.onnx", "--for", "2steps", "--train-batch", 8, "--train-augment", "none", "--no-latency", "--quiet")  # fmt: skip
-SWEEP = ("--targets", "params=20%", "--round-to", 1, "--samples", 8, "--no-latency", "--repair", "none", "--quiet")
-MADE = Made()
 
 
 def _json_of(maker: Maker, *names: str) -> bytes:
@@ -388,11 +353,17 @@ def _state(maker: Maker) -> Files:
     state = torch.load(io.BytesIO(MADE["state"]), weights_only=True)
 
     def change(tree: Any, rng: Rng) -> Any:
-        key = rng.choice([name for name in tree if name not in ("version", "key")] if rng.random() < 0.9 else list(tree))
+        key = rng.choice(
+            [name for name in tree if name not in ("version", "key")] if rng.random() < 0.9 else list(tree)
+        )
         part = tree[key]
         if isinstance(part, dict | list) and part and rng.random() < 0.8:
             return {**tree, key: mutate_tree(part, rng)}
-        return {name: value for name, value in tree.items() if name != key} if rng.random() < 0.4 else {**tree, key: mutate_tree(None, rng)}
+        return (
+            {name: value for name, value in tree.items() if name != key}
+            if rng.random() < 0.4
+            else {**tree, key: mutate_tree(None, rng)}
+        )
 
     stream = io.BytesIO()
     try:
@@ -432,7 +403,9 @@ TARGETS: dict[str, Target] = {
     "ONNX structure": Target(12, _model, _inspect),
     "ONNX that loads": Target(15, _loadable, _inspect),
     "ONNX that loads, pruned": Target(6, _loadable, _prune),
-    "ONNX, checked": Target(1, lambda maker: {"m.onnx": maker.mutated(network(), mutate_model).SerializeToString()}, _check),
+    "ONNX, checked": Target(
+        1, lambda maker: {"m.onnx": maker.mutated(network(), mutate_model).SerializeToString()}, _check
+    ),
     "external data": Target(5, _external_model, _inspect),
     "arrays": Target(8, _npz, _read_npz),
     "images": Target(8, _pictures, _read_pictures),

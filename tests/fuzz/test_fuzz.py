@@ -16,7 +16,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 def clean(tool: str, *args: object, seconds: float = 600) -> None:
     """Run a tool, which must find nothing."""
     command = [sys.executable, str(TOOLS / tool), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

@@ -63,17 +63,30 @@ def replays() -> bool:
 
 def same_bytes(scene: faults.Scene, runs: int) -> list[bool]:
     """Prune with a recorded timing table; return for each run whether its model and plan are those of the run that recorded it."""
-    args = ("prune", "in/model.onnx", "-o", "out/o.onnx", "--reduce", "flops=40%", *EDITS, "--timings", "cache/timings.json")
+    args = (
+        "prune",
+        "in/model.onnx",
+        "-o",
+        "out/o.onnx",
+        "--reduce",
+        "flops=40%",
+        *EDITS,
+        "--timings",
+        "cache/timings.json",
+    )
     scene.reset()
     (scene.folder / "cache").mkdir()
     first: dict[str, bytes] = {}
     found = []
     for turn in range(runs + 1):
         faults.run(Command("recorded timings", args), scene.folder, before=functools.partial(noisy, turn))
-        made = {name: content for name, content in faults.contents(scene.folder / "out").items() if name.endswith(faults.EXACT)}
+        made = {
+            name: content
+            for name, content in faults.contents(scene.folder / "out").items()
+            if name.endswith(faults.EXACT)
+        }
         first = first or made
         found.append(bool(made) and made == first)
         for path in (scene.folder / "out").iterdir():
             path.unlink()
     return found[1:]
-

@@ -72,7 +72,9 @@ def test_odd_attributes_are_read_as_onnxruntime_reads_them() -> None:
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
-        helper.make_node("ReduceMean", ["a"], ["r"], "mean", axes=[2, 3], keepdims=2**32),  # 1 keeps them, anything else does not
+        helper.make_node(
+            "ReduceMean", ["a"], ["r"], "mean", axes=[2, 3], keepdims=2**32
+        ),  # 1 keeps them, anything else does not
         helper.make_node("Gemm", ["r", "g"], ["y"], "gemm", transB=2**31),  # 0 leaves it, anything else transposes
     ]
     weights = {"w": (8, 3, 1, 1), "g": (4, 8)}
