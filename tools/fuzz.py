@@ -88,7 +88,10 @@ def show(done: campaign.Fuzzed) -> None:
         told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         print(f"{kind:<26}{sum(counts.values()):>6}  longest {done.longest[kind]:4.1f} s  {told}")
     tried = sum(sum(counts.values()) for counts in done.counts.values())
-    print(f"{tried} files in {done.seconds:.0f} s, {len(done.found)} faults", flush=True)
+    print(
+        f"{tried} files in {done.seconds:.0f} s ({done.processor:.0f} s of processors), {len(done.found)} faults",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def main() -> int:
         count = sum(many for (name, _), many in done.tried.items() if name == command.name)
         wrong = len({trial for trial, _ in done.wrong if trial.command == command.name})
         print(f"{command.name:<36}{count:>6} tried {wrong:>5} wrong")
-    print(f"{len(trials)} trials in {done.seconds:.0f} s, {len({trial for trial, _ in done.wrong})} wrong")
+    print(
+        f"{len(trials)} trials in {done.seconds:.0f} s ({done.processor:.0f} s of processors), {len({trial for trial, _ in done.wrong})} wrong"
+    )
     return int(bool(done.wrong))
 
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import time
 from collections import Counter
@@ -78,12 +79,13 @@ class Found:
 
 @dataclass
 class Fuzzed:
-    """Outcomes per class: counts by kind, faults, the longest seconds of a case; and seconds of all."""
+    """Outcomes per class: counts by kind, faults, the longest seconds of a case; and seconds of all, by the clock and of processors."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     found: dict[tuple[str, str, str], Found] = field(default_factory=dict)
     longest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    processor: float = 0.0
 
     def add(self, case: Case, outcome: Outcome) -> None:
         """Count an outcome."""
@@ -96,13 +98,19 @@ class Fuzzed:
 
 def fuzz(cases: Sequence[Case], folder: Path, workers: int = 1, limits: Limits | None = None) -> Fuzzed:
     """Run cases in children, `workers` at once."""
-    begin, result = time.monotonic(), Fuzzed()
+    begin, used, result = time.monotonic(), processor_seconds(), Fuzzed()
     batches = [list(cases[start : start + PER_CHILD]) for start in range(0, len(cases), PER_CHILD)]
     for batch, outcomes in parallel(_Batch(folder, limits), batches, workers):
         for case, outcome in zip(batch, outcomes, strict=True):
             result.add(case, outcome)
-    result.seconds = time.monotonic() - begin
+    result.seconds, result.processor = time.monotonic() - begin, processor_seconds() - used
     return result
+
+
+def processor_seconds() -> float:
+    """Return the processor seconds of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @dataclass(frozen=True)
@@ -150,11 +158,12 @@ def save(found: Found, folder: Path) -> Path:
 
 @dataclass
 class Injected:
-    """Trials per command and kind of fault, what was wrong in them, and seconds of all."""
+    """Trials per command and kind of fault, what was wrong in them, and seconds as of `Fuzzed`."""
 
     tried: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[tuple[faults.Trial, str]] = field(default_factory=list)
     seconds: float = 0.0
+    processor: float = 0.0
 
 
 _scenes: dict[int, tuple[faults.Scene, dict[str, faults.Reference]]] = {}
@@ -203,11 +212,11 @@ def trials_of(
 
 def inject(trials: Sequence[faults.Trial], folder: Path, workers: int = 1) -> Injected:
     """Run trials, `workers` at once."""
-    begin, result = time.monotonic(), Injected()
+    begin, used, result = time.monotonic(), processor_seconds(), Injected()
     for trial, wrong in parallel(_Trials(folder), trials, workers):  # in any order
         result.tried[trial.command, trial.fault] += 1
         result.wrong += [(trial, problem) for problem in wrong]
-    result.seconds = time.monotonic() - begin
+    result.seconds, result.processor = time.monotonic() - begin, processor_seconds() - used
     return result
 
 

@@ -16,6 +16,8 @@ import onnxruntime
 from children import command
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.cli import main
+
 Check = Callable[[Path], Any]
 SAMPLES = 32
 FAST = ("--no-latency", "--samples", SAMPLES, "--round-to", 1, "--augment", "none")
@@ -125,10 +127,11 @@ class Command:
 DATA = ("--data", "in/data.npz")
 OUT = ("-o", "out/o.onnx")
 PRUNE = ("prune", "in/model.onnx", *OUT, *CUT)
-COMMANDS: tuple[Command, ...] = (
+EVERY = (
     Command("inspect", ("inspect", "in/model.onnx", "--json")),
     Command("plan", ("plan", "in/model.onnx", "-o", "out/plan.json", *CUT, "--round-to", 1)),
     Command("prune", (*PRUNE, *DATA, *FAST)),
+    Command("prune --resume", (*PRUNE, *DATA, *FAST, "--resume"), resumes=True),
     Command(
         "prune, plan and report elsewhere",
         (*PRUNE, *FAST, "--repair", "none", "--plan-output", "out/p.plan.json", "--report", "out/r.json"),
@@ -189,7 +192,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("check --init", ("check", "--init", "out/policy.toml"), replaces=False),
     Command("bench", ("bench", "in/model.onnx", "in/small.onnx", *TIMES)),
     Command("bench with a latency table", ("bench", "in/model.onnx", *TIMES, "--latency-table", "out/t.json")),
+    Command("cache --clear", ("cache", "--clear")),
 )
+COMMANDS: tuple[Command, ...] = tuple(command for command in EVERY if command.args[0] in main.commands)
 
 
 def scene(folder: Path) -> Path:

@@ -282,10 +282,12 @@ class Scene:
         self._inputs = contents(folder / "in")
 
     def reset(self) -> None:
-        """Empty all folders but that of the inputs."""
+        """Empty all folders but that of the inputs; the cache holds a file that says nothing."""
         for part in ("out", "tmp", "cache"):
             shutil.rmtree(self.folder / part, ignore_errors=True)
         (self.folder / "out").mkdir()
+        (self.folder / "cache").mkdir()
+        (self.folder / "cache/step.json").write_text("{}")
 
     def reference(self, command: Command) -> Reference:
         """Run a command twice.
@@ -412,7 +414,7 @@ def at_every_call(reference: Reference, faults: Sequence[str] = AT_CALLS) -> Ite
     """Yield a trial for each fault at each call; over old outputs at every other one, where the command replaces them."""
     for number in range(1, len(reference.calls) + 1):
         for turn, fault in enumerate(faults):
-            over_old = reference.command.replaces and bool((number + turn) % 2)
+            over_old = reference.command.replaces and bool((number // 2 + turn) % 2)
             yield Trial(reference.command.name, fault, number, over_old)
 
 

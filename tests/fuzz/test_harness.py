@@ -19,6 +19,7 @@ from children import Limits
 from model_mutators import mutate_model
 from mutators import mutate_bytes, mutate_text, mutate_tree, to_json, to_toml
 
+from onnxprune.cli import main
 from onnxprune.errors import ModelError
 from onnxprune.evaluation import policy
 from onnxprune.report import ci_formats, console, saving  # noqa: F401  what a child would import each time
@@ -86,6 +87,12 @@ def test_mutations_follow_from_the_seed():
             assert mutate(value, random.Random(seed)) == mutate(value, random.Random(seed))
     assert model == commands.network()
     assert tree == {"a": [1, {"b": "c"}], "d": 0.5}
+
+
+def test_every_command_meets_faults():
+    assert {command.args[0] for command in commands.COMMANDS} == set(main.commands) - {
+        "ops"
+    }  # it reads and writes no file
 
 
 INIT = faults.named("check --init")

@@ -75,7 +75,6 @@ def same_bytes(scene: faults.Scene, runs: int) -> list[bool]:
         "cache/timings.json",
     )
     scene.reset()
-    (scene.folder / "cache").mkdir()
     first: dict[str, bytes] = {}
     found = []
     for turn in range(runs + 1):
