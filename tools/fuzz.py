@@ -12,6 +12,7 @@ Each fault (an exception that is no message, a crash, no end within the limit, a
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def main() -> int:
             cases = targets.cases(seed, ROUND if given.hours else given.count, kinds)
             if given.only is not None:
                 cases = [targets.Case(kind, seed, given.only) for kind in kinds]
-            done = campaign.fuzz(cases, folder, given.jobs, Limits())
+            done = campaign.fuzz(cases, folder, given.jobs, Limits(), functools.partial(print, flush=True))
             show(done)
             for found in done.found.values():
                 found.case = campaign.minimised(found, folder / "least")

@@ -11,6 +11,7 @@ without a fault then gives the bytes of a run that was never disturbed, and leav
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 import tempfile
@@ -45,11 +46,9 @@ def main() -> int:
         campaign.ready(folder, chosen, ())
         found = campaign.references(folder, chosen)
         trials = campaign.trials_of(found, given.seed, per_call=given.per_call, kills=given.kills, most=given.most)
-        done = campaign.inject(trials, folder, given.jobs)
+        done = campaign.inject(trials, folder, given.jobs, functools.partial(print, flush=True))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    for trial, problem in sorted(done.wrong, key=str):
-        print(f"{trial}: {problem}")
     for command in chosen:
         count = sum(many for (name, _), many in done.tried.items() if name == command.name)
         wrong = len({trial for trial, _ in done.wrong if trial.command == command.name})

@@ -82,21 +82,23 @@ def inject(folder: Path, given: argparse.Namespace) -> campaign.Injected:
     found = campaign.references(folder, chosen)
     most = 12 if given.quick else 10**6
     trials = campaign.trials_of(found, given.seed, per_call=1, kills=2 if given.quick else KILLS, most=most)
-    done = campaign.inject(trials, folder, given.jobs)
-    for trial, problem in sorted(done.wrong, key=str):
-        told(f"{trial}: {problem}")
-    told(f"{len(trials)} faults in {done.seconds:.0f} s, {len(done.wrong)} findings")
+    done = campaign.inject(trials, folder, given.jobs, told)
+    told(
+        f"{len(trials)} faults in {done.seconds:.0f} s ({done.processor:.0f} s of processors), {len(done.wrong)} findings"
+    )
     return done
 
 
 def fuzz(folder: Path, given: argparse.Namespace) -> campaign.Fuzzed:
     """Feed mutated files of every class to what reads them."""
     cases = campaign.targets.cases(given.seed, 200 if given.quick else FILES)
-    done = campaign.fuzz(cases, folder, given.jobs)
+    done = campaign.fuzz(cases, folder, given.jobs, tell=told)
     for found in done.found.values():
         found.case = campaign.minimised(found, folder / "least")
         told(f"{found}\n    {campaign.save(found, given.save)}")
-    told(f"{len(cases)} files in {done.seconds:.0f} s, {len(done.found)} findings")
+    told(
+        f"{len(cases)} files in {done.seconds:.0f} s ({done.processor:.0f} s of processors), {len(done.found)} findings"
+    )
     return done
 
 

@@ -87,22 +87,34 @@ class Fuzzed:
     seconds: float = 0.0
     processor: float = 0.0
 
-    def add(self, case: Case, outcome: Outcome) -> None:
-        """Count an outcome."""
+    def add(self, case: Case, outcome: Outcome, tell: Callable[[str], None]) -> None:
+        """Count an outcome; `tell` gets one of a new fault."""
         self.counts.setdefault(case.kind, Counter())[outcome.kind] += 1
         self.longest[case.kind] = max(self.longest.get(case.kind, 0.0), outcome.seconds)
         if not outcome:
             key = case.kind, outcome.kind, outcome.detail[:NOISE]
+            if key not in self.found:
+                tell(f"{case}: {outcome.kind}: {outcome.detail}")
             self.found.setdefault(key, Found(case, outcome)).numbers.append(case.number)
 
 
-def fuzz(cases: Sequence[Case], folder: Path, workers: int = 1, limits: Limits | None = None) -> Fuzzed:
-    """Run cases in children, `workers` at once."""
+def silent(_: str) -> None:
+    """Tell nothing."""
+
+
+def fuzz(
+    cases: Sequence[Case],
+    folder: Path,
+    workers: int = 1,
+    limits: Limits | None = None,
+    tell: Callable[[str], None] = silent,
+) -> Fuzzed:
+    """Run cases in children, `workers` at once; `tell` gets the first case of each fault."""
     begin, used, result = time.monotonic(), processor_seconds(), Fuzzed()
     batches = [list(cases[start : start + PER_CHILD]) for start in range(0, len(cases), PER_CHILD)]
     for batch, outcomes in parallel(_Batch(folder, limits), batches, workers):
         for case, outcome in zip(batch, outcomes, strict=True):
-            result.add(case, outcome)
+            result.add(case, outcome, tell)
     result.seconds, result.processor = time.monotonic() - begin, processor_seconds() - used
     return result
 
@@ -210,12 +222,16 @@ def trials_of(
     return trials
 
 
-def inject(trials: Sequence[faults.Trial], folder: Path, workers: int = 1) -> Injected:
-    """Run trials, `workers` at once."""
+def inject(
+    trials: Sequence[faults.Trial], folder: Path, workers: int = 1, tell: Callable[[str], None] = silent
+) -> Injected:
+    """Run trials, `workers` at once; `tell` gets each finding."""
     begin, used, result = time.monotonic(), processor_seconds(), Injected()
     for trial, wrong in parallel(_Trials(folder), trials, workers):  # in any order
         result.tried[trial.command, trial.fault] += 1
-        result.wrong += [(trial, problem) for problem in wrong]
+        for problem in wrong:
+            result.wrong.append((trial, problem))
+            tell(f"{trial}: {problem}")
     result.seconds, result.processor = time.monotonic() - begin, processor_seconds() - used
     return result
 
