@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio"),
+    (
+        "escaping",
+        "errors",
+        "types",
+        "progress",
+        "metrics.table",
+        "importance.methods",
+        "options",
+        "leftovers",
+        "fileio",
+        "reading",
+        "paths",
+    ),
     ("runtime",),
     ("data",),
     ("graph",),

@@ -154,7 +154,7 @@ def _measure(record: Record, source: Path, folder: Path, stage: list[str]) -> No
         onnx_io.save(pruned, target, {"coverage": "1"})
         stage[0] = "load the written file"
         reloaded = onnx_io.load(target)
-        result["full_check"] = full_check(onnx_io.read(target)[0])
+        result["full_check"] = full_check(onnx_io.read(target))
         result["loads"] = True
         if share == TARGETS[0]:
             stage[0] = "trace the written file"

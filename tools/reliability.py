@@ -31,7 +31,7 @@ import timings  # noqa: E402
 from commands import COMMANDS  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
-MEMORY = ROOT / "tools" / "memory.py"
+MEMORY = ROOT / "docs" / "memory.md"
 FILES, KILLS, RUNS, REPLAYS = 20_000, 24, 50, 10
 """Fuzzed files, kills at random times of each command, runs with random timings, runs with a recorded timing table."""
 PATIENCE = 1200
@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all choices")
     parser.add_argument("--quick", action="store_true", help="a small part of each, in a minute; nothing is written")
     parser.add_argument("--save", type=Path, default=Path("fuzzed"), help="folder for files that onnxprune fails on")
-    parser.add_argument("--no-memory", action="store_true", help="leave the measurement of memory out")
+    parser.add_argument("--memory", action="store_true", help="measure memory again first, with `tools/memory.py`")
     given = parser.parse_args()
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="onnxprune-reliability-"))
@@ -63,8 +63,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sections = [of_faults(injected), of_files(fuzzed), of_timings(wrong_runs, same)]
-    if not given.no_memory and not given.quick:
-        sections.append(of_memory())
+    sections.append(of_memory(given.memory))
     page = INTRODUCTION + overview(injected, fuzzed, wrong_runs, same) + "".join(filter(None, sections))
     page += ending(given, time.monotonic() - begin)
     print(page)
@@ -192,16 +191,15 @@ def of_timings(wrong: Sequence[str], same: Sequence[bool]) -> str:
     return text + "\n\n"
 
 
-def of_memory() -> str:
-    """Return the section of memory, as `tools/memory.py` prints it; empty without that tool."""
+def of_memory(measure: bool) -> str:
+    """Return the section of memory, the table of the page that `tools/memory.py` writes; empty without that page."""
+    if measure:
+        told("memory …")
+        subprocess.run([sys.executable, str(ROOT / "tools" / "memory.py")], cwd=ROOT, check=True, timeout=PATIENCE)
     if not MEMORY.exists():
         return ""
-    told("memory …")
-    done = subprocess.run([sys.executable, str(MEMORY)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    if done.returncode or not rows:
-        told(done.stderr[-500:])
-    return "## Peak memory\n\n" + "\n".join(rows) + "\n\n" if rows else ""
+    rows = [line for line in MEMORY.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return "## Peak memory\n\nFrom [memory.md](memory.md), by `tools/memory.py`.\n\n" + "\n".join(rows) + "\n\n"
 
 
 def ending(given: argparse.Namespace, seconds: float) -> str:

@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from onnxprune import leftovers
 from onnxprune.errors import OutputError
 from onnxprune.fileio import atomic_write, write_json
+from onnxprune.reading import open_regular, read_json
+from onnxprune.runtime.timings import Timings
 
 T = TypeVar("T")
 SCHEMA = "onnxprune.state/1"
-IDENTITY, ENDING, TRAINING = "state.json", ".npz", "training"
+IDENTITY, ENDING, TRAINING, TIMINGS = "state.json", ".npz", "training", "timings.json"
 WORTH = 1.0
 """Seconds of work from which a result is stored."""
 CONTENT = "content"
@@ -34,10 +37,12 @@ class StageResults:
     Args:
         folder: of the results; it is made when the first one is stored. None: nothing is stored.
         resume: whether results that lie there already are used; without it they are removed by the first new one.
+        timings: times that decisions were taken from; they are stored beside each result, so that a run that goes on decides
+            the same. None: there are none, or they are kept elsewhere.
     """
 
-    def __init__(self, folder: Path | None = None, *, resume: bool = False) -> None:
-        self.folder, self.resume = folder, resume
+    def __init__(self, folder: Path | None = None, *, resume: bool = False, timings: Timings | None = None) -> None:
+        self.folder, self.resume, self._timings = folder, resume, timings
         self._identity: Mapping[str, str] | None = None
         self._identify: Callable[[], Mapping[str, str]] = dict
         self.reused = 0
@@ -146,6 +151,9 @@ class StageResults:
             temporary.open("wb") as stream,
         ):
             np.savez(stream, **{CONTENT: np.frombuffer(content.encode(), dtype=np.uint8)}, **stored)  # type: ignore[arg-type]
+        if self._timings is not None:
+            with contextlib.suppress(OutputError):
+                self._timings.save(self.folder / TIMINGS)
 
     @contextlib.contextmanager
     def kept_on_error(self) -> Iterator[None]:
@@ -173,20 +181,21 @@ class StageResults:
             return
         for path in _own(self.folder):
             path.unlink(missing_ok=True)
+        leftovers.sweep(self.folder)
         with contextlib.suppress(OSError):  # other files stay
             self.folder.rmdir()
 
 
 def _own(folder: Path) -> list[Path]:
     """Return the files that a run leaves in a folder; the one that identifies it comes last."""
-    found = [*folder.glob(f"*-*{ENDING}"), *folder.glob(f"{TRAINING}*")]
+    found = [*folder.glob(f"*-*{ENDING}"), *folder.glob(f"{TRAINING}*"), *folder.glob(TIMINGS)]
     identity = folder / IDENTITY
     return [*found, identity] if identity.exists() else []
 
 
 def _identity_in(folder: Path) -> dict[str, str] | None:
     try:
-        content = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+        content = read_json(folder / IDENTITY)
         return dict(content["identity"]) if content["schema"] == SCHEMA else None
     except FileNotFoundError:
         return None if any(folder.iterdir()) else {}
@@ -241,9 +250,10 @@ def _update(found: Any, value: Any) -> None:
         text = value if isinstance(value, bytes) else repr(value).encode()
         found.update(f"{type(value).__name__} {len(text)};".encode() + text)
     elif isinstance(value, Path):
-        with value.open("rb") as stream:
+        with open_regular(value) as stream:
             found.update(b"file;" + hashlib.file_digest(stream, "sha256").digest())
     elif is_dataclass(value):
+        found.update(f"dataclass {type(value).__name__};".encode())
         _update(found, {field.name: getattr(value, field.name) for field in fields(value)})
     elif isinstance(value, Mapping):
         found.update(f"mapping {len(value)};".encode())

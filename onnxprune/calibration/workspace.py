@@ -23,6 +23,7 @@ from onnxprune.graph.readers import readers_of
 from onnxprune.metrics.distances import AUTO, takes_class_scores
 from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback
+from onnxprune.runtime.memory_limit import CALIBRATED, PRUNED
 from onnxprune.runtime.session import Feeds
 
 GENERATED = "generated"
@@ -143,10 +144,12 @@ def opened(
     """
     on_stage("load", None)
     stored = None if is_generated(data) else data
-    loaded = load(model, options.shape, hint_of(stored, preprocess))
+    sampled = data is not None or options.repair != "none"
+    needs = {"factor": CALIBRATED, "memory": options.memory} if sampled else {"factor": PRUNED}
+    loaded = load(model, options.shape, hint_of(stored, preprocess), **needs)
     specs = inputs_of(loaded)
     given = None if stored is None else load_data(stored, specs, preprocess, labels, task)
-    made = given is None and (data is not None or options.repair != "none")
+    made = given is None and sampled
     if made and data is None and (reason := why_not_generated(specs)):
         made = False
         loaded = replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -13,11 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from onnxprune.errors import DataError, first_line
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from onnxprune.reading import exists, read_toml
 
 Array = np.ndarray[Any, Any]
 
@@ -192,14 +187,14 @@ def load_preprocess(name: str) -> Preprocess:
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
-    if not path.is_file():
+    if path.is_dir() or not exists(path):
         raise DataError(
             f"no preprocessing {name!r}",
             why="it is neither a preset nor a file",
             hint=f"give one of {', '.join(PRESETS)}, or a TOML file",
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except (OSError, ValueError) as error:
         raise DataError(
             "the preprocessing file cannot be read", where=name, why=first_line(error), hint="write valid TOML"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import onnx
 
 from onnxprune.errors import OptionError
 from onnxprune.graph import io
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 SCHEMA = "onnxprune.bench/2"
+RANGES = {
+    "batch": (1, 10**6),
+    "threads": (0, 10**3),
+    "runs": (1, 10**6),
+    "warmup": (0, 10**6),
+    "eval_batch": (1, 10**6),
+}
+"""Least and largest number of each field; onnxruntime starts as many threads as it is told."""
 SECONDS = 20.0
 """Time limit of profiling a model."""
 
@@ -62,10 +71,10 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provider", normal_provider(self.provider))
-        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
-            if (value := getattr(self, name)) < least:
+        for name, (least, most) in RANGES.items():
+            if not least <= (value := getattr(self, name)) <= most:
                 option = f"--{name.replace('_', '-')}"
-                raise OptionError(f"{option} {value} is out of range", hint=f"give {least} or more")
+                raise OptionError(f"{option} {value} is out of range", hint=f"give {least:,} to {most:,}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def bench(
         ModelError: a model cannot be read or run.
     """
     on_stage("load", None)
-    protos = [io.read(path)[0] for path in paths]
+    protos = [io.read(path).proto for path in paths]
     with machine.pinned(measure.threads) as processors:
         sessions = [open_session(os.fspath(path), measure.session, where=os.fspath(path)) for path in paths]
         found = [_signature(opened, proto, shape) for opened, proto in zip(sessions, protos, strict=True)]
@@ -166,18 +175,24 @@ def time_sessions(
     return Latency.from_samples(times, batch=samples, threads=config.threads, provider=config.provider)
 
 
+def timing_key(
+    kind: str, models: Sequence[Model], shapes: Mapping[str, tuple[int, ...]], config: BenchmarkConfig
+) -> str:
+    """Return the key of a timing in `onnxprune.runtime.timings`: what the time of models depends on, without their weights."""
+    digest = hashlib.sha256(repr((sorted(shapes.items()), config.batch, config.session)).encode())
+    for model in models:
+        digest.update(weightless(model).SerializeToString(deterministic=True))
+    return f"{kind} {digest.hexdigest()[:24]}"
+
+
 Times = dict[str, tuple[str, float]]
 """Operator and microseconds of each node, by name; nodes that are fused into others are missing."""
 
 
 def layer_times(source: str | Model, feeds: Feeds, config: SessionConfig, seconds: float = SECONDS) -> Times:
-    """Profile a model, or a model file, within a time limit; empty for a file of 2 GB and more."""
-    if isinstance(source, Model):
-        (proto, weights), where = source.stub(), source.path.name
-    else:
-        proto, weights, where = io.read(source)[0], None, Path(source).name
-        if proto.ByteSize() >= 2**31:
-            return {}  # the profiler renames nodes in memory, where such a model does not fit
+    """Profile a model, or a model file, within a time limit."""
+    found = source if isinstance(source, Model) else io.read(source)
+    (proto, weights), where = found.stub(), found.files[0].name
     names = node_names(proto)
     return _by_node(
         names, profiler.profile(proto, feeds, config, weights=weights, seconds=seconds, where=where).kernels
@@ -204,7 +219,7 @@ def elsewhere(path: str | os.PathLike[str], profile: Path) -> Bench:
         ModelError: the model cannot be read.
         LatencyError: the profile cannot be read, or is of another model.
     """
-    proto = io.read(path)[0]
+    proto = io.read(path).proto
     found = profile_files.read(profile, proto)
     latency = Latency.from_samples(found.runs[None], batch=0, threads=0, provider=found.provider)
     environment = machine.Environment("", "", 0, 0, found.provider)

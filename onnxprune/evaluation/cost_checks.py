@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import onnx
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation.verdict import Judged, LimitCheck, Measured, class_rows, held, hold_quality
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import count_params
 from onnxprune.metrics import activation_memory
 from onnxprune.metrics.table import METRICS
 from onnxprune.runtime import paired_timing, process_memory
 from onnxprune.runtime.session import SessionConfig
+from onnxprune.runtime.weight_files import LARGE
 from onnxprune.types import Check
 
 NOISY = 0.25
@@ -34,15 +35,13 @@ class Measurements(Judged):
     Attributes:
         compared: both models on the same inputs.
         limits: limits of the gate.
-        paths, protos: of both models.
-        size: bytes of the candidate.
+        paths, files: of both models.
         timed: latency of both models; None where it is not measured.
         config: how the models are executed.
     """
 
     paths: tuple[str | os.PathLike[str], str | os.PathLike[str]]
-    protos: tuple[onnx.ModelProto, onnx.ModelProto]
-    size: float
+    files: tuple[Parsed, Parsed]
     timed: paired_timing.PairedTiming | None
     config: SessionConfig
 
@@ -87,13 +86,13 @@ def _latency(measured: Measurements) -> Measured | None:
 
 
 def _parameters(measured: Measurements) -> Measured:
-    return Measured(float(count_params(measured.protos[1])), "in the file: floats, and quantized weights")
+    return Measured(float(count_params(measured.files[1].proto)), "in the file: floats, and quantized weights")
 
 
 def _activation_memory(measured: Measurements) -> Measured | None:
     shapes = {name: value.shape for name, value in measured.compared.feeds.items()}
     try:
-        before, after = (float(activation_memory.peak(proto, shapes)) for proto in measured.protos)
+        before, after = (float(activation_memory.peak(file, shapes)) for file in measured.files)
     except OnnxPruneError:
         if measured.limits.of("max_memory") is not None:
             raise
@@ -102,7 +101,8 @@ def _activation_memory(measured: Measurements) -> Measured | None:
 
 
 def _peak_memory(measured: Measurements) -> Measured | None:
-    with ThreadPoolExecutor() as pool:
+    together = len(measured.paths) if max(file.size for file in measured.files) < LARGE else 1
+    with ThreadPoolExecutor(together) as pool:
         opens = partial(process_memory.measure, feeds=measured.compared.feeds, config=measured.config)
         before, after = pool.map(opens, measured.paths)
     if before is None or after is None:
@@ -120,7 +120,10 @@ COSTS = (
     LimitCheck("speed-up", "min_speedup", _speedup, at_least=True, needs=TIMES),
     LimitCheck(METRICS["latency"].title, "max_latency", _latency, needs=TIMES),
     LimitCheck(
-        "size (MB)", "max_size", lambda of: Measured(of.size, "of the file and of the weights beside it"), scale=MB
+        "size (MB)",
+        "max_size",
+        lambda of: Measured(of.files[1].size, "of the file and of the weights beside it"),
+        scale=MB,
     ),
     LimitCheck(METRICS["params"].title, "max_params", _parameters),
     LimitCheck("activation memory (MB)", "max_memory", _activation_memory, scale=MB),

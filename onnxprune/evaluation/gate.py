@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from onnxprune.evaluation.sanity import normalization
 from onnxprune.evaluation.structure import check_structure, full_check
 from onnxprune.graph import io
 from onnxprune.graph.comparison_points import in_front_of_files
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.metrics.outputs import all_finite, relative_difference
@@ -30,8 +31,10 @@ from onnxprune.metrics.tasks import Task, find_task
 from onnxprune.options.judging import Judging
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import paired_timing
+from onnxprune.runtime.memory_limit import CHECKED
 from onnxprune.runtime.providers import CPU_PROVIDER, short_name
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, random_feeds, run_batch
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Check, Verdict
 
@@ -110,44 +113,57 @@ def check(
             raise OptionError(f"--{name.replace('_', '-')} needs data", hint="give --data")
     on_stage("load", None)
     alone, baseline = baseline is None, candidate if baseline is None else baseline
-    (ours, size, _), (theirs, _, digest) = io.read(candidate), io.read(baseline)
-    checks = check_structure(ours, theirs, strict=full_check(theirs) is None)
-    checks += [*([] if alone else _origin(ours, digest)), *_operators(ours, limits)]
+    files = io.read(baseline, CHECKED), io.read(candidate, CHECKED)
+    theirs, ours = (file.proto for file in files)
+    checks = check_structure(files[1], files[0], strict=full_check(files[0]) is None)
+    checks += [*([] if alone else _origin(ours, files[0].digest)), *_operators(ours, limits)]
+    size = max(file.size for file in files)
+    release(size)
     if not all(checks):
         return Verdict(tuple(checks))
     original = _open(baseline, config.session)
-    signature = derive(light(theirs), theirs, lambda: original, shape, hint_of(data, preprocess))
+    signature = derive(light(theirs), theirs, _given(original), shape, hint_of(data, preprocess))
     specs = input_specs(theirs, signature.inputs, signature.fixed)
     judging = judging or Judging()
     loaded = load_data(data, specs, preprocess, judging.labels, judging.task) if data is not None else None
-    doubtful = tuple(_doubts(theirs, loaded, on_stage))
-    opened = list(_loads(candidate, providers, config))
-    checks += [found for found, _ in opened]
-    ran = opened[0][1]
+    doubtful = tuple(_doubts(files[0], loaded, on_stage))
+    ran = None
+    for found, opened in _loads(candidate, providers, config):
+        checks.append(found)
+        ran = opened if ran is None else ran
+        del opened
+    release(size)
     if ran is None or not all(checks):
         return Verdict(tuple(checks))
-    front = _front((baseline, theirs), (candidate, ours), config.session)
+    front = _front((baseline, files[0]), (candidate, files[1]), config.session)
     task = _task(judging, loaded, original, front, signature, config)
     quiet_config = replace(config, latency=False)
     compared = compare(
         original, None if alone else ran, ours, loaded, quiet_config, signature, on_stage, front=front, task=task
     )
+    on_stage("verify", None)
+    checks.append(finite_check(compared))
+    checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
+    del original, ran, front
     timed = None
     if config.latency:
+
+        def opener(path: str | os.PathLike[str]) -> ort.InferenceSession:
+            release(size)
+            return _open(path, config.session)
+
         timed = paired_timing.time_pair(
-            (lambda: _open(baseline, config.session), lambda: _open(candidate, config.session)),
+            (lambda: opener(baseline), lambda: opener(candidate)),
             compared.feeds,
             runs=config.runs,
             warmup=config.warmup,
             seconds=config.seconds,
             progress=share_of(on_stage, "time"),
         )
-    on_stage("verify", None)
-    checks.append(finite_check(compared))
-    checks += _robustness(original, ran, ours, loaded, signature) if compared.finite else []
+    release(size)
     on_stage("memory", None)
-    paths, protos = (baseline, candidate), (theirs, ours)
-    measured = Measurements(compared, limits, paths, protos, float(size), timed, config.session, doubts=doubtful)
+    paths = baseline, candidate
+    measured = Measurements(compared, limits, paths, files, timed, config.session, doubts=doubtful)
     return Verdict((*checks, *hold(measured)))
 
 
@@ -173,11 +189,15 @@ def _task(
     return task_of(asked, data, (runner(original, "the baseline"), in_front), names, signature, size).task
 
 
-def _doubts(baseline: onnx.ModelProto, data: Data | None, on_stage: ProgressCallback) -> Iterator[Check]:
+def _doubts(baseline: Parsed, data: Data | None, on_stage: ProgressCallback) -> Iterator[Check]:
     """Say what is doubtful about the data."""
     if data is not None and not data.is_generated:
         yield from doubts(data, look(data, share_of(on_stage, "look")))
-        yield from normalization(baseline, data)
+        yield from normalization(baseline.proto, data, baseline.weights)
+
+
+def _given(opened: ort.InferenceSession) -> Callable[[], ort.InferenceSession]:
+    return lambda: opened
 
 
 def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceSession:
@@ -185,15 +205,15 @@ def _open(path: str | os.PathLike[str], config: SessionConfig) -> ort.InferenceS
 
 
 def _front(
-    baseline: tuple[str | os.PathLike[str], onnx.ModelProto],
-    candidate: tuple[str | os.PathLike[str], onnx.ModelProto],
+    baseline: tuple[str | os.PathLike[str], Parsed],
+    candidate: tuple[str | os.PathLike[str], Parsed],
     config: SessionConfig,
 ) -> Front | None:
     """Return what stands for outputs that a selection leads to, where both files compute it."""
-    found = in_front_of_files(baseline[1], candidate[1])
+    found = in_front_of_files(baseline[1].proto, candidate[1].proto)
     if found is None:
         return None
-    first, second = (Subject(proto, os.fspath(path)) for path, proto in (baseline, candidate))
+    first, second = (Subject(file, os.fspath(path)) for path, file in (baseline, candidate))
     return Front(found, Pair(first, second, found.names, found.points, config))
 
 

@@ -13,7 +13,7 @@ from onnxprune.metrics.paired_tests import difference, right
 from onnxprune.metrics.statistics import Statistic, on_all
 from onnxprune.metrics.tasks import Task
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
-from onnxprune.types import Check, FloatArray, IntArray, doubt
+from onnxprune.types import Array, Check, FloatArray, IntArray, doubt
 
 SIGNIFICANCE = 0.01
 """Probability with which chance alone is as good as the original, above which the original is near chance."""
@@ -191,12 +191,13 @@ def assignment(confusion: FloatArray, classes: IntArray) -> tuple[float, float, 
     return before, after, how
 
 
-def normalization(proto: onnx.ModelProto, data: Data) -> Iterator[Check]:
+def normalization(proto: onnx.ModelProto, data: Data, weights: Mapping[str, Array] | None = None) -> Iterator[Check]:
     """Say where the first BatchNormalization sees values far from its statistics: those of the samples that trained it.
 
     Args:
-        proto: the original, with its weights.
+        proto: the original.
         data: samples.
+        weights: initializers that the proto lacks; None: it has all.
     """
     first = next((n for n in proto.graph.node if n.op_type == "BatchNormalization" and len(n.input) == 5), None)
     part = None if first is None else _part(proto, first.input[0])
@@ -205,15 +206,18 @@ def normalization(proto: onnx.ModelProto, data: Data) -> Iterator[Check]:
     arrays = {t.name: t for t in proto.graph.initializer}
     if not {*first.input[3:]} <= arrays.keys():
         return
-    mean, variance = (onnx.numpy_helper.to_array(arrays[name]).astype(np.float64) for name in first.input[3:])
+    apart = weights or {}
+    found = (apart[name] if name in apart else onnx.numpy_helper.to_array(arrays[name]) for name in first.input[3:])
+    mean, variance = (values.astype(np.float64) for values in found)
     if not mean.any() and (variance == 1).all():
         return  # as initialised, never trained
-    opened = open_session(part, UNOPTIMIZED)
+    stored = {tensor.name for tensor in part.graph.initializer}
+    opened = open_session(part, UNOPTIMIZED, weights={name: x for name, x in apart.items() if name in stored})
     names = {value.name for value in part.graph.input}
     step = data.fixed or min(len(data), 8)
     runs = [data.rows(start, start + step) for start in range(0, min(len(data), LOOKED) - step + 1, step)]
-    found = [run_batch(opened, {k: v for k, v in feeds.items() if k in names})[0] for feeds in runs]
-    values = [np.moveaxis(value, 1, 0).reshape(value.shape[1], -1).astype(np.float64) for value in found]
+    outputs = [run_batch(opened, {k: v for k, v in feeds.items() if k in names})[0] for feeds in runs]
+    values = [np.moveaxis(value, 1, 0).reshape(value.shape[1], -1).astype(np.float64) for value in outputs]
     if not values:
         return
     seen = np.concatenate(values, axis=1)

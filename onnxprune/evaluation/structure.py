@@ -8,13 +8,15 @@ from pathlib import Path
 import onnx
 
 from onnxprune.errors import first_line
-from onnxprune.graph.model import STORED_IN, Model, tensors_of
+from onnxprune.graph.initializers import STORED_IN
+from onnxprune.graph.io import Parsed
+from onnxprune.graph.model import Model, tensors_of
 from onnxprune.types import Check
 
+Source = onnx.ModelProto | Parsed | Model
 
-def check_structure(
-    candidate: onnx.ModelProto | Model, baseline: onnx.ModelProto | Model, *, strict: bool = True
-) -> list[Check]:
+
+def check_structure(candidate: Source, baseline: Source, *, strict: bool = True) -> list[Check]:
     """Check that a model is well-formed (where `strict`, by onnx's full check) and has the inputs and outputs of the baseline."""
     checks = []
     if strict:
@@ -31,18 +33,18 @@ def check_structure(
     return checks
 
 
-def full_check(source: onnx.ModelProto | Model) -> str | None:
-    """Return why onnx's full check refuses a model, None where it passes; the weights of a `Model` are not checked.
+def full_check(source: Source) -> str | None:
+    """Return why onnx's full check refuses a model, None where it passes; weights that a proto lacks are not checked.
 
     Raises:
         OSError: the folder for temporary files cannot be written, which says nothing about the model.
     """
     try:
-        if not isinstance(source, Model):
+        if isinstance(source, onnx.ModelProto):
             onnx.checker.check_model(source, full_check=True)
             return None
         proto, weights = source.stub()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(proto.SerializeToString())
             with (Path(folder) / STORED_IN).open("wb") as file:  # a sparse file: nothing is written
@@ -55,12 +57,13 @@ def full_check(source: onnx.ModelProto | Model) -> str | None:
     return None
 
 
-def _signature(source: onnx.ModelProto | Model, kind: str) -> dict[str, str]:
+def _signature(source: Source, kind: str) -> dict[str, str]:
     """Return dtype and shape of each `input` or `output`."""
     if isinstance(source, Model):
         graph, weights = source.header.graph, {tensor.name for _, _, tensor in tensors_of(source.graph)}
     else:
-        graph, weights = source.graph, {tensor.name for tensor in source.graph.initializer}
+        graph = source.graph if isinstance(source, onnx.ModelProto) else source.proto.graph
+        weights = {tensor.name for tensor in graph.initializer}
     result = {}
     for value in getattr(graph, kind):
         if value.name in weights:

@@ -18,6 +18,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.opaque import remarks
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.options import ResolvedOptions
+from onnxprune.runtime import memory_limit
 from onnxprune.runtime.session import ORT_VERSION, UNOPTIMIZED, open_session, run_batch
 from onnxprune.types import BoolArray, Pin, Trace
 
@@ -82,6 +83,14 @@ class Inspection:
         return {name: list(shape) for name, shape in self.analysis.trace.input_shapes.items()}
 
     @property
+    def memory(self) -> dict[str, float]:
+        """Expected peak memory in bytes: to prune without data, to prune with data beside `--memory`; and what this process may take."""
+        size = self.analysis.model.size
+        left = min((room.bytes for room in memory_limit.rooms()), default=float("inf"))
+        found = {"prune": memory_limit.PRUNED, "prune_with_data": memory_limit.CALIBRATED}
+        return {**{name: memory_limit.expected(size, factor) for name, factor in found.items()}, "available": left}
+
+    @property
     def provenance(self) -> dict[str, str]:
         """Metadata that onnxprune writes into a model."""
         entries = self.analysis.model.header.metadata_props
@@ -97,6 +106,7 @@ class Inspection:
             "macs": self.macs,
             "prunable_share": self.analysis.cost.prunable_share(),
             "inputs": self.inputs,
+            "memory": self.memory,
             "layers": [asdict(layer) for layer in self.layers],
             "groups": [
                 {

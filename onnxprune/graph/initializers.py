@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -24,8 +24,26 @@ WEIGHTED = {
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
+STORED_IN = "weights"
+"""Name of the file in which a model without its larger weights seems to store them."""
+SHARED_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+SHARED_FROM = 1024
+"""Elements from which a weight is kept apart from the proto that a session opens."""
+
 SMALL = 16
 """Elements of a float tensor that may be arguments, as the scales of a Resize are; a larger one is a weight."""
+
+
+def is_shared(kind: int, dims: Iterable[int]) -> bool:
+    """Tell whether a weight of an ONNX type and of some sizes is kept apart: floats, and too many for a cheap copy."""
+    return kind in SHARED_TYPES and math.prod(dims) >= SHARED_FROM
+
+
+def placeholder(name: str, kind: int, dims: Iterable[int]) -> onnx.TensorProto:
+    """Return a TensorProto whose values are stored elsewhere."""
+    proto = onnx.TensorProto(name=name, data_type=kind, dims=dims, data_location=onnx.TensorProto.EXTERNAL)
+    proto.external_data.add(key="location", value=STORED_IN)
+    return proto
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

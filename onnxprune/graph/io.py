@@ -19,10 +19,11 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.fileio import atomic_write, check_destination
-from onnxprune.graph import initializers, normalize
+from onnxprune.fileio import Transaction, check_destination, joined
+from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
-from onnxprune.graph.external_data import load_external_data
+from onnxprune.graph.external_data import load_external_data, set_apart
+from onnxprune.graph.file_checks import check_functions, check_inputs, check_sparse, check_tensors
 from onnxprune.graph.folded import is_float, raw_values
 from onnxprune.graph.means import has_scaled_sums, write_means
 from onnxprune.graph.model import Model, count_params, inferred, tensors_of, weightless
@@ -34,7 +35,10 @@ from onnxprune.graph.sequences import unpack_sequences
 from onnxprune.graph.shapes import copy_fields
 from onnxprune.graph.sharing import unshare_fills
 from onnxprune.graph.signature import Hint, derive
-from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
+from onnxprune.reading import open_regular
+from onnxprune.runtime.memory_limit import READ, require
+from onnxprune.runtime.session import UNOPTIMIZED, open_session
+from onnxprune.runtime.weight_files import LARGE, release
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Domains whose operators a stock onnxruntime executes on the CPU."""
@@ -48,15 +52,14 @@ BODY = ("node", "initializer", "sparse_initializer", "value_info")
 """Fields of a GraphProto that the graph holds; the header holds the others."""
 
 
-def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int, str]:
-    """Read and check a model without normalization; return the proto, the bytes of all files, and the SHA-256.
+def read(path: str | os.PathLike[str], factor: float = READ) -> Parsed:
+    """Read and check a model without normalization; `factor` as for `load`.
 
     Raises:
         ModelError: as for `load`.
     """
     with damaged(Path(path)):
-        found = parse(Path(path))
-        return found.proto, sum(file.stat().st_size for file in found.files), found.digest
+        return parse(Path(path), factor)
 
 
 @contextmanager
@@ -78,26 +81,57 @@ def damaged(file: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A parsed and checked file, and one line per kind of change to its initializers.
+    """A parsed and checked file.
 
-    `digest` is the SHA-256 of the file and its external data, `files` are the file and its external data files.
+    Attributes:
+        proto: the model without its larger weights, for which it has placeholders; see `initializers.placeholder`.
+        weights: these weights, by name; they can lie in files, see `onnxprune.runtime.weight_files`.
+        digest: SHA-256 of the file and its external data.
+        files: the file and its external data files.
+        size: bytes of `files`.
+        notes: one line per kind of change to its initializers.
     """
 
     proto: onnx.ModelProto
+    weights: Mapping[str, np.ndarray[Any, Any]]
     digest: str
     files: tuple[Path, ...]
+    size: int
     notes: tuple[str, ...]
 
+    def stub(self) -> tuple[onnx.ModelProto, Mapping[str, np.ndarray[Any, Any]]]:
+        """Return a copy of the proto, and the weights that it lacks; as `Model.stub`."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        return proto, self.weights
 
-def parse(file: Path) -> Parsed:
-    """Parse and check a file; store its initializers densely, and apart from the inputs."""
+    def whole(self) -> onnx.ModelProto:
+        """Return a proto that holds all weights, for a model below 2 GB."""
+        proto, weights = self.stub()
+        for tensor in proto.graph.initializer:
+            if tensor.name in weights:
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+                tensor.raw_data = weights[tensor.name].tobytes()
+        return proto
+
+
+def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
+    """Parse and check a file; store its initializers densely, and apart from the inputs. See `load` for the arguments."""
     refused = partial(ModelError, where=str(file))
+
+    def fits(size: float) -> None:
+        if size >= LARGE:
+            require(size, factor, str(file), memory)
+
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
+            fits(os.fstat(stream.fileno()).st_size)
+            digest = hashlib.file_digest(stream, "sha256")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                digest, proto = hashlib.sha256(view), _parsed(view, file)
+                proto = _parsed(view, file)
     except FileNotFoundError:
         raise refused("no such model file", hint="check the path") from None
     except IsADirectoryError:
@@ -107,16 +141,22 @@ def parse(file: Path) -> Parsed:
             "the model file cannot be read", why=error.strerror or str(error), hint="check the path and its permissions"
         ) from error
     _check_header(proto, file)
-    files = (file, *load_external_data(proto, file))
+    check_functions(proto, file)
+    check_tensors(proto, file)
+    check_sparse(proto, file)
+    beside, mapped = load_external_data(proto, file, fits)
+    files = (file, *beside)
+    size = sum(path.stat().st_size for path in files)
     sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
-    _check_inputs(proto, file)
+    check_inputs(proto, file)
     for path in files[1:]:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     notes = [f"{sparse} sparse tensors stored as dense ones"] if sparse else []
     if listed:
         notes.append(f"{listed} weights are no longer listed as inputs")
-    return Parsed(proto, digest.hexdigest(), files, tuple(notes))
+    proto, weights = set_apart(proto, mapped, size)
+    return Parsed(proto, weights, digest.hexdigest(), files, size, tuple(notes))
 
 
 def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
@@ -173,23 +213,13 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
             )
 
 
-def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
-    """Refuse inputs that are not numbers."""
-    refused = partial(ModelError, where=str(file))
-    inputs = fed_inputs(proto)
-    if not inputs:
-        raise refused("the model has no inputs", why="every output is constant", hint="export the model again")
-    for value in inputs:
-        if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-            raise refused(
-                f"input {value.name} is not a tensor of numbers",
-                why="onnxprune could not run the model on data",
-                hint="export the network without its preprocessing",
-            )
-
-
 def load(
-    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None, hint: Hint | None = None
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    hint: Hint | None = None,
+    *,
+    factor: float = READ,
+    memory: float = 0.0,
 ) -> Model:
     """Read, check and normalize a model; the file is not changed.
 
@@ -197,21 +227,24 @@ def load(
         path: path of the file.
         shapes: shapes of inputs, for axes that have no size.
         hint: shapes of data; see `onnxprune.graph.signature.derive`.
+        factor: bytes that the run will take per byte of the model; see `onnxprune.runtime.memory_limit`, which refuses a model before it is read.
+        memory: further bytes that it will take.
 
     Raises:
-        ModelError: not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
+        ModelError: too large for the memory of this process, not an ONNX file, truncated, empty, weights missing or NaN, an opset or domain that is not known, or
             anything else that keeps onnxruntime from loading the file.
     """
     file = Path(path)
     with damaged(file):
-        model = _load(file)
+        model = _load(file, factor, memory)
+    release(model.size)
     where = os.fspath(file)
     found = derive(weightless(model), model.header, lambda: open_session(where, UNOPTIMIZED, where=where), shapes, hint)
     return replace(model, signature=found, notes=(*model.notes, *found.notes))
 
 
-def _load(file: Path) -> Model:
-    model = _imported(file)
+def _load(file: Path, factor: float, memory: float) -> Model:
+    model = _imported(file, factor, memory)
     graph = model.graph
     _refuse_unloadable(model)
     normalize.drop_identities(graph)
@@ -237,7 +270,7 @@ def _load(file: Path) -> Model:
     separate_weights(graph)
     unshare_fills(graph)
     sort(graph)
-    batchnorms = normalize.fold_batchnorms(graph, model.folded)
+    batchnorms = normalize.fold_batchnorms(graph, model.folded, model.size)
     made = sorted({operator_of(node) for node in graph.nodes if is_optimized(node)})
     notes = (
         f"{len(batchnorms)} BatchNormalization folded into the layers before them" if batchnorms else "",
@@ -247,10 +280,10 @@ def _load(file: Path) -> Model:
     return replace(model, batchnorms=batchnorms, notes=(*model.notes, *filter(None, notes)))
 
 
-def _imported(file: Path) -> Model:
+def _imported(file: Path, factor: float, memory: float) -> Model:
     """Read a file into a graph that shares no memory with the parsed file, which is then freed on return."""
-    found = parse(file)
-    proto, size = found.proto, sum(f.stat().st_size for f in found.files)
+    found = parse(file, factor, memory)
+    proto = found.proto
     if proto.functions:
         from onnx import inliner
 
@@ -261,7 +294,7 @@ def _imported(file: Path) -> Model:
     extras = _unsupported_by_graphsurgeon(proto.graph)
     del proto.graph.value_info[:]  # shapes of the original do not hold for the pruned model
     graph, header = gs.import_onnx(proto), _header(proto)
-    _detach(graph, header)
+    _detach(graph, header, found.weights)
     sort(graph)
     return Model(
         graph,
@@ -270,19 +303,21 @@ def _imported(file: Path) -> Model:
         found.digest,
         file,
         found.files,
-        size,
+        found.size,
         params,
         defaults=defaults,
         notes=(*found.notes, *filter(None, [unread])),
     )
 
 
-def _detach(graph: gs.Graph, header: onnx.ModelProto) -> None:
+def _detach(graph: gs.Graph, header: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Give a graph and its bodies values of their own: any part of a proto keeps the whole proto in memory."""
     graph.import_domains = header.opset_import
     for value in (*(v for node in graph.nodes for v in (*node.inputs, *node.attrs.values())), *graph.outputs):
         if isinstance(value, gs.Graph):
-            _detach(value, header)
+            _detach(value, header, weights)
+        elif isinstance(value, gs.Constant) and value.data_location == onnx.TensorProto.EXTERNAL:
+            value.values, value.data_location = weights[value.name], None
         elif isinstance(value, gs.Constant):
             value.values = _detached(raw_values(value))
 
@@ -308,35 +343,35 @@ def _refuse_unloadable(model: Model) -> None:
         open_session(os.fspath(model.path), UNOPTIMIZED, where=str(model.path))
 
 
-def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
-    """Write a model to a temporary file, then move it to `path`; return the bytes written.
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    together: Transaction | None = None,
+) -> int:
+    """Write a model, which takes its place once it is whole; return the bytes written.
 
-    Weights go to `<path>.data` where the model exceeds 2 GB. `metadata` holds entries to set in the model's metadata.
+    Args:
+        model: the model.
+        path: of the file; where the model exceeds 2 GB, its weights go to a data file beside it, see
+            `onnxprune.graph.model_file`.
+        metadata: entries to set in the model's metadata.
+        together: other files that take their places at the same time; None: the model alone.
 
     Raises:
         OutputError: the file cannot be written.
     """
     target = Path(path)
     check_destination(target, *model.files)
-    proto = model.to_proto()
+    proto, weights = model.stub()
     for key, value in (metadata or {}).items():
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
-    with atomic_write(target) as temporary:
-        if model.byte_size() < PROTO_LIMIT:
-            temporary.write_bytes(proto.SerializeToString())
-            return temporary.stat().st_size
-        data = target.with_name(target.name + ".data")
-        check_destination(data, *model.files)
-        with atomic_write(data) as temporary_data:
-            onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
-            stub = onnx.load_model(str(temporary), load_external_data=False)
-            for tensor in stub.graph.initializer:
-                for entry in tensor.external_data:
-                    if entry.key == "location":
-                        entry.value = data.name
-            temporary.write_bytes(stub.SerializeToString())
-            return temporary.stat().st_size + temporary_data.stat().st_size
+    write = model_file.write if model.byte_size() < PROTO_LIMIT else model_file.write_apart
+    with joined(together) as files:
+        size = write(files, target, proto, weights)
+        model_file.outdate_data(files, target, proto, model.files)
+    return size
 
 
 def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

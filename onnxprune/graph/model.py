@@ -40,12 +40,8 @@ if TYPE_CHECKING:
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # graphsurgeon raises as well, and that error is reported
 
-STORED_IN = "weights"
 UNKNOWN_SIGNATURE = Signature({}, {}, {})
 """Of a model that is being loaded."""
-SHARED_TYPES = (np.float32, np.float64, np.float16)
-SHARED_FROM = 1024
-"""Elements from which a session shares a weight with the model instead of copying it."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +83,16 @@ class Model:
         """Version of the standard operators."""
         return next(int(e.version) for e in self.header.opset_import if e.domain in ("", "ai.onnx"))
 
+    def metadata(self, key: str) -> str:
+        """Return an entry that `provenance` has put into the metadata of the file; empty where there is none."""
+        return next((e.value for e in self.header.metadata_props if e.key == f"{PROVENANCE}{key}"), "")
+
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the metadata, inputs and outputs of the original."""
         return _export(self, frozenset())[0]
 
     def stub(self) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-        """Export without the larger weights, named as stored in a file `STORED_IN`; return proto and weights."""
+        """Export without the larger weights, named as stored in a file `initializers.STORED_IN`; return proto and weights."""
         return _export(self, frozenset(), apart=True)
 
     def session(
@@ -284,8 +284,8 @@ def inferred(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> InferredSha
 
 
 def _is_shared(tensor: gs.Constant) -> bool:
-    """Tell whether a session shares a constant with the model: floats, and too many for a cheap copy."""
-    return bool(tensor.dtype in SHARED_TYPES and math.prod(tensor.shape) >= SHARED_FROM)
+    """Tell whether a session takes a constant from the model, and not from the proto."""
+    return initializers.is_shared(dtype_to_onnx(tensor.dtype), tensor.shape)
 
 
 def _field(size: int) -> int:
@@ -294,13 +294,7 @@ def _field(size: int) -> int:
 
 
 def _placeholder(tensor: gs.Constant) -> onnx.TensorProto:
-    """Return a TensorProto whose values are stored elsewhere."""
-    kind = dtype_to_onnx(tensor.dtype)
-    proto = onnx.TensorProto(
-        name=tensor.name, data_type=kind, dims=tensor.shape, data_location=onnx.TensorProto.EXTERNAL
-    )
-    proto.external_data.add(key="location", value=STORED_IN)
-    return proto
+    return initializers.placeholder(tensor.name, dtype_to_onnx(tensor.dtype), tensor.shape)
 
 
 def _export_node(model: Model, node: gs.Node) -> onnx.NodeProto:

@@ -18,6 +18,7 @@ from onnxprune.graph.operators import spec_of
 from onnxprune.graph.order import sort
 from onnxprune.graph.qdq import STANDARD, captured_names
 from onnxprune.graph.shapes import InferredShapes
+from onnxprune.runtime.weight_files import in_file
 
 
 @dataclass(frozen=True)
@@ -318,21 +319,21 @@ def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray[Any, Any] | None:
     return next((np.asarray(node.attrs[key], dtype) for key, dtype in types.items() if key in node.attrs), None)
 
 
-def fold_batchnorms(graph: gs.Graph, kept: Collection[str] = ()) -> dict[str, BatchNorm]:
+def fold_batchnorms(graph: gs.Graph, kept: Collection[str] = (), size: float = 0) -> dict[str, BatchNorm]:
     """Fold each inference BatchNormalization into the Conv, ConvTranspose or Gemm that alone feeds it, in place.
 
     y = scale (Wx + b - mean) / sqrt(var + eps) + bias, computed in float64 (equation 1 of Ioffe and Szegedy, 2015).
     Half precision weights are not folded: rounding the product would change the output. Nor are weights in `kept`, which a
-    file stores as smaller ones. A weight of several layers is folded once, where all of them have the same
+    file stores as smaller ones; `size` are the bytes of the model. A weight of several layers is folded once, where all of them have the same
     normalization. Returns the statistics, by the name of the folded weight.
     """
     found: dict[str, BatchNorm] = {}
-    while folded := _fold_round(graph, kept):  # one may follow another
+    while folded := _fold_round(graph, kept, size):  # one may follow another
         found |= folded
     return found
 
 
-def _fold_round(graph: gs.Graph, kept: Collection[str]) -> dict[str, BatchNorm]:
+def _fold_round(graph: gs.Graph, kept: Collection[str], size: float) -> dict[str, BatchNorm]:
     """Fold each BatchNormalization that follows a layer; return the statistics as `fold_batchnorms` does."""
     pairs: dict[int, tuple[gs.Node, gs.Node]] = {}  # the layer and its normalization, by the identity of the layer
     for bn in graph.nodes:
@@ -345,7 +346,7 @@ def _fold_round(graph: gs.Graph, kept: Collection[str]) -> dict[str, BatchNorm]:
         weight = layer.inputs[1]
         sharing = [pairs.get(id(reader)) for reader in weight.outputs]
         if bn.inputs and id(weight) not in results and all(pair and _alike(pair, (layer, bn)) for pair in sharing):
-            name, folded = _fold(layer, bn, [pair for pair in sharing if pair])
+            name, folded = _fold(layer, bn, [pair for pair in sharing if pair], size)
             weight.values = np.zeros(0)  # frees the values now: the tensor is part of a cycle, and collected later
             batchnorms[name] = folded
     if batchnorms:
@@ -354,7 +355,7 @@ def _fold_round(graph: gs.Graph, kept: Collection[str]) -> dict[str, BatchNorm]:
     return batchnorms
 
 
-def _fold(layer: gs.Node, bn: gs.Node, sharing: list[tuple[gs.Node, gs.Node]]) -> tuple[str, BatchNorm]:
+def _fold(layer: gs.Node, bn: gs.Node, sharing: list[tuple[gs.Node, gs.Node]], size: float) -> tuple[str, BatchNorm]:
     """Fold the normalization of a layer into its weight, for all layers that share both; return the weight's name."""
     weight = layer.inputs[1]
     scale, bias, mean, variance = (np.asarray(t.values, np.float64) for t in bn.inputs[1:5])
@@ -365,7 +366,8 @@ def _fold(layer: gs.Node, bn: gs.Node, sharing: list[tuple[gs.Node, gs.Node]]) -
     old = _bias_of(layer)
     dtype = weight.values.dtype
     name = bn.outputs[0].name
-    new_weight = gs.Constant(f"{name}.weight", (weight.values * factor.reshape(shape)).astype(dtype))
+    scaled = (weight.values * factor.reshape(shape)).astype(dtype)
+    new_weight = gs.Constant(f"{name}.weight", in_file(scaled, size))
     new_bias = gs.Constant(f"{name}.bias", np.ascontiguousarray(bias + (old - mean) * factor, dtype=dtype))
     for one, normalization in sharing:
         one.inputs = [one.inputs[0], new_weight, new_bias]

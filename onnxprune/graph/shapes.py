@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError, OptionError, ShapeError
@@ -16,6 +17,8 @@ DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 
 """Sizes to try for axes without a size: every axis gets another one, a multiple of the usual strides."""
 MOST_ELEMENTS = 2**23
 """Elements of an input, at most, in a shape that is tried."""
+MOST_RUN, MOST_FOLDED = 2**33, 2**30
+"""Elements of a tensor for one sample, and of a constant that a file computes, at most."""
 SQUARE = (1, 256, 512, 224, 96, 128, 64, 32, 28, 48, 112, 160, 192, 100, 299, 300, 320, 384, 416, 640, 608, 768, 1024)
 """Sizes to try next: every axis gets the same; then every multiple of 32 up to the largest."""
 AUDIO = (16_000, 48_000, 8_000, 44_100, 32_000, 22_050, 24_000, 4_000, 1_600, 480, 400)
@@ -130,6 +133,22 @@ def refuse_without_room(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, 
         raise ModelError("the shape does not fit the model", why=f"on {dict(shapes)}: no room for {wrong}")
 
 
+def refuse_too_large(shapes: Mapping[str, tuple[int, ...]], samples: int = 1, most: int = MOST_RUN) -> None:
+    """Refuse a tensor of more than `most` elements per sample, given the shapes of all tensors for a number of samples.
+
+    Raises:
+        ModelError: names the tensor and its size.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    name = max(sizes, key=lambda name: sizes[name], default="")
+    if name and sizes[name] > most * samples:
+        raise ModelError(
+            "a tensor of the model is too large",
+            why=f"tensor {name} has {sizes[name] // samples:,} elements, at most {most:,} are computed for a sample",
+            hint="export the model with smaller inputs",
+        )
+
+
 def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the node whose inferred shapes cannot be; empty where there is none.
 
@@ -236,9 +255,13 @@ LARGE = 1024
 
 
 def observe_tensors(
-    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str], where: str
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    names: Iterable[str],
+    where: str,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Feeds:
-    """Run the model once on seeded inputs of `shapes` and return the named tensors.
+    """Run the model once on seeded inputs of `shapes` and return the named tensors; `weights` as for `open_session`.
 
     Raises:
         ModelError: the model cannot be loaded or run.
@@ -248,5 +271,5 @@ def observe_tensors(
     extended.CopyFrom(proto)
     present = {value.name for value in extended.graph.output}
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in present)
-    opened = open_session(extended, UNOPTIMIZED, where=where)
+    opened = open_session(extended, UNOPTIMIZED, where=where, weights=weights)
     return dict(zip(wanted, run_batch(opened, random_feeds(proto, shapes, 0), where=where, names=wanted), strict=True))

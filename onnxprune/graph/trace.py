@@ -133,9 +133,9 @@ def _shapes(model: Model, known: Mapping[str, tuple[int, ...]] | None) -> _Shape
         if samples == PROBE:
             continue  # fewer samples are cheaper to run
         try:
-            seen = observe_tensors(
-                model.to_proto(), inputs, wanted or [model.header.graph.output[0].name], str(model.path)
-            )
+            proto, weights = model.stub()
+            asked = wanted or [model.header.graph.output[0].name]
+            seen = observe_tensors(proto, inputs, asked, str(model.path), weights)
         except ModelError as failure:
             failures.append((inputs, failure))
             continue

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnxprune.graph.activation_cost import alive_at, lifetimes
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import infer_shapes, observe_tensors
 
@@ -30,14 +31,14 @@ def _itemsize(kind: int) -> int:
         return DEFAULT_ITEMSIZE
 
 
-def peak(model: Model | onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
+def peak(model: Model | Parsed, input_shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the largest number of bytes of activations that are alive at once.
 
     Nodes run in order; see `onnxprune.graph.activation_cost.lifetimes`. A runtime that frees tensors at once and computes nothing in place
     needs this much, plus weights and the runtime itself.
 
     Args:
-        model: a loaded model, or a proto.
+        model: a loaded model, or a file that was read.
         input_shapes: shape of every input.
 
     Raises:
@@ -46,16 +47,16 @@ def peak(model: Model | onnx.ModelProto, input_shapes: Mapping[str, tuple[int, .
     return round(max(alive(model, input_shapes).values(), default=0.0))
 
 
-def alive(model: Model | onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+def alive(model: Model | Parsed, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
     """Return the bytes of activations that are alive at each node, by the first output of the node; see `peak`."""
-    light = weightless(model) if isinstance(model, Model) else _light(model)
+    light = weightless(model) if isinstance(model, Model) else _light(model.proto)
     found = infer_shapes(light, dict(input_shapes))
     shapes, size = dict(found.full), itemsizes(found.types)
     nodes = light.graph.node
     missing = [name for node in nodes for name in node.output if name and name not in shapes]
     if missing:
-        whole = model.to_proto() if isinstance(model, Model) else model
-        seen = observe_tensors(whole, dict(input_shapes), missing, "the model")
+        proto, weights = model.stub()
+        seen = observe_tensors(proto, dict(input_shapes), missing, "the model", weights)
         shapes |= {name: np.shape(value) for name, value in seen.items()}
         size |= {name: np.asarray(value).dtype.itemsize for name, value in seen.items()}
     lives = lifetimes(

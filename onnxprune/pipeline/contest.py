@@ -152,7 +152,7 @@ class Search:
 
     def studied(self, analysis: Analysis, goal: CostEstimator) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
         """Score the edits of a model; return them, and notes."""
-        return study(analysis, self.run.options, self.workspace, goal.config, self.run.on_stage)
+        return study(analysis, self.run.options, self.workspace, goal.config, goal.timings, self.run.on_stage)
 
     def tried(self, base: EditedModel, estimator: CostEstimator) -> Solution:
         """Select channels, repair the result layer by layer, and measure the loss.

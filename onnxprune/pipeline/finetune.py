@@ -15,6 +15,7 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
 from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
@@ -25,7 +26,6 @@ from onnxprune.pipeline.reporting import (
     MEASURE,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
@@ -72,7 +72,8 @@ def finetune(
         teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the
             report.
         data: samples to train on, as for `onnxprune.prune`; their labels are used where there are some.
-        output: path of the result; None: nothing is written. A result whose integrity failed is not written.
+        output: path of the result; None: nothing is written. A result whose integrity failed is kept as
+            `<name>.rejected.onnx`.
         evaluation: samples to verify the result on; None: `data`, which training has seen.
         preprocess: as for `onnxprune.prune`.
         plan: path of the plan.json that the model was pruned by: names the channels of the teacher for
@@ -122,7 +123,6 @@ def finetune(
     )
     run = replace(run, results=StageResults(run.destinations.state, resume=resume))
     trained = (LOAD_PAIR, OPEN_RESULTS, LOOK_AT_DATA, TRAIN)
-    judged = (CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE)
+    judged = (CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT)
     with run.results.kept_on_error():
-        run = execute(run, (*trained, *judged))
-    return ModelResult(run.model, run.report, None, run.edited.analysis.trace)
+        return deliver(execute(run, (*trained, *judged)))

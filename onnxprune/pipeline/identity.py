@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration.stage_results import digest
+from onnxprune.calibration.stage_results import TIMINGS, StageResults, digest
 from onnxprune.data.dataset import Data
 from onnxprune.graph.analysis import versions
-from onnxprune.pipeline.run import Run, Stage
+from onnxprune.pipeline.run import Destinations, Run, Stage
+from onnxprune.runtime.timings import Timings
 
 
 def identity(run: Run) -> dict[str, str]:
@@ -53,6 +54,19 @@ def _given(value: Any) -> Any:
         except (OSError, TypeError):
             return value  # without a digest that another one has
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def opened(destinations: Destinations, folder: Path | None, *, resume: bool) -> tuple[StageResults, Timings]:
+    """Return the results and the times of an earlier call that broke off, or none; `folder` is that of the results.
+
+    Times come from the file that the user names, else from the folder.
+    """
+    stored = None if folder is None or not resume else folder / TIMINGS
+    if destinations.timings is None and stored is not None and stored.exists():
+        timings = Timings(stored)
+    else:
+        timings = Timings(destinations.timings)
+    return StageResults(folder, resume=resume, timings=timings), timings
 
 
 def open_results(run: Run) -> Run:

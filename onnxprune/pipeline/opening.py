@@ -33,6 +33,7 @@ from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.progress import share_of
+from onnxprune.runtime.memory_limit import PRUNED
 from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.surgery.random_models import check_repeatable
 from onnxprune.torch_backend import require_torch
@@ -45,7 +46,7 @@ WARN_BELOW = 0.5
 def load(run: Run) -> Run:
     """Load and trace the model, load the data, resolve the options."""
     sources = run.sources
-    run.destinations.check(*sources.paths)
+    run.destinations.check(sources)
     structure = {} if sources.plan is None else plan_file.structure(sources.plan)  # channels are those of the plan
     judging = sources.judging
     labels = judging.labels if sources.evaluation is None else None  # of the samples that quality is measured on
@@ -59,7 +60,7 @@ def load(run: Run) -> Run:
         labels=labels,
         task=judging.task,
     )
-    run.destinations.check(*sources.paths, *original.model.files)  # external data as well
+    run.destinations.check(sources, *original.model.files)
     check_repeatable(original.model, original.trace.input_shapes)
     evaluation = data
     if sources.evaluation is not None:
@@ -72,6 +73,7 @@ def load(run: Run) -> Run:
                 hint="give --data; `--data generated` generates inputs",
             )
         require_torch("training")
+        _refuse_foreign_states(run)
     run = replace(
         run,
         options=options,
@@ -101,12 +103,14 @@ def load_pair(run: Run) -> Run:
     sources, teacher_path = run.sources, run.sources.teacher
     assert teacher_path is not None
     assert sources.data is not None
-    run.destinations.check(*sources.paths)
+    run.destinations.check(sources)
     run.on_stage("load", None)
     hint = hint_of(sources.data, sources.preprocess)
-    student, teacher = (io.load(path, run.asked.shape, hint) for path in (sources.model, teacher_path))
-    run.destinations.check(*sources.paths, *student.files, *teacher.files)
+    student, teacher = (io.load(path, run.asked.shape, hint, factor=PRUNED) for path in (sources.model, teacher_path))
+    run.destinations.check(sources, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
+    if sources.plan is not None:
+        plan_file.refuse_other(sources.plan, teacher.digest, student.path, student.metadata(plan_file.ENTRY))
     inputs = inputs_of(teacher)
     judging, evaluation = sources.judging, None
     if sources.evaluation is not None:
@@ -120,6 +124,7 @@ def load_pair(run: Run) -> Run:
     for model in (student, teacher):
         check_repeatable(model, shapes)
     assert run.training is not None
+    _refuse_foreign_states(run)
     run = replace(
         run,
         training=with_augmentation(run.training, data),
@@ -131,6 +136,16 @@ def load_pair(run: Run) -> Run:
         model=student,
     )
     return from_model(run, EditedModel(analyse(student, known=shapes), teacher))
+
+
+def _refuse_foreign_states(run: Run) -> None:
+    """Refuse a path of the checkpoint where another file lies: it would be overwritten, step by step of the schedule."""
+    from onnxprune.training import checkpoint  # only here: torch is an extra, and takes seconds to load
+
+    path, rounds = run.destinations.checkpoint, run.asked.rounds
+    if path is not None:
+        for step in range(1, rounds + 1):
+            checkpoint.refuse_foreign(checkpoint.file_of(path, step, rounds))
 
 
 def _refuse_unlike(student: Model, teacher: Model) -> None:
@@ -184,7 +199,8 @@ def look_at_data(run: Run) -> Run:
         earlier = looked
     warned, task = found, None
     if judging is not None and not judging.is_generated:
-        found += sanity.normalization(io.read(run.original.model.path)[0], judging)
+        stored = io.read(run.original.model.path)
+        found += sanity.normalization(stored.proto, judging, stored.weights)
         seen = _outputs_first(run, judging)
         task = seen.task
         is_selected = bool(measured_tensors(run.original.model.graph).points)

@@ -19,7 +19,7 @@ from onnxprune.allocation.problem import (
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.benchmark import BenchmarkConfig
+from onnxprune.evaluation.benchmark import BenchmarkConfig, timing_key
 from onnxprune.evaluation.compare import Predicted, fidelity, predict, predict_task, runner
 from onnxprune.graph.analysis import Analysis, removed
 from onnxprune.graph.comparison_points import measured_tensors
@@ -85,11 +85,16 @@ def _is_slower(run: Run) -> bool:
     assert run.estimator is not None
     original, config = run.estimator.original, run.measure
     model = rewrite.delete(run.edited.analysis.model, run.edited.analysis.trace, run.keep)
-    feeds = random_feeds(run.original.model.header, original.shapes, 0)
-    sessions = (original.session, model.session(config.session))
-    times = sample_times(sessions, [feeds] * 2, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 4)
-    before, after = np.median(times, axis=1)
-    return bool(before < FASTER * after)
+
+    def medians() -> list[float]:
+        feeds = random_feeds(run.original.model.header, original.shapes, 0)
+        sessions = (original.session, model.session(config.session))
+        times = sample_times(sessions, [feeds] * 2, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 4)
+        return [float(np.median(row)) for row in times]
+
+    key = timing_key("finer multiples", [original.analysis.model, model], original.shapes, config)
+    before, after = run.timings.of(key, 2, medians)
+    return before < FASTER * after
 
 
 BLIND = (

@@ -14,10 +14,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxprune import plan_file
+from onnxprune.allocation.channel_multiple import multiple_for
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
-from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataWarning, OptionError, TargetError
@@ -27,7 +27,8 @@ from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
-from onnxprune.pipeline.identity import OPEN_RESULTS, identity
+from onnxprune.pipeline.delivery import unlost
+from onnxprune.pipeline.identity import OPEN_RESULTS, identity, opened
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
@@ -63,6 +64,7 @@ def sweep(
     training: Training | None = None,
     measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
+    timings: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
     on_stage: ProgressCallback = quiet,
@@ -90,6 +92,7 @@ def sweep(
         training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.
         latency_table: as for `onnxprune.prune`.
+        timings: as for `onnxprune.prune`.
         jobs: number of processes that make members; default 1. Results do not depend on it.
         scheduler: address of a Dask scheduler that makes the members instead; None: processes on this machine.
         on_stage: as for `onnxprune.prune`.
@@ -115,24 +118,26 @@ def sweep(
     options, measure, judging = parted(fields, options, measure, judging)
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
-    Destinations(report=page).check(Path(model))
-    table = path_of(latency_table)
+    table, replayed = path_of(latency_table), path_of(timings)
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
+    Destinations(report=page, family=Path(output_folder), timings=replayed).check(sources)
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
     run = execute(run, (LOAD,))
     family = Family(Path(output_folder), quantity, sorted(set(shares)), {**identity(run), "quantity": quantity})
     if family.unplanned:
-        results = StageResults(family.folder / PLANNING, resume=True)
+        results, measured = opened(Destinations(timings=replayed), family.folder / PLANNING, resume=True)
         plan = Stage(lambda run: plan_members(run, family), requires=("original",))
-        with results.kept_on_error(), contextlib.ExitStack() as scope:
-            planning = replace(run, training=None, results=results)
+        with results.kept_on_error(), measured.kept(), contextlib.ExitStack() as scope:
+            planning = replace(run, training=None, results=results, timings=measured)
             execute(planning, (OPEN_RESULTS, LOOK_AT_DATA, calibration(scope), plan))
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
+    result = SweepResult(found, family.folder)
     if page is not None:
-        saving.save(page, found, command)
-    return SweepResult(found, family.folder)
+        with unlost(result, family.folder):
+            saving.save(page, found, command)
+    return result
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:
@@ -156,10 +161,11 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
 
 def plan_members(run: Run, family: Family) -> Run:
     """Select the channels of every member from one problem, and write the plans."""
-    analysis, options, shares = run.original, run.options, family.unplanned
+    analysis, options, shares = run.original, multiple_for(run.options, run.timings), family.unplanned
     refuse_unprunable(analysis)
     hardest = replace(options, reduce={family.quantity: max(shares)})
-    estimator = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
+    table = run.sources.latency_table
+    estimator = CostEstimator(analysis, hardest, run.measure, table=table, on_stage=run.on_stage, timings=run.timings)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
     problem = score(estimator, hardest, run.workspace, everything, analysis, everything)
     for number, share in enumerate(shares):
@@ -176,6 +182,7 @@ def plan_members(run: Run, family: Family) -> Run:
         found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
         family.reached(share, gone)
         plan_file.write(family.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
+    run.on_stage("plan", 1.0, "; ".join(run.timings.notes))
     return run
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxprune.errors import ModelError, first_line
+from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.runtime.limits import may_repeat, watched
 from onnxprune.runtime.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -21,6 +23,7 @@ from onnxprune.runtime.providers import (
     parse_provider,
     short_name,
 )
+from onnxprune.runtime.weight_files import place_of
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -87,18 +90,20 @@ def open_session(
         model: a proto, its bytes, or a path.
         config: how the model is executed.
         where: name of the model in errors.
-        weights: values of initializers that the proto stores externally; the session shares their memory.
+        weights: values of initializers that the proto stores externally; onnxruntime copies them, but maps those that lie in files.
         folder: of the external data of a proto.
         profile: prefix of the file that onnxruntime's profiler writes; None: the profiler is off.
 
     Raises:
         ModelError: onnxruntime cannot load the model, lacks the provider, or would run nodes on the CPU without leave to.
     """
-    options = ort.SessionOptions()
+    options, kept = ort.SessionOptions(), weights
     options.log_severity_level = 4
     options.intra_op_num_threads = config.threads
     if not config.spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if weights and isinstance(model, onnx.ModelProto):
+        model, weights, folder = _located(model, weights)
     if folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if profile is not None:
@@ -135,8 +140,30 @@ def open_session(
         ) from failure
     if config.provider not in opened.get_providers():
         raise _not_set_up(config, where)
-    opened.onnxprune_weights = shared  # keep them as long as the session
+    opened.onnxprune_where, opened.onnxprune_repeats = where, may_repeat(source)
+    opened.onnxprune_weights = shared, kept  # as long as the session
     return opened
+
+
+def _located(
+    proto: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]], str]:
+    """Return a model that names the files in which weights lie, the weights that lie in none, and the folder of all files."""
+    found = {name: place for name, values in weights.items() if (place := place_of(values))}
+    folder = next((Path(path).anchor for path, _ in found.values()), "")
+    places = {name: place for name, place in found.items() if Path(place[0]).anchor == folder}
+    if not places:
+        return proto, dict(weights), ""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for tensor in result.graph.initializer:
+        if tensor.name in places:
+            path, offset = places[tensor.name]
+            del tensor.external_data[:]
+            entries = {"location": Path(path).relative_to(folder).as_posix(), "offset": offset}
+            for key, value in {**entries, "length": weights[tensor.name].nbytes}.items():
+                tensor.external_data.add(key=key, value=str(value))
+    return result, {name: values for name, values in weights.items() if name not in places}, folder
 
 
 def _require(config: SessionConfig, where: str) -> None:
@@ -202,15 +229,23 @@ def watch(proto: onnx.ModelProto, names: Iterable[str]) -> None:
 
 
 def run_batch(
-    opened: ort.InferenceSession, feeds: Feeds, *, where: str = "the model", names: list[str] | None = None
+    opened: ort.InferenceSession, feeds: Feeds, *, where: str = "", names: list[str] | None = None
 ) -> list[Any]:
-    """Run one batch and return the outputs in order.
+    """Run one batch and return the outputs in order; `where` names the model in errors, by default as the session does.
 
     Raises:
         ModelError: onnxruntime fails on these inputs.
+        RunLimitError: the run takes more time or memory than it may; see `onnxprune.runtime.limits`.
     """
+    where = where or opened.onnxprune_where
+    given = {name: _array(value) for name, value in feeds.items()}
     try:
-        return list(opened.run(names, {name: _array(value) for name, value in feeds.items()}))
+        if not opened.onnxprune_repeats:
+            return list(opened.run(names, given))
+        with watched(where) as options:
+            return list(opened.run(names, given, options))
+    except OnnxPruneError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
         raise ModelError(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.graph.model import Model
+from onnxprune.runtime.weight_files import in_file
 from onnxprune.types import BoolArray, IntArray, Trace
 
 CUT_BYTES = 2**22
@@ -30,7 +31,7 @@ def delete(model: Model, trace: Trace, keep: BoolArray) -> Model:
         if not cuts or tensor.name in done:
             continue
         done.add(tensor.name)
-        tensor.values = _cut(tensor.values, sorted(cuts.items()))
+        tensor.values = in_file(_cut(tensor.values, sorted(cuts.items())), model.size)
         if tensor.name in model.folded:
             result.folded[tensor.name] = model.folded[tensor.name].take(sorted(cuts.items()), tensor.values)
         stats = model.batchnorms.get(tensor.name)

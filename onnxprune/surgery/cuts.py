@@ -13,11 +13,13 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import io
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import Model
 from onnxprune.runtime.session import UNOPTIMIZED, Feeds, SessionConfig, open_session, run_batch
+from onnxprune.runtime.weight_files import LARGE, release
 
-Source = str | Model | onnx.ModelProto
-"""A path, a model, or its proto."""
+Source = str | Model | Parsed | onnx.ModelProto
+"""A path, a model, a file that was read, or a proto."""
 Values = list[Feeds]
 """The values of tensors by name, batch by batch."""
 COMPUTED = "__computed"
@@ -42,7 +44,17 @@ class Subject:
         """
         given = [{} for _ in feeds] if cuts is None else cuts
         opened = self.opened(points, given[0])
-        return [opened(inputs, fed) for inputs, fed in zip(feeds, given, strict=True)]
+        found = [opened(inputs, fed) for inputs, fed in zip(feeds, given, strict=True)]
+        del opened
+        release(self.size)
+        return found
+
+    @property
+    def size(self) -> float:
+        """Bytes of the file, or of the file that the model comes from; 0 for a proto."""
+        if isinstance(self.source, str):
+            return os.path.getsize(self.source)
+        return self.source.size if isinstance(self.source, Model | Parsed) else 0
 
     def opened(
         self, points: Sequence[str], cuts: Feeds, config: SessionConfig = UNOPTIMIZED
@@ -66,11 +78,12 @@ class Subject:
 
     def _parts(self, points: Sequence[str]) -> tuple[onnx.ModelProto, Mapping[str, Any], str]:
         """Return a proto that may be changed, the weights that it lacks, and the folder of its external data."""
-        if isinstance(self.source, Model):
+        if isinstance(self.source, Model | Parsed):
             return *self.source.stub(), ""
         if isinstance(self.source, str):
-            if os.path.islink(self.source):  # data of a hub's cache lie beside the link or beside its target
-                return io.read(self.source)[0], {}, ""
+            if os.path.islink(self.source) or self.size >= LARGE:
+                # data of a hub's cache lie beside the link or beside its target; a large proto takes memory several times
+                return *io.read(self.source).stub(), ""
             folder = os.path.dirname(os.path.realpath(self.source))
             return onnx.load(self.source, load_external_data=False), {}, folder
         proto = onnx.ModelProto()

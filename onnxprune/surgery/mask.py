@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.graph.model import Model, inferred
 from onnxprune.graph.nodes import integers_argument
 from onnxprune.graph.order import sort
+from onnxprune.runtime.weight_files import in_file
 from onnxprune.types import BoolArray, FloatArray, Summed, Trace
 
 
@@ -37,7 +38,7 @@ def mask(model: Model, trace: Trace, keep: BoolArray) -> Model:
             for fact, flags in dead:
                 index = (slice(None),) * fact.axis + (flags,)
                 value[index] = np.broadcast_to(fact.zero, value.shape)[index]
-            made[key] = gs.Constant(f"{old.name}__node{node}_{position}", value)
+            made[key] = gs.Constant(f"{old.name}__node{node}_{position}", in_file(value, model.size))
         nodes[node].inputs[position] = made[key]
     touched = [summed for summed in trace.summed if not alive[summed.channels].all()]
     types = inferred(model, trace.input_shapes).types if touched else {}

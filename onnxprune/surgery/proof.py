@@ -15,6 +15,7 @@ import onnx
 from onnxprune.errors import ModelError, OnnxPruneError, ProofError
 from onnxprune.graph import io
 from onnxprune.graph.comparison_points import ComparisonPoints, comparison_points
+from onnxprune.graph.io import Parsed
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import is_quantizer, unrounded
 from onnxprune.metrics.outputs import (
@@ -27,6 +28,7 @@ from onnxprune.metrics.outputs import (
     scaled,
 )
 from onnxprune.runtime.session import Feeds, fed_inputs
+from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.cuts import Source, Subject, Values, matched
 from onnxprune.surgery.random_models import refuse_random
 
@@ -118,6 +120,7 @@ def prove(
     tries = [([*(scaled(inputs, scale) for inputs in unit), *real], "") for scale in INPUT_SCALES]
     tries += [(real, "on the samples alone")] if real else []
     path = str(original.path)
+    release(original.size)
     points = comparison_points(original.graph)
     names = (path, "the model as loaded", "the masked model", "the pruned model")
     sources: tuple[Source, ...] = (original if loaded else path, original, masked, pruned)
@@ -150,8 +153,10 @@ def _subjects(sources: Sequence[Source], names: Sequence[str]) -> tuple[Subject,
 
 def _proto(source: Source) -> onnx.ModelProto:
     if isinstance(source, str):
-        return io.read(source)[0]
-    return source.to_proto() if isinstance(source, Model) else source
+        return io.read(source).whole()
+    if isinstance(source, Model):
+        return source.to_proto()
+    return source.whole() if isinstance(source, Parsed) else source
 
 
 def _behind(points: ComparisonPoints, masked: Model, pruned: Model) -> tuple[str, ...]:

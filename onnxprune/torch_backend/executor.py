@@ -150,7 +150,8 @@ class Executor:
                 if slot not in kept:
                     values.pop(slot, None)
         found = ((name, values[self._slots[name]]) for name in asked)
-        return {name: value for name, value in found if value is not None}
+        learns = torch.is_grad_enabled()  # a weight that is an output would learn still
+        return {name: value if learns else value.detach() for name, value in found if value is not None}
 
     def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
         """Return the outputs as arrays, without gradients, in evaluation mode."""

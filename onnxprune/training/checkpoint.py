@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from onnxprune.fileio import atomic_write
 
 State = dict[str, Any]
 VERSION = 2
+
+
+def file_of(path: Path, step: int, steps: int) -> Path:
+    """Return the file of the state of the training after a step of the schedule; that of the last step has no number."""
+    return path if step == steps else path.with_name(f"{path.name}.{step}")
 
 
 def save(path: Path, key: str, state: State) -> None:
@@ -40,9 +47,44 @@ def load(path: Path, key: str) -> State | None:
     """
     if not path.exists():
         return None
+    state = _read(path)
+    if (state["version"], state["key"]) != (VERSION, key):
+        raise OutputError(
+            "the checkpoint belongs to another run",
+            where=str(path),
+            why="its models, data, options or versions are different",
+            hint="delete it to start again, or give --checkpoint another path",
+        )
+    return state
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse, before any work is done, to write checkpoints over a file that is none.
+
+    Raises:
+        OutputError: there is such a file.
+    """
+    if path.exists():
+        _read(path, mapped=True)
+
+
+def forget(path: Path, key: str) -> None:
+    """Delete the state of the run with this key; any other file stays, and so does one that cannot be deleted."""
+    with contextlib.suppress(OutputError, OSError):
+        if _read(path, mapped=True)["key"] == key:
+            path.unlink()
+
+
+def _read(path: Path, *, mapped: bool = False) -> State:
+    """Return a state; `mapped`: tensors are not read.
+
+    Raises:
+        OutputError: the file is no checkpoint.
+    """
     try:
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-        found = state.get("version"), state.get("key")
+        state: State = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+        if not {"version", "key"} <= state.keys():
+            raise ValueError("it is no checkpoint of onnxprune")
     except Exception as error:  # pickle and zipfile raise many types
         raise OutputError(
             "the checkpoint cannot be read",
@@ -50,11 +92,4 @@ def load(path: Path, key: str) -> State | None:
             why=first_line(error),
             hint="delete it, or give --checkpoint another path",
         ) from error
-    if found != (VERSION, key):
-        raise OutputError(
-            "the checkpoint belongs to another run",
-            where=str(path),
-            why="its models, data, options or versions are different",
-            hint="delete it to start again, or give --checkpoint another path",
-        )
     return state

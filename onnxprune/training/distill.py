@@ -59,6 +59,7 @@ class TrainingResult:
         validations: all validations on the held-out samples.
         gated: (n_channels of the trace,) channels gated by the global threshold; None without one.
         notes: notes for the report.
+        states: checkpoints of this training, and of those before it that the run consists of, with their keys.
     """
 
     model: Model
@@ -69,6 +70,7 @@ class TrainingResult:
     validations: tuple[Validation, ...]
     gated: BoolArray | None = None
     notes: tuple[str, ...] = ()
+    states: tuple[tuple[Path, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -222,6 +224,7 @@ class _Run:
             tuple(validator.history),
             None if self.gates is None else self.gates.gated,
             (*self.notes, *self._summary()),
+            () if self.setting.checkpoint is None else ((self.setting.checkpoint, self.key),),
         )
 
     def _advance(self, started: float) -> None:

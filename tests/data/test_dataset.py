@@ -97,14 +97,14 @@ def test_array_for_a_model_of_two_inputs_is_refused(images):
 
 def test_inputs_of_a_model(tiny, models):
     assert input_specs(tiny) == SPEC
-    (spec,) = input_specs(io.read(models / "resnet.onnx")[0])
+    (spec,) = input_specs(io.read(models / "resnet.onnx").proto)
     assert (spec.name, spec.dtype, spec.shape) == ("image", np.float32, (None, 1, 28, 28))
 
 
 @pytest.mark.parametrize(("model", "toml"), [("resnet", "28x28"), ("mobile", "28x28"), ("small", "32x32")])
 @pytest.mark.parametrize("name", ["calibration.npz", "evaluation.npz"])
 def test_reference_data_fit_the_reference_models(name, model, toml, models):
-    specs = input_specs(io.read(models / f"{model}.onnx")[0])
+    specs = input_specs(io.read(models / f"{model}.onnx").proto)
     data = load_data(models / name, specs, str(models / f"{toml}.toml"))
     feeds = data.rows(0, 256)["image"]
     assert abs(feeds.mean()) < 0.2 + (toml == "32x32")  # zeros pad the larger ones

@@ -518,7 +518,7 @@ def test_provenance_is_shown_and_checked(run, tiny_path, tmp_path) -> None:
 def test_each_file_is_parsed_once(tiny_path, tmp_path, monkeypatch) -> None:
     parsed: list[Path] = []
     parse = io.parse
-    monkeypatch.setattr(io, "parse", lambda file: parsed.append(file) or parse(file))
+    monkeypatch.setattr(io, "parse", lambda file, *rest: parsed.append(file) or parse(file, *rest))
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(tiny_path.read_bytes())
     assert onnxprune.check(copy, tiny_path, measure=MEASURE)

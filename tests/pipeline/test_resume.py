@@ -22,6 +22,7 @@ UNTIMED = BenchmarkConfig(latency=False)
 KINDS = {
     "block": Options(reduce={"flops": 0.4}, round_to=1, augment=()),
     "progressive": Options(reduce={"flops": 0.4}, round_to=1, augment=(), schedule="progressive", steps=2),
+    "edits": Options(reduce={"flops": 0.4}, round_to=1, augment=(), granularity=("filter", "kernel", "rank")),
     "least loss": Options(max_drop=30.0, round_to=2, augment=()),
 }
 

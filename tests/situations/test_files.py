@@ -85,7 +85,7 @@ def test_nodes_stay_in_order_and_take_no_more_memory(situation: Situation, name:
     places = [before.index(node.output[0]) for node in model.to_proto().graph.node if node.output[0] in before]
     assert places == sorted(places)
     shapes = trace(model).input_shapes
-    assert activation_memory.peak(model, shapes) <= activation_memory.peak(proto, shapes)
+    assert activation_memory.peak(model, shapes) <= activation_memory.peak(io.read(path), shapes)
 
 
 # ------------------------------------------------------------------------------------------ inputs, links, sparse tensors
