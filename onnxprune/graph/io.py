@@ -53,8 +53,8 @@ BODY = ("node", "initializer", "sparse_initializer", "value_info")
 """Fields of a GraphProto that the graph holds; the header holds the others."""
 
 
-def read(path: str | os.PathLike[str], factor: float = READ) -> Parsed:
-    """Read and check a model without normalization; `factor` as for `load`.
+def read(path: str | os.PathLike[str], factor: float = 0.0) -> Parsed:
+    """Read and check a model without normalization; `factor` as for `load`, 0 where the run has begun.
 
     Raises:
         ModelError: as for `load`.
@@ -123,12 +123,12 @@ class Parsed:
         return proto
 
 
-def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
+def parse(file: Path, factor: float = 0.0, memory: float = 0.0) -> Parsed:
     """Parse and check a file; store its initializers densely, and apart from the inputs. See `load` for the arguments."""
     refused = partial(ModelError, where=str(file))
 
     def fits(size: float) -> None:
-        if size >= LARGE:
+        if factor and size >= LARGE:
             require(size, factor, str(file), memory)
 
     try:

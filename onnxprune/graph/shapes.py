@@ -163,7 +163,7 @@ def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]])
             return f"{node.op_type} {node.name}"
         if node.op_type == "Gemm" and all(name in shapes for name in node.input[:2]):
             flipped = {attribute.name: attribute.i for attribute in node.attribute}
-            inner = sizes[1][1 - flipped.get("transA", 0)], sizes[2][flipped.get("transB", 0)]
+            inner = sizes[1][not flipped.get("transA", 0)], sizes[2][bool(flipped.get("transB", 0))]
             if inner[0] != inner[1]:
                 return f"Gemm {node.name}"
     return ""

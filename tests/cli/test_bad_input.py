@@ -597,7 +597,7 @@ def test_full_disk_leaves_nothing_behind(broken, existing, tiny_path, out, refus
         break_writing(monkeypatch, full)
     else:
         monkeypatch.setattr(Path, broken, fail)
-    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"))
+    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"), shown=True)
 
 
 def test_interrupt_while_writing_leaves_nothing_behind(tiny_path, out, run, monkeypatch):
