@@ -67,14 +67,7 @@ def load_external_data(
 def _located(tensor: onnx.TensorProto, file: Path) -> tuple[Path, int, int]:
     """Return file, offset and bytes of the values of a tensor."""
     where = f"{file}, tensor {tensor.name}"
-    try:
-        info = external_data_helper.ExternalDataInfo(tensor)
-        if min(info.offset or 0, info.length or 0) < 0:
-            raise ValueError(f"offset {info.offset} and length {info.length}")
-    except ValueError as error:
-        raise ModelError(
-            "the place of external data is damaged", where=where, why=first_line(error), hint="export the model again"
-        ) from error
+    info = _place(tensor, where)
     data = _find(info.location, file, where)
     start = info.offset or 0
     available = data.stat().st_size
@@ -137,6 +130,19 @@ def set_apart(
     return result, apart
 
 
+def _place(tensor: onnx.TensorProto, where: str) -> external_data_helper.ExternalDataInfo:
+    """Return where the values of a tensor lie, as the model says."""
+    try:
+        info = external_data_helper.ExternalDataInfo(tensor)
+        if min(info.offset or 0, info.length or 0) < 0:
+            raise ValueError(f"offset {info.offset} and length {info.length}")
+    except ValueError as error:
+        raise ModelError(
+            "the place of external data is damaged", where=where, why=first_line(error), hint="export the model again"
+        ) from error
+    return info
+
+
 def data_files(file: Path) -> list[Path]:
     """Return the data files that a model names, links resolved; none where it cannot be read, which `io.load` reports."""
     try:
@@ -148,7 +154,7 @@ def data_files(file: Path) -> list[Path]:
     for tensor in tensors:
         if external_data_helper.uses_external_data(tensor):
             with contextlib.suppress(ModelError):
-                found[_find(external_data_helper.ExternalDataInfo(tensor).location, file, str(file))] = None
+                found[_find(_place(tensor, str(file)).location, file, str(file))] = None
     return list(found)
 
 

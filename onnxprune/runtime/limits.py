@@ -7,9 +7,11 @@ told from the graph: their runs alone are watched.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
 import os
+import re
 import sys
 import threading
 import time
@@ -30,7 +32,7 @@ TICK = 0.1
 """Seconds between two looks at a watched run."""
 REPEATING = (b"Loop", b"Scan", b"SequenceMap")
 """Operators that run a body, whose rounds nothing limits."""
-MARKS = tuple(b'"' + bytes([len(name)]) + name for name in REPEATING)
+MARKS = re.compile(b"|".join(re.escape(b'"' + bytes([len(name)]) + name) for name in REPEATING))
 """Bytes of a file with such an operator: field 4 of a NodeProto, the length, the name."""
 
 
@@ -62,9 +64,16 @@ def may_repeat(source: bytes | str) -> bool:
     True
     """
     if isinstance(source, bytes):
-        return any(mark in source for mark in MARKS)
-    with open(source, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(mark) >= 0 for mark in MARKS)
+        return MARKS.search(source) is not None
+    status = os.stat(source)
+    return _file_may_repeat(source, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _file_may_repeat(path: str, size: int, time_of_change: int) -> bool:
+    """Search a file; once, since a run opens many sessions of a file that may be large."""
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return MARKS.search(content) is not None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import io
+from onnxprune.graph.external_data import data_files
 from onnxprune.graph.file_checks import check_tensors
 from onnxprune.graph.io import load
 
@@ -171,6 +172,7 @@ def test_places_of_external_data(entry: dict[str, str], says: str, tiny: onnx.Mo
         load(tmp_path / "m.onnx")
     assert says in caught.value.why
     assert "external data" in caught.value.what
+    assert set(data_files(tmp_path / "m.onnx")) <= {tmp_path / "w.bin"}
 
 
 def test_sparse_tensor_is_read(tiny: onnx.ModelProto, tmp_path: Path) -> None:
