@@ -10,14 +10,9 @@ import io
 import json
 import os
 import stat
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MOST_BYTES = 2**30
 """Bytes of a text, a JSON or a TOML file, at most."""

@@ -51,8 +51,8 @@ class Calibration:
     seed: int = 0
 
     @classmethod
-    def of(cls, data: Data, samples: int, kinds: tuple[str, ...] = (), seed: int = 0) -> Calibration:
-        """Draw at most `samples` samples, but no fewer than a fixed batch, and set the batch.
+    def of(cls, data: Data, samples: int, kinds: tuple[str, ...] = (), seed: int = 0, most: int = BATCH) -> Calibration:
+        """Draw at most `samples` samples, but no fewer than a fixed batch, and set the batch, `most` samples unless it is fixed.
 
         Raises:
             DataError: there are fewer samples than a fixed batch.
@@ -75,7 +75,7 @@ class Calibration:
         if len(data) > samples:
             data = data.take(np.sort(np.random.default_rng(seed).choice(len(data), samples, replace=False)))
         elements = max(1, sum(math.prod(shape) for shape in data.shapes().values()))
-        batch = fixed or max(1, min(BATCH, len(data) // PARTS, ELEMENTS // elements))
+        batch = fixed or max(1, min(BATCH, most, len(data) // PARTS, ELEMENTS // elements))
         return cls(data, batch, kinds, seed)
 
     @property

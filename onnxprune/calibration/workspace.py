@@ -29,8 +29,12 @@ from onnxprune.runtime.session import Feeds
 GENERATED = "generated"
 """Value of `--data` for generated inputs."""
 DATA_FREE = "data-free: inputs were generated, no real sample was used"
-STORED, SUMS = 0.33, 0.25
-"""Shares of `--memory` for stored activations and for the sums of one layer; onnxruntime and numpy need the rest."""
+STORED, SUMS, RUN = 0.33, 0.25, 0.5
+"""Shares of `--memory` for stored activations, for the sums of one layer, and for the activations of a batch, at most."""
+ITEMSIZE = 4
+"""Bytes of an element."""
+ALIVE = 3
+"""Tensors as large as the largest one that are alive at once, about."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,17 @@ def workspace_for(
             )
     store = ActivationStore(options.memory * STORED)
     try:
-        calibration = Calibration.of(data, options.samples, kinds, options.seed)
+        most = int(RUN * options.memory // (ALIVE * ITEMSIZE * largest_activation(analysis)))
+        calibration = Calibration.of(data, options.samples, kinds, options.seed, most)
         yield Workspace(calibration, store, options.memory * SUMS, tuple(notes), distance, results or StageResults())
     finally:
         store.close()
+
+
+def largest_activation(analysis: Analysis) -> float:
+    """Return the elements of the largest tensor of a model, per sample."""
+    trace = analysis.trace
+    return max(1.0, max((math.prod(shape) for shape in trace.shapes.values()), default=1) / trace.samples)
 
 
 def _is_short(analysis: Analysis, samples: int) -> bool:

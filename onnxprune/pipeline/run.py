@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxprune import paths
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.stage_results import StageResults
-from onnxprune.calibration.workspace import Workspace
+from onnxprune.calibration.workspace import ALIVE, ITEMSIZE, Workspace, largest_activation
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
@@ -40,10 +39,8 @@ if TYPE_CHECKING:
     from onnxprune.training.distill import TrainingResult
 
 
-EVALUATION_BYTES = 256e6
-"""Bytes of the activations of an evaluation run."""
-ALIVE = 3
-"""Tensors as large as the largest one that are alive at once, about."""
+EVALUATION_BYTES, EVALUATED = 256e6, 0.25
+"""Bytes of the activations of an evaluation run, and their share of `--memory`, at most."""
 PLAN = ".plan.json"
 """Ending of the plan that lies beside a model."""
 UNSET: Any = None
@@ -258,10 +255,9 @@ class Run:
 
     @property
     def evaluating(self) -> BenchmarkConfig:
-        """The benchmark config with as many samples per evaluation run as fit into `EVALUATION_BYTES`."""
-        trace = self.original.trace
-        largest = max((math.prod(shape) for shape in trace.shapes.values()), default=1) / trace.samples
-        fitting = int(EVALUATION_BYTES // (ALIVE * 4 * max(largest, 1)))
+        """The benchmark config with as many samples per evaluation run as fit into `EVALUATION_BYTES` and `--memory`."""
+        room = min(EVALUATION_BYTES, EVALUATED * self.options.memory)
+        fitting = int(room // (ALIVE * ITEMSIZE * largest_activation(self.original)))
         return replace(self.measure, eval_batch=max(1, min(self.measure.eval_batch, fitting)))
 
     @property
