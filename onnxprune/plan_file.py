@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxprune.errors import OptionError, PlanError, first_line
+from onnxprune.file_kinds import PLAN, kind_of
 from onnxprune.fileio import Transaction, joined
 from onnxprune.options import Options
 from onnxprune.reading import read_json
@@ -187,6 +188,9 @@ def _damaged(path: Path) -> Iterator[None]:
     except KeyError as error:
         _refuse(path, "not a plan, or a damaged one", f"it has no {error}", RENEW)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        kind = kind_of(path)
+        if kind is not None and kind is not PLAN:
+            _refuse(path, f"not a plan, but {kind.text}", "", RENEW)
         _refuse(path, "not a plan, or a damaged one", first_line(error), RENEW)
 
 

@@ -141,10 +141,10 @@ def run() -> Run:
 def refused(run: Run, out: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs a command which must end in one clear message and leave `out` as it was.
 
-    The message must hold every text of `says`, and tell what to do.
+    The message must hold every text of `says`, and tell what to do; nothing is on stdout, unless the result is `shown` all the same.
     """
 
-    def invoke(*args: object, says: str | tuple[str, ...], code: int = 1) -> Result:
+    def invoke(*args: object, says: str | tuple[str, ...], code: int = 1, shown: bool = False) -> Result:
         before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
         capfd.readouterr()
         result = run(*args)
@@ -158,7 +158,7 @@ def refused(run: Run, out: Path, capfd: pytest.CaptureFixture[str]) -> Run:
             assert "\n  do:    " in result.stderr
             assert len(result.stderr.splitlines()) <= 5
             assert code != 1 or "\n  where: " in result.stderr or "\n  why:   " in result.stderr
-        assert result.stdout == ""
+        assert bool(result.stdout) == shown
         assert capfd.readouterr() == ("", "")  # nothing from the libraries
         assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
         return result

@@ -14,6 +14,7 @@ LAYERS = (
         "leftovers",
         "fileio",
         "reading",
+        "file_kinds",
         "paths",
     ),
     ("runtime",),

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
-from onnxprune.errors import LatencyError
+from onnxprune.errors import LatencyError, first_line
 from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, side_by_side
 from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
@@ -127,8 +127,10 @@ def from_dict(content: Any, where: str) -> Table:
         LatencyError: `content` is no table; the error names `where`.
     """
     try:
-        if content["schema"] != SCHEMA or tuple(content["features"]) != FEATURES:
+        if content["schema"] != SCHEMA:
             raise ValueError(f"its schema is {content['schema']!r}, {SCHEMA!r} is known")
+        if tuple(content["features"]) != FEATURES:
+            raise ValueError(f"its features are other ones than {', '.join(FEATURES)}")
         table = Table(
             str(content["architecture"]),
             machine.Environment(**content["environment"]),
@@ -345,7 +347,7 @@ def read(path: Path) -> Table:
         content = read_json(path)
     except (OSError, ValueError) as error:
         raise LatencyError(
-            "the latency table cannot be read", where=str(path), why=str(error), hint="check the path"
+            "the latency table cannot be read", where=str(path), why=first_line(error), hint="check the path"
         ) from error
     return from_dict(content, str(path))
 

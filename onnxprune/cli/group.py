@@ -82,6 +82,8 @@ def expected(error: Exception) -> str | None:
     """Return the message of an error that a user can act on; None for a defect of the program."""
     if isinstance(error, OnnxPruneError):
         return str(error)
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply\n  why:   bodies within bodies, or lists within lists, beyond what Python follows\n  do:    give a flatter one"
     if isinstance(error, MemoryError):
         return "out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory"
     if isinstance(error, OSError):

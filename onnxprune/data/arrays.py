@@ -15,6 +15,7 @@ from onnxprune.data.labels.values import object_array
 from onnxprune.data.numpy_files import read_npy, read_npz
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
+from onnxprune.file_kinds import kind_of
 from onnxprune.reading import exists
 
 Array = np.ndarray[Any, Any]
@@ -36,9 +37,11 @@ def read_arrays(path: DataLike, inputs: Sequence[InputSpec]) -> dict[str, Array]
     if not exists(file):
         raise DataError("no such data", where=str(file), hint="check the path given to --data")
     if file.suffix.lower() not in (".npz", ".npy"):
+        kind = kind_of(file)
         raise DataError(
             f"data of type {file.suffix or 'none'} are not known",
             where=str(file),
+            why="" if kind is None else f"it is {kind.text}",
             hint="give a .npz, a .npy or a folder of images",
         )
     only = None if file.suffix.lower() == ".npz" else only_input(inputs, "a .npy file").name

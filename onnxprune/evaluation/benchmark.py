@@ -18,6 +18,7 @@ from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine, profile_files, profiler
+from onnxprune.runtime.memory_limit import PRUNED
 from onnxprune.runtime.providers import CPU_PROVIDER, normal_provider
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session
 from onnxprune.runtime.timing import Latency, sample_times
@@ -29,9 +30,9 @@ SCHEMA = "onnxprune.bench/2"
 RANGES = {
     "batch": (1, 10**6),
     "threads": (0, 10**3),
-    "runs": (1, 10**6),
-    "warmup": (0, 10**6),
-    "eval_batch": (1, 10**6),
+    "runs": (1, 10**9),
+    "warmup": (0, 10**9),
+    "eval_batch": (1, 10**9),
 }
 """Least and largest number of each field; onnxruntime starts as many threads as it is told."""
 SECONDS = 20.0
@@ -133,7 +134,7 @@ def bench(
         ModelError: a model cannot be read or run.
     """
     on_stage("load", None)
-    protos = [io.read(path).proto for path in paths]
+    protos = [io.read(path, PRUNED).proto for path in paths]
     with machine.pinned(measure.threads) as processors:
         sessions = [open_session(os.fspath(path), measure.session, where=os.fspath(path)) for path in paths]
         found = [_signature(opened, proto, shape) for opened, proto in zip(sessions, protos, strict=True)]

@@ -44,7 +44,7 @@ def full_check(source: Source) -> str | None:
             onnx.checker.check_model(source, full_check=True)
             return None
         proto, weights = source.stub()
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(proto.SerializeToString())
             with (Path(folder) / STORED_IN).open("wb") as file:  # a sparse file: nothing is written

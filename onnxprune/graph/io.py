@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.file_kinds import ONNX, kind_of
 from onnxprune.fileio import Transaction, check_destination, joined
 from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
@@ -52,8 +53,8 @@ BODY = ("node", "initializer", "sparse_initializer", "value_info")
 """Fields of a GraphProto that the graph holds; the header holds the others."""
 
 
-def read(path: str | os.PathLike[str], factor: float = READ) -> Parsed:
-    """Read and check a model without normalization; `factor` as for `load`.
+def read(path: str | os.PathLike[str], factor: float = 0.0) -> Parsed:
+    """Read and check a model without normalization; `factor` as for `load`, 0 where the run has begun.
 
     Raises:
         ModelError: as for `load`.
@@ -67,8 +68,14 @@ def damaged(file: Path) -> Iterator[None]:
     """Turn any error that a library raises over a file into a ModelError."""
     try:
         yield
-    except (OnnxPruneError, MemoryError):
+    except OnnxPruneError:
         raise
+    except MemoryError as error:
+        raise ModelError(
+            "the model does not fit into the memory of this process",
+            where=str(file),
+            hint="run on a machine with more memory, or check that the file is what it should be",
+        ) from error
     except Exception as error:
         open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # has a better message, where it fails, too
         raise ModelError(
@@ -116,12 +123,12 @@ class Parsed:
         return proto
 
 
-def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
+def parse(file: Path, factor: float = 0.0, memory: float = 0.0) -> Parsed:
     """Parse and check a file; store its initializers densely, and apart from the inputs. See `load` for the arguments."""
     refused = partial(ModelError, where=str(file))
 
     def fits(size: float) -> None:
-        if size >= LARGE:
+        if factor and size >= LARGE:
             require(size, factor, str(file), memory)
 
     try:
@@ -135,7 +142,7 @@ def parse(file: Path, factor: float = READ, memory: float = 0.0) -> Parsed:
     except FileNotFoundError:
         raise refused("no such model file", hint="check the path") from None
     except IsADirectoryError:
-        raise refused("the model path is a folder", hint="name the .onnx file in it") from None
+        raise _named(file) or refused("the model path is a folder", hint="name the .onnx file in it") from None
     except OSError as error:
         raise refused(
             "the model file cannot be read", why=error.strerror or str(error), hint="check the path and its permissions"
@@ -164,25 +171,35 @@ def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
     try:
         proto.ParseFromString(content)
     except Exception:
-        raise ModelError(
+        raise _named(file) or ModelError(
             "not an ONNX file, or a truncated one",
             where=str(file),
-            why=f"its {len(content):,} bytes are not a complete ONNX protobuf message",
+            why=f"its {len(content):,} bytes are not a complete ONNX protobuf message, or nested deeper than protobuf reads",
             hint="compare its size or checksum with the source, and copy or export it again",
         ) from None
     return proto
 
 
+def _named(file: Path) -> ModelError | None:
+    """Return the error for a file of another kind that is known, None for any other."""
+    kind = kind_of(file)
+    if kind is None or kind is ONNX:
+        return None
+    return ModelError(f"not an ONNX model, but {kind.text}", where=str(file), hint=kind.hint)
+
+
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:
     refused = partial(ModelError, where=str(file))
     if not proto.ir_version or not proto.HasField("graph"):
-        raise refused(
+        raise _named(file) or refused(
             "not an ONNX model",
             why="it has no IR version or no graph",
             hint="name an .onnx file, or export the model again",
         )
     if not proto.graph.node or not proto.graph.output:
-        raise refused("the graph is empty", why="it has no nodes, or no outputs", hint="export the model again")
+        raise _named(file) or refused(
+            "the graph is empty", why="it has no nodes, or no outputs", hint="export the model again"
+        )
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()

@@ -47,7 +47,7 @@ class Options:
 
     reduce: Mapping[str, float] = option(
         dict,
-        "Share to remove, more than 0 and less than 1: flops=50%, latency=0.3. All targets hold.",
+        "Share to remove, more than 0 and less than 1: flops=50%, latency=0.3; a share alone is one of the FLOPs. All targets hold.",
         more="`size`, `memory` (activations) and `latency` hold [as measured](docs/targets.md)",
         group="targets",
         metavar="WHAT=SHARE",

@@ -16,18 +16,14 @@ from onnxprune.pipeline.run import Run
 
 @contextlib.contextmanager
 def unlost(result: Result, *written: Path) -> Iterator[None]:
-    """Put the result, and the files that are written already, into an error that comes after the work.
-
-    Raises:
-        OnnxPruneError: with the result.
-    """
+    """Put the result, and the files that are written already, into an error that comes after the work."""
     try:
         yield
     except OnnxPruneError as error:
-        kept = f"; written: {', '.join(map(str, written))}" if written else ""
-        told = type(error)(error.what, where=error.where, why=error.why, hint=f"{error.hint}{kept}")
-        told.result = result
-        raise told from error
+        error.result = result
+        if written:
+            error.hint = f"{error.hint}; written: {', '.join(map(str, written))}"
+        raise
 
 
 def deliver(run: Run) -> ModelResult:

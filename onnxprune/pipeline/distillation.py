@@ -99,7 +99,9 @@ def state_file(run: Run, step: int) -> Path | None:
     from onnxprune.training.checkpoint import file_of  # only here: torch is an extra, and takes seconds to load
 
     path = run.destinations.checkpoint or run.results.file(TRAINING)
-    return None if path is None else file_of(path, step, run.options.rounds)
+    rounds = run.options.rounds
+    number = step if step == rounds else step + rounds * (run.attempt - 1)
+    return None if path is None else file_of(path, number, rounds)
 
 
 def forget_states(run: Run) -> None:

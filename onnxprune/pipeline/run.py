@@ -197,6 +197,7 @@ class Run:
         scored: the model that scores come from: `start`, or the result of a step of the schedule.
         keep: (n_channels of `edited`,) True where a channel stays.
         step: step of the schedule, from 1.
+        attempt: how often the steps of the schedule were begun; the second time is with other channel multiples.
         path: removed shares of FLOPs and of parameters, after each step.
         curves: measured losses of the groups.
         plan: content of plan.json; None where a model is only trained.
@@ -235,6 +236,7 @@ class Run:
     scored: PartialModel = UNSET
     keep: BoolArray = UNSET
     step: int = 1
+    attempt: int = 1
     path: tuple[tuple[float, float], ...] = ()
     curves: tuple[Curve, ...] = ()
     plan: Plan = UNSET

@@ -63,7 +63,8 @@ def select_channels(run: Run) -> Run:
         told = f"finer channel multiples in {', '.join(finer[:NAMED_GROUPS])}{more}"
         if _is_slower(run):
             assert run.estimator is not None
-            run = _all_steps(replace(start, estimator=run.estimator.without_finer_multiples()))
+            estimator = run.estimator.without_finer_multiples()
+            run = _all_steps(replace(start, estimator=estimator, tuned=run.tuned, attempt=2))
             run = run.noted(f"{told} would be slower than the original: the usual ones go beyond the target instead")
         else:
             run = run.noted(f"{told}: the usual ones go more than 3 points beyond the target")

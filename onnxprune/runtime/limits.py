@@ -10,21 +10,22 @@ import contextlib
 import math
 import mmap
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import onnxruntime as ort
-import psutil
 
 from onnxprune.errors import OptionError, RunLimitError
+from onnxprune.runtime.memory_limit import rooms
 
 VARIABLE = "ONNXPRUNE_TIMEOUT"
 """Environment variable of the time limit; worker processes inherit it."""
 SECONDS = 60.0
 """Time limit of a run, unless the variable says another one; 0: none."""
 LEAST_FREE = 0.04
-"""Share of the machine's memory that a watched run leaves free."""
+"""Share of the free memory that a watched run leaves free."""
 TICK = 0.1
 """Seconds between two looks at a watched run."""
 REPEATING = (b"Loop", b"Scan", b"SequenceMap")
@@ -34,8 +35,8 @@ MARKS = tuple(b'"' + bytes([len(name)]) + name for name in REPEATING)
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that the system can still give out."""
-    return int(psutil.virtual_memory().available)
+    """Return the bytes of memory that this process may still take: of the machine, its control group, or its own limit."""
+    return max(0, int(min((room.bytes for room in rooms()), default=sys.maxsize)))
 
 
 def seconds() -> float:
@@ -68,7 +69,7 @@ def may_repeat(source: bytes | str) -> bool:
 
 @contextlib.contextmanager
 def watched(where: str) -> Iterator[ort.RunOptions]:
-    """Yield the options of a run that is ended after `seconds`, or when the memory of the machine is nearly used up.
+    """Yield the options of a run that is ended after `seconds`, or when the memory that was free is nearly used up.
 
     A run ends between two nodes: one operator on large tensors is waited for.
 
@@ -77,7 +78,7 @@ def watched(where: str) -> Iterator[ort.RunOptions]:
     """
     options, done, reasons = ort.RunOptions(), threading.Event(), list[str]()
     options.log_severity_level = 4
-    limit, memory = seconds(), LEAST_FREE * psutil.virtual_memory().total
+    limit, memory = seconds(), LEAST_FREE * free_memory()
     end = time.monotonic() + limit
 
     def watch() -> None:

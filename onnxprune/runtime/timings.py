@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from onnxprune.errors import LatencyError, first_line
+from onnxprune.errors import LatencyError, OutputError, first_line
 from onnxprune.fileio import write_json
 from onnxprune.reading import read_json
 from onnxprune.runtime import machine
@@ -45,7 +45,7 @@ class Timings:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.measured = 0
-        self.elsewhere = ""
+        self.elsewhere = self.unwritten = ""
         self._times: dict[str, tuple[float, ...]] = {}
         self._tables: dict[str, Mapping[str, Any]] = {}
         self._unused: set[str] = set()
@@ -87,20 +87,22 @@ class Timings:
         if self.path is None:
             return ()
         used = f"timings {self.path}: {self.replayed} replayed, {self.measured} measured"
-        return (used, self.elsewhere) if self.elsewhere else (used,)
+        return (used, *(told for told in (self.elsewhere, self.unwritten) if told))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """Write what was measured to the file when the `with` block ends, also by an error.
 
-        Raises:
-            OutputError: the file cannot be written.
+        Where the file cannot be written the run goes on, and `notes` say so.
         """
         try:
             yield
         finally:
             if self.path is not None and self.measured:
-                self.save(self.path)
+                try:
+                    self.save(self.path)
+                except OutputError as error:
+                    self.unwritten = f"the timings were not written: {error.where}: {error.why}"
 
     def save(self, path: Path) -> None:
         """Write all times to a file.

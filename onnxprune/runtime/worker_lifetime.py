@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from onnxprune import leftovers
+
 POLL = 0.2
 """Seconds between looks at the parent."""
 GRACE = 5.0
@@ -67,9 +69,9 @@ def _is_running(process: int) -> bool:
 
 @contextlib.contextmanager
 def crew() -> Iterator[Crew]:
-    """Yield the crew of a run in this process; its folder is deleted at the end."""
-    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
-        yield Crew(os.getpid(), Path(folder))
+    """Yield the crew of a run in this process; its folder is deleted at the end, or by a later run."""
+    with leftovers.temporary_folder() as folder:
+        yield Crew(os.getpid(), folder)
 
 
 @contextlib.contextmanager

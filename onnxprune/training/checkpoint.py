@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,28 @@ def forget(path: Path, key: str) -> None:
             path.unlink()
 
 
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn any error over the content of a checkpoint into an OutputError."""
+    try:
+        yield
+    except Exception as error:  # torch, pickle and zipfile raise many types
+        raise OutputError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            why=f"{type(error).__name__}: {first_line(error)}",
+            hint="delete it, or give --checkpoint another path",
+        ) from error
+
+
 def _read(path: Path, *, mapped: bool = False) -> State:
     """Return a state; `mapped`: tensors are not read.
 
     Raises:
         OutputError: the file is no checkpoint.
     """
-    try:
+    with damaged(path):
         state: State = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
         if not {"version", "key"} <= state.keys():
             raise ValueError("it is no checkpoint of onnxprune")
-    except Exception as error:  # pickle and zipfile raise many types
-        raise OutputError(
-            "the checkpoint cannot be read",
-            where=str(path),
-            why=first_line(error),
-            hint="delete it, or give --checkpoint another path",
-        ) from error
     return state

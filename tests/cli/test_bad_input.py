@@ -209,7 +209,7 @@ def change_node(n: int, **fields: str) -> Edit:
         (lambda m: m.graph.node[1].output.__setitem__(0, "c1"), "onnxruntime cannot load the model"),
         (lambda m: m.graph.node[1].input.__setitem__(0, "nowhere"), ("onnxruntime cannot load the model", "nowhere")),
         (loop_back, "onnxruntime cannot load the model"),
-        (cut_raw_data, "onnxruntime cannot load the model"),
+        (cut_raw_data, "a tensor of the model is damaged"),
         (sequence_input, "input s is not a tensor of numbers"),
         (no_rank, ("an input has no rank", "input x")),
         (quantise, ("the model is quantized", "ConvInteger")),
@@ -597,7 +597,7 @@ def test_full_disk_leaves_nothing_behind(broken, existing, tiny_path, out, refus
         break_writing(monkeypatch, full)
     else:
         monkeypatch.setattr(Path, broken, fail)
-    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"))
+    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"), shown=True)
 
 
 def test_interrupt_while_writing_leaves_nothing_behind(tiny_path, out, run, monkeypatch):
@@ -664,7 +664,9 @@ def wait_for_onnxruntime(process: subprocess.Popen[str]) -> None:
         (("--reduce", "params=inf"), "out of range"),
         (("--reduce", "flops=half"), ("is not a number", "'half'")),
         (("--reduce", "flops="), "is not a number"),
-        (("--reduce", "50%"), "not of the form"),
+        (("--reduce", "half"), "not of the form"),
+        (("--limit", "50%"), "not of the form"),
+        (("--reduce", "50%", "--reduce", "flops=40%"), "names flops twice"),
         (("--reduce", "neurons=50%"), ("does not know 'neurons'", "flops, params")),
         (("--reduce", "flops=50%", "--reduce", "FLOPs=40%"), "names flops twice"),
         (("--limit", "flops=0"), "out of range"),

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import io
 from onnxprune.graph.file_checks import check_tensors
 from onnxprune.graph.io import load
 
@@ -145,8 +146,51 @@ def test_tensors_of_every_type_pass(kind: int, dims: tuple[int, ...], tiny: onnx
     check_tensors(tiny, HERE)
 
 
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"offset": "-1"}, "-1"),
+        ({"length": "-5"}, "-5"),
+        ({"offset": "abc"}, "abc"),
+        ({"length": ""}, "''"),
+        ({"offset": str(2**63)}, "9,223,372,036,854,777,536 are needed"),
+        ({"length": str(2**70)}, "are needed"),
+        ({"location": "a\0b"}, "the tensor points to"),
+        ({"location": "."}, "beside the model"),
+    ],
+)
+def test_places_of_external_data(entry: dict[str, str], says: str, tiny: onnx.ModelProto, tmp_path: Path) -> None:
+    tensor = initializer(tiny, "w1")
+    (tmp_path / "w.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", "offset": "0", "length": str(4 * 432), **entry}.items():
+        tensor.external_data.add(key=key, value=value)
+    (tmp_path / "m.onnx").write_bytes(tiny.SerializeToString())
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "m.onnx")
+    assert says in caught.value.why
+    assert "external data" in caught.value.what
+
+
 def test_sparse_tensor_is_read(tiny: onnx.ModelProto, tmp_path: Path) -> None:
     sparse([[0, 0, 0, 0], [1, 2, 2, 1]])(tiny)
     path = tmp_path / "m.onnx"
     path.write_bytes(tiny.SerializeToString())
     assert "1 sparse tensors stored as dense ones" in load(path).notes
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum recursion depth exceeded")])
+def test_a_model_that_python_cannot_hold_is_named(
+    error: Exception, tiny: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny.SerializeToString())
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(io, "check_tensors", fail)
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    assert caught.value.where == str(path)

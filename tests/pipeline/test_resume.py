@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from onnxprune.calibration import stage_results
 from onnxprune.errors import OutputError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
+from onnxprune.pipeline.distillation import state_file
+from onnxprune.pipeline.run import Destinations, Run, Sources
 
 UNTIMED = BenchmarkConfig(latency=False)
 KINDS = {
@@ -207,3 +210,12 @@ def test_a_sweep_sees_a_changed_picture(tiny_path: Path, tmp_path: Path) -> None
     os.utime(folder / "3.bmp", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     with pytest.raises(OutputError, match="different: data"):
         onnxprune.sweep(tiny_path, tmp_path / "s", **call)
+
+
+@pytest.mark.torch
+def test_a_second_attempt_of_a_schedule_has_states_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    options = KINDS["progressive"].resolved(True)
+    run = Run(Sources(tmp_path / "m.onnx"), Destinations(checkpoint=tmp_path / "ck"), options=options)
+    names = [[state_file(replace(run, attempt=attempt), step) for step in (1, 2)] for attempt in (1, 2)]
+    assert names == [[tmp_path / "ck.1", tmp_path / "ck"], [tmp_path / "ck.3", tmp_path / "ck"]]

@@ -25,6 +25,7 @@ from onnxprune.types import FloatArray
 
 FEW = onnxprune.BenchmarkConfig(runs=3, warmup=1, seconds=1)
 AUTO = {"granularity": GRANULARITIES, "reduce": {"flops": 0.4}, "round_to": 4}
+EDITS = {**AUTO, "granularity": ("kernel", "rank")}
 
 
 def refuse(*_: Any, **__: Any) -> Any:
@@ -89,7 +90,7 @@ def test_other_timings_give_another_plan(tiny_path: Path, few: Path, noisy) -> N
 def test_two_runs_at_once_with_the_same_timings_give_the_same_bytes(
     tiny_path: Path, few: Path, tmp_path: Path, noisy
 ) -> None:
-    how = {"data": few, "timings": tmp_path / "t.json", **AUTO}
+    how = {"data": few, "timings": tmp_path / "t.json", **EDITS}
     first = pruned(tiny_path, tmp_path / "a", **how)
     found: list[dict[str, bytes]] = []
     threads = [
@@ -127,7 +128,7 @@ def test_a_latency_target_is_replayed(tiny_path: Path, tmp_path: Path, untimed, 
 
 def test_the_report_says_what_was_replayed(tiny_path: Path, few: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    how = {"data": few, "timings": path, "measure": FEW, **AUTO}
+    how = {"data": few, "timings": path, "measure": FEW, **EDITS}
     notes = [onnxprune.plan(tiny_path, **how).notes[-1] for _ in range(2)]
     count = len(json.loads(path.read_text())["times"])
     assert notes == [f"timings {path}: 0 replayed, {count} measured", f"timings {path}: {count} replayed, 0 measured"]
@@ -158,6 +159,17 @@ def test_timings_are_kept_when_the_run_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fails()
     assert Timings(tmp_path / "t.json").of("layer", 1, refuse) == (0.125,)
+
+
+def test_timings_that_cannot_be_written_do_not_lose_the_result(tiny_path: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot write t.json", where=str(tmp_path), why="No space left on device")
+
+    monkeypatch.setattr(Timings, "save", full)
+    how = {"reduce": {"flops": 0.3}, "repair": "none", "timings": tmp_path / "t.json", "measure": FEW, "force": True}
+    result = onnxprune.prune(tiny_path, output=tmp_path / "o.onnx", **how)
+    assert (tmp_path / "o.onnx").exists()
+    assert any("not written" in note and "No space left" in note for note in result.report.notes)
 
 
 def test_timings_of_another_machine_are_taken_and_the_report_says_so(tmp_path: Path, monkeypatch) -> None:

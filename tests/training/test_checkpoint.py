@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import onnxprune
 from onnxprune.errors import OutputError
+from onnxprune.options import Training
 
 torch = pytest.importorskip("torch")
 from onnxprune.training import checkpoint  # noqa: E402  # it imports torch
@@ -61,3 +63,32 @@ def test_files_of_the_steps_of_a_schedule(tmp_path):
     path = tmp_path / "state"
     assert [checkpoint.file_of(path, step, 3).name for step in (1, 2, 3)] == ["state.1", "state.2", "state"]
     assert checkpoint.file_of(path, 1, 1) == path
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("progress", 3),
+        ("progress", {"step": "many"}),
+        ("weights", 3),
+        ("weights", {}),
+        ("weights", {"w1": torch.zeros(2)}),
+        ("weights", {"w1": "text"}),
+        ("mean", None),
+        ("buffers", []),
+        ("validator", {}),
+        ("optimizer", {}),
+        ("notes", 3),
+    ],
+)
+def test_damaged_content_is_told(tiny_path, samples, tmp_path, monkeypatch, entry, value):
+    training = Training(amount=4, unit="steps", batch=16)
+    call = {"data": samples, "training": training, "latency": False, "checkpoint": tmp_path / "ck"}
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxprune.pipeline.reporting.compare", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            onnxprune.finetune(tiny_path, tiny_path, **call)
+    state = torch.load(tmp_path / "ck", weights_only=True)
+    torch.save({**state, entry: value}, tmp_path / "ck")
+    with pytest.raises(OutputError, match="cannot be read"):
+        onnxprune.finetune(tiny_path, tiny_path, **call)
