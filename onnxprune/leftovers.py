@@ -89,6 +89,10 @@ def _new_folder(parent: Path) -> tuple[Path, int]:
             descriptor = os.open(path, os.O_RDONLY) if os.name != "nt" else os.open(path / "open", os.O_CREAT)
         except FileNotFoundError:  # a sweep came before the lock
             continue
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            raise
         if _lock(descriptor) is not False and path.exists():
             return path, descriptor
         os.close(descriptor)

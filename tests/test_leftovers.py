@@ -137,3 +137,17 @@ def test_a_sweep_between_making_and_locking_takes_no_file(tmp_path, monkeypatch)
     os.close(descriptor)
     assert swept
     assert names(tmp_path) == {path.name}
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_locked_is_not_left(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def failing(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(type(error)), leftovers.temporary_folder():
+        pytest.fail("the block must not run")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

@@ -167,8 +167,9 @@ def _check_numbers(table: Table) -> None:
 
 def _fit_from(entry: Any) -> Fit:
     fit = Fit(**{**entry, "coefficients": tuple(map(float, entry["coefficients"]))})
-    if len(fit.coefficients) != len(FEATURES) or not isinstance(fit.step, int) or fit.step < 1:
-        raise ValueError(f"the fit of {fit.label} is damaged")
+    texts = isinstance(fit.label, str) and isinstance(fit.op, str)
+    if not texts or len(fit.coefficients) != len(FEATURES) or not isinstance(fit.step, int) or fit.step < 1:
+        raise ValueError(f"the fit of {str(fit.label)[:40]} is damaged")
     return fit
 
 

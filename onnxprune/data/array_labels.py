@@ -111,7 +111,7 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
         _beyond(int(labels.argmax() // (labels.size // n)), labels.max(), where)
     if task == "regress" and whole:
         return labels.astype(np.float64)
-    if labels.ndim > 1 or not whole:
+    if labels.ndim > 1 or labels.dtype.kind not in "iub":
         return labels
     if labels.min() < 0:
         raise DataError(

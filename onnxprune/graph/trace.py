@@ -171,6 +171,13 @@ def _is_small_integer(kind: int | None, shape: tuple[int, ...] | None) -> bool:
     return integer and (shape is None or math.prod(shape) <= OBSERVED_ELEMENTS)
 
 
+def _fits(ids: IntArray, shape: tuple[int, ...] | None) -> bool:
+    """Tell whether ids have the rank of a tensor, and its size on each axis with channels."""
+    if shape is None:
+        return True
+    return ids.ndim == len(shape) and all(one in (1, size) for one, size in zip(ids.shape, shape, strict=True))
+
+
 def _walk(state: TraceState) -> None:
     """Apply the rule of every node, in graph order, and pin the outputs."""
     state.fed.update(tensor.name for tensor in state.graph.inputs)
@@ -190,14 +197,9 @@ def _walk(state: TraceState) -> None:
         elif spec.rule is not None and (spec.constant_first or ctx.is_activation(0)):
             outputs = spec.rule(ctx)
             ctx.pin_ignored_inputs(operator)
-            if any(
-                len(state.shapes.get(t.name, ids.shape)) != ids.ndim
-                for t, ids in zip(node.outputs, outputs, strict=False)
-                if t.name
-            ):
-                outputs = ctx.refuse(
-                    f"the attributes of {operator} do not say the rank of its output", range(ctx.n_inputs)
-                )
+            if not all(_fits(ids, state.shapes.get(t.name)) for t, ids in zip(node.outputs, outputs, strict=False)):
+                reason = f"the attributes of {operator} do not say the shape of its output"
+                outputs = ctx.refuse(reason, range(ctx.n_inputs))
         else:
             outputs = ctx.refuse(f"there is no rule for {operator}", range(ctx.n_inputs))
         cause = ctx.cause()

@@ -20,7 +20,7 @@ from onnxprune.allocation.problem import refuse_unprunable, score, settings, wit
 from onnxprune.allocation.targets import meet
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import DataWarning, OptionError, TargetError
+from onnxprune.errors import DataWarning, OnnxPruneError, OptionError, TargetError
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
@@ -199,7 +199,11 @@ def make_members(run: Run, family: Family, jobs: int, scheduler: str | None) -> 
         done = sum(family.is_made(share) for share in waiting)
         run.on_stage("prune", done / len(waiting), f"{done} of {len(waiting)}")
 
-    workers.run(make_member, work, workers=jobs, scheduler=scheduler, done=made)
+    try:
+        workers.run(make_member, work, workers=jobs, scheduler=scheduler, done=made)
+    except OnnxPruneError as error:
+        error.result = None  # it is that of a member, and the sweep has none yet
+        raise
 
 
 def time_members(run: Run, family: Family) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from onnxprune import leftovers
+from onnxprune.errors import OutputError, first_line
 from onnxprune.runtime.providers import CPU_PROVIDER, short_name
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, run_batch
 from onnxprune.runtime.timing import sample_times
@@ -100,9 +101,27 @@ def profile(
         runs = int(np.clip((seconds - (time.perf_counter() - start)) / (2 * one), MIN_RUNS, runs))
         for _ in range(runs):
             run_batch(opened, feeds, where=where)
-        events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+        events = _events(Path(opened.end_profiling()))
     milliseconds = float(np.median(sample_times([opened], [feeds], runs=runs)))
     return Profile(tuple(kernels(events, origins(proto.graph), WARMUP + 1, runs)), milliseconds)
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """Read what onnxruntime's profiler wrote.
+
+    Raises:
+        OutputError: the file is cut off; onnxruntime does not tell when it cannot write.
+    """
+    try:
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(
+            "the profile of onnxruntime is cut off",
+            where=str(path.parent),
+            why=first_line(error),
+            hint="free disk space there, or name another folder for temporary files with TMPDIR",
+        ) from error
+    return events
 
 
 def origins(graph: onnx.GraphProto, *, marked: bool = True) -> Callable[[str, str], int | None]:

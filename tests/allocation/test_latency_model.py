@@ -110,6 +110,10 @@ def test_architecture_is_not_about_weights(found: Analysis, models: Path, tmp_pa
         ({"fits": [{"label": "a"}]}, "KeyError"),
         ({"scale": "much"}, "ValueError"),
         ({"rest": None}, "TypeError"),
+        (
+            {"fits": [{"label": {}, "op": "Conv", "step": 1, "coefficients": [0.0] * len(FEATURES), "error": 0.0}]},
+            "the fit of {}",
+        ),
     ],
 )
 def test_damaged_tables_are_refused(made_up: Analysis, tmp_path: Path, change: dict, says: str) -> None:

@@ -108,3 +108,9 @@ def test_labels_that_wrap_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="don't fit") as caught:
         checked_labels(labels, 3, "data")
     assert "the label 1 is 9223372036854775808, beyond 64 bits" in caught.value.why
+
+
+def test_whole_numbers_become_the_objects_of_keypoints() -> None:
+    found = checked_labels(np.ones((3, 8, 8), np.int64), 3, "data", "keypoints")
+    assert found.shape == (3,)
+    assert found.dtype == object

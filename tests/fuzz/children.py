@@ -155,7 +155,7 @@ def settle(folder: Path, limits: Limits) -> None:
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     os.environ.update(TMPDIR=str(temporary), ONNXPRUNE_CACHE=str(folder / "cache"))
-    tempfile.tempdir = None
+    tempfile.tempdir = str(temporary)
     said = os.open(said_in(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(said, stream)

@@ -16,6 +16,7 @@ import onnxruntime
 from children import command
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.calibration import stage_results
 from onnxprune.cli import main
 
 Check = Callable[[Path], Any]
@@ -89,6 +90,12 @@ def _checkpoint(path: Path) -> None:
     torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _arrays(path: Path) -> None:
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays:
+            arrays[name]
+
+
 def _json(path: Path) -> None:
     json.loads(path.read_text(encoding="utf-8"))
 
@@ -97,6 +104,7 @@ WHOLE: dict[str, Check] = {
     ".html": _text("</html>"),
     ".json": _json,
     ".md": _text(),
+    ".npz": _arrays,
     ".onnx": loads,
     ".sarif": _json,
     ".state": _checkpoint,
@@ -116,12 +124,19 @@ class Command:
         args: arguments; paths are relative to the scene.
         replaces: whether it replaces old outputs.
         resumes: whether it goes on from what an interrupted run left.
+        before: what its process does first.
     """
 
     name: str
     args: tuple[object, ...]
     replaces: bool = True
     resumes: bool = False
+    before: Callable[[], None] = lambda: None
+
+
+def _store_all() -> None:
+    """Keep the result of every stage for `--resume`, however short it was."""
+    stage_results.WORTH = 0.0
 
 
 DATA = ("--data", "in/data.npz")
@@ -131,7 +146,7 @@ EVERY = (
     Command("inspect", ("inspect", "in/model.onnx", "--json")),
     Command("plan", ("plan", "in/model.onnx", "-o", "out/plan.json", *CUT, "--round-to", 1)),
     Command("prune", (*PRUNE, *DATA, *FAST)),
-    Command("prune --resume", (*PRUNE, *DATA, *FAST, "--resume"), resumes=True),
+    Command("prune --resume", (*PRUNE, *DATA, *FAST, "--resume"), resumes=True, before=_store_all),
     Command(
         "prune, plan and report elsewhere",
         (*PRUNE, *FAST, "--repair", "none", "--plan-output", "out/p.plan.json", "--report", "out/r.json"),

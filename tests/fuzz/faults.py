@@ -210,7 +210,8 @@ def _be(command: Command, folder: Path, fault: str, at: float, log: Path, before
     try:
         settle(folder, Limits(memory=0, file=at if fault == AT_BYTES else 0))
         os.environ.pop("ONNXPRUNE_DEBUG", None)
-        before()
+        for prepare_ in (command.before, before):
+            prepare_()
         shim = Shim(str(folder), fault if fault in AT_CALLS else "", int(at))
         shim.install()
         try:
@@ -322,9 +323,8 @@ class Scene:
         wrong = [*self._after(trial, done, reference, old)]
         if command.name == "check --init" and (self.folder / "out/policy.toml").exists():
             return wrong
-        for path in tree(self.folder):
-            if path.name.endswith(LEFT_OVER):
-                os.utime(path, (time.time() - OLD,) * 2)
+        for path in self.folder.rglob(f"*{LEFT_OVER}"):
+            os.utime(path, (time.time() - OLD,) * 2)
         again = run(command, self.folder)
         return [*wrong, *self._rerun(again, reference)]
 
@@ -355,7 +355,7 @@ class Scene:
                 yield f"{name} is written, which no run without faults writes"
             yield from self._not_whole(name, content, reference)
         if trial.fault not in KILLS and not done.cleaning:
-            yield from self._temporary()
+            yield from self._temporary(trial.fault)
 
     def _rerun(self, again: Run, reference: Reference) -> Iterator[str]:
         """Yield what is wrong after the run that follows."""
@@ -372,6 +372,8 @@ class Scene:
                     yield f"after the next run {problem}"
         for name in sorted(set(found) - set(reference.outputs)):
             yield f"after the next run {name} is left"
+        for path in (self.folder / "tmp").glob(f"*{LEFT_OVER}"):
+            yield f"after the next run {path.name} is left in the folder for temporary files"
 
     def _not_whole(self, name: str, content: bytes, reference: Reference) -> Iterator[str]:
         if name in reference.exact:
@@ -392,9 +394,12 @@ class Scene:
         for name, content in self._inputs.items():
             (self.folder / "in" / name).write_bytes(content)
 
-    def _temporary(self) -> Iterator[str]:
+    def _temporary(self, fault: str) -> Iterator[str]:
         for path in (self.folder / "tmp").iterdir():
-            if not path.name.startswith(TEMPORARY):
+            swept = (
+                path.name.endswith(LEFT_OVER) and fault == "KeyboardInterrupt"
+            )  # it may come between two instructions
+            if not path.name.startswith(TEMPORARY) and not swept:
                 yield f"{path.name} is left in the folder for temporary files"
 
 

@@ -31,12 +31,33 @@ class Made:
             )
         if "latency tables" in kinds:
             command("bench", "m.onnx", "--runs", 2, "--warmup", 0, "--latency-table", "table.json", "--quiet")
+        if "timing tables" in kinds:
+            command(*TIMED)
+        if "caches" in kinds:
+            command(*CACHED)
+            command(*CACHED_MULTIPLE)
+        if "resume states" in kinds:
+            self._broken_off()
         if "sweep states" in kinds:
             command("sweep", "m.onnx", "-o", "sizes", "--data", "d.npz", *SWEEP)
         if "checkpoints" in kinds:
             command("prune", "m.onnx", "-o", "o.onnx", *fast, "--no-latency", "--repair", "none")
             command(*TUNE)  # imports what the next run needs
             self._interrupted()
+
+    def _broken_off(self) -> None:
+        """Leave the state of a pruning that broke off."""
+        from onnxprune.calibration import stage_results
+        from onnxprune.evaluation import structure
+
+        plain = structure.check_structure, stage_results.WORTH
+
+        def break_off(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        structure.check_structure, stage_results.WORTH = break_off, 0.0  # type: ignore[assignment]
+        command(*RESUMED)
+        structure.check_structure, stage_results.WORTH = plain
 
     def _interrupted(self) -> None:
         """Leave the state of a training that broke off."""
@@ -60,4 +81,9 @@ class Made:
 
 TUNE = ("finetune", "o.onnx", "--teacher", "m.onnx", "--data", "d.npz", "-o", "t.onnx", "--for", "2steps", "--train-batch", 8, "--train-augment", "none", "--no-latency", "--quiet")  # fmt: skip
 SWEEP = ("--targets", "params=20%", "--round-to", 1, "--samples", 8, "--no-latency", "--repair", "none", "--quiet")
+FAST = ("--round-to", 1, "--samples", 8, "--augment", "none", "--no-latency", "--quiet")
+RESUMED = ("prune", "m.onnx", "-o", "r.onnx", "--data", "d.npz", "--reduce", "flops=20%", *FAST, "--resume")
+TIMED = ("plan", "m.onnx", "-o", "t.plan.json", "--reduce", "flops=20%", "--timings", "times.json", "--quiet")
+CACHED = ("plan", "m.onnx", "-o", "c.plan.json", "--reduce", "latency=1%", "--runs", 2, "--round-to", 1, "--quiet")
+CACHED_MULTIPLE = ("plan", "m.onnx", "-o", "c.plan.json", "--reduce", "flops=20%", "--quiet")
 MADE = Made()

@@ -20,10 +20,11 @@ import onnx
 from children import command
 from commands import loads, network, samples
 from corpus import COCO, PICTURES, POLICY, PREPROCESSING, PROFILE, TABLES, TIMES_TABLE, TRT, VOC, YOLO
-from made_files import MADE, SWEEP, TUNE
+from made_files import CACHED, CACHED_MULTIPLE, MADE, RESUMED, SWEEP, TIMED, TUNE
 from model_mutators import mutate_external, mutate_model
 from mutators import mutate_array, mutate_bytes, mutate_text, mutate_tree, to_json, to_toml
 
+from onnxprune.allocation import channel_multiple
 from onnxprune.data.dataset import load_data
 from onnxprune.data.input_spec import InputSpec
 from onnxprune.data.preprocess import load_preprocess
@@ -331,17 +332,39 @@ def _read_profile(_: Maker) -> int:
 
 
 def _cache(maker: Maker) -> Files:
-    tree = {json.dumps({"processor": "x", "threads": 1}): 8, "odd": 16}
-    if maker.rng.random() < 0.5:
-        return {"cache/step.json": maker.mutated(to_json(tree), mutate_text), "m.onnx": MADE["m.onnx"]}
-    return {"cache/step.json": to_json(maker.mutated(tree, mutate_tree)), "m.onnx": MADE["m.onnx"]}
+    names = sorted(path.name for path in (MADE.folder or Path()).glob("cache/*.json"))
+    files = {f"cache/{name}": MADE[f"cache/{name}"] for name in names}
+    name = f"cache/{maker.rng.choice(names)}"
+    return {**files, name: _json_of(maker, name), "m.onnx": MADE["m.onnx"]}
 
 
-def _read_cache(_: Maker) -> int:
-    from onnxprune.allocation import channel_multiple
-
+def _read_cache(maker: Maker) -> int:
     channel_multiple.machine_multiple.cache_clear()
-    return command("plan", "m.onnx", "-o", "p.json", "--reduce", "flops=20%", "--quiet")
+    return command(*maker.reading.choice((CACHED, CACHED_MULTIPLE)))
+
+
+def _timings(maker: Maker) -> Files:
+    return {"times.json": _json_of(maker, "times.json"), "m.onnx": MADE["m.onnx"]}
+
+
+def _read_timings(_: Maker) -> int:
+    return command(*TIMED)
+
+
+def _results(maker: Maker) -> Files:
+    """Return the state of a pruning that broke off, with one file changed."""
+    names = sorted(path.name for path in (MADE.folder or Path()).glob("r.onnx.state/*"))
+    files = {f"r.onnx.state/{name}": MADE[f"r.onnx.state/{name}"] for name in names}
+    name = maker.rng.choice(list(files))
+    changed = _json_of(maker, name) if name.endswith(".json") else maker.mutated(files[name], mutate_bytes)
+    return {**files, name: changed, "m.onnx": MADE["m.onnx"], "d.npz": MADE["d.npz"]}
+
+
+def _read_results(_: Maker) -> int:
+    code = command(*RESUMED)
+    if Path("r.onnx").exists():
+        loads(Path("r.onnx"))
+    return code
 
 
 def _state(maker: Maker) -> Files:
@@ -420,6 +443,8 @@ TARGETS: dict[str, Target] = {
     "latency tables": Target(4, _latency, _read_latency),
     "profiles": Target(2, _profile, _read_profile),
     "caches": Target(1, _cache, _read_cache),
+    "timing tables": Target(2, _timings, _read_timings),
+    "resume states": Target(2, _results, _read_results),
     "checkpoints": Target(2, _state, _read_state),
     "sweep states": Target(1, _members, _read_members),
 }
@@ -448,7 +473,7 @@ def read(case: Case, files: Files | None = None) -> Any:
     return TARGETS[case.kind].read(maker)
 
 
-SLOW = ("checkpoints", "sweep states")
+SLOW = ("checkpoints", "sweep states", "resume states", "caches")
 """Classes whose files take seconds to make."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from cases import build
 from graphs import load, signature_of
 from onnx import TensorProto, helper, numpy_helper
 
@@ -88,4 +89,10 @@ def test_odd_attributes_are_read_as_onnxruntime_reads_them() -> None:
     model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     trace = trace_model(model)
     assert trace.pinned.all()
-    assert any("rank of its output" in pin.reason for pin in trace.pins)
+    assert any("shape of its output" in pin.reason for pin in trace.pins)
+
+
+def test_a_model_whose_output_follows_from_a_weight_alone() -> None:
+    text = 'a = Conv (x, w, wb) b = Relu (a) y = Einsum <equation="bchw->bhw"> (w)'
+    trace = trace_model(load(build(text, {})))
+    assert trace.pinned.all()

@@ -209,3 +209,20 @@ def test_sensitivity_is_the_same_for_any_number_of_workers(tiny_path: Path, samp
         np.testing.assert_array_equal(one.order, two.order)
         np.testing.assert_array_equal(one.counts, two.counts)
         np.testing.assert_array_equal(one.losses, two.losses)
+
+
+def test_a_member_that_cannot_be_written_is_the_error_of_the_sweep(
+    run, tiny_path: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        error = OutputError(
+            "cannot write the model", where=str(tmp_path), why="No space left on device", hint="make room"
+        )
+        error.result = "of the member"
+        raise error
+
+    monkeypatch.setattr(sweeping, "prune", failing)
+    result = run("sweep", tiny_path, "-o", tmp_path / "s", "--data", samples, "--targets", "params=30%", "--no-latency")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "defect" not in result.stderr

@@ -55,8 +55,11 @@ def einsum(ctx: RuleContext) -> list[Ids]:
     if labels is None:
         return ctx.refuse("this Einsum has an equation that is not understood", range(ctx.n_inputs))
     terms, right = labels
-    result = _moved(ctx, terms[0], right) if len(terms) == 1 else _multiplied(ctx, (terms[0], terms[1]), right)
-    return ctx.refuse("this Einsum multiplies constants", range(2)) if result is None else [result]
+    if len(terms) == 1:
+        result = _moved(ctx, terms[0], right) if ctx.is_activation(0) else None
+    else:
+        result = _multiplied(ctx, (terms[0], terms[1]), right)
+    return ctx.refuse("this Einsum reads constants alone", range(ctx.n_inputs)) if result is None else [result]
 
 
 def _labels(ctx: RuleContext) -> tuple[list[str], str] | None:
