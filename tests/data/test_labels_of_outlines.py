@@ -301,3 +301,9 @@ def test_run_lengths_are_those_of_pycocotools(seed: int, height: int, width: int
     assert (lengths.pixels() == mask).all()
     x, y, wide, high = mask_of.toBbox(rle)
     assert extent(lengths).tolist() == ([x, y, x + wide, y + high] if mask.any() else [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("value", [1e38, -1e9, 2.0**31])
+def test_a_polygon_far_outside_of_its_image_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="at most 131,072 pixels are read"):
+        outlines.coco_outline([[value, 1, 5, 1, 5, 4]])

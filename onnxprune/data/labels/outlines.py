@@ -14,6 +14,8 @@ from onnxprune.data.labels.values import BOX, moved
 from onnxprune.errors import DataError
 from onnxprune.types import Array, FloatArray, IntArray
 
+FARTHEST = 2**17
+"""Largest coordinate of a polygon, in pixels."""
 POINTS = 3
 """Points of a polygon at least."""
 
@@ -84,6 +86,10 @@ def coco_outline(segmentation: Any) -> Outline | None:
     polygons = [np.array(points, dtype=np.float64) for points in segmentation]
     if any(points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all() for points in polygons):
         raise ValueError("a polygon is no list of x and y in turn")
+    if any((np.abs(points) > FARTHEST).any() for points in polygons):
+        raise ValueError(
+            f"a polygon leaves its image by far: at most {FARTHEST:,} pixels are read"
+        )  # pycocotools would crash
     # less than three points enclose nothing
     return tuple(points.reshape(-1, 2) for points in polygons if len(points) >= 2 * POINTS) or None
 
