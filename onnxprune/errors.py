@@ -3,17 +3,20 @@
 OnnxPruneError
 ├── ModelError    the .onnx cannot be read, is refused, or has nothing to prune
 │   └── ShapeError  no input shape that was tried runs
+├── RunLimitError  a run of the model takes more time or memory than it may
 ├── DataError     calibration or evaluation data do not fit the model
 ├── OptionError   an option or a policy has a value that is not allowed (exit 2)
 ├── TargetError   the target cannot be reached; names the nearest reachable amount
 ├── PlanError     a plan.json is damaged, or belongs to another model
 ├── OutputError   the result cannot be written
 ├── TrainingError fine-tuning cannot continue
-├── LatencyError  a latency table belongs to another model, or the result is slower than the original
+├── LatencyError  a table of latencies or timings cannot be used, or the result is slower than the original
 └── ProofError    the pruned model differs from the masked model; nothing is written
 """
 
 from __future__ import annotations
+
+from onnxprune.escaping import visible
 
 
 class OnnxPruneError(Exception):
@@ -25,6 +28,9 @@ class OnnxPruneError(Exception):
         why (str): the cause; empty where it is not known.
         hint (str): what the user can do.
 
+    Attributes:
+        result: the result of the call, where the work was done before the error; else None.
+
     >>> print(OnnxPruneError("no such data", where="d.npz", hint="check the path"))
     no such data
       where: d.npz
@@ -32,6 +38,7 @@ class OnnxPruneError(Exception):
     """
 
     exit_code = 1
+    result: object = None
 
     def __init__(self, what: str, *, where: str = "", why: str = "", hint: str = "") -> None:
         super().__init__(what)
@@ -39,7 +46,7 @@ class OnnxPruneError(Exception):
 
     def __str__(self) -> str:
         rows = (("where", self.where), ("why", self.why), ("do", self.hint))
-        return "\n".join([self.what, *(f"  {key + ':':<7}{text}" for key, text in rows if text)])
+        return "\n".join([visible(self.what), *(f"  {key + ':':<7}{visible(text)}" for key, text in rows if text)])
 
 
 class ModelError(OnnxPruneError):
@@ -48,6 +55,10 @@ class ModelError(OnnxPruneError):
 
 class ShapeError(ModelError):
     """No input shape that was tried runs."""
+
+
+class RunLimitError(OnnxPruneError):
+    """A run of the model takes more time or memory than it may."""
 
 
 class DataError(OnnxPruneError):
@@ -77,7 +88,7 @@ class TrainingError(OnnxPruneError):
 
 
 class LatencyError(OnnxPruneError):
-    """A latency table cannot be used, or the result is slower than the original."""
+    """A table of latencies or timings cannot be used, or the result is slower than the original."""
 
 
 class ProofError(OnnxPruneError):
@@ -86,9 +97,13 @@ class ProofError(OnnxPruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, at most 300 characters."""
-    text = str(error).strip() or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) else None
+    text = (said or str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 
 class DataWarning(UserWarning):
     """Data on which figures say little; the verdict says so as well."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,12 +12,16 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxprune.errors import OptionError, PlanError, first_line
-from onnxprune.fileio import atomic_write
+from onnxprune.file_kinds import PLAN, kind_of
+from onnxprune.fileio import Transaction, joined
 from onnxprune.options import Options
+from onnxprune.reading import read_json
 from onnxprune.types import IntArray, Plan, Trace
 
 SCHEMA = "onnxprune.plan/1"
 STRUCTURE = ("grouped", "heads", "norms")
+ENTRY = "plan.sha256"
+"""Entry of the metadata of a result that holds the `fingerprint` of its plan."""
 RENEW = "make a new plan with `onnxprune plan`"
 
 
@@ -41,34 +46,59 @@ def to_dict(plan: Plan, trace: Trace, model_name: str) -> dict[str, Any]:
     }
 
 
-def write(path: Path, plan: Plan, trace: Trace, model_name: str) -> None:
+def write(path: Path, plan: Plan, trace: Trace, model_name: str, together: Transaction | None = None) -> None:
     """Write plan.json, one line per group.
+
+    Args:
+        path: of the file.
+        plan: the plan.
+        trace: of the model; where the plan has layer edits, of the edited model.
+        model_name: name of the file of the model.
+        together: other files that take their places at the same time; None: the plan alone.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    with written(path, plan, trace, model_name):
-        pass
-
-
-@contextmanager
-def written(path: Path, plan: Plan, trace: Trace, model_name: str) -> Iterator[None]:
-    """Write plan.json to a temporary file, and move it to `path` when the `with` block succeeds."""
     content = to_dict(plan, trace, model_name)
     groups = content.pop("groups")
     head = json.dumps(content, indent=1)[:-2]
     lines = ",\n  ".join(json.dumps(group) for group in groups)
-    with atomic_write(path) as temporary:
-        temporary.write_text(f'{head},\n "groups": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
-        yield
+    with joined(together) as files:
+        files.file(path).write_text(f'{head},\n "groups": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Return a SHA-256 of the kept channels and of the edits in the content of plan.json; a result has it in its metadata."""
+    kept = {str(group["name"]): sorted(set(group["keep"])) for group in content["groups"]}
+    return hashlib.sha256(json.dumps([kept, content.get("blocks", [])], sort_keys=True).encode()).hexdigest()
+
+
+def refuse_other(path: Path, digest: str, model: Path, stored: str) -> None:
+    """Refuse a plan by which a result was not made: each may be of another run than the other.
+
+    Args:
+        path: of the plan.
+        digest: of the original.
+        model: path of the result.
+        stored: `fingerprint` of its plan, from its metadata; empty: not known, and not compared.
+
+    Raises:
+        PlanError: the plan is damaged, or is not the plan of this result or of this original.
+    """
+    content = _content(path, digest)
+    with _damaged(path):
+        found = fingerprint(content)
+    if stored and found != stored:
+        why = f"{model.name} was made by a plan with the fingerprint {stored[:12]}…, and this one has {found[:12]}…"
+        _refuse(
+            path, "the plan and the model do not belong together", why, "give the plan that was written with the model"
+        )
 
 
 def structure(path: Path) -> dict[str, Any]:
     """Return the options of a plan that define channels; empty where the file cannot be read, which `read` reports."""
     try:
-        settings = {"norms": "keep"} | json.loads(path.read_text(encoding="utf-8"))[
-            "settings"
-        ]  # the value of older plans
+        settings = {"norms": "keep"} | read_json(path)["settings"]  # the value of older plans
         known = Options(**{name: settings[name] for name in STRUCTURE if name in settings}).resolved(True)
         return {name: getattr(known, name) for name in STRUCTURE if name in settings}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OptionError):
@@ -138,7 +168,7 @@ def _content(path: Path, digest: str) -> dict[str, Any]:
     """Return the content of a plan for the model with this digest."""
     try:
         with _damaged(path):
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = read_json(path)
             schema, made_for = content["schema"], content["model"]["sha256"]
     except OSError as error:
         _refuse(path, "the plan cannot be read", error.strerror or str(error), "check the path given to --plan")
@@ -158,6 +188,9 @@ def _damaged(path: Path) -> Iterator[None]:
     except KeyError as error:
         _refuse(path, "not a plan, or a damaged one", f"it has no {error}", RENEW)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        kind = kind_of(path)
+        if kind is not None and kind is not PLAN:
+            _refuse(path, f"not a plan, but {kind.text}", "", RENEW)
         _refuse(path, "not a plan, or a damaged one", first_line(error), RENEW)
 
 

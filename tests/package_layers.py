@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 LAYERS = (
-    ("errors", "types", "progress", "metrics.table", "importance.methods", "options", "fileio"),
+    (
+        "escaping",
+        "errors",
+        "types",
+        "progress",
+        "metrics.table",
+        "importance.methods",
+        "options",
+        "leftovers",
+        "fileio",
+        "reading",
+        "file_kinds",
+        "paths",
+    ),
     ("runtime",),
     ("data",),
     ("graph",),

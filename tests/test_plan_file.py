@@ -9,6 +9,7 @@ import pytest
 
 from onnxprune import plan_file
 from onnxprune.errors import PlanError
+from onnxprune.fileio import Transaction
 from onnxprune.graph import analysis as analysing
 from onnxprune.graph import io
 from onnxprune.options import Options
@@ -84,10 +85,36 @@ def test_plan_of_another_model_is_refused(analysis, path):
 
 def test_plan_is_not_written_when_what_it_goes_with_fails(analysis, plan, tmp_path):
     def fail() -> None:
-        with plan_file.written(tmp_path / "plan.json", plan, analysis.trace, "tiny.onnx"):
+        with Transaction() as files:
+            plan_file.write(tmp_path / "plan.json", plan, analysis.trace, "tiny.onnx", files)
             raise RuntimeError
 
     before = sorted(tmp_path.iterdir())
     with pytest.raises(RuntimeError):
         fail()
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_fingerprint_is_of_channels_and_edits_alone(analysis, plan, path):
+    content = json.loads(path.read_text())
+    found = plan_file.fingerprint(content)
+    assert found == plan_file.fingerprint(plan_file.to_dict(plan, analysis.trace, "another name"))
+    content["settings"], content["groups"] = {}, content["groups"][::-1]
+    assert plan_file.fingerprint(content) == found
+    assert plan_file.fingerprint({**content, "blocks": [[{"kind": "kernel"}]]}) != found
+    content["groups"][0]["keep"] = content["groups"][0]["keep"][1:]
+    assert plan_file.fingerprint(content) != found
+
+
+def test_plan_of_another_result_is_refused(analysis, path):
+    stored, digest = plan_file.fingerprint(json.loads(path.read_text())), analysis.model.digest
+    for known in (stored, ""):  # results of earlier versions say nothing
+        plan_file.refuse_other(path, digest, path.with_name("small.onnx"), known)
+    with pytest.raises(PlanError, match="do not belong together") as caught:
+        plan_file.refuse_other(path, digest, path.with_name("small.onnx"), "0" * 64)
+    assert "small.onnx" in caught.value.why
+    with pytest.raises(PlanError, match="another model"):
+        plan_file.refuse_other(path, "0" * 64, path.with_name("small.onnx"), stored)
+    path.write_text(path.read_text().replace('"keep": [', '"keep": [{}, '))
+    with pytest.raises(PlanError, match="damaged"):
+        plan_file.refuse_other(path, digest, path.with_name("small.onnx"), stored)

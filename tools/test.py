@@ -5,6 +5,8 @@ Without any, every test runs, on as many workers as there are cores, four at mos
 Then the tests of execution providers run once more on OpenVINO, in an environment of their own (`.venv-openvino`), since only one
 package of onnxruntime fits into each; where pip cannot install it, a line says so. `--openvino` runs that step alone.
 
+Where CI is set, minutes of mutated files and injected faults follow (tests marked `fuzz`); `--fuzz` runs that step alone.
+
 Where there is a browser, or CI is set, the tests that need one fail instead of being left out.
 """
 
@@ -46,12 +48,24 @@ def main() -> int:
         environment.setdefault("ONNXPRUNE_BROWSER", "required")
     if not sys.argv[1:]:
         environment.setdefault("OMP_NUM_THREADS", "1")
+    if sys.argv[1:] == ["--fuzz"]:
+        return fuzz(environment)
     for module, *arguments in (*STEPS, ("pytest", *(sys.argv[1:] or WORKERS))):
         print(f"== {module} {' '.join(arguments)}", flush=True)
         code = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment).returncode
         if code:
             return code
-    return 0 if sys.argv[1:] else openvino()
+    if sys.argv[1:]:
+        return 0
+    return openvino() or (fuzz(environment) if os.environ.get("CI") else 0)
+
+
+def fuzz(environment: dict[str, str]) -> int:
+    """Run the tests that are marked `fuzz`."""
+    print("== pytest -m fuzz tests/fuzz", flush=True)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "fuzz", "tests/fuzz"], cwd=ROOT, env=environment
+    ).returncode
 
 
 def openvino() -> int:

@@ -7,17 +7,23 @@ multiple of that number.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 
+from onnxprune.options import ResolvedOptions
+from onnxprune.reading import read_json
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import SessionConfig, open_session
 from onnxprune.runtime.timing import sample_times
+from onnxprune.runtime.timings import Timings
 from onnxprune.types import Trace
 
+SCHEMA = "onnxprune.channel-multiple/1"
 MULTIPLES = (16, 8)
 """Channel multiples of machines."""
 FINER = (8, 4, 2, 1)
@@ -37,28 +43,48 @@ SINGLE = SessionConfig(threads=1)
 @functools.cache
 def machine_multiple() -> int:
     """Return 16 or 8, measured once for a processor and a version of onnxruntime and kept in the user's cache."""
-    path = machine.cache_folder() / "step.json"
-    key = json.dumps(asdict(machine.environment(SINGLE, 1)))
+    where = machine.environment(SINGLE, 1)
     try:
-        known: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-        if known[key] in MULTIPLES:
-            return known[key]
+        content = read_json(cached(where))
+        if content["schema"] == SCHEMA and content["environment"] == asdict(where) and content["multiple"] in MULTIPLES:
+            return int(content["multiple"])
     except (OSError, ValueError, KeyError, TypeError):
-        known = {}
+        pass  # there is none, or it is damaged: it is measured
     found = _measured()
-    machine.keep(path, json.dumps({**known, key: found}))
+    remember(found)
     return found
 
 
-def multiples(trace: Trace) -> tuple[int, dict[str, int]]:
-    """Return the channel multiple of a model, and the one of each group, by name.
+def cached(where: machine.Environment) -> Path:
+    """Return the path of the channel multiple of a machine in the cache."""
+    key = hashlib.sha256(json.dumps(asdict(where)).encode()).hexdigest()[:24]
+    return machine.cache_folder() / f"channel-multiple-{key}.json"
+
+
+def remember(multiple: int) -> None:
+    """Keep the channel multiple of this machine in the cache."""
+    where = machine.environment(SINGLE, 1)
+    content = {"schema": SCHEMA, "environment": asdict(where), "multiple": multiple}
+    machine.keep(cached(where), json.dumps(content, indent=1))
+
+
+def multiple_for(options: ResolvedOptions, timings: Timings) -> ResolvedOptions:
+    """Return the options with the channel multiple of the machine, where they leave it to the machine."""
+    if options.round_to is not None:
+        return options
+    (found,) = timings.of("channel multiple of the machine", 1, lambda: [machine_multiple()])
+    return replace(options, multiple=round(found))
+
+
+def multiples(trace: Trace, base: int | None = None) -> tuple[int, dict[str, int]]:
+    """Return the channel multiple of a model, and the one of each group, by name; `base` is that of the machine.
 
     A network with most of its work in narrow groups takes half the multiple of the machine. With the whole multiple its
     groups would stay whole or lose a quarter and more at once, which costs more accuracy than the time is worth
     (measured in docs/targets.md). Wide groups take a larger multiple: a kernel computes up to four times the multiple
     at once, and a remainder takes longer.
     """
-    base = machine_multiple()
+    base = base or machine_multiple()
     if _share_below(trace, SHARES * base) > MOST:
         base = max(base // 2, MULTIPLES[-1])
     found = {}

@@ -7,15 +7,16 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.allocation import latency_model
+from onnxprune.allocation import latency_model, table_cache
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
-from onnxprune.errors import LatencyError, OptionError
-from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere
+from onnxprune.errors import OptionError
+from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere, timing_key
 from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
@@ -28,6 +29,7 @@ from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import open_session, random_feeds
 from onnxprune.runtime.timing import Latency, sample_times
+from onnxprune.runtime.timings import Timings
 from onnxprune.types import BoolArray, Check, FloatArray
 
 if TYPE_CHECKING:
@@ -79,6 +81,16 @@ class _Candidate:
     @property
     def latency(self) -> float:
         """Milliseconds; runs are interleaved with the original, so that machine noise affects both models equally."""
+        estimator, original = self.estimator, self.estimator.original.analysis.model
+        models = [original] if self._is_original else [original, self.model]
+        key = timing_key("model", models, estimator.shapes, estimator.config)
+        medians = estimator.timings.of(key, len(models), self._timed)
+        if not self._is_original and "latency" in estimator.options.reduce:
+            return estimator.whole["latency"] * medians[1] / medians[0]
+        return medians[-1]
+
+    def _timed(self) -> list[float]:
+        """Return the median milliseconds of the original, and of the model where it is another one."""
         estimator, config = self.estimator, self.estimator.config
         sessions = [estimator.original.session]
         if not self._is_original:
@@ -86,10 +98,7 @@ class _Candidate:
             sessions.append(self.model.session(config.session, where="the pruned model"))
         feeds = [random_feeds(estimator.analysis.model.header, estimator.shapes, 0)] * len(sessions)
         times = sample_times(sessions, feeds, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 2)
-        medians = [float(np.median(row)) for row in times]
-        if not self._is_original and "latency" in estimator.options.reduce:
-            return estimator.whole["latency"] * medians[1] / medians[0]
-        return medians[-1]
+        return [float(np.median(row)) for row in times]
 
 
 class CostEstimator:
@@ -106,6 +115,7 @@ class CostEstimator:
         on_stage: progress callback.
         original: estimator of the original model with the same targets, where `analysis` is of the model after other
             edits.
+        timings: times that were measured, and get what is measured here; None: those of `original`, else none.
     """
 
     refines: bool = True
@@ -120,8 +130,10 @@ class CostEstimator:
         table: str | os.PathLike[str] | None = None,
         on_stage: ProgressCallback = quiet,
         original: CostEstimator | None = None,
+        timings: Timings | None = None,
     ) -> None:
         self.analysis, self.options, self.config, self.on_stage = analysis, options, config, on_stage
+        self.timings: Timings = timings or (Timings() if original is None else original.timings)
         self._original = None if original is None else original.original  # None: this one, without a reference cycle
         self.share: float = 1.0 if original is None else original.share
         self._known = shapes or analysis.trace.input_shapes
@@ -253,46 +265,51 @@ class CostEstimator:
         digest = latency_model.architecture(self.analysis)
         if self._table_path is not None:
             table = latency_model.read(Path(self._table_path))
+            latency_model.refuse_flat(table, str(self._table_path))
             latency_model.refuse_other_model(table, digest, str(self._table_path))
             latency_model.refuse_other_provider(table, self.config, str(self._table_path))
             return table
         options, where = self.options, machine.environment(self.config.session, self.config.batch)
         rules = PruningRules.of(self.analysis.trace, options)
-        path = latency_model.cached(digest, where, rules, (options.grouped, options.heads, options.norms))
-        if path.exists():
-            try:
-                return latency_model.read(path)
-            except LatencyError:
-                pass  # damaged: it is measured again
+        path_on = partial(
+            latency_model.cached, digest, rules=rules, structure=(options.grouped, options.heads, options.norms)
+        )
+        path, key = path_on(where), path_on(replace(where, processor="", runtime="")).stem
+        found = self.timings.table(key, lambda: self._measured_table(path, rules).to_dict())
+        return latency_model.from_dict(found, str(self.timings.path or path))
+
+    def _measured_table(self, path: Path, rules: PruningRules) -> latency_model.Table:
+        """Return the table of this machine: from the cache, or measured and put there."""
+        kept = table_cache.read(path, self.analysis, rules, self.config, self.on_stage)
+        if kept is not None:
+            return kept
         table = latency_model.measure(self.analysis, rules, self.config, share_of(self.on_stage, "table"))
         machine.keep(path, latency_model.text(table))
         return table
 
 
-def write_table(
+def measured_table(
     path: str | os.PathLike[str],
-    output: Path,
     config: BenchmarkConfig,
     shape: Mapping[str, tuple[int, ...]] | None = None,
     on_stage: ProgressCallback = quiet,
 ) -> latency_model.Table:
-    """Measure a latency table of a model file, and write it to `output`."""
+    """Measure a latency table of a model file."""
     analysis, options = _timed(path, shape)
     rules = PruningRules.of(analysis.trace, options)
-    table = latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
-    latency_model.write(table, output)
-    return table
+    return latency_model.measure(analysis, rules, config, share_of(on_stage, "table"))
 
 
 def measured_elsewhere(
     path: str | os.PathLike[str],
     measured: Path,
-    output: Path | None,
     shape: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    table: bool = False,
 ) -> tuple[Bench, latency_model.Table | None]:
     """Read the times of a model file that were measured elsewhere: a latency table or a profile.
 
-    A table is written to `output` as well. No table follows from a profile: it has one time of each layer, and the time
+    With `table` the table is returned as well. No table follows from a profile: it has one time of each layer, and the time
     of a layer with fewer channels may be nearly the same or a share of it.
 
     Raises:
@@ -301,7 +318,7 @@ def measured_elsewhere(
     """
     if not latency_model.is_table(measured):
         found = elsewhere(path, measured)
-        if output is not None:
+        if table:
             raise OptionError(
                 "no latency table follows from a single profile",
                 where=str(measured),
@@ -310,11 +327,10 @@ def measured_elsewhere(
             )
         return found, None
     analysis, _ = _timed(path, shape)
-    table = latency_model.read(measured)
-    latency_model.refuse_other_model(table, latency_model.architecture(analysis), str(measured))
-    if output is not None:
-        latency_model.write(table, output)
-    return latency_model.at_full_width(analysis, table, f"latency table {measured}"), table if output else None
+    found_table = latency_model.read(measured)
+    latency_model.refuse_other_model(found_table, latency_model.architecture(analysis), str(measured))
+    times = latency_model.at_full_width(analysis, found_table, f"latency table {measured}")
+    return times, found_table if table else None
 
 
 def _timed(

@@ -25,7 +25,8 @@ from onnxprune.importance import obs as second_order
 from onnxprune.importance.edit_error import Gram, weighing
 from onnxprune.options import WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
-from onnxprune.surgery.edits import candidates
+from onnxprune.runtime.timings import Timings
+from onnxprune.surgery.edits import KINDS, candidates
 from onnxprune.surgery.edits.protocol import Candidate, Edit, LayerEdit
 from onnxprune.torch_backend import require_torch
 from onnxprune.types import FloatArray
@@ -44,6 +45,7 @@ def study(
     options: ResolvedOptions,
     workspace: Workspace,
     config: BenchmarkConfig,
+    timings: Timings,
     on_stage: ProgressCallback = quiet,
 ) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
     """Return the edits that are measured to be faster, scored, and notes on the others.
@@ -51,14 +53,14 @@ def study(
     Each layer is timed by itself before and after its edit; an edit that is not faster is left out. The error of the
     others follows from the Gram matrix of the layer's input, with the remaining weights refitted. For one edit of each
     family in each layer the loss of the output is measured; the losses of the others are taken to be proportional to
-    their errors. `config` is that of the timing.
+    their errors. `config` is that of the timing, and times come from `timings`.
     """
     model, trace = analysis.model, analysis.trace
     ignored = {n for pattern in options.ignore for n in matching(model.graph, trace.labels, pattern)}
-    multiple = max(multiples(trace)[0], FINER[0]) if options.round_to is None else options.round_to
+    multiple = max(multiples(trace, options.multiple)[0], FINER[0]) if options.round_to is None else options.round_to
     found = [c for c in candidates(model, options.edits, multiple) if ignored.isdisjoint(c.nodes)]
     found.sort(key=lambda candidate: candidate.nodes)
-    timer = EditTimer(analysis, config)
+    timer = EditTimer(analysis, config, timings)
     timed: list[tuple[Candidate, Saving]] = []
     slower = 0
     for number, candidate in enumerate(found):
@@ -69,7 +71,12 @@ def study(
         elif saving is not None:
             slower += 1
     notes = (f"{slower} of {len(found)} edits are left out: they are not measured to be faster",) if slower else ()
-    scored = _scored(analysis, timed, options, workspace, on_stage)
+    scored = workspace.results.of(
+        "edits",
+        lambda: (model.content_digest(), timed, options, workspace.identity),
+        lambda: _scored(analysis, timed, options, workspace, on_stage),
+        types=(ScoredEdit, Saving, *KINDS.values()),
+    )
     return tuple(edit for edit in scored if edit.loss < MOST_LOST), notes
 
 

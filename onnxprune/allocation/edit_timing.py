@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from onnxprune.graph.trace import node_labels
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.runtime.timing import sample_times
+from onnxprune.runtime.timings import Timings
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.protocol import Candidate, RefusalError
 from onnxprune.types import SampleAxis
@@ -90,8 +92,8 @@ def layer_times(layers: Sequence[LayerModel]) -> list[float]:
 class EditTimer:
     """Times each edit of a model by itself, equal ones once; `config` gives the batch, provider and threads."""
 
-    def __init__(self, analysis: Analysis, config: BenchmarkConfig) -> None:
-        self.model, self.trace, self.config = analysis.model, analysis.trace, config
+    def __init__(self, analysis: Analysis, config: BenchmarkConfig, timings: Timings) -> None:
+        self.model, self.trace, self.config, self.timings = analysis.model, analysis.trace, config, timings
         shapes = self.model.signature.input_shapes(config.batch, self.trace.input_shapes)
         self._inferred = infer_shapes(weightless(self.model), shapes)
         self._known: dict[str, Saving | None] = {}
@@ -103,28 +105,33 @@ class EditTimer:
         key = repr((form, *map(self._signature, candidate.nodes)))
         if key not in self._known:
             try:
-                self._known[key] = self._measured(candidate)
+                self._known[key] = self._measured(candidate, f"{key}{self.config.session}")
             except (OnnxPruneError, RefusalError):
                 self._known[key] = None
         return self._known[key]
 
     def _signature(self, n: int) -> tuple[object, ...]:
         node = self.model.graph.nodes[n]
-        sizes = [tuple(t.shape) if isinstance(t, gs.Constant) else self._shape(t.name) for t in node.inputs]
+        sizes = [
+            (tuple(t.shape), str(t.dtype)) if isinstance(t, gs.Constant) else self._shape(t.name) for t in node.inputs
+        ]
         return node.op, sorted((k, str(v)[:200]) for k, v in node.attrs.items()), sizes
 
-    def _measured(self, candidate: Candidate) -> Saving:
+    def _measured(self, candidate: Candidate, form: str) -> Saving:
+        """Return what an edit saves; `form` is all that its time depends on."""
+        key = f"layer {hashlib.sha256(form.encode()).hexdigest()[:24]}"
         if self._original is None or self._original[0] != candidate.nodes:
             self._original = candidate.nodes, LayerModel(self._alone(candidate.nodes), self.config.session)
         original = self._original[1]
         macs, params = original.counts
         if candidate.edit.removes_nodes:
-            return Saving(layer_times([original])[0], 0.0, macs, params)
+            (before,) = self.timings.of(key, 1, lambda: layer_times([original]))
+            return Saving(before, 0.0, macs, params)
         numbers = {label: n for n, label in enumerate(node_labels(original.model.graph))}
         layer = linear_layers(original.model.graph).get(numbers.get(candidate.edit.layer, -1))
         edit = candidate.edit if layer is None else candidate.edit.timed(layer)
         edited = LayerModel(apply_edits(original.model, [edit]).model, self.config.session)
-        before, after = layer_times([original, edited])
+        before, after = self.timings.of(key, 2, lambda: layer_times([original, edited]))
         return Saving(before, after, macs - edited.counts[0], params - edited.counts[1])
 
     def _shape(self, name: str) -> tuple[int, ...] | None:

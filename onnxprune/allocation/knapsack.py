@@ -87,8 +87,10 @@ class PruningRules:
     @classmethod
     def of(cls, trace: Trace, options: ResolvedOptions, scope: str = "global") -> PruningRules:
         """Return the rules of the options; without `round_to` the channel multiples are those of the machine."""
-        multiple, multiples = channel_multiple.multiples(trace) if options.round_to is None else (options.round_to, {})
-        return cls(multiple, options.min_channels, options.max_ratio, scope, multiples, options.round_to is None)
+        if options.round_to is not None:
+            return cls(options.round_to, options.min_channels, options.max_ratio, scope)
+        multiple, multiples = channel_multiple.multiples(trace, options.multiple)
+        return cls(multiple, options.min_channels, options.max_ratio, scope, multiples, may_refine=True)
 
     def multiple(self, group: Group) -> int:
         """Return the multiple of the survivors of a group, in channels."""

@@ -19,12 +19,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
-from onnxprune.errors import LatencyError
+from onnxprune.errors import LatencyError, first_line
 from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, side_by_side
 from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
 from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
+from onnxprune.reading import read_json
 from onnxprune.runtime import machine, profiler
 from onnxprune.runtime.providers import short_name
 from onnxprune.runtime.session import Feeds, SessionConfig
@@ -43,6 +44,8 @@ UNIFORM = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Shares of the removable channel batches that every group loses alike, one variant each."""
 RANDOM = 14
 """Variants in which every group loses a share of its own."""
+FLAT = 1e-6
+"""Difference of the times of all variants, as a share of them, up to which a table is flat."""
 SECONDS = 120.0
 """Time limit of a table's measurement."""
 SEED = 0
@@ -95,6 +98,11 @@ class Table:
         return float(np.max(self._errors))
 
     @property
+    def is_flat(self) -> bool:
+        """Whether all variants take the same time, as no measurement gives it: the table tells nothing about channels."""
+        return bool(np.ptp(self.measured) <= FLAT * np.max(self.measured))
+
+    @property
     def _errors(self) -> FloatArray:
         return np.asarray(np.abs(np.array(self.predicted) / np.array(self.measured) - 1))
 
@@ -112,11 +120,18 @@ class Table:
         return {"schema": SCHEMA, "features": FEATURES, **asdict(self)}
 
 
-def _from_dict(content: Any, where: str) -> Table:
+def from_dict(content: Any, where: str) -> Table:
+    """Return the table of `Table.to_dict`.
+
+    Raises:
+        LatencyError: `content` is no table; the error names `where`.
+    """
     try:
-        if content["schema"] != SCHEMA or tuple(content["features"]) != FEATURES:
+        if content["schema"] != SCHEMA:
             raise ValueError(f"its schema is {content['schema']!r}, {SCHEMA!r} is known")
-        return Table(
+        if tuple(content["features"]) != FEATURES:
+            raise ValueError(f"its features are other ones than {', '.join(FEATURES)}")
+        table = Table(
             str(content["architecture"]),
             machine.Environment(**content["environment"]),
             tuple(map(_fit_from, content["fits"])),
@@ -127,13 +142,27 @@ def _from_dict(content: Any, where: str) -> Table:
             predicted=tuple(map(float, content["predicted"])),
             seconds=float(content["seconds"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        _check_numbers(table)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LatencyError(
             "this is no latency table",
             where=where,
             why=f"{type(error).__name__}: {error}",
             hint="make one with `onnxprune bench MODEL --latency-table FILE`",
         ) from error
+    return table
+
+
+def _check_numbers(table: Table) -> None:
+    """Refuse numbers that no measurement gives: not finite, negative, or times of zero; raises ValueError."""
+    fits = (*table.fits, table.rest)
+    amounts = [table.scale, table.offset, table.seconds, *(fit.error for fit in fits)]
+    amounts += [each for fit in fits for each in fit.coefficients]
+    times = [*table.measured, *table.predicted]
+    if not np.isfinite([*amounts, *times]).all():
+        raise ValueError("a number is not finite")
+    if min(amounts) < 0 or min(times, default=0) <= 0 or len(table.measured) != len(table.predicted):
+        raise ValueError("a time is zero or negative, or a variant has no time")
 
 
 def _fit_from(entry: Any) -> Fit:
@@ -315,21 +344,36 @@ def read(path: Path) -> Table:
         LatencyError: the file cannot be read, or holds no table.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise LatencyError(
-            "the latency table cannot be read", where=str(path), why=str(error), hint="check the path"
+            "the latency table cannot be read", where=str(path), why=first_line(error), hint="check the path"
         ) from error
-    return _from_dict(content, str(path))
+    return from_dict(content, str(path))
 
 
 def is_table(path: Path) -> bool:
     """Tell whether a file is meant as a latency table, of whichever version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "schema" in content
+
+
+def refuse_flat(table: Table, where: str) -> None:
+    """Refuse a table in which every width takes the same time.
+
+    Raises:
+        LatencyError: it is one.
+    """
+    if table.is_flat:
+        raise LatencyError(
+            "the latency table is flat",
+            where=where,
+            why="the model takes the same time with all of its channels and with few, so that no selection is faster",
+            hint="make one with `onnxprune bench MODEL --latency-table FILE` on the target machine, while it is idle",
+        )
 
 
 def refuse_other_model(table: Table, digest: str, where: str) -> None:

@@ -16,10 +16,9 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.importance import weights as importance
-from onnxprune.importance.obs import Removal
 from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
-from onnxprune.progress import share_of
+from onnxprune.progress import ProgressCallback, share_of
 from onnxprune.surgery import channels as rewrite
 from onnxprune.types import BoolArray, Curve, FloatArray, Group, Trace
 
@@ -148,34 +147,50 @@ def score(
     asked = estimator.options.round_to is not None  # `with_multiple` may have set another one
     may_refine = estimator.refines and not asked
     rules = replace(PruningRules.of(scored.trace, options, options.scope), may_refine=may_refine)
-    local = keep[held]
-    removals: list[Removal] = []
-    if options.importance in WITH_DATA or options.scope == "sensitivity":
-        assert workspace is not None
-        scores, removals = calibrated_scores(scored, options, local, on_stage, workspace)
-    else:
-        scores = importance.score(scored.model, scored.trace, options.importance, local, options.seed)
+    with_target = bool(options.reduce or options.limit or options.max_drop is not None)
+    by_loss = options.scope == "sensitivity" and with_target
+    scores, curves = _measured(scored, options, keep[held], workspace, on_stage, by_loss)
     with_gradients = options.importance in WITH_GRADIENTS
     if options.threshold is not None and first:
         # the scores of the other importances are relative already
         relative = importance.relative(trace, scores, keep) if with_gradients else scores
         keep = knapsack.below(trace, relative, keep, rules, options.threshold)
-    with_target = bool(options.reduce or options.limit or options.max_drop is not None)
-    by_loss = options.scope == "sensitivity" and with_target
-    curves: tuple[Curve, ...] = ()
-    if by_loss:
-        assert workspace is not None
-        ids, progress = np.flatnonzero(held), share_of(on_stage, "measure")
-        curves = sensitivity.curves(scored, removals, workspace, progress)
-        curves = tuple(replace(curve, order=ids[curve.order]) for curve in curves)
-    if workspace is not None:
-        for removal in removals:
-            removal.drop(workspace.store)
+    ids = np.flatnonzero(held)
+    curves = tuple(replace(curve, order=ids[curve.order]) for curve in curves)
     savings = None
     if with_gradients and options.scope == "global":
         macs, params = scored.cost.savings()
         savings = _spread(macs, held), _spread(params, held)
     return AllocationProblem(estimator, scored, held, keep, rules, _spread(scores, held), savings, curves, by_loss)
+
+
+def _measured(
+    scored: Analysis,
+    options: ResolvedOptions,
+    keep: BoolArray,
+    workspace: Workspace | None,
+    on_stage: ProgressCallback,
+    by_loss: bool,
+) -> tuple[FloatArray, tuple[Curve, ...]]:
+    """Return the scores, and with `by_loss` the loss curves, in channels of the scored model."""
+    if options.importance not in WITH_DATA and options.scope != "sensitivity":
+        return importance.score(scored.model, scored.trace, options.importance, keep, options.seed), ()
+    assert workspace is not None
+
+    def measured() -> tuple[FloatArray, tuple[Curve, ...]]:
+        scores, removals = calibrated_scores(scored, options, keep, on_stage, workspace)
+        progress = share_of(on_stage, "measure")
+        curves = sensitivity.curves(scored, removals, workspace, progress) if by_loss else ()
+        for removal in removals:
+            removal.drop(workspace.store)
+        return scores, curves
+
+    return workspace.results.of(
+        "scores",
+        lambda: (scored.model.content_digest(), keep, options, workspace.identity),
+        measured,
+        types=(Curve,),
+    )
 
 
 def _spread(values: FloatArray, held: BoolArray) -> FloatArray:

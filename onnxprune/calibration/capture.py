@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune import leftovers
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Model
 from onnxprune.graph.qdq import captured_names
@@ -24,13 +25,17 @@ FREE = frozenset({"Shape", "Size"})
 
 
 class ActivationStore:
-    """Arrays in memory up to `budget` bytes, further ones in files of a temporary folder."""
+    """Arrays in memory up to `budget` bytes, further ones in files of a temporary folder.
+
+    What killed runs have left beside that folder is deleted.
+    """
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
         self.held = 0
         self.count = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._scope = contextlib.ExitStack()
 
     def put(self, value: Array | list[Array]) -> Kept:
         """Store an array; return its handle for `get` and `drop`."""
@@ -40,9 +45,9 @@ class ActivationStore:
             self.held += value.nbytes
             return value
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
+            self._folder = self._scope.enter_context(leftovers.temporary_folder())
         self.count += 1
-        path = Path(self._folder.name) / f"{self.count}.npy"
+        path = self._folder / f"{self.count}.npy"
         np.save(path, value)
         return path
 
@@ -60,8 +65,8 @@ class ActivationStore:
 
     def close(self) -> None:
         """Delete the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._scope.close()
+        self._folder = None
 
 
 class LayerwiseRunner:

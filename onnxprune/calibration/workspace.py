@@ -6,11 +6,12 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, has_images, is_enlarged_data
 from onnxprune.calibration.capture import ActivationStore
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import Data, DataLike, hint_of, load_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.synthetic import NAME as GENERATED_NAME
@@ -46,6 +47,7 @@ class Workspace:
         memory: bytes for the sums of one layer.
         notes: notes on the samples, for the report.
         distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
+        results: results of long steps, which a run that broke off goes on from.
     """
 
     calibration: Calibration
@@ -53,11 +55,17 @@ class Workspace:
     memory: float
     notes: tuple[str, ...] = ()
     distance: str = AUTO
+    results: StageResults = field(default_factory=StageResults)
 
     @property
     def some(self) -> Feeds:
         """The first batch, without augmentation."""
         return next(iter(self.calibration.plain))
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells these samples from others of the same run, for `StageResults.of`."""
+        return self.calibration.kinds, len(self.calibration.data), self.calibration.seed, self.distance
 
     @property
     def plain(self) -> Workspace:
@@ -67,7 +75,11 @@ class Workspace:
 
 @contextlib.contextmanager
 def workspace_for(
-    data: Data, analysis: Analysis, options: ResolvedOptions, distance: str = AUTO
+    data: Data,
+    analysis: Analysis,
+    options: ResolvedOptions,
+    distance: str = AUTO,
+    results: StageResults | None = None,
 ) -> Iterator[Workspace]:
     """Yield a workspace for some data, with the augmentation that `auto` stands for; delete its files at the end.
 
@@ -97,7 +109,7 @@ def workspace_for(
     try:
         most = int(RUN * options.memory // (ALIVE * ITEMSIZE * largest_activation(analysis)))
         calibration = Calibration.of(data, options.samples, kinds, options.seed, most)
-        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes), distance)
+        yield Workspace(calibration, store, options.memory * SUMS, tuple(notes), distance, results or StageResults())
     finally:
         store.close()
 

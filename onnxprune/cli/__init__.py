@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from onnxprune.cli.commands.bench import bench
+from onnxprune.cli.commands.cache import cache
 from onnxprune.cli.commands.check import check
 from onnxprune.cli.commands.finetune import finetune
 from onnxprune.cli.commands.inspect import inspect
@@ -37,5 +38,5 @@ def main() -> None:
     """
 
 
-for command in (inspect, plan, prune, finetune, sensitivity, check, sweep, bench, ops):
+for command in (inspect, plan, prune, finetune, sensitivity, check, sweep, bench, ops, cache):
     main.add_command(command)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.delivery import Write, attempt, finish
 from onnxprune.cli.group import FAILED
 from onnxprune.cli.parameters import Decorator, File, Words, option_group, together
 from onnxprune.cli.terminal import Terminal
@@ -19,11 +22,34 @@ from onnxprune.runtime.providers import PROVIDERS
 if TYPE_CHECKING:
     from onnxprune.data.preprocess import Preprocess
     from onnxprune.evaluation.benchmark import BenchmarkConfig
-    from onnxprune.report.document import Report
+    from onnxprune.pipeline.results import ModelResult
+    from onnxprune.report.plots import Plot
 
 PATH = File()
+WRITTEN = File(written=True)
 MODEL = click.argument("model", type=PATH)
-PLOT = click.option("--plot", type=PATH, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
+
+
+def _limit_runs(ctx: click.Context, parameter: click.Parameter, seconds: float | None) -> None:
+    """Set the time limit of this command, and of its worker processes."""
+    if seconds is None:
+        return
+    from onnxprune.runtime.limits import VARIABLE
+
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(seconds)
+    ctx.call_on_close(lambda: os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before}))
+
+
+TIMEOUT = click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    expose_value=False,
+    callback=_limit_runs,
+    help="Seconds after which a run of a model that repeats nodes (Loop, Scan) is ended; 0: never. Default: 60.",
+)
+PLOT = click.option("--plot", type=WRITTEN, help="Draw the result: .svg, .png or .pdf; needs matplotlib.")
 EVALUATION = click.option("--eval", "evaluation", type=PATH, help="Evaluation data; the default is the --data samples.")
 
 
@@ -63,6 +89,12 @@ LATENCY_TABLE = click.option(
     help="Latency table of the target machine, written there by `bench --latency-table`; without it, a latency target "
     "measures one on this machine.",
 )
+TIMINGS = click.option(
+    "--timings",
+    type=PATH,
+    help="Table of the times that decisions are taken from: read where the file exists, else written. Equal inputs, options and "
+    "timings give equal bytes.",
+)
 WORKERS = together(
     click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of parallel processes."),
     click.option(
@@ -71,14 +103,14 @@ WORKERS = together(
 )
 REPORT = click.option(
     "--report",
-    type=PATH,
+    type=WRITTEN,
     help="Write a report here: .html (one page with plots; pip install 'onnxprune[report]'), .md or .json.",
 )
 
 
-def output(text: str) -> Decorator:
-    """Return the option for the output of a command."""
-    return click.option("--output", "-o", type=PATH, required=True, help=text)
+def output(text: str, *holds: str) -> Decorator:
+    """Return the option for the output of a command; `holds`: patterns of the names of the files in a folder."""
+    return click.option("--output", "-o", type=File(written=True, holds=holds), required=True, help=text)
 
 
 def _benchmark_config(values: dict[str, Any]) -> BenchmarkConfig:
@@ -127,21 +159,37 @@ def command_line() -> str:
     return shlex.join(["onnxprune", *sys.argv[1:]])
 
 
-def conclude(terminal: Terminal, found: Report, report: Path | None) -> None:
-    """Show the report of a run; exit with `FAILED` where its verdict is FAILED."""
+def conclude(terminal: Terminal, call: Callable[[], ModelResult], report: Path | None) -> None:
+    """Show the result of a call, whose report is written there; exit with `FAILED` where its verdict is FAILED."""
     from onnxprune.report import console, text
 
+    result, failure = attempt(call)
+    found, page = result.report, report if failure is None else None
     terminal.explain(lambda: text.decisions(found))
-    terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(report)])
+    written = [*result.files, *([] if page is None else [page])]
+    finish(
+        lambda: terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(page)]),
+        written=written,
+        failure=failure,
+    )
     if not found.verdict:
         sys.exit(FAILED)
 
 
-def draw(plots: Any, path: Path | None) -> str | None:
-    """Draw plots into a file; return its name, None where there is none."""
-    if path is None:
-        return None
-    from onnxprune.report import matplotlib_plots
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot that cannot be drawn, before the run starts."""
+    if path is not None:
+        from onnxprune.report import matplotlib_plots
 
-    matplotlib_plots.draw(plots(), path)
-    return str(path)
+        matplotlib_plots.check_format(path)
+
+
+def drawn(plots: Callable[[], Sequence[Plot]]) -> Write:
+    """Return what draws plots into a file."""
+
+    def write(path: Path) -> None:
+        from onnxprune.report import matplotlib_plots
+
+        matplotlib_plots.draw(plots(), path)
+
+    return write

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.common import PATH
-from onnxprune.cli.parameters import Decorator, NumberOrAuto, Words, option_group
+from onnxprune.cli.common import PATH, WRITTEN
+from onnxprune.cli.parameters import Decorator, File, NumberOrAuto, Words, option_group
 from onnxprune.cli.parsers import (
     parse_amounts,
     parse_bounds,
@@ -58,6 +58,8 @@ def _type(each: Field[Any], found: OptionMetadata) -> Any:
         return click.Choice(found.choices)
     if found.known:
         return Words(found.known)
+    if found.file:
+        return File(text=True)
     if found.shown is not None or found.factor != 1:
         return str
     return NumberOrAuto() if found.auto else number_type(each)
@@ -109,7 +111,12 @@ IGNORE, SEED, TOLERATE, _SHAPE = (
 
 SHAPE = option_group("shape", lambda values: parse_shapes(values["shape"]), _SHAPE)
 CHECKPOINT = click.option(
-    "--checkpoint", type=PATH, help="Write the training state here; the same command resumes an interrupted training."
+    "--checkpoint",
+    type=WRITTEN,
+    help="Write the training state here; the same command resumes an interrupted training.",
+)
+RESUME = click.option(
+    "--resume", is_flag=True, help="Go on from the work of the same command that broke off, kept in OUTPUT.state."
 )
 CLAMP = click.option(
     "--clamp", multiple=True, metavar="[GLOB=]LO,HI", help="Range of the weights that match GLOB; may be repeated."

@@ -57,35 +57,40 @@ class Words(click.ParamType):  # type: ignore[type-arg]
     Args:
         known: words, or beginnings of the text.
         separator: between several words; empty where the text is one word.
-        file: whether the text may be a file name as well.
+        file: whether the text may be a file name as well, of a file that is read.
     """
 
     name = "text"
 
     def __init__(self, known: Sequence[str], *, separator: str = "", file: bool = False) -> None:
-        self._known, self._separator, self._file = known, separator, file
+        self.known, self._separator, self.reads = known, separator, file
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Complete the last word."""
         before, separator, last = incomplete.rpartition(self._separator) if self._separator else ("", "", incomplete)
         taken = before.split(self._separator) if before else []
-        found = [word for word in self._known if word.startswith(last) and word not in taken]
+        found = [word for word in self.known if word.startswith(last) and word not in taken]
         items = [CompletionItem(f"{before}{separator}{word}") for word in found]
-        return items if items or not self._file else [CompletionItem(incomplete, type="file")]
+        return items if items or not self.reads else [CompletionItem(incomplete, type="file")]
 
 
 class File(click.Path):
     """A path that click does not check: the function that opens it has the better message.
 
+    `Command` compares the paths that a command reads with those that it writes.
+
     Args:
-        also: words that are completed as well.
+        also: words that are completed as well, and name no file.
+        written: whether the command writes there; else it reads there.
+        holds: patterns of the names of the files that it writes, where the path is a folder.
+        text: whether the value stays a text.
     """
 
-    def __init__(self, *also: str) -> None:
-        super().__init__(path_type=Path, readable=False)
-        self._also = also
+    def __init__(self, *also: str, written: bool = False, holds: tuple[str, ...] = (), text: bool = False) -> None:
+        super().__init__(path_type=str if text else Path, readable=False)
+        self.known, self.reads, self.writes, self.holds = also, not written, written, holds
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Complete files and the words."""
-        words = [CompletionItem(word) for word in self._also if incomplete and word.startswith(incomplete)]
+        words = [CompletionItem(word) for word in self.known if incomplete and word.startswith(incomplete)]
         return words or super().shell_complete(ctx, param, incomplete)

@@ -11,6 +11,9 @@ from onnxprune.errors import OptionError
 from onnxprune.metrics.table import METRICS
 from onnxprune.options import AUGMENTATIONS, QUANTITIES, Bound
 
+SHARE = re.compile(r"\d*\.?\d+\s*%?")
+"""A share without the name of a quantity."""
+
 
 def parse_budget(text: str) -> dict[str, Any]:
     """Parse the length of a training into `amount` and `unit`.
@@ -54,10 +57,12 @@ def parse_bounds(clamps: Iterable[str], norms: Iterable[str]) -> tuple[Bound, ..
 def parse_shares(text: str) -> tuple[str, list[float]]:
     """Parse the targets of a sweep.
 
-    >>> parse_shares("flops=10%,0.5")
-    ('flops', [0.1, 0.5])
+    >>> parse_shares("flops=10%,0.5"), parse_shares("10%")
+    (('flops', [0.1, 0.5]), ('flops', [0.1]))
     """
     quantity, equals, amounts = (part.strip().lower() for part in text.partition("="))
+    if not equals and all(SHARE.fullmatch(amount.strip()) for amount in quantity.split(",")):
+        quantity, equals, amounts = "flops", "=", quantity
     if not equals:
         raise OptionError(
             f"--targets {text!r} is not of the form QUANTITY=SHARES", hint="for instance --targets flops=20%,40%,60%"
@@ -133,10 +138,12 @@ def parse_amounts(option: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
-    """Parse targets: shares for the option `reduce`, absolute amounts (ms, bytes, counts) for `limit`.
+    """Parse targets: shares for the option `reduce`, absolute amounts (ms, bytes, counts) for `limit`; a share alone is one of the FLOPs.
 
     >>> parse_targets("reduce", ["flops=50%", "latency=0.3"])
     {'flops': 0.5, 'latency': 0.3}
+    >>> parse_targets("reduce", ["50%"])
+    {'flops': 0.5}
     >>> parse_targets("limit", ["size=4MB", "latency=3ms"])
     {'size': 4000000.0, 'latency': 3.0}
     """
@@ -144,6 +151,8 @@ def parse_targets(option: str, texts: Iterable[str]) -> dict[str, float]:
     result: dict[str, float] = {}
     for text in texts:
         quantity, equals, amount = (part.strip().lower() for part in text.partition("="))
+        if not equals and option == "reduce" and SHARE.fullmatch(quantity):
+            quantity, equals, amount = "flops", "=", quantity
         if not equals:
             raise OptionError(
                 f"--{option} {text!r} is not of the form QUANTITY=AMOUNT", hint=f"for instance --{option} {example}"

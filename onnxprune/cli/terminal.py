@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import sys
@@ -10,12 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from onnxprune.cli.parameters import option_group
 from onnxprune.errors import DataWarning
+from onnxprune.escaping import log, visible
 from onnxprune.fileio import jsonable
 
 if TYPE_CHECKING:
@@ -28,6 +33,45 @@ PATIENCE, PAUSE = 5.0, 15.0
 """Seconds before the first line of plain progress, and between lines."""
 NARROW = 80
 """Columns from which a terminal has room for the long progress bar."""
+
+
+def say(line: str, **style: Any) -> None:
+    """Print a line on stderr, with names made visible; a stderr that is full or closed ends no run."""
+    with contextlib.suppress(OSError, ValueError):
+        click.secho(log(visible(line)), err=True, **style)
+
+
+def open_streams() -> None:
+    """Let no file that is opened later take the place of a closed stream, and no character end a run that a stream has no code for."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Patient:
+    """A stream on which what cannot be written is left out."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @dataclass(frozen=True)
@@ -45,19 +89,40 @@ class Terminal:
     verbose: bool = False
 
     def show(self, content: Callable[[], dict[str, Any]], parts: Callable[[], Sequence[RenderableType]]) -> None:
-        """Print the result: `content` as JSON, or `parts` as tables."""
+        """Print the result: `content` as JSON, or `parts` as tables.
+
+        Raises:
+            OSError: stdout is closed, or full.
+        """
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
         if self.as_json:
-            click.echo(json.dumps(jsonable(content()), indent=1, allow_nan=False))
+            made = json.dumps(jsonable(content()), indent=1, allow_nan=False)
+            sys.stdout.write(made.replace("##", "#\\u0023") + "\n")  # in a log `##[` would begin a command
+            sys.stdout.flush()
         else:
             from onnxprune.report import console
 
             console.show(parts())
 
+    def written(self, write: Callable[[Path], None]) -> Callable[[Path], None]:
+        """Return a function that writes a file, and then says so among the tables."""
+
+        def told(path: Path) -> None:
+            from onnxprune.report import console
+
+            write(path)
+            if not self.as_json:
+                with contextlib.suppress(OSError):  # `finish` tells of a closed stdout
+                    console.show(console.written(path))
+
+        return told
+
     def explain(self, lines: Callable[[], Sequence[str]]) -> None:
         """Print lines to stderr with --verbose."""
         if self.verbose:
             for line in lines():
-                click.echo(line, err=True)
+                say(line)
 
     @contextmanager
     def progress(self, left: Callable[[], str] = lambda: NOTHING) -> Iterator[ProgressCallback]:
@@ -68,7 +133,7 @@ class Terminal:
         with ExitStack() as stack:
             if self.quiet:
                 stages = Stages(self.verbose)
-            elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            elif sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
                 stages = stack.enter_context(_bar(self.verbose))
             else:
                 stages = Lines(self.verbose)
@@ -77,8 +142,9 @@ class Terminal:
             warnings.showwarning = lambda message, category, *rest: stages.warn(f"warning: {message}")
             try:
                 yield stages
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(left()) from None
+            except KeyboardInterrupt as interrupt:
+                interrupt.args = (left(),)
+                raise
             finally:
                 stages.end()
 
@@ -96,7 +162,7 @@ class Stages:
         if new:
             self.end()
             self._stage, self._begin = stage, time.perf_counter()
-        self.show(stage, share, detail, new)
+        self.show(stage, share, visible(detail), new)
 
     def end(self) -> None:
         """End the current stage."""
@@ -118,11 +184,11 @@ class Stages:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        click.echo(line, err=True)
+        say(line)
 
     def warn(self, line: str) -> None:
         """Print a line that nobody should overlook."""
-        click.secho(line, err=True, fg="yellow", bold=True)
+        say(line, fg="yellow", bold=True)
 
 
 class Lines(Stages):
@@ -161,13 +227,13 @@ def _bar(verbose: bool) -> Iterator[Stages]:
             end = task.fields.get("end")
             return Text("" if end is None else f"{_duration(max(0.0, end - time.monotonic()))} left", no_wrap=True)
 
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, Patient(sys.stderr)))
     columns: list[ProgressColumn] = [
         TextColumn("{task.description:<9}", table_column=Column(no_wrap=True)),
         BarColumn(40 if console.width >= NARROW else 10),
         TimeElapsedColumn(),
         TimeLeft(),
-        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     ]
 
     class Bar(Stages):
@@ -182,10 +248,10 @@ def _bar(verbose: bool) -> Iterator[Stages]:
             progress.update(progress.task_ids[-1], completed=share, total=total, detail=detail, end=end)
 
         def say(self, line: str) -> None:
-            progress.console.print(line, highlight=False, markup=False)
+            progress.console.print(visible(line), highlight=False, markup=False)
 
         def warn(self, line: str) -> None:
-            progress.console.print(line, highlight=False, markup=False, style="bold yellow")
+            progress.console.print(visible(line), highlight=False, markup=False, style="bold yellow")
 
     with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task("start", total=None, detail="")

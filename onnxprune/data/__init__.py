@@ -1,4 +1,4 @@
 """Samples and labels: reading, preprocessing, augmentation and generated inputs; the owner of Pillow, with `report.thumbnails`.
 
-It imports modules of the root.
+It imports `runtime`, and modules of the root.
 """

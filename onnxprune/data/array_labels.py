@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.data.labels.tables import TABLES, read_column
 from onnxprune.data.labels.values import npz_boxes, object_array
+from onnxprune.data.numpy_files import read_npy
 from onnxprune.errors import DataError, first_line
 
 Array = np.ndarray[Any, Any]
@@ -18,6 +19,9 @@ BOXES = (5, 6)
 """Length of the last axis of boxes, in which NaN is allowed: rows of NaN pad samples to one number of boxes."""
 LARGEST = np.iinfo(np.int64).max
 BEYOND = "give class numbers, which start at 0"
+CLASSES = ("classify", "binary", "embed", "multilabel")
+"""Tasks whose labels are class numbers, or 0 and 1 for each class."""
+WHOLE = 2**53
 AS_GIVEN = ("regress", "multilabel")
 """Tasks whose labels keep an axis of length 1."""
 
@@ -65,8 +69,7 @@ def read_array_labels(source: Any, n: int, task: str | None) -> tuple[Array, tup
             hint="give a .npy or a table with a row per sample, or samples as a folder of images",
         )
     try:
-        with file.open("rb") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False), ()
+        return read_npy(file), ()
     except Exception as error:  # a damaged file can make numpy raise nearly anything
         raise DataError(
             "the labels cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"
@@ -82,9 +85,6 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
     Raises:
         DataError: there is another number of labels, or they are neither finite numbers nor strings, or beyond 64 bits.
     """
-    whole = labels.dtype.kind in "iub"
-    if labels.shape == (n, 1) and labels.dtype.kind in "iubUO" and task not in AS_GIVEN:
-        labels = labels[:, 0]  # as Keras writes them
     if not labels.ndim or len(labels) != n or labels.dtype.kind not in "iubfUO":
         raise DataError(
             "the labels don't fit",
@@ -92,6 +92,11 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
             why=f"labels are {labels.dtype}{list(labels.shape)}, there are {n} samples",
             hint="give numbers or strings, with samples along the first axis",
         )
+    if task in CLASSES and labels.dtype.kind == "f":
+        labels = _whole(labels, where)
+    whole = labels.dtype.kind in "iub"
+    if labels.shape == (n, 1) and labels.dtype.kind in "iubUO" and task not in AS_GIVEN:
+        labels = labels[:, 0]  # as Keras writes them
     if task == "detect" and (labels.dtype.kind == "O" or labels.ndim == 3):
         return npz_boxes(labels)
     if task == "keypoints" and labels.ndim == 3:
@@ -102,6 +107,8 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
             return npz_boxes(labels)
     if labels.dtype.kind == "f":
         _check_finite(labels, where)
+    if labels.dtype.kind == "u" and labels.max(initial=0) > LARGEST:
+        _beyond(int(labels.argmax() // (labels.size // n)), labels.max(), where)
     if task == "regress" and whole:
         return labels.astype(np.float64)
     if labels.ndim > 1 or not whole:
@@ -113,8 +120,6 @@ def checked_labels(labels: Array, n: int, where: str, task: str | None = None) -
             why=f"the label of sample {int(labels.argmin())} is {labels.min()}",
             hint="class numbers start at 0",
         )
-    if labels.max() > LARGEST:
-        _beyond(int(labels.argmax()), labels.max(), where)
     return labels.astype(np.int64)
 
 
@@ -132,6 +137,20 @@ def may_be_labels(array: Array, n: int) -> bool:
     if array.ndim == 3 and len(array) == n and array.shape[2] in BOXES:
         return True
     return bool(array.dtype.kind in "iu" and (array.size == n or (array.ndim == 3 and len(array) == n)))
+
+
+def _whole(labels: Array, where: str) -> Array:
+    """Return class numbers that are stored as floats, as int64; 2^53 and beyond, floats hold no other whole numbers."""
+    _check_finite(labels, where)
+    odd = (labels % 1 != 0) | (np.abs(labels) >= WHOLE)
+    if odd.any():
+        raise DataError(
+            "a label is not a whole number",
+            where=where,
+            why=f"the label of sample {int(odd.reshape(len(labels), -1).any(axis=1).argmax())} is {labels[odd][0]}",
+            hint=BEYOND,
+        )
+    return labels.astype(np.int64)
 
 
 def _check_finite(labels: Array, where: str) -> None:

@@ -12,8 +12,11 @@ import numpy as np
 from onnxprune.data.array_labels import as_labels, may_be_boxes
 from onnxprune.data.input_spec import InputSpec
 from onnxprune.data.labels.values import object_array
+from onnxprune.data.numpy_files import read_npy, read_npz
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
+from onnxprune.file_kinds import kind_of
+from onnxprune.reading import exists
 
 Array = np.ndarray[Any, Any]
 Batch = Mapping[str, Any] | Sequence[Any] | Array
@@ -22,7 +25,7 @@ DataLike = str | os.PathLike[str] | Mapping[str, Array] | Array | Iterable[Batch
 
 
 def read_arrays(path: DataLike, inputs: Sequence[InputSpec]) -> dict[str, Array]:
-    """Return the arrays of a file, or those that are given, by name.
+    """Return the arrays of a file, or those that are given, by name; see `read_npz` for those that no input asks for.
 
     Raises:
         DataError: the file cannot be read.
@@ -31,22 +34,20 @@ def read_arrays(path: DataLike, inputs: Sequence[InputSpec]) -> dict[str, Array]
         given = path if isinstance(path, Mapping) else {only_input(inputs, "an array").name: path}
         return {name: _array(name, value) for name, value in given.items()}
     file = Path(path)
-    if not file.exists():
+    if not exists(file):
         raise DataError("no such data", where=str(file), hint="check the path given to --data")
     if file.suffix.lower() not in (".npz", ".npy"):
+        kind = kind_of(file)
         raise DataError(
             f"data of type {file.suffix or 'none'} are not known",
             where=str(file),
+            why="" if kind is None else f"it is {kind.text}",
             hint="give a .npz, a .npy or a folder of images",
         )
     only = None if file.suffix.lower() == ".npz" else only_input(inputs, "a .npy file").name
     try:
-        if only is None:
-            with np.load(file, allow_pickle=False) as loaded:
-                arrays = dict(loaded)
-        else:
-            with file.open("rb") as stream:
-                arrays = {only: np.lib.format.read_array(stream, allow_pickle=False)}
+        wanted = {"labels", *(spec.name for spec in inputs)}
+        arrays = read_npz(file, wanted) if only is None else {only: read_npy(file)}
     except Exception as error:  # a damaged file can make numpy, zipfile or zlib raise nearly anything
         raise DataError(
             "the data cannot be read", where=str(file), why=first_line(error), hint="save them again with numpy"

@@ -25,12 +25,13 @@ from onnxprune.data.arrays import (
     read_arrays,
     samples_first,
 )
-from onnxprune.data.images import IMAGE_SUFFIXES, images_in, read_image, stack, unreadable
+from onnxprune.data.images import images_in, read_image, stack, unreadable
 from onnxprune.data.input_spec import InputSpec, input_specs
 from onnxprune.data.labels.reading import read_labels
 from onnxprune.data.preprocess import PRESETS, Preprocess, load_preprocess
-from onnxprune.data.user_functions import batches_of, called, failing, is_function
+from onnxprune.data.user_functions import batches_of, called, failing
 from onnxprune.errors import DataError
+from onnxprune.paths import IMAGE_SUFFIXES, is_function
 from onnxprune.types import IntArray
 
 Feeds = dict[str, Array]

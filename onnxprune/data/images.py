@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from onnxprune.data.geometry import Geometry, geometry
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, first_line
+from onnxprune.paths import IMAGE_SUFFIXES
+from onnxprune.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 TOLD = 3
 """Files that an error names."""
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are read, whatever the suffix says; Pillow starts another program for some others."""
 
 
 def images_in(folder: Path, *, deep: bool = False, but: Path | None = None) -> list[Path]:
@@ -82,12 +86,31 @@ def stack(paths: Sequence[Path], how: Preprocess) -> Array:
     return np.stack(images)
 
 
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image; it is decoded when its pixels are read.
+
+    Raises:
+        OSError: the file is no image of a known format, or no regular file.
+        ValueError: it has more pixels than Pillow takes for harmless, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    from PIL import Image
+
+    open_regular(path).close()
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{first_line(error).partition(',')[0]}: it is too large to be read") from error
+    with opened:
+        yield opened
+
+
 def read_image(path: Path, how: Preprocess) -> Array:
     """Read, turn and resize an image, then crop or letterbox it; return uint8 in the layout of the model input."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             upright = ImageOps.exif_transpose(opened) if how.exif else opened
             image = _of_bytes(upright).convert("L" if how.color == "L" else "RGB")
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
@@ -114,10 +137,10 @@ def geometries(paths: Sequence[Path], how: Preprocess) -> list[Geometry]:
 
 
 def _geometry_of(path: Path, how: Preprocess) -> Geometry:
-    from PIL import ExifTags, Image
+    from PIL import ExifTags
 
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             size, turned = opened.size, opened.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         raise _unreadable(path, error) from error

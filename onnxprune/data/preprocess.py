@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -13,15 +12,13 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from onnxprune.errors import DataError, first_line
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from onnxprune.reading import exists, read_toml
 
 Array = np.ndarray[Any, Any]
 
 
+MOST_SIDE = 16_384
+"""Pixels of a side of a preprocessed image, at most."""
 PAD_VALUE = 114
 """Byte around a letterboxed image: the grey that the detectors of ultralytics are trained with."""
 
@@ -73,8 +70,8 @@ class Preprocess:
         for key, least in (("resize", 1), ("crop", 1), ("pad", 0), ("repeat", 1)):
             value = getattr(self, key)
             is_default = value is None and key in ("resize", "crop")
-            if not is_default and not (_is_number(value, Integral) and value >= least):
-                raise _wrong(key, value, f"give a whole number, {least} or more")
+            if not is_default and not (_is_number(value, Integral) and least <= value <= MOST_SIDE):
+                raise _wrong(key, value, f"give a whole number, {least} to {MOST_SIDE}")
         for key in EXACT:
             object.__setattr__(self, key, _sides(key, getattr(self, key)))
         if not (_is_number(self.pad_value, Integral) and 0 <= self.pad_value <= 255):
@@ -163,8 +160,8 @@ def _sides(key: str, value: Any) -> int | tuple[int, ...] | None:
     if value is None:
         return None
     sides = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) else ()
-    if len(sides) not in (1, 2) or not all(_is_number(side, Integral) and side >= 1 for side in sides):
-        raise _wrong(key, value, "give one whole number, 1 or more, or height and width")
+    if len(sides) not in (1, 2) or not all(_is_number(side, Integral) and 1 <= side <= MOST_SIDE for side in sides):
+        raise _wrong(key, value, f"give one whole number, 1 to {MOST_SIDE}, or height and width")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
@@ -192,14 +189,14 @@ def load_preprocess(name: str) -> Preprocess:
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
-    if not path.is_file():
+    if path.is_dir() or not exists(path):
         raise DataError(
             f"no preprocessing {name!r}",
             why="it is neither a preset nor a file",
             hint=f"give one of {', '.join(PRESETS)}, or a TOML file",
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except (OSError, ValueError) as error:
         raise DataError(
             "the preprocessing file cannot be read", where=name, why=first_line(error), hint="write valid TOML"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import linecache
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -17,16 +16,6 @@ from onnxprune.errors import DataError, OnnxPruneError, OptionError, first_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Folder of this program, whose files are none of the user's."""
-
-
-def is_function(text: str | os.PathLike[str]) -> bool:
-    """Tell whether a text names a function of a Python file.
-
-    >>> is_function("samples.py:load"), is_function("samples.npz")
-    (True, False)
-    """
-    name, colon, function = os.fspath(text).rpartition(":")
-    return bool(colon) and name.endswith(".py") and function.isidentifier()
 
 
 def load(text: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import onnx
 
 from onnxprune.errors import OptionError
 from onnxprune.graph import io
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, weightless
 from onnxprune.graph.shapes import light
 from onnxprune.graph.signature import Signature, derive
 from onnxprune.progress import ProgressCallback, quiet, share_of
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 SCHEMA = "onnxprune.bench/2"
+RANGES = {
+    "batch": (1, 10**6),
+    "threads": (0, 10**3),
+    "runs": (1, 10**9),
+    "warmup": (0, 10**9),
+    "eval_batch": (1, 10**9),
+}
+"""Least and largest number of each field; onnxruntime starts as many threads as it is told."""
 SECONDS = 20.0
 """Time limit of profiling a model."""
 
@@ -63,10 +72,10 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provider", normal_provider(self.provider))
-        for name, least in (("batch", 1), ("threads", 0), ("runs", 1), ("warmup", 0), ("eval_batch", 1)):
-            if (value := getattr(self, name)) < least:
+        for name, (least, most) in RANGES.items():
+            if not least <= (value := getattr(self, name)) <= most:
                 option = f"--{name.replace('_', '-')}"
-                raise OptionError(f"{option} {value} is out of range", hint=f"give {least} or more")
+                raise OptionError(f"{option} {value} is out of range", hint=f"give {least:,} to {most:,}")
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,16 @@ def time_sessions(
         progress=share_of(on_stage, "time"),
     )
     return Latency.from_samples(times, batch=samples, threads=config.threads, provider=config.provider)
+
+
+def timing_key(
+    kind: str, models: Sequence[Model], shapes: Mapping[str, tuple[int, ...]], config: BenchmarkConfig
+) -> str:
+    """Return the key of a timing in `onnxprune.runtime.timings`: what the time of models depends on, without their weights."""
+    digest = hashlib.sha256(repr((sorted(shapes.items()), config.batch, config.session)).encode())
+    for model in models:
+        digest.update(weightless(model).SerializeToString(deterministic=True))
+    return f"{kind} {digest.hexdigest()[:24]}"
 
 
 Times = dict[str, tuple[str, float]]

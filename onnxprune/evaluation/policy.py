@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,12 +12,8 @@ from onnxprune.errors import OptionError, first_line
 from onnxprune.fileio import atomic_write
 from onnxprune.metrics.table import METRICS, Metric, named
 from onnxprune.options.metadata import check, documented, number_type, option, option_fields
+from onnxprune.reading import read_toml
 from onnxprune.runtime.providers import normal_provider
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MB = 1e6
 """Bytes in the unit of plain numbers."""
@@ -234,7 +229,7 @@ def read(path: Path) -> Policy:
     """
     where = str(path)
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except (OSError, ValueError) as error:
         hint = "check the path and the TOML"
         raise OptionError("the policy cannot be read", where=where, why=first_line(error), hint=hint) from error

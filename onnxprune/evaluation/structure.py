@@ -34,7 +34,11 @@ def check_structure(candidate: Source, baseline: Source, *, strict: bool = True)
 
 
 def full_check(source: Source) -> str | None:
-    """Return why onnx's full check refuses a model, None where it passes; weights that a proto lacks are not checked."""
+    """Return why onnx's full check refuses a model, None where it passes; weights that a proto lacks are not checked.
+
+    Raises:
+        OSError: the folder for temporary files cannot be written, which says nothing about the model.
+    """
     try:
         if isinstance(source, onnx.ModelProto):
             onnx.checker.check_model(source, full_check=True)
@@ -46,6 +50,8 @@ def full_check(source: Source) -> str | None:
             with (Path(folder) / STORED_IN).open("wb") as file:  # a sparse file: nothing is written
                 file.truncate(max((values.nbytes for values in weights.values()), default=0))
             onnx.checker.check_model(str(path), full_check=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
         return first_line(error)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -65,8 +66,15 @@ def load_external_data(
 
 def _located(tensor: onnx.TensorProto, file: Path) -> tuple[Path, int, int]:
     """Return file, offset and bytes of the values of a tensor."""
-    info = external_data_helper.ExternalDataInfo(tensor)
     where = f"{file}, tensor {tensor.name}"
+    try:
+        info = external_data_helper.ExternalDataInfo(tensor)
+        if min(info.offset or 0, info.length or 0) < 0:
+            raise ValueError(f"offset {info.offset} and length {info.length}")
+    except ValueError as error:
+        raise ModelError(
+            "the place of external data is damaged", where=where, why=first_line(error), hint="export the model again"
+        ) from error
     data = _find(info.location, file, where)
     start = info.offset or 0
     available = data.stat().st_size
@@ -129,6 +137,21 @@ def set_apart(
     return result, apart
 
 
+def data_files(file: Path) -> list[Path]:
+    """Return the data files that a model names, links resolved; none where it cannot be read, which `io.load` reports."""
+    try:
+        proto = onnx.load_model(file, load_external_data=False)
+        tensors = list(external_data_helper._get_all_tensors(proto))
+    except Exception:  # protobuf raises many types
+        return []
+    found: dict[Path, None] = {}
+    for tensor in tensors:
+        if external_data_helper.uses_external_data(tensor):
+            with contextlib.suppress(ModelError):
+                found[_find(external_data_helper.ExternalDataInfo(tensor).location, file, str(file))] = None
+    return list(found)
+
+
 def _find(location: str, file: Path, where: str) -> Path:
     """Return the data file of a location that a model names, links resolved.
 
@@ -141,7 +164,7 @@ def _find(location: str, file: Path, where: str) -> Path:
     folders = list(dict.fromkeys((file.absolute().parent, file.resolve().parent)))
     inside = [folder.resolve() for folder in folders]
     relative = PurePosixPath(location)
-    outside = not location or relative.is_absolute() or ".." in relative.parts
+    outside = not location or "\0" in location or relative.is_absolute() or ".." in relative.parts
     found = [] if outside else [data for folder in folders if (data := (folder / location).resolve()).is_file()]
     kept = [data for data in found if any(folder in data.parents for folder in inside)]
     if kept:

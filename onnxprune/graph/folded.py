@@ -21,6 +21,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 
 from onnxprune.graph.nodes import redirect
 from onnxprune.graph.qdq import STANDARD, is_integer_matrix
+from onnxprune.graph.shapes import MOST_FOLDED, infer_shapes, light, refuse_too_large
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
 
 Array = np.ndarray[Any, Any]
@@ -159,8 +160,13 @@ def _cut(source: gs.Constant, axis: int, place: int, rank: int, size: int, index
 
 
 def compute(graph: onnx.GraphProto, opsets: Any) -> list[Any]:
-    """Compute the outputs of a graph without inputs."""
+    """Compute the outputs of a graph without inputs.
+
+    Raises:
+        ModelError: onnxruntime cannot compute them, or one has more than `MOST_FOLDED` elements.
+    """
     proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    refuse_too_large(infer_shapes(light(proto), {}).full, most=MOST_FOLDED)
     return run_batch(open_session(proto, UNOPTIMIZED), {})
 
 

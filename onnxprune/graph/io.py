@@ -19,10 +19,12 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxprune.errors import ModelError, OnnxPruneError, first_line
-from onnxprune.fileio import atomic_write, check_destination
-from onnxprune.graph import initializers, normalize
+from onnxprune.file_kinds import ONNX, kind_of
+from onnxprune.fileio import Transaction, check_destination, joined
+from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
 from onnxprune.graph.external_data import load_external_data, set_apart
+from onnxprune.graph.file_checks import check_functions, check_inputs, check_sparse, check_tensors
 from onnxprune.graph.folded import is_float, raw_values
 from onnxprune.graph.means import has_scaled_sums, write_means
 from onnxprune.graph.model import Model, count_params, inferred, tensors_of, weightless
@@ -34,8 +36,9 @@ from onnxprune.graph.sequences import unpack_sequences
 from onnxprune.graph.shapes import copy_fields
 from onnxprune.graph.sharing import unshare_fills
 from onnxprune.graph.signature import Hint, derive
+from onnxprune.reading import open_regular
 from onnxprune.runtime.memory_limit import READ, require
-from onnxprune.runtime.session import UNOPTIMIZED, fed_inputs, open_session
+from onnxprune.runtime.session import UNOPTIMIZED, open_session
 from onnxprune.runtime.weight_files import LARGE, release
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
@@ -65,8 +68,14 @@ def damaged(file: Path) -> Iterator[None]:
     """Turn any error that a library raises over a file into a ModelError."""
     try:
         yield
-    except (OnnxPruneError, MemoryError):
+    except OnnxPruneError:
         raise
+    except MemoryError as error:
+        raise ModelError(
+            "the model does not fit into the memory of this process",
+            where=str(file),
+            hint="run on a machine with more memory, or check that the file is what it should be",
+        ) from error
     except Exception as error:
         open_session(os.fspath(file), UNOPTIMIZED, where=str(file))  # has a better message, where it fails, too
         raise ModelError(
@@ -123,7 +132,7 @@ def parse(file: Path, factor: float = 0.0, memory: float = 0.0) -> Parsed:
             require(size, factor, str(file), memory)
 
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise refused("the model file is empty", hint="export or copy the model again")
             fits(os.fstat(stream.fileno()).st_size)
@@ -133,17 +142,20 @@ def parse(file: Path, factor: float = 0.0, memory: float = 0.0) -> Parsed:
     except FileNotFoundError:
         raise refused("no such model file", hint="check the path") from None
     except IsADirectoryError:
-        raise refused("the model path is a folder", hint="name the .onnx file in it") from None
+        raise _named(file) or refused("the model path is a folder", hint="name the .onnx file in it") from None
     except OSError as error:
         raise refused(
             "the model file cannot be read", why=error.strerror or str(error), hint="check the path and its permissions"
         ) from error
     _check_header(proto, file)
+    check_functions(proto, file)
+    check_tensors(proto, file)
+    check_sparse(proto, file)
     beside, mapped = load_external_data(proto, file, fits)
     files = (file, *beside)
     size = sum(path.stat().st_size for path in files)
     sparse, listed = initializers.densify(proto.graph), initializers.separate_inputs(proto)
-    _check_inputs(proto, file)
+    check_inputs(proto, file)
     for path in files[1:]:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -159,25 +171,35 @@ def _parsed(content: memoryview, file: Path) -> onnx.ModelProto:
     try:
         proto.ParseFromString(content)
     except Exception:
-        raise ModelError(
+        raise _named(file) or ModelError(
             "not an ONNX file, or a truncated one",
             where=str(file),
-            why=f"its {len(content):,} bytes are not a complete ONNX protobuf message",
+            why=f"its {len(content):,} bytes are not a complete ONNX protobuf message, or nested deeper than protobuf reads",
             hint="compare its size or checksum with the source, and copy or export it again",
         ) from None
     return proto
 
 
+def _named(file: Path) -> ModelError | None:
+    """Return the error for a file of another kind that is known, None for any other."""
+    kind = kind_of(file)
+    if kind is None or kind is ONNX:
+        return None
+    return ModelError(f"not an ONNX model, but {kind.text}", where=str(file), hint=kind.hint)
+
+
 def _check_header(proto: onnx.ModelProto, file: Path) -> None:
     refused = partial(ModelError, where=str(file))
     if not proto.ir_version or not proto.HasField("graph"):
-        raise refused(
+        raise _named(file) or refused(
             "not an ONNX model",
             why="it has no IR version or no graph",
             hint="name an .onnx file, or export the model again",
         )
     if not proto.graph.node or not proto.graph.output:
-        raise refused("the graph is empty", why="it has no nodes, or no outputs", hint="export the model again")
+        raise _named(file) or refused(
+            "the graph is empty", why="it has no nodes, or no outputs", hint="export the model again"
+        )
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()
@@ -205,21 +227,6 @@ def _check_header(proto: onnx.ModelProto, file: Path) -> None:
                 where=f"{file}, node {node.name or node.output[0]}",
                 why="a stock onnxruntime cannot run it, so a pruned model could not be proven",
                 hint="export without custom operators",
-            )
-
-
-def _check_inputs(proto: onnx.ModelProto, file: Path) -> None:
-    """Refuse inputs that are not numbers."""
-    refused = partial(ModelError, where=str(file))
-    inputs = fed_inputs(proto)
-    if not inputs:
-        raise refused("the model has no inputs", why="every output is constant", hint="export the model again")
-    for value in inputs:
-        if value.type.tensor_type.elem_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-            raise refused(
-                f"input {value.name} is not a tensor of numbers",
-                why="onnxprune could not run the model on data",
-                hint="export the network without its preprocessing",
             )
 
 
@@ -353,35 +360,35 @@ def _refuse_unloadable(model: Model) -> None:
         open_session(os.fspath(model.path), UNOPTIMIZED, where=str(model.path))
 
 
-def save(model: Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> int:
-    """Write a model to a temporary file, then move it to `path`; return the bytes written.
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    together: Transaction | None = None,
+) -> int:
+    """Write a model, which takes its place once it is whole; return the bytes written.
 
-    Weights go to `<path>.data` where the model exceeds 2 GB. `metadata` holds entries to set in the model's metadata.
+    Args:
+        model: the model.
+        path: of the file; where the model exceeds 2 GB, its weights go to a data file beside it, see
+            `onnxprune.graph.model_file`.
+        metadata: entries to set in the model's metadata.
+        together: other files that take their places at the same time; None: the model alone.
 
     Raises:
         OutputError: the file cannot be written.
     """
     target = Path(path)
     check_destination(target, *model.files)
-    proto = model.to_proto()
+    proto, weights = model.stub()
     for key, value in (metadata or {}).items():
         entry = next((p for p in proto.metadata_props if p.key == key), None) or proto.metadata_props.add(key=key)
         entry.value = value
-    with atomic_write(target) as temporary:
-        if model.byte_size() < PROTO_LIMIT:
-            temporary.write_bytes(proto.SerializeToString())
-            return temporary.stat().st_size
-        data = target.with_name(target.name + ".data")
-        check_destination(data, *model.files)
-        with atomic_write(data) as temporary_data:
-            onnx.save_model(proto, str(temporary), save_as_external_data=True, location=temporary_data.name)
-            stub = onnx.load_model(str(temporary), load_external_data=False)
-            for tensor in stub.graph.initializer:
-                for entry in tensor.external_data:
-                    if entry.key == "location":
-                        entry.value = data.name
-            temporary.write_bytes(stub.SerializeToString())
-            return temporary.stat().st_size + temporary_data.stat().st_size
+    write = model_file.write if model.byte_size() < PROTO_LIMIT else model_file.write_apart
+    with joined(together) as files:
+        size = write(files, target, proto, weights)
+        model_file.outdate_data(files, target, proto, model.files)
+    return size
 
 
 def _unsupported_by_graphsurgeon(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

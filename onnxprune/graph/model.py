@@ -7,6 +7,7 @@ deleted.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import itertools
 import math
@@ -82,6 +83,10 @@ class Model:
         """Version of the standard operators."""
         return next(int(e.version) for e in self.header.opset_import if e.domain in ("", "ai.onnx"))
 
+    def metadata(self, key: str) -> str:
+        """Return an entry that `provenance` has put into the metadata of the file; empty where there is none."""
+        return next((e.value for e in self.header.metadata_props if e.key == f"{PROVENANCE}{key}"), "")
+
     def to_proto(self) -> onnx.ModelProto:
         """Export to a ModelProto with the metadata, inputs and outputs of the original."""
         return _export(self, frozenset())[0]
@@ -110,6 +115,15 @@ class Model:
                 head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).ByteSize()
                 graph += _field(head + _field(weights[tensor.name].nbytes)) - _field(tensor.ByteSize())
         return int(proto.ByteSize() - _field(stub) + _field(graph))
+
+    def content_digest(self) -> str:
+        """Return a SHA-256 of nodes, weights and attributes as they are now; `digest` is that of the file."""
+        proto, weights = self.stub()
+        found = hashlib.sha256(proto.SerializeToString(deterministic=True))
+        for name, values in weights.items():
+            found.update(f"{name} {values.dtype} {values.shape};".encode())
+            found.update(np.ascontiguousarray(values).data.cast("B"))
+        return found.hexdigest()
 
     def part(
         self, nodes: Sequence[int], inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str]

@@ -17,6 +17,8 @@ DIFFERENT: tuple[Sequence[int], ...] = (range(224, 32 * 1024, 32), range(48, 16 
 """Sizes to try for axes without a size: every axis gets another one, a multiple of the usual strides."""
 MOST_ELEMENTS = 2**23
 """Elements of an input, at most, in a shape that is tried."""
+MOST_RUN, MOST_FOLDED = 2**33, 2**30
+"""Elements of a tensor for one sample, and of a constant that a file computes, at most."""
 SQUARE = (1, 256, 512, 224, 96, 128, 64, 32, 28, 48, 112, 160, 192, 100, 299, 300, 320, 384, 416, 640, 608, 768, 1024)
 """Sizes to try next: every axis gets the same; then every multiple of 32 up to the largest."""
 AUDIO = (16_000, 48_000, 8_000, 44_100, 32_000, 22_050, 24_000, 4_000, 1_600, 480, 400)
@@ -131,6 +133,22 @@ def refuse_without_room(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, 
         raise ModelError("the shape does not fit the model", why=f"on {dict(shapes)}: no room for {wrong}")
 
 
+def refuse_too_large(shapes: Mapping[str, tuple[int, ...]], samples: int = 1, most: int = MOST_RUN) -> None:
+    """Refuse a tensor of more than `most` elements per sample, given the shapes of all tensors for a number of samples.
+
+    Raises:
+        ModelError: names the tensor and its size.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    name = max(sizes, key=lambda name: sizes[name], default="")
+    if name and sizes[name] > most * samples:
+        raise ModelError(
+            "a tensor of the model is too large",
+            why=f"tensor {name} has {sizes[name] // samples:,} elements, at most {most:,} are computed for a sample",
+            hint="export the model with smaller inputs",
+        )
+
+
 def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the node whose inferred shapes cannot be; empty where there is none.
 
@@ -145,7 +163,7 @@ def contradiction(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]])
             return f"{node.op_type} {node.name}"
         if node.op_type == "Gemm" and all(name in shapes for name in node.input[:2]):
             flipped = {attribute.name: attribute.i for attribute in node.attribute}
-            inner = sizes[1][1 - flipped.get("transA", 0)], sizes[2][flipped.get("transB", 0)]
+            inner = sizes[1][not flipped.get("transA", 0)], sizes[2][bool(flipped.get("transB", 0))]
             if inner[0] != inner[1]:
                 return f"Gemm {node.name}"
     return ""

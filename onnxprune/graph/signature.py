@@ -28,6 +28,7 @@ from onnxprune.graph.shapes import (
     infer_shapes,
     input_shapes,
     no_shape_runs,
+    refuse_too_large,
     refuse_without_room,
 )
 from onnxprune.runtime.session import Feeds, fed_inputs, random_feeds, run_batch
@@ -287,6 +288,7 @@ class _Derivation:
         known = infer_shapes(self.light, shapes)
         if any(name not in known.full for name in self.names) or contradiction(self.light, known.full):
             return None
+        refuse_too_large(known.full, fixed or PROBE)
         axes = [_axis_of(known.full[name], fixed or PROBE) for name in self.names]
         if fixed is None and all(found.axis is None for found in axes):
             return None

@@ -190,6 +190,14 @@ def _walk(state: TraceState) -> None:
         elif spec.rule is not None and (spec.constant_first or ctx.is_activation(0)):
             outputs = spec.rule(ctx)
             ctx.pin_ignored_inputs(operator)
+            if any(
+                len(state.shapes.get(t.name, ids.shape)) != ids.ndim
+                for t, ids in zip(node.outputs, outputs, strict=False)
+                if t.name
+            ):
+                outputs = ctx.refuse(
+                    f"the attributes of {operator} do not say the rank of its output", range(ctx.n_inputs)
+                )
         else:
             outputs = ctx.refuse(f"there is no rule for {operator}", range(ctx.n_inputs))
         cause = ctx.cause()

@@ -66,12 +66,22 @@ class Task:
         return self.name not in IN_FRONT
 
     def statistics(self, outputs: Outputs, decoded: Array | None, labels: Array) -> dict[str, Statistic]:
-        """Return each metric as a function of a resample; those that do not apply are left out."""
+        """Return each metric as a function of a resample; those that do not apply are left out.
+
+        Raises:
+            DataError: there is not one prediction per label.
+        """
         found: dict[str, Statistic] = {}
         if self.own is not None:
             found[self.metrics[0].name] = own_statistic(self.own, outputs, labels)
         if decoded is not None:
             truth = prepared(self.name, labels)
+            if len(decoded) != len(truth):
+                raise DataError(
+                    "the model gives no output per sample",
+                    why=f"there are {len(decoded)} predictions for {len(truth)} labels",
+                    hint="export the model so that an output has the samples of its input along the first axis",
+                )
             found |= {name: measure(decoded, truth) for name, measure in self.measures.items()}
         return found
 

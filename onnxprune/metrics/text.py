@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from onnxprune.errors import DataError, OptionError
 from onnxprune.metrics.statistics import Statistic, Sums, mean
+from onnxprune.reading import parse_json, read_text
 from onnxprune.types import Array
 
 PADDING = -1
@@ -84,8 +84,8 @@ def read_characters(path: str | Path) -> list[str]:
         OptionError: the file cannot be read, or holds no characters.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, "utf-8-sig")
+    except (OSError, ValueError) as error:
         raise OptionError("the file of characters cannot be read", where=str(path), why=str(error)) from error
     found = _of_json(text) if text.lstrip()[:1] in ("[", "{") else None
     if found is None and Path(path).suffix.lower() != ".json":
@@ -103,7 +103,7 @@ def read_characters(path: str | Path) -> list[str]:
 def _of_json(text: str) -> list[str] | None:
     """Return the characters of a JSON text; None where it is none, or of no form that is known."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError:
         return None
     if isinstance(content, dict):

@@ -47,7 +47,7 @@ class Options:
 
     reduce: Mapping[str, float] = option(
         dict,
-        "Share to remove, more than 0 and less than 1: flops=50%, latency=0.3. All targets hold.",
+        "Share to remove, more than 0 and less than 1: flops=50%, latency=0.3; a share alone is one of the FLOPs. All targets hold.",
         more="`size`, `memory` (activations) and `latency` hold [as measured](docs/targets.md)",
         group="targets",
         metavar="WHAT=SHARE",
@@ -253,10 +253,8 @@ class Options:
                 ("norms", found.norms, found.norms == "cut"),
             ):
                 if needs:
-                    raise OptionError(
-                        f"--{name} {value} needs inputs of the model",
-                        hint="give --data; `--data generated` generates inputs",
-                    )
+                    hint = "give --data; `--data generated` generates inputs"
+                    raise OptionError(f"--{name} {value} needs inputs of the model", hint=hint)
         if found.norms == "cut" and repair != "lstsq":
             raise OptionError(
                 f"--norms cut does not go with --repair {repair}",
@@ -288,7 +286,7 @@ class ResolvedOptions(Options):
     Attributes:
         grouped: `positions`, `whole` or `many` (see `MANY`).
         augment: kinds of augmentation; None: `onnxprune.calibration.workspace.workspace_for` decides by the samples.
-        round_to: channel multiple; None: `onnxprune.allocation.channel_multiple` measures one for each group.
+        round_to: channel multiple; None: `onnxprune.allocation.channel_multiple` finds one for each group by `multiple`, the machine's.
     """
 
     importance: str = "l2"
@@ -298,11 +296,13 @@ class ResolvedOptions(Options):
     round_to: int | None = None  # type: ignore[assignment]
     grouped: str = MANY
     norms: str = "keep"
+    multiple: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """The options as JSON values, with `auto` where a later stage decides."""
         values = {**asdict(self), "reduce": dict(self.reduce), "limit": dict(self.limit)}
+        del values["multiple"]  # of the machine, not an option
         return {**values, **{name: AUTO for name, later in DEFERRED.items() if values[name] == later}}
 
 

@@ -36,12 +36,14 @@ class Judging:
         None,
         "Labels of the samples that quality is measured on: COCO JSON, a folder of YOLO .txt, VOC .xml or PNG masks, or a CSV.",
         metavar="FILE",
+        file=True,
         decided="class folders, or the array `labels` of the data",
     )
     metric: str | Callable[[Any, Any], float] | None = option(  # noqa: RUF009
         None,
         "Your own metric, a function of outputs and labels that returns a number; limits are held against it.",
         metavar="FILE.py:FUNCTION",
+        file=True,
         decided="the first metric of the task",
     )
     direction: str = option("higher", "Which amounts of your own metric are better.", choices=DIRECTIONS)
@@ -55,6 +57,7 @@ class Judging:
         None,
         "Characters of a text recogniser, one a line, in the order of its classes.",
         metavar="FILE",
+        file=True,
         decided="texts are compared as class numbers",
     )
 

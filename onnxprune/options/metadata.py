@@ -41,6 +41,7 @@ class OptionMetadata:
         example: allowed values, for a hint; in a policy template, the value.
         active: whether a policy template sets the value.
         texts: whether the values of a mapping may be texts, which their reader checks.
+        file: whether the click option takes a file that is read.
     """
 
     help: str
@@ -62,6 +63,7 @@ class OptionMetadata:
     example: str = ""
     active: bool = False
     texts: bool = False
+    file: bool = False
 
     @property
     def range(self) -> str:

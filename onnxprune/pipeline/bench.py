@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.allocation.cost_estimator import measured_elsewhere, write_table
+from onnxprune import paths
+from onnxprune.allocation import latency_model
+from onnxprune.allocation.cost_estimator import measured_elsewhere, measured_table
 from onnxprune.errors import OptionError
 from onnxprune.evaluation import benchmark
 from onnxprune.evaluation.benchmark import BenchmarkConfig
-from onnxprune.fileio import check_destination
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import unlost
 from onnxprune.pipeline.results import BenchResult
+from onnxprune.pipeline.run import path_of
 from onnxprune.progress import ProgressCallback, quiet
 
 if TYPE_CHECKING:
@@ -64,14 +67,18 @@ def bench(
         True
     """
     measure = parted(fields, None, measure, prunes=False)[1]
-    paths = [Path(path) for path in (a, b) if path is not None]
-    if latency_table is not None:
-        check_destination(Path(latency_table), *paths)
+    models = [Path(path) for path in (a, b) if path is not None]
+    read = paths.inputs([*(("a model", model) for model in models), ("--profile-on", profile_on)])
+    paths.check_outputs(paths.outputs([("--latency-table", path_of(latency_table))]), read)
     if profile_on is not None:
         if b is not None:
             raise OptionError("--profile-on has times of one model", hint="leave out the second model")
-        output = None if latency_table is None else Path(latency_table)
-        return BenchResult(*measured_elsewhere(a, Path(profile_on), output, shape))
-    found = benchmark.bench(paths, measure, shape=shape, on_stage=on_stage)
-    table = None if latency_table is None else write_table(a, Path(latency_table), measure, shape, on_stage)
-    return BenchResult(found, table)
+        result = BenchResult(*measured_elsewhere(a, Path(profile_on), shape, table=latency_table is not None))
+    else:
+        found = benchmark.bench(models, measure, shape=shape, on_stage=on_stage)
+        table = None if latency_table is None else measured_table(a, measure, shape, on_stage)
+        result = BenchResult(found, table)
+    if latency_table is not None and result.table is not None:
+        with unlost(result):
+            latency_model.write(result.table, Path(latency_table))
+    return result

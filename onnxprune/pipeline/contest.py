@@ -152,7 +152,7 @@ class Search:
 
     def studied(self, analysis: Analysis, goal: CostEstimator) -> tuple[tuple[ScoredEdit, ...], tuple[str, ...]]:
         """Score the edits of a model; return them, and notes."""
-        return study(analysis, self.run.options, self.workspace, goal.config, self.run.on_stage)
+        return study(analysis, self.run.options, self.workspace, goal.config, goal.timings, self.run.on_stage)
 
     def tried(self, base: EditedModel, estimator: CostEstimator) -> Solution:
         """Select channels, repair the result layer by layer, and measure the loss.
@@ -174,13 +174,7 @@ class Search:
         original = self.run.edited.analysis.trace
         analysis = analysed(best.repaired.model, self.run.options, original.input_shapes)
         found, _ = self.studied(analysis, goal)
-        there = set(original.labels)
-        unedited = there - {scored.edit.layer for scored in best.base.edits}
-        free = [
-            scored
-            for scored in found
-            if scored.edit.layer in there and (scored.edit.removes_nodes or scored.layers <= unedited)
-        ]
+        free = unedited(found, best.base.edits, original.labels)
         return self.with_edits(best, goal, EditEstimator(best.estimator, free, analysis.model), best.base.edits)
 
     def with_edits(
@@ -279,6 +273,16 @@ class Search:
             original, calibration = self.run.edited.analysis.model, workspace.calibration
             loss = divergences(original, [result.model], calibration, workspace.distance)[0]
         return replace(solution, repaired=result, loss=loss)
+
+
+def unedited(found: Sequence[ScoredEdit], earlier: Sequence[ScoredEdit], labels: Sequence[str]) -> list[ScoredEdit]:
+    """Return the edits that can be made of the original, with nodes of `labels`, beside earlier ones.
+
+    An edit of a layer needs one that no earlier edit has made another one of: a merged layer is that of two.
+    """
+    taken = {label for scored in earlier for label in (scored.edit.layer, *scored.layers)}
+    left = set(labels) - taken
+    return [s for s in found if s.edit.layer in labels and (s.edit.removes_nodes or s.layers <= left)]
 
 
 def fewest_edits(found: list[Solution]) -> Solution:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import plan_file
+from onnxprune.calibration.stage_results import TRAINING
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import Analysis, analyse, analysed, removed
 from onnxprune.graph.model import Model
@@ -53,7 +54,8 @@ def train(run: Run) -> Run:
         run.distance,
     )
     tuned = distill(run.model, run.edited.reference, run.data, with_augmentation(training, run.data), setting)
-    run = replace(run, model=tuned.model, tuned=tuned)
+    earlier = () if run.tuned is None else run.tuned.states
+    run = replace(run, model=tuned.model, tuned=replace(tuned, states=(*earlier, *tuned.states)))
     if is_last:
         run = run.noted(*tuned.notes)
     if gates is None or tuned.gated is None or not tuned.gated.any():
@@ -94,16 +96,20 @@ def gates_proven(run: Run) -> Run:
 
 def state_file(run: Run, step: int) -> Path | None:
     """Return the file of the training state after a step; that of the last step has no number."""
-    path = run.destinations.checkpoint
-    return path if path is None or step == run.options.rounds else path.with_name(f"{path.name}.{step}")
+    from onnxprune.training.checkpoint import file_of  # only here: torch is an extra, and takes seconds to load
+
+    path = run.destinations.checkpoint or run.results.file(TRAINING)
+    rounds = run.options.rounds
+    number = step if step == rounds else step + rounds * (run.attempt - 1)
+    return None if path is None else file_of(path, number, rounds)
 
 
 def forget_states(run: Run) -> None:
-    """Remove the training states: the run is over."""
-    for step in range(1, run.options.rounds + 1):
-        path = state_file(run, step)
-        if path is not None:
-            path.unlink(missing_ok=True)
+    """Remove the training states of this run, and no other file: the run is over."""
+    from onnxprune.training import checkpoint  # only here, as above
+
+    for path, key in () if run.tuned is None else run.tuned.states:
+        checkpoint.forget(path, key)
 
 
 def boundaries(original: Analysis, keep: BoolArray, model: Model) -> Features:

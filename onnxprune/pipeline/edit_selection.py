@@ -51,7 +51,7 @@ def edits_alone(run: Run) -> Run:
     assert original is not None
     base, estimator = run.edited, original
     for number in range(1, options.rounds + 1):
-        scored, _ = study(base.analysis, options, workspace, estimator.config, run.on_stage)
+        scored, _ = study(base.analysis, options, workspace, estimator.config, estimator.timings, run.on_stage)
         costs = EditEstimator(estimator, scored)
 
         def build(chosen: BoolArray, base: EditedModel = base, costs: EditEstimator = costs) -> Model:

@@ -16,6 +16,7 @@ from onnxprune.calibration.workspace import Workspace
 from onnxprune.graph.analysis import Analysis, analysed, unless_it_does_not_run
 from onnxprune.graph.model import Model
 from onnxprune.graph.readers import linear_layers
+from onnxprune.graph.weight_changes import changed, changes
 from onnxprune.options import ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.repair.least_squares import DEPTH, RepairTask
@@ -79,7 +80,28 @@ class EditedModel:
         if options.repair not in ("lstsq", "bias") or (keep.all() and not self.changed):
             return RepairResult(pruned, notes=workspace.notes)
         task = RepairTask(self.reference, pruned, self.analysis.trace, keep, self.changed, depth)
-        return refit_if_better(task, workspace, options, on_stage)
+        return workspace.results.of(
+            "repair",
+            lambda: (
+                self.reference.content_digest(),
+                pruned.content_digest(),
+                keep,
+                self.changed,
+                depth,
+                options,
+                workspace.identity,
+            ),
+            lambda: refit_if_better(task, workspace, options, on_stage),
+            pack=lambda found: _packed(pruned, found),
+            unpack=lambda packed: RepairResult(changed(pruned, packed[0]), *packed[1:]),
+            types=(Repaired,),
+        )
+
+
+def _packed(pruned: Model, found: RepairResult) -> tuple[Any, ...] | None:
+    """Return the repair of a pruned model as plain values; None where it cannot be told by changed constants."""
+    weights = changes(pruned, found.model)
+    return None if weights is None else (weights, found.layers, found.notes, found.loss)
 
 
 def edited(base: EditedModel, chosen: Sequence[ScoredEdit], options: ResolvedOptions) -> tuple[EditedModel, Model]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.data.dataset import DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
+from onnxprune.pipeline.identity import OPEN_RESULTS
 from onnxprune.pipeline.opening import LOAD_PAIR, LOOK_AT_DATA
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
@@ -22,7 +26,6 @@ from onnxprune.pipeline.reporting import (
     MEASURE,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
@@ -47,6 +50,7 @@ def finetune(
     plan: str | os.PathLike[str] | None = None,
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     shape: Mapping[str, tuple[int, ...]] | None = None,
     tolerate: float | None = None,
     seed: int = 0,
@@ -68,13 +72,15 @@ def finetune(
         teacher: path of the model to train towards, as a rule the one that `model` was pruned from; "before" in the
             report.
         data: samples to train on, as for `onnxprune.prune`; their labels are used where there are some.
-        output: path of the result; None: nothing is written. A result whose integrity failed is not written.
+        output: path of the result; None: nothing is written. A result whose integrity failed is kept as
+            `<name>.rejected.onnx`.
         evaluation: samples to verify the result on; None: `data`, which training has seen.
         preprocess: as for `onnxprune.prune`.
         plan: path of the plan.json that the model was pruned by: names the channels of the teacher for
             `Training.features`; None: only activations of equal shape are compared.
         training: length, loss and optimizer; None: `Training()`, two epochs.
         checkpoint: as for `onnxprune.prune`.
+        resume: as for `onnxprune.prune`.
         shape: as for `onnxprune.inspect`.
         tolerate: points that the result may lose against the teacher; None: 2; see `onnxprune.Options`.
         seed: of everything random; default 0.
@@ -115,19 +121,8 @@ def finetune(
         on_stage,
         command,
     )
-    run = execute(
-        run,
-        (
-            LOAD_PAIR,
-            LOOK_AT_DATA,
-            TRAIN,
-            CHECK_TRAINED,
-            MEASURE,
-            CHECK_FINITE,
-            JUDGE_QUALITY,
-            NOTE_SAMPLES,
-            REPORT,
-            WRITE,
-        ),
-    )
-    return ModelResult(run.model, run.report, None, run.edited.analysis.trace)
+    run = replace(run, results=StageResults(run.destinations.state, resume=resume))
+    trained = (LOAD_PAIR, OPEN_RESULTS, LOOK_AT_DATA, TRAIN)
+    judged = (CHECK_TRAINED, MEASURE, CHECK_FINITE, JUDGE_QUALITY, NOTE_SAMPLES, REPORT)
+    with run.results.kept_on_error():
+        return deliver(execute(run, (*trained, *judged)))

@@ -46,7 +46,7 @@ WARN_BELOW = 0.5
 def load(run: Run) -> Run:
     """Load and trace the model, load the data, resolve the options."""
     sources = run.sources
-    run.destinations.check(*sources.paths)
+    run.destinations.check(sources)
     structure = {} if sources.plan is None else plan_file.structure(sources.plan)  # channels are those of the plan
     judging = sources.judging
     labels = judging.labels if sources.evaluation is None else None  # of the samples that quality is measured on
@@ -60,7 +60,7 @@ def load(run: Run) -> Run:
         labels=labels,
         task=judging.task,
     )
-    run.destinations.check(*sources.paths, *original.model.files)  # external data as well
+    run.destinations.check(sources, *original.model.files)
     check_repeatable(original.model, original.trace.input_shapes)
     evaluation = data
     if sources.evaluation is not None:
@@ -73,6 +73,7 @@ def load(run: Run) -> Run:
                 hint="give --data; `--data generated` generates inputs",
             )
         require_torch("training")
+        _refuse_foreign_states(run)
     run = replace(
         run,
         options=options,
@@ -102,12 +103,14 @@ def load_pair(run: Run) -> Run:
     sources, teacher_path = run.sources, run.sources.teacher
     assert teacher_path is not None
     assert sources.data is not None
-    run.destinations.check(*sources.paths)
+    run.destinations.check(sources)
     run.on_stage("load", None)
     hint = hint_of(sources.data, sources.preprocess)
     student, teacher = (io.load(path, run.asked.shape, hint, factor=PRUNED) for path in (sources.model, teacher_path))
-    run.destinations.check(*sources.paths, *student.files, *teacher.files)
+    run.destinations.check(sources, *student.files, *teacher.files)
     _refuse_unlike(student, teacher)
+    if sources.plan is not None:
+        plan_file.refuse_other(sources.plan, teacher.digest, student.path, student.metadata(plan_file.ENTRY))
     inputs = inputs_of(teacher)
     judging, evaluation = sources.judging, None
     if sources.evaluation is not None:
@@ -121,6 +124,7 @@ def load_pair(run: Run) -> Run:
     for model in (student, teacher):
         check_repeatable(model, shapes)
     assert run.training is not None
+    _refuse_foreign_states(run)
     run = replace(
         run,
         training=with_augmentation(run.training, data),
@@ -132,6 +136,16 @@ def load_pair(run: Run) -> Run:
         model=student,
     )
     return from_model(run, EditedModel(analyse(student, known=shapes), teacher))
+
+
+def _refuse_foreign_states(run: Run) -> None:
+    """Refuse a path of the checkpoint where another file lies: it would be overwritten, step by step of the schedule."""
+    from onnxprune.training import checkpoint  # only here: torch is an extra, and takes seconds to load
+
+    path, rounds = run.destinations.checkpoint, run.asked.rounds
+    if path is not None:
+        for step in range(1, rounds + 1):
+            checkpoint.refuse_foreign(checkpoint.file_of(path, step, rounds))
 
 
 def _refuse_unlike(student: Model, teacher: Model) -> None:
@@ -162,7 +176,10 @@ def calibration(scope: contextlib.ExitStack) -> Stage:
             return run
         if training is not None:
             data = data.take(hold_out(len(data), training.hold_out, data.fixed or 1, run.options.seed)[0])
-        return replace(run, workspace=scope.enter_context(workspace_for(data, run.original, run.options, run.distance)))
+        return replace(
+            run,
+            workspace=scope.enter_context(workspace_for(data, run.original, run.options, run.distance, run.results)),
+        )
 
     return Stage(calibrate, requires=("original",))
 

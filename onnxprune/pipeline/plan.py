@@ -14,11 +14,13 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import unlost
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.results import PlanResult
 from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
 from onnxprune.pipeline.selection import SELECT
 from onnxprune.progress import ProgressCallback, quiet
+from onnxprune.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +35,7 @@ def plan(
     data: DataLike | None = None,
     preprocess: Preprocess | str | None = None,
     latency_table: str | os.PathLike[str] | None = None,
+    timings: str | os.PathLike[str] | None = None,
     measure: BenchmarkConfig | None = None,
     on_stage: ProgressCallback = quiet,
     options: Options | None = None,
@@ -49,6 +52,7 @@ def plan(
         data: as for `onnxprune.prune`.
         preprocess: as for `onnxprune.prune`.
         latency_table: as for `onnxprune.prune`.
+        timings: as for `onnxprune.prune`.
         measure: as for `onnxprune.prune`.
         on_stage: as for `onnxprune.prune`.
         options: as for `onnxprune.prune`.
@@ -72,15 +76,18 @@ def plan(
     options, measure, judging = parted(fields, options, measure, judging)
     run = Run(
         Sources(Path(model), data, preprocess=preprocess, latency_table=path_of(latency_table), judging=judging),
-        Destinations(plan=path_of(output)),
+        Destinations(plan=path_of(output), timings=path_of(timings)),
         options,
         measure=measure,
         on_stage=on_stage,
+        timings=Timings(path_of(timings)),
     )
     with contextlib.ExitStack() as scope:
+        scope.enter_context(run.timings.kept())
         run = execute(run, (LOAD, LOOK_AT_DATA, calibration(scope), SELECT))
     generated = [DATA_FREE] if data is None and run.data is not None else []
-    result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.notes, *generated))
+    result = PlanResult(run.plan, run.original, run.edited.analysis, (*run.notes, *generated, *run.timings.notes))
     if output is not None:
-        result.save(output)
+        with unlost(result):
+            result.save(output)
     return result

@@ -15,7 +15,9 @@ from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import deliver
 from onnxprune.pipeline.distillation import TRAIN
+from onnxprune.pipeline.identity import OPEN_RESULTS, opened
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.reporting import (
     CHECK_FINITE,
@@ -27,12 +29,10 @@ from onnxprune.pipeline.reporting import (
     NEVER_SLOWER,
     NOTE_SAMPLES,
     REPORT,
-    WRITE,
-    provenance,
 )
 from onnxprune.pipeline.results import ModelResult
 from onnxprune.pipeline.rewriting import REPAIR, REWRITE
-from onnxprune.pipeline.run import Destinations, Run, Sources, execute, path_of
+from onnxprune.pipeline.run import PLAN, Destinations, Run, Sources, execute, path_of
 from onnxprune.pipeline.selection import REPLAY, SELECT
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.report import saving
@@ -59,7 +59,9 @@ def prune(
     training: Training | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     latency_table: str | os.PathLike[str] | None = None,
+    timings: str | os.PathLike[str] | None = None,
     force: bool = False,
+    resume: bool = False,
     report_output: str | os.PathLike[str] | None = None,
     command: str | None = None,
     **fields: Unpack[Fields],
@@ -89,7 +91,12 @@ def prune(
         checkpoint: path of a file for the state of the training, from which the same call continues after an interrupt.
         latency_table: path of a latency table of the target machine, written by `bench`; None: measured here where
             latency is a target.
+        timings: path of a table of the times that decisions are taken from. Where the file exists, its times are taken, and
+            what it lacks is measured and added; otherwise it is written. Equal inputs, options and timings give equal
+            bytes. None: all is measured.
         force: write a result even where it is measured to be slower than the original.
+        resume: go on from the work of an earlier call with the same arguments that broke off, in the folder `<output>.state`; the
+            folder is removed when a call succeeds. Results of work that took less than a second are not kept.
         report_output: path of the report, .html, .md or .json; None: no report is written.
         command: command line for the report; None: this call.
         **fields: fields of `Options`, `BenchmarkConfig` and `Judging`, one by one. `reduce={"flops": 0.5}` removes at least half
@@ -104,7 +111,9 @@ def prune(
         DataError, OptionError, PlanError: samples, an option or a plan do not fit the model or each other.
         TargetError: the targets cannot be met.
         ProofError: the deleted channels change the outputs.
-        LatencyError: the result is slower than the original, and `force` is not set.
+        LatencyError: `timings` is no timing table; or the result is slower than the original, and `force` is not set: it
+            is kept as `<name>.rejected.onnx` then.
+        OutputError: a file cannot be written; where the work was done, `result` of the error has the result.
 
     Examples:
         >>> import onnxprune
@@ -119,23 +128,28 @@ def prune(
     options, measure, judging = parted(fields, options, measure, judging)
     table = path_of(latency_table)
     sources = Sources(Path(model), data, evaluation, preprocess, path_of(plan), latency_table=table, judging=judging)
-    files = (path_of(path) for path in (output, plan_output, report_output, checkpoint))
-    run = Run(sources, _with_plan(Destinations(*files), sources.plan), options, training, measure, on_stage, command)
-    with contextlib.ExitStack() as scope:
-        run = execute(run, (LOAD, LOOK_AT_DATA, calibration(scope), REPLAY if plan else SELECT, REWRITE, REPAIR))
-    held = (HOLD_TARGETS,) if force else (HOLD_TARGETS, NEVER_SLOWER)
-    run = execute(
-        run,
-        (TRAIN, FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, *held, JUDGE_QUALITY, NOTE_SAMPLES, REPORT, WRITE),
+    model_path, plan_path, report_path, state, times = map(
+        path_of, (output, plan_output, report_output, checkpoint, timings)
     )
-    return ModelResult(run.model, run.report, run.plan, run.edited.analysis.trace, provenance(run))
+    given = Destinations(model_path, plan_path, report_path, state, timings=times, force=force)
+    destinations = _with_plan(given, sources.plan)
+    results, measured = opened(destinations, destinations.state, resume=resume)
+    run = Run(sources, destinations, options, training, measure, on_stage, command, results=results, timings=measured)
+    decided = (FINISH_PLAN, CHECK_PRUNED, MEASURE, CHECK_FINITE, HOLD_TARGETS, NEVER_SLOWER)
+    with results.kept_on_error():
+        with measured.kept():
+            with contextlib.ExitStack() as scope:
+                opening = (LOAD, OPEN_RESULTS, LOOK_AT_DATA, calibration(scope))
+                run = execute(run, (*opening, REPLAY if plan else SELECT, REWRITE, REPAIR))
+            run = execute(run, (TRAIN, *decided))
+        return deliver(execute(run, (JUDGE_QUALITY, NOTE_SAMPLES, REPORT)))
 
 
 def _with_plan(destinations: Destinations, replayed: Path | None) -> Destinations:
     """Put the plan beside the model, unless the replayed plan lies there already."""
     if destinations.model is None or destinations.plan is not None:
         return destinations
-    plan = destinations.model.with_suffix(".plan.json")
+    plan = destinations.model.with_suffix(PLAN)
     if replayed is not None and fileio.same_file(plan, replayed):
         return destinations
     return replace(destinations, plan=plan)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune import plan_file
+from onnxprune import fileio, plan_file
 from onnxprune.errors import ProofError
 from onnxprune.evaluation import structure
+from onnxprune.evaluation.benchmark import timing_key
 from onnxprune.evaluation.compare import Front, compare, finite_check
-from onnxprune.evaluation.never_slower import refuse_slower
+from onnxprune.evaluation.never_slower import slower_error, speed_check
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.evaluation.verdict import Judged, hold_quality
 from onnxprune.graph import io
@@ -22,11 +21,13 @@ from onnxprune.graph.analysis import analyse, layers_of, pinned_of, versions
 from onnxprune.graph.comparison_points import in_front
 from onnxprune.graph.model import Model
 from onnxprune.pipeline.distillation import forget_states
+from onnxprune.pipeline.rejection import delivered_to, kept_note, refused_by
 from onnxprune.pipeline.run import Run, Stage
 from onnxprune.report import grouping, saving, text
 from onnxprune.report.details import details
 from onnxprune.report.document import Report, figures
 from onnxprune.runtime.session import SessionConfig, open_session
+from onnxprune.runtime.timing import Latency
 from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import Check, Verdict
 
@@ -45,10 +46,12 @@ def check_structure(run: Run) -> Run:
 
 
 def well_formed(run: Run) -> Run:
-    """Add the proof to the checks, and refuse a result that fails any, or that has more parameters than the original.
+    """Add the proof to the checks, and refuse a result that fails any.
+
+    A result with more parameters than the original is refused once it is kept under another name.
 
     Raises:
-        ProofError: the result is not well-formed, or larger.
+        ProofError: the result is not well-formed.
     """
     proof = run.proof
     assert proof is not None
@@ -66,11 +69,15 @@ def well_formed(run: Run) -> Run:
         )
     before, after = run.original.model.params, models.count_params(run.model.stub()[0])
     if after > before:
-        raise ProofError(
-            "the result would have more parameters than the original",
+        why = f"it has {after:,}, the original has {before:,}"
+        refusal = ProofError(
+            "the result has more parameters than the original",
             where=str(run.original.model.path),
-            why=f"it would have {after:,}, the original has {before:,}",
-            hint="nothing was written; remove more, or repair less with --repair none",
+            why=why,
+            hint="remove more, or repair less with --repair none",
+        )
+        return replace(
+            run, refusal=refusal, checks=(*run.checks, Check("parameters", after, before, False, kind="cost"))
         )
     return run
 
@@ -118,18 +125,31 @@ def hold_targets(run: Run) -> Run:
     estimator = run.estimator
     if estimator is None or not estimator.measured:
         return run
-    return replace(run, checks=(*run.checks, *estimator.checks(run.comparison.latency, run.model)))
+    return replace(run, checks=(*run.checks, *estimator.checks(_decisive(run), run.model)))
+
+
+def _decisive(run: Run) -> Latency | None:
+    """Return the latency that decisions are taken from: that of the timing table, which gets the measured one."""
+    found = run.comparison.latency
+    if found is None or found.b is None:
+        return found
+    key = timing_key("result", [run.original.model, run.model], run.shapes, run.measure)
+    figures = found.figures
+    return found.with_figures(run.timings.of(key, len(figures), lambda: figures))
 
 
 def never_slower(run: Run) -> Run:
-    """Refuse to write a result that is slower than the original.
-
-    Raises:
-        LatencyError: the result is slower.
-    """
-    if run.destinations.model is not None:
-        refuse_slower(run.original.model, run.model, run.comparison.latency, run.shapes, run.measure)
-    return run
+    """Refuse a result that is slower than the original, once it is kept under another name."""
+    timed, original = _decisive(run), run.original.model
+    if run.destinations.model is None or run.destinations.force or timed is None:
+        return run
+    check = speed_check(original, run.model, timed, run.shapes, run.measure, run.timings, run.on_stage)
+    if check is None:
+        return run
+    run = replace(run, checks=(*run.checks, check))
+    if check or run.refusal is not None:
+        return run
+    return replace(run, refusal=slower_error(original, run.model, check, timed, run.shapes, run.measure))
 
 
 def report(run: Run) -> Run:
@@ -165,7 +185,7 @@ def report(run: Run) -> Run:
         proof=run.proof,
         verdict=Verdict(run.checks),
         path=() if plan is None else plan.path,
-        notes=run.notes,
+        notes=(*run.notes, *run.timings.notes),
         repair=run.repaired,
         curves=() if plan is None else plan.curves,
         training=None if run.tuned is None else run.tuned.to_dict(),
@@ -197,14 +217,13 @@ def finish_plan(run: Run) -> Run:
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """Return metadata of a pruned model, beside version and original; none for a model that was only trained."""
+    """Return metadata of a pruned model, beside version and original; a model that was only trained keeps its own."""
     plan, data = run.plan, run.data
-    if plan is None:
-        return {}
+    if plan is None:  # channels that training has gated are in no plan
+        return {plan_file.ENTRY: ""} if run.tuned is not None and run.model is not run.tuned.model else {}
     target = {key: plan.settings[key] for key in ("reduce", "limit", "max_drop", "threshold") if plan.settings.get(key)}
-    edits = json.dumps([list(map(dict, part)) for part in plan.blocks]).encode() if plan.blocks else b""
     return {
-        "plan.sha256": hashlib.sha256(np.packbits(plan.keep).tobytes() + edits).hexdigest(),
+        plan_file.ENTRY: plan_file.fingerprint(plan_file.to_dict(plan, run.edited.analysis.trace, "")),
         "data": "none" if data is None else f"{len(data)} samples, {data.digest()}",
         "target": json.dumps(target, sort_keys=True),
         "quality": text.quality(run.report.verdict),
@@ -213,21 +232,31 @@ def provenance(run: Run) -> dict[str, str]:
 
 
 def write(run: Run) -> Run:
-    """Write model and plan, both or none, then the report; a model that was only trained must have its integrity."""
-    output, page, plan, made = run.destinations.model, run.destinations.report, run.plan, run.report
+    """Write model and plan, both or none; a result that is refused gets another name."""
+    plan, made, refused = run.plan, run.report, refused_by(run)
+    destinations = delivered_to(run)
+    output = destinations.model
+    if refused and output is not None:
+        made = replace(made, notes=(*made.notes, kept_note(refused, destinations)))
     trace, name = run.edited.analysis.trace, run.edited.analysis.model.path.name
-    with contextlib.ExitStack() as both:
-        if plan is not None and run.destinations.plan is not None:
-            both.enter_context(plan_file.written(run.destinations.plan, plan, trace, name))
-        if output is not None and (plan is not None or made.verdict.integrity == "PASSED"):
+    with fileio.Transaction() as both:
+        if plan is not None and destinations.plan is not None:
+            plan_file.write(destinations.plan, plan, trace, name, both)
+        if output is not None:
             run.on_stage("write", None)
-            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)))
+            size = io.save(run.model, output, models.provenance(run.original.model.digest, **provenance(run)), both)
             made = replace(made, output=str(output), after=replace(made.after, size=size))
-    if page is not None:
-        saving.save(page, made, run.command, None if plan is None else plan_file.to_dict(plan, trace, name))
     if run.tuned is not None:
         forget_states(run)
     return replace(run, report=made)
+
+
+def save_report(run: Run) -> None:
+    """Write the report where one is asked for."""
+    page, plan, edited = run.destinations.report, run.plan, run.edited.analysis
+    if page is not None:
+        content = None if plan is None else plan_file.to_dict(plan, edited.trace, edited.model.path.name)
+        saving.save(page, run.report, run.command, content)
 
 
 CHECK_TRAINED = Stage(check_structure, requires=("original", "model"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxprune import fileio, plan_file
 from onnxprune.allocation.latency_model import Table
+from onnxprune.escaping import visible
 from onnxprune.evaluation.benchmark import Bench
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.graph import io
@@ -42,11 +43,13 @@ class Result:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}: {value}' for name, value in self._figures().items())})"
+        return visible(
+            f"{type(self).__name__}({', '.join(f'{name}: {value}' for name, value in self._figures().items())})"
+        )
 
     def _repr_html_(self) -> str:
         """Return a small table, for notebooks."""
-        rows = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self._figures().items())
+        rows = (f"<tr><th>{escape(k)}</th><td>{escape(visible(v))}</td></tr>" for k, v in self._figures().items())
         return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
 
 
@@ -60,6 +63,7 @@ class ModelResult(Result):
         plan: the kept channels; None where the model was only trained.
         trace: of the model that the plan speaks of.
         provenance: entries for the metadata of a saved file.
+        files: the model and the plan, where they were written.
     """
 
     model: Model
@@ -67,6 +71,7 @@ class ModelResult(Result):
     plan: Plan | None
     trace: Trace
     provenance: dict[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether no check failed."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from onnxprune.errors import TargetError
 from onnxprune.graph.analysis import analysed
+from onnxprune.graph.weight_changes import changed, changes
 from onnxprune.pipeline.edited_model import EditedModel, worst
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.repair.least_squares import RepairTask
@@ -55,8 +56,16 @@ def reconstruct(run: Run) -> Run:
     """Repair the result of a step that another one follows, without a look at held-out samples."""
     assert run.workspace is not None
     start = run.start.model
-    task = RepairTask(start.reference, run.model, start.analysis.trace, run.left)
-    return replace(run, model=refit(task, run.workspace, run.options, run.on_stage)[0])
+    pruned, workspace, left = run.model, run.workspace, run.left
+    task = RepairTask(start.reference, pruned, start.analysis.trace, left)
+    model = workspace.results.of(
+        "reconstruct",
+        lambda: (start.reference.content_digest(), pruned.content_digest(), left, run.options, workspace.identity),
+        lambda: refit(task, workspace, run.options, run.on_stage)[0],
+        pack=lambda found: changes(pruned, found),
+        unpack=lambda packed: changed(pruned, packed),
+    )
+    return replace(run, model=model)
 
 
 def rescore(run: Run) -> Run:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune import fileio
+from onnxprune import paths
 from onnxprune.allocation.cost_estimator import CostEstimator
+from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import ALIVE, ITEMSIZE, Workspace, largest_activation
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OutputError
+from onnxprune.errors import OnnxPruneError, OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.evaluation.compare import Comparison
 from onnxprune.graph.analysis import Analysis, unless_it_does_not_run
@@ -29,6 +30,7 @@ from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.repair.network import RepairResult
 from onnxprune.report import saving
 from onnxprune.report.document import Report
+from onnxprune.runtime.timings import Timings
 from onnxprune.runtime.weight_files import release
 from onnxprune.surgery.proof import Proof
 from onnxprune.types import BoolArray, Check, Curve, Plan, Repaired, Trace
@@ -39,26 +41,66 @@ if TYPE_CHECKING:
 
 EVALUATION_BYTES, EVALUATED = 256e6, 0.25
 """Bytes of the activations of an evaluation run, and their share of `--memory`, at most."""
+PLAN = ".plan.json"
+"""Ending of the plan that lies beside a model."""
 UNSET: Any = None
 """Value of a field of `Run` before the stage that sets it."""
 
 
 def path_of(path: str | os.PathLike[str] | None) -> Path | None:
-    """Return a path, or None."""
-    return None if path is None else Path(path)
+    """Return the path of a file, or None.
+
+    Raises:
+        OptionError: the path is empty, or has no name.
+    """
+    found = None if path is None else Path(path)
+    if found is not None and not found.name:
+        raise OptionError("a path names no file", why=f"it is {os.fspath(found)!r}", hint="name a file")
+    return found
 
 
 @dataclass(frozen=True)
 class Destinations:
-    """Files that a run writes; None where one is not asked for."""
+    """Files that a run writes, and the folder of the members of a sweep; None where one is not asked for.
+
+    Attributes:
+        model, plan, report, checkpoint: of the result.
+        family: folder of a sweep.
+        timings: times that decisions were taken from; read first, where the file exists.
+        force: whether a result that is refused is written as `model` all the same, and not under a name of its own.
+    """
 
     model: Path | None = None
     plan: Path | None = None
     report: Path | None = None
     checkpoint: Path | None = None
+    family: Path | None = None
+    timings: Path | None = None
+    force: bool = False
 
-    def check(self, *inputs: Path) -> None:
-        """Refuse destinations that cannot be written, that are inputs, or that are one file.
+    @property
+    def rejected(self) -> Destinations:
+        """The destinations of a result that is refused: `o.rejected.onnx` and `o.rejected.plan.json` for `o.onnx`."""
+
+        def named(path: Path) -> Path:
+            return path.with_name(f"{path.stem}.rejected{path.suffix}")
+
+        model, plan = (None if path is None else named(path) for path in (self.model, self.plan))
+        if self.model is not None and model is not None and self.plan == self.model.with_suffix(PLAN):
+            plan = model.with_suffix(PLAN)
+        return replace(self, model=model, plan=plan)
+
+    @property
+    def state(self) -> Path | None:
+        """The folder of what a run that breaks off leaves to go on from."""
+        return None if self.model is None else self.model.with_name(f"{self.model.name}.state")
+
+    def check(self, sources: Sources, *external: Path) -> None:
+        """Refuse destinations that cannot be written, that the run reads, or that are one file.
+
+        Args:
+            sources: files and data that the run reads.
+            external: data files of the models.
 
         Raises:
             OptionError: the report is of an unknown format.
@@ -66,14 +108,23 @@ class Destinations:
         """
         if self.report is not None:
             saving.check_format(self.report)
-        for target in (self.model, self.plan, self.checkpoint, self.report):
-            if target is not None:
-                fileio.check_destination(target, *(path for path in inputs if path.exists()))
-        if self.model is not None and self.plan is not None and fileio.same_file(self.model, self.plan):
-            raise OutputError(
-                "the plan would overwrite the model", where=str(self.model), hint="give the two different paths"
-            )
-        saving.refuse_same(self.report, self.model, self.plan, self.checkpoint)
+        given = (
+            ("the model", self.model),
+            ("the plan", self.plan),
+            ("the report", self.report),
+            ("the training state", self.checkpoint),
+            ("the timings", self.timings),
+            ("the refused model", self.rejected.model),
+            ("the plan of the refused model", self.rejected.plan),
+        )
+        written = [*paths.outputs(given)]
+        if self.checkpoint is not None:
+            written.append(paths.numbered("the training state", self.checkpoint))
+        if self.state is not None:
+            written.append(paths.Output("the state of the run", self.state, ("*",)))
+        if self.family is not None:
+            written.append(paths.Output("the sweep", self.family, paths.FAMILY))
+        paths.check_outputs(written, (*sources.inputs, *(paths.Input("a model", file) for file in external)))
 
 
 @dataclass(frozen=True)
@@ -90,11 +141,22 @@ class Sources:
     judging: Judging = field(default_factory=Judging)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files and folders that are read."""
-        given = (self.data, self.evaluation, self.preprocess, self.judging.labels, self.judging.characters)
-        data = (Path(v) for v in given if isinstance(v, str | os.PathLike))
-        return (self.model, *(path for path in (self.teacher, self.plan) if path is not None), *data)
+    def inputs(self) -> tuple[paths.Input, ...]:
+        """All files and folders that are read, with the options that name them."""
+        judging = self.judging
+        given = {
+            "MODEL": self.model,
+            "--data": self.data,
+            "--eval": self.evaluation,
+            "--preprocess": self.preprocess,
+            "--plan": self.plan,
+            "--teacher": self.teacher,
+            "--latency-table": self.latency_table,
+            "--labels": judging.labels,
+            "--characters": judging.characters,
+            "--metric": judging.metric,
+        }
+        return paths.inputs(given.items())
 
 
 @dataclass(frozen=True)
@@ -116,7 +178,9 @@ class Run:
         measure: benchmark config.
         distance: kind of the distance of outputs by which losses are measured, of `onnxprune.metrics.distances`.
         on_stage: progress callback.
+        results: results of long steps, which a run that broke off goes on from.
         command: command line or call, for the report.
+        timings: times that decisions are taken from.
         options: without `auto`.
         original: the model as loaded, its trace and its costs.
         data, evaluation: calibration samples, and the samples that the result is verified on.
@@ -130,6 +194,7 @@ class Run:
         scored: the model that scores come from: `start`, or the result of a step of the schedule.
         keep: (n_channels of `edited`,) True where a channel stays.
         step: step of the schedule, from 1.
+        attempt: how often the steps of the schedule were begun; the second time is with other channel multiples.
         path: removed shares of FLOPs and of parameters, after each step.
         curves: measured losses of the groups.
         plan: content of plan.json; None where a model is only trained.
@@ -140,6 +205,7 @@ class Run:
         tuned: result of the training.
         checks: of the verdict.
         comparison: of the result with the original.
+        refusal: error that ends the run once the result is kept under another name; None: the result is not refused.
         notes, report: notes of the stages, and the report.
     """
 
@@ -150,6 +216,8 @@ class Run:
     measure: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     on_stage: ProgressCallback = quiet
     command: str = ""
+    results: StageResults = field(default_factory=StageResults)
+    timings: Timings = field(default_factory=Timings)
     distance: str = AUTO
     options: ResolvedOptions = UNSET
     original: Analysis = UNSET
@@ -165,6 +233,7 @@ class Run:
     scored: PartialModel = UNSET
     keep: BoolArray = UNSET
     step: int = 1
+    attempt: int = 1
     path: tuple[tuple[float, float], ...] = ()
     curves: tuple[Curve, ...] = ()
     plan: Plan = UNSET
@@ -175,6 +244,7 @@ class Run:
     tuned: TrainingResult | None = None
     checks: tuple[Check, ...] = ()
     comparison: Comparison = UNSET
+    refusal: OnnxPruneError | None = None
     notes: tuple[str, ...] = ()
     report: Report = UNSET
 

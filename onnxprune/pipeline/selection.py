@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxprune import plan_file
+from onnxprune.allocation.channel_multiple import multiple_for
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable
 from onnxprune.errors import PlanError
@@ -19,9 +20,11 @@ from onnxprune.surgery import edits
 
 def select(run: Run) -> Run:
     """Select channels, edits, or both, so that the targets are met."""
-    options, table = run.options, run.sources.latency_table
-    estimator = CostEstimator(run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage)
-    run = replace(run, estimator=estimator)
+    options, table = multiple_for(run.options, run.timings), run.sources.latency_table
+    estimator = CostEstimator(
+        run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage, timings=run.timings
+    )
+    run = replace(run, estimator=estimator, options=options)
     found = select_edits(run) if options.edits else select_channels(run)
     return _noted(replace(found, options=options, step=options.rounds))
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxprune import plan_file
+from onnxprune.allocation.channel_multiple import multiple_for
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable, score, settings, with_multiple
 from onnxprune.allocation.targets import meet
@@ -28,6 +27,8 @@ from onnxprune.graph.analysis import removed
 from onnxprune.options import QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.pipeline.arguments import parted
+from onnxprune.pipeline.delivery import unlost
+from onnxprune.pipeline.identity import OPEN_RESULTS, identity, opened
 from onnxprune.pipeline.opening import LOAD, LOOK_AT_DATA, calibration
 from onnxprune.pipeline.prune import prune
 from onnxprune.pipeline.results import SweepResult
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from onnxprune.pipeline.arguments import Fields
 
 
+PLANNING = "planning.state"
+"""Folder of the work on plans, within the folder of the sweep; it is there until all plans are."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -61,6 +64,7 @@ def sweep(
     training: Training | None = None,
     measure: BenchmarkConfig | None = None,
     latency_table: str | os.PathLike[str] | None = None,
+    timings: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
     on_stage: ProgressCallback = quiet,
@@ -88,6 +92,7 @@ def sweep(
         training: how to train each member; None: no training.
         measure: as for `onnxprune.prune`.
         latency_table: as for `onnxprune.prune`.
+        timings: as for `onnxprune.prune`.
         jobs: number of processes that make members; default 1. Results do not depend on it.
         scheduler: address of a Dask scheduler that makes the members instead; None: processes on this machine.
         on_stage: as for `onnxprune.prune`.
@@ -113,21 +118,26 @@ def sweep(
     options, measure, judging = parted(fields, options, measure, judging)
     _refuse(options, quantity, shares, jobs)
     page = path_of(report_output)
-    Destinations(report=page).check(Path(model))
-    table = path_of(latency_table)
+    table, replayed = path_of(latency_table), path_of(timings)
     sources = Sources(Path(model), data, evaluation, preprocess, latency_table=table, judging=judging)
+    Destinations(report=page, family=Path(output_folder), timings=replayed).check(sources)
     run = Run(sources, asked=options, training=training, measure=measure, on_stage=on_stage)
-    family = Family(Path(output_folder), quantity, sorted(set(shares)), _digest(run, quantity))
+    run = execute(run, (LOAD,))
+    family = Family(Path(output_folder), quantity, sorted(set(shares)), {**identity(run), "quantity": quantity})
     if family.unplanned:
-        with contextlib.ExitStack() as scope:
-            plan = Stage(lambda run: plan_members(run, family), requires=("original",))
-            execute(replace(run, training=None), (LOAD, LOOK_AT_DATA, calibration(scope), plan))
+        results, measured = opened(Destinations(timings=replayed), family.folder / PLANNING, resume=True)
+        plan = Stage(lambda run: plan_members(run, family), requires=("original",))
+        with results.kept_on_error(), measured.kept(), contextlib.ExitStack() as scope:
+            planning = replace(run, training=None, results=results, timings=measured)
+            execute(planning, (OPEN_RESULTS, LOOK_AT_DATA, calibration(scope), plan))
     make_members(run, family, jobs, scheduler)
     time_members(run, family)
     found = family.finished(str(run.sources.model))
+    result = SweepResult(found, family.folder)
     if page is not None:
-        saving.save(page, found, command)
-    return SweepResult(found, family.folder)
+        with unlost(result, family.folder):
+            saving.save(page, found, command)
+    return result
 
 
 def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int) -> None:
@@ -151,10 +161,11 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
 
 def plan_members(run: Run, family: Family) -> Run:
     """Select the channels of every member from one problem, and write the plans."""
-    analysis, options, shares = run.original, run.options, family.unplanned
+    analysis, options, shares = run.original, multiple_for(run.options, run.timings), family.unplanned
     refuse_unprunable(analysis)
     hardest = replace(options, reduce={family.quantity: max(shares)})
-    estimator = CostEstimator(analysis, hardest, run.measure, table=run.sources.latency_table, on_stage=run.on_stage)
+    table = run.sources.latency_table
+    estimator = CostEstimator(analysis, hardest, run.measure, table=table, on_stage=run.on_stage, timings=run.timings)
     everything = np.ones(analysis.trace.n_channels, dtype=bool)
     problem = score(estimator, hardest, run.workspace, everything, analysis, everything)
     for number, share in enumerate(shares):
@@ -171,6 +182,7 @@ def plan_members(run: Run, family: Family) -> Run:
         found = Plan(keep, analysis.model.digest, settings(analysis, rounded), (gone,), problem.curves)
         family.reached(share, gone)
         plan_file.write(family.path(share, ".plan.json"), found, analysis.trace, analysis.model.path.name)
+    run.on_stage("plan", 1.0, "; ".join(run.timings.notes))
     return run
 
 
@@ -230,30 +242,8 @@ def make_member(job: Job) -> dict[str, Any]:
             judging=job.sources.judging,
             training=job.training,
             measure=job.measure,
+            resume=True,
         )
     report = result.report.to_dict()
     write_json(job.folder / f"{job.name}.json", report)
     return report
-
-
-def _digest(run: Run, quantity: str) -> str:
-    """Return a digest of what members depend on, without the shares, so that a folder can get further members."""
-    sources, training = run.sources, run.training
-    digest = hashlib.sha256(sources.model.read_bytes())
-    identities = [_identity(value) for value in (sources.data, sources.evaluation, sources.preprocess)]
-    judging = {name: _identity(value) for name, value in sources.judging.plain().items()}
-    values = [quantity, asdict(run.asked), judging, None if training is None else asdict(training), *identities]
-    digest.update(json.dumps(values, default=str, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _identity(value: Any) -> str:
-    """Identify files by path, size and time of change, arrays by their bytes."""
-    if isinstance(value, str | os.PathLike) and os.path.exists(value):
-        status = os.stat(value)
-        return f"{os.path.abspath(value)} {status.st_size} {status.st_mtime_ns}"
-    if isinstance(value, Mapping):
-        return " ".join(
-            f"{key} {hashlib.sha256(np.asarray(value[key]).tobytes()).hexdigest()}" for key in sorted(value)
-        )
-    return repr(value)

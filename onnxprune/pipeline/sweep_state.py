@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.calibration.stage_results import different
 from onnxprune.errors import OutputError
 from onnxprune.fileio import write_json
+from onnxprune.reading import read_json
 from onnxprune.report.document import SWEEP_SCHEMA, Member, Sweep
 
 STATE = "sweep.json"
@@ -22,13 +24,13 @@ class Family:
         folder: of all files; it is made.
         quantity: quantity of the shares.
         shares: to remove, ascending.
-        settings: digest of everything else that members depend on.
+        settings: digests of everything else that members depend on, by name.
 
     Raises:
         OutputError: the folder cannot be made, or holds a sweep of other settings.
     """
 
-    def __init__(self, folder: Path, quantity: str, shares: Sequence[float], settings: str) -> None:
+    def __init__(self, folder: Path, quantity: str, shares: Sequence[float], settings: Mapping[str, str]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -38,19 +40,21 @@ class Family:
             ) from error
         self.folder, self.quantity, self.shares = folder, quantity, shares
         self._file = folder / STATE
-        self._content: dict[str, Any] = {"schema": SWEEP_SCHEMA, "settings": settings, "state": {}}
+        self._content: dict[str, Any] = {"schema": SWEEP_SCHEMA, "settings": dict(settings), "state": {}}
         if not self._file.exists():
             return
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
-            same = found["schema"] == SWEEP_SCHEMA and found["settings"] == settings
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
-        if not same:
+            found = read_json(self._file)
+            changed = different(found["settings"], settings) if found["schema"] == SWEEP_SCHEMA else ["schema"]
+            if not changed and not all(map(_is_sound, found["state"].values())):
+                raise ValueError("a member is damaged")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            changed = [f"{STATE}, which is damaged"]
+        if changed:
             raise OutputError(
                 "the folder holds another sweep",
                 where=str(folder),
-                why="its model, data or options differ",
+                why=f"different: {', '.join(changed)}",
                 hint="give another folder, or remove this one",
             )
         self._content["state"] = found["state"]
@@ -136,6 +140,41 @@ class Family:
         self._content.update(found.to_dict())
         write_json(self._file, self._content)
         return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_report(value: dict[str, Any]) -> bool:
+    amounts = all(value[name] is None or _is_number(value[name]) for name in ("drop", "kl"))
+    return amounts and _is_number(value["size"]) and isinstance(value["verdict"], str) and len(value) == 4
+
+
+def _is_latency(value: dict[str, Any]) -> bool:
+    return all(map(_is_number, (value["a"], value["b"], value["speedup"]))) and _is_pair(value["speedup_interval"])
+
+
+SOUND: Mapping[str, Callable[[Any], bool]] = {
+    "target": _is_number,
+    "name": lambda value: isinstance(value, str) and Path(value).name == value != "",  # no path out of the folder
+    "note": lambda value: isinstance(value, str),
+    "data": lambda value: isinstance(value, str),
+    "removed": _is_pair,
+    "report": _is_report,
+    "before": lambda value: _is_number(value["size"]),
+    "latency": _is_latency,
+}
+"""What each entry of the state of a member must be."""
+
+
+def _is_sound(state: dict[str, Any]) -> bool:
+    """Tell whether the state of a member is as `Family` writes it; a missing entry raises KeyError."""
+    return "target" in state and all(SOUND[name](value) for name, value in state.items())
 
 
 def is_on_front(member: Member, others: Sequence[Member]) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from onnxprune import escaping
+from onnxprune.escaping import visible, workflow_property, workflow_value
 from onnxprune.types import Verdict
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -32,8 +34,8 @@ def junit(verdict: Verdict, candidate: str) -> str:
             ElementTree.SubElement(case, "skipped", {"message": str(check)})
         ElementTree.SubElement(case, "system-out").text = str(check)
     for element in root.iter():
-        element.text = element.text and NOT_XML.sub("?", element.text)
-        element.attrib.update({key: NOT_XML.sub("?", value) for key, value in element.attrib.items()})
+        element.text = element.text and NOT_XML.sub("?", visible(element.text))
+        element.attrib.update({key: NOT_XML.sub("?", visible(value)) for key, value in element.attrib.items()})
     ElementTree.indent(root)
     return str(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True), "utf-8") + "\n"
 
@@ -43,20 +45,25 @@ def sarif(verdict: Verdict, candidate: str, version: str) -> dict[str, Any]:
     names = {check.name: "".join(c if c.isalnum() else "-" for c in check.name).strip("-") for check in verdict.checks}
     place = {"physicalLocation": {"artifactLocation": {"uri": quote(candidate.replace("\\", "/"))}}}
     results = [
-        {"ruleId": names[c.name], "level": LEVELS[c.status], "message": {"text": str(c)}, "locations": [place]}
+        {
+            "ruleId": names[c.name],
+            "level": LEVELS[c.status],
+            "message": {"text": escaping.sarif(str(c))},
+            "locations": [place],
+        }
         for c in verdict.checks
         if c.status in LEVELS
     ]
-    rules = [{"id": rule, "shortDescription": {"text": name}} for name, rule in names.items()]
+    rules = [{"id": rule, "shortDescription": {"text": visible(name)}} for name, rule in names.items()]
     driver = {"name": "onnxprune", "version": version, "rules": rules}
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
 
 
 def github(verdict: Verdict, candidate: str) -> list[str]:
     """Return workflow commands, which GitHub shows as annotations."""
-    escapes = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+    file = workflow_property(candidate)
     return [
-        f"::{LEVELS[check.status]} file={candidate},title=onnxprune check::{str(check).translate(escapes)}"
+        f"::{LEVELS[check.status]} file={file},title=onnxprune check::{workflow_value(str(check))}"
         for check in verdict.checks
         if check.status in ("FAILED", "UNDECIDED")
     ]

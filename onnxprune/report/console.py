@@ -13,10 +13,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from onnxprune.escaping import log, visible
 from onnxprune.graph.analysis import Inspection, Layer, pinned_of
 from onnxprune.metrics.distances import AUTO, DISTANCES
 from onnxprune.report import tables, text
 from onnxprune.report.document import Report, Sweep
+from onnxprune.runtime.cache_entries import Entry
 from onnxprune.types import Curve, Plan, Trace, Verdict
 
 if TYPE_CHECKING:
@@ -30,14 +32,17 @@ LAYER_COLUMNS = slice(1, 8)
 
 
 def grid(table: tables.Table) -> Grid:
-    """Return a table of rich: numbers are right-aligned and never broken, words are folded."""
+    """Return a table of rich: numbers are right-aligned and never broken, words are folded; names are made visible."""
     made = Grid(show_edge=False, pad_edge=False)
     for column, numeric in zip(table.columns, table.numeric(), strict=True):
         made.add_column(
-            column, justify="right" if numeric else "left", no_wrap=numeric, overflow="ellipsis" if numeric else "fold"
+            Text(visible(column)),
+            justify="right" if numeric else "left",
+            no_wrap=numeric,
+            overflow="ellipsis" if numeric else "fold",
         )
     for row in table.texts():
-        made.add_row(*map(Text, row))
+        made.add_row(*(Text(visible(cell)) for cell in row))
     return made
 
 
@@ -48,6 +53,12 @@ def _dim(lines: Iterable[str]) -> Parts:
 def written(path: Path | str | None) -> Parts:
     """Return a line with the path of a written file; nothing without one."""
     return [] if path is None else [Text(f"written: {path}")]
+
+
+def cache_parts(entries: Sequence[Entry], folder: str, *, cleared: bool) -> Parts:
+    """Return the output of `cache`."""
+    line = Text(f"{'removed' if cleared else 'kept'} in {folder}: {len(entries) or 'nothing'}")
+    return [line, *([grid(tables.cache(entries))] if entries else [])]
 
 
 def verdict_parts(verdict: Verdict) -> Parts:
@@ -71,16 +82,16 @@ def report_parts(report: Report) -> Parts:
     ]
 
 
-def curve_parts(curves: Sequence[Curve], trace: Trace, plot: str | None, distance: str = AUTO) -> Parts:
+def curve_parts(curves: Sequence[Curve], trace: Trace, distance: str = AUTO) -> Parts:
     """Return the output of `sensitivity`."""
     pinned = [group.name for group in trace.groups if trace.pinned[group.channels].all()]
     remarks = [f"loss: {DISTANCES[distance]}; bars are logarithmic"]
     if pinned:
         remarks.append(f"not measured, all channels pinned: {', '.join(pinned)}")
-    return [grid(tables.curves(curves)), "", *_dim(remarks), *written(plot)]
+    return [grid(tables.curves(curves)), "", *_dim(remarks)]
 
 
-def plan_parts(layers: Sequence[Layer], plan: Plan, path: str) -> Parts:
+def plan_parts(layers: Sequence[Layer], plan: Plan, path: Path | None) -> Parts:
     """Return the output of `plan`."""
     flops, params = plan.path[-1]
     removed = f"{int((~plan.keep).sum())} of {plan.keep.size} channels removed"
@@ -113,14 +124,13 @@ def latency_table_parts(table: latencies.Table, path: Path) -> Parts:
     return written(f"{path} ({cost})")
 
 
-def sweep_parts(found: Sweep, folder: str, plot: str | None) -> Parts:
+def sweep_parts(found: Sweep, folder: str) -> Parts:
     """Return the output of `sweep`."""
     remarks = [
         f"lost: of the task's metric in its unit, or without labels points of agreement with the original, on {found.data}; KL in nats",
         "*: no other model is both faster (or smaller, where latency was not measured) and more accurate",
     ]
-    path = folder if plot is None else f"{folder}, {plot}"
-    return [grid(tables.members(found)), "", *_dim(remarks), *written(path)]
+    return [grid(tables.members(found)), "", *_dim(remarks), *written(folder)]
 
 
 def inspect_parts(found: Inspection) -> Parts:
@@ -149,19 +159,24 @@ def inspect_parts(found: Inspection) -> Parts:
 
 
 def show(parts: Sequence[RenderableType], console: Console | None = None) -> None:
-    """Print to stdout; a pipe or a file gets plain text of a fixed width."""
+    """Print to stdout; a pipe or a file gets plain text of a fixed width, in which no line is a command to a CI system."""
     console = console or Console(soft_wrap=False)
     plain = not console.is_terminal
     if plain:
         console = Console(width=WIDTH, file=console.file)
-    for part in parts:
-        if isinstance(part, Grid) and least_width(part) > console.width:
-            for line in folded(part):
-                console.print(wrapped(line, console.width), highlight=False, soft_wrap=True)
-        elif isinstance(part, Text):
-            console.print(part if plain else wrapped(part, console.width), highlight=False, soft_wrap=True)
-        else:
-            console.print(part, highlight=False)
+    with console.capture() as captured:
+        for part in parts:
+            if isinstance(part, Grid) and least_width(part) > console.width:
+                for line in folded(part):
+                    console.print(wrapped(line, console.width), highlight=False, soft_wrap=True)
+            elif isinstance(part, Text | str):
+                line = Text(visible(str(part)), style=part.style if isinstance(part, Text) else "")
+                console.print(line if plain else wrapped(line, console.width), highlight=False, soft_wrap=True)
+            else:
+                console.print(part, highlight=False)
+    shown = captured.get()
+    console.file.write(shown if console.file.isatty() else log(shown))
+    console.file.flush()
 
 
 WIDTH = 160

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from onnxprune.errors import OptionError
+from onnxprune.escaping import visible
 from onnxprune.evaluation.gate import Judgement
 from onnxprune.fileio import jsonable
 from onnxprune.metrics.table import named
@@ -103,6 +104,7 @@ def _rendered(
         loader=jinja2.PackageLoader("onnxprune.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -124,10 +126,24 @@ def _rendered(
     return page.render(title=name.name, command=command, downloads=files, **inlined, **values)
 
 
+def _shown(value: Any) -> Any:
+    """Return what a template inserts: names are made visible, what is marked as safe stays."""
+    return value if hasattr(value, "__html__") or value is None else visible(str(value))
+
+
 def _embedded(value: Any) -> str:
     """Return JSON for a script element, escaped so that it can neither end the element nor open a comment."""
-    content = json.dumps(jsonable(value), separators=(",", ":"))
+    content = json.dumps(_visible(jsonable(value)), separators=(",", ":"))
     return content.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _visible(value: Any) -> Any:
+    """Make names in JSON visible, which a script puts into the page."""
+    if isinstance(value, dict):
+        return {key: _visible(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_visible(entry) for entry in value]
+    return visible(value, keep="\n\t") if isinstance(value, str) else value
 
 
 def _download(kind: str, model: str, content: Mapping[str, Any]) -> dict[str, str]:

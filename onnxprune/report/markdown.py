@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from onnxprune.escaping import markdown as escaped
+from onnxprune.escaping import visible
 from onnxprune.report import tables, text
 from onnxprune.report.details import Details
 from onnxprune.report.document import Report, Sweep
@@ -13,22 +15,21 @@ from onnxprune.types import Verdict
 
 MOST_CLASSES = 20
 """Largest number of classes that are listed."""
-SPECIAL = str.maketrans({sign: f"\\{sign}" for sign in "<>|`*_[]\\"})
 
 
 def report_text(report: Report, command: str) -> str:
     """Return the report of a run."""
     details = report.details or Details()
-    lines = [f"# onnxprune: {_plain(report.model)}", "", f"**{text.summary(report.verdict)}**", ""]
+    lines = [f"# onnxprune: {escaped(report.model)}", "", f"**{escaped(text.summary(report.verdict))}**", ""]
     lines += [
-        f"{_plain(text.result(report))}.",
+        f"{escaped(text.result(report))}.",
         "",
         *_list(map(str, text.ranked(report.verdict))),
         "",
-        f"{text.integrity(report.verdict)}.",
+        f"{escaped(text.integrity(report.verdict))}.",
     ]
     lines += _section("Figures", tables.figures(report))
-    lines += ["", *(_plain(f"{line[:1].upper()}{line[1:]}.") for line in text.sources(report))]
+    lines += ["", *(escaped(f"{line[:1].upper()}{line[1:]}.") for line in text.sources(report))]
     lines += _section("Layers", tables.layers(report.layers, details.layer_times))
     if report.blocks:
         lines += _section("Layer edits", tables.edits(report))
@@ -49,14 +50,19 @@ def report_text(report: Report, command: str) -> str:
 
 def sweep_text(found: Sweep, command: str) -> str:
     """Return the report of a sweep."""
-    lines = [f"# onnxprune sweep: {_plain(found.model)}", "", f"Targets of {found.quantity}; {_plain(found.data)}.", ""]
+    lines = [
+        f"# onnxprune sweep: {escaped(found.model)}",
+        "",
+        f"Targets of {found.quantity}; {escaped(found.data)}.",
+        "",
+    ]
     return "\n".join([*lines, *_table(tables.members(found)), "", *_code(command)])
 
 
 def check_text(verdict: Verdict, candidate: str, baseline: str) -> str:
     """Return a verdict for a pull request."""
-    of = f" for {_plain(baseline)}" if baseline else ""
-    head = [f"### onnxprune check: {_plain(candidate)}{of}", "", f"**{text.summary(verdict)}**", ""]
+    of = f" for {escaped(baseline)}" if baseline else ""
+    head = [f"### onnxprune check: {escaped(candidate)}{of}", "", f"**{escaped(text.summary(verdict))}**", ""]
     return "\n".join([*head, *_table(tables.checks(verdict)), ""])
 
 
@@ -66,18 +72,13 @@ def _section(heading: str, table: Table, lead: str = "") -> list[str]:
 
 def _table(table: Table) -> list[str]:
     marks = ["---:" if numeric else "---" for numeric in table.numeric()]
-    rows = [table.columns, marks, *([_plain(cell) for cell in row] for row in table.texts())]
+    rows = [map(escaped, table.columns), marks, *([escaped(cell) for cell in row] for row in table.texts())]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _plain(line: str) -> str:
-    """Return a text on one line, escaped for Markdown."""
-    return " ".join(line.split()).translate(SPECIAL)
-
-
 def _list(lines: Iterable[str]) -> list[str]:
-    return [f"- {_plain(line)}" for line in lines]
+    return [f"- {escaped(line)}" for line in lines]
 
 
 def _code(command: str) -> list[str]:
-    return [f"    {line}" for line in command.splitlines()] + [""]
+    return [f"    {visible(line)}" for line in command.splitlines()] + [""]

@@ -6,8 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import OptionError
+from onnxprune.escaping import visible
 from onnxprune.fileio import atomic_write
 from onnxprune.report.plots import Plot
+
+
+def check_format(path: Path) -> None:
+    """Refuse a plot that cannot be drawn, before the run starts.
+
+    Raises:
+        OptionError: matplotlib is missing, or the format is unknown.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise OptionError("--plot needs matplotlib", hint="pip install 'onnxprune[plot]'") from error
+    matplotlib.use("agg")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        hint = "give a name that ends in .svg, .png or .pdf"
+        raise OptionError(f"--plot {path} is of an unknown format", hint=hint)
 
 
 def draw(plots: Sequence[Plot], path: Path) -> None:
@@ -17,20 +36,12 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
         OptionError: matplotlib is missing, or the format is unknown.
         OutputError: the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise OptionError("--plot needs matplotlib", hint="pip install 'onnxprune[plot]'") from error
-    matplotlib.use("agg")
+    check_format(path)
     from matplotlib import pyplot
 
     plot = plots[0] if plots else Plot("", "nothing was measured", "", "", "", ())
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     try:
-        kind = path.suffix.lower().lstrip(".")
-        if kind not in figure.canvas.get_supported_filetypes():
-            hint = "give a name that ends in .svg, .png or .pdf"
-            raise OptionError(f"--plot {path} is of an unknown format", hint=hint)
         markers = iter("os^dvPX*")
         for series in plot.series:
             (line,) = axes.plot(series.x, series.y, linewidth=1.2, markersize=5, label=_literal(series.label))
@@ -44,11 +55,11 @@ def draw(plots: Sequence[Plot], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+            figure.savefig(temporary, format=path.suffix.lower().lstrip("."), dpi=150)
     finally:
         pyplot.close(figure)
 
 
 def _literal(name: str) -> str:
-    """Escape a name so that matplotlib reads no formula."""
-    return name.replace("$", r"\$")
+    """Make a name visible, and escape it so that matplotlib reads no formula."""
+    return visible(name).replace("$", r"\$")

@@ -11,9 +11,9 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import OptionError, OutputError
+from onnxprune.errors import OptionError
 from onnxprune.evaluation.gate import Judgement
-from onnxprune.fileio import atomic_write, jsonable, same_file
+from onnxprune.fileio import atomic_write, jsonable
 from onnxprune.report import markdown
 from onnxprune.report.document import Report, Sweep
 from onnxprune.runtime import machine
@@ -36,13 +36,6 @@ def check_format(path: Path) -> None:
         missing = [name for name in ("jinja2", "bokeh") if importlib.util.find_spec(name) is None]
         if missing:
             raise OptionError(f"a report in HTML needs {' and '.join(missing)}", hint="pip install 'onnxprune[report]'")
-
-
-def refuse_same(path: Path | None, *others: Path | None) -> None:
-    """Raise OutputError where a report would overwrite another result of the run."""
-    if path is not None and any(other is not None and same_file(path, other) for other in others):
-        hint = "give another path with --report"
-        raise OutputError("the report would overwrite another result", where=str(path), hint=hint)
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from onnxprune.metrics.table import METRICS, named, of_kind
 from onnxprune.report.details import Details
 from onnxprune.report.document import Member, Report, Sweep
 from onnxprune.report.text import human, option_value, relative, size, speedup
+from onnxprune.runtime.cache_entries import Entry
 from onnxprune.types import Curve, Trace, Verdict
 
 SHOWN = (0.125, 0.25, 0.5, 0.75, 0.875)
@@ -33,6 +34,8 @@ class Names:
         return ", ".join(self.names)
 
 
+AGES = (("days", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+"""Units of an age, in seconds."""
 Cell = str | tuple[str, float] | Names
 """A text, a text with the number that the column is sorted by, or names."""
 Row = tuple[Cell, ...]
@@ -337,3 +340,22 @@ def members(found: Sweep) -> Table:
 def operators(support: Iterable[tuple[str, str]]) -> Table:
     """Return what happens to channels at each operator."""
     return Table("operators", "Operators", ("operator", "what becomes of channels there"), tuple(support))
+
+
+def cache(entries: Iterable[Entry]) -> Table:
+    """Return what is kept in the cache."""
+    rows = tuple(
+        (entry.kind, entry.path.name, entry.machine, _ago(entry.age), (f"{entry.size / 1e3:,.1f}", entry.size))
+        for entry in entries
+    )
+    return Table("cache", "Cache", ("what", "file", "machine", "age", "kB"), rows)
+
+
+def _ago(seconds: float) -> tuple[str, float]:
+    """Return an age in its largest unit that fills.
+
+    >>> _ago(7300)[0], _ago(3)[0]
+    ('2 h', '3 s')
+    """
+    unit, each = next(((unit, each) for unit, each in AGES if seconds >= each), AGES[-1])
+    return f"{seconds / each:.0f} {unit}", seconds

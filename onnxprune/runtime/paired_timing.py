@@ -7,6 +7,7 @@ each side, for any distribution of the times: a model that is as fast as the oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,6 +52,24 @@ class PairedTiming:
     def busy(self) -> bool:
         """Whether other processes disturbed the timing."""
         return self.others is not None and self.others > BUSY
+
+
+def median_interval(values: FloatArray) -> tuple[float, float]:
+    """Return an interval of the median of `values`, (rounds,), which it misses with probability 2 ** -ROUNDS on each side, at most.
+
+    It is made of two of the sorted values (David and Nagaraja, 2003, "Order Statistics", section 7.1): of `ROUNDS` values
+    the least and the largest, of more values inner ones. Of fewer it is the range, too.
+
+    >>> median_interval(np.arange(12.0)), median_interval(np.arange(36.0))
+    ((0.0, 11.0), (7.0, 28.0))
+    """
+    n = values.size
+    place = missed = 0
+    while (missed := missed + math.comb(n, place)) <= 2 ** max(n - ROUNDS, 0):
+        place += 1
+    ordered = np.sort(values)
+    first = max(place - 1, 0)
+    return float(ordered[first]), float(ordered[n - 1 - first])
 
 
 def time_pair(

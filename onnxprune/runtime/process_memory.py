@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from onnxprune import leftovers
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, run_batch
 
 SECONDS = 120.0
@@ -25,8 +25,8 @@ def measure(path: str | os.PathLike[str], feeds: Feeds, config: SessionConfig) -
     The bytes cover weights, activations and buffers of onnxruntime, those of loading and optimizing included. None where the system does
     not tell, or the process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        inputs = Path(folder, "inputs.npz")
+    with leftovers.temporary_folder() as folder:
+        inputs = folder / "inputs.npz"
         np.savez(inputs, **feeds)  # type: ignore[arg-type]
         command = [sys.executable, "-m", __name__, os.fspath(path), str(inputs), json.dumps(asdict(config))]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import LatencyError, first_line
+from onnxprune.reading import parse_json, read_text
 from onnxprune.runtime.profiler import SUBGRAPH, Kernel, kernels, origins
 from onnxprune.runtime.providers import CPU_PROVIDER, TENSORRT_PROVIDER, parse_provider
 from onnxprune.types import FloatArray
@@ -55,7 +55,7 @@ def read(path: Path, proto: onnx.ModelProto) -> FileProfile:
     """
     where = str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, ValueError) as error:
         raise LatencyError(
             "the profile cannot be read", where=where, why=first_line(error), hint="check the path"
@@ -82,7 +82,7 @@ def _parsed(text: str, find: Find) -> FileProfile:
     """Return the profile that a text holds, or raise ValueError, TypeError or KeyError."""
     if not text.lstrip().startswith(("[", "{")):
         return _named("CSV", [(name, 1, value) for name, value in _rows(text)], find)
-    content = json.loads(text)
+    content = parse_json(text)
     if not isinstance(content, list):
         raise ValueError("the JSON is no list of events")
     if any("averageMs" in entry for entry in content):

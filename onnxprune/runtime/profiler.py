@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune import leftovers
 from onnxprune.runtime.providers import CPU_PROVIDER, short_name
 from onnxprune.runtime.session import Feeds, SessionConfig, open_session, run_batch
 from onnxprune.runtime.timing import sample_times
@@ -93,8 +93,8 @@ def profile(
     for number, node in enumerate(proto.graph.node):
         node.name = f"node{number}"
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        profile_file = str(Path(folder) / "profile")
+    with leftovers.temporary_folder() as folder:
+        profile_file = str(folder / "profile")
         opened = open_session(proto, config, weights=weights, where=where, profile=profile_file)
         one = max(1e-3 * float(sample_times([opened], [feeds], runs=1, warmup=WARMUP)[0, 0]), 1e-6)
         runs = int(np.clip((seconds - (time.perf_counter() - start)) / (2 * one), MIN_RUNS, runs))

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxprune.errors import ModelError, first_line
+from onnxprune.errors import ModelError, OnnxPruneError, first_line
+from onnxprune.runtime.limits import may_repeat, watched
 from onnxprune.runtime.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -139,6 +140,7 @@ def open_session(
         ) from failure
     if config.provider not in opened.get_providers():
         raise _not_set_up(config, where)
+    opened.onnxprune_where, opened.onnxprune_repeats = where, may_repeat(source)
     opened.onnxprune_weights = shared, kept  # as long as the session
     return opened
 
@@ -227,15 +229,23 @@ def watch(proto: onnx.ModelProto, names: Iterable[str]) -> None:
 
 
 def run_batch(
-    opened: ort.InferenceSession, feeds: Feeds, *, where: str = "the model", names: list[str] | None = None
+    opened: ort.InferenceSession, feeds: Feeds, *, where: str = "", names: list[str] | None = None
 ) -> list[Any]:
-    """Run one batch and return the outputs in order.
+    """Run one batch and return the outputs in order; `where` names the model in errors, by default as the session does.
 
     Raises:
         ModelError: onnxruntime fails on these inputs.
+        RunLimitError: the run takes more time or memory than it may; see `onnxprune.runtime.limits`.
     """
+    where = where or opened.onnxprune_where
+    given = {name: _array(value) for name, value in feeds.items()}
     try:
-        return list(opened.run(names, {name: _array(value) for name, value in feeds.items()}))
+        if not opened.onnxprune_repeats:
+            return list(opened.run(names, given))
+        with watched(where) as options:
+            return list(opened.run(names, given, options))
+    except OnnxPruneError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
         raise ModelError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,6 +105,30 @@ class Latency:
         b, ratios = others[0], medians[0] / medians[1]
         intervals = (_interval(medians[0]), _interval(medians[1]), _interval(ratios))
         return cls(a, intervals[0], b, intervals[1], a / b, intervals[2], runs, batch, threads, provider)
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """Medians, speed-up, their intervals and the runs of two models, as `with_figures` takes them."""
+        assert self.b is not None
+        assert self.b_interval is not None
+        assert self.speedup is not None
+        assert self.speedup_interval is not None
+        intervals = (*self.a_interval, *self.b_interval, *self.speedup_interval)
+        return (self.a, self.b, self.speedup, *intervals, self.runs)
+
+    def with_figures(self, figures: Sequence[float]) -> Latency:
+        """Return the latency of two models with other `figures`."""
+        a, b, speedup, a_low, a_high, b_low, b_high, low, high, runs = figures
+        return replace(
+            self,
+            a=a,
+            a_interval=(a_low, a_high),
+            b=b,
+            b_interval=(b_low, b_high),
+            speedup=speedup,
+            speedup_interval=(low, high),
+            runs=round(runs),
+        )
 
 
 def _interval(values: FloatArray) -> tuple[float, float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 from onnxprune.errors import OptionError, first_line
+from onnxprune.runtime import worker_lifetime
 
 T = TypeVar("T")
 ATTEMPTS = 3
@@ -40,10 +42,11 @@ def run(
         for attempt in range(1, ATTEMPTS + 1):
             left = [(number, job) for number, job in enumerate(jobs) if number not in results]
             try:
-                for number, result in parallel(function, left):
-                    results[number] = result
-                    if done:
-                        done(number, result)
+                with contextlib.closing(parallel(function, left)) as found:
+                    for number, result in found:
+                        results[number] = result
+                        if done:
+                            done(number, result)
                 break
             except Exception as error:
                 if attempt == ATTEMPTS or type(error).__name__ not in LOST:
@@ -53,10 +56,10 @@ def run(
 
 LOST = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker")
 """Names of the exceptions of joblib and Dask where a worker is lost."""
-Parallel = Callable[[Callable[[Any], Any], Sequence[tuple[int, Any]]], Iterator[tuple[int, Any]]]
+Parallel = Callable[[Callable[[Any], Any], Sequence[tuple[int, Any]]], Generator[tuple[int, Any], None, None]]
 
 
-def _serial(function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+def _serial(function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]) -> Generator[tuple[int, Any], None, None]:
     return ((number, function(job)) for number, job in jobs)
 
 
@@ -64,15 +67,16 @@ def _serial(function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]) -> 
 def _backend(workers: int, scheduler: str | None) -> Iterator[Parallel]:
     import joblib
 
-    def parallel(function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        count = len(jobs) if scheduler else workers
-        runner = joblib.Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+    if scheduler is None:
+        yield functools.partial(_processes, workers)
+        return
+
+    def parallel(
+        function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]
+    ) -> Generator[tuple[int, Any], None, None]:
+        runner = joblib.Parallel(n_jobs=len(jobs), **HANDED_OUT)
         yield from runner(joblib.delayed(_numbered)(function, number, job) for number, job in jobs)
 
-    if scheduler is None:
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-            yield parallel
-        return
     try:
         from distributed import Client
     except ImportError as error:
@@ -90,6 +94,34 @@ def _backend(workers: int, scheduler: str | None) -> Iterator[Parallel]:
             yield parallel
     finally:
         client.close()  # type: ignore[no-untyped-call]
+
+
+HANDED_OUT = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "all"}
+"""How joblib hands out jobs: all at once, one by one, results as they come."""
+
+
+def _processes(
+    workers: int, function: Callable[[Any], Any], jobs: Sequence[tuple[int, Any]]
+) -> Generator[tuple[int, Any], None, None]:
+    """Yield the results from processes of this machine, which end with this one."""
+    import joblib
+    from joblib.parallel import LokyBackend
+
+    class Ending(LokyBackend):  # type: ignore[misc]
+        """Let jobs delete their files before their processes are killed."""
+
+        def abort_everything(self, ensure_ready: bool = True) -> None:
+            crew.stop()
+            super().abort_everything(ensure_ready)
+
+    with worker_lifetime.crew() as crew:
+        runner = joblib.Parallel(n_jobs=workers, backend=Ending(inner_max_num_threads=1), **HANDED_OUT)
+        yield from runner(joblib.delayed(_watched)(crew, function, number, job) for number, job in jobs)
+
+
+def _watched(crew: worker_lifetime.Crew, function: Callable[[Any], Any], number: int, job: Any) -> tuple[int, Any]:
+    with worker_lifetime.job(crew):
+        return number, function(job)
 
 
 def _numbered(function: Callable[[Any], Any], number: int, job: Any) -> tuple[int, Any]:

@@ -150,7 +150,11 @@ class Executor:
                 if slot not in kept:
                     values.pop(slot, None)
         found = ((name, values[self._slots[name]]) for name in asked)
-        return {name: value for name, value in found if value is not None}
+        present = {name: value for name, value in found if value is not None}
+        if torch.is_grad_enabled():
+            return present
+        # a weight that is an output has a gradient still
+        return {name: value.detach() if name in self.weights else value for name, value in present.items()}
 
     def outputs(self, feeds: Mapping[str, Tensor]) -> Outputs:
         """Return the outputs as arrays, without gradients, in evaluation mode."""

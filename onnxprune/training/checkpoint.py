@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,11 @@ from onnxprune.fileio import atomic_write
 
 State = dict[str, Any]
 VERSION = 2
+
+
+def file_of(path: Path, step: int, steps: int) -> Path:
+    """Return the file of the state of the training after a step of the schedule; that of the last step has no number."""
+    return path if step == steps else path.with_name(f"{path.name}.{step}")
 
 
 def save(path: Path, key: str, state: State) -> None:
@@ -40,21 +48,56 @@ def load(path: Path, key: str) -> State | None:
     """
     if not path.exists():
         return None
-    try:
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-        found = state.get("version"), state.get("key")
-    except Exception as error:  # pickle and zipfile raise many types
-        raise OutputError(
-            "the checkpoint cannot be read",
-            where=str(path),
-            why=first_line(error),
-            hint="delete it, or give --checkpoint another path",
-        ) from error
-    if found != (VERSION, key):
+    state = _read(path)
+    if (state["version"], state["key"]) != (VERSION, key):
         raise OutputError(
             "the checkpoint belongs to another run",
             where=str(path),
             why="its models, data, options or versions are different",
             hint="delete it to start again, or give --checkpoint another path",
         )
+    return state
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse, before any work is done, to write checkpoints over a file that is none.
+
+    Raises:
+        OutputError: there is such a file.
+    """
+    if path.exists():
+        _read(path, mapped=True)
+
+
+def forget(path: Path, key: str) -> None:
+    """Delete the state of the run with this key; any other file stays, and so does one that cannot be deleted."""
+    with contextlib.suppress(OutputError, OSError):
+        if _read(path, mapped=True)["key"] == key:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn any error over the content of a checkpoint into an OutputError."""
+    try:
+        yield
+    except Exception as error:  # torch, pickle and zipfile raise many types
+        raise OutputError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            why=f"{type(error).__name__}: {first_line(error)}",
+            hint="delete it, or give --checkpoint another path",
+        ) from error
+
+
+def _read(path: Path, *, mapped: bool = False) -> State:
+    """Return a state; `mapped`: tensors are not read.
+
+    Raises:
+        OutputError: the file is no checkpoint.
+    """
+    with damaged(path):
+        state: State = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+        if not {"version", "key"} <= state.keys():
+            raise ValueError("it is no checkpoint of onnxprune")
     return state

@@ -59,6 +59,7 @@ class TrainingResult:
         validations: all validations on the held-out samples.
         gated: (n_channels of the trace,) channels gated by the global threshold; None without one.
         notes: notes for the report.
+        states: checkpoints of this training, and of those before it that the run consists of, with their keys.
     """
 
     model: Model
@@ -69,6 +70,7 @@ class TrainingResult:
     validations: tuple[Validation, ...]
     gated: BoolArray | None = None
     notes: tuple[str, ...] = ()
+    states: tuple[tuple[Path, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -159,6 +161,10 @@ class _Progress:
     finished: bool = False
 
 
+_KINDS = {name: type(value) for name, value in asdict(_Progress()).items()}
+"""Types of the counters."""
+
+
 class _Run:
     """The loop over the steps of one training."""
 
@@ -222,6 +228,7 @@ class _Run:
             tuple(validator.history),
             None if self.gates is None else self.gates.gated,
             (*self.notes, *self._summary()),
+            () if self.setting.checkpoint is None else ((self.setting.checkpoint, self.key),),
         )
 
     def _advance(self, started: float) -> None:
@@ -388,9 +395,19 @@ class _Run:
     def _resume(self) -> None:
         path = self.setting.checkpoint
         state = None if path is None else checkpoint.load(path, self.key)
-        if state is None:
-            return
+        if path is not None and state is not None:
+            with checkpoint.damaged(path):
+                self._take(state)
+
+    def _take(self, state: checkpoint.State) -> None:
+        """Go on from a state; any error tells that it is damaged."""
         self.progress = _Progress(**state["progress"])
+        kinds = {name: (int, float) if kind is float else kind for name, kind in _KINDS.items()}
+        odd = [name for name, kind in kinds.items() if not isinstance(getattr(self.progress, name), kind)]
+        odd += [] if isinstance(state["notes"], list) else ["notes"]
+        odd += [] if state["weights"].keys() == self.weights.keys() else ["weights"]
+        if odd:
+            raise ValueError(f"odd: {', '.join(odd)}")
         put(state["weights"], self.weights)
         put(state["mean"], self.mean)
         put(state["buffers"], self.executor.buffers)

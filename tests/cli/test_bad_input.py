@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -208,7 +209,7 @@ def change_node(n: int, **fields: str) -> Edit:
         (lambda m: m.graph.node[1].output.__setitem__(0, "c1"), "onnxruntime cannot load the model"),
         (lambda m: m.graph.node[1].input.__setitem__(0, "nowhere"), ("onnxruntime cannot load the model", "nowhere")),
         (loop_back, "onnxruntime cannot load the model"),
-        (cut_raw_data, "onnxruntime cannot load the model"),
+        (cut_raw_data, "a tensor of the model is damaged"),
         (sequence_input, "input s is not a tensor of numbers"),
         (no_rank, ("an input has no rank", "input x")),
         (quantise, ("the model is quantized", "ConvInteger")),
@@ -538,6 +539,8 @@ def test_output_that_cannot_be_written(command, tiny_path, tmp_path, out, refuse
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     refused(command, tiny_path, "-o", loop / "x", *TARGET, says="output")
+    for nameless in ("", ".", "/"):
+        refused(command, tiny_path, "-o", nameless, *TARGET, says="names no file", code=2)
     existing = out / "old.onnx"
     existing.write_bytes(b"old")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -568,24 +571,37 @@ def test_output_onto_the_data(option, tiny_path, images, tmp_path, refused):
     assert target.read_bytes() == before
 
 
-@pytest.mark.parametrize("broken", ["write_bytes", "write_text", "replace", "chmod"])
+def break_writing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let no file be opened for writing bytes."""
+    real = Path.open
+
+    def fail(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if mode == "wb":
+            raise error
+        return real(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+
+
+@pytest.mark.parametrize("broken", ["open", "write_text", "replace", "chmod"])
 @pytest.mark.parametrize("existing", [False, True])
 def test_full_disk_leaves_nothing_behind(broken, existing, tiny_path, out, refused, monkeypatch):
-    if existing:
+    if existing or broken == "chmod":  # of a new file nothing is changed
         (out / "small.onnx").write_bytes(b"old")
+    full = OSError(28, "No space left on device")
 
     def fail(self: Path, *args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise full
 
-    monkeypatch.setattr(Path, broken, fail)
-    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"))
+    if broken == "open":
+        break_writing(monkeypatch, full)
+    else:
+        monkeypatch.setattr(Path, broken, fail)
+    refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"), shown=True)
 
 
 def test_interrupt_while_writing_leaves_nothing_behind(tiny_path, out, run, monkeypatch):
-    def interrupt(self: Path, content: bytes) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    break_writing(monkeypatch, KeyboardInterrupt())
     result = run(*prune_with(tiny_path, out))
     assert result.exit_code == 130
     assert result.stderr == "interrupted: nothing was written\n"
@@ -648,7 +664,9 @@ def wait_for_onnxruntime(process: subprocess.Popen[str]) -> None:
         (("--reduce", "params=inf"), "out of range"),
         (("--reduce", "flops=half"), ("is not a number", "'half'")),
         (("--reduce", "flops="), "is not a number"),
-        (("--reduce", "50%"), "not of the form"),
+        (("--reduce", "half"), "not of the form"),
+        (("--limit", "50%"), "not of the form"),
+        (("--reduce", "50%", "--reduce", "flops=40%"), "names flops twice"),
         (("--reduce", "neurons=50%"), ("does not know 'neurons'", "flops, params")),
         (("--reduce", "flops=50%", "--reduce", "FLOPs=40%"), "names flops twice"),
         (("--limit", "flops=0"), "out of range"),
@@ -687,6 +705,8 @@ def test_option_that_makes_no_sense(args, says, command, tiny_path, out, refused
     [
         (("--batch", "0"), "--batch 0 is out of range"),
         (("--threads", "-1"), "--threads -1 is out of range"),
+        (("--threads", "99999999999999999999"), "is out of range"),
+        (("--batch", "9999999999999999"), "is out of range"),
         (("--runs", "0"), "--runs 0 is out of range"),
         (("--runs", "1.5"), "Invalid value"),
         (("--warmup", "-1"), "--warmup -1 is out of range"),
@@ -778,7 +798,8 @@ def edit_group(**fields: object) -> Callable[[dict], None]:
         (edit_group(keep=[]), ("`keep` is out of range", "group conv1")),
         (edit_group(keep=[16]), ("`keep` is out of range", "no channel 16", "from 0 to 15")),
         (edit_group(keep=[-1, 2]), ("`keep` is out of range", "no channel -1")),
-        (edit_group(keep=[10**30]), "`keep` is out of range"),
+        (edit_group(keep=[10**30]), "is beyond 64 bits"),
+        (edit_group(keep=[10**19]), "`keep` is out of range"),
         (edit_group(keep=[1.5]), "no list of whole numbers"),
         (edit_group(keep=[True]), "no list of whole numbers"),
         (edit_group(keep=[[1], 2]), "no list of whole numbers"),

@@ -82,3 +82,29 @@ def test_size_of_pictures(shape: tuple[int, ...], how: Preprocess | None, size: 
     spec = InputSpec("x", np.dtype(np.float32), (None, None, None, None))
     data = load_data(np.zeros((2, *shape), np.float32), [spec], how)
     assert data.picture_size == size
+
+
+@pytest.mark.parametrize("task", ["classify", "binary", "embed", "multilabel"])
+def test_floats_as_class_numbers_are_whole(task: str) -> None:
+    found = checked_labels(np.array([0.0, 1.0, 1.0]), 3, "data", task)
+    assert found.dtype == np.int64
+    assert found.tolist() == [0, 1, 1]
+    for labels in (np.array([0, 1, 1.5]), np.array([0, 1, 2.0**60])):
+        with pytest.raises(DataError, match="not a whole number") as caught:
+            checked_labels(labels, 3, "data", task)
+        assert "sample 2" in caught.value.why
+    with pytest.raises(DataError, match="NaN"):
+        checked_labels(np.array([0, np.nan]), 2, "data", task)
+
+
+def test_a_column_of_floats_is_one_of_class_numbers() -> None:
+    assert checked_labels(np.array([[0.0], [2.0]]), 2, "data", "classify").tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 4, 4)])
+def test_labels_that_wrap_are_refused(shape: tuple[int, ...]) -> None:
+    labels = np.zeros(shape, np.uint64)
+    labels[1] = 2**63
+    with pytest.raises(DataError, match="don't fit") as caught:
+        checked_labels(labels, 3, "data")
+    assert "the label 1 is 9223372036854775808, beyond 64 bits" in caught.value.why

@@ -378,3 +378,28 @@ def test_labels_in_a_column_are_those_of_the_samples() -> None:
     found = load_data({"x": np.zeros((4, 3), np.float32), "labels": np.arange(4)[:, None]}, [spec], None)
     assert found.labels is not None
     assert found.labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("field", ["resize", "crop", "pad", "stretch", "letterbox"])
+def test_sides_of_images_have_a_limit(field, tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text(f"[image]\n{field} = 99999999999\n")
+    with pytest.raises(DataError, match="wrong value") as caught:
+        load_preprocess(str(path))
+    assert "16384" in caught.value.hint
+
+
+def test_no_other_program_is_started_for_an_image(tmp_path):
+    """Pillow hands a PostScript file to Ghostscript, whatever its name is."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_data(tmp_path, SPEC, Preprocess(stretch=8))
+    assert "cannot identify" in caught.value.why
+
+
+def test_an_image_that_is_too_large_is_refused_with_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_data(tmp_path, SPEC, Preprocess(stretch=8))
+    assert "exceeds limit of 60 pixels: it is too large to be read" in caught.value.why

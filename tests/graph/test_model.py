@@ -213,26 +213,6 @@ def test_saving_tells_the_size(tiny_path, out):
     assert onnx.load(str(out / "s.onnx")).metadata_props[0].key == "key"
 
 
-def test_large_model_is_written_with_external_data(tiny_path, images, out, monkeypatch):
-    monkeypatch.setattr(io, "PROTO_LIMIT", 1000)
-    size = io.save(io.load(tiny_path), out / "s.onnx")
-    assert sorted(path.name for path in out.iterdir()) == ["s.onnx", "s.onnx.data"]
-    assert size == sum(path.stat().st_size for path in out.iterdir())
-    np.testing.assert_allclose(answer(out / "s.onnx", images), answer(tiny_path, images), rtol=1e-5)
-    assert io.load(out / "s.onnx").files == (out / "s.onnx", out / "s.onnx.data")
-
-
-def test_failure_while_writing_external_data_leaves_nothing(tiny_path, out, monkeypatch):
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(io, "PROTO_LIMIT", 1000)
-    monkeypatch.setattr(onnx, "save_model", fail)
-    with pytest.raises(OutputError, match="cannot write"):
-        io.save(io.load(tiny_path), out / "s.onnx")
-    assert list(out.iterdir()) == []
-
-
 @pytest.mark.parametrize("name", ["m.onnx", "weights/w.bin"])
 def test_model_is_not_saved_over_a_file_of_the_original(name, external):
     target = external.parent / name

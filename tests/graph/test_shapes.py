@@ -66,3 +66,26 @@ def test_a_model_that_runs_on_no_shape_says_what_was_tried() -> None:
         load(recurrent(["n", "t"], [1, "m", 5], length=99991))
     for text in ("x [1, 224], state [1, 256, 5]", "more", "The first failed on", "--shape", "--data"):
         assert text in str(caught.value)
+
+
+def test_odd_attributes_are_read_as_onnxruntime_reads_them() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node(
+            "ReduceMean", ["a"], ["r"], "mean", axes=[2, 3], keepdims=2**32
+        ),  # 1 keeps them, anything else does not
+        helper.make_node("Gemm", ["r", "g"], ["y"], "gemm", transB=2**31),  # 0 leaves it, anything else transposes
+    ]
+    weights = {"w": (8, 3, 1, 1), "g": (4, 8)}
+    graph = helper.make_graph(
+        nodes,
+        "odd",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(rng.standard_normal(size).astype(np.float32), name) for name, size in weights.items()],
+    )
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    trace = trace_model(model)
+    assert trace.pinned.all()
+    assert any("rank of its output" in pin.reason for pin in trace.pins)

@@ -399,3 +399,11 @@ def test_all_labels_must_fit_and_some_must_hold_something() -> None:
     empty, one = np.zeros((N, 0, 5)), np.tile(np.array([[[1.0, 1, 5, 5, 0]]]), (2 * N, 1, 1))
     boxes = [np.abs(scores(9, 80)) / 10]
     assert find_task(Judging(task="detect"), empty, boxes, None, SIZE, every=one) is not None
+
+
+def test_outputs_without_a_row_per_sample_are_refused() -> None:
+    task = found(numbers(3), scores(3))
+    assert task is not None
+    with pytest.raises(DataError, match="no output per sample") as caught:
+        task.statistics([scores(3)[:5]], scores(3)[:5], numbers(3))
+    assert f"5 predictions for {N} labels" in str(caught.value)

@@ -20,7 +20,7 @@ from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.edit_choice import EditEstimator, ScoredEdit, least_loss, net_gain, worth
 from onnxprune.allocation.edit_timing import Saving
 from onnxprune.allocation.knapsack import holds
-from onnxprune.errors import TargetError
+from onnxprune.errors import PlanError, TargetError
 from onnxprune.graph.analysis import analyse
 from onnxprune.graph.io import load
 from onnxprune.metrics import activation_memory as memory
@@ -30,7 +30,9 @@ from onnxprune.pipeline.edited_model import EditedModel, apply
 from onnxprune.pipeline.run import Run, Sources
 from onnxprune.runtime.session import run_batch
 from onnxprune.surgery import channels as rewrite
-from onnxprune.surgery.edits.depth import DropBranch
+from onnxprune.surgery.edits import candidates
+from onnxprune.surgery.edits.apply import apply_edits
+from onnxprune.surgery.edits.depth import DropBranch, Merge
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank
 from onnxprune.surgery.proof import TOLERANCE
@@ -464,3 +466,36 @@ def test_a_target_of_size_is_met_by_edits(granularity, wide, samples):
     assert all(check.passed for check in result.report.verdict.checks), [
         str(c) for c in result.report.verdict.checks if not c
     ]
+
+
+def test_a_merged_layer_is_not_edited_again_as_one_of_the_two() -> None:
+    """The proof would fail: the masked model has both layers, and the edit was found in their product."""
+    model = residual()
+    labels = [node.name for node in model.graph.nodes]
+    merge = Merge("project", "expand")
+    earlier = ScoredEdit(merge, (6, 7), frozenset({"project", "expand"}))
+    merged = apply_edits(model, [merge]).model
+    names = [node.name for node in merged.graph.nodes]
+    found = [
+        ScoredEdit(found.edit, found.nodes, frozenset(names[n] for n in found.nodes))
+        for found in candidates(merged, frozenset({"kernel", "rank", "depth"}), 1)
+    ]
+    assert "expand" in {scored.edit.layer for scored in found}
+    left = contest.unedited(found, [earlier], labels)
+    assert left
+    assert "expand" not in {scored.edit.layer for scored in left}
+    assert any(scored.edit.removes_nodes for scored in left)
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [DropBranch("sum", 0), DropBranch("sum", 1)],
+        [Merge("project", "expand"), Kernel("project", ((0, 1, 1), (0, 1, 1)))],
+        [Merge("project", "expand"), LowRank("project", 1, "channel")],
+    ],
+)
+def test_an_edit_of_a_layer_that_another_one_has_removed_is_refused(edits) -> None:
+    with pytest.raises(PlanError, match="cannot be made") as caught:
+        apply_edits(residual(), edits)
+    assert "removes the layer" in caught.value.why

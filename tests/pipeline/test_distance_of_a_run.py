@@ -11,12 +11,14 @@ import onnx
 import pytest
 from graphs import Builder
 
+from onnxprune.calibration.stage_results import different
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.benchmark import BenchmarkConfig
 from onnxprune.options import Options, Training
 from onnxprune.options.judging import Judging
-from onnxprune.pipeline import sensitivity, sweep
+from onnxprune.pipeline import sensitivity
 from onnxprune.pipeline.distillation import train
+from onnxprune.pipeline.identity import identity
 from onnxprune.pipeline.opening import LOAD, calibration
 from onnxprune.pipeline.run import Run, Sources, execute
 from onnxprune.types import Curve
@@ -59,8 +61,10 @@ def test_calibration_takes_the_distance_and_refuses_an_unknown_one(sources: Sour
 
 
 def test_a_sweep_of_another_task_is_another_sweep(sources: Sources) -> None:
-    run, other = (Run(replace(sources, judging=Judging(task=task)), asked=OPTIONS) for task in (None, "segment"))
-    assert sweep._digest(run, "flops") != sweep._digest(other, "flops")
+    run, other = (
+        execute(Run(replace(sources, judging=Judging(task=task)), asked=OPTIONS), (LOAD,)) for task in (None, "segment")
+    )
+    assert different(identity(run), identity(other)) == ["metric"]
 
 
 @pytest.mark.torch

@@ -13,8 +13,10 @@ import onnxprune
 from onnxprune.cli.parsers import parse_bounds
 from onnxprune.graph.analysis import analyse
 from onnxprune.options import Training
+from onnxprune.pipeline import reporting
 from onnxprune.repair import least_squares as repair
 from onnxprune.runtime.session import open_session, run_batch
+from onnxprune.types import Check
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -215,3 +217,15 @@ def test_a_teacher_of_another_kind_is_refused(refused, tiny, tiny_path, tmp_path
     onnx.save(tiny, other)
     command = ("finetune", tiny_path, "--teacher", other, "--data", samples, "-o", out / "a.onnx", "-q")
     refused(*command, says="inputs and outputs of its teacher")
+
+
+def test_a_trained_model_without_integrity_is_kept_under_another_name(tiny_path, samples, out, monkeypatch) -> None:
+    monkeypatch.setattr(reporting, "finite_check", lambda *_: Check("finite", False, None, False, "NaN in y"))
+    short = Training(amount=1, unit="steps", batch=8)
+    result = onnxprune.finetune(
+        tiny_path, tiny_path, data=samples, output=out / "q.onnx", training=short, latency=False
+    )
+    assert [path.name for path in out.iterdir()] == ["q.rejected.onnx"]
+    assert not result.report.verdict
+    assert result.report.output == str(out / "q.rejected.onnx")
+    assert "NaN in y" in result.report.notes[-1]

@@ -106,6 +106,31 @@ def test_another_sweep_is_not_mixed_in(call: dict, tmp_path: Path) -> None:
         onnxprune.sweep(output_folder=tmp_path / "s", **{**call, "options": replace(OPTIONS, round_to=4)})
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("name", "../out"),
+        ("name", 3),
+        ("removed", [0.5]),
+        ("removed", "ab"),
+        ("report", []),
+        ("report", {"size": 1}),
+        ("latency", {"a": "x"}),
+        ("target", None),
+        ("more", 1),
+    ],
+)
+def test_a_damaged_state_is_told(call: dict, tmp_path: Path, entry: str, value: object) -> None:
+    folder = tmp_path / "s"
+    call = {**call, "shares": (0.2,), "options": replace(OPTIONS, repair="none")}
+    onnxprune.sweep(output_folder=folder, **call)
+    content = json.loads((folder / "sweep.json").read_text())
+    content["state"]["flops-20"][entry] = value
+    (folder / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(OutputError, match=r"sweep\.json, which is damaged"):
+        onnxprune.sweep(output_folder=folder, **call)
+
+
 def test_a_target_out_of_reach_is_told(call: dict, tmp_path: Path) -> None:
     shares = {"shares": (0.2, 0.97), "options": replace(OPTIONS, max_ratio=0.5)}
     found = onnxprune.sweep(output_folder=tmp_path / "s", **{**call, **shares})

@@ -165,6 +165,14 @@ def test_zoo(name: str) -> None:
     assert difference(load(source), source) <= TOLERANCE
 
 
+def test_a_weight_that_is_an_output_has_no_gradient_in_evaluation(tiny: onnx.ModelProto, images: np.ndarray) -> None:
+    tiny.graph.output.append(onnx.helper.make_tensor_value_info("w2", onnx.TensorProto.FLOAT, [16, 16, 3, 3]))
+    executor = Executor(load(tiny))
+    _, weight = executor.outputs({"x": torch.from_numpy(images)})
+    np.testing.assert_array_equal(weight, executor.weights["w2"].detach().numpy())
+    assert executor({"x": torch.from_numpy(images)})["w2"].requires_grad
+
+
 IMAGE = "float[N,3,7,6] x"
 LINE = "float[N,3,9] x"
 CUBE = "float[N,3,5,4,6] x"

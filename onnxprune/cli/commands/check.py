@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, command_line
-from onnxprune.cli.group import FAILED, examples
+from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, TIMEOUT, WRITTEN, command_line
+from onnxprune.cli.delivery import Write, finish
+from onnxprune.cli.group import FAILED, Command, examples
 from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import init
-from onnxprune.fileio import atomic_write, check_destination, jsonable
+from onnxprune.fileio import atomic_write, jsonable
 
 if TYPE_CHECKING:
     from onnxprune.evaluation.policy import Policy
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune check small.onnx --baseline model.onnx --data eval.npz --max-drop 0.5 --min-speedup 1.3",
         "onnxprune check detector.onnx --data images/ --labels coco.json --preprocess letterbox.toml --min map=0.40 --max latency=5ms",
         "onnxprune check --init policy.toml",
         "onnxprune check quantized.onnx --baseline model.onnx --data images/ --preprocess imagenet --policy policy.toml --junit check.xml",
-    )
+    ),
 )
 @click.argument("candidate", type=PATH, required=False)
 @click.option(
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 @DATA
 @JUDGED
 @SHAPE
-@click.option("--init", "template", type=PATH, help="Write a commented policy here, and stop.")
+@click.option("--init", "template", type=WRITTEN, help="Write a commented policy here, and stop.")
 @LIMITS
 @click.option("--strict", is_flag=True, help="Count undecided checks as failed.")
 @click.option(
@@ -50,12 +53,13 @@ if TYPE_CHECKING:
     help="Execution provider that must load the candidate; may be repeated. The first one runs both models. "
     "Default: that of the policy, else CPU.",
 )
-@click.option("--junit", type=PATH, help="Write JUnit XML here.")
-@click.option("--sarif", type=PATH, help="Write a SARIF log here.")
-@click.option("--markdown", type=PATH, help="Write a Markdown summary for a pull request here.")
+@click.option("--junit", type=WRITTEN, help="Write JUnit XML here.")
+@click.option("--sarif", type=WRITTEN, help="Write a SARIF log here.")
+@click.option("--markdown", type=WRITTEN, help="Write a Markdown summary for a pull request here.")
 @click.option("--github", is_flag=True, help="Print annotations for GitHub Actions as well.")
 @REPORT
 @MEASURE_ON_SEVERAL
+@TIMEOUT
 @TERMINAL
 def check(
     candidate: Path | None,
@@ -83,17 +87,12 @@ def check(
 
     if template is not None:
         init(template)
-        click.echo(f"written: {template}")
+        terminal.show(lambda: {"written": str(template)}, lambda: console.written(template))
         return
     if candidate is None:
         raise OptionError("Missing model", hint="give a CANDIDATE, and --baseline MODEL where it replaces one")
-    models = [candidate] if baseline is None else [candidate, baseline]
-    for target in (junit, sarif, markdown, report):
-        if target is not None:
-            check_destination(target, *models)
     if report is not None:
         saving.check_format(report)
-        saving.refuse_same(report, junit, sarif, markdown)
     with terminal.progress() as on_stage:
         result = onnxprune.check(
             candidate,
@@ -105,20 +104,31 @@ def check(
             **asked,
         )
     verdict = result.verdict
-    _write(junit, ci_formats.junit(verdict, str(candidate)))
-    _write(sarif, json.dumps(jsonable(ci_formats.sarif(verdict, str(candidate), version("onnxprune"))), indent=1))
-    _write(markdown, check_text(verdict, str(candidate), str(baseline or "")))
-    if report is not None:
-        saving.save(report, result.report, command_line())
-    terminal.show(result.report.to_dict, lambda: [*console.verdict_parts(verdict), *console.written(report)])
-    if github:
-        for line in ci_formats.github(verdict, str(candidate)):
+    log = ci_formats.sarif(verdict, str(candidate), version("onnxprune"))
+
+    def show() -> None:
+        terminal.show(result.report.to_dict, lambda: console.verdict_parts(verdict))
+        for line in ci_formats.github(verdict, str(candidate)) if github else ():
             click.echo(line, err=terminal.as_json)
+
+    finish(
+        show,
+        [
+            (junit, _text(lambda: ci_formats.junit(verdict, str(candidate)))),
+            (sarif, _text(lambda: json.dumps(jsonable(log), indent=1))),
+            (markdown, _text(lambda: check_text(verdict, str(candidate), str(baseline or "")))),
+            (report, terminal.written(lambda path: saving.save(path, result.report, command_line()))),
+        ],
+    )
     if not verdict:
         sys.exit(FAILED)
 
 
-def _write(path: Path | None, text: str) -> None:
-    if path is not None:
+def _text(made: Callable[[], str]) -> Write:
+    """Return what writes a text."""
+
+    def write(path: Path) -> None:
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(made(), encoding="utf-8")
+
+    return write

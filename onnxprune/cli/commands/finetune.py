@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, command_line, conclude, output
-from onnxprune.cli.group import examples
-from onnxprune.cli.options import CHECKPOINT, JUDGED, SEED, SHAPE, TOLERATE, kept, trained
+from onnxprune.cli.common import DATA, EVALUATION, MEASURE, MODEL, PATH, REPORT, TIMEOUT, command_line, conclude, output
+from onnxprune.cli.group import Command, examples
+from onnxprune.cli.options import CHECKPOINT, JUDGED, RESUME, SEED, SHAPE, TOLERATE, kept, trained
 from onnxprune.cli.parsers import parse_memory
 from onnxprune.cli.terminal import TERMINAL, Terminal
 from onnxprune.errors import OptionError
 from onnxprune.options import Options
 
+if TYPE_CHECKING:
+    from onnxprune.pipeline.results import ModelResult
+
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune finetune small.onnx --teacher model.onnx --data data.npz -o tuned.onnx --for 3min",
         "onnxprune finetune small.onnx --teacher model.onnx --data images/ --preprocess imagenet -o tuned.onnx --for 2epochs --train-batch 16 --accumulate 4",
-    )
+    ),
 )
 @MODEL
 @click.option("--teacher", type=PATH, required=True, help="Model that MODEL was pruned from.")
@@ -31,6 +35,7 @@ from onnxprune.options import Options
 @EVALUATION
 @trained("--for", default="2epochs", show_default=True, help="Length of the training: 300steps, 2epochs or 3min.")
 @CHECKPOINT
+@RESUME
 @click.option(
     "--plan", type=PATH, help="The plan.json of the pruning; --features needs it to compare the remaining channels."
 )
@@ -40,6 +45,7 @@ from onnxprune.options import Options
 @SEED
 @MEASURE
 @REPORT
+@TIMEOUT
 @TERMINAL
 def finetune(
     model: Path, checkpoint: Path | None, memory: str, seed: int, report: Path | None, terminal: Terminal, **asked: Any
@@ -50,15 +56,18 @@ def finetune(
     """
     if asked["data"] is None:
         raise OptionError("finetune needs inputs of the model", hint="give --data")
-    with terminal.progress(lambda: kept(checkpoint)) as on_stage:
-        result = onnxprune.finetune(
-            model,
-            checkpoint=checkpoint,
-            seed=Options(seed=seed).seed,
-            memory=parse_memory(memory),
-            on_stage=on_stage,
-            report_output=report,
-            command=command_line(),
-            **asked,
-        )
-    conclude(terminal, result.report, report)
+
+    def call() -> ModelResult:
+        with terminal.progress(lambda: kept(checkpoint)) as on_stage:
+            return onnxprune.finetune(
+                model,
+                checkpoint=checkpoint,
+                seed=Options(seed=seed).seed,
+                memory=parse_memory(memory),
+                on_stage=on_stage,
+                report_output=report,
+                command=command_line(),
+                **asked,
+            )
+
+    conclude(terminal, call, report)

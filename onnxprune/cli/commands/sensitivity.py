@@ -8,17 +8,19 @@ from typing import Any
 import click
 
 import onnxprune
-from onnxprune.cli.common import DATA, EVALUATED_ON, MODEL, PLOT, WORKERS, draw
-from onnxprune.cli.group import examples
+from onnxprune.cli.common import DATA, EVALUATED_ON, MODEL, PLOT, TIMEOUT, WORKERS, check_plot, drawn
+from onnxprune.cli.delivery import finish
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import JUDGED, STUDIED
 from onnxprune.cli.terminal import TERMINAL, Terminal
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "onnxprune sensitivity model.onnx --data data.npz",
         "onnxprune sensitivity model.onnx --data images/ --preprocess imagenet --plot curves.svg",
-    )
+    ),
 )
 @MODEL
 @DATA
@@ -27,20 +29,21 @@ from onnxprune.cli.terminal import TERMINAL, Terminal
 @STUDIED
 @WORKERS
 @EVALUATED_ON
+@TIMEOUT
 @TERMINAL
 def sensitivity(model: Path, plot: Path | None, terminal: Terminal, **asked: Any) -> None:
     """Measure the loss against the pruning ratio of each group.
 
     One group is pruned at a time, and its readers are repaired.
     """
-    from onnxprune.fileio import check_destination
     from onnxprune.report import console, plots
 
-    if plot is not None:
-        check_destination(plot, model)
+    check_plot(plot)
     with terminal.progress() as on_stage:
         found = onnxprune.sensitivity(model, on_stage=on_stage, **asked)
-    drawn = draw(lambda: plots.curve_plots(found.curves), plot)
-    terminal.show(
-        lambda: found.report, lambda: console.curve_parts(found.curves, found.analysis.trace, drawn, found.distance)
+    finish(
+        lambda: terminal.show(
+            lambda: found.report, lambda: console.curve_parts(found.curves, found.analysis.trace, found.distance)
+        ),
+        [(plot, terminal.written(drawn(lambda: plots.curve_plots(found.curves))))],
     )

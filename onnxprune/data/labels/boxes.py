@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from onnxprune.data.labels.values import (
 )
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError, DataWarning, first_line
+from onnxprune.reading import parse_json, read_bytes, read_text
 from onnxprune.types import FloatArray, IntArray
 
 BEYOND = 0.05
@@ -57,7 +57,7 @@ def read_coco(path: Path, images: Sequence[Path], how: Preprocess, *, keypoints:
     Raises:
         DataError: the file is not valid, or does not name an image.
     """
-    content = read_file(path, lambda: json.loads(path.read_bytes()), "JSON")
+    content = read_file(path, lambda: parse_json(read_bytes(path)), "JSON")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in ("images", "annotations")
     ):
@@ -244,7 +244,7 @@ def read_yolo(
 
 def _yolo_rows(file: Path, place: Geometry, keypoints: bool) -> tuple[FloatArray, list[Outline | None]]:
     """Return boxes in pixels of the upright image, and the outline of each; None: it has none."""
-    lines = [line.split() for line in read_file(file, lambda: file.read_text(encoding="utf-8"), "text").splitlines()]
+    lines = [line.split() for line in read_file(file, lambda: read_text(file), "text").splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         return np.zeros((0, BOX + 2)), []
@@ -382,5 +382,5 @@ def _tree(file: Path) -> Element:
     }
     for name, handler in handlers.items():
         setattr(parser, name, handler)
-    parser.Parse(file.read_bytes(), True)
+    parser.Parse(read_bytes(file), True)
     return builder.close()

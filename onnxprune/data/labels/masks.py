@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data.geometry import Geometry
-from onnxprune.data.images import geometries
+from onnxprune.data.images import geometries, open_image
 from onnxprune.data.labels.names import names_near
 from onnxprune.data.labels.values import Files, Labels, is_upright, read_file
 from onnxprune.data.preprocess import Preprocess
@@ -46,9 +46,7 @@ def _mask(file: Path, image: Path, place: Geometry) -> Array:
 
 
 def _pixels(file: Path) -> Array:
-    from PIL import Image
-
-    with Image.open(file) as opened:
+    with open_image(file) as opened:
         if len(opened.getbands()) > 1:
             raise DataError(
                 "a mask has colors",

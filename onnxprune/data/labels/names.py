@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnxprune.data.labels.values import read_file
+from onnxprune.reading import read_text
 
 LISTED = "classes.txt"
 """File of one name per line."""
@@ -23,7 +24,7 @@ def names_near(folder: Path) -> tuple[str, ...]:
     """
     listed = folder / LISTED
     if listed.is_file():
-        lines = read_file(listed, lambda: listed.read_text(encoding="utf-8"), "text").splitlines()
+        lines = read_file(listed, lambda: read_text(listed), "text").splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     places = [folder.resolve(), *folder.resolve().parents[:ABOVE]]
     described = next((place / name for place in places for name in DESCRIBED if (place / name).is_file()), None)
@@ -35,8 +36,10 @@ def _of_yaml(path: Path) -> tuple[str, ...]:
         import yaml
     except ImportError:
         return ()
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(read_text(path))
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         names = [names[number] for number in range(len(names))]
+    if any(isinstance(name, list | dict) for name in names or ()):
+        raise ValueError("a name of a class is no text")  # nor is it shown: aliases can make it long without end
     return tuple(map(str, names or ()))

@@ -13,9 +13,8 @@ from onnxprune.data.labels.tables import TABLES, read_table
 from onnxprune.data.labels.values import Labels
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError
+from onnxprune.paths import LABEL_SUFFIXES
 
-FOLDERS = (".xml", ".txt", ".png")
-"""Suffixes of label files in a folder; the first of which files are named as the images is read."""
 KNOWN = "JSON of COCO, a CSV or tab-separated table, or a folder of YOLO .txt, Pascal VOC .xml or PNG masks"
 
 
@@ -65,7 +64,7 @@ def read_labels(
 def _of_folder(folder: Path, images: Sequence[Path], how: Preprocess, keypoints: bool) -> Labels:
     """Read a folder of label files."""
     stems = {image.stem for image in images}
-    files: dict[str, list[Path]] = {suffix: [] for suffix in FOLDERS}
+    files: dict[str, list[Path]] = {suffix: [] for suffix in LABEL_SUFFIXES}
     for root, _, names in os.walk(folder):
         for name in sorted(names):
             file = Path(root) / name
@@ -73,7 +72,7 @@ def _of_folder(folder: Path, images: Sequence[Path], how: Preprocess, keypoints:
                 files[file.suffix.lower()].append(file)
     own = {image.resolve() for image in images if image.suffix.lower() == ".png"}
     files[".png"] = [file for file in files[".png"] if not own or file.resolve() not in own]
-    kinds = [suffix for suffix in FOLDERS if any(file.stem in stems for file in files[suffix])]
+    kinds = [suffix for suffix in LABEL_SUFFIXES if any(file.stem in stems for file in files[suffix])]
     if len(kinds) > 1:
         raise DataError(
             "the folder holds labels in several forms",

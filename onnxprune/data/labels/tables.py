@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxprune.data.labels.values import Files, Labels, is_image_name, object_array, read_file
 from onnxprune.errors import DataError
+from onnxprune.reading import read_text
 
 Rows = list[list[str]]
 TABLES = frozenset({".csv", ".tsv", ".txt"})
@@ -152,7 +153,7 @@ def _is_whole(text: str) -> bool:
 
 def _rows(path: Path) -> Rows:
     """Return the rows of a table that are not empty: separated by tabs, or as in the first line of a CSV file."""
-    text = read_file(path, lambda: path.read_text(encoding="utf-8-sig"), "UTF-8")
+    text = read_file(path, lambda: read_text(path, "utf-8-sig"), "UTF-8")
     lines = [line.rstrip("\r") for line in text.split("\n")]
     if path.suffix.lower() == ".csv":
         first = next((line for line in lines if line.strip()), "")

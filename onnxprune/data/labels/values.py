@@ -10,9 +10,10 @@ from typing import Any, Literal, NoReturn, TypeVar
 import numpy as np
 
 from onnxprune.data.geometry import Geometry
-from onnxprune.data.images import IMAGE_SUFFIXES, TOLD
+from onnxprune.data.images import TOLD
 from onnxprune.data.instances import Instances
 from onnxprune.errors import DataError, first_line
+from onnxprune.paths import IMAGE_SUFFIXES
 from onnxprune.types import FloatArray, IntArray
 
 Array = np.ndarray[Any, Any]

@@ -50,6 +50,8 @@ def apply_edits(model: Model, edits: Sequence[Edit]) -> Applied:
         if label not in nodes:
             raise RefusalError("there is no such layer")
         node = nodes[label]
+        if not node.outputs:
+            raise RefusalError("an edit before this one removes the layer")
         layer = linear_of(node) if label in layers else None
         shape = None if layer is None else shapes.get(node.inputs[layer.x].name)
         return Place(graph, node, layer, shape, nodes)

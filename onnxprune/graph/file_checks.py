@@ -1,0 +1,201 @@
+"""Refuse a parsed file whose tensors, inputs or functions declare what the file does not hold, or what no machine can run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.initializers import graphs_of
+from onnxprune.runtime.session import fed_inputs
+
+MOST_INPUT = 2**32
+"""Bytes that an input declares for one run, at most."""
+MOST_DENSE = 2**31
+"""Bytes of a sparse tensor with all its zeros, at most."""
+MOST_NODES = 10**6
+"""Nodes of a model after its functions are written out, at most."""
+MOST_NAMED = 3
+"""Number of functions that an error names."""
+KINDS = onnx.TensorProto
+FIELDS: Mapping[int, tuple[str, int]] = {
+    KINDS.STRING: ("string_data", 1),
+    KINDS.FLOAT: ("float_data", 1),
+    KINDS.COMPLEX64: ("float_data", 2),
+    KINDS.DOUBLE: ("double_data", 1),
+    KINDS.COMPLEX128: ("double_data", 2),
+    KINDS.INT64: ("int64_data", 1),
+    KINDS.UINT32: ("uint64_data", 1),
+    KINDS.UINT64: ("uint64_data", 1),
+}
+"""Field that holds the elements of a type, and its entries per element; all other types are in `int32_data`."""
+PACKED = {"FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+"""Bits of the types whose elements share bytes."""
+Function = tuple[str, str]
+"""Domain and name of a function."""
+
+
+def check_tensors(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuse a tensor with a negative size or another number of elements than it declares; external data are not looked at.
+
+    Raises:
+        ModelError: names the tensor, its shape and what the file holds.
+    """
+    for tensor in _tensors(proto.graph):
+        held, declared = _held(tensor), math.prod(tensor.dims)
+        if min(tensor.dims, default=0) < 0 or (held is not None and held != declared):
+            raise ModelError(
+                "a tensor of the model is damaged",
+                where=f"{file}, tensor {tensor.name}",
+                why=f"its shape {list(tensor.dims)} declares {declared:,} elements, the file holds {held or 0:,}",
+                hint="export or copy the model again",
+            )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of a graph and of its bodies, the parts of sparse ones as well."""
+    for part in graphs_of(graph):
+        yield from part.initializer
+        for sparse in _sparse(part):
+            yield from (sparse.values, sparse.indices)
+        for attribute in itertools.chain.from_iterable(node.attribute for node in part.node):
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _sparse(graph: onnx.GraphProto) -> Iterator[onnx.SparseTensorProto]:
+    """Yield the sparse tensors of a graph, without its bodies."""
+    yield from graph.sparse_initializer
+    for attribute in itertools.chain.from_iterable(node.attribute for node in graph.node):
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor
+
+
+def _held(tensor: onnx.TensorProto) -> int | None:
+    """Return how many elements the file holds for a tensor; None where that is not known here: external data, unknown types."""
+    kind, declared = tensor.data_type, math.prod(tensor.dims)
+    bits = _bits(kind)
+    if tensor.data_location == KINDS.EXTERNAL or (bits is None and kind != KINDS.STRING):
+        return None
+    if bits and tensor.HasField("raw_data"):
+        size = len(tensor.raw_data)
+        return declared if size == -(-declared * bits // 8) else size * 8 // bits
+    name, each = FIELDS.get(kind, ("int32_data", 1))
+    entries, packed = len(getattr(tensor, name)) // each, 8 // bits if bits and bits < 8 else 1
+    return declared if entries == -(-declared // packed) else entries * packed
+
+
+def _bits(kind: int) -> int | None:
+    """Return the bits of an element; None for strings and unknown types."""
+    if kind not in KINDS.DataType.values() or kind in (KINDS.UNDEFINED, KINDS.STRING):
+        return None
+    name = KINDS.DataType.Name(kind)
+    return PACKED.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+
+
+def check_sparse(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuse a sparse tensor that is too large with its zeros, or whose indices do not name each value's own element.
+
+    Raises:
+        ModelError: names the tensor and what is wrong.
+    """
+    for sparse in itertools.chain.from_iterable(map(_sparse, graphs_of(proto.graph))):
+        wrong = _wrong_sparse(sparse)
+        if wrong:
+            raise ModelError(
+                "a sparse tensor of the model is damaged",
+                where=f"{file}, tensor {sparse.values.name}",
+                why=wrong,
+                hint="export the model again, with dense weights",
+            )
+
+
+def _wrong_sparse(sparse: onnx.SparseTensorProto) -> str:
+    """Say what is wrong with a sparse tensor; empty where nothing is."""
+    shape, bits = tuple(sparse.dims), _bits(sparse.values.data_type)
+    if bits is None or bits < 8 or sparse.indices.data_type != KINDS.INT64:
+        return "its values are no numbers, or its indices are not of the type int64"
+    size = math.prod(shape) * bits // 8
+    if min(shape, default=1) < 0 or not shape or size > MOST_DENSE:
+        return f"its shape {list(shape)} takes {size:,} bytes, at most {MOST_DENSE:,} are read"
+    n, dims = math.prod(sparse.values.dims), tuple(sparse.indices.dims)
+    if dims not in ((n,), (n, len(shape))):
+        return f"it has {n} values of rank {len(shape)}, and indices of shape {list(dims)}"
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    limits = np.array(shape if indices.ndim > 1 else math.prod(shape))
+    if ((indices < 0) | (indices >= limits)).any():
+        return f"an index lies outside of its shape {list(shape)}"
+    return "" if len(np.unique(indices, axis=0)) == n else "an index occurs twice"
+
+
+def check_inputs(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuse a model without inputs, and inputs that are not numbers or take more than `MOST_INPUT` bytes.
+
+    Raises:
+        ModelError: names the input.
+    """
+    inputs = fed_inputs(proto)
+    if not inputs:
+        raise ModelError(
+            "the model has no inputs", where=str(file), why="every output is constant", hint="export the model again"
+        )
+    for value in inputs:
+        kind, dims = value.type.tensor_type.elem_type, value.type.tensor_type.shape.dim
+        if _bits(kind) is None:
+            raise ModelError(
+                f"input {value.name} is not a tensor of numbers",
+                where=str(file),
+                why="onnxprune could not run the model on data",
+                hint="export the network without its preprocessing",
+            )
+        size = math.prod(dim.dim_value for dim in dims if dim.dim_value > 0) * (_bits(kind) or 8) // 8
+        if size > MOST_INPUT:
+            raise ModelError(
+                f"input {value.name} is too large",
+                where=str(file),
+                why=f"its shape {[dim.dim_value or 'any' for dim in dims]} takes {size:,} bytes, at most {MOST_INPUT:,} are run",
+                hint="export the model with a smaller input",
+            )
+
+
+def check_functions(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuse functions that call each other in a circle, or that are more than `MOST_NODES` nodes when they are written out.
+
+    Raises:
+        ModelError: names the function, or the number of nodes.
+    """
+    bodies = {(function.domain, function.name): function.node for function in proto.functions}
+    sizes: dict[Function, int] = {}
+
+    def size(nodes: Sequence[onnx.NodeProto], within: tuple[Function, ...]) -> int:
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type)
+            if called in within:
+                raise ModelError(
+                    "the functions of the model call each other in a circle",
+                    where=f"{file}, function {node.op_type}",
+                    why=" calls ".join(name for _, name in (*within, called)[-MOST_NAMED:]),
+                    hint="export the model without functions",
+                )
+            if called in bodies and called not in sizes:
+                sizes[called] = size(bodies[called], (*within, called))
+            inner = [body.node for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
+            total += sizes.get(called, 1) + sum(size(body, within) for body in inner)
+        return total
+
+    found = size(proto.graph.node, ())
+    if found > MOST_NODES:
+        raise ModelError(
+            "the functions of the model are too large",
+            where=str(file),
+            why=f"they are {found:,} nodes when they are written out, at most {MOST_NODES:,} are read",
+            hint="export the model without functions",
+        )
