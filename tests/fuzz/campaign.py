@@ -178,7 +178,9 @@ class Injected:
     processor: float = 0.0
 
 
-_scenes: dict[int, tuple[faults.Scene, dict[str, faults.Reference]]] = {}
+_scenes: dict[int, faults.Scene] = {}
+_references: dict[str, faults.Reference] = {}
+"""Of this process, and of what is forked from it."""
 
 
 @dataclass(frozen=True)
@@ -188,19 +190,16 @@ class _Trials:
     folder: Path
 
     def __call__(self, trial: faults.Trial) -> tuple[faults.Trial, list[str]]:
-        scene_, references = _scenes.setdefault(os.getpid(), (None, {}))  # type: ignore[arg-type]
-        if scene_ is None:
-            scene_ = faults.Scene(self.folder / f"scene-{os.getpid()}")
-            _scenes[os.getpid()] = scene_, references
-        if trial.command not in references:
-            references[trial.command] = scene_.reference(faults.named(trial.command))
-        return trial, scene_.trial(trial, references[trial.command])
+        if os.getpid() not in _scenes:
+            _scenes[os.getpid()] = faults.Scene(self.folder / f"scene-{os.getpid()}")
+        return trial, _scenes[os.getpid()].trial(trial, _references[trial.command])
 
 
 def references(folder: Path, commands: Sequence[Command]) -> Mapping[str, faults.Reference]:
-    """Return the run of each command without faults."""
+    """Run each command without faults, which `inject` compares with; return these runs by command."""
     place = faults.Scene(folder / "reference")
-    return {command.name: place.reference(command) for command in commands}
+    _references.update({command.name: place.reference(command) for command in commands})
+    return _references
 
 
 def trials_of(
