@@ -60,7 +60,9 @@ if TYPE_CHECKING:
 @TIMINGS
 @MEASURE
 @click.option(
-    "--force", is_flag=True, help="Write the result even where it is measured to be slower than the original."
+    "--force",
+    is_flag=True,
+    help="Write the result under the name that was asked for even where it is measured to be slower than the original.",
 )
 @REPORT
 @TIMEOUT
