@@ -426,7 +426,7 @@ def _ranges(newest: dict[str, Record], names: Sequence[str]) -> Iterator[str]:
     yield from (
         "## Never slower",
         "",
-        "Speed-ups of the files that `prune --reduce flops=…` wrote, timed once more; *refused*: it was kept under another name, and it said why.",
+        "Speed-ups of the files that `prune --reduce flops=…` wrote, timed once more; *refused*: the result was kept under another name.",
         "",
         f"| network | {' | '.join(heads)} |",
         f"| --- |{' ---: |' * len(heads)}",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.types import FloatArray, IntArray
+from onnxprune.errors import DataError
+from onnxprune.types import Array, FloatArray, IntArray
 
 Statistic = Callable[[IntArray], FloatArray]
 """Amounts of a metric on resamples: (r, n) times that each sample is drawn -> (r,); NaN where the metric is not defined."""
@@ -56,3 +57,17 @@ def mean(values: FloatArray) -> Sums:
 def on_all(statistic: Statistic, samples: int) -> float:
     """Return a metric on all samples, each once."""
     return float(statistic(np.ones((1, samples), dtype=np.int64))[0])
+
+
+def check_counts(predictions: Array, labels: Array) -> None:
+    """Refuse predictions of which there is not one per label.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    if len(predictions) != len(labels):
+        raise DataError(
+            "the model gives no output per sample",
+            why=f"there are {len(predictions)} predictions for {len(labels)} labels",
+            hint="export the model so that an output has the samples of its input along the first axis",
+        )

@@ -17,7 +17,7 @@ from onnxprune.metrics import classification, regression, retrieval, segmentatio
 from onnxprune.metrics.outputs import Outputs, class_scores
 from onnxprune.metrics.predictions import check_classes, decoder_of, place_of
 from onnxprune.metrics.segmentation import IGNORED
-from onnxprune.metrics.statistics import OfSamples, Statistic, on_all
+from onnxprune.metrics.statistics import OfSamples, Statistic, check_counts, on_all
 from onnxprune.metrics.table import METRICS, TASKS, Metric, named
 from onnxprune.options.judging import Judging
 from onnxprune.types import Array, FloatArray, IntArray
@@ -75,13 +75,7 @@ class Task:
         if self.own is not None:
             found[self.metrics[0].name] = own_statistic(self.own, outputs, labels)
         if decoded is not None:
-            truth = prepared(self.name, labels)
-            if len(decoded) != len(truth):
-                raise DataError(
-                    "the model gives no output per sample",
-                    why=f"there are {len(decoded)} predictions for {len(truth)} labels",
-                    hint="export the model so that an output has the samples of its input along the first axis",
-                )
+            check_counts(decoded, truth := prepared(self.name, labels))
             found |= {name: measure(decoded, truth) for name, measure in self.measures.items()}
         return found
 
