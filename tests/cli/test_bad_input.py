@@ -571,12 +571,12 @@ def test_output_onto_the_data(option, tiny_path, images, tmp_path, refused):
     assert target.read_bytes() == before
 
 
-def break_writing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Let no file be opened for writing bytes."""
+def break_writing(monkeypatch: pytest.MonkeyPatch, folder: Path, error: BaseException) -> None:
+    """Let no file in a folder be opened for writing bytes."""
     real = Path.open
 
     def fail(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if mode == "wb":
+        if mode == "wb" and self.is_relative_to(folder):
             raise error
         return real(self, mode, *args, **kwargs)
 
@@ -594,14 +594,14 @@ def test_full_disk_leaves_nothing_behind(broken, existing, tiny_path, out, refus
         raise full
 
     if broken == "open":
-        break_writing(monkeypatch, full)
+        break_writing(monkeypatch, out, full)
     else:
         monkeypatch.setattr(Path, broken, fail)
     refused(*prune_with(tiny_path, out), says=("cannot write", "No space left", "do:"), shown=True)
 
 
 def test_interrupt_while_writing_leaves_nothing_behind(tiny_path, out, run, monkeypatch):
-    break_writing(monkeypatch, KeyboardInterrupt())
+    break_writing(monkeypatch, out, KeyboardInterrupt())
     result = run(*prune_with(tiny_path, out))
     assert result.exit_code == 130
     assert result.stderr == "interrupted: nothing was written\n"
