@@ -49,6 +49,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--seed", type=int, default=0, help="of all choices")
+    parser.add_argument("--files", type=int, default=FILES, help="fuzzed files")
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, help="kills at random times of each command, and half as many full disks"
+    )
     parser.add_argument("--quick", action="store_true", help="a small part of each, in a minute; nothing is written")
     parser.add_argument("--save", type=Path, default=Path("fuzzed"), help="folder for files that onnxprune fails on")
     parser.add_argument("--memory", action="store_true", help="measure memory again first, with `tools/memory.py`")
@@ -80,7 +84,7 @@ def inject(folder: Path, given: argparse.Namespace) -> campaign.Injected:
     chosen = [faults.named(name) for name in ("plan", "check --init")] if given.quick else COMMANDS
     found = campaign.references(folder, chosen)
     most = 12 if given.quick else 10**6
-    trials = campaign.trials_of(found, given.seed, per_call=1, kills=2 if given.quick else KILLS, most=most)
+    trials = campaign.trials_of(found, given.seed, per_call=1, kills=2 if given.quick else given.kills, most=most)
     done = campaign.inject(trials, folder, given.jobs, told)
     told(
         f"{len(trials)} faults in {done.seconds:.0f} s ({done.processor:.0f} s of processors), {len(done.wrong)} findings"
@@ -90,7 +94,7 @@ def inject(folder: Path, given: argparse.Namespace) -> campaign.Injected:
 
 def fuzz(folder: Path, given: argparse.Namespace) -> campaign.Fuzzed:
     """Feed mutated files of every class to what reads them."""
-    cases = campaign.targets.cases(given.seed, 200 if given.quick else FILES)
+    cases = campaign.targets.cases(given.seed, 200 if given.quick else given.files)
     done = campaign.fuzz(cases, folder, given.jobs, tell=told)
     for found in done.found.values():
         found.case = campaign.minimised(found, folder / "least")
@@ -211,7 +215,7 @@ def ending(given: argparse.Namespace, seconds: float) -> str:
     ).stdout.strip()
     memory = psutil.virtual_memory().total / 1e9
     return (
-        f"## Again\n\n```sh\npython tools/reliability.py --jobs {given.jobs} --seed {given.seed}\npython tools/inject.py --per-call 6   # all "
+        f"## Again\n\n```sh\npython tools/reliability.py --jobs {given.jobs} --seed {given.seed} --files {given.files} --kills {given.kills}\npython tools/inject.py --per-call 6   # all "
         "kinds of faults at every call\npython tools/fuzz.py --hours 8            # more files\n```\n\n"
         f"Commit {commit}{' with changes' if changed else ''}, {os.cpu_count()} cores, {memory:.0f} GB, {seconds / 60:.0f} minutes.\n"
     )
