@@ -112,7 +112,7 @@ def _processes(
 
         def abort_everything(self, ensure_ready: bool = True) -> None:
             crew.stop()
-            super().abort_everything(ensure_ready)
+            super().abort_everything(ensure_ready=False)  # new workers at once would outlive the run, with their locks
 
     with worker_lifetime.crew() as crew:
         runner = joblib.Parallel(n_jobs=workers, backend=Ending(inner_max_num_threads=1), **HANDED_OUT)
