@@ -67,7 +67,9 @@ def test_command_writes_a_table(run, models: Path, tmp_path: Path) -> None:
 
 
 class Recorded:
-    """A session that notes when it runs."""
+    """A session that notes when it runs, with what `open_session` adds."""
+
+    onnxprune_where, onnxprune_repeats = "the model", False
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log

@@ -114,7 +114,7 @@ def test_stages_are_told(tiny_path, images):
     seen: list[tuple[str, float | None]] = []
     measure = onnxprune.BenchmarkConfig(runs=2, eval_batch=4)
     onnxprune.check(tiny_path, tiny_path, data=images, measure=measure, on_stage=lambda *stage: seen.append(stage))
-    assert list(dict.fromkeys(name for name, _ in seen)) == ["load", "look", "evaluate", "time", "verify", "memory"]
+    assert list(dict.fromkeys(name for name, _ in seen)) == ["load", "look", "evaluate", "verify", "time", "memory"]
     shares = [share for name, share in seen if name == "evaluate"]
     assert shares == sorted(shares)
     assert shares[-1] == 1
