@@ -34,7 +34,7 @@ def stored(model: Path) -> str:
 
 def belong_together(original: Path, model: Path, plan: Path) -> bool:
     try:
-        plan_file.refuse_other(plan, io.read(original)[2], model, stored(model))
+        plan_file.refuse_other(plan, io.read(original).digest, model, stored(model))
     except onnxprune.OnnxPruneError:
         return False
     return True
