@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
 
+from onnxprune import leftovers
 from onnxprune.errors import first_line
 from onnxprune.graph.initializers import STORED_IN
-from onnxprune.graph.io import Parsed
+from onnxprune.graph.io import PROTO_LIMIT, Parsed
 from onnxprune.graph.model import Model, tensors_of
 from onnxprune.types import Check
 
@@ -37,19 +35,28 @@ def full_check(source: Source) -> str | None:
     """Return why onnx's full check refuses a model, None where it passes; weights that a proto lacks are not checked.
 
     Raises:
-        OSError: the folder for temporary files cannot be written, which says nothing about the model.
+        OSError: the folder for temporary files cannot be written, and the model is too large for a check without it.
     """
+    if isinstance(source, onnx.ModelProto):
+        return _refused(source)
+    proto, weights = source.stub()
     try:
-        if isinstance(source, onnx.ModelProto):
-            onnx.checker.check_model(source, full_check=True)
-            return None
-        proto, weights = source.stub()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+        with leftovers.temporary_folder() as folder:
+            path = folder / "model.onnx"
             path.write_bytes(proto.SerializeToString())
-            with (Path(folder) / STORED_IN).open("wb") as file:  # a sparse file: nothing is written
+            with (folder / STORED_IN).open("wb") as file:  # a sparse file: nothing is written
                 file.truncate(max((values.nbytes for values in weights.values()), default=0))
-            onnx.checker.check_model(str(path), full_check=True)
+            return _refused(str(path))
+    except OSError:  # it says nothing about the model
+        if sum(values.nbytes for values in weights.values()) >= PROTO_LIMIT:
+            raise
+        return _refused(source.to_proto() if isinstance(source, Model) else source.whole())
+
+
+def _refused(model: onnx.ModelProto | str) -> str | None:
+    """Return why onnx's full check refuses a proto or a file."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ onnxruntime maps such files as well, and then copies nothing: values that are ha
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -13,13 +14,14 @@ import itertools
 import math
 import mmap
 import os
-import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from onnxprune import leftovers
 
 Array = np.ndarray[Any, Any]
 LARGE = 32e6
@@ -81,21 +83,32 @@ def in_file(array: Array, size: float) -> Array:
     """
     if size < LARGE or array.nbytes < MAPPED_FROM or array.dtype.hasobject:
         return array
-    path = Path(_folder().name, str(next(_numbers)))
+    path = None
     try:
+        path = _folder() / str(next(_numbers))
         with open(path, "wb") as stream:
             np.ascontiguousarray(array).tofile(stream)
         mapped = map_array(path, array.dtype, array.shape)
     except OSError:  # the disk is full
-        path.unlink(missing_ok=True)
+        if path is not None:
+            _remove(path)
         return array
     weakref.finalize(mapped.base, _remove, path)
     return mapped
 
 
+def _folder() -> Path:
+    """Return the folder of the files; in a worker, that of a run goes with the run."""
+    if not _new_folder().is_dir():
+        _new_folder.cache_clear()
+    return _new_folder()
+
+
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+def _new_folder() -> Path:
+    scope = contextlib.ExitStack()
+    atexit.register(scope.close)
+    return scope.enter_context(leftovers.temporary_folder())
 
 
 def _remove(path: Path) -> None:

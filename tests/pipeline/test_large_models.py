@@ -46,4 +46,4 @@ def test_weights_in_files_change_nothing(
     assert pruned("b.onnx") == plain
     assert mapped
     weight_files.release(0)
-    assert not list(Path(weight_files._folder().name).iterdir())
+    assert not list(weight_files._folder().iterdir())

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from onnxprune import leftovers
 from onnxprune.graph.initializers import placeholder
 from onnxprune.runtime import weight_files
 from onnxprune.runtime.session import UNOPTIMIZED, open_session, run_batch
@@ -42,9 +43,9 @@ def test_a_full_disk_leaves_a_weight_in_memory(monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(weight_files, "map_array", full)
-    before = set(Path(weight_files._folder().name).iterdir())
+    before = set(weight_files._folder().iterdir())
     assert in_file(WEIGHT, LARGE) is WEIGHT
-    assert set(Path(weight_files._folder().name).iterdir()) == before
+    assert set(weight_files._folder().iterdir()) == before
 
 
 def test_the_place_of_an_array_is_that_of_its_values(tmp_path: Path) -> None:
@@ -80,3 +81,15 @@ def test_a_session_takes_weights_from_memory_and_from_files(in_files: int, tmp_p
     (found,) = run_batch(open_session(proto, UNOPTIMIZED, weights=values), {"x": x})
     assert np.allclose(found, x @ WEIGHT @ WEIGHT.T, atol=1e-2)
     assert proto == unchanged
+
+
+def test_the_folder_is_one_that_a_later_run_deletes_where_this_one_is_killed() -> None:
+    """It is made anew where it is gone, as in a worker whose run is over."""
+    folder = weight_files._folder()
+    assert leftovers.OWN.fullmatch(folder.name)
+    leftovers.sweep(folder.parent)  # it is locked
+    assert folder.is_dir()
+    folder.rmdir()
+    again = weight_files._folder()
+    assert again != folder
+    assert again.is_dir()
