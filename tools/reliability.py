@@ -163,7 +163,7 @@ def of_faults(done: campaign.Injected) -> str:
         "## Kills and injected faults\n\nA shim counts the file-system calls of a command (open, write, fsync, rename, unlink, mkdir, chmod, "
         "listings); at each of them one kind of fault was injected, in turn. Half of a write is done before it fails. Further runs were "
         "killed at random times, or met a limit on the size of files at a random byte, which C code meets as well. Clean is a trial after which the "
-        "inputs are unchanged, each output is whole, old or absent, nothing temporary is left (after a kill: once the next command ran), the "
+        "inputs are unchanged, each output is whole, old or absent, nothing temporary is left (after a kill, Ctrl-C, or a fault in the removal itself: once the next command ran), the "
         "message is no defect, and the same command then gives the bytes of an undisturbed run. Every other trial began with old outputs in place.\n\n"
         + table(header, rows)
     )
