@@ -64,7 +64,7 @@ class StageResults:
                 why=f"there is no {IDENTITY} of this version in it",
                 hint="move it away, or give another output",
             )
-        if not self.resume:
+        if not self.resume or not found:  # an empty folder: the run ended before the first result
             return
         self._identity = identify()
         if changed := different(found, self._identity):

@@ -129,6 +129,12 @@ def test_an_error_says_where_the_work_is_and_success_removes_it(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["mine.txt"]
 
 
+def test_an_empty_folder_is_of_no_run(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    assert opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 1) == 1
+    assert opened(tmp_path / "s").of("step", lambda: ["x"], never) == 1
+
+
 def test_a_short_step_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_results, "WORTH", 1e9)
     results = opened(tmp_path / "s")

@@ -86,18 +86,19 @@ def begun(code: str, folder: Path, *line: object) -> subprocess.Popen[str]:
 def test_a_signal_ends_a_command_and_leaves_nothing(tiny_path, samples, tmp_path):
     target = ("prune", tiny_path, "-o", "s.onnx", "--reduce", "flops=40%", "--no-latency", "-q", "--data", samples)
     cases = {
-        "spill": (SPILLING, [signal.SIGTERM], 143),
-        "write": (WRITING, [signal.SIGHUP, signal.SIGTERM], 129),  # the second one is ignored
+        "spill": (SPILLING, [signal.SIGTERM], (143,)),
+        "write": (WRITING, [signal.SIGHUP, signal.SIGTERM], (129, 143)),  # one of them ends it, the other is ignored
     }
     running = {name: begun(code + COMMAND, tmp_path / name, *target) for name, (code, _, _) in cases.items()}
     for name, process in running.items():
-        _, signals, code = cases[name]
+        _, signals, codes = cases[name]
         assert waited(lambda name=name: (tmp_path / name / "reached").exists())
         for number in signals:
             process.send_signal(number)
             time.sleep(0.1)
         told = process.communicate(timeout=30)
-        assert (process.returncode, *told) == (code, "", "interrupted: nothing was written\n")
+        assert told == ("", "interrupted: nothing was written\n")
+        assert process.returncode in codes
         assert [path.name for path in (tmp_path / name).rglob("*") if path.name != "reached"] == ["tmp"]
 
 
