@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +209,7 @@ def _be(command: Command, folder: Path, fault: str, at: float, log: Path, before
     """Be the process of a command, and end."""
     code = 70
     try:
+        _forget_exits()
         settle(folder, Limits(memory=0, file=at if fault == AT_BYTES else 0))
         os.environ.pop("ONNXPRUNE_DEBUG", None)
         for prepare_ in (command.before, before):
@@ -231,6 +233,14 @@ def _be(command: Command, folder: Path, fault: str, at: float, log: Path, before
             log.write_text(told)
     finally:
         os._exit(code)
+
+
+def _forget_exits() -> None:
+    """Forget what the parent is to do at its end, such as to delete its temporary folders, before this child ends."""
+    atexit._clear()
+    for each in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        each.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
 
 
 # -------------------------------------------------------------------------------------------------------------- trials

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,3 +151,10 @@ def test_changed_input_is_found(tmp_path):
     assert list(scene.inputs_changed()) == ["the input model.onnx is changed"]
     assert list(scene.inputs_changed()) == []  # it is put back
     assert reference.code == 0
+
+
+def test_a_child_leaves_the_temporary_folders_of_its_parent(tmp_path: Path) -> None:
+    """It ends as a process does, by its own exit functions, and not by those of the process that it was forked from."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        faults.Scene(tmp_path / "scene").reference(faults.named("check --init"))
+        assert Path(folder).is_dir()
