@@ -199,7 +199,7 @@ def run(
             time.sleep(0.002)
     seconds = time.monotonic() - begin
     said = said_in(folder).read_text(encoding="utf-8", errors="replace")
-    calls, cleaning = json.loads(log.read_text()) if log.exists() else ((), False)
+    calls, cleaning = json.loads(log.read_text()) if log.exists() else ((), False)  # whole: it is renamed
     return Run(
         -9999 if seconds > PATIENCE else os.waitstatus_to_exitcode(status), said, tuple(calls), seconds, cleaning
     )
@@ -230,7 +230,9 @@ def _be(command: Command, folder: Path, fault: str, at: float, log: Path, before
             stream.flush()
         told = json.dumps([shim.calls, shim.cleaning])
         if fault != AT_BYTES:
-            log.write_text(told)
+            part = log.with_suffix(".part")
+            part.write_text(told)
+            part.replace(log)
     finally:
         os._exit(code)
 
