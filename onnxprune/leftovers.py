@@ -70,9 +70,8 @@ def temporary_folder() -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be made.
     """
-    parent = Path(tempfile.gettempdir())
-    sweep(parent)
-    path, descriptor = _new_folder(parent)
+    sweep_temporary()
+    path, descriptor = _new_folder(Path(tempfile.gettempdir()))
     try:
         yield path
     finally:
@@ -96,6 +95,12 @@ def _new_folder(parent: Path) -> tuple[Path, int]:
         if _lock(descriptor) is not False and path.exists():
             return path, descriptor
         os.close(descriptor)
+
+
+def sweep_temporary() -> None:
+    """Delete the temporaries that killed runs of this user have left among the temporary files of the system."""
+    with contextlib.suppress(OSError):  # there is no folder for them
+        sweep(Path(tempfile.gettempdir()))
 
 
 def sweep(folder: Path) -> None:

@@ -27,8 +27,8 @@ SCHEMA = "onnxprune.state/1"
 IDENTITY, ENDING, TRAINING, TIMINGS = "state.json", ".npz", "training", "timings.json"
 WORTH = 1.0
 """Seconds of work from which a result is stored."""
-CONTENT = "content"
-"""Name of the JSON text within the arrays of a result."""
+CONTENT, DIGEST = "content", "digest"
+"""Names, within the arrays of a result, of its JSON text and of the digest of all of it."""
 
 
 class StageResults:
@@ -66,14 +66,15 @@ class StageResults:
             )
         if not self.resume or not found:  # an empty folder: the run ended before the first result
             return
-        self._identity = identify()
-        if changed := different(found, self._identity):
+        wanted = identify()
+        if changed := different(found, wanted):
             raise OutputError(
                 "the state belongs to another run",
                 where=str(self.folder),
                 why=f"different: {', '.join(changed)}",
                 hint="leave out --resume to start anew, or give what the earlier run was given",
             )
+        self._identity = wanted
 
     @property
     def is_kept(self) -> bool:
@@ -145,6 +146,7 @@ class StageResults:
         if not self._made() or self.folder is None:
             return
         stored = {f"a{number}": array for number, array in enumerate(arrays)}
+        stored[DIGEST] = np.array(digest([content, arrays]))
         with (
             contextlib.suppress(OSError, OutputError),
             atomic_write(self.folder / key) as temporary,
@@ -180,7 +182,8 @@ class StageResults:
         if self.folder is None or not self.folder.is_dir():
             return
         for path in _own(self.folder):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder of this name is none of ours
+                path.unlink(missing_ok=True)
         leftovers.sweep(self.folder)
         with contextlib.suppress(OSError):  # other files stay
             self.folder.rmdir()
@@ -198,7 +201,8 @@ def _identity_in(folder: Path) -> dict[str, str] | None:
         content = read_json(folder / IDENTITY)
         return dict(content["identity"]) if content["schema"] == SCHEMA else None
     except FileNotFoundError:
-        return None if any(folder.iterdir()) else {}
+        foreign = [path for path in folder.iterdir() if not leftovers.OWN.fullmatch(path.name)]
+        return None if foreign else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -295,8 +299,13 @@ def _plain(value: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
 def _read(path: Path, types: Sequence[type]) -> Any:
     """Return the value that a file holds."""
     known = {kind.__name__: kind for kind in types}
-    with np.load(path, allow_pickle=False) as stored:
-        content = json.loads(stored[CONTENT].tobytes())
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as stored:
+        text = stored[CONTENT].tobytes().decode()
+        count = sum(name not in (CONTENT, DIGEST) for name in stored.files)
+        arrays = [stored[f"a{number}"] for number in range(count)]
+        if str(stored[DIGEST]) != digest([text, arrays]):
+            raise ValueError("the result was changed")
+        content = json.loads(text)
 
         def value(plain: Any) -> Any:
             if isinstance(plain, list):
@@ -305,7 +314,7 @@ def _read(path: Path, types: Sequence[type]) -> Any:
                 return plain
             [(kind, entry)] = plain.items()
             if kind == "array":
-                return stored[f"a{entry}"]
+                return arrays[entry]
             if kind == "mapping":
                 return {value(key): value(each) for key, each in entry}
             if kind in ("tuple", "frozenset"):

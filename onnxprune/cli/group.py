@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onnxprune import paths
+from onnxprune import leftovers, paths
 from onnxprune.cli import interrupts
 from onnxprune.cli.parameters import File, Words
 from onnxprune.cli.terminal import NOTHING, open_streams, say
@@ -54,6 +54,7 @@ class Cli(click.Group):
         open_streams()
         try:
             with interrupts.caught():
+                leftovers.sweep_temporary()
                 return super().invoke(ctx)
         except click.ClickException as error:
             error.message = visible(error.message, keep="\n")  # type: ignore[misc]  # final in name only
@@ -78,6 +79,16 @@ def kept(error: BaseException) -> list[str]:
     return [note for note in getattr(error, "__notes__", ()) if note.startswith("the work so far")]
 
 
+def _memory_limit() -> float:
+    """Return the bytes of address space that the process may take; 0: any number."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0.0
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 0.0 if limit == resource.RLIM_INFINITY else float(limit)
+
+
 def expected(error: Exception) -> str | None:
     """Return the message of an error that a user can act on; None for a defect of the program."""
     if isinstance(error, OnnxPruneError):
@@ -85,7 +96,9 @@ def expected(error: Exception) -> str | None:
     if isinstance(error, RecursionError):
         return "an input is nested too deeply\n  why:   bodies within bodies, or lists within lists, beyond what Python follows\n  do:    give a flatter one"
     if isinstance(error, MemoryError):
-        return "out of memory\n  do:    use a smaller --eval-batch, or a machine with more memory"
+        limit = _memory_limit()
+        why = f"\n  why:   the limit of the process (ulimit -v) is {limit / 1e6:,.0f} MB" if limit else ""
+        return f"out of memory{why}\n  do:    {'raise the limit, ' if limit else ''}give a smaller --memory or --eval-batch, or take a machine with more memory"
     if isinstance(error, OSError):
         where = f"\n  where: {visible(os.fsdecode(error.filename))}" if error.filename else ""
         return f"{error.strerror or error}{where}\n  do:    check the path, and the disk"

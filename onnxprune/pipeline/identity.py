@@ -29,12 +29,18 @@ def identity(run: Run) -> dict[str, str]:
         "model": (run.original.model.digest, None if sources.teacher is None else run.model.content_digest()),
         "data": _samples(run.data),
         "evaluation data": None if run.evaluation is run.data else _samples(run.evaluation),
-        "options": (asdict(run.asked), None if run.training is None else asdict(run.training), asdict(run.measure)),
+        **{f"--{name.replace('_', '-')}": value for name, value in _asked(run).items()},
         "metric": [_given(value) for value in vars(judging).values()],
         "versions": {**versions(), "numpy": np.__version__},
         **{name: path for name, path in files.items() if path is not None},
     }
     return {name: digest(value) for name, value in found.items()}
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Return the options of a run by name."""
+    training = {"training": None} if run.training is None else asdict(run.training)
+    return {**asdict(run.asked), **{f"train-{name}": value for name, value in training.items()}, **asdict(run.measure)}
 
 
 def _samples(data: Data | None) -> tuple[Any, ...] | None:

@@ -136,7 +136,7 @@ class Timings:
             "the timing table cannot be used",
             where=str(self.path),
             why=why,
-            hint="remove the file to measure anew, or give the file of an earlier run with --timings",
+            hint="give the file of an earlier run with --timings, or a path where there is no file yet",
         )
 
 

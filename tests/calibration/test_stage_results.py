@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
+from onnxprune import leftovers
 from onnxprune.calibration import stage_results
 from onnxprune.calibration.stage_results import StageResults, digest
 from onnxprune.errors import OutputError
@@ -178,3 +180,38 @@ def test_a_file_counts_by_its_bytes(tmp_path: Path) -> None:
     before = digest([tmp_path / "a"])
     (tmp_path / "a").write_bytes(b"2")
     assert digest([tmp_path / "a"]) != before
+
+
+def test_a_changed_result_is_computed_anew(tmp_path: Path) -> None:
+    opened(tmp_path / "s").of("step", lambda: ["x"], lambda: np.ones(3))
+    [file] = (tmp_path / "s").glob("step-*")
+    with np.load(file) as stored:
+        content = dict(stored)
+    np.savez(file, **content | {"a0": np.full(3, 7.0)})
+    assert opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 5) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_or_a_folder_in_place_of_a_result_is_passed_over(tmp_path: Path) -> None:
+    for make in (os.mkfifo, os.mkdir):
+        folder = tmp_path / make.__name__
+        opened(folder).of("step", lambda: ["x"], lambda: 1)
+        [file] = folder.glob("step-*")
+        file.unlink()
+        make(file)
+        with opened(folder).kept_on_error():
+            assert opened(folder).of("step", lambda: ["x"], lambda: 5) == 5
+
+
+def test_a_folder_with_a_temporary_of_a_killed_run_is_of_no_run(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / leftovers.new_name()).touch()
+    assert opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 1) == 1
+
+
+def test_a_refusal_does_not_say_that_the_work_is_kept(tmp_path: Path) -> None:
+    opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 1)
+    results = StageResults(tmp_path / "s", resume=True)
+    with pytest.raises(OutputError) as caught, results.kept_on_error():
+        results.open(lambda: {**IDENTITY, "data": "3"})
+    assert not getattr(caught.value, "__notes__", [])

@@ -142,7 +142,8 @@ def test_workers_end_with_their_command(tiny_path, tmp_path):
     assert waited(lambda: len(marked(tmp_path)) == 2)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=30)
-    assert (process.returncode, *told) == (143, "", "interrupted: nothing was written\n")
+    left = "interrupted: 2 of 2 plans are in sizes; the same command goes on there\n"
+    assert (process.returncode, *told) == (143, "", left)
     assert_gone(marked(tmp_path), tmp_path / "run" / "tmp")
     assert {path.suffix for path in (tmp_path / "run" / "sizes").iterdir()} == {".json"}
 

@@ -115,4 +115,6 @@ def sweep(
 def _left(folder: Path, wanted: int) -> str:
     """Say what an interrupted sweep leaves on disk."""
     whole = len(list(folder.glob("*.onnx")))
-    return f"{whole} of {wanted} models are in {folder}; the same command goes on there" if whole else NOTHING
+    planned = len(list(folder.glob("*.plan.json")))
+    found = f"{whole} of {wanted} models" if whole else f"{planned} of {wanted} plans" if planned else ""
+    return f"{found} are in {folder}; the same command goes on there" if found else NOTHING
