@@ -182,8 +182,9 @@ class StageResults:
         if self.folder is None or not self.folder.is_dir():
             return
         for path in _own(self.folder):
-            with contextlib.suppress(OSError):  # a folder of this name is none of ours
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what cannot be deleted stays, with the file that identifies it
+                if path.name != IDENTITY or _own(self.folder) == [path]:
+                    path.unlink(missing_ok=True)
         leftovers.sweep(self.folder)
         with contextlib.suppress(OSError):  # other files stay
             self.folder.rmdir()

@@ -209,6 +209,23 @@ def test_a_folder_with_a_temporary_of_a_killed_run_is_of_no_run(tmp_path: Path) 
     assert opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 1) == 1
 
 
+def test_a_result_that_cannot_be_deleted_stays_a_result_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 1)
+    plain = Path.unlink
+
+    def fails(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("step-"):
+            raise OSError(5, "Input/output error")
+        plain(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fails)
+        opened(tmp_path / "s").discard()
+    assert opened(tmp_path / "s").of("step", lambda: ["x"], never) == 1
+
+
 def test_a_refusal_does_not_say_that_the_work_is_kept(tmp_path: Path) -> None:
     opened(tmp_path / "s").of("step", lambda: ["x"], lambda: 1)
     results = StageResults(tmp_path / "s", resume=True)
