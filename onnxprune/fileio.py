@@ -251,7 +251,7 @@ def check_destination(target: Path, *originals: Path) -> None:
         if target.is_dir():
             raise OutputError("the output path is a folder", where=str(target), hint="name a file in it")
         if (target.exists() and not target.is_file()) or os.path.abspath(target).startswith(
-            ("/dev/std", "/dev/fd/", "/proc/")
+            ("/dev/std", "/dev/fd/", "/proc/self/fd/")
         ):
             raise OutputError(
                 "the output path is not a file", where=str(target), why="it is a device or a pipe", hint="name a file"

@@ -534,7 +534,8 @@ def test_output_that_cannot_be_written(command, tiny_path, tmp_path, out, refuse
     refused(command, tiny_path, "-o", out / "no" / "x", *TARGET, says=("output folder does not exist", "no"))
     refused(command, tiny_path, "-o", tiny_path / "x", *TARGET, says="output folder does not exist")
     refused(command, tiny_path, "-o", "/proc/x.onnx", *TARGET, says=("cannot be written", "/proc/x.onnx"))
-    refused(command, tiny_path, "-o", "/dev/null", *TARGET, says="is not a file")
+    for device in ("/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        refused(command, tiny_path, "-o", device, *TARGET, says="is not a file")
     refused(command, tiny_path, "-o", out / ("x" * 300), *TARGET, says="cannot be written")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
