@@ -3,7 +3,8 @@
 
 Each command runs in a process of its own. `RSS` is the largest resident set of the process; it includes pages of files that are
 mapped into memory, which the system takes back at will. `anonymous` is the memory that it cannot take back. Both count child
-processes as well; they are read every few milliseconds, and the resident set of the command from the kernel's own maximum.
+processes as well, a page that several of them share once; they are read every few milliseconds, and the resident set of the command
+from the kernel's own maximum.
 
 Example:
     python tools/memory.py                          # all sizes, all commands, and the page
@@ -15,6 +16,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -139,19 +141,23 @@ def _memory(pid: int) -> tuple[float, float, float]:
     except psutil.NoSuchProcess:
         children = []
     found = [_status(each) for each in (pid, *(child.pid for child in children))]
+    resident = "Pss" if children else "VmRSS"
     return (
         sum(each.get("RssAnon", 0) for each in found),
-        sum(each.get("VmRSS", 0) for each in found),
+        sum(each.get(resident, 0) for each in found),
         found[0].get("VmHWM", 0),
     )
 
 
 def _status(pid: int) -> dict[str, float]:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return {}
-    return {key: 1024.0 * int(value) for key, value in re.findall(r"(RssAnon|VmRSS|VmHWM):\s*(\d+) kB", text)}
+    """Return the figures of a process in bytes, without those of a process that has ended."""
+    text = ""
+    for name in ("status", "smaps_rollup"):
+        with contextlib.suppress(OSError):
+            text += Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
+    return {
+        key: 1024.0 * int(value) for key, value in re.findall(r"^(RssAnon|VmRSS|VmHWM|Pss):\s*(\d+) kB", text, re.M)
+    }
 
 
 def size_of(text: str) -> float:
@@ -265,7 +271,7 @@ def main() -> None:
 PAGE = """# Memory
 
 Peak memory by the size of the model, written by `python tools/memory.py`. Each command ran in a process of its own on a residual
-network of random weights; above 2 GB they lie beside the .onnx. *Resident* counts all pages of the process and its children,
+network of random weights; above 2 GB they lie beside the .onnx. *Resident* counts all pages of the process and its children, shared pages once,
 *anonymous* those that the system cannot take back: pages of mapped files are resident, but free where memory is short. The limit, on
 resident memory, is {factor} times the model and {base:.0f} MB without data.
 
