@@ -20,7 +20,7 @@ from onnxprune.evaluation.structure import check_structure
 from onnxprune.graph.cost import CostModel
 from onnxprune.graph.trace import trace as trace_model
 from onnxprune.metrics.outputs import relative_difference
-from onnxprune.runtime.session import open_session, random_feeds, run_batch
+from onnxprune.runtime.session import Feeds, open_session, random_feeds, run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.proof import prove
@@ -163,7 +163,8 @@ def check(case: Case) -> Trace:
         assert any(part in reason for part in case.why), f"pinned because {reason!r}"
 
     cost = CostModel(trace)
-    expected = _run(source, trace)
+    feeds = _feeds(source, trace)
+    expected = _run(source, feeds)
     changed = 0.0
     for seed, ratio in enumerate(RATIOS):
         keep = plan(trace, seed, ratio)
@@ -172,9 +173,9 @@ def check(case: Case) -> Trace:
         written = pruned.to_proto()
         broken = [str(c) for c in check_structure(written, source) if not c]
         assert not broken, broken
-        found_outputs = _run(written, trace)
+        found_outputs = _run(written, feeds)
         assert [a.shape for a in found_outputs] == [a.shape for a in expected]
-        changed = max([changed, *map(relative_difference, expected, _run(masked.to_proto(), trace))])
+        changed = max([changed, *map(relative_difference, expected, _run(masked.to_proto(), feeds))])
         again = trace_model(load(written), input_shapes=trace.input_shapes, **case.modes)
         everything = np.ones(again.n_channels, dtype=bool)
         assert np.allclose(CostModel(again).totals(everything), cost.totals(keep)), "the cost model predicts otherwise"
@@ -200,11 +201,14 @@ def plan(trace: Trace, seed: int, ratio: float) -> BoolArray:
     return keep
 
 
-def _run(proto: onnx.ModelProto, trace: Trace) -> list[Any]:
-    opened = open_session(proto)
+def _feeds(proto: onnx.ModelProto, trace: Trace) -> Feeds:
     bare = onnx.ModelProto(graph=onnx.GraphProto(input=[v for v in proto.graph.input if v.name in trace.input_shapes]))
     shapes = signature_of(proto).input_shapes(2, trace.input_shapes)
-    return run_batch(opened, random_feeds(bare, shapes, 5))
+    return random_feeds(bare, shapes, 5)
+
+
+def _run(proto: onnx.ModelProto, feeds: Feeds) -> list[Any]:
+    return run_batch(open_session(proto), feeds)
 
 
 # ---------------------------------------------------------------------------------------------------------------- cases

@@ -415,7 +415,7 @@ def test_reference_model_is_pruned_and_measured(name, models, out, run, tmp_path
     original = models / name
     before = original.read_bytes()
     with np.load(models / "calibration.npz") as content:
-        np.savez(tmp_path / "data.npz", **{key: content[key][:128] for key in content})
+        np.savez(tmp_path / "data.npz", **{key: content[key][:48] for key in content})
     data = ("--data", tmp_path / "data.npz", "--preprocess", models / "28x28.toml")
     more = ("--eval", models / "evaluation.npz", "--round-to", "4", "--json", *QUICK)
     result = run("prune", original, "-o", out / "small.onnx", *HALF, *data, *more)

@@ -115,6 +115,7 @@ def findings(tmp_path: Path) -> Callable[[], list[str]]:
     return found
 
 
+@pytest.mark.fuzz
 def test_atomic_writer_is_clean(findings):
     assert findings() == []
 
@@ -133,6 +134,7 @@ def without_cleaning(target: Path) -> Iterator[Path]:
     temporary.replace(target)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize(("writer", "says"), [(in_place, "has other bytes"), (without_cleaning, "is left behind")])
 def test_careless_writer_is_found(writer, says, findings, monkeypatch):
     monkeypatch.setattr(policy, "atomic_write", writer)

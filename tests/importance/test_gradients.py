@@ -363,7 +363,7 @@ def test_a_seed_decides(method: str):
 
 @pytest.mark.parametrize("method", WITH_GRADIENTS)
 def test_batches_do_not_matter(method: str):
-    study = studied(classifier(grouped), n=24)
+    study = studied(classifier(grouped), n=12)
     one_by_one = study.scores(method, memory=0, draws=300)
     rough = 1e-4 if method == "taylor" else 0.2
     np.testing.assert_allclose(

@@ -22,7 +22,7 @@ MODELS = {name: ROOT / "models" / f"{name}.onnx" for name in ("detector", "unet"
 LEADS = {"detector": ("map", "mAP"), "unet": ("miou", "mIoU")}
 UNTIMED = BenchmarkConfig(latency=False)
 QUICK: dict[str, Any] = {"measure": UNTIMED, "repair": "bias", "scope": "global", "round_to": 1}
-SCENES, CALIBRATION = 48, 24
+SCENES, CALIBRATION = 32, 8
 
 
 @functools.cache

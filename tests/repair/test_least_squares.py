@@ -608,7 +608,7 @@ def test_the_residual_reference_model_keeps_its_accuracy(models: Path):
         "evaluation": models / "evaluation.npz",
         "preprocess": str(models / "28x28.toml"),
         "reduce": {"flops": 0.5},
-        "samples": 128,
+        "samples": 64,
     }
     found = onnxprune.prune(models / "resnet.onnx", **how)
     plain = onnxprune.prune(models / "resnet.onnx", **how, importance="l2", scope="global", repair="none")
