@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
@@ -21,6 +22,8 @@ from threadpoolctl import threadpool_limits
 from onnxprune.allocation import channel_multiple
 from onnxprune.cli import main
 from onnxprune.report import saving
+from onnxprune.runtime import process_memory
+from onnxprune.runtime.session import Feeds, SessionConfig
 
 Run = Callable[..., Result]
 
@@ -53,6 +56,27 @@ def one_thread_per_worker() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")  # of torch, which is imported later
         with threadpool_limits(1):
             yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak_memory_once() -> Iterator[None]:
+    """Measure the peak memory of equal files with equal inputs once: each measurement starts a process."""
+    measured: dict[object, int | None] = {}
+    plain = process_memory.measure
+
+    def measure(path: str | os.PathLike[str], feeds: Feeds, config: SessionConfig) -> int | None:
+        content = Path(path).read_bytes() if Path(path).is_file() else b""
+        if not content or b"external" in content or b"location" in content:
+            return plain(path, feeds, config)
+        shapes = [(name, value.shape, value.dtype.str) for name, value in feeds.items()]
+        key = (hashlib.sha256(content).digest(), repr((shapes, config)))
+        if key not in measured:
+            measured[key] = plain(path, feeds, config)
+        return measured[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_memory, "measure", measure)
+        yield
 
 
 @pytest.fixture(scope="session")
