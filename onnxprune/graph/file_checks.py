@@ -1,4 +1,4 @@
-"""Refuse a parsed file whose tensors, inputs or functions declare what the file does not hold, or what no machine can run."""
+"""Refuse a parsed file whose tensors, nodes, inputs or functions declare what the file does not hold, or what no machine can run."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ FIELDS: Mapping[int, tuple[str, int]] = {
 """Field that holds the elements of a type, and its entries per element; all other types are in `int32_data`."""
 PACKED = {"FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 """Bits of the types whose elements share bytes."""
+VARIADIC = frozenset({"Concat", "Einsum", "Max", "Mean", "Min", "Sum"})
+"""Operators with any number of inputs, none of which may be left out."""
 Function = tuple[str, str]
 """Domain and name of a function."""
 
@@ -133,6 +135,49 @@ def _wrong_sparse(sparse: onnx.SparseTensorProto) -> str:
     if ((indices < 0) | (indices >= limits)).any():
         return f"an index lies outside of its shape {list(shape)}"
     return "" if len(np.unique(indices, axis=0)) == n else "an index occurs twice"
+
+
+def check_nodes(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuse an output that is named twice, and nodes that end the process in onnxruntime instead of an error.
+
+    Raises:
+        ModelError: names the output, or the node and what is wrong.
+    """
+    names = [value.name for value in proto.graph.output]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ModelError(
+            f"the model has more than one output of the name {twice}",
+            where=str(file),
+            why="values of outputs are told apart by their names",
+            hint="export the model again, with each output once",
+        )
+    nodes = (*(part.node for part in graphs_of(proto.graph)), *(function.node for function in proto.functions))
+    for node in itertools.chain.from_iterable(nodes):
+        wrong = _wrong_node(node)
+        if wrong:
+            raise ModelError(
+                "onnxruntime cannot run a node of the model",
+                where=f"{file}, node {node.name or ', '.join(node.output)} ({node.op_type})",
+                why=wrong,
+                hint="export the model again",
+            )
+
+
+def _wrong_node(node: onnx.NodeProto) -> str:
+    """Say what is wrong with a node; empty where nothing is, or nothing that an error of onnxruntime would not tell."""
+    if node.domain not in ("", "ai.onnx"):
+        return ""
+    if node.op_type in VARIADIC and "" in node.input:
+        return f"input {list(node.input).index('')} has no name"
+    if node.op_type == "LayerNormalization" and list(node.input[2:]) == [""]:
+        return "its bias has no name; leave it out"
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "Split" and numbers.get("num_outputs", len(node.output)) != len(node.output):
+        return f"it has {len(node.output)} outputs, and declares {numbers['num_outputs']}"
+    if node.op_type == "Reshape" and numbers.get("allowzero", 0) not in (0, 1):
+        return f"allowzero is {numbers['allowzero']}, neither 0 nor 1: runtimes read that in different ways"
+    return ""
 
 
 def check_inputs(proto: onnx.ModelProto, file: Path) -> None:

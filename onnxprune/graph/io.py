@@ -24,7 +24,7 @@ from onnxprune.fileio import Transaction, check_destination, joined
 from onnxprune.graph import initializers, model_file, normalize
 from onnxprune.graph.conditionals import inline_ifs
 from onnxprune.graph.external_data import load_external_data, set_apart
-from onnxprune.graph.file_checks import check_functions, check_inputs, check_sparse, check_tensors
+from onnxprune.graph.file_checks import check_functions, check_inputs, check_nodes, check_sparse, check_tensors
 from onnxprune.graph.folded import is_float, raw_values
 from onnxprune.graph.means import has_scaled_sums, write_means
 from onnxprune.graph.model import Model, count_params, inferred, tensors_of, weightless
@@ -149,6 +149,7 @@ def parse(file: Path, factor: float = 0.0, memory: float = 0.0) -> Parsed:
         ) from error
     _check_header(proto, file)
     check_functions(proto, file)
+    check_nodes(proto, file)
     check_tensors(proto, file)
     check_sparse(proto, file)
     beside, mapped = load_external_data(proto, file, fits)

@@ -28,6 +28,7 @@ from onnxprune.allocation import channel_multiple
 from onnxprune.data.dataset import load_data
 from onnxprune.data.input_spec import InputSpec
 from onnxprune.data.preprocess import load_preprocess
+from onnxprune.graph.file_checks import check_nodes
 
 Files = dict[str, bytes]
 Rng = random.Random
@@ -95,6 +96,7 @@ def _loadable(maker: Maker) -> Files:
         for _ in range(ATTEMPTS):
             changed = mutate_model(found, rng)
             try:
+                check_nodes(changed, Path("m.onnx"))
                 loads(changed.SerializeToString())
             except Exception:
                 continue

@@ -98,9 +98,27 @@ def circular(model: onnx.ModelProto) -> None:
     functions(model, {"f": ["g"], "g": ["Relu", "f"]})
 
 
+def node_of(op: str, inputs: list[str], outputs: list[str], **attributes: int | str) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node(op, inputs, outputs, **attributes))
+        model.opset_import[0].version = 18
+
+    return edit
+
+
+def repeated(model: onnx.ModelProto) -> None:
+    model.graph.output.append(model.graph.output[0])
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
+        (repeated, "told apart by their names"),
+        (node_of("Einsum", ["y", ""], ["z"], equation="bc,ck->bk"), "input 1 has no name"),
+        (node_of("Max", ["y", "", "y"], ["z"]), "input 1 has no name"),
+        (node_of("LayerNormalization", ["y", "b3", ""], ["z"]), "its bias has no name"),
+        (node_of("Split", ["y"], ["p", "q", ""], axis=1, num_outputs=2), "it has 3 outputs, and declares 2"),
+        (node_of("Reshape", ["y", "shape"], ["z"], allowzero=-2), "allowzero is -2"),
         (resized("w1", [2**62]), "declares 4,611,686,018,427,387,904 elements, the file holds 432"),
         (resized("w1", [2**62, 2**62, 3, 3]), "the file holds 432"),
         (resized("w1", [-16, 3, 3, -3]), "[-16, 3, 3, -3]"),
