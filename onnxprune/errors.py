@@ -102,6 +102,19 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:300]
 
 
+def content_fault(error: BaseException) -> str:
+    """Say what is wrong with the content of a file, from the error of reading it: a missing entry, one of another type, or a sentence.
+
+    >>> content_fault(KeyError("fits")), content_fault(TypeError("'NoneType' object is not subscriptable"))
+    ("it has no entry 'fits'", 'an entry has another type than was written, or the file holds something else')
+    """
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    if isinstance(error, TypeError | AttributeError | OverflowError | IndexError):
+        return "an entry has another type than was written, or the file holds something else"
+    return first_line(error)
+
+
 class DataWarning(UserWarning):
     """Data on which figures say little; the verdict says so as well."""
 

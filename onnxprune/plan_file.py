@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from onnxprune.errors import OptionError, PlanError, first_line
+from onnxprune.errors import OptionError, PlanError, content_fault
 from onnxprune.file_kinds import PLAN, kind_of
 from onnxprune.fileio import Transaction, joined
 from onnxprune.options import Options
@@ -185,13 +185,11 @@ def _damaged(path: Path) -> Iterator[None]:
     """Refuse a plan with missing entries or wrong types."""
     try:
         yield
-    except KeyError as error:
-        _refuse(path, "not a plan, or a damaged one", f"it has no {error}", RENEW)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         kind = kind_of(path)
         if kind is not None and kind is not PLAN:
             _refuse(path, f"not a plan, but {kind.text}", "", RENEW)
-        _refuse(path, "not a plan, or a damaged one", first_line(error), RENEW)
+        _refuse(path, "not a plan, or a damaged one", content_fault(error), RENEW)
 
 
 def _refuse(where: Path | str, what: str, why: str, hint: str) -> NoReturn:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from onnxprune.allocation.knapsack import ChannelBatch, PruningRules, by_group, channel_batches, without
-from onnxprune.errors import LatencyError, first_line
+from onnxprune.errors import LatencyError, content_fault, first_line
 from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, side_by_side
 from onnxprune.fileio import atomic_write
 from onnxprune.graph.activation_cost import FEATURES, ActivationCost
@@ -133,7 +133,7 @@ def from_dict(content: Any, where: str) -> Table:
             raise ValueError(f"its features are other ones than {', '.join(FEATURES)}")
         table = Table(
             str(content["architecture"]),
-            machine.Environment(**content["environment"]),
+            machine.environment_from(content["environment"]),
             tuple(map(_fit_from, content["fits"])),
             _fit_from(content["rest"]),
             scale=float(content["scale"]),
@@ -147,7 +147,7 @@ def from_dict(content: Any, where: str) -> Table:
         raise LatencyError(
             "this is no latency table",
             where=where,
-            why=f"{type(error).__name__}: {error}",
+            why=content_fault(error),
             hint="make one with `onnxprune bench MODEL --latency-table FILE`",
         ) from error
     return table

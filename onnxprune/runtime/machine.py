@@ -7,8 +7,8 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
@@ -38,6 +38,24 @@ class Environment:
 def environment(config: SessionConfig, batch: int) -> Environment:
     """Return the environment of models that are executed on this machine."""
     return Environment(_processor(), ORT_VERSION, config.threads, batch, config.label, config.fallback)
+
+
+def environment_from(content: Mapping[str, object]) -> Environment:
+    """Return the environment that a file holds.
+
+    Raises:
+        TypeError: a value is missing or unknown.
+        ValueError: a value is of another type.
+
+    >>> environment_from({"processor": "p", "runtime": "1", "threads": "many", "batch": 1})
+    Traceback (most recent call last):
+    ValueError: threads of the environment is 'many'
+    """
+    found = Environment(**content)  # type: ignore[arg-type]
+    for name, usual in asdict(Environment("", "", 0, 0)).items():
+        if type(getattr(found, name)) is not type(usual):
+            raise ValueError(f"{name} of the environment is {getattr(found, name)!r}")
+    return found
 
 
 @functools.cache

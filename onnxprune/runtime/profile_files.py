@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.errors import LatencyError, first_line
+from onnxprune.errors import LatencyError, content_fault, first_line
 from onnxprune.reading import parse_json, read_text
 from onnxprune.runtime.profiler import SUBGRAPH, Kernel, kernels, origins
 from onnxprune.runtime.providers import CPU_PROVIDER, TENSORRT_PROVIDER, parse_provider
@@ -63,9 +63,9 @@ def read(path: Path, proto: onnx.ModelProto) -> FileProfile:
     find = _finder(proto.graph)
     try:
         found = _parsed(text, find)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise LatencyError(
-            "this is no profile that can be read", where=where, why=first_line(error), hint=KNOWN
+            "this is no profile that can be read", where=where, why=content_fault(error), hint=KNOWN
         ) from error
     if all(kernel.node is None and kernel.op != SUBGRAPH for kernel in found.kernels):
         names = ", ".join(kernel.name for kernel in found.kernels[:SHOWN])

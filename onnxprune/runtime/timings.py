@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from onnxprune.errors import LatencyError, OutputError, first_line
+from onnxprune.errors import LatencyError, OutputError, content_fault
 from onnxprune.fileio import write_json
 from onnxprune.reading import read_json
 from onnxprune.runtime import machine
@@ -124,7 +124,7 @@ class Timings:
             self._tables = {key: dict(table.items()) for key, table in content["tables"].items()}
             _refuse_infinite(self._tables)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            self._refuse(f"{type(error).__name__}: {first_line(error)}")
+            self._refuse(content_fault(error))
         self._unused = {*self._times, *self._tables}
         where = machine.environment(DEFAULT, 0)
         here = f"{where.processor}, onnxruntime {where.runtime}"

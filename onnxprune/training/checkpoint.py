@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from onnxprune.errors import OutputError, first_line
 from onnxprune.fileio import atomic_write
 
 State = dict[str, Any]
-VERSION = 2
+VERSION = 3
 
 
 def file_of(path: Path, step: int, steps: int) -> Path:
@@ -30,7 +31,7 @@ def save(path: Path, key: str, state: State) -> None:
     """
     try:
         with atomic_write(path) as temporary:
-            torch.save({"version": VERSION, "key": key, **state}, temporary)
+            torch.save({"version": VERSION, "key": key, **state, "digest": _digest(state)}, temporary)
     except RuntimeError as error:  # torch raises it on a full disk
         raise OutputError(
             f"cannot write {path.name}",
@@ -44,7 +45,7 @@ def load(path: Path, key: str) -> State | None:
     """Return the state of the run with this key; None without a file.
 
     Raises:
-        OutputError: the file is no checkpoint, or belongs to another run.
+        OutputError: the file is no checkpoint, is damaged, or belongs to another run.
     """
     if not path.exists():
         return None
@@ -56,6 +57,10 @@ def load(path: Path, key: str) -> State | None:
             why="its models, data, options or versions are different",
             hint="delete it to start again, or give --checkpoint another path",
         )
+    with damaged(path):
+        digest = state.pop("digest")
+        if digest != _digest({name: value for name, value in state.items() if name not in ("version", "key")}):
+            raise ValueError("its content is not what was written")
     return state
 
 
@@ -85,7 +90,7 @@ def damaged(path: Path) -> Iterator[None]:
         raise OutputError(
             "the checkpoint cannot be read",
             where=str(path),
-            why=f"{type(error).__name__}: {first_line(error)}",
+            why="it is damaged, or no checkpoint of onnxprune",
             hint="delete it, or give --checkpoint another path",
         ) from error
 
@@ -101,3 +106,19 @@ def _read(path: Path, *, mapped: bool = False) -> State:
         if not {"version", "key"} <= state.keys():
             raise ValueError("it is no checkpoint of onnxprune")
     return state
+
+
+def _digest(value: Any) -> str:
+    """Return a digest of nested mappings, sequences, tensors and plain values."""
+    digest = hashlib.sha256(type(value).__name__.encode())
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, dict):
+        for name in value:
+            digest.update(f"{name!r}{_digest(value[name])}".encode())
+    elif isinstance(value, list | tuple):
+        digest.update("".join(map(_digest, value)).encode())
+    else:
+        digest.update(repr(value).encode())
+    return digest.hexdigest()

@@ -161,10 +161,6 @@ class _Progress:
     finished: bool = False
 
 
-_KINDS = {name: type(value) for name, value in asdict(_Progress()).items()}
-"""Types of the counters."""
-
-
 class _Run:
     """The loop over the steps of one training."""
 
@@ -396,18 +392,11 @@ class _Run:
         path = self.setting.checkpoint
         state = None if path is None else checkpoint.load(path, self.key)
         if path is not None and state is not None:
-            with checkpoint.damaged(path):
-                self._take(state)
+            self._take(state)
 
     def _take(self, state: checkpoint.State) -> None:
-        """Go on from a state; any error tells that it is damaged."""
+        """Go on from a state, which is as it was written."""
         self.progress = _Progress(**state["progress"])
-        kinds = {name: (int, float) if kind is float else kind for name, kind in _KINDS.items()}
-        odd = [name for name, kind in kinds.items() if not isinstance(getattr(self.progress, name), kind)]
-        odd += [] if isinstance(state["notes"], list) else ["notes"]
-        odd += [] if state["weights"].keys() == self.weights.keys() else ["weights"]
-        if odd:
-            raise ValueError(f"odd: {', '.join(odd)}")
         put(state["weights"], self.weights)
         put(state["mean"], self.mean)
         put(state["buffers"], self.executor.buffers)

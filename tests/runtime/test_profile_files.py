@@ -83,6 +83,7 @@ def test_a_profile_of_trtexec(tiny_path: Path, tmp_path: Path) -> None:
         ("[", "no profile that can be read"),
         ("[]", "no profile that can be read"),
         ("[1, 2]", "no profile that can be read"),
+        ('[{"count": 1e999}, {"name": "conv1", "averageMs": 1}]', "no profile that can be read"),
         ('[{"cat": "Node", "name": "a_kernel_time", "dur": 1, "args": {"op_name": "Conv"}}]', "no profile that can be"),
         ("{}", "no profile that can be read"),
         ('{"schema": "onnxprune.latency/0"}', "no latency table"),
