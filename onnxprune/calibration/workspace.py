@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from onnxprune.calibration.batches import AIM, AUTOMATIC, ENOUGH, Calibration, has_images, is_enlarged_data
 from onnxprune.calibration.capture import ActivationStore
 from onnxprune.calibration.stage_results import StageResults
@@ -29,8 +31,11 @@ from onnxprune.runtime.session import Feeds
 GENERATED = "generated"
 """Value of `--data` for generated inputs."""
 DATA_FREE = "data-free: inputs were generated, no real sample was used"
-STORED, SUMS, RUN = 0.33, 0.25, 0.5
-"""Shares of `--memory` for stored activations, for the sums of one layer, and for the activations of a batch, at most."""
+STORED, SUMS, RUN = 0.2, 0.25, 0.25
+"""Shares of `--memory` for stored activations, for the sums of one layer, and for the activations of a batch, at most. The sums have
+two copies beside them where they are solved; the first and the last share are of what the samples leave."""
+LEAST_ROOM = 0.25
+"""Share of `--memory` that remains beside samples that are held, at least."""
 ITEMSIZE = 4
 """Bytes of an element."""
 ALIVE = 3
@@ -105,13 +110,20 @@ def workspace_for(
             notes.append(
                 f"{', and '.join(reasons)}: samples were augmented ({', '.join(kinds)}); --augment none turns it off"
             )
-    store = ActivationStore(options.memory * STORED)
+    room = room_beside(data, options.memory)
+    store = ActivationStore(room * STORED)
     try:
-        most = int(RUN * options.memory // (ALIVE * ITEMSIZE * largest_activation(analysis)))
+        most = int(RUN * room // (ALIVE * ITEMSIZE * largest_activation(analysis)))
         calibration = Calibration.of(data, options.samples, kinds, options.seed, most)
         yield Workspace(calibration, store, options.memory * SUMS, tuple(notes), distance, results or StageResults())
     finally:
         store.close()
+
+
+def room_beside(data: Data | None, memory: float) -> float:
+    """Return the bytes that samples leave of `--memory`: those of arrays count, images are read when they are needed."""
+    arrays = () if data is None else [value for value in data.arrays.values() if isinstance(value, np.ndarray)]
+    return max(LEAST_ROOM * memory, memory - sum(value.nbytes for value in arrays))
 
 
 def largest_activation(analysis: Analysis) -> float:
