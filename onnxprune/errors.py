@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from onnxprune.escaping import visible
 
+FAILED = 3
+"""Exit code of a command whose verdict is FAILED; so is that of a result that is refused."""
+
 
 class OnnxPruneError(Exception):
     """Base of all errors that end in one message and no stack trace.

@@ -101,7 +101,7 @@ def check_outputs(written: Sequence[Output], read: Sequence[Input]) -> None:
                     raise OutputError(
                         "the output would overwrite an input",
                         where=str(output.path),
-                        why=f"{output.name} is written there, and {each.name} reads {each.path}",
+                        why=f"it is the path of {output.name}, and {each.name} reads {each.path}",
                         hint="give another path" + (f" with {output.name}" if output.name.startswith("-") else ""),
                     )
             for other in written[:place]:
@@ -109,7 +109,7 @@ def check_outputs(written: Sequence[Output], read: Sequence[Input]) -> None:
                     raise OutputError(
                         f"{output.name} would overwrite another result",
                         where=str(output.path),
-                        why=f"{other.name} is written there as well",
+                        why=f"it is the path of {other.name} as well",
                         hint="give the two different paths",
                     )
         for output in written:

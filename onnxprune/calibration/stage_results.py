@@ -58,10 +58,11 @@ class StageResults:
             return
         found = _identity_in(self.folder)
         if found is None:
+            is_folder = self.folder.is_dir()
             raise OutputError(
-                "the folder for the state of the run holds other files",
+                f"the folder for the state of the run {'holds other files' if is_folder else 'is a file'}",
                 where=str(self.folder),
-                why=f"there is no {IDENTITY} of this version in it",
+                why=f"there is no {IDENTITY} of this version in it" if is_folder else "a folder of this name is needed",
                 hint="move it away, or give another output",
             )
         if not self.resume or not found:  # an empty folder: the run ended before the first result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -13,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.delivery import Write, attempt, finish
-from onnxprune.cli.group import FAILED
 from onnxprune.cli.parameters import Decorator, File, Words, option_group, together
 from onnxprune.cli.terminal import Terminal
+from onnxprune.errors import FAILED
 from onnxprune.options import PRESETS
 from onnxprune.runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from onnxprune.data.preprocess import Preprocess
     from onnxprune.evaluation.benchmark import BenchmarkConfig
     from onnxprune.pipeline.results import ModelResult
@@ -167,8 +170,12 @@ def conclude(terminal: Terminal, call: Callable[[], ModelResult], report: Path |
     found, page = result.report, report if failure is None else None
     terminal.explain(lambda: text.decisions(found))
     written = [*result.files, *([] if page is None else [page])]
+
+    def parts() -> list[RenderableType]:
+        return [*console.report_parts(found), *itertools.chain.from_iterable(map(console.written, written))]
+
     finish(
-        lambda: terminal.show(found.to_dict, lambda: [*console.report_parts(found), *console.written(page)]),
+        lambda: terminal.show(found.to_dict, parts),
         written=written,
         failure=failure,
     )

@@ -15,8 +15,6 @@ from onnxprune.cli.terminal import NOTHING, open_streams, say
 from onnxprune.errors import OnnxPruneError, first_line
 from onnxprune.escaping import visible
 
-FAILED = 3
-
 
 class Command(click.Command):
     """A command that refuses, before it does anything, outputs that would overwrite its inputs or one another."""

@@ -69,7 +69,8 @@ class OptionMetadata:
     def range(self) -> str:
         """The range in words."""
         if self.high == math.inf:
-            return f"more than {self.low:g}" if self.above else f"{self.low:g} or more"
+            least = f"{self.low:,.0f}" if self.low >= 1e6 else f"{self.low:g}"
+            return f"more than {least}" if self.above else f"{least} or more"
         return f"more than {self.low:g}, at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
 
     @property
@@ -143,7 +144,8 @@ def check(values: Any) -> None:
                 raise OptionError(f"unknown {flag} {value!r}", hint=f"choose one of {', '.join(found.choices)}")
         elif not found.contains(value, number_type(each)):
             text = f"{value:g}" if isinstance(value, Real) else repr(value)
-            raise OptionError(f"--{flag} {text} is out of range", hint=f"give {found.range}")
+            example = f", for instance {found.shown}" if found.shown else ""
+            raise OptionError(f"--{flag} {text} is out of range", hint=f"give {found.range}{example}")
 
 
 def _check_mapping(found: OptionMetadata, flag: str, value: Any) -> None:

@@ -17,6 +17,9 @@ from onnxprune.graph.analysis import versions
 from onnxprune.pipeline.run import Destinations, Run, Stage
 from onnxprune.runtime.timings import Timings
 
+JUDGED_BY = ("tolerate",)
+"""Options that only the verdict follows from, which is no stored result."""
+
 
 def identity(run: Run) -> dict[str, str]:
     """Return digests of all that the result of a run follows from, by name; the model and the data are loaded.
@@ -40,7 +43,8 @@ def identity(run: Run) -> dict[str, str]:
 def _asked(run: Run) -> dict[str, Any]:
     """Return the options of a run by name."""
     training = {"training": None} if run.training is None else asdict(run.training)
-    return {**asdict(run.asked), **{f"train-{name}": value for name, value in training.items()}, **asdict(run.measure)}
+    asked = {name: value for name, value in asdict(run.asked).items() if name not in JUDGED_BY}
+    return {**asked, **{f"train-{name}": value for name, value in training.items()}, **asdict(run.measure)}
 
 
 def _samples(data: Data | None) -> tuple[Any, ...] | None:

@@ -31,6 +31,7 @@ from onnxprune.metrics.tasks import find_task, prepared
 from onnxprune.options import ResolvedTraining, Training
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edited_model import EditedModel
+from onnxprune.pipeline.rejection import refuse_foreign
 from onnxprune.pipeline.run import PartialModel, Run, Stage
 from onnxprune.progress import share_of
 from onnxprune.runtime.memory_limit import PRUNED
@@ -47,6 +48,7 @@ def load(run: Run) -> Run:
     """Load and trace the model, load the data, resolve the options."""
     sources = run.sources
     run.destinations.check(sources)
+    refuse_foreign(run.destinations)
     structure = {} if sources.plan is None else plan_file.structure(sources.plan)  # channels are those of the plan
     judging = sources.judging
     labels = judging.labels if sources.evaluation is None else None  # of the samples that quality is measured on
@@ -104,6 +106,7 @@ def load_pair(run: Run) -> Run:
     assert teacher_path is not None
     assert sources.data is not None
     run.destinations.check(sources)
+    refuse_foreign(run.destinations)
     run.on_stage("load", None)
     hint = hint_of(sources.data, sources.preprocess)
     student, teacher = (io.load(path, run.asked.shape, hint, factor=PRUNED) for path in (sources.model, teacher_path))

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from onnxprune.errors import OnnxPruneError
+import contextlib
+import mmap
+from pathlib import Path
+
+from onnxprune.errors import FAILED, OnnxPruneError, OutputError
+from onnxprune.evaluation.gate import ORIGINAL
+from onnxprune.file_kinds import PLAN, kind_of
 from onnxprune.pipeline.run import Destinations, Run
+from onnxprune.reading import open_regular
 from onnxprune.types import Check
 
 
@@ -34,4 +41,32 @@ def told(refusal: OnnxPruneError, destinations: Destinations) -> OnnxPruneError:
         return refusal
     plan = "" if destinations.plan is None else f", with its plan {destinations.plan}"
     kept = f"the result is kept as {destinations.model}{plan}"
-    return type(refusal)(refusal.what, where=refusal.where, why=refusal.why, hint=f"{kept}; {refusal.hint}")
+    error = type(refusal)(refusal.what, where=refusal.where, why=refusal.why, hint=f"{kept}; {refusal.hint}")
+    error.exit_code = FAILED
+    return error
+
+
+def refuse_foreign(destinations: Destinations) -> None:
+    """Refuse, before any work is done, a destination whose name for a refused result is taken by a file of somebody else.
+
+    Raises:
+        OutputError: names the file.
+    """
+    places = destinations.rejected
+    for path, ours in ((places.model, _is_result), (places.plan, lambda found: kind_of(found) is PLAN)):
+        if path is not None and path.exists() and not ours(path):
+            raise OutputError(
+                "the name of a refused result is taken",
+                where=str(path),
+                why="a result that is refused goes there, and that file is none",
+                hint="move it, or give another output",
+            )
+
+
+def _is_result(path: Path) -> bool:
+    """Tell whether a file is a model that onnxprune has written."""
+    with contextlib.ExitStack() as opened, contextlib.suppress(OSError, ValueError):  # an empty file cannot be mapped
+        stream = opened.enter_context(open_regular(path))
+        content = opened.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        return content.rfind(ORIGINAL.encode()) >= 0
+    return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxprune import paths
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.stage_results import StageResults
-from onnxprune.calibration.workspace import ALIVE, ITEMSIZE, Workspace, largest_activation
+from onnxprune.calibration.workspace import ALIVE, ITEMSIZE, Workspace, largest_activation, room_beside
 from onnxprune.data.dataset import Data, DataLike
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import OnnxPruneError, OptionError
@@ -256,7 +256,7 @@ class Run:
     @property
     def evaluating(self) -> BenchmarkConfig:
         """The benchmark config with as many samples per evaluation run as fit into `EVALUATION_BYTES` and `--memory`."""
-        room = min(EVALUATION_BYTES, EVALUATED * self.options.memory)
+        room = min(EVALUATION_BYTES, EVALUATED * room_beside(self.data, self.options.memory))
         fitting = int(room // (ALIVE * ITEMSIZE * largest_activation(self.original)))
         return replace(self.measure, eval_batch=max(1, min(self.measure.eval_batch, fitting)))
 

@@ -78,7 +78,6 @@ def report_parts(report: Report) -> Parts:
         *_dim([*remarks, *(f"note: {note}" for note in report.notes)]),
         Text(text.result(report)),
         *verdict_parts(report.verdict),
-        *written(report.output),
     ]
 
 

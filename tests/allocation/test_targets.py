@@ -363,6 +363,7 @@ def test_slower_results_are_kept_under_another_name_unless_forced(
         f"kept as {tmp_path / 's.rejected.onnx'}, with its plan {tmp_path / 's.rejected.plan.json'}"
         in caught.value.hint
     )
+    assert caught.value.exit_code == 3
     kept = onnx.load(tmp_path / "s.rejected.onnx")
     assert {entry.key: entry.value for entry in kept.metadata_props}["onnxprune.verdict"] == "FAILED"
     replayed = onnxprune.prune(
@@ -400,6 +401,15 @@ def test_a_refused_result_does_not_replace_an_input(models: Path, tmp_path: Path
     path.write_bytes((models / "small.onnx").read_bytes())
     with pytest.raises(OutputError, match="overwrite an input"):
         onnxprune.prune(path, **CALL, output=tmp_path / "s.onnx")
+
+
+@pytest.mark.parametrize("name", ["s.rejected.onnx", "s.rejected.plan.json"])
+def test_a_refused_result_replaces_no_file_of_somebody_else(name: str, models: Path, tmp_path: Path) -> None:
+    content = (models / "small.onnx").read_bytes()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OutputError, match="name of a refused result is taken"):
+        onnxprune.prune(models / "small.onnx", **CALL, output=tmp_path / "s.onnx")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, content)]
 
 
 def test_an_interval_of_the_median_holds_it_as_often_as_is_said() -> None:

@@ -95,7 +95,7 @@ def test_an_output_overwrites_nothing_through_links(how, tmp_path, run, monkeypa
         target = data
     result = run("check", "m.onnx", "--data", f"{data}:samples" if how == "function" else data, "--junit", target)
     assert (result.exit_code, data.read_bytes()) == (1, CONTENT)
-    assert "--junit is written there, and --data reads" in result.stderr
+    assert "the path of --junit, and --data reads" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "sensitivity", "bench"])

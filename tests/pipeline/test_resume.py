@@ -137,6 +137,21 @@ def test_other_inputs_are_refused(tiny_path: Path, samples: Path, out: Path) -> 
     onnxprune.prune(**call)
 
 
+def test_the_limit_of_the_verdict_is_no_other_run(tiny_path: Path, samples: Path, out: Path) -> None:
+    call = {"model": tiny_path, "data": samples, "reduce": {"flops": 0.3}, "measure": UNTIMED, "output": out / "o.onnx"}
+    with pytest.raises(BreakError):
+        onnxprune.prune(**call, on_stage=breaking(6))
+    assert (out / "o.onnx.state").is_dir()
+    assert onnxprune.prune(**call, tolerate=50.0, resume=True).files
+
+
+def test_a_state_that_is_a_file_is_told(tiny_path: Path, samples: Path, out: Path) -> None:
+    (out / "o.onnx.state").write_text("mine")
+    with pytest.raises(OutputError, match="is a file"):
+        onnxprune.prune(tiny_path, data=samples, reduce={"flops": 0.3}, output=out / "o.onnx", measure=UNTIMED)
+    assert (out / "o.onnx.state").read_text() == "mine"
+
+
 def test_command(run: Any, tiny_path: Path, samples: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = (
         "prune",

@@ -13,10 +13,10 @@ import click
 import onnxprune
 from onnxprune.cli.common import DATA, MEASURE_ON_SEVERAL, PATH, REPORT, TIMEOUT, WRITTEN, command_line
 from onnxprune.cli.delivery import Write, finish
-from onnxprune.cli.group import FAILED, Command, examples
+from onnxprune.cli.group import Command, examples
 from onnxprune.cli.options import JUDGED, LIMITS, SHAPE
 from onnxprune.cli.terminal import TERMINAL, Terminal
-from onnxprune.errors import OptionError
+from onnxprune.errors import FAILED, OptionError
 from onnxprune.evaluation.policy import init
 from onnxprune.fileio import atomic_write, jsonable
 
