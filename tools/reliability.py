@@ -196,14 +196,15 @@ def of_timings(wrong: Sequence[str], same: Sequence[bool]) -> str:
 
 
 def of_memory(measure: bool) -> str:
-    """Return the section of memory, the table of the page that `tools/memory.py` writes; empty without that page."""
+    """Return the section of memory, with how many limits of the page of `tools/memory.py` hold; empty without that page."""
     if measure:
         told("memory …")
         subprocess.run([sys.executable, str(ROOT / "tools" / "memory.py")], cwd=ROOT, check=True, timeout=PATIENCE)
     if not MEMORY.exists():
         return ""
-    rows = [line for line in MEMORY.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    return "## Peak memory\n\nFrom [memory.md](memory.md), by `tools/memory.py`.\n\n" + "\n".join(rows) + "\n\n"
+    lines = MEMORY.read_text(encoding="utf-8").splitlines()
+    held, above = (sum(line.endswith(f"| {word} |") for line in lines) for word in ("holds", "above"))
+    return f"## Peak memory\n\n{held} of the {held + above} limits of [memory.md](memory.md) hold; `tools/memory.py` measures them.\n\n"
 
 
 def ending(given: argparse.Namespace, seconds: float) -> str:

@@ -84,7 +84,7 @@ def test_drawn_models_are_valid_and_run() -> None:
     operators: Counter[str] = Counter()
     opsets: set[int] = set()
 
-    @settings(THOROUGH, max_examples=250)
+    @settings(THOROUGH, max_examples=400)
     @given(cnn_models())
     def check(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=True)
