@@ -172,7 +172,7 @@ def test_taps_that_see_nothing_but_padding_are_not_left_alone() -> None:
 # ------------------------------------------------------------------------------------------------------ whole networks
 
 
-LIGHT = ("efficientnet_b0", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_1")  # fmt: skip
+LIGHT = ("mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x1_0", "squeezenet1_1")
 """Networks that take seconds; `tools/blocks.py --zoo` goes over all of them."""
 ZOO_CASES = [pytest.param(EXPORTERS[n % 2], name, id=f"{EXPORTERS[n % 2]}-{name}") for n, name in enumerate(LIGHT)]
 
