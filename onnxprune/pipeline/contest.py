@@ -26,8 +26,9 @@ from onnxprune.surgery import channels as rewrite
 
 FACTORS = (0.1, 0.3, 1.0)
 """Shares of the Lagrange multiplier of the channels at which edits are chosen."""
-FINALISTS = 2
-"""Solutions with edits that get the full repair."""
+FINALISTS, CLOSE = 2, 1.5
+"""Solutions with edits that get the full repair, at most, and how far the figure of a solution may be above the least one for that. Full
+repair gains more where more was lost: it takes about the square root of a ratio."""
 CORRECTIONS = 3
 """Largest number of times that edits are chosen for one multiplier."""
 TIE = 0.02
@@ -229,16 +230,21 @@ class Search:
             budget = too_far(goal, made, costs.predict(picked))
         return edits
 
+    def finalists(self) -> list[Solution]:
+        """Return the solutions that get the full repair: channels alone and the best with edits, where they are close to the best."""
+        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=lambda s: s.rank)[:FINALISTS]]
+        most = CLOSE * min((solution.rank for solution in last), default=math.inf)
+        return [solution for solution in last if not solution.rank > most]  # one whose loss is unknown stays
+
     def finished(self) -> Solution:
-        """Repair channels alone, and the best solutions with edits, in full; return the best, see `fewest_edits`.
+        """Repair the best solutions in full, channels alone among them; return the best, see `fewest_edits`.
 
         Raises:
             TargetError: no solution meets the targets by steps.
         """
-        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=lambda s: s.rank)[:FINALISTS]]
         found: list[Solution] = []
         unmet: TargetError | None = None
-        for solution in last:
+        for solution in self.finalists():
             try:
                 stepped = self.by_steps(solution) if self.run.options.schedule == "progressive" else solution
             except TargetError as error:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -499,3 +501,20 @@ def test_an_edit_of_a_layer_that_another_one_has_removed_is_refused(edits) -> No
     with pytest.raises(PlanError, match="cannot be made") as caught:
         apply_edits(residual(), edits)
     assert "removes the layer" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("alone", "others", "expected"),
+    [
+        (3.0, [1.0, 1.6, 1.4, 1.2], [1.0, 1.2]),  # two with edits, and channels alone are far off
+        (1.4, [1.0, 1.6], [1.4, 1.0]),
+        (1.0, [2.0], [1.0]),
+        (math.nan, [1.0], [math.nan, 1.0]),
+        (None, [math.inf], [math.inf]),
+    ],
+)
+def test_only_solutions_close_to_the_best_are_repaired_in_full(alone, others, expected):
+    search = contest.Search(run=None)
+    search.alone = None if alone is None else SimpleNamespace(rank=alone)
+    search.others = [SimpleNamespace(rank=rank) for rank in others]
+    np.testing.assert_array_equal([solution.rank for solution in search.finalists()], expected)
