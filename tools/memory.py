@@ -140,8 +140,9 @@ def _memory(pid: int) -> tuple[float, float, float]:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         children = []
-    found = [_status(each) for each in (pid, *(child.pid for child in children))]
-    resident = "Pss" if children else "VmRSS"
+    # the share of each page takes the kernel long to count, and is needed where pages may be shared
+    resident, names = ("Pss", ("status", "smaps_rollup")) if children else ("VmRSS", ("status",))
+    found = [_status(each, names) for each in (pid, *(child.pid for child in children))]
     return (
         sum(each.get("RssAnon", 0) for each in found),
         sum(each.get(resident, 0) for each in found),
@@ -149,10 +150,10 @@ def _memory(pid: int) -> tuple[float, float, float]:
     )
 
 
-def _status(pid: int) -> dict[str, float]:
+def _status(pid: int, names: Sequence[str]) -> dict[str, float]:
     """Return the figures of a process in bytes, without those of a process that has ended."""
     text = ""
-    for name in ("status", "smaps_rollup"):
+    for name in names:
         with contextlib.suppress(OSError):
             text += Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
     return {
