@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +94,7 @@ def expected(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, RecursionError):
         return "an input is nested too deeply\n  why:   bodies within bodies, or lists within lists, beyond what Python follows\n  do:    give a flatter one"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         limit = _memory_limit()
         why = f"\n  why:   the limit of the process (ulimit -v) is {limit / 1e6:,.0f} MB" if limit else ""
         return f"out of memory{why}\n  do:    {'raise the limit, ' if limit else ''}give a smaller --memory or --eval-batch, or take a machine with more memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -321,6 +322,7 @@ def test_stdout_on_a_full_disk(json_flag, tiny_path):
         (RuntimeError("odd\nmore"), 1, "this is a defect"),
         (RuntimeError(), 1, "RuntimeError"),
         (MemoryError(), 1, "out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (PermissionError(13, "Permission denied", "/data/x.npz"), 1, "/data/x.npz"),
     ],
