@@ -44,6 +44,8 @@ WITH_DATA = 4.0
 """The same with data, beside `--memory`."""
 MEMORIES = ("500MB", "1GB", "2GB")
 PICTURES = 256
+DONE = (0, 3)
+"""Exit codes of a command that did all its work; networks of random weights have no verdict but FAILED."""
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 FOLDER = Path(tempfile.gettempdir()) / "onnxprune-memory"
 COMMANDS = {
@@ -260,10 +262,10 @@ def main() -> None:
     found = (row for size in sizes for row in measured(size, options.only or tuple(COMMANDS), options))
     for row in itertools.chain(found, (swept(memory, options) for memory in options.sweep or ())):
         peak = row.peak
-        print(f"{row}{f'  exit {peak.code}: {peak.message}' if peak.code else ''}", flush=True)
+        print(f"{row}{'' if peak.code in DONE else f'  exit {peak.code}: {peak.message}'}", flush=True)
         for stage, seconds, resident, anonymous in peak.stages if options.stages else ():
             print(f"   {stage:24}{resident / 1e6:8.0f}{anonymous / 1e6:8.0f}{seconds:29.1f}", flush=True)
-        if not (peak.code or more or options.batchnorm):
+        if peak.code in DONE and not (more or options.batchnorm):
             rows[f"{row.command} {row.what}"] = row.plain()
             known.write_text(json.dumps(rows, indent=1))
     TARGET.write_text(page(rows), encoding="utf-8")

@@ -95,7 +95,7 @@ class Options:
         GRANULARITIES[:1],
         "What is removed: channels (filter), taps of kernels, directions of a layer (rank), branches and "
         "layers (depth); several compete by measured loss per saving. auto: all of them.",
-        more="All but `filter` need calibration samples; [how](docs/blocks.md)",
+        more="All but `filter` need samples, generated ones where there are no data; [how](docs/blocks.md)",
         group="granularity",
         metavar="KINDS",
         choices=GRANULARITIES,
