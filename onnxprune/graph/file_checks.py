@@ -172,7 +172,8 @@ def _wrong_node(node: onnx.NodeProto) -> str:
         return f"input {list(node.input).index('')} has no name"
     if node.op_type == "LayerNormalization" and list(node.input[2:]) == [""]:
         return "its bias has no name; leave it out"
-    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    # an attribute that refers to one of the function that holds the node has no value here
+    numbers = {attribute.name: attribute.i for attribute in node.attribute if not attribute.ref_attr_name}
     if node.op_type == "Split" and numbers.get("num_outputs", len(node.output)) != len(node.output):
         return f"it has {len(node.output)} outputs, and declares {numbers['num_outputs']}"
     if node.op_type == "Reshape" and numbers.get("allowzero", 0) not in (0, 1):

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph import io
 from onnxprune.graph.external_data import data_files
-from onnxprune.graph.file_checks import check_tensors
+from onnxprune.graph.file_checks import check_nodes, check_tensors
 from onnxprune.graph.io import load
 
 Edit = Callable[[onnx.ModelProto], None]
@@ -149,6 +149,15 @@ def test_model_that_is_refused(edit: Edit, says: str, tiny: onnx.ModelProto, tmp
     with pytest.raises(ModelError) as caught:
         load(path)
     assert says in caught.value.why
+
+
+def test_an_attribute_that_a_function_is_given_is_no_fault(tiny: onnx.ModelProto) -> None:
+    parts = helper.make_node("Split", ["x"], ["p", "q"])
+    parts.attribute.add(name="num_outputs", ref_attr_name="n", type=onnx.AttributeProto.INT)
+    tiny.functions.append(
+        helper.make_function("f", "parts", ["x"], ["p", "q"], [parts], [helper.make_opsetid("", 18)], ["n"])
+    )
+    check_nodes(tiny, HERE)
 
 
 @pytest.mark.parametrize("dims", [(), (0,), (3,), (4,), (2, 3)])
