@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx
 import onnx.numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.initializers import graphs_of
+from onnxprune.graph.initializers import bodies, graphs_of
 from onnxprune.runtime.session import fed_inputs
 
 MOST_INPUT = 2**32
@@ -37,10 +37,12 @@ FIELDS: Mapping[int, tuple[str, int]] = {
 """Field that holds the elements of a type, and its entries per element; all other types are in `int32_data`."""
 PACKED = {"FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 """Bits of the types whose elements share bytes."""
-VARIADIC = frozenset({"Concat", "Einsum", "Max", "Mean", "Min", "Sum"})
-"""Operators with any number of inputs, none of which may be left out."""
-Function = tuple[str, str]
-"""Domain and name of a function."""
+WHOLE = frozenset({"Concat", "Einsum", "Max", "Mean", "Min", "RegexFullMatch", "Sum"})
+"""Operators of which no input may be left out, which onnxruntime does not check."""
+THIRD: Mapping[str, str] = {"DFT": "axis", "LayerNormalization": "bias"}
+"""Operators whose last, third input may be left out, but not by an empty name, and what that input is."""
+Function = tuple[str, str, str]
+"""Domain, name and overload of a function."""
 
 
 def check_tensors(proto: onnx.ModelProto, file: Path) -> None:
@@ -152,28 +154,60 @@ def check_nodes(proto: onnx.ModelProto, file: Path) -> None:
             why="values of outputs are told apart by their names",
             hint="export the model again, with each output once",
         )
-    nodes = (*(part.node for part in graphs_of(proto.graph)), *(function.node for function in proto.functions))
-    for node in itertools.chain.from_iterable(nodes):
-        wrong = _wrong_node(node)
-        if wrong:
-            raise ModelError(
-                "onnxruntime cannot run a node of the model",
-                where=f"{file}, node {node.name or ', '.join(node.output)} ({node.op_type})",
-                why=wrong,
-                hint="export the model again",
-            )
+    functions = {_key(function, function.name): function for function in proto.functions}
+    seen: set[Hashable] = set()
+
+    def check(nodes: Iterable[onnx.NodeProto], blank: frozenset[str], given: Mapping[str, int], where: str) -> None:
+        """Check nodes of a function that is called without the inputs `blank`, and with the attributes `given`."""
+        for node in nodes:
+            inputs = ["" if name in blank else name for name in node.input]
+            numbers = _numbers(node, given)
+            wrong = _wrong_node(node, inputs, numbers)
+            if wrong:
+                raise ModelError(
+                    "onnxruntime cannot run a node of the model",
+                    where=f"{where}, node {node.name or ', '.join(node.output)} ({node.op_type})",
+                    why=wrong,
+                    hint="export the model again",
+                )
+            for body in bodies(node):
+                check(body.node, blank, given, where)
+            called = functions.get(_key(node, node.op_type))
+            if called is None:
+                continue
+            left_out = frozenset(name for n, name in enumerate(called.input) if not any(inputs[n : n + 1]))
+            attributes = {attribute.name: attribute.i for attribute in called.attribute_proto} | numbers
+            call = (_key(node, node.op_type), left_out, frozenset(attributes.items()))
+            if call not in seen:
+                seen.add(call)
+                check(called.node, left_out, attributes, f"{file}, function {called.name}")
+
+    check(proto.graph.node, frozenset(), {}, str(file))
 
 
-def _wrong_node(node: onnx.NodeProto) -> str:
+def _key(value: onnx.NodeProto | onnx.FunctionProto, name: str) -> Function:
+    """Return what tells functions apart: of a function, or of a node that may call one."""
+    return value.domain, name, value.overload
+
+
+def _numbers(node: onnx.NodeProto, given: Mapping[str, int]) -> dict[str, int]:
+    """Return the integer attributes of a node; one that refers to an attribute of the function is left out where that is not given."""
+    found = {attribute.name: attribute for attribute in node.attribute}
+    return {
+        name: given.get(attribute.ref_attr_name, attribute.i)
+        for name, attribute in found.items()
+        if not attribute.ref_attr_name or attribute.ref_attr_name in given
+    }
+
+
+def _wrong_node(node: onnx.NodeProto, inputs: Sequence[str], numbers: Mapping[str, int]) -> str:
     """Say what is wrong with a node; empty where nothing is, or nothing that an error of onnxruntime would not tell."""
     if node.domain not in ("", "ai.onnx"):
         return ""
-    if node.op_type in VARIADIC and "" in node.input:
-        return f"input {list(node.input).index('')} has no name"
-    if node.op_type == "LayerNormalization" and list(node.input[2:]) == [""]:
-        return "its bias has no name; leave it out"
-    # an attribute that refers to one of the function that holds the node has no value here
-    numbers = {attribute.name: attribute.i for attribute in node.attribute if not attribute.ref_attr_name}
+    if node.op_type in WHOLE and "" in inputs:
+        return f"input {inputs.index('')} has no name"
+    if node.op_type in THIRD and list(inputs[2:]) == [""]:
+        return f"its {THIRD[node.op_type]} has no name; leave it out"
     if node.op_type == "Split" and numbers.get("num_outputs", len(node.output)) != len(node.output):
         return f"it has {len(node.output)} outputs, and declares {numbers['num_outputs']}"
     if node.op_type == "Reshape" and numbers.get("allowzero", 0) not in (0, 1):
@@ -217,22 +251,22 @@ def check_functions(proto: onnx.ModelProto, file: Path) -> None:
     Raises:
         ModelError: names the function, or the number of nodes.
     """
-    bodies = {(function.domain, function.name): function.node for function in proto.functions}
+    written = {_key(function, function.name): function.node for function in proto.functions}
     sizes: dict[Function, int] = {}
 
     def size(nodes: Sequence[onnx.NodeProto], within: tuple[Function, ...]) -> int:
         total = 0
         for node in nodes:
-            called = (node.domain, node.op_type)
+            called = _key(node, node.op_type)
             if called in within:
                 raise ModelError(
                     "the functions of the model call each other in a circle",
                     where=f"{file}, function {node.op_type}",
-                    why=" calls ".join(name for _, name in (*within, called)[-MOST_NAMED:]),
+                    why=" calls ".join(name for _, name, _ in (*within, called)[-MOST_NAMED:]),
                     hint="export the model without functions",
                 )
-            if called in bodies and called not in sizes:
-                sizes[called] = size(bodies[called], (*within, called))
+            if called in written and called not in sizes:
+                sizes[called] = size(written[called], (*within, called))
             inner = [body.node for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
             total += sizes.get(called, 1) + sum(size(body, within) for body in inner)
         return total

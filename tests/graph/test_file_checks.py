@@ -106,6 +106,47 @@ def node_of(op: str, inputs: list[str], outputs: list[str], **attributes: int | 
     return edit
 
 
+def called(nodes: list[onnx.NodeProto], arguments: list[str], *, overload: str = "", **attributes: int) -> Edit:
+    """Add a function of two inputs, a and c, and the attribute n, behind the model, and a call of it within another one."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+        del model.opset_import[:]
+        model.opset_import.extend(opsets)
+        model.ir_version = 10 if overload else 9
+        inner = helper.make_function("own", "Inner", ["a", "c"], ["b"], nodes, opsets, ["n"], overload=overload)
+        call = helper.make_node("Inner", arguments, ["o"], domain="own", overload=overload or None)
+        call.attribute.append(onnx.AttributeProto(name="n", ref_attr_name="m", type=onnx.AttributeProto.INT))
+        outer = helper.make_function("own", "Outer", ["i", "j"], ["o"], [call], opsets, ["m"])
+        model.functions.extend([inner, outer])
+        model.graph.node.append(helper.make_node("Outer", ["y"], ["z"], domain="own", **attributes))
+        model.graph.output[0].name = "z"
+
+    return edit
+
+
+def referring(op: str, name: str, inputs: list[str], outputs: list[str], **attributes: int) -> onnx.NodeProto:
+    """Return a node of a function with an attribute that refers to the attribute n of the function."""
+    node = helper.make_node(op, inputs, outputs, **attributes)
+    node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name="n", type=onnx.AttributeProto.INT))
+    return node
+
+
+def branching(*inputs: str) -> list[onnx.NodeProto]:
+    """Return the nodes of a function that takes a maximum within a branch."""
+    result = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    body = helper.make_graph([helper.make_node("Max", inputs, ["r"])], "branch", [], [result])
+    condition = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.array(True)))
+    return [condition, helper.make_node("If", ["k"], ["b"], then_branch=body, else_branch=body)]
+
+
+LARGEST = helper.make_node("Max", ["a", "c"], ["b"])
+SPLIT = [
+    referring("Split", "num_outputs", ["a"], ["p", "q"], axis=1),
+    helper.make_node("Concat", ["q", "p"], ["b"], axis=1),
+]
+
+
 def repeated(model: onnx.ModelProto) -> None:
     model.graph.output.append(model.graph.output[0])
 
@@ -117,8 +158,20 @@ def repeated(model: onnx.ModelProto) -> None:
         (node_of("Einsum", ["y", ""], ["z"], equation="bc,ck->bk"), "input 1 has no name"),
         (node_of("Max", ["y", "", "y"], ["z"]), "input 1 has no name"),
         (node_of("LayerNormalization", ["y", "b3", ""], ["z"]), "its bias has no name"),
+        (node_of("DFT", ["y", "", ""], ["z"]), "its axis has no name"),
+        (node_of("RegexFullMatch", [""], ["z"], pattern="a"), "input 0 has no name"),
         (node_of("Split", ["y"], ["p", "q", ""], axis=1, num_outputs=2), "it has 3 outputs, and declares 2"),
         (node_of("Reshape", ["y", "shape"], ["z"], allowzero=-2), "allowzero is -2"),
+        (called([LARGEST], ["i"]), "input 1 has no name"),
+        (called([LARGEST], ["i", ""]), "input 1 has no name"),
+        (called([LARGEST], ["i", "j"]), "input 1 has no name"),
+        (called([LARGEST], ["i", "j"], overload="v"), "input 1 has no name"),
+        (called(branching("a", "", "a"), ["i"]), "input 1 has no name"),
+        (called(branching("a", "c"), ["i"]), "input 1 has no name"),
+        (called([helper.make_node("RegexFullMatch", ["c"], ["b"], pattern="a")], ["i"]), "input 0 has no name"),
+        (called([helper.make_node("DFT", ["a", "", "c"], ["b"])], ["i"]), "its axis has no name"),
+        (called(SPLIT, ["i"], m=3), "it has 2 outputs, and declares 3"),
+        (called([referring("Reshape", "allowzero", ["a", "c"], ["b"])], ["i", "i"], m=2), "allowzero is 2"),
         (resized("w1", [2**62]), "declares 4,611,686,018,427,387,904 elements, the file holds 432"),
         (resized("w1", [2**62, 2**62, 3, 3]), "the file holds 432"),
         (resized("w1", [-16, 3, 3, -3]), "[-16, 3, 3, -3]"),
@@ -157,6 +210,22 @@ def test_an_attribute_that_a_function_is_given_is_no_fault(tiny: onnx.ModelProto
     tiny.functions.append(
         helper.make_function("f", "parts", ["x"], ["p", "q"], [parts], [helper.make_opsetid("", 18)], ["n"])
     )
+    check_nodes(tiny, HERE)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        called([LARGEST], ["i", "i"]),
+        called([LARGEST], ["i", "i"], overload="v"),
+        called(branching("a", "c"), ["i", "i"]),
+        called([helper.make_node("Clip", ["a", "c"], ["b"])], ["i"]),
+        called(SPLIT, ["i"], m=2),
+        called(SPLIT, ["i"]),
+    ],
+)
+def test_functions_whose_calls_are_whole_are_read(edit: Edit, tiny: onnx.ModelProto) -> None:
+    edit(tiny)
     check_nodes(tiny, HERE)
 
 

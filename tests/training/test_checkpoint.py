@@ -65,6 +65,42 @@ def test_files_of_the_steps_of_a_schedule(tmp_path):
     assert checkpoint.file_of(path, 1, 1) == path
 
 
+NESTED = {
+    "weights": {"w": torch.arange(4.0)},
+    "validator": {"history": [{"step": 0, "loss": None}, {"step": 1, "loss": 0.5}], "best": {"w": torch.ones(2)}},
+    "notes": ["one"],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["weights"]["w"][3].add_(1),
+        lambda state: state["weights"].update(w=state["weights"]["w"].double()),
+        lambda state: state["validator"].update(best=torch.ones(2)),
+        lambda state: state["validator"]["best"].update(w=0.5),
+        lambda state: state["validator"]["history"][1].update(step=torch.ones(2)),
+        lambda state: state["validator"]["history"][1].update(loss={}),
+        lambda state: state["validator"]["history"].pop(),
+        lambda state: state["notes"].append(torch.ones(2)),
+        lambda state: state.pop("digest"),
+        lambda state: state.update(digest=torch.ones(2)),
+    ],
+    ids=["a value", "dtype", "best", "a weight", "a step", "a loss", "a row", "a note", "no digest", "another digest"],
+)
+def test_damage_in_the_depth_is_told_where_the_file_is_read(tmp_path, change):
+    path = tmp_path / "state"
+    checkpoint.save(path, "key", NESTED)
+    assert checkpoint.load(path, "key")["notes"] == ["one"]
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(OutputError, match="cannot be read") as caught:
+        checkpoint.load(path, "key")
+    assert caught.value.where == str(path)
+    assert "damaged" in caught.value.why
+
+
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
