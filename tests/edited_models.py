@@ -15,6 +15,7 @@ from onnxprune.graph.readers import linear_layers
 from onnxprune.graph.trace import node_labels
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.depth import DropBranch
+from onnxprune.surgery.edits.inputs import DropInputs
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank
 from onnxprune.surgery.edits.protocol import Edit
@@ -35,6 +36,8 @@ def some(model: Model, rng: np.random.Generator, share: float = 1.0) -> Iterator
                 cut.append((first, step, int(rng.integers(1, (size - 1 - first) // step + 2))))
             found.append(Kernel(labels[n], tuple(cut)))
             found.append(LowRank(labels[n], max(1, min(outputs, features // 9) // 2), "spatial"))
+        inputs = features // int(np.prod(layer.kernel)) if isinstance(layer, Conv) else features
+        found += [DropInputs(labels[n], int(rng.integers(1, inputs)))] if inputs > 1 else []
         yield found[int(rng.integers(len(found)))]
     yield from (c.edit for c in DropBranch.candidates(model, 1) if rng.random() < 0.3)
 

@@ -10,7 +10,7 @@ from onnxprune.cli.parsers import parse_targets
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import GateLimits
 from onnxprune.importance.methods import METHODS
-from onnxprune.options import IMPORTANCES, Options, Training
+from onnxprune.options import GRANULARITIES, IMPORTANCES, Options, Training
 from onnxprune.options.metadata import AUTO, option_fields
 
 
@@ -108,6 +108,31 @@ def test_resolved_options_have_no_auto(data):
     assert (found.importance, found.scope, found.repair, found.norms) == expected
     assert found.settings["round_to"] == found.settings["grouped"] == found.settings["augment"] == AUTO
     assert found.settings["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "edits"),
+    [
+        ({"reduce": {"flops": 0.5}}, True),
+        ({"limit": {"size": 1e6, "latency": 1.0}}, True),
+        ({"reduce": {"params": 0.5}, "importance": "obs", "scope": "sensitivity", "repair": "lstsq"}, True),
+        ({}, False),
+        ({"reduce": {"memory": 0.5}}, False),
+        ({"reduce": {"flops": 0.5}, "limit": {"memory": 1e6}}, False),
+        ({"max_drop": 1.0}, False),
+        ({"reduce": {"flops": 0.5}, "threshold": 0.5}, False),
+        ({"reduce": {"flops": 0.5}, "importance": "l2"}, False),
+        ({"reduce": {"flops": 0.5}, "scope": "global"}, False),
+        ({"reduce": {"flops": 0.5}, "repair": "bias"}, False),
+        ({"reduce": {"flops": 0.5}, "schedule": "progressive"}, False),
+    ],
+)
+def test_layers_are_edited_by_default_where_that_is_measured_to_pay(values, edits):
+    assert Options(**values).resolved(True).granularity == (GRANULARITIES if edits else ("filter",))
+    asked = Options(**values, granularity=("filter", "rank")).resolved(True)
+    assert asked.granularity == ("filter", "rank")
+    if values.get("repair") not in ("bias", "lstsq") and values.get("importance") != "obs" and "scope" not in values:
+        assert Options(**values).resolved(False).granularity == ("filter",)
 
 
 def test_what_is_asked_for_is_not_resolved_away():

@@ -61,7 +61,7 @@ BIAS = "--importance activation --repair bias"
 QUICK = {"filter-1": BIAS, "progressive": "--importance apoz --repair bias", "prune-finetune": BIAS, "sweep": BIAS}
 """For `small`, whose layer of 4,096 inputs takes half a minute to repair; edits of its layers are left out for that."""
 EDITS = (
-    f"plan {{model}} -o {{edits}} {SEEN} --samples 32 --reduce flops=50% --granularity filter,kernel,rank,depth "
+    f"plan {{model}} -o {{edits}} {SEEN} --samples 32 --reduce flops=50% --granularity all "
     "--round-to 8 --seed 0 --quiet"
 )
 ZOO_CASES = {

@@ -40,10 +40,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOT = ROOT / "docs" / "blocks.md", ROOT / "docs" / "blocks.svg"
 MODES = {
     "filter": ("filter",),
-    "auto": ("filter", "kernel", "rank", "depth"),
+    "auto": "auto",
     "rank": ("rank",),
     "kernel": ("kernel",),
     "depth": ("depth",),
+    "input": ("input",),
 }
 REAL = ("open-nsfw", "lite0-dynamo")
 """Trained on photographs by others; what they and the photographs come from is told in tools/accuracy.py."""

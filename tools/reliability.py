@@ -187,7 +187,7 @@ def of_files(done: campaign.Fuzzed) -> str:
 def of_timings(wrong: Sequence[str], same: Sequence[bool]) -> str:
     """Return the section of timings."""
     text = (
-        f"## Timings\n\n`prune --granularity auto` with every time multiplied by a random factor (log-normal, s = {timings.SPREAD:g}): "
+        f"## Timings\n\n`prune --granularity all` with every time multiplied by a random factor (log-normal, s = {timings.SPREAD:g}): "
         f"{sum(not one for one in wrong)} of {len(wrong)} runs end in a result, or in the message that the target is out of reach. "
     )
     if same:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
-from math import nan
+from math import inf, nan
 from typing import Any
 
 import numpy as np
 
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.edit_timing import Saving
-from onnxprune.allocation.knapsack import Amounts, Budget, holds, unreachable
+from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, allocate_by_loss, holds, unreachable
+from onnxprune.errors import TargetError
 from onnxprune.graph.model import Model
 from onnxprune.metrics import activation_memory as memory
 from onnxprune.options import QUANTITIES
@@ -159,7 +160,7 @@ def least_loss(costs: EditEstimator, budget: Budget) -> BoolArray:
     parts = [f"{least[n]:.4g} is the least, {bound:.4g} was asked" for n, bound in budget.items() if least[n] > bound]
     raise unreachable(
         *(parts or ["no selection of edits keeps all limits at once"]),
-        hint="ask for less, or prune channels as well: --granularity auto",
+        hint="ask for less, or prune channels as well: --granularity all",
     )
 
 
@@ -176,6 +177,27 @@ def worth(costs: EditEstimator, budget: Budget, multiplier: float) -> BoolArray:
     """Choose the edits with the largest net gain; where they keep the budget, those with the least loss."""
     chosen = net_gain(costs, multiplier)
     return least_loss(costs, budget) if holds(costs.predict(chosen), budget) else chosen
+
+
+def expected_loss(costs: EditEstimator, chosen: BoolArray, plan: Plan, channels: CostEstimator) -> float:
+    """Return the loss to expect of a selection of edits with as many channels removed as the targets then still need.
+
+    Edits save a share of each cost, and channels have to save the rest of what the targets ask for. Losses of edits and
+    measured losses of channels, the curves of `plan`, are added. `channels` estimates the model that `plan` is for.
+    """
+    trace = channels.analysis.trace
+    before, after = costs.predict(np.zeros(chosen.size, dtype=bool)), costs.predict(chosen)
+    budget = {name: bound * before[name] / max(after[name], 1e-30) for name, bound in channels.budget().items()}
+    lost = float(costs.losses[chosen].sum())
+    keep = np.ones(trace.n_channels, dtype=bool)
+    if not holds(channels.start, budget):
+        rules = PruningRules.of(trace, channels.options, channels.options.scope)
+        try:
+            keep = allocate_by_loss(trace, channels.predict, plan.curves, keep, rules, budget)
+        except TargetError:
+            return inf
+    gone = [(curve, np.array([(~keep[curve.order]).sum()])) for curve in plan.curves]
+    return lost + sum(float(curve.at(count)[0]) for curve, count in gone)
 
 
 def _solved(

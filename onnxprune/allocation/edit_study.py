@@ -63,13 +63,14 @@ def study(
     timer = EditTimer(analysis, config, timings)
     timed: list[tuple[Candidate, Saving]] = []
     slower = 0
-    for number, candidate in enumerate(found):
-        on_stage("time layers", number / len(found))
-        saving = timer.saving(candidate)
-        if saving is not None and saving.is_faster:
-            timed.append((candidate, saving))
-        elif saving is not None:
-            slower += 1
+    with timer.kept.kept():
+        for number, candidate in enumerate(found):
+            on_stage("time layers", number / len(found))
+            saving = timer.saving(candidate)
+            if saving is not None and saving.is_faster:
+                timed.append((candidate, saving))
+            elif saving is not None:
+                slower += 1
     notes = (f"{slower} of {len(found)} edits are left out: they are not measured to be faster",) if slower else ()
     scored = workspace.results.of(
         "edits",

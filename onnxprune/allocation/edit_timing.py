@@ -22,6 +22,7 @@ from onnxprune.graph.shapes import infer_shapes
 from onnxprune.graph.signature import Signature
 from onnxprune.graph.trace import node_labels
 from onnxprune.graph.trace import trace as trace_model
+from onnxprune.runtime.layer_times import LayerTimes
 from onnxprune.runtime.session import Feeds, SessionConfig
 from onnxprune.runtime.timing import sample_times
 from onnxprune.runtime.timings import Timings
@@ -90,9 +91,13 @@ def layer_times(layers: Sequence[LayerModel]) -> list[float]:
 
 
 class EditTimer:
-    """Times each edit of a model by itself, equal ones once; `config` gives the batch, provider and threads."""
+    """Times each edit of a model by itself, equal ones once; `config` gives the batch, provider and threads.
+
+    Times come from `timings`, which has those that the cache of the user keeps, or new ones.
+    """
 
     def __init__(self, analysis: Analysis, config: BenchmarkConfig, timings: Timings) -> None:
+        self.kept = LayerTimes(config.session, config.batch)
         self.model, self.trace, self.config, self.timings = analysis.model, analysis.trace, config, timings
         shapes = self.model.signature.input_shapes(config.batch, self.trace.input_shapes)
         self._inferred = infer_shapes(weightless(self.model), shapes)
@@ -125,13 +130,13 @@ class EditTimer:
         original = self._original[1]
         macs, params = original.counts
         if candidate.edit.removes_nodes:
-            (before,) = self.timings.of(key, 1, lambda: layer_times([original]))
+            (before,) = self.timings.of(key, 1, lambda: self.kept.of(key, 1, lambda: layer_times([original])))
             return Saving(before, 0.0, macs, params)
         numbers = {label: n for n, label in enumerate(node_labels(original.model.graph))}
         layer = linear_layers(original.model.graph).get(numbers.get(candidate.edit.layer, -1))
         edit = candidate.edit if layer is None else candidate.edit.timed(layer)
         edited = LayerModel(apply_edits(original.model, [edit]).model, self.config.session)
-        before, after = self.timings.of(key, 2, lambda: layer_times([original, edited]))
+        before, after = self.timings.of(key, 2, lambda: self.kept.of(key, 2, lambda: layer_times([original, edited])))
         return Saving(before, after, macs - edited.counts[0], params - edited.counts[1])
 
     def _shape(self, name: str) -> tuple[int, ...] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune.allocation import knapsack, sensitivity
+from onnxprune.allocation.carried_curves import KnownCurves
 from onnxprune.allocation.channel_multiple import FINER
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.knapsack import Budget, PruningRules
@@ -16,6 +18,7 @@ from onnxprune.graph.analysis import Analysis
 from onnxprune.graph.model import Model
 from onnxprune.graph.operators import OPERATORS, UNKNOWN
 from onnxprune.importance import weights as importance
+from onnxprune.importance.obs import points_of
 from onnxprune.importance.registry import calibrated_scores
 from onnxprune.options import WITH_DATA, WITH_GRADIENTS, ResolvedOptions
 from onnxprune.progress import ProgressCallback, share_of
@@ -131,6 +134,7 @@ def score(
     held: BoolArray,
     *,
     first: bool = True,
+    known: KnownCurves | None = None,
 ) -> AllocationProblem:
     """Score the channels that are left.
 
@@ -142,6 +146,7 @@ def score(
         scored: the model that scores come from.
         held: (n_channels,) channels that `scored` holds, in the same order.
         first: whether this is the first step: only then the threshold applies.
+        known: measured loss curves of the model before edits; those of groups that edits leave as they were are not measured again.
     """
     trace, on_stage = estimator.analysis.trace, estimator.on_stage
     asked = estimator.options.round_to is not None  # `with_multiple` may have set another one
@@ -149,7 +154,8 @@ def score(
     rules = replace(PruningRules.of(scored.trace, options, options.scope), may_refine=may_refine)
     with_target = bool(options.reduce or options.limit or options.max_drop is not None)
     by_loss = options.scope == "sensitivity" and with_target
-    scores, curves = _measured(scored, options, keep[held], workspace, on_stage, by_loss)
+    carried = {} if known is None or not by_loss or not keep.all() else known.carried(scored)
+    scores, curves = _measured(scored, options, keep[held], workspace, on_stage, by_loss, carried)
     with_gradients = options.importance in WITH_GRADIENTS
     if options.threshold is not None and first:
         # the scores of the other importances are relative already
@@ -171,23 +177,28 @@ def _measured(
     workspace: Workspace | None,
     on_stage: ProgressCallback,
     by_loss: bool,
+    carried: Mapping[str, Curve],
 ) -> tuple[FloatArray, tuple[Curve, ...]]:
-    """Return the scores, and with `by_loss` the loss curves, in channels of the scored model."""
+    """Return the scores, and with `by_loss` the loss curves, in channels of the scored model.
+
+    Groups with a carried curve are not measured, and their scores are those of their weights: where curves decide, nothing asks for them.
+    """
     if options.importance not in WITH_DATA and options.scope != "sensitivity":
         return importance.score(scored.model, scored.trace, options.importance, keep, options.seed), ()
     assert workspace is not None
 
     def measured() -> tuple[FloatArray, tuple[Curve, ...]]:
-        scores, removals = calibrated_scores(scored, options, keep, on_stage, workspace)
-        progress = share_of(on_stage, "measure")
-        curves = sensitivity.curves(scored, removals, workspace, progress) if by_loss else ()
+        names = {group.name for group in scored.trace.groups} - carried.keys() if carried else None
+        scores, removals = calibrated_scores(scored, options, keep, on_stage, workspace, names)
+        progress, of = share_of(on_stage, "measure"), points_of(scored.trace) if carried else None
+        curves = sensitivity.curves(scored, removals, workspace, progress, of) if by_loss else ()
         for removal in removals:
             removal.drop(workspace.store)
-        return scores, curves
+        return scores, (*curves, *carried.values())
 
     return workspace.results.of(
         "scores",
-        lambda: (scored.model.content_digest(), keep, options, workspace.identity),
+        lambda: (scored.model.content_digest(), keep, options, workspace.identity, *carried.values()),
         measured,
         types=(Curve,),
     )

@@ -24,7 +24,7 @@ from onnxprune.cli.parsers import (
 from onnxprune.cli.terminal import NOTHING
 from onnxprune.errors import OptionError
 from onnxprune.evaluation.policy import IN_MB, GateLimits, Policy, limit_of, merged, read
-from onnxprune.options import GRANULARITIES, Options, Training
+from onnxprune.options import ALL, GRANULARITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.options.metadata import AUTO, OptionMetadata, number_type, option_fields
 
@@ -33,10 +33,16 @@ def _kinds(text: str) -> tuple[str, ...] | str:
     return text if text == AUTO else parse_kinds(text)
 
 
+def _granularities(text: str) -> tuple[str, ...] | str:
+    if text == AUTO:
+        return text
+    return GRANULARITIES if text == ALL else tuple(part.strip() for part in text.split(","))
+
+
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "reduce": partial(parse_targets, "reduce"),
     "limit": partial(parse_targets, "limit"),
-    "granularity": lambda text: GRANULARITIES if text == AUTO else tuple(part.strip() for part in text.split(",")),
+    "granularity": _granularities,
     "memory": parse_memory,
     "shape": parse_shapes,
     "augment": _kinds,
@@ -53,7 +59,8 @@ def _type(each: Field[Any], found: OptionMetadata) -> Any:
     if each.default_factory is not MISSING and found.known:
         return Words([f"{word}=" for word in found.known])
     if found.separator:
-        return Words((AUTO, *(("none",) if found.auto else ()), *found.choices), separator=found.separator)
+        word = ALL if found.low >= 1 else "none"  # a list that may be empty is written as none
+        return Words((AUTO, word, *found.choices), separator=found.separator)
     if found.choices:
         return click.Choice(found.choices)
     if found.known:

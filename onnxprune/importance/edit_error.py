@@ -21,6 +21,8 @@ from onnxprune.surgery.edits.low_rank import directions, laid_out
 from onnxprune.types import FloatArray, IntArray
 
 TINY = 1e-30
+AT_ONCE = 16
+"""Input channels go one by one while fewer than twice as many are left."""
 
 
 class Gram:
@@ -38,6 +40,7 @@ class Gram:
         diagonal = covariance.ndim == 2
         self.product = np.asarray(self.matrix * covariance[:, None, :] if diagonal else self.matrix @ covariance)
         self.total = float(np.einsum("gof,gof->", self.product, self.matrix)) + TINY
+        self._removal: IntArray | None = None
         self._leading: dict[str, tuple[FloatArray, FloatArray]] = {}
 
     def bias(self, matrix: FloatArray) -> FloatArray:
@@ -60,6 +63,15 @@ class Gram:
         matrix = np.zeros_like(self.matrix)
         matrix[:, :, features] = part
         return matrix, max(0.0, 1 - float(np.einsum("gof,gof->", right, part)) / self.total)
+
+    def removal(self, width: int) -> IntArray:
+        """Return the order in which input channels of `width` features each are missed least, first to go first.
+
+        They go one by one, or 1 / `AT_ONCE` of those left at a time, and the other weights are adjusted after each.
+        """
+        if self._removal is None:
+            self._removal = _removed_by_loss(self.matrix[0], self.covariance[0], width)
+        return self._removal
 
     def leading(self, form: str) -> tuple[FloatArray, FloatArray]:
         """Return (groups, n, n) directions of the output by descending importance, and (n + 1,) errors of the first r directions.
@@ -86,6 +98,28 @@ class Gram:
         cube = self.covariance[0].reshape(inputs, first, others, inputs, first, others)
         column = np.einsum("iabjcb->iajc", cube) / others
         return parts, parts @ column.reshape(parts.shape[2], parts.shape[2])
+
+
+def _removed_by_loss(matrix: FloatArray, covariance: FloatArray, width: int) -> IntArray:
+    """Return the order of channels of `width` features each; `covariance` is (features, features) or its diagonal."""
+    channels = matrix.shape[1] // width
+    if covariance.ndim == 1:
+        return np.argsort(((matrix**2).sum(axis=0) * covariance).reshape(channels, width).sum(axis=1), kind="stable")
+    matrix, inverse = matrix.copy(), np.linalg.inv(covariance)
+    left, order = np.arange(channels), []
+    while left.size:
+        at = left[:, None] * width + np.arange(width)
+        columns = np.moveaxis(matrix[:, at], 0, 2)  # (channels, width, outputs)
+        inner = inverse[at[:, :, None], at[:, None, :]]
+        losses = np.einsum("cst,cts->c", np.linalg.inv(inner), columns @ np.swapaxes(columns, 1, 2))
+        first = np.argsort(losses, kind="stable")[: max(1, left.size // AT_ONCE)]
+        gone = at[first].reshape(-1)
+        gain = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])
+        matrix -= matrix[:, gone] @ gain
+        inverse -= inverse[:, gone] @ gain
+        order.append(left[first])
+        left = np.delete(left, first)
+    return np.concatenate(order)
 
 
 def weighing(seen: second_order.Statistics, importance: str) -> FloatArray:

@@ -17,8 +17,12 @@ WITH_GRADIENTS = tuple(name for name, method in METHODS.items() if method.torch)
 WITH_DATA = tuple(name for name, method in METHODS.items() if method.data)
 """Importances that need calibration samples."""
 IMPORTANCES = (AUTO, *METHODS)
-GRANULARITIES = ("filter", "kernel", "rank", "depth")
-"""What is removed: channels; taps of kernels; directions of a layer; branches and layers."""
+GRANULARITIES = ("filter", "kernel", "rank", "depth", "input")
+"""What is removed: channels; taps of kernels; directions of a layer; branches and layers; channels that one of several readers drops."""
+ALL = "all"
+"""Word of the command line for all granularities."""
+SAVED = frozenset({"flops", "params", "size", "latency"})
+"""Quantities of which layer edits save about as much as they save of a layer by itself; memory depends on what is alive at the same time."""
 SCOPES = (AUTO, "sensitivity", "global", "uniform")
 REPAIRS = (AUTO, "lstsq", "bias", "none")
 QUANTITIES = TARGETS
@@ -91,18 +95,20 @@ class Options:
     minimise: str = option(
         QUANTITIES[0], "The quantity that --max-drop minimizes.", group="targets", choices=QUANTITIES
     )
-    granularity: tuple[str, ...] = option(
-        GRANULARITIES[:1],
+    granularity: tuple[str, ...] | str = option(
+        AUTO,
         "What is removed: channels (filter), taps of kernels, directions of a layer (rank), branches and "
-        "layers (depth); several compete by measured loss per saving. auto: all of them.",
+        "layers (depth), channels that one of several readers does without (input), or all; several compete by measured loss per saving.",
         more="All but `filter` need samples, generated ones where there are no data; [how](docs/blocks.md)",
         group="granularity",
         metavar="KINDS",
         choices=GRANULARITIES,
         listed=True,
         separator=",",
+        auto=True,
         low=1,
-        shown=GRANULARITIES[0],
+        decided="all, for --reduce and --limit of FLOPs, parameters, size and latency with second-order importance, measured losses and "
+        "lstsq repair, in one shot; else filter",
     )
     importance: str = option(
         AUTO,
@@ -238,6 +244,7 @@ class Options:
         repair = ("lstsq" if data else "none") if self.repair == AUTO else self.repair
         meant: dict[str, Any] = {
             **DEFERRED,
+            "granularity": GRANULARITIES if data and self._edits_pay else GRANULARITIES[:1],
             "importance": WITH_DATA[0] if data else "l2",
             "scope": "sensitivity" if data and self.threshold is None else "global",
             "repair": repair,
@@ -264,9 +271,20 @@ class Options:
         return found
 
     @property
-    def edits(self) -> frozenset[str]:
-        """Granularities besides `filter`."""
-        return frozenset(self.granularity) - {"filter"}
+    def _edits_pay(self) -> bool:
+        """Whether layer edits beside channels are measured to pay with these options, see docs/blocks.md."""
+        usual = {
+            "importance": (AUTO, WITH_DATA[0]),
+            "scope": (AUTO, "sensitivity"),
+            "repair": (AUTO, "lstsq"),
+            "schedule": ("block",),
+            "threshold": (None,),
+            "max_drop": (None,),
+        }
+        bounded = {*self.reduce, *self.limit}
+        return (
+            bool(bounded) and bounded <= SAVED and all(getattr(self, name) in values for name, values in usual.items())
+        )
 
     @property
     def rounds(self) -> int:
@@ -289,6 +307,7 @@ class ResolvedOptions(Options):
         round_to: channel multiple; None: `onnxprune.allocation.channel_multiple` finds one for each group by `multiple`, the machine's.
     """
 
+    granularity: tuple[str, ...] = GRANULARITIES[:1]
     importance: str = "l2"
     scope: str = "global"
     repair: str = "none"
@@ -297,6 +316,11 @@ class ResolvedOptions(Options):
     grouped: str = MANY
     norms: str = "keep"
     multiple: int | None = None
+
+    @property
+    def edits(self) -> frozenset[str]:
+        """Granularities besides `filter`."""
+        return frozenset(self.granularity) - {"filter"}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Fields(MeasuringFields, total=False):
     max_drop: float | None
     tolerate: float | None
     minimise: str
-    granularity: tuple[str, ...]
+    granularity: tuple[str, ...] | str
     importance: str
     schedule: str
     steps: int

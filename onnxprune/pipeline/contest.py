@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from onnxprune.allocation.carried_curves import KnownCurves
 from onnxprune.allocation.cost_estimator import CostEstimator
-from onnxprune.allocation.edit_choice import DEFAULT_MULTIPLIER, EditEstimator, ScoredEdit, multiplier_of, worth
+from onnxprune.allocation.edit_choice import (
+    DEFAULT_MULTIPLIER,
+    EditEstimator,
+    ScoredEdit,
+    expected_loss,
+    multiplier_of,
+    worth,
+)
 from onnxprune.allocation.edit_study import study
 from onnxprune.allocation.knapsack import Budget
 from onnxprune.allocation.problem import paced
 from onnxprune.allocation.targets import too_far
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import TargetError
+from onnxprune.evaluation.benchmark import timing_key
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.pipeline.edited_model import EditedModel, apply, edited, refitted
 from onnxprune.pipeline.opening import from_model
@@ -22,19 +33,24 @@ from onnxprune.pipeline.run import Run
 from onnxprune.pipeline.schedule import select_channels
 from onnxprune.repair.least_squares import DEPTH
 from onnxprune.repair.network import RepairResult, divergences
+from onnxprune.runtime.session import random_feeds
+from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
 
-FACTORS = (0.1, 0.3, 1.0)
+FACTORS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
 """Shares of the Lagrange multiplier of the channels at which edits are chosen."""
-FINALISTS, CLOSE = 2, 1.5
-"""Solutions with edits that get the full repair, at most, and how far the figure of a solution may be above the least one for that. Full
-repair gains more where more was lost: it takes about the square root of a ratio."""
+UNEXPECTED = (0.3, 0.1, 1.0)
+"""The same where no loss can be expected, because no loss of channels was measured or the loss is what is bounded; all are tried."""
+TRIES = 2
+"""Selections of edits that are tried in a round at most, until one is better; those with the least expected loss come first."""
+EQUAL = 1.1
+"""Ratio to the least figure of a solution up to which another one counts as equal: that with the fewest edits is repaired in full."""
+SLOWER = 1.03
+"""Ratio of times from which a solution with edits counts as slower than channels alone."""
 CORRECTIONS = 3
 """Largest number of times that edits are chosen for one multiplier."""
-TIE = 0.02
-"""Relative difference below which losses count as equal; the solution with fewer edits is taken then."""
-ROUNDS = 4
-"""Largest number of rounds that look for further edits."""
+ROUNDS = 1
+"""Largest number of rounds that look for further edits in the best solution."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,9 @@ def best_solution(run: Run) -> Run:
     """Let edits compete with channels, and return the solution with the least loss.
 
     The Lagrange multiplier is the cost of the last channels that went: divergence of the output per share of the bound
-    quantity. At some shares of it the edits with the largest net gain are applied, channels do the rest, and the
-    results, repaired, are compared on held-out samples. The first edits are looked for in the original, those of
-    further rounds in the best solution after its deletion; all are applied to the original.
+    quantity. At some shares of it the edits with the largest net gain are chosen. Those with the least expected loss are
+    applied, channels do the rest, and the results, repaired, are compared on held-out samples. The first edits are
+    looked for in the original, further ones in the best solution after its deletion; all are applied to the original.
 
     Each step of the progressive schedule does this for its part of the way, and starts from the edits of the step
     before. The last solutions, and channels alone, then lose their channels by steps.
@@ -141,7 +157,7 @@ class Search:
             scored, self.notes = self.studied(self.run.edited.analysis, goal)
             best = self.with_edits(best, goal, EditEstimator(goal if best is None else best.estimator, scored))
         for _ in range(ROUNDS):
-            if best is None:
+            if best is None or (self.expects(best) and not best.base.chosen):
                 break
             before, best = best, self.with_further_edits(best, goal)
             if best is before:
@@ -185,15 +201,11 @@ class Search:
         costs: EditEstimator,
         earlier: tuple[ScoredEdit, ...] | None = None,
     ) -> Solution | None:
-        """Choose some of the edits of `costs` at several multipliers, and return the best solution; see `chosen`."""
-        multiplier = DEFAULT_MULTIPLIER if start is None else multiplier_of(start.run.plan, start.estimator)
+        """Choose some of the edits of `costs`, let channels do the rest, and return the best solution."""
         best = start
-        for factor in FACTORS:
-            edits = self.chosen(goal, costs, factor * multiplier, earlier)
-            key = tuple(sorted(str((scored.edit.layer, scored.edit)) for scored in edits))
-            if not edits or key in self.seen:
-                continue
-            self.seen.add(key)
+        for number, edits in enumerate(self.selections(start, goal, costs, earlier)):
+            if self.expects(start) and (best is not start or number == TRIES):
+                break
             other = apply(self.run.edited, edits, self.run.options, self.workspace, self.run.on_stage)
             if best is not None and self.run.options.max_drop is None and other.loss >= best.loss:
                 self.told.append(
@@ -205,6 +217,39 @@ class Search:
             except TargetError as error:
                 self.told.append(f"{_count(edits)} cannot reach the target ({_reason(error)})")
         return best
+
+    def selections(
+        self,
+        start: Solution | None,
+        goal: CostEstimator,
+        costs: EditEstimator,
+        earlier: tuple[ScoredEdit, ...] | None,
+    ) -> Iterator[tuple[ScoredEdit, ...]]:
+        """Yield selections of edits that were not tried, the least expected loss first; see `chosen`."""
+        multiplier = DEFAULT_MULTIPLIER if start is None else multiplier_of(start.run.plan, start.estimator)
+        factors = UNEXPECTED if start is None or not self.expects(start) else self.promising(start, costs, multiplier)
+        for factor in factors:
+            edits = self.chosen(goal, costs, factor * multiplier, earlier)
+            key = tuple(sorted(str((scored.edit.layer, scored.edit)) for scored in edits))
+            if edits and key not in self.seen:
+                self.seen.add(key)
+                yield edits
+
+    def expects(self, start: Solution | None) -> bool:
+        """Tell whether the loss of a selection of edits can be expected."""
+        return start is not None and bool(start.run.plan.curves) and self.run.options.max_drop is None
+
+    def promising(self, start: Solution, costs: EditEstimator, multiplier: float) -> tuple[float, ...]:
+        """Return the factors of `FACTORS` by expected loss, without those that choose the same, or promise no gain."""
+        none, budget = np.zeros(len(costs.scored), dtype=bool), costs.budget()
+        alone = expected_loss(costs, none, start.run.plan, start.estimator)
+        expected: dict[bytes, tuple[float, float]] = {none.tobytes(): (alone, 0.0)}
+        for factor in FACTORS:
+            picked = worth(costs, budget, factor * multiplier)
+            if picked.tobytes() not in expected:
+                loss = expected_loss(costs, picked, start.run.plan, start.estimator)
+                expected[picked.tobytes()] = loss, factor
+        return tuple(factor for loss, factor in sorted(expected.values()) if loss < alone)
 
     def chosen(
         self, goal: CostEstimator, costs: EditEstimator, multiplier: float, earlier: tuple[ScoredEdit, ...] | None
@@ -230,23 +275,36 @@ class Search:
             budget = too_far(goal, made, costs.predict(picked))
         return edits
 
-    def finalists(self) -> list[Solution]:
-        """Return the solutions that get the full repair: channels alone and the best with edits, where they are close to the best."""
-        last = [*((self.alone,) if self.alone else ()), *sorted(self.others, key=lambda s: s.rank)[:FINALISTS]]
-        most = CLOSE * min((solution.rank for solution in last), default=math.inf)
-        return [solution for solution in last if not solution.rank > most]  # one whose loss is unknown stays
+    def ranked(self) -> list[Solution]:
+        """Return all solutions: first those whose figures count as equal to the least one, fewest edits first, then the others by figure."""
+        found = [*((self.alone,) if self.alone else ()), *self.others]
+        equal = EQUAL * min((solution.rank for solution in found if not math.isnan(solution.rank)), default=math.inf)
+
+        def place(solution: Solution) -> tuple[bool, float]:
+            is_equal = solution.rank <= equal
+            return not is_equal, len(solution.base.edits) if is_equal else solution.rank
+
+        return sorted(found, key=place)
 
     def finished(self) -> Solution:
-        """Repair the best solutions in full, channels alone among them; return the best, see `fewest_edits`.
+        """Repair the first of the ranked solutions in full.
+
+        With the progressive schedule the first two that can be reached by steps are repaired, and the better one is taken.
 
         Raises:
             TargetError: no solution meets the targets by steps.
         """
+        by_steps = self.run.options.schedule == "progressive"
         found: list[Solution] = []
         unmet: TargetError | None = None
-        for solution in self.finalists():
+        for solution in self.ranked():
+            if len(found) == (2 if by_steps else 1):
+                break
+            if self.is_slower(solution):
+                self.told.append(f"{solution} left out: slower than channels alone")
+                continue
             try:
-                stepped = self.by_steps(solution) if self.run.options.schedule == "progressive" else solution
+                stepped = self.by_steps(solution) if by_steps else solution
             except TargetError as error:
                 unmet = error
                 self.told.append(f"{solution} cannot reach the target by steps ({_reason(error)})")
@@ -256,11 +314,38 @@ class Search:
         if not found:
             assert unmet is not None
             raise unmet
-        return fewest_edits(found)
+        return min(found, key=lambda s: s.rank)
+
+    def is_slower(self, solution: Solution) -> bool:
+        """Tell whether a solution with edits is measured to be slower than channels alone, where latency is measured and is no target.
+
+        A layer that is faster by itself may not be within the network, where onnxruntime fuses it with others and chooses layouts.
+        """
+        alone, config = self.alone, self.run.measure
+        if alone is None or not solution.base.chosen or not config.latency or "latency" in alone.estimator.measured:
+            return False
+        assert alone.repaired is not None
+        assert solution.repaired is not None
+        models, shapes = [alone.repaired.model, solution.repaired.model], alone.estimator.shapes
+
+        def medians() -> list[float]:
+            feeds = random_feeds(self.run.original.model.header, shapes, 0)
+            sessions = [model.session(config.session) for model in models]
+            seconds = config.seconds / 4
+            times = sample_times(sessions, [feeds] * 2, runs=config.runs, warmup=config.warmup, seconds=seconds)
+            return [float(np.median(row)) for row in times]
+
+        key = timing_key("edits beside channels", models, shapes, config)
+        before, after = self.run.timings.of(key, 2, medians)
+        return after > SLOWER * before
 
     def selected(self, base: EditedModel, estimator: CostEstimator) -> Run:
-        """Select channels of a model."""
-        return select_channels(replace(from_model(self.run, base), estimator=estimator, options=estimator.options))
+        """Select channels of a model; curves that were measured on the original stay those of groups that no edit has changed."""
+        known = None
+        if base.chosen and self.alone is not None and self.alone.run.plan.curves:
+            known = KnownCurves(self.alone.base.analysis, self.alone.run.plan.curves)
+        run = replace(from_model(self.run, base), estimator=estimator, options=estimator.options, known=known)
+        return select_channels(run)
 
     def by_steps(self, solution: Solution) -> Solution:
         """Select the channels again, by steps."""
@@ -289,12 +374,6 @@ def unedited(found: Sequence[ScoredEdit], earlier: Sequence[ScoredEdit], labels:
     taken = {label for scored in earlier for label in (scored.edit.layer, *scored.layers)}
     left = set(labels) - taken
     return [s for s in found if s.edit.layer in labels and (s.edit.removes_nodes or s.layers <= left)]
-
-
-def fewest_edits(found: list[Solution]) -> Solution:
-    """Return the solution with fewest edits among those within `TIE` of the best."""
-    least = min(solution.rank for solution in found) * (1 + TIE)
-    return min((solution for solution in found if solution.rank <= least), key=lambda s: len(s.base.edits))
 
 
 def _better(best: Solution | None, other: Solution) -> Solution:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import paths
+from onnxprune.allocation.carried_curves import KnownCurves
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.calibration.stage_results import StageResults
 from onnxprune.calibration.workspace import ALIVE, ITEMSIZE, Workspace, largest_activation, room_beside
@@ -197,6 +198,7 @@ class Run:
         attempt: how often the steps of the schedule were begun; the second time is with other channel multiples.
         path: removed shares of FLOPs and of parameters, after each step.
         curves: measured losses of the groups.
+        known: those of the model before edits, which its unedited groups keep.
         plan: content of plan.json; None where a model is only trained.
         model: the result so far.
         proof: comparison of the deleted with the masked channels.
@@ -236,6 +238,7 @@ class Run:
     attempt: int = 1
     path: tuple[tuple[float, float], ...] = ()
     curves: tuple[Curve, ...] = ()
+    known: KnownCurves | None = None
     plan: Plan = UNSET
     model: Model = UNSET
     proof: Proof | None = None

@@ -128,7 +128,9 @@ def allocate(run: Run) -> Run:
     assert estimator is not None
     run.on_stage("score", share)
     data, scored = run.workspace, run.scored
-    problem = score(estimator, options, data, run.keep, scored.model.analysis, scored.held, first=run.step == 1)
+    problem = score(
+        estimator, options, data, run.keep, scored.model.analysis, scored.held, first=run.step == 1, known=run.known
+    )
     if problem.is_blind:
         run, problem = run.noted(BLIND), problem.by_score()
     if share < 1:

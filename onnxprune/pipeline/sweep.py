@@ -24,8 +24,9 @@ from onnxprune.errors import DataWarning, OnnxPruneError, OptionError, TargetErr
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
-from onnxprune.options import QUANTITIES, Options, Training
+from onnxprune.options import GRANULARITIES, QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
+from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.arguments import parted
 from onnxprune.pipeline.delivery import unlost
 from onnxprune.pipeline.identity import OPEN_RESULTS, identity, opened
@@ -150,6 +151,12 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
     if options.has_target:
         raise OptionError(
             "a sweep has targets of its own", hint="give --targets, and no --reduce, --limit or --max-drop"
+        )
+    if options.granularity not in (AUTO, GRANULARITIES[:1]):
+        raise OptionError(
+            "a sweep deletes channels alone",
+            why="edits of layers change what channels there are, so that the members share no analysis",
+            hint="leave granularity out, or prune for one target at a time",
         )
     if options.schedule != "block":
         raise OptionError(

@@ -13,6 +13,7 @@ from onnxprune.runtime.machine import cache_folder
 
 KINDS = {
     "latency-*.json": "latency table",
+    "layers-*.json": "times of layers",
     "channel-multiple-*.json": "channel multiple",
     "step.json": "channel multiple, of an older version",
 }

@@ -412,15 +412,17 @@ def test_check_of_a_model_with_another_face(edit, failed, tiny, tiny_path, tmp_p
 # ----------------------------------------------------------------------------------------------------------- prune
 
 
-@pytest.mark.parametrize("name", ["resnet.onnx", "mobile.onnx"])
-def test_reference_model_is_pruned_and_measured(name, models, out, run, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "how"), [("resnet.onnx", ()), ("mobile.onnx", ("--granularity", "filter"))], ids=["resnet", "mobile"]
+)
+def test_reference_model_is_pruned_and_measured(name, how, models, out, run, tmp_path):
     original = models / name
     before = original.read_bytes()
     with np.load(models / "calibration.npz") as content:
         np.savez(tmp_path / "data.npz", **{key: content[key][:48] for key in content})
     data = ("--data", tmp_path / "data.npz", "--preprocess", models / "28x28.toml")
     more = ("--eval", models / "evaluation.npz", "--round-to", "4", "--json", *QUICK)
-    result = run("prune", original, "-o", out / "small.onnx", *HALF, *data, *more)
+    result = run("prune", original, "-o", out / "small.onnx", *HALF, *data, *more, *how)
     content = json.loads(result.stdout)
     assert result.exit_code == 0
     assert sorted(path.name for path in out.iterdir()) == ["small.onnx", "small.plan.json"]

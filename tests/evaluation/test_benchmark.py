@@ -22,7 +22,7 @@ def test_layers_stand_side_by_side(models: Path, tmp_path: Path) -> None:
     small = tmp_path / "s.onnx"
     onnxprune.prune(
         models / "resnet.onnx",
-        reduce={"flops": 0.5},
+        reduce={"flops": 0.75},
         repair="none",
         output=small,
         measure=BenchmarkConfig(latency=False),

@@ -27,7 +27,7 @@ class Made:
         if "plans (JSON)" in kinds:
             command("plan", "m.onnx", "-o", "plan.json", *fast)
             command(
-                "plan", "m.onnx", "-o", "edits.json", *fast, "--granularity", "auto", "--data", "d.npz", "--samples", 16
+                "plan", "m.onnx", "-o", "edits.json", *fast, "--granularity", "all", "--data", "d.npz", "--samples", 16
             )
         if "latency tables" in kinds:
             command("bench", "m.onnx", "--runs", 2, "--warmup", 0, "--latency-table", "table.json", "--quiet")
@@ -36,6 +36,7 @@ class Made:
         if "caches" in kinds:
             command(*CACHED)
             command(*CACHED_MULTIPLE)
+            command(*CACHED_LAYERS)
         if "resume states" in kinds:
             self._broken_off()
         if "sweep states" in kinds:
@@ -85,5 +86,17 @@ FAST = ("--round-to", 1, "--samples", 8, "--augment", "none", "--no-latency", "-
 RESUMED = ("prune", "m.onnx", "-o", "r.onnx", "--data", "d.npz", "--reduce", "flops=20%", *FAST, "--resume")
 TIMED = ("plan", "m.onnx", "-o", "t.plan.json", "--reduce", "flops=20%", "--timings", "times.json", "--quiet")
 CACHED = ("plan", "m.onnx", "-o", "c.plan.json", "--reduce", "latency=1%", "--runs", 2, "--round-to", 1, "--quiet")
+CACHED_LAYERS = (
+    "plan",
+    "m.onnx",
+    "-o",
+    "c.plan.json",
+    "--reduce",
+    "flops=20%",
+    "--data",
+    "d.npz",
+    *FAST[:-2],
+    "--quiet",
+)
 CACHED_MULTIPLE = ("plan", "m.onnx", "-o", "c.plan.json", "--reduce", "flops=20%", "--quiet")
 MADE = Made()

@@ -20,7 +20,7 @@ import onnx
 from children import command
 from commands import loads, network, samples
 from corpus import COCO, PICTURES, POLICY, PREPROCESSING, PROFILE, TABLES, TIMES_TABLE, TRT, VOC, YOLO
-from made_files import CACHED, CACHED_MULTIPLE, MADE, RESUMED, SWEEP, TIMED, TUNE
+from made_files import CACHED, CACHED_LAYERS, CACHED_MULTIPLE, MADE, RESUMED, SWEEP, TIMED, TUNE
 from model_mutators import mutate_external, mutate_model
 from mutators import mutate_array, mutate_bytes, mutate_text, mutate_tree, to_json, to_toml
 
@@ -122,7 +122,7 @@ def _inspect(_: Maker) -> int:
 
 
 def _prune(maker: Maker) -> int:
-    how = maker.reading.choice((("--repair", "none"), ("--samples", 16), ("--repair", "none", "--granularity", "auto")))
+    how = maker.reading.choice((("--repair", "none"), ("--samples", 16), ("--repair", "none", "--granularity", "all")))
     fixed = ("--no-latency", "--round-to", 1, "--quiet", "--reduce", "flops=20%")
     code = command("prune", "m.onnx", "-o", "o.onnx", *fixed, *how)
     if Path("o.onnx").exists():
@@ -337,12 +337,12 @@ def _cache(maker: Maker) -> Files:
     names = sorted(path.name for path in (MADE.folder or Path()).glob("cache/*.json"))
     files = {f"cache/{name}": MADE[f"cache/{name}"] for name in names}
     name = f"cache/{maker.rng.choice(names)}"
-    return {**files, name: _json_of(maker, name), "m.onnx": MADE["m.onnx"]}
+    return {**files, name: _json_of(maker, name), "m.onnx": MADE["m.onnx"], "d.npz": MADE["d.npz"]}
 
 
 def _read_cache(maker: Maker) -> int:
     channel_multiple.machine_multiple.cache_clear()
-    return command(*maker.reading.choice((CACHED, CACHED_MULTIPLE)))
+    return command(*maker.reading.choice((CACHED, CACHED_MULTIPLE, CACHED_LAYERS)))
 
 
 def _timings(maker: Maker) -> Files:

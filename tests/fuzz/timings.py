@@ -14,7 +14,7 @@ from commands import DATA, Command
 
 from onnxprune.cli import main
 
-EDITS = ("--granularity", "auto", "--force", "--runs", 3, "--warmup", 1, *DATA, "--samples", 32, "--augment", "none")
+EDITS = ("--granularity", "all", "--force", "--runs", 3, "--warmup", 1, *DATA, "--samples", 32, "--augment", "none")
 TARGETS = ("flops=30%", "flops=50%", "params=40%", "latency=20%")
 SPREAD = 1.0
 """Standard deviation of the logarithm of the random factors."""

@@ -29,7 +29,6 @@ from onnxprune.metrics import activation_memory as memory
 from onnxprune.options import GRANULARITIES, Options
 from onnxprune.pipeline import contest
 from onnxprune.pipeline.edited_model import EditedModel, apply
-from onnxprune.pipeline.run import Run, Sources
 from onnxprune.runtime.session import run_batch
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.edits import candidates
@@ -168,7 +167,7 @@ def test_what_takes_data_says_so(tiny_path, out, refused):
 def test_a_target_that_edits_alone_cannot_meet_is_refused(tiny_path, samples, out, refused):
     refused(
         "prune", tiny_path, "-o", out / "b.onnx", "--granularity", "depth", "--reduce", "flops=30%", "--data", samples,
-        says=("the target cannot be reached", "--granularity auto"),
+        says=("the target cannot be reached", "--granularity all"),
     )  # fmt: skip
 
 
@@ -231,16 +230,6 @@ def test_a_way_that_steps_cannot_follow_is_left_out(planted, samples, monkeypatc
     everything = True
     with pytest.raises(TargetError, match="no"):
         onnxprune.prune(planted, **dials)
-
-
-@pytest.mark.parametrize(("less", "taken"), [(0.01, False), (0.05, True)])
-def test_of_equal_solutions_the_one_with_fewer_edits_is_taken(less, taken, tiny_path):
-    analysis = analyse(load(tiny_path))
-    estimator = CostEstimator(analysis, Options(reduce={"flops": 0.5}).resolved(False), FAST)
-    base = Run(Sources(tiny_path), estimator=estimator, edited=EditedModel(analysis, analysis.model))
-    edited = replace(base, edited=replace(base.edited, chosen=((ScoredEdit(LowRank("conv2", 4, "channel")),),)))
-    found = [contest.Solution(base, loss=1.0), contest.Solution(edited, loss=1.0 - less)]
-    assert bool(contest.fewest_edits(found).base.edits) == taken
 
 
 def test_edits_that_lose_more_than_the_best_has_lost_get_no_channels_chosen(planted, samples, monkeypatch):
@@ -506,15 +495,33 @@ def test_an_edit_of_a_layer_that_another_one_has_removed_is_refused(edits) -> No
 @pytest.mark.parametrize(
     ("alone", "others", "expected"),
     [
-        (3.0, [1.0, 1.6, 1.4, 1.2], [1.0, 1.2]),  # two with edits, and channels alone are far off
-        (1.4, [1.0, 1.6], [1.4, 1.0]),
-        (1.0, [2.0], [1.0]),
-        (math.nan, [1.0], [math.nan, 1.0]),
-        (None, [math.inf], [math.inf]),
+        (3.0, [(5, 1.0), (3, 1.08), (4, 1.05)], [1.08, 1.05, 1.0, 3.0]),  # three are equal, the fewest edits first
+        (1.05, [(1, 1.0), (2, 1.2)], [1.05, 1.0, 1.2]),
+        (1.2, [(1, 1.0)], [1.0, 1.2]),
+        (1.0, [(1, 2.0)], [1.0, 2.0]),
+        (math.nan, [(1, 1.0)], [1.0, math.nan]),
+        (math.nan, [], [math.nan]),
+        (None, [(1, math.inf)], [math.inf]),
     ],
 )
-def test_only_solutions_close_to_the_best_are_repaired_in_full(alone, others, expected):
+def test_of_about_equal_solutions_the_one_with_the_fewest_edits_comes_first(alone, others, expected):
+    def solution(edits, rank):
+        return SimpleNamespace(rank=rank, base=SimpleNamespace(edits=(None,) * edits))
+
     search = contest.Search(run=None)
-    search.alone = None if alone is None else SimpleNamespace(rank=alone)
-    search.others = [SimpleNamespace(rank=rank) for rank in others]
-    np.testing.assert_array_equal([solution.rank for solution in search.finalists()], expected)
+    search.alone = None if alone is None else solution(0, alone)
+    search.others = [solution(*other) for other in others]
+    np.testing.assert_array_equal([found.rank for found in search.ranked()], expected)
+
+
+@pytest.mark.parametrize(("factor", "latency", "kept"), [(2.0, True, False), (0.5, True, True), (2.0, False, True)])
+def test_edits_that_are_slower_than_channels_alone_are_left_out(factor, latency, kept, planted, samples, monkeypatch):
+    """Only where latency is measured: the decision is one by time."""
+    monkeypatch.setattr(contest, "sample_times", lambda *_, **__: np.array([[1.0], [factor]]))
+    measure = replace(FAST, latency=latency)
+    result = onnxprune.prune(
+        planted, data=samples, measure=measure, granularity=("filter", "kernel"), reduce={"flops": 0.85}, round_to=1
+    )
+    told = next(note for note in result.report.notes if note.startswith("compared on held-out samples"))
+    assert bool(result.plan.blocks) == kept
+    assert ("left out: slower than channels alone" in told) == (not kept)

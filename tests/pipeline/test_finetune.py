@@ -30,8 +30,21 @@ def report_of(result) -> dict:
 
 
 def test_prune_trains_and_comes_closer(run, tiny_path, samples, out):
+    channels = ("--granularity", "filter")
     plain = report_of(
-        run("prune", tiny_path, "-o", out / "a.onnx", "--data", samples, "--reduce", "flops=50%", *QUICK, "--json")
+        run(
+            "prune",
+            tiny_path,
+            "-o",
+            out / "a.onnx",
+            "--data",
+            samples,
+            "--reduce",
+            "flops=50%",
+            *QUICK,
+            *channels,
+            "--json",
+        )
     )
     command = (
         "--data",
@@ -45,6 +58,7 @@ def test_prune_trains_and_comes_closer(run, tiny_path, samples, out):
         "--lr",
         "0.03",
         *QUICK,
+        *channels,
     )
     tuned = report_of(run("prune", tiny_path, "-o", out / "b.onnx", *command, "--json"))
     assert tuned["fidelity"]["kl"] < 0.85 * plain["fidelity"]["kl"]

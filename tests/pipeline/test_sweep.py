@@ -19,7 +19,7 @@ from onnxprune.report.document import Member
 from onnxprune.runtime import workers
 
 UNTIMED = BenchmarkConfig(latency=False)
-OPTIONS = Options(round_to=2, augment=())
+OPTIONS = Options(round_to=2, augment=(), granularity=("filter",))
 SHARES = (0.2, 0.5, 0.35)
 
 

@@ -609,6 +609,7 @@ def test_the_residual_reference_model_keeps_its_accuracy(models: Path):
         "preprocess": str(models / "28x28.toml"),
         "reduce": {"flops": 0.5},
         "samples": 64,
+        "granularity": ("filter",),
     }
     found = onnxprune.prune(models / "resnet.onnx", **how)
     plain = onnxprune.prune(models / "resnet.onnx", **how, importance="l2", scope="global", repair="none")

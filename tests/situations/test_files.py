@@ -51,7 +51,7 @@ def half(model: io.Model) -> tuple[io.Model, io.Model]:
 @pytest.mark.situation("bigconst")
 def test_computed_constants_stay_small_and_keep_their_type(situation: Situation) -> None:
     path = situation("bigconst")
-    proto, result = pruned(path, data="generated", repair="lstsq", samples=24)
+    proto, result = pruned(path, data="generated", repair="lstsq", samples=24, granularity=("filter",))
     report = result.report
     assert report.verdict.integrity == "PASSED"
     assert report.after.flops <= 0.5 * report.before.flops

@@ -26,6 +26,7 @@ from onnxprune.runtime.session import SessionConfig, random_feeds, run_batch
 from onnxprune.surgery.edits import GRANULARITIES, candidates, from_dict
 from onnxprune.surgery.edits.apply import apply_edits
 from onnxprune.surgery.edits.depth import DropBranch, Merge
+from onnxprune.surgery.edits.inputs import DropInputs
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank
 from onnxprune.surgery.edits.protocol import Edit
@@ -102,7 +103,9 @@ def edited(draw: Any) -> tuple[Model, Edit]:
     model, kernel = draw(layers())
     layer = linear_layers(model.graph)[0]
     _, outputs, features = layer.matrix(layer.values).shape
-    kind = draw(st.sampled_from(("kernel", "rank", "spatial")))
+    kind = draw(st.sampled_from(("kernel", "rank", "spatial", "input")))
+    if kind == "input":
+        return model, DropInputs("layer", draw(st.integers(1, 8)))
     if kind == "kernel":
         return model, Kernel("layer", taps(draw, kernel))
     if kind == "rank":
@@ -130,7 +133,7 @@ def test_a_rewritten_layer_is_the_masked_one(drawn: tuple[Model, Edit]) -> None:
         found = apply_edits(model, [edit])
     except PlanError as error:
         why = str(error.why)
-        reasons = ("padding", "directions", "no convolution of one group")
+        reasons = ("padding", "directions", "no convolution of one group", "inputs")
         assert any(reason in why for reason in reasons), why
         return
     assert apart(found.masked, found.model) < 1e-4
@@ -280,6 +283,74 @@ def test_errors_of_directions(form: Any) -> None:
             assert left(gram, rows, plain.masked(gram.layer)) >= error - 1e-9
 
 
+def test_inputs_that_go_are_those_that_others_make_up_for() -> None:
+    """Input 2 is the sum of inputs 0 and 1, so that any one of the three is free; input 3 has no weight."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 5, 1, 1)).astype(np.float32)
+    weight[:, 3] = 0
+    layer = conv_layer(weight)
+    rows = rng.standard_normal((500, 5))
+    rows[:, 2] = rows[:, 0] + rows[:, 1]
+    covariance = np.cov(rows.T, bias=True)[None]
+    gram = Gram(layer, covariance + 1e-9 * np.eye(5), rows.mean(axis=0)[None])
+    first = gram.removal(1)
+    assert set(first.tolist()) == set(range(5))
+    assert first[0] == 3 or first[1] == 3
+    edit, error = DropInputs("layer", 3).refit(gram)
+    assert error == pytest.approx(0, abs=1e-6)
+    assert set(edit.channels.tolist()) >= {4}
+    assert left(gram, rows, edit.best(gram)) == pytest.approx(0, abs=1e-6)
+    assert DropInputs("layer", 2).refit(gram)[1] > 1e-3
+    by_weight = Gram(layer, np.ones((1, 5)), np.zeros((1, 5)))
+    norms = (weight**2).sum(axis=(0, 2, 3))
+    assert by_weight.removal(1).tolist() == np.argsort(norms, kind="stable").tolist()
+
+
+@pytest.mark.parametrize("taps", [1, 9])
+def test_order_of_inputs_is_greedy_and_its_errors_are_those_of_the_best_weights(taps: int) -> None:
+    side = 1 if taps == 1 else 3
+    gram, rows = gram_of(np.random.default_rng(3).standard_normal((6, 7, side, side)).astype(np.float32))
+    order = gram.removal(taps)
+    for gone in range(1, 6):
+        errors = {}
+        for last in set(range(7)) - set(order[: gone - 1].tolist()):
+            channels = np.setdiff1d(np.arange(7), [*order[: gone - 1], last])
+            features = (channels[:, None] * taps + np.arange(taps)).reshape(-1)
+            errors[last] = gram.regressed(features)[1]
+        assert min(errors, key=errors.__getitem__) == order[gone - 1]
+        edit, error = DropInputs("layer", 7 - gone).refit(gram)
+        assert error == pytest.approx(errors[int(order[gone - 1])])
+        assert left(gram, rows, edit.best(gram)) == pytest.approx(error, rel=1e-6)
+
+
+def test_inputs_go_only_where_others_read_them_too() -> None:
+    """The stream goes to a branch and to the sum; what the branch has inside is its own, and is deleted where it is written."""
+    rng = np.random.default_rng(2)
+    shapes = {"k0": (32, 3, 3, 3), "k1": (24, 32, 1, 1), "k2": (32, 24, 1, 1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k0"], ["a"], "stem"),
+        helper.make_node("Relu", ["a"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "k1"], ["b"], "inner"),
+        helper.make_node("Relu", ["b"], ["c"], "relu2"),
+        helper.make_node("Conv", ["c", "k2"], ["d"], "outer"),
+        helper.make_node("Add", ["a", "d"], ["y"], "sum"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stream",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), name) for name, s in shapes.items()],
+    )
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert [c.edit for c in DropInputs.candidates(model, 8)] == [DropInputs("inner", count) for count in (8, 16, 24)]
+    found = apply_edits(model, [DropInputs("inner", 8)])
+    assert apart(found.masked, found.model) < 1e-5
+    gather = next(node for node in found.model.graph.nodes if node.op == "Gather")
+    largest = np.argsort(-(numpy_helper.to_array(graph.initializer[1]) ** 2).sum(axis=(0, 2, 3)))[:8]
+    assert gather.inputs[1].values.tolist() == sorted(largest.tolist())
+
+
 def test_planted_taps_and_directions_are_found() -> None:
     rng = np.random.default_rng(6)
     weight = rng.standard_normal((8, 6, 5, 5)).astype(np.float32)
@@ -331,6 +402,7 @@ def test_an_edit_is_what_is_read_back() -> None:
     edits = (
         Kernel("a", ((1, 1, 3), (0, 2, 2))),
         LowRank("a", 3, "spatial", np.ones((1, 4, 3))),
+        DropInputs("a", 3, np.arange(3)),
         DropBranch("a", 1),
         Merge("a", "b"),
     )
@@ -373,6 +445,9 @@ def test_an_edit_that_cannot_be_made_is_refused_by_name() -> None:
         (Kernel("stem", ((2, 1, 3), (0, 1, 3))), "not within 3"),
         (Kernel("head", ((0, 1, 1),)), "no kernel"),
         (LowRank("stem", 9, "channel"), "directions"),
+        (DropInputs("stem", 3), "has 3 inputs"),
+        (DropInputs("stem", 2, np.arange(9)), "another layer"),
+        (DropInputs("head", 12), "has 12 inputs"),
         (DropBranch("relu", 0), "no sum"),
         (Merge("inner", "outer"), "follow each other"),
         (LowRank("nothing", 1, "channel"), "no such layer"),

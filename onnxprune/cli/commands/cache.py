@@ -14,7 +14,7 @@ from onnxprune.cli.terminal import ANSWER, Terminal
 def cache(clear: bool, terminal: Terminal) -> None:
     """Show the measurements of this machine that are kept from run to run, or remove them.
 
-    They are latency tables and the channel multiple, in the user's cache folder; ONNXPRUNE_CACHE names another folder.
+    They are latency tables, times of layers and the channel multiple, in the user's cache folder; ONNXPRUNE_CACHE names another folder.
     """
     from onnxprune.report import console
     from onnxprune.runtime import cache_entries

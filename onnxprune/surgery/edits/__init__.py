@@ -12,6 +12,7 @@ from typing import Any
 from onnxprune.errors import PlanError
 from onnxprune.graph.model import Model
 from onnxprune.surgery.edits.depth import DropBranch, Merge
+from onnxprune.surgery.edits.inputs import DropInputs
 from onnxprune.surgery.edits.kernel import Kernel
 from onnxprune.surgery.edits.low_rank import LowRank
 from onnxprune.surgery.edits.protocol import Candidate, Edit
@@ -20,6 +21,7 @@ GRANULARITIES: Mapping[str, tuple[type[Edit], ...]] = {
     "kernel": (Kernel,),
     "rank": (LowRank,),
     "depth": (DropBranch, Merge),
+    "input": (DropInputs,),
 }
 """Kinds of edits by value of `--granularity`."""
 REMOVED = {"grouped": "group", "split": "kernel"}

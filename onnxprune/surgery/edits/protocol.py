@@ -64,6 +64,9 @@ class Statistics(Protocol):
     def regressed(self, features: IntArray) -> tuple[FloatArray, float]:
         """Return the matrix with the least error that reads only some input features, and its relative error."""
 
+    def removal(self, width: int) -> IntArray:
+        """Return the order in which input channels of `width` features each are missed least, first to go first."""
+
     def leading(self, form: str) -> tuple[FloatArray, FloatArray]:
         """Return directions of the output, most important first, and the relative error of the first r for each r."""
 
