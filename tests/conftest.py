@@ -38,6 +38,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def no_layer_times(cache: Path) -> Iterator[None]:
+    """Keep no times of layers from one test to the next: some tests make them up, and would decide what others choose."""
+    yield
+    for path in cache.glob("layers-*.json"):
+        path.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_per_worker() -> Iterator[None]:
     """Let sessions of parallel test workers use one thread each, unless they ask for a number; linear algebra and torch as well."""
