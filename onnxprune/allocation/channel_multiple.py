@@ -7,7 +7,6 @@ multiple of that number.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -57,8 +56,7 @@ def machine_multiple() -> int:
 
 def cached(where: machine.Environment) -> Path:
     """Return the path of the channel multiple of a machine in the cache."""
-    key = hashlib.sha256(json.dumps(asdict(where)).encode()).hexdigest()[:24]
-    return machine.cache_folder() / f"channel-multiple-{key}.json"
+    return machine.cache_file("channel-multiple", asdict(where))
 
 
 def remember(multiple: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune.allocation import latency_model, table_cache
 from onnxprune.allocation.knapsack import Amounts, Budget, PruningRules, part_way
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere, timing_key
+from onnxprune.evaluation.benchmark import Bench, BenchmarkConfig, elsewhere, median_times, timing_key
 from onnxprune.graph.activation_cost import ActivationCost
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.graph.io import load
@@ -28,7 +28,7 @@ from onnxprune.options import Options, ResolvedOptions
 from onnxprune.progress import ProgressCallback, quiet, share_of
 from onnxprune.runtime import machine
 from onnxprune.runtime.session import open_session, random_feeds
-from onnxprune.runtime.timing import Latency, sample_times
+from onnxprune.runtime.timing import Latency
 from onnxprune.runtime.timings import Timings
 from onnxprune.types import BoolArray, Check, FloatArray
 
@@ -96,9 +96,8 @@ class _Candidate:
         if not self._is_original:
             estimator.on_stage("time", None)
             sessions.append(self.model.session(config.session, where="the pruned model"))
-        feeds = [random_feeds(estimator.analysis.model.header, estimator.shapes, 0)] * len(sessions)
-        times = sample_times(sessions, feeds, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 2)
-        return [float(np.median(row)) for row in times]
+        feeds = random_feeds(estimator.analysis.model.header, estimator.shapes, 0)
+        return median_times(sessions, feeds, config, 1 / 2)
 
 
 class CostEstimator:

@@ -93,7 +93,7 @@ def layer_times(layers: Sequence[LayerModel]) -> list[float]:
 class EditTimer:
     """Times each edit of a model by itself, equal ones once; `config` gives the batch, provider and threads.
 
-    Times come from `timings`, which has those that the cache of the user keeps, or new ones.
+    Times are taken from `timings`, the record of the run, else from the user's cache, and are measured where neither has them.
     """
 
     def __init__(self, analysis: Analysis, config: BenchmarkConfig, timings: Timings) -> None:
@@ -130,14 +130,19 @@ class EditTimer:
         original = self._original[1]
         macs, params = original.counts
         if candidate.edit.removes_nodes:
-            (before,) = self.timings.of(key, 1, lambda: self.kept.of(key, 1, lambda: layer_times([original])))
+            (before,) = self._times(key, [original])
             return Saving(before, 0.0, macs, params)
         numbers = {label: n for n, label in enumerate(node_labels(original.model.graph))}
         layer = linear_layers(original.model.graph).get(numbers.get(candidate.edit.layer, -1))
         edit = candidate.edit if layer is None else candidate.edit.timed(layer)
         edited = LayerModel(apply_edits(original.model, [edit]).model, self.config.session)
-        before, after = self.timings.of(key, 2, lambda: self.kept.of(key, 2, lambda: layer_times([original, edited])))
+        before, after = self._times(key, [original, edited])
         return Saving(before, after, macs - edited.counts[0], params - edited.counts[1])
+
+    def _times(self, key: str, layers: Sequence[LayerModel]) -> tuple[float, ...]:
+        """Return the milliseconds of layers: recorded by the run, else kept in the cache, else measured."""
+        count = len(layers)
+        return self.timings.of(key, count, lambda: self.kept.of(key, count, lambda: layer_times(layers)))
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor in a timed run, where it is known."""

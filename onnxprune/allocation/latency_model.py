@@ -334,8 +334,8 @@ def fit_node(label: str, op: str, features: dict[int, FloatArray], times: FloatA
 
 def cached(digest: str, where: machine.Environment, rules: PruningRules, structure: Sequence[str] = ()) -> Path:
     """Return the path of a table in the cache; `structure` are the options that decide what one channel is."""
-    key = json.dumps([digest, asdict(where), [*structure, rules.round_to, rules.min_channels, rules.max_ratio]])
-    return machine.cache_folder() / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    decided = [*structure, rules.round_to, rules.min_channels, rules.max_ratio]
+    return machine.cache_file("latency", [digest, asdict(where), decided])
 
 
 def read(path: Path) -> Table:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from onnxprune.errors import OptionError
@@ -174,6 +175,15 @@ def time_sessions(
         progress=share_of(on_stage, "time"),
     )
     return Latency.from_samples(times, batch=samples, threads=config.threads, provider=config.provider)
+
+
+def median_times(
+    sessions: Sequence[ort.InferenceSession], feeds: Feeds, config: BenchmarkConfig, share: float
+) -> list[float]:
+    """Return the median milliseconds of sessions that run in turn on the same inputs, within a share of the time limit."""
+    seconds = config.seconds * share
+    times = sample_times(sessions, [feeds] * len(sessions), runs=config.runs, warmup=config.warmup, seconds=seconds)
+    return [float(median) for median in np.median(times, axis=1)]
 
 
 def timing_key(

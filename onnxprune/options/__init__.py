@@ -19,6 +19,8 @@ WITH_DATA = tuple(name for name, method in METHODS.items() if method.data)
 IMPORTANCES = (AUTO, *METHODS)
 GRANULARITIES = ("filter", "kernel", "rank", "depth", "input")
 """What is removed: channels; taps of kernels; directions of a layer; branches and layers; channels that one of several readers drops."""
+CHANNELS = GRANULARITIES[:1]
+"""Channels alone."""
 ALL = "all"
 """Word of the command line for all granularities."""
 SAVED = frozenset({"flops", "params", "size", "latency"})
@@ -244,7 +246,7 @@ class Options:
         repair = ("lstsq" if data else "none") if self.repair == AUTO else self.repair
         meant: dict[str, Any] = {
             **DEFERRED,
-            "granularity": GRANULARITIES if data and self._edits_pay else GRANULARITIES[:1],
+            "granularity": GRANULARITIES if data and self._edits_pay else CHANNELS,
             "importance": WITH_DATA[0] if data else "l2",
             "scope": "sensitivity" if data and self.threshold is None else "global",
             "repair": repair,
@@ -307,7 +309,7 @@ class ResolvedOptions(Options):
         round_to: channel multiple; None: `onnxprune.allocation.channel_multiple` finds one for each group by `multiple`, the machine's.
     """
 
-    granularity: tuple[str, ...] = GRANULARITIES[:1]
+    granularity: tuple[str, ...] = CHANNELS
     importance: str = "l2"
     scope: str = "global"
     repair: str = "none"

@@ -25,7 +25,7 @@ from onnxprune.allocation.problem import paced
 from onnxprune.allocation.targets import too_far
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import TargetError
-from onnxprune.evaluation.benchmark import timing_key
+from onnxprune.evaluation.benchmark import median_times, timing_key
 from onnxprune.graph.analysis import Analysis, analysed
 from onnxprune.pipeline.edited_model import EditedModel, apply, edited, refitted
 from onnxprune.pipeline.opening import from_model
@@ -34,7 +34,6 @@ from onnxprune.pipeline.schedule import select_channels
 from onnxprune.repair.least_squares import DEPTH
 from onnxprune.repair.network import RepairResult, divergences
 from onnxprune.runtime.session import random_feeds
-from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
 
 FACTORS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
@@ -330,10 +329,7 @@ class Search:
 
         def medians() -> list[float]:
             feeds = random_feeds(self.run.original.model.header, shapes, 0)
-            sessions = [model.session(config.session) for model in models]
-            seconds = config.seconds / 4
-            times = sample_times(sessions, [feeds] * 2, runs=config.runs, warmup=config.warmup, seconds=seconds)
-            return [float(np.median(row)) for row in times]
+            return median_times([model.session(config.session) for model in models], feeds, config, 1 / 4)
 
         key = timing_key("edits beside channels", models, shapes, config)
         before, after = self.run.timings.of(key, 2, medians)

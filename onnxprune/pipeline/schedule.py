@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import (
     finer_groups,
@@ -19,7 +17,7 @@ from onnxprune.allocation.problem import (
 from onnxprune.allocation.targets import meet, within
 from onnxprune.calibration.workspace import Workspace
 from onnxprune.errors import OptionError
-from onnxprune.evaluation.benchmark import BenchmarkConfig, timing_key
+from onnxprune.evaluation.benchmark import BenchmarkConfig, median_times, timing_key
 from onnxprune.evaluation.compare import Predicted, fidelity, predict, predict_task, runner
 from onnxprune.graph.analysis import Analysis, removed
 from onnxprune.graph.comparison_points import measured_tensors
@@ -34,7 +32,6 @@ from onnxprune.pipeline.rewriting import DELETE, RECONSTRUCT, RESCORE, RESTART, 
 from onnxprune.pipeline.run import Run, Sources, Stage, execute
 from onnxprune.progress import ProgressCallback, quiet
 from onnxprune.runtime.session import random_feeds
-from onnxprune.runtime.timing import sample_times
 from onnxprune.surgery import channels as rewrite
 from onnxprune.surgery.cuts import Pair, Subject
 from onnxprune.types import BoolArray, Plan
@@ -89,9 +86,7 @@ def _is_slower(run: Run) -> bool:
 
     def medians() -> list[float]:
         feeds = random_feeds(run.original.model.header, original.shapes, 0)
-        sessions = (original.session, model.session(config.session))
-        times = sample_times(sessions, [feeds] * 2, runs=config.runs, warmup=config.warmup, seconds=config.seconds / 4)
-        return [float(np.median(row)) for row in times]
+        return median_times((original.session, model.session(config.session)), feeds, config, 1 / 4)
 
     key = timing_key("finer multiples", [original.analysis.model, model], original.shapes, config)
     before, after = run.timings.of(key, 2, medians)

@@ -10,7 +10,7 @@ from onnxprune.allocation.cost_estimator import CostEstimator
 from onnxprune.allocation.problem import refuse_unprunable
 from onnxprune.errors import PlanError
 from onnxprune.graph.analysis import removed
-from onnxprune.options import GRANULARITIES
+from onnxprune.options import CHANNELS
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.edit_selection import select_edits
 from onnxprune.pipeline.edited_model import replayed
@@ -24,9 +24,7 @@ def select(run: Run) -> Run:
     """Select channels, edits, or both, so that the targets are met."""
     options, table = multiple_for(run.options, run.timings), run.sources.latency_table
     if table is not None and run.asked.granularity == AUTO:
-        options = replace(
-            options, granularity=GRANULARITIES[:1]
-        )  # the table may be of another machine, and has no edits
+        options = replace(options, granularity=CHANNELS)  # a table has no edits, and may be of another machine
     estimator = CostEstimator(
         run.original, options, run.measure, shapes=run.shapes, table=table, on_stage=run.on_stage, timings=run.timings
     )

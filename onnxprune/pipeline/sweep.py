@@ -24,7 +24,7 @@ from onnxprune.errors import DataWarning, OnnxPruneError, OptionError, TargetErr
 from onnxprune.evaluation.benchmark import BenchmarkConfig, bench
 from onnxprune.fileio import write_json
 from onnxprune.graph.analysis import removed
-from onnxprune.options import GRANULARITIES, QUANTITIES, Options, Training
+from onnxprune.options import CHANNELS, QUANTITIES, Options, Training
 from onnxprune.options.judging import Judging
 from onnxprune.options.metadata import AUTO
 from onnxprune.pipeline.arguments import parted
@@ -152,7 +152,7 @@ def _refuse(options: Options, quantity: str, shares: Sequence[float], jobs: int)
         raise OptionError(
             "a sweep has targets of its own", hint="give --targets, and no --reduce, --limit or --max-drop"
         )
-    if options.granularity not in (AUTO, GRANULARITIES[:1]):
+    if options.granularity not in (AUTO, CHANNELS):
         raise OptionError(
             "a sweep deletes channels alone",
             why="edits of layers change what channels there are, so that the members share no analysis",

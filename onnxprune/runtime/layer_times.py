@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +30,7 @@ class LayerTimes:
 
     def __init__(self, config: SessionConfig, batch: int) -> None:
         self._where = machine.environment(config, batch)
-        key = hashlib.sha256(json.dumps(asdict(self._where)).encode()).hexdigest()[:24]
-        self.path: Path = machine.cache_folder() / f"layers-{key}.json"
+        self.path: Path = machine.cache_file("layers", asdict(self._where))
         self._times = self._read()
         self._new: dict[str, tuple[float, ...]] = {}
 

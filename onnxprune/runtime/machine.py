@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import psutil
@@ -72,6 +75,12 @@ def _processor() -> str:
 def cache_folder() -> Path:
     """Return the folder of tables that are kept from run to run."""
     return Path(os.environ.get("ONNXPRUNE_CACHE") or platformdirs.user_cache_dir("onnxprune", appauthor=False))
+
+
+def cache_file(kind: str, what: Any) -> Path:
+    """Return the path of what is kept under a kind; `what` are JSON values that tell it from others of this kind."""
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+    return cache_folder() / f"{kind}-{key}.json"
 
 
 def keep(path: Path, text: str) -> None:

@@ -517,7 +517,7 @@ def test_of_about_equal_solutions_the_one_with_the_fewest_edits_comes_first(alon
 @pytest.mark.parametrize(("factor", "latency", "kept"), [(2.0, True, False), (0.5, True, True), (2.0, False, True)])
 def test_edits_that_are_slower_than_channels_alone_are_left_out(factor, latency, kept, planted, samples, monkeypatch):
     """Only where latency is measured: the decision is one by time."""
-    monkeypatch.setattr(contest, "sample_times", lambda *_, **__: np.array([[1.0], [factor]]))
+    monkeypatch.setattr(contest, "median_times", lambda *_, **__: [1.0, factor])
     measure = replace(FAST, latency=latency)
     result = onnxprune.prune(
         planted, data=samples, measure=measure, granularity=("filter", "kernel"), reduce={"flops": 0.85}, round_to=1

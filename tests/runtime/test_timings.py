@@ -18,7 +18,7 @@ from onnxprune.allocation import channel_multiple, cost_estimator, edit_timing, 
 from onnxprune.errors import LatencyError, OutputError
 from onnxprune.graph.model import Model
 from onnxprune.options import GRANULARITIES
-from onnxprune.pipeline import schedule
+from onnxprune.pipeline import contest, schedule
 from onnxprune.runtime import machine
 from onnxprune.runtime.timings import SCHEMA, Timings
 from onnxprune.types import FloatArray
@@ -39,8 +39,9 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def forbid() -> None:
         for place, name in (
             (edit_timing, "layer_times"),
-            (cost_estimator, "sample_times"),
-            (schedule, "sample_times"),
+            (cost_estimator, "median_times"),
+            (schedule, "median_times"),
+            (contest, "median_times"),
             (latency_model, "measure"),
             (channel_multiple, "machine_multiple"),
         ):
@@ -119,8 +120,8 @@ def test_a_latency_target_is_replayed(tiny_path: Path, tmp_path: Path, untimed, 
     monkeypatch.setattr(latency_model, "_profiled", profiled)
     monkeypatch.setattr(
         cost_estimator,
-        "sample_times",
-        lambda sessions, *_, **__: np.array([[1.0], [rng.uniform(0.5, 0.9)]])[: len(sessions)],
+        "median_times",
+        lambda sessions, *_, **__: [1.0, rng.uniform(0.5, 0.9)][: len(sessions)],
     )
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "one"))
     how = {"reduce": {"latency": 0.3}, "round_to": 1, "repair": "none", "timings": tmp_path / "t.json"}
